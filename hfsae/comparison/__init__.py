@@ -3,6 +3,7 @@
 arms.py       a comparison's recipe, expanded to training recipes
 run.py        train and evaluate missing SAEs
 results.py    each SAE's measurements; the report's copy outlives the weights
+data.py       the inputs, in words
 frontier.py   fidelity at equal L0, paired differences, intervals
 causes.py     whether latents are causes
 explaining.py, explained.py             explain latents of each SAE; scores one by one, in files

@@ -25,17 +25,18 @@ from ..machine.markdown import table
 from ..machine.names import FIGURES, REPORT, REPORT_PAGE
 from . import plots
 from .arms import Comparison
+from .data import evaluated_on, model_of
 from .differences import Differences
 from .estimates import LEVEL, t_interval, t_p
 from .frontier import METRICS
-from .report import difference_cell, page_of, percent
+from .report import difference_cell, page_of, percent, they_differ
 
 _METHOD = """\
 Areas between an arm's frontier and that of {reference} (mean log ratio over log L0) at each site,
 and their mean. `these sites`: its 95 % interval over seeds. `sites like these`: by a random-effects
 model of sites and seeds, Student's t over the sites' means. `between sites`, `between seeds`:
 standard deviations, in percentage points. **Bold**: the interval excludes 0, and p is below
-{level:g} after Holm's correction for a metric's rows. Sites where a loss is not above 0 have no log
+{level:g} after Holm's correction for a metric's rows. Sites where {loss} is not above 0 have no log
 ratio, and are left out. A dash: no two L0s of the tables that both reach at every site, or one
 seed."""
 
@@ -90,6 +91,7 @@ class AcrossSites:
         self.c, self.differences = comparison, differences
         self.measured = {site: own.measured for site, own in differences.items()}
         self.frontiers = {site: own.frontiers for site, own in differences.items()}
+        self.metrics = next(iter(differences.values())).metrics
         self.reference = comparison.reference_arm
         self.others = [arm for arm in comparison.arms if arm != self.reference]
 
@@ -118,7 +120,7 @@ class AcrossSites:
     def overall(self) -> dict[str, dict[str, Overall]]:
         """[metric][arm]; each p is corrected for the arms of a metric."""
         tables = {}
-        for metric in METRICS:
+        for metric in self.metrics:
             rows = [overall(self.known_areas(arm, metric)) for arm in self.others]
             of_these = holm([row.p_of_these for row in rows])
             of_all = holm([row.p_of_all for row in rows])
@@ -143,10 +145,12 @@ def write_report(across: AcrossSites, command: str) -> Path:
     figures.mkdir(parents=True, exist_ok=True)
     titles = {arm: comparison.title(arm) for arm in across.others}
     areas = {
-        metric: {arm: across.areas(arm, metric) for arm in across.others} for metric in METRICS
+        metric: {arm: across.areas(arm, metric) for arm in across.others}
+        for metric in across.metrics
     }
     if across.others:
-        plots.draw_sites(figures / "sites.png", areas, list(across.measured), titles)
+        xlabel = "site" if comparison.kind == "files" else "site (block, or its sublayer)"
+        plots.draw_sites(figures / "sites.png", areas, list(across.measured), titles, xlabel)
     text = "\n\n".join(_parts(across, command)) + "\n"
     write_whole(folder / REPORT, text)
     write_whole(folder / REPORT_PAGE, page_of(text, folder))
@@ -159,7 +163,7 @@ def _parts(across: AcrossSites, command: str) -> Iterator[str]:
     yield f"# {arms} at {len(sites)} sites: fidelity at equal L0"
     some = [m for saes in across.measured.values() for m in saes]
     yield (
-        f"{len(some)} SAEs of {c.lm.name} ({c.lm.dtype}), each trained on "
+        f"{len(some)} SAEs of {model_of(c)}, each trained on "
         f"{some[0].record['n_tokens']:,} activations; seeds {', '.join(map(str, c.seeds))}. Each "
         "site has a report of its own: "
         f"{', '.join(f'[{site}]({site}/{REPORT})' for site in sites)}."
@@ -172,7 +176,7 @@ def _parts(across: AcrossSites, command: str) -> Iterator[str]:
     yield _order(across)
     yield "## Silent latents"
     yield (
-        f"Latents that fire on none of {c.evaluation.n_tokens:,} held-out tokens, %, from the "
+        f"Latents that fire on none of {evaluated_on(c, some)}, %, from the "
         "sparsest SAEs to the densest; means over seeds."
     )
     yield _silent(across)
@@ -182,16 +186,17 @@ def _parts(across: AcrossSites, command: str) -> Iterator[str]:
 
 def _differences(across: AcrossSites) -> Iterator[str]:
     c = across.c
-    yield "![By how much FVU and delta LM loss differ, by site](figures/sites.png)"
+    yield f"![By how much {they_differ(across.metrics)}, by site](figures/sites.png)"
     yield "## Over all sites"
-    yield _METHOD.format(reference=c.title(across.reference), level=LEVEL)
-    yield from (overall_table(across, metric) for metric in METRICS)
+    loss = "a loss" if "delta_loss" in across.metrics else "FVU"
+    yield _METHOD.format(reference=c.title(across.reference), level=LEVEL, loss=loss)
+    yield from (overall_table(across, metric) for metric in across.metrics)
     yield "## By site and L0"
     yield (
         f"Relative differences from {c.title(across.reference)}; negative is better. Bold and "
         "italics as in the sites' reports. `area` is over the L0s of the row."
     )
-    yield from (_by_site(across, metric) for metric in METRICS)
+    yield from (_by_site(across, metric) for metric in across.metrics)
 
 
 def overall_table(across: AcrossSites, metric: str) -> str:

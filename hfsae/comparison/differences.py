@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .arms import Comparison
 from .estimates import Estimate, corrected
-from .frontier import METRICS, Frontiers
+from .frontier import Frontiers
 from .results import Measured
 
 
@@ -31,12 +31,13 @@ class Differences:
 
     Attributes:
         l0s: those of `at_l0` that the reference and at least one other arm reach.
+        metrics: as in `Frontiers`.
     """
 
     def __init__(self, comparison: Comparison, measured: Sequence[Measured]) -> None:
         self.c, self.measured = comparison, measured
         self.frontiers = frontiers = Frontiers(measured, **resampling(comparison))
-        self.reference = comparison.reference_arm
+        self.metrics, self.reference = frontiers.metrics, comparison.reference_arm
         self.others = [arm for arm in comparison.arms if arm != self.reference]
         reach = {arm: frontiers.reach([arm]) for arm in comparison.arms}
         self.l0s = [
@@ -50,7 +51,7 @@ class Differences:
     def tables(self) -> dict[str, dict[str, list[Estimate]]]:
         """[metric][arm] -> differences at each L0, and with several L0s the area."""
         tables = {}
-        for metric in METRICS:
+        for metric in self.metrics:
             rows = [self._row(arm, metric) for arm in self.others]
             cells = iter(corrected([e for row in rows for e in row]))
             tables[metric] = {

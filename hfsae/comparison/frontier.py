@@ -10,6 +10,8 @@ held-out text). Two 95 % intervals:
 
     seeds                Student's t over the seeds' differences: would other seeds agree?
     seeds and documents  percentiles of a bootstrap over both: would other text agree, too?
+
+Without a language model there is no loss: SAEs are compared by FVU alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +22,13 @@ import torch
 from jaxtyping import Float, Int
 
 from ..evaluation.metrics import bootstrap_weights
+from ..machine.units import unit_of
 from .at_l0 import LEAST_L0, SLACK
 from .estimates import Estimate, estimate
 from .results import Measured
 
 METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}
+"""All metrics that arms are compared by, with their names."""
 _LEAST = 1e-9  # smallest value with a logarithm
 _AREA_POINTS = 65
 
@@ -34,11 +38,21 @@ class Frontiers:
 
     Args:
         n_resamples: resamples of seeds and documents; all SAEs share the draws of documents.
+
+    Attributes:
+        metrics: those of `METRICS` that the SAEs have.
+        unit: what one activation is of.
     """
 
     def __init__(
         self, measured: Sequence[Measured], *, n_resamples: int = 1000, seed: int = 0
     ) -> None:
+        self.metrics = {
+            metric: name
+            for metric, name in METRICS.items()
+            if all(metric in m.metrics for m in measured)
+        }
+        self.unit = unit_of(measured[0].recipe)
         self.arms = list(dict.fromkeys(m.arm for m in measured))
         self.seeds = sorted({m.seed for m in measured})
         self.n_resamples, self._seed = n_resamples, seed
@@ -131,10 +145,12 @@ def _values(m: Measured, n_resamples: int, seed: int) -> dict[str, np.ndarray]:
         n_resamples,
         seed,
     )
-    spliced, clean, n = _drawn(
-        m, [f"losses.{name}" for name in ("spliced", "clean", "tokens")], n_resamples, seed
-    )
-    return {"l0": active / tokens, "fvu": error / spread, "delta_loss": (spliced - clean) / n}
+    values = {"l0": active / tokens, "fvu": error / spread}
+    if "delta_loss" in m.metrics:
+        names = [f"losses.{name}" for name in ("spliced", "clean", "tokens")]
+        spliced, clean, n = _drawn(m, names, n_resamples, seed)
+        values["delta_loss"] = (spliced - clean) / n
+    return values
 
 
 def _drawn(m: Measured, names: list[str], n_resamples: int, seed: int) -> np.ndarray:

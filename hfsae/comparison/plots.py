@@ -9,6 +9,7 @@ import numpy as np
 
 from ..cards.figures import plain_ticks, save
 from ..evaluation.causal import COUNTS, ORDERS
+from ..machine.units import Unit
 from .causes import ArmCauses
 from .differences import Verdict
 from .frontier import METRICS, Frontiers
@@ -34,6 +35,7 @@ _MARGIN = 1.4
 _PERCENTS = (-80, -50, -30, -20, -10, -5, 0, 5, 10, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500)
 _WIDE = 0.8  # log ratio from which on only every third of them has room
 _LEAST = 1e-3
+_L0 = "L0 (latents/{0.one})"
 _NO_LINE = "no difference to draw:\nno two neighbouring SAEs of an arm\nboth have a value above 0"
 _SIDE = 1.05
 
@@ -49,14 +51,14 @@ def draw(
     met = [arm for arm in frontiers.arms if _meet(frontiers, arm, reference)]
     if met:
         figures["difference"] = _difference(frontiers, met, titles, reference)
-    figures["health"] = _health(measured, titles)
+    figures["health"] = _health(measured, titles, frontiers.unit)
     return {name: save(figure, folder / f"{name}.png") for name, figure in figures.items()}
 
 
 def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles) -> "Figure":
     """A dot for each SAE; the mean over seeds, with its interval over seeds and documents."""
-    figure, panels = _panels(len(METRICS))
-    for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+    figure, panels = _panels(len(frontiers.metrics))
+    for (metric, label), axes in zip(frontiers.metrics.items(), panels, strict=True):
         for i, arm in enumerate(frontiers.arms):
             mine = [m for m in measured if m.arm == arm]
             l0s = [m.metrics["l0"] for m in mine]
@@ -70,7 +72,7 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
                 axes.plot(grid, values, linewidth=1.4, linestyle=_line(i), **style)
                 low, high = ([e.items[side] for e in estimates] for side in (0, 1))
                 axes.fill_between(grid, low, high, alpha=0.12, linewidth=0, **style)
-        axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
+        axes.set(xscale="log", xlabel=_L0.format(frontiers.unit), ylabel=label)
         shown = [m.metrics[metric] for m in measured if m.metrics[metric] > 0]
         has_logs = 2 * len(shown) > len(measured)  # otherwise a log axis would hide most points
         if has_logs:  # and not bands, which go down to nothing where a loss may be none
@@ -91,8 +93,8 @@ def _difference(
     frontiers: Frontiers, met: Sequence[str], titles: Titles, reference: str
 ) -> "Figure":
     """Difference of each arm from the reference, with the interval over seeds and documents."""
-    figure, panels = _panels(len(METRICS))
-    for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+    figure, panels = _panels(len(frontiers.metrics))
+    for (metric, label), axes in zip(frontiers.metrics.items(), panels, strict=True):
         shown, reached, l0s = [0.0], [], []
         axes.axhline(0, color=_colour(frontiers.arms.index(reference)), lw=1.4)
         for i, arm in enumerate(frontiers.arms):
@@ -108,7 +110,7 @@ def _difference(
             reached.append(float(np.nanmax(np.abs(values), initial=0.0)))
             low, high = ([_percent(e.items[side]) for e in estimates] for side in (0, 1))
             axes.fill_between(grid, low, high, alpha=0.15, linewidth=0, **style)
-        axes.set(xscale="log", xlabel="L0 (latents/token)")
+        axes.set(xscale="log", xlabel=_L0.format(frontiers.unit))
         axes.set_xlim(min(l0s) / _SIDE, max(l0s) * _SIDE)  # though nothing may be to be seen
         margin = (_MARGIN - 1) * (np.nanmax(shown) - np.nanmin(shown))  # bands go far beyond
         if margin:
@@ -124,13 +126,14 @@ def _difference(
     return figure
 
 
-def _health(measured: Sequence[Measured], titles: Titles) -> "Figure":
+def _health(measured: Sequence[Measured], titles: Titles, unit: Unit) -> "Figure":
     shown: dict[str, Callable[[float], float]] = {
         "relative_reconstruction_bias": lambda value: value,
         "dead_share": lambda value: 100 * value,
         "above_10_percent_share": lambda value: 100 * value,
     }
-    labels = ("gamma (1: no shrinkage)", "dead latents, %", "latents on > 10 % of tokens, %")
+    dense = f"latents on > 10 % of {unit.many}, %"
+    labels = ("gamma (1: no shrinkage)", "dead latents, %", dense)
     figure, panels = _panels(len(shown))
     arms = list(dict.fromkeys(m.arm for m in measured))
     for (metric, scaled), label, axes in zip(shown.items(), labels, panels, strict=True):
@@ -145,7 +148,7 @@ def _health(measured: Sequence[Measured], titles: Titles) -> "Figure":
                 linestyle="none",
                 **dots,
             )
-        axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
+        axes.set(xscale="log", xlabel=_L0.format(unit), ylabel=label)
         _plain_axes(axes, y=False)
     _legend(figure, panels[0])
     return figure
@@ -173,18 +176,22 @@ def draw_causes(path: Path, arms: Mapping[str, ArmCauses]) -> Path:
 
 
 def draw_sites(
-    path: Path, areas: Mapping[str, Mapping[str, np.ndarray]], sites: Sequence[str], titles: Titles
+    path: Path,
+    areas: Mapping[str, Mapping[str, np.ndarray]],
+    sites: Sequence[str],
+    titles: Titles,
+    xlabel: str,
 ) -> Path:
     """Each arm's area from the reference at each site: a dot a seed, a bar for their mean.
 
     Args:
         areas: [metric][arm] -> [sites, seeds], log ratios.
     """
-    figure, panels = _panels(len(METRICS))
-    for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+    figure, panels = _panels(len(areas))
+    for (metric, of_arms), axes in zip(areas.items(), panels, strict=True):
         axes.axhline(0, color="#555555", lw=1)
-        for i, (arm, of_sites) in enumerate(areas[metric].items(), start=1):
-            at = np.arange(len(sites)) + 0.8 * (i / (len(areas[metric]) + 1) - 0.5)
+        for i, (arm, of_sites) in enumerate(of_arms.items(), start=1):
+            at = np.arange(len(sites)) + 0.8 * (i / (len(of_arms) + 1) - 0.5)
             percents = 100 * np.expm1(of_sites)
             style: dict[str, Any] = {"color": _colour(i), "marker": _marker(i), "linestyle": "none"}
             axes.plot(at.repeat(of_sites.shape[1]), percents.ravel(), markersize=4, **style)
@@ -192,7 +199,7 @@ def draw_sites(
             axes.vlines(at, 0, means, color=_colour(i), lw=3, alpha=0.35, label=titles[arm])
         axes.set_xticks(range(len(sites)), [site.removeprefix("layers.") for site in sites])
         axes.set_xlim(-0.5, len(sites) - 0.5)  # though the last may have nothing to be seen
-        axes.set(xlabel="site (block, or its sublayer)", ylabel=f"{label}, % from the reference")
+        axes.set(xlabel=xlabel, ylabel=f"{METRICS[metric]}, % from the reference")
     _legend(figure, panels[0])
     return save(figure, path)
 
@@ -204,13 +211,13 @@ def draw_verdicts(path: Path, verdicts: Mapping[str, Sequence[Verdict]]) -> Path
 
 def verdicts_figure(verdicts: Mapping[str, Sequence[Verdict]]) -> "Figure":
     """A row an arm: its difference over L0s, with both intervals; filled where it is shown."""
-    figure, panels = _panels(len(METRICS))
+    figure, panels = _panels(len(verdicts))
     rows = list(dict.fromkeys((v.of, v.arm) for found in verdicts.values() for v in found))
     comparisons = list(dict.fromkeys(of for of, _ in rows))
     figure.set_size_inches(11, 1.2 + 0.2 * len(rows))
-    for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+    for (metric, of_metric), axes in zip(verdicts.items(), panels, strict=True):
         axes.axvline(0, color="#555555", lw=1)
-        for v in verdicts[metric]:
+        for v in of_metric:
             y, colour = rows.index((v.of, v.arm)), _colour(comparisons.index(v.of))
             for sides, width in ((v.estimate.items, 0.8), (v.estimate.seeds, 2.6)):
                 axes.hlines(y, *sides, color=colour, lw=width)
@@ -220,21 +227,21 @@ def verdicts_figure(verdicts: Mapping[str, Sequence[Verdict]]) -> "Figure":
         axes.set_yticks(range(len(rows)), names, fontsize=7)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         # By the intervals over seeds: those over documents can reach a loss of 0.
-        estimates = [v.estimate for v in verdicts[metric]]
-        _log_axis(axes, [end for e in estimates for end in (e.value, *e.seeds)], label)
+        estimates = [v.estimate for v in of_metric]
+        _log_axis(axes, [end for e in estimates for end in (e.value, *e.seeds)], METRICS[metric])
     return figure
 
 
 def draw_places(path: Path, found: Mapping[str, Sequence[OverPlaces]]) -> Path:
     """A row an arm: a ring a place; their mean with its interval, thick, and that of a new place,
     thin; filled where the mean is shown."""
-    figure, panels = _panels(len(METRICS))
+    figure, panels = _panels(len(found))
     names = list(dict.fromkeys((r.arm, r.reference) for rows in found.values() for r in rows))
     figure.set_size_inches(11, 1.4 + 0.4 * len(names))
-    for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+    for (metric, of_metric), axes in zip(found.items(), panels, strict=True):
         axes.axvline(0, color="#555555", lw=1)
         ends = []
-        for row in found[metric]:
+        for row in of_metric:
             y, p, colour = names.index((row.arm, row.reference)), row.pooled, _colour(0)
             axes.plot(row.values, [y - 0.25] * len(row.values), "o", color="#777777", mfc="none")
             for sides, width in ((p.predicted, 0.8), (p.interval, 2.6)):
@@ -244,7 +251,7 @@ def draw_places(path: Path, found: Mapping[str, Sequence[OverPlaces]]) -> Path:
         shown = [textwrap.fill(arm, _LABEL) if axes is panels[0] else "" for arm, _ in names]
         axes.set_yticks(range(len(names)), shown, fontsize=8)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        _log_axis(axes, ends, label)
+        _log_axis(axes, ends, METRICS[metric])
     return save(figure, path)
 
 

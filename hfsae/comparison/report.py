@@ -5,19 +5,17 @@ import math
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
 import yaml
 
-from ..activations import Split, TextArguments, documents, is_hub
-from ..evaluation.result import KINDS_OF_DOCUMENTS
 from ..machine.files import write_whole
 from ..machine.markdown import table
 from ..machine.names import FIGURES, LATENTS_PAGE, REPORT, REPORT_PAGE
 from ..recipe import as_plain
 from . import causes, plots, results
+from .data import about_data, evaluated_on, model_of
 from .differences import Differences, resampling
 from .estimates import LEVEL, Estimate
 from .foreign import ForeignSection
@@ -60,13 +58,14 @@ class _Parts:
         self.differences, self.drawn = differences, drawn
         self.frontiers, self.l0s = differences.frontiers, differences.l0s
         self.reference, self.others = differences.reference, differences.others
+        self.metrics, self.unit = differences.metrics, differences.frontiers.unit
 
     def all(self, command: str) -> Iterator[str]:
         arms = list(map(self.c.title, self.c.arms))
         title = ", ".join(arms) if len(arms) <= _ARMS_IN_TITLE else f"{len(arms)} arms"
         yield f"# {title}: fidelity at equal L0"
         yield self._setup()
-        yield "![FVU and delta LM loss against L0](figures/frontier.png)"
+        yield f"![{' and '.join(self.metrics.values())} against L0](figures/frontier.png)"
         if not self.l0s:
             yield (
                 f"{self.c.title(self.reference)}, the reference, has no SAEs near any L0 of "
@@ -79,10 +78,10 @@ class _Parts:
             yield self._method_of_differences()
             if "difference" in self.drawn:
                 yield "![Differences from the reference](figures/difference.png)"
-            yield from (self._differences(metric) for metric in METRICS)
+            yield from (self._differences(metric) for metric in self.metrics)
         if self.l0s:
             yield "## Values"
-            yield from (self._values(metric) for metric in METRICS)
+            yield from (self._values(metric) for metric in self.metrics)
         yield from ForeignSection(self.c, self.measured).all()
         yield "## Shrinkage, dead and dense latents"
         yield "![Shrinkage, dead latents, dense latents](figures/health.png)"
@@ -99,7 +98,7 @@ class _Parts:
         yield "## Arms"
         yield self._arms()
         yield "## Data"
-        yield self._data()
+        yield about_data(self.c, self.measured)
         yield "## Every SAE"
         yield self._every_sae()
         yield "## Reproduce"
@@ -110,12 +109,12 @@ class _Parts:
         hours = sum(m.record["seconds"]["train"] for m in self._one_of_each_run()) / 3600
         return (
             f"{len(self.measured)} SAEs of {self._widths()} latents at "
-            f"`{c.sae.get('site')}` of {c.lm.name} ({c.lm.dtype}), each trained on "
+            f"`{c.sae.get('site')}` of {model_of(c)}, each trained on "
             f"{first.record['n_tokens']:,} activations. Arms: {len(c.arms)}; SAEs per arm and "
             f"seed: {_from_to(map(self.frontiers.n_saes, c.arms))}; seeds: "
             f"{', '.join(map(str, c.seeds))}. A seed sets the initial weights and the order of "
-            "activations, the same for all arms; all seeds use the same tokens. Evaluated on "
-            f"{c.evaluation.n_tokens:,} {KINDS_OF_DOCUMENTS[c.evaluation.side]} tokens. Training "
+            f"activations, the same for all arms; all seeds use the same {self.unit.many}. "
+            f"Evaluated on {evaluated_on(c, self.measured)}. Training "
             f"took {hours:.2f} h of wall-clock time, summed over all runs; machines: "
             f"{self._machines()}. Report made with torch {torch.__version__}."
         )
@@ -145,7 +144,7 @@ class _Parts:
             )
         lines = []
         for arm in self.others:
-            for metric, label in METRICS.items():
+            for metric, label in self.metrics.items():
                 cells = self.differences.tables[metric][arm]
                 estimates = dict(zip(self.l0s, cells, strict=False))
                 verdicts = _verdicts(estimates) + _overall(cells[len(self.l0s) :])
@@ -169,7 +168,7 @@ class _Parts:
             if len(self.l0s) > 1
             else ""
         )
-        has_logs = all(m.metrics[metric] > 0 for m in self.measured for metric in METRICS)
+        has_logs = all(m.metrics[metric] > 0 for m in self.measured for metric in self.metrics)
         positive = "" if has_logs else " with a value above 0 (`Every SAE` lists all values)"
         return (
             f"Relative differences from {self.c.title(self.reference)}; negative is better. "
@@ -303,7 +302,8 @@ class _Parts:
         told = ", ".join(f"{self.c.title(name)}: {by}" for name, by in others.items())
         sentence = (
             "Trained by other libraries' own code, on the same activations in the same order: "
-            f"{told}. Of `training` only tokens, batch and learning rate apply to them.\n\n"
+            f"{told}. Of `training` only {self.unit.many}, batch and learning rate apply to them."
+            "\n\n"
         )
         settings = {
             "sae": self.c.sae,
@@ -315,34 +315,8 @@ class _Parts:
         text = f"```yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}```"
         return sentence + text if told else text
 
-    def _data(self) -> str:
-        limits = self.measured[0].record["harvested"]
-        return (
-            f"{_documents(self.c.text)}; rows of {self.c.text.context_size} "
-            f"tokens; BOS at the start of each {self.c.text.bos}. Positions of the training text: "
-            f"{limits['kept']:,} kept, {limits['dropped_special']:,} special tokens and "
-            f"{limits['dropped_outliers']:,} norm outliers dropped; the evaluation follows the "
-            f"same rules. Shuffled in buckets of {self.c.shuffle.bucket_tokens:,}."
-            f"{self._harvests()}"
-        )
-
-    def _harvests(self) -> str:
-        found, n = results.harvests(self.measured), results.n_harvests(self.measured)
-        if n == 1:
-            hashes = ", ".join(" ".join(each.digests) for each in found if each.digests)
-            return f" All saw the same activations, to the bit (hash {hashes})." if hashes else ""
-        apart = "; ".join(
-            f"{n_saes} SAEs: {' '.join((*(f'{x:.6g}' for x in each.norm_limits), *each.digests))}"
-            for each, n_saes in found.most_common()
-        )
-        return (
-            f" The text was harvested {n} times with different rounding (norm limits above which "
-            f"outliers were dropped, then the hash of all activations, if recorded: {apart}), so "
-            "activations are equal only up to rounding."
-        )
-
     def _every_sae(self) -> str:
-        names = ("l0", "fvu", "delta_loss", "relative_reconstruction_bias", "dead_share")
+        names = ("l0", *self.metrics, "relative_reconstruction_bias", "dead_share")
         rows = [["arm", "SAE", "seed", *names]]
         for m in self.measured:
             cells = [f"{m.metrics[name]:.4g}" for name in names]
@@ -412,6 +386,12 @@ def percent(log_ratio: float) -> str:
     return f"{percent:+.1f}" if percent < _FAR else f"over +{_FAR}"
 
 
+def they_differ(metrics: Iterable[str]) -> str:
+    """The names of these metrics, and the verb."""
+    names = [METRICS[metric] for metric in metrics]
+    return f"{' and '.join(names)} {'differs' if len(names) == 1 else 'differ'}"
+
+
 def _value_cell(e: Estimate) -> str:
     if math.isnan(e.value):
         return "-"
@@ -422,29 +402,6 @@ def _value_cell(e: Estimate) -> str:
 def _spread(values: Sequence[float]) -> str:
     mean, low, high = sum(values) / len(values), min(values), max(values)
     return f"{mean:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{mean:.3g} ({low:.3g}-{high:.3g})"
-
-
-def _documents(text: TextArguments) -> str:
-    """The documents on each side. Of a Hub data set only the name: reading it is slow."""
-    split = f"`{text.dataset}`, split by document before tokenisation"
-    if is_hub(text.dataset):
-        return (
-            f"{split} (configuration {text.dataset_config or 'by default'}, split "
-            f"{text.dataset_split}, revision {text.dataset_revision or 'main'}; by a hash of their "
-            f"text, {100 * text.held_out_fraction:g} % held out, "
-            f"{100 * text.validation_fraction:g} % for validation)"
-        )
-    rows = [["side", "documents", "digest of their hashes"]]
-    names: dict[Split, str] = {"train": "train", "test": "held-out"}
-    if text.validation_fraction:
-        names["validation"] = "validation"
-    sides: list[set[str]] = []
-    for side, name in names.items():
-        sides.append({document.id for document in documents(text, side)})
-        digest = blake2b("".join(sorted(sides[-1])).encode(), digest_size=8).hexdigest()
-        rows.append([name, f"{len(sides[-1]):,}", f"`{digest}`"])
-    shared = sum(map(len, sides)) - len(set().union(*sides))
-    return f"{table(rows)}\n\n{split} (documents on both sides: {shared})"
 
 
 def page_of(text: str, folder: Path) -> str:

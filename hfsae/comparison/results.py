@@ -156,7 +156,7 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
     measured = _with_agreement([_read(*each) for each in saes])
     first = measured[0]
     for other in measured[1:]:
-        for key in ("fidelity.tokens", "losses.tokens"):
+        for key in [key for key in ("fidelity.tokens", "losses.tokens") if key in first.sums]:
             if not torch.equal(first.sums[key], other.sums[key]):
                 raise Refused(
                     f"{first.folder} and {other.folder} were evaluated on different documents; "

@@ -170,6 +170,16 @@ def _refuse_invalid_at_site(comparison: Comparison) -> None:
         raise Refused(
             "evaluation.n_tokens is 0, but a comparison evaluates its SAEs; give 1 or more"
         )
+    of_lm = {
+        "causal.n_tokens": comparison.causal.n_tokens,
+        "explain.n_latents (--explain)": comparison.explain.n_latents,
+    }
+    for name, n in of_lm.items():
+        if n and comparison.kind != "text":
+            raise Refused(
+                f"{name} is {n}, but that needs a language model, and this comparison reads no "
+                "text; leave it out"
+            )
     if make_accelerator(comparison.training).num_processes > 1:
         raise Refused(
             "a comparison runs in one process; start it without a launcher, and divide it with "

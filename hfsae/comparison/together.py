@@ -21,11 +21,11 @@ from .differences import Differences, Verdict
 from .estimates import LEVEL, corrected
 from .frontier import METRICS
 from .pooled import OverPlaces, over_places
-from .report import difference_cell, page_of, percent
+from .report import difference_cell, page_of, percent, they_differ
 from .results import n_harvests
 
 _METHOD = """\
-By how much FVU and delta LM loss differ from the reference's over all L0s of a row: the area
+By how much {they_differ} from the reference's over all L0s of a row: the area
 between two frontiers (mean log ratio over log L0; at one L0 the difference there). In brackets two
 95 % intervals, both paired: Student's t over seeds, and a bootstrap of seeds and held-out
 documents. **Bold**, and filled in the figure: both exclude 0, and p is below {level:g} after Holm's
@@ -42,7 +42,7 @@ these, Student's t with the error of Hartung and Knapp and of Sidik and Jonkman.
 prediction interval of the difference there; a dash for two places. `tau`: standard deviation
 between places, by Paule and Mandel, in percentage points. **Bold**: the interval excludes 0, and p
 is below {level:g} after Holm's correction for the rows of the metric. Places are few and were not
-drawn at random, those of one model have its weights and texts in common, and a site of two
+drawn at random, those of one model have its weights and {texts} in common, and a site of two
 comparisons counts twice: so intervals are for places like these, and may be too short for others.
 Rows of one seed, or without a value, are left out. In the figure, rings are places, a filled mean
 is a bold one, and thin lines are for a new place."""
@@ -59,7 +59,8 @@ def write_report(compared: Sequence[Differences | AcrossSites], folder: Path, co
     """Write report.md (the verdict), report.html (it, and each report in full) and the figure;
     returns the folder."""
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-    tables = {metric: verdicts(compared, metric) for metric in METRICS}
+    metrics = [metric for metric in METRICS if any(metric in each.metrics for each in compared)]
+    tables = {metric: verdicts(compared, metric) for metric in metrics}
     if any(tables.values()):
         plots.draw_verdicts(folder / FIGURES / "verdict.png", tables)
     text = "\n\n".join(_parts(compared, tables, folder, command)) + "\n"
@@ -76,7 +77,7 @@ def _verdicts(compared: Differences | AcrossSites, metric: str) -> Iterator[Verd
     else:
         of_sites = {name: compared}
     for of, differences in of_sites.items():
-        for arm, cells in differences.tables[metric].items():
+        for arm, cells in differences.tables.get(metric, {}).items():
             l0s, estimate = differences.over_all(arm, metric)
             if estimate is not None:
                 shown = sum(cell.is_shown for cell in cells[: len(differences.l0s)])
@@ -96,17 +97,18 @@ def _parts(
     yield "## Verdict"
     if any(tables.values()):
         counts = [sum(not math.isnan(v.estimate.value) for v in rows) for rows in tables.values()]
-        yield _METHOD.format(level=LEVEL, n=" and ".join(map(str, counts)))
-        yield "![By how much FVU and delta LM loss differ](figures/verdict.png)"
+        n, differ = " and ".join(map(str, counts)), they_differ(tables)
+        yield _METHOD.format(they_differ=differ, level=LEVEL, n=n)
+        yield f"![By how much {differ}](figures/verdict.png)"
         yield from (_table(metric, rows) for metric, rows in tables.items())
-        yield from _over_places(tables, folder)
+        yield from _over_places(tables, folder, "texts" if _read_text(compared) else "inputs")
     else:
         yield "None: no two arms of a comparison reach an L0 of its tables."
     for across in compared:
         if isinstance(across, AcrossSites) and across.others:
             yield f"## Over the sites of {across.c.report_folder.name}"
             yield f"[Its report]({_path(across, folder)}/{REPORT}) explains the columns."
-            yield from (overall_table(across, metric) for metric in METRICS)
+            yield from (overall_table(across, metric) for metric in across.metrics)
     yield "## Reproduce"
     yield (
         f"```\n{command}\n```\n\nIt trains what the reports' folders lack, and writes every report "
@@ -135,11 +137,19 @@ def _comparisons(compared: Sequence[Differences | AcrossSites], folder: Path) ->
                 str(max(map(n_harvests, of_sites))),
             ]
         )
+    inputs, more = "inputs were", "different ones, by rounding or by content"
+    if _read_text(compared):
+        inputs, more = "text was", "equal up to rounding"
     return (
-        f"{table(rows)}\n\n*Harvests*: in how many ways the text was read at each site, by norm "
+        f"{table(rows)}\n\n*Harvests*: in how many ways the {inputs} read at each site, by norm "
         "limits and, where recorded, hashes of all activations. 1: all arms saw the same ones, to "
-        "the bit; more: equal up to rounding."
+        f"the bit; more: {more}."
     )
+
+
+def _read_text(compared: Sequence[Differences | AcrossSites]) -> bool:
+    """Whether all of these comparisons are of language models."""
+    return all(each.c.kind == "text" for each in compared)
 
 
 def _table(metric: str, found: Sequence[Verdict]) -> str:
@@ -156,15 +166,15 @@ def _p_cell(p: float) -> str:
     return "-" if math.isnan(p) else f"{p:.3f}" if p >= _LEAST_P else f"< {_LEAST_P}"
 
 
-def _over_places(tables: dict[str, list[Verdict]], folder: Path) -> Iterator[str]:
+def _over_places(tables: dict[str, list[Verdict]], folder: Path, texts: str) -> Iterator[str]:
     """The section of differences over all places, and its figure; nothing if no arm has two."""
     found = {metric: over_places(rows) for metric, rows in tables.items()}
     if not any(found.values()):
         return
     plots.draw_places(folder / FIGURES / "places.png", found)
     yield "## Over all places"
-    yield _PLACES_METHOD.format(level=LEVEL)
-    yield "![By how much FVU and delta LM loss differ over all places](figures/places.png)"
+    yield _PLACES_METHOD.format(level=LEVEL, texts=texts)
+    yield f"![By how much {they_differ(found)} over all places](figures/places.png)"
     yield from (_places_table(metric, rows) for metric, rows in found.items() if rows)
 
 

@@ -40,10 +40,11 @@ def _about(tuning: Tuning, outcome: Outcome) -> str:
     budgets = ", ".join(f"{n_tokens(tuning, rung):,}" for rung in range(tuning.rungs))
     n_trials = len({score.trial.name for score in outcome.scores})
     tokens = sum(n_tokens(tuning, score.rung) for score in outcome.scores)
+    model = "activation files" if tuning.kind == "files" else tuning.lm.name
     return (
         f"{n_trials} settings of {len(tuning.arm_names)} arm(s), "
         f"drawn with seed {tuning.tune_seed}, "
-        f"each trained at `{tuning.sae.get('site')}` of {tuning.lm.name} on {budgets} activations, "
+        f"each trained at `{tuning.sae.get('site')}` of {model} on {budgets} activations, "
         "the better half of an arm going on to the next; "
         f"{tokens:,} in all, as many for each arm. Scored by FVU at the target L0 on validation "
         "documents, which no reported result may use: evaluate the chosen recipe on test documents."

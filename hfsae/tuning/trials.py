@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from ..machine.bounds import check_least
 from ..machine.refused import Refused
-from ..recipe import Recipe, changed_training, check_arm
+from ..machine.units import section_of
+from ..recipe import Recipe, as_plain, changed_training, check_arm
 from ..training.identity import SHARED
 from .ranges import Space, read_space
 
@@ -147,11 +148,12 @@ def recipe_of(tuning: Tuning, trial: Trial, rung: int) -> Recipe:
     tokens = n_tokens(tuning, rung)
     folder = tuning.folder / TRIALS / f"{trial.name}-{tokens}"
     cache = tuning.harvest.cache or str(tuning.folder / "activations")
+    section = section_of(as_plain(recipe))
+    inputs = getattr(recipe, section)
+    share = inputs.validation_fraction or VALIDATION
+    recipe = replace(recipe, **{section: replace(inputs, validation_fraction=share)})
     return replace(
         recipe,
-        text=replace(
-            recipe.text, validation_fraction=recipe.text.validation_fraction or VALIDATION
-        ),
         harvest=replace(recipe.harvest, cache=cache),
         training=replace(recipe.training, output_dir=str(folder), n_tokens=tokens),
         evaluation=replace(recipe.evaluation, side="validation", texts={}),

@@ -50,6 +50,20 @@ def test_a_power_law_is_interpolated_exactly():
         assert curves.at("a", "delta_loss", l0).value == pytest.approx(1 / l0, rel=1e-9)
 
 
+def test_without_losses_saes_are_compared_by_fvu_alone_in_words_of_their_inputs():
+    saes = []
+    for m in (sae("a", 0, l0, 1.0) for l0 in L0S):
+        sums = {name: x for name, x in m.sums.items() if name.startswith("fidelity.")}
+        metrics = {name: value for name, value in m.metrics.items() if name != "delta_loss"}
+        recipe = {"images": {"folder": "pictures"}}
+        saes.append(m._replace(sums=sums, metrics=metrics, recipe=recipe))
+    curves = Frontiers(saes, n_resamples=20)
+    assert curves.metrics == {"fvu": "FVU"} and curves.unit.many == "patches"
+    assert curves.at("a", "fvu", 20.0).value == pytest.approx(20**-0.5, rel=1e-9)
+    (axes,) = plots._frontier(curves, saes, {"a": "a"}).axes
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("FVU", "L0 (latents/patch)")
+
+
 def test_nothing_is_said_beyond_the_saes():
     curves = frontiers({"a": [1.0]})
     assert math.isnan(curves.at("a", "fvu", 15.0).value)

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig
 
 import hfsae.tuning.search as search
+from hfsae.activations import ActivationArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.evaluation import EvaluationResult
 from hfsae.machine.files import read_json
@@ -55,6 +58,24 @@ def test_the_better_half_goes_on_and_a_second_call_trains_nothing(tmp_path, load
     before = report.read_text()
     assert tune(tiny_tuning(folder), "hfsae tune x.yaml").exists()
     assert report.read_text() == before and len(loads) == 1
+
+
+def test_settings_are_searched_on_files_without_a_model(tmp_path):
+    """On the validation side of the files, which no documents are on in the recipe itself."""
+    document = torch.arange(1000) // 10
+    x = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0)) ** 3
+    save_file({"mid": x, "document": document}, tmp_path / "acts.safetensors")
+    files = ActivationArguments(files=str(tmp_path / "acts.safetensors"), held_out_fraction=0.2)
+    fields = {"activations": files, "sae": {"site": "mid", "d_sae": 16, "target_l0": 2}}
+    folder = tune(tiny_tuning(tmp_path / "tuned", trials=2, **fields))
+    assert [line["rung"] for line in trials_in(folder)] == [0, 0, 1]
+    assert all(0 < line["measured"]["fvu"] < 2 for line in trials_in(folder))
+    text = (folder / "report.md").read_text()
+    assert "`mid` of activation files on 320, 640 activations" in text and "LM" not in text
+    best = read_recipe(folder / "best-all.yaml")
+    assert best.kind == "files" and best.activations.validation_fraction == 0
+    trial = recipe_of(tiny_tuning(tmp_path / "x", **fields), Trial("all", 0, {}), 0)
+    assert trial.activations.validation_fraction == 0.05
 
 
 def test_draws_are_uniform_in_logarithms_and_seeded():
