@@ -222,6 +222,7 @@ def test_a_word_that_no_latent_is_about_is_said_so(score, said):
         loaded=None,
         store=object(),
         unit=TOKEN,
+        columns={},
         feature_search=search,
         label=lambda i: "",
     )
