@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -218,6 +219,26 @@ def test_arms_are_compared_on_files(two_sites, tmp_path):
     report = compare(Comparison(**of_recipe, arms=arms, seeds=[0], at_l0=[3.0]))
     text = (report / "report.md").read_text()
     assert "| topk |" in text and "FVU" in text
+
+
+@pytest.mark.parametrize("verb", ["explain", "probe", "presets"])
+def test_what_needs_a_language_model_is_refused(verb, trained, capsys):
+    assert "an SAE of files, so there is no language model" in refused([verb, str(trained)], capsys)
+
+
+def test_arrays_and_numbers_of_other_kinds_are_one_sentence(tmp_path, capsys):
+    with pytest.raises(ValueError, match="must be paths of files, got a ndarray"):
+        hfsae.train(activations=np.ones((9, 4)), d_sae=8, output_dir=tmp_path / "x")
+    np.save(tmp_path / "f64.npy", np.ones((900, 4)))
+    said = refused(["train", "--activations", str(tmp_path / "f64.npy"), *SMALL], capsys)
+    assert "as float64 by" in said
+
+
+def test_labels_that_do_not_fit_stop_a_run_before_it_trains(acts, tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("document,kind\n0,a\n7777,b\n")
+    argv = ["train", "--activations", str(acts), "--labels", str(tmp_path / "labels.csv"), *SMALL]
+    assert "7777" in refused([*argv, "--training.output_dir", str(tmp_path / "x")], capsys)
+    assert not [*tmp_path.glob("x/**/*.pt")]
 
 
 def test_a_folder_of_files_and_one_of_text_are_not_mixed(acts, loads, tmp_path):

@@ -147,7 +147,9 @@ def _misgivings(config: Json, record: Json, evaluation: Json) -> list[str]:
             "measure results with --evaluation.side test"
         )
     if dead > 0.5:
-        reasons.append(f"{dead:.0%} of latents never fired on the evaluation's tokens")
+        reasons.append(
+            f"{dead:.0%} of latents never fired on the evaluation's {unit_of(record).many}"
+        )
     return reasons
 
 

@@ -12,7 +12,7 @@ from ..machine.refused import Refused
 from ..measurement import default_folder, filled, results_folder
 from ..packaged import SEPARATE_SAES
 from ..presets import Model, PresetArguments, find_presets, save_presets, table
-from ..recipe import PlacedSAE, load, remember
+from ..recipe import PlacedSAE, load, refuse_without_text, remember
 from .files import SOURCE, add_choice, add_site, folder_of, given_options
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
@@ -151,6 +151,7 @@ def _say(line: str) -> None:
 
 
 def _opened(placed: PlacedSAE) -> Model:
+    refuse_without_text(placed)
     store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)
     if len(store) != sae.config.d_sae:
         raise Refused(

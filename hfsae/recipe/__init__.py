@@ -81,6 +81,7 @@ from .placed import check_held_out as check_held_out
 from .placed import limits_of as limits_of
 from .placed import of_run as of_run
 from .placed import opened as opened
+from .placed import refuse_without_text as refuse_without_text
 from .placed import remember as remember
 from .placed import remembered as remembered
 from .probing import probe_saes as probe_saes

@@ -99,6 +99,12 @@ def _with_files(recipe: Recipe | str | Path, files: str | Path | Sequence[str]) 
 
 
 def _paths(files: str | Path | Sequence[str]) -> str | list[str]:
+    parts = [files] if isinstance(files, str | Path) else [*files]
+    if not all(isinstance(part, str | Path) for part in parts):
+        raise Refused(
+            f"activations must be paths of files, got a {type(files).__name__}; save arrays as "
+            ".npy, or train on them by hfsae.activations.TensorSource"
+        )
     return str(files) if isinstance(files, str | Path) else [str(path) for path in files]
 
 

@@ -39,12 +39,15 @@ class FileInputs:
         return FileSource(self.recipe.activations, list(sites), self.recipe.training.batch_size)
 
     def check(self) -> None:
-        """Read which rows are on which side.
+        """Read which rows are on which side, and the labels.
 
         Raises:
-            ValueError: fewer training rows than a batch, or none to evaluate on.
+            ValueError: fewer training rows than a batch, none to evaluate on, or labels that do not
+                fit the documents.
         """
-        self.source(self.recipe.sites)
+        source = self.source(self.recipe.sites)
+        if labels := self.recipe.activations.labels:
+            read_labels_table(labels, source.document_of_rows())
 
     def terms(self) -> dict[str, str | None]:
         """None: no model to agree with."""

@@ -29,6 +29,11 @@ def with_lone_site(recipe: Recipe) -> Recipe:
     if recipe.kind != "files" or not is_open:
         return recipe
     sites = sites_in(recipe.activations)
+    if not sites:
+        raise Refused(
+            "activations.files has no tensor or column [n, d] or [rows, ctx, d] in float32, "
+            "float16 or bfloat16; convert it, as float64 by .astype('float32')"
+        )
     if len(sites) > 1:
         raise Refused(f"the files have several sites ({', '.join(sites)}); give --sae.site one")
     return replace(recipe, sae={**recipe.sae, "site": sites[0]})

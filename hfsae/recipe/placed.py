@@ -118,10 +118,24 @@ def limits_of(placed: PlacedSAE, loaded: LoadedLM) -> dict[str, float]:
     return norm_limits(sae, placed.folder) if has_record else {}
 
 
+def refuse_without_text(placed: PlacedSAE) -> None:
+    """Refuse an SAE of activations that are not text's, where a language model is needed.
+
+    Raises:
+        ValueError: it was trained on files, pictures or sound.
+    """
+    if placed.recipe.kind != "text":
+        raise Refused(
+            f"{placed.folder} holds an SAE of {placed.recipe.kind}, so there is no language model "
+            "and no text for this; `hfsae show` and `hfsae demo` show what its latents fire on"
+        )
+
+
 def opened(*placed: PlacedSAE) -> LoadedLM:
     """The language model of SAEs that share one, with them on its device; from here on the process
     sums products in float32."""
     recipe = placed[0].recipe
+    refuse_without_text(placed[0])
     sum_products_in_float32()
     loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
     for one in placed:

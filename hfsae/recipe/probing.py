@@ -32,7 +32,7 @@ from .evaluating import with_probing
 from .fields import LMArguments
 from .folder import locked_run, names_apart, norm_limits
 from .opening import load
-from .placed import PlacedSAE
+from .placed import PlacedSAE, refuse_without_text
 
 PACKAGED = "packaged"
 _FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
@@ -58,6 +58,8 @@ def probe_saes(
     """
     by_folder = {one.folder.resolve(): one for one in placed}  # one that is named twice, once
     folders, placed = [*by_folder], [*by_folder.values()]
+    for one in placed:
+        refuse_without_text(one)
     names = names_apart(folders)
     saes = {name: one.sae for name, one in zip(names, placed, strict=True)}
     lm_of = _common_lm(dict(zip(names, placed, strict=True)))
