@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import fields, replace
 
 import numpy as np
@@ -239,6 +240,24 @@ def test_labels_that_do_not_fit_stop_a_run_before_it_trains(acts, tmp_path, caps
     argv = ["train", "--activations", str(acts), "--labels", str(tmp_path / "labels.csv"), *SMALL]
     assert "7777" in refused([*argv, "--training.output_dir", str(tmp_path / "x")], capsys)
     assert not [*tmp_path.glob("x/**/*.pt")]
+
+
+def test_a_field_that_files_do_not_use_is_refused(acts, tmp_path, capsys):
+    argv = ["train", "--activations", str(acts), "--training.output_dir", str(tmp_path / "x")]
+    said = refused([*argv, "--text.dataset", "mine.jsonl"], capsys)
+    assert said == "--text.dataset has no effect on a recipe of files; leave it out"
+
+
+def test_a_push_lists_each_file_once(trained, capsys):
+    folder = trained.parent / "pushed"
+    shutil.copytree(trained, folder)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "features/columns.json").write_text("{}")
+    assert main(["push", str(folder), "me/mine", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    sent, _, left = out.partition("not sent: ")
+    assert "features/columns.json" in sent and "columns.json" not in left
+    assert "notes.txt" in left and "notes.txt" not in sent
 
 
 def test_a_folder_of_files_and_one_of_text_are_not_mixed(acts, loads, tmp_path):

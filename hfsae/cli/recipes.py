@@ -30,6 +30,7 @@ from ..recipe import (
     refuse_fields_of_others,
     stage_of,
 )
+from ..recipe.fields import UNUSED
 from ..tuning import Tuning
 from .files import add_choice, add_site
 from .parsing import VerbParser, explained, with_names
@@ -185,6 +186,7 @@ def parse_recipe(
     own = {section.name for section in fields(kind)}
     options = {name: value for name, value in args.items() if name not in own}
     recipe = kind(**{name: value for name, value in args.items() if name in own})
+    _refuse_unused(recipe, argv)
     if kind is Recipe and path and not any(re.match("--license(=|$)", part) for part in argv):
         lm = (parse_yaml(path.read_text(encoding="utf-8")) or {}).get("lm") or {}
         recipe = replace(recipe, license=licence_with(recipe, lm.get("name", LMArguments.name)))
@@ -193,6 +195,16 @@ def parse_recipe(
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
         refuse_fields_of_others(recipe, given_now)
     return recipe, options
+
+
+def _refuse_unused(recipe: Recipe, argv: list[str]) -> None:
+    """Refuse fields of sections that the recipe's inputs do not use: they would have no effect."""
+    for part, value in zip(argv, [*argv[1:], ""], strict=True):
+        flag, is_joined, joined = part.partition("=")
+        section, _, field = flag.removeprefix("--").partition(".")
+        is_given = flag.startswith("--") and field and (joined if is_joined else value)
+        if is_given and recipe.kind != "text" and section in UNUSED[recipe.kind]:
+            raise Refused(f"{flag} has no effect on a recipe of {recipe.kind}; leave it out")
 
 
 def parse_given(parser: VerbParser, argv: list[str]) -> tuple[dict[str, Any], Sections]:

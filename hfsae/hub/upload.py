@@ -37,13 +37,13 @@ from ..machine.names import (
     CARD,
     CONFIG,
     EXAMPLES,
-    EXPLANATIONS_RECORD,
     FEATURES,
     FINGERPRINT,
     FINGERPRINTS,
     LABELS,
     LATENTS,
     META,
+    PICTURES,
     STEPS,
     WEIGHTS,
     existing,
@@ -111,6 +111,11 @@ class Plan(NamedTuple):
             lines.append(
                 f"with excerpts of your text around what latents fire on, in {EXAMPLES} and the "
                 "card; --no_examples leaves them out"
+            )
+        if any(path.endswith(PICTURES) for path in self.files):
+            lines.append(
+                f"with small copies of the pictures that latents fire on, in {PICTURES}; "
+                "--no_examples leaves them out"
             )
         if self.deleted:
             paths = ", ".join(self.deleted)
@@ -345,12 +350,14 @@ def _collect(
     """(what to send by its path in the repository, what is left out)."""
     prefix = _prefix(subfolder)
     files: dict[str, Path | bytes] = {}
+    sent: set[Path] = {(home / CARD).resolve() for home in homes}
     for home in homes:
         at = _at(folder, home, prefix)
         for path in files_to_publish(home):
             name = name_to_publish(path, home)
             if not (no_examples and name.startswith(f"{FEATURES}/") and name != LABELS):
                 files[at + name] = published(path, include_code)
+                sent.add(path.resolve())
         own = home / CARD
         if no_examples or f"{at}{CARD}" not in files:
             made = cards.render_card(home, examples=not no_examples)
@@ -361,10 +368,7 @@ def _collect(
         files |= {f"{prefix}{CARD}": own} if own.is_file() else {}
     if include_code:
         files[CODE.name] = CODE
-    sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
-    sent |= {(h / n).resolve() for h in homes for n in (*cards.RECORDS, *FINGERPRINTS, CARD)}
-    if not no_examples:
-        sent |= {(h / n).resolve() for h in homes for n in (META, EXPLANATIONS_RECORD)}
+    sent |= {path.resolve() for path in files.values() if isinstance(path, Path)}
     every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
     return files, [p.relative_to(folder).as_posix() for p in every if not passes(p)]
 

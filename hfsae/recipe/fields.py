@@ -44,7 +44,7 @@ RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
 TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
 _MOST_SECONDS = 86_400
 Kind = Literal["text", "files", "pictures", "sounds"]
-_UNUSED: dict[Kind, tuple[str, ...]] = {
+UNUSED: dict[Kind, tuple[str, ...]] = {
     "text": ("activations", "images", "audio"),
     "files": ("lm", "text", "harvest", "images", "audio"),
     "pictures": ("text", "activations", "audio"),
@@ -467,4 +467,4 @@ def as_plain(recipe: Recipe) -> dict[str, Any]:
     plain = json.loads(json.dumps(asdict(recipe)))
     if recipe.lm.kind is None:
         del plain["lm"]["kind"]
-    return {name: value for name, value in plain.items() if name not in _UNUSED[recipe.kind]}
+    return {name: value for name, value in plain.items() if name not in UNUSED[recipe.kind]}
