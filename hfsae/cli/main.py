@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
+from itertools import pairwise
 from textwrap import wrap
 from typing import Any
 
@@ -105,7 +106,7 @@ def _import_variants(argv: list[str]) -> None:
 
     Recipes and folders cannot name modules to import: they may come from anybody.
     """
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, value in pairwise([*argv, ""]):
         module = value if flag == "--import" and not value.startswith("-") else ""
         if flag.startswith("--import="):
             module = flag.partition("=")[2]

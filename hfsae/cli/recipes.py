@@ -5,6 +5,7 @@ import shlex
 from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_origin
 
@@ -199,7 +200,7 @@ def parse_recipe(
 
 def _refuse_unused(recipe: Recipe, argv: list[str]) -> None:
     """Refuse fields of sections that the recipe's inputs do not use: they would have no effect."""
-    for part, value in zip(argv, [*argv[1:], ""], strict=True):
+    for part, value in pairwise([*argv, ""]):
         flag, is_joined, joined = part.partition("=")
         section, _, field = flag.removeprefix("--").partition(".")
         is_given = flag.startswith("--") and field and (joined if is_joined else value)
