@@ -49,6 +49,7 @@ from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
 from ..models.registry import class_of
+from ..models.site_fields import where_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section
 from .probing import probing_section
@@ -280,6 +281,7 @@ def _facts(config: Json, record: Json) -> Json:
     harvested = record.get("harvested", {})
     return {
         "config": config,
+        **_places(config),
         "record": record,
         "lm": lm,
         "text": text,
@@ -300,6 +302,23 @@ def _facts(config: Json, record: Json) -> Json:
         "settings": list(_settings(record)),
         "title": _title(config, variant, "transcoder" if is_transcoder else "SAE", lm["name"]),
     }
+
+
+def _places(config: Json) -> Json:
+    """The sites in words and in code."""
+    sites = config.get("sites") or [config.get("site")]
+    one = f"acts[{python_string(sites[0] or '')}]"
+    scales = zip(sites, config.get("site_scales") or (), strict=False)
+    return {
+        "where": where_of(config),
+        "sites": sites,
+        "joined": one if len(sites) == 1 else "sae.join(acts)",
+        "site_scales": ", ".join(f"{scale:.4g} at {site}" for site, scale in scales),
+    }
+
+
+def _python_list(texts: list[str]) -> str:
+    return f"[{', '.join(map(python_string, texts))}]"
 
 
 def _options(kind: type[SAE], config: Json) -> dict[str, tuple[Any, str | None]]:
@@ -324,7 +343,7 @@ def _citations(*sources: str | None) -> list[str]:
 
 
 def _title(config: Json, variant: str, kind: str, lm_name: str | None) -> str:
-    where = [config.get("site"), (lm_name or "").rpartition("/")[2]]
+    where = [where_of(config), (lm_name or "").rpartition("/")[2]]
     site = " of ".join(filter(None, where)) or "unnamed site"
     return f"{variant} {kind}: {site}, {config['d_sae']:,} latents".lstrip()
 
@@ -473,5 +492,5 @@ def _environment() -> Environment:
         undefined=ChainableUndefined,
     )
     filters = {"md": _markdown, "html": _html, "python": python_string, "number": _number}
-    environment.filters |= {**filters, "count": _count}
+    environment.filters |= {**filters, "count": _count, "python_list": _python_list}
     return environment

@@ -134,7 +134,7 @@ def _tell(text: str) -> None:
 
 def _lost(sae: SAE, converted: SAE) -> list[str]:
     """Config fields about the language model that a conversion did not keep."""
-    fields = ("site", "target_site", "model_name", "model_revision", "model_dtype")
+    fields = ("site", "target_site", "sites", "model_name", "model_revision", "model_dtype")
     fields += ("model_attention", "model_weights", "tokenizer_hash", "bos", "target_l0")
     ours, theirs = sae.config, converted.config
     return [n for n in fields if getattr(ours, n) is not None and getattr(theirs, n) is None]

@@ -20,6 +20,7 @@ from ..machine.units import TOKEN, section_of, unit_of
 from ..machine.weights import refuse_mixture
 from ..measurement import known_fields
 from ..models.config import check_latent
+from ..models.site_fields import where_of
 from ..recipe import home_of
 
 NO_EXAMPLES = "no examples of what latents fire on"
@@ -124,7 +125,7 @@ def _unnamed(folder: Path | None, config: Mapping[str, Any] | None) -> Iterator[
         yield "--lm.name MODEL"
     if "dataset" not in known["text"]:
         yield "--text.dataset TEXT"
-    if not (config.get("site") or known.get("site")):
+    if not (where_of(config) or known.get("site")):
         yield "--site SITE"
 
 
@@ -132,7 +133,7 @@ def _summary(folder: Path, name: str) -> str:
     """Settings, speed and memory of the training; without that record, the config's facts."""
     config = read_json(folder / CONFIG)
     if not (folder / TRAINING).is_file():
-        site = f"{config.get('site')} of {config.get('model_name')}"
+        site = f"{where_of(config)} of {config.get('model_name')}"
         return f"{name}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {site}"
     with reading(folder / TRAINING):
         record = read_json(folder / TRAINING)

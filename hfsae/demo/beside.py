@@ -88,7 +88,7 @@ def _facts(subject: Subject, seen: Inspection) -> Json:
     return {
         "name": subject.name,
         "kind": config.model_type,
-        "site": config.site,
+        "site": config.where,
         "d_sae": config.d_sae,
         "l0": sum(seen.l0) / max(1, seen.n_kept),
         "fvu": seen.fvu if seen.fvu == seen.fvu else None,

@@ -155,6 +155,15 @@ def compare_prompts(
     }
 
 
+def _shares(subject: Subject, latent: int) -> list[Json]:
+    """The latent's share at each site of an SAE of several."""
+    config = subject.sae.config
+    if not config.has_several_sites:
+        return []
+    shares = subject.sae.shares[latent].tolist()
+    return [{"site": at, "share": s} for at, s in zip(config.sites or (), shares, strict=True)]
+
+
 def feature(subject: Subject, latent: int) -> Json:
     """Everything known about one latent: label, automatic name with its test, numbers, tokens it
     promotes, what it fires on.
@@ -167,6 +176,7 @@ def feature(subject: Subject, latent: int) -> Json:
         label (str): a person's name for it; empty if it has none.
         auto (dict | None): an automatic explanation, and how it did when it was tested.
         threshold (float | None): the pre-activation from which on it fires, raw units.
+        sites (list): {site, share} of what it writes at each of several sites; empty for one site.
         names (list): {text, origin, score} of all its names.
         collected (bool): what it fires on was collected; if not, the keys below are missing.
         density (float, optional): share of tokens that it fires on.
@@ -190,6 +200,7 @@ def feature(subject: Subject, latent: int) -> Json:
         "label": subject.label(index),
         "auto": automatic_name(subject, index),
         "threshold": threshold_of(subject, index),
+        "sites": _shares(subject, index),
     }
     store = subject.store
     if store is None:

@@ -51,7 +51,7 @@ def missing(subject: Subject, verb: str) -> Missing | None:
     if folder is not None and is_own and home_of(folder):
         return Missing(shlex.join(parts), ["Then start the app again."])
     parts += [part for k, v in without_source(choice).items() if v for part in (f"--{k}", str(v))]
-    if config.site is None:
+    if config.where is None:
         parts += ["--site", "SITE"]
         notes.append(_SITES.get(subject.unit, "SITE: where in the model it reads."))
     if subject.unit != ROW:

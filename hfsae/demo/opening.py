@@ -77,7 +77,7 @@ def open_subject(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
-    sae.config.site = sae.config.site or site
+    sae.config.site = sae.config.site or (None if sae.config.sites else site)
     subject = Subject(sae, shown_name(choice), in_python=_in_python(choice), choice=choice)
     subject.lm_name = sae.config.model_name
     subject.folder = beside(choice.source, _BESIDE, **without_source(choice))

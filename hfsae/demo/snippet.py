@@ -25,12 +25,13 @@ def of_latent(subject: Subject, latent: int) -> str:
     how = f"{{{latent}: {largest or _OF_NORM:.6g}}}"
     what = "its largest activation, raw units" if largest else "per cent of the norm"
     unit = "" if largest else ", unit='norm'"
+    cached = ", use_cache=False" if subject.sae.config.has_several_sites else ""
     return (
         f"{_loading(subject)}"
         f"text = {_bos(subject)}'Once upon a time'\n"
         "tokens = tokenizer(text, add_special_tokens=False, return_tensors='pt')\n"
         f"with hfsae.steer(lm, sae, {how}{unit}):  # {what}\n"
-        f"    out = lm.generate(**tokens, max_new_tokens={_N_TOKENS}, do_sample=False)\n"
+        f"    out = lm.generate(**tokens, max_new_tokens={_N_TOKENS}, do_sample=False{cached})\n"
         "print(tokenizer.decode(out[0]))\n"
     )
 
@@ -39,7 +40,7 @@ def _of_picture(subject: Subject, latent: int) -> str:
     """A latent's activations on the vectors of a picture."""
     config, options = subject.sae.config, {"dtype": subject.sae.config.model_dtype}
     given = "".join(f", {name}={value!r}" for name, value in options.items() if value)
-    sites = list(config.reads.names) if config.site else ["SITE"]
+    sites = list(config.reads.names) if config.where else ["SITE"]
     return (
         "import hfsae\n"
         "from hfsae.lm import forward, load_encoder\n"
@@ -68,7 +69,7 @@ def _of_file(subject: Subject, latent: int) -> str:
         "import hfsae\n"
         "from safetensors.torch import load_file\n\n"
         f"sae = {subject.in_python}\n"
-        f"x = load_file('activations.safetensors')[{config.site or 'SITE'!r}]"
+        f"x = load_file('activations.safetensors')[{config.where or 'SITE'!r}]"
         f"  # [{many}, {config.d_in}], raw units\n"
         f"latents = sae.encode(x.to(sae.dtype))  # [{many}, {config.d_sae}]\n"
         f"values, places = latents[:, {latent}].topk(10)\n"
@@ -84,6 +85,7 @@ def of_texts(subject: Subject, prompt: str, latents: Mapping[int, float], how: S
     given = "".join(f", {name}={value!r}" for name, value in options.items())
     given += "" if how.error_term else ", error_term=False"
     sampling = ", ".join(f"{f.name}={getattr(how, f.name)!r}" for f in fields(Sampling))
+    cached = ", cached=False" if subject.sae.config.has_several_sites else ""
     where = "" if how.scope == "all" else f" if phase == {how.scope!r} else nullcontext()"
     return (
         f"{'from contextlib import nullcontext' + chr(10) * 2 if where else ''}"
@@ -94,7 +96,7 @@ def of_texts(subject: Subject, prompt: str, latents: Mapping[int, float], how: S
         "def steered(phase):  # of each forward pass: 'prompt', then 'generated'\n"
         f"    return hfsae.steer(lm, sae, {strengths}{given}, spare_tokens=spare){where}\n\n\n"
         f"how = Sampling({sampling})\n"
-        "*_, pair = generate_pair(lm, tokenizer, ids, steered, how)\n"
+        f"*_, pair = generate_pair(lm, tokenizer, ids, steered, how{cached})\n"
         "print(pair.plain, pair.steered, sep='\\n\\n')\n"
     )
 

@@ -83,6 +83,11 @@ def write(
 ) -> Iterator[Json]:
     """`steer`, of checked values, until it is stopped."""
     block, scope = _block(subject, job), job.steering.scope
+    if scope != "all" and subject.sae.config.has_several_sites:
+        raise Refused(
+            f"scope is {scope!r}, but this SAE reads several sites and so the whole text in each "
+            "pass: use the scope 'all'"
+        )
 
     def steered(phase: Phase) -> AbstractContextManager[object]:
         return block(1.0) if scope in ("all", phase) else nullcontext()
@@ -90,7 +95,14 @@ def write(
     ids = job.tokens.ids
     plain_ids = None if job.plain is None else job.plain.ids
     for pair in generate_pair(
-        subject.lm, subject.tokenizer, ids, steered, how, stopped, plain_ids=plain_ids
+        subject.lm,
+        subject.tokenizer,
+        ids,
+        steered,
+        how,
+        stopped,
+        plain_ids=plain_ids,
+        cached=not subject.sae.config.has_several_sites,
     ):
         yield _pair_json(subject, pair)
 
@@ -174,6 +186,7 @@ def sweep(
         seed=how.seed,
         temperature=how.temperature,
         repetition_penalty=how.repetition_penalty,
+        use_cache=not subject.sae.config.has_several_sites,
         progress=lambda trial: progress(next(done), n),
     )
     result = _strength_json(subject, suggestion, scaled, largest)

@@ -9,13 +9,15 @@ replacement: tokens of one document are not independent, documents are.
 Sums are float64 whatever the dtype of the activations.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from ..lm import Sites
 
 # Firing counts are [groups, d_sae]: [documents, d_sae] would not fit into memory.
 _N_GROUPS = 64
@@ -72,6 +74,37 @@ FIDELITY: dict[str, Definition] = {
         lambda s: s["recon_square"] / s["recon_dot_x"],
     ),
 }
+
+
+def fidelity_of(sites: Sites) -> dict[str, Definition]:
+    """`FIDELITY` for several sites: FVU and cosine of each, and their means over sites in the place
+    of one number for all, in which sites of large activations would decide."""
+    if len(sites) == 1:
+        return FIDELITY
+    means, single = {}, {}
+    for name in ("fvu", "cosine"):
+        of_one = {site: _at(FIDELITY[name], site) for site in sites.names}
+        single |= {f"{name}@{site}": definition for site, definition in of_one.items()}
+        means[name] = _mean_of(FIDELITY[name], list(of_one.values()))
+    return {**FIDELITY, **means, **single}
+
+
+def _at(d: Definition, site: str) -> Definition:
+    names = ("error", "spread", "cosine")
+    return d._replace(
+        id=f"{d.id}@{site}",
+        text=f"{d.text}; at {site} alone",
+        of=lambda s: d.of({**s, **{name: s[f"{name}@{site}"] for name in names}}),
+    )
+
+
+def _mean_of(d: Definition, of_sites: Sequence[Definition]) -> Definition:
+    return d._replace(
+        id=f"{d.id}.mean_of_sites",
+        text=f"mean over {len(of_sites)} sites of: {d.text}",
+        of=lambda s: torch.stack([each.of(s) for each in of_sites]).mean(dim=0),
+    )
+
 
 DENSITY: dict[str, Definition] = {
     "dead_share": Definition(
@@ -221,9 +254,13 @@ class RunningFidelity:
     """Fidelity of reconstructions and densities of latents, over any number of `update` calls.
 
     Memory: one [d] float64 vector and a few numbers per document, and [64, d_sae] firing counts.
+
+    Args:
+        sites: of the columns, if they are of several sites.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sites: Sites | None = None) -> None:
+        self._sites = sites or Sites([("", 0)])
         self._sums = DocumentSums()
         self._fired: Tensor | None = None  # [groups, d_sae]
         self._group_tokens = torch.zeros(_N_GROUPS, dtype=torch.float64)
@@ -240,9 +277,10 @@ class RunningFidelity:
         # Float32 counts exactly below 2^24; on a CPU it sums several times as fast as bool.
         fired = (latents != 0).float()
         active = fired.sum(dim=-1)
-        self._sums.add(
-            document, {"active": active, **_token_quantities(x.double(), recon.double())}
-        )
+        quantities = _token_quantities(x.double(), recon.double())
+        if len(self._sites) > 1:
+            quantities |= _quantities_at(self._sites, x.double(), recon.double())
+        self._sums.add(document, {"active": active, **quantities})
         if self._fired is None or self._l0_counts is None:
             self._fired = fired.new_zeros(_N_GROUPS, fired.shape[-1], dtype=torch.float64)
             self._l0_counts = fired.new_zeros(fired.shape[-1] + 1, dtype=torch.int64)
@@ -275,12 +313,19 @@ class RunningFidelity:
         mean = x.sum(dim=0) / tokens.sum()
         # Per document; summed over all documents it is sum |x|^2 - |sum x|^2 / n.
         sums["spread"] = square - 2 * (x @ mean) + tokens * mean.square().sum()
+        if len(self._sites) > 1:
+            means, parts = self._sites.split(mean), self._sites.split(x)
+            for site, of_site in means.items():
+                square = sums.pop(f"square@{site}")
+                spread = square - 2 * (parts[site] @ of_site) + tokens * of_site.square().sum()
+                sums[f"spread@{site}"] = spread
         return sums
 
     def compute(self, *, n_resamples: int = 1000, seed: int = 0) -> dict[str, Metric]:
-        """The metrics of `FIDELITY` and `DENSITY`, with intervals."""
+        """The metrics of `fidelity_of` the sites and of `DENSITY`, with intervals."""
+        definitions = fidelity_of(self._sites)
         return {
-            **estimate(FIDELITY, self.of_documents(), n_resamples=n_resamples, seed=seed),
+            **estimate(definitions, self.of_documents(), n_resamples=n_resamples, seed=seed),
             **self._density_metrics(n_resamples, seed),
         }
 
@@ -309,6 +354,17 @@ class RunningFidelity:
             )
             for name, d in DENSITY.items()
         }
+
+
+def _quantities_at(sites: Sites, x: Tensor, recon: Tensor) -> dict[str, Tensor]:
+    """By quantity and site, what the definitions of one site need."""
+    parts = zip(sites.split(x).items(), sites.split(recon).values(), strict=True)
+    found = {}
+    for (site, of_x), of_recon in parts:
+        quantities = _token_quantities(of_x, of_recon)
+        kept = ("error", "cosine", "square")
+        found |= {f"{name}@{site}": quantities[name] for name in kept}
+    return found
 
 
 def _token_quantities(x: Tensor, recon: Tensor) -> dict[str, Tensor]:

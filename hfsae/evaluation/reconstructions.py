@@ -10,8 +10,10 @@ from ..activations.harvest import refuse_not_finite
 from ..activations.source import ActivationBatch
 from ..lm import Autoencoder, cast_for, reads_of, writes_of
 from ..machine.refused import Refused
+from ..models import SAE
 from .metrics import RunningFidelity, density_histogram, estimate
 from .result import LOSSES, EvaluationArguments, EvaluationResult
+from .sites import SiteReading
 
 
 @torch.no_grad()
@@ -55,7 +57,12 @@ class Reconstructions:
 
     def __init__(self, saes: Mapping[str, Autoencoder], n_at_once: int) -> None:
         self.saes, self.n_at_once = saes, n_at_once
-        self.fidelity = {name: RunningFidelity() for name in saes}
+        self.fidelity = {name: RunningFidelity(writes_of(sae.config)) for name, sae in saes.items()}
+        self.reading = {
+            name: SiteReading(sae)
+            for name, sae in saes.items()
+            if isinstance(sae, SAE) and sae.config.has_several_sites
+        }
 
     def add(self, name: str, batch: ActivationBatch) -> Float[Tensor, "n d_out"]:
         """One SAE's reconstructions of a batch, which is not empty; they are added to its sums.
@@ -70,7 +77,11 @@ class Reconstructions:
             x_part = cast_for(sae, x_part)
             latents = sae.encode(x_part)
             recon = sae.decode(latents, x_part)
-            self.fidelity[name].update(target_part.to(recon.device), recon, latents, document_part)
+            of_part = target_part.to(recon.device), recon
+            if name in self.reading:
+                self.reading[name].add(x_part, latents)
+                of_part = self.reading[name].in_units(*of_part)
+            self.fidelity[name].update(*of_part, latents, document_part)
             recons.append(recon.to(target))
             if not recons[-1].isfinite().all():
                 raise Refused(
@@ -98,6 +109,8 @@ class Reconstructions:
         fidelity, losses = self.fidelity[name], dict(losses or {})
         config = self.saes[name].config
         metrics = fidelity.compute(**bootstrap)
+        if name in self.reading:
+            metrics |= self.reading[name].metrics(metrics["l0"].n_tokens)
         if losses:
             metrics |= estimate(LOSSES, losses, **bootstrap)
         return EvaluationResult(

@@ -25,7 +25,7 @@ from ..machine.refused import Refused
 from ..models import SAE
 from ..models.identity import DECODER, decoder_hash
 from .layout import NEAR, nearest_rows, plane
-from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
+from .logit_lens import FORMULA, LensTokens, last_written, lens_tokens, residual_directions
 from .resume import Resume
 from .store import COLUMNS, FeatureStore
 from .summary import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
@@ -99,7 +99,6 @@ def collect(
             (`hfsae.lm.contract`).
     """
     check_arguments("collect", lm, sae)
-    target = sae.config.writes.only_site
     tokenizer = tokenizer or tokenizer_of(lm)
     contract.hold(lm, sae, tokenizer)
     args = args or CollectArguments()
@@ -124,7 +123,8 @@ def collect(
         if progress is not None:
             progress(batch.input_ids.numel())
     _check_seen(seen, harvester)
-    directions = residual_directions(lm, sae.W_dec, target)
+    site, rows = last_written(sae)
+    directions = residual_directions(lm, rows, site)
     store = _build_store(sae, lm, tokenizer, seen, args, directions)
     kept.end()
     return store
@@ -213,8 +213,10 @@ def description(
 ) -> dict[str, Any]:
     """A store's meta.json: its origin, and the meaning of its columns."""
     places = ("model_name", "model_revision", "site", "target_site", "d_sae")
+    several = {"sites": sae.config.sites} if sae.config.sites else {}
     return {
         **{name: getattr(sae.config, name) for name in places},
+        **several,
         DECODER: decoder_hash(sae.W_dec),
         **sizes,
         "arguments": asdict(args),

@@ -99,14 +99,19 @@ def lens_of(lm: PreTrainedModel, sae: SAE, latent: int, k: int, n_vocab: int) ->
     Raises:
         ValueError: the SAE does not write to the residual stream.
     """
-    site = sae.config.writes.only_site
-    direction = residual_directions(lm, sae.W_dec[[latent]], site)
+    site, rows = last_written(sae)
+    direction = residual_directions(lm, rows[[latent]], site)
     if direction is None:
         raise Refused(
             f"site {site!r} does not write to the residual stream, so there is no logit lens; "
             "use an SAE that does, such as one at layers.12"
         )
     return lens_tokens(lm, direction, k, n_vocab)
+
+
+def last_written(sae: SAE) -> tuple[str, Float[Tensor, "d_sae d_site"]]:
+    """The last site that an SAE writes at, and its decoder rows there: what reaches the output."""
+    return list(sae.split(sae.W_dec).items())[-1]
 
 
 def residual_directions(

@@ -22,7 +22,7 @@ from ..lm import activations_read, cast_for, special_ids, unspared
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import check_latent
-from .logit_lens import output_embedding, residual_directions, through_final_norm
+from .logit_lens import last_written, output_embedding, residual_directions, through_final_norm
 from .store import FeatureStore
 
 K1, B = 1.2, 0.75  # BM25's usual constants (Robertson and Zaragoza 2009, section 3.2)
@@ -195,8 +195,8 @@ def promoting(lm: PreTrainedModel, sae: SAE, token_id: int, k: int = 20) -> list
         ValueError: the SAE does not write to the residual stream, or the token is not in the
             vocabulary.
     """
-    site = sae.config.writes.only_site
-    directions = residual_directions(lm, sae.W_dec, site)
+    site, rows = last_written(sae)
+    directions = residual_directions(lm, rows, site)
     W_U = output_embedding(lm)
     if directions is None:
         raise Refused(

@@ -146,6 +146,39 @@ def load(
     return sae.to(device=device, dtype=dtype)
 
 
+def load_set(
+    source: str | Path,
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> dict[str, SAE]:
+    """All SAEs of a folder or a repository by path, those of lower layers first.
+
+        transcoders = hfsae.load_set("runs/transcoders")   # trained with site layers.{10..15}...
+
+    Args:
+        subfolder: only those below it; paths stay whole.
+        revision, token, cache_dir, local_files_only, dtype, device: as for `load`.
+
+    Raises:
+        ValueError: there is none, or as for `load`.
+    """
+    hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    hub["local_files_only"] = local_files_only
+    inside = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+    entries = [e for e in list_saes(source, **hub) if f"{e.path}/".startswith(inside)]
+    if not entries:
+        raise Refused(f"{source} has no SAE{f' below {inside}' if inside else ''}; see list_saes")
+    entries.sort(key=lambda e: (math.inf if e.layer is None else e.layer, e.path))
+    how: dict[str, Any] = {**hub, "dtype": dtype, "device": device}
+    return {entry.path: load(source, subfolder=entry.path, **how) for entry in entries}
+
+
 def _one_device(device: Any, device_map: Any) -> Any:
     """The device that either argument names.
 

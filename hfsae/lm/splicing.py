@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from ..machine.refused import Refused
 from . import contract
-from .autoencoder import Autoencoder, HasConfig
-from .hooks import attach, own_passes, replaced
+from .autoencoder import Autoencoder, HasConfig, NamesSite
+from .hooks import attach, capture, own_passes, replaced
 from .sites import check_arguments, reads_of, unwrapped, writes_of
 
 
@@ -34,18 +34,35 @@ class Moment(NamedTuple):
 
 
 @contextmanager
-def intervene(lm: nn.Module, sae: HasConfig, write: Callable[[Moment], Tensor]) -> Iterator[None]:
+def intervene(
+    lm: nn.Module,
+    sae: HasConfig,
+    write: Callable[[Moment], Tensor],
+    *,
+    sites: Sequence[str] | None = None,
+) -> Iterator[None]:
     """Inside the block `write(moment)` replaces the activation that `sae` reconstructs.
 
-    For a transcoder this is the activation at its `target_site`, else at its `site`.
+    For a transcoder this is the activation at its `target_site`, else at its `site`. An SAE of
+    several sites reads all of them before it writes at the first, so that the model runs twice: a
+    pass that is read, and then the pass that is written. Its `moment` has the activations of the
+    first pass side by side; where `write` leaves them as they are, the second pass keeps its own.
+
+    Args:
+        sites: those of an SAE of several sites at which to write; None: all.
 
     Raises:
-        ValueError: the SAE names no site or several, or is not for this model (`contract`); or, in
-            the forward pass, the target runs before the site, or the model's last hidden state has
-            NaN or infinity.
+        ValueError: the SAE names no site, or is not for this model (`contract`); or, in the forward
+            pass, the target runs before the site, the model's last hidden state has NaN or
+            infinity, or, with several sites, there is a KV cache.
     """
-    site, target = reads_of(sae.config).only_site, writes_of(sae.config).only_site
     contract.hold(lm, sae, dropout="warning")
+    if len(reads_of(sae.config)) > 1:
+        with _intervene_in_two_passes(lm, sae, write, chosen_sites(sae.config, sites)):
+            yield
+        return
+    chosen_sites(sae.config, sites)
+    site, target = reads_of(sae.config).only_site, writes_of(sae.config).only_site
     current = threading.local()  # source, input_ids and n_cached of a thread's forward pass
 
     def read(x: Tensor) -> None:
@@ -67,6 +84,67 @@ def intervene(lm: nn.Module, sae: HasConfig, write: Callable[[Moment], Tensor]) 
         yield
 
 
+def chosen_sites(config: NamesSite, sites: Sequence[str] | None) -> list[str]:
+    """The sites at which to write: those given, or all that the SAE reconstructs.
+
+    Raises:
+        ValueError: one is none of the SAE's, or there is none.
+    """
+    own = list(writes_of(config).names)
+    if sites is None:
+        return own
+    if isinstance(sites, str) or not sites or not {*sites} <= {*own}:
+        raise Refused(f"sites is {sites!r}; give a list of this SAE's sites: {', '.join(own)}")
+    return [site for site in own if site in sites]
+
+
+@contextmanager
+def _intervene_in_two_passes(
+    lm: nn.Module, sae: HasConfig, write: Callable[[Moment], Tensor], chosen: Sequence[str]
+) -> Iterator[None]:
+    current, writes = threading.local(), writes_of(sae.config)
+    model = unwrapped(lm)
+    takes = signature(model.base_model.forward).parameters
+    no_cache = {"use_cache": False} if "use_cache" in takes else {}
+
+    def first_pass(module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        if kwargs is None or not passes.own() or getattr(current, "is_first", False):
+            return
+        if any(hasattr(value, "get_seq_length") for value in kwargs.values()):
+            raise Refused(
+                f"this SAE reads {len(writes)} sites ({writes}) before it writes, which needs the "
+                "whole text in each pass: give use_cache=False, as in generate(use_cache=False)"
+            )
+        current.is_first = True
+        try:
+            with capture(lm, writes.names, stop_early=True) as activations:
+                module(*args, **{**kwargs, **no_cache})
+        finally:
+            current.is_first = False
+        x = cast_for(sae, writes.joined(activations))
+        new = write(Moment(x, x, current.input_ids, 0))
+        halves = zip(writes.split(new).items(), writes.split(x).values(), strict=True)
+        current.new = {site: (part, (part != old).any(dim=-1)) for (site, part), old in halves}
+
+    def replace(site: str, x: Tensor) -> Tensor:
+        part, changed = current.new[site]
+        return torch.where(changed[..., None].to(x.device), part.to(x), x)
+
+    def is_second() -> bool:
+        return passes.reached() and not getattr(current, "is_first", False)
+
+    with ExitStack() as hooks:
+        passes = hooks.enter_context(own_passes(", ".join(chosen)))
+        hooks.callback(_note_tokens(model, sae, current, passes.own).remove)
+        look = model.base_model.register_forward_pre_hook(first_pass, with_kwargs=True)
+        hooks.callback(look.remove)
+        for site in chosen:
+            visit = partial(replaced, site, partial(replace, site))
+            hooks.callback(attach(lm, site, visit, is_second).remove)
+        hooks.callback(_refuse_not_finite(model, ", ".join(chosen), passes.own).remove)
+        yield
+
+
 @contextmanager
 def splice(
     lm: nn.Module,
@@ -79,7 +157,8 @@ def splice(
 ) -> Iterator[None]:
     """Inside the block the model runs on the SAE's reconstruction at `sae.config.site`.
 
-    A transcoder reads at `site` and writes at `target_site`. Works under `generate` as well.
+    A transcoder reads at `site` and writes at `target_site`. Works under `generate` as well; with
+    an SAE of several sites under `generate(use_cache=False)`, see `intervene`.
 
     Args:
         sae: anything with `encode(x)`, `decode(latents, x)`, `config.site`; x is cast for it.
@@ -92,11 +171,11 @@ def splice(
             padding, on which SAEs are not trained; (): replace all tokens.
 
     Raises:
-        ValueError: the SAE names no site or several; or, in the forward pass, `keep` has another
-            shape than the activation, or the target runs before the site.
+        ValueError: the SAE names no site; or, in the forward pass, `keep` has another shape than
+            the activation, or any reason of `intervene`.
     """
     check_arguments("splice", lm, sae)
-    place = writes_of(sae.config).only_site
+    place = str(writes_of(sae.config))
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
 
     def write(moment: Moment) -> Tensor:

@@ -94,7 +94,7 @@ def find_sae(
                 "model=)"
             )
     recipe = changed(base, given)
-    names_all = sae.config.site is not None
+    names_all = sae.config.where is not None
     _complete(sae, known.get("site"), recipe.lm.name, str(choice["source"]))
     if not names_all and origin != target:
         origin = None  # its config is written anew, with the site
@@ -153,8 +153,9 @@ def chosen(source: str | Path, **options: object) -> dict[str, Any]:
 def _complete(sae: SAE, site: str | None, lm_name: str, source: str) -> None:
     """Put the site and the language model into the config of an SAE that does not name them."""
     config = sae.config
-    config.site = config.site or site
-    if config.site is None:
+    if config.sites is None:
+        config.site = config.site or site
+    if config.where is None:
         raise Refused(
             f"{source} does not name its site; give --site (in Python site=), such as 'layers.12'"
         )
@@ -289,10 +290,11 @@ def load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
 
 
 def _put_at(sae: SAE, site: str | None, source: str) -> None:
-    if sae.config.site is None:
-        sae.config.site = site
-    elif site not in (None, sae.config.site):
-        raise Refused(f"{source} was trained at {sae.config.site}, not at {site}; leave out --site")
+    config = sae.config
+    if config.where is None:
+        config.site = site
+    elif site not in (None, config.where):
+        raise Refused(f"{source} was trained at {config.where}, not at {site}; leave out --site")
 
 
 def place(choice: Mapping[str, Any], output: str | Path | None) -> tuple[Path, Path | None]:

@@ -47,6 +47,7 @@ from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
 from .folding import fold_decoder_norms
+from .places import Places
 from .strict import Strict
 
 
@@ -107,7 +108,7 @@ class ForwardParts(NamedTuple):
         return values.sum() / self.n_tokens
 
 
-class SAE(Strict):
+class SAE(Places, Strict):
     """Base of all variants. A variant defines `activate` and, if it has any, `sparsity_losses`.
 
     Parameters: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out] with unit-norm rows, b_dec
@@ -170,7 +171,7 @@ class SAE(Strict):
             return
         init.kaiming_uniform_(self.W_dec)  # transformers.initialization skips loaded tensors
         norm = 1.0 if self.config.unit_norm_decoder else INITIAL_FREE_NORM
-        init.copy_(self.W_dec, norm * nn.functional.normalize(self.W_dec, dim=-1))
+        init.copy_(self.W_dec, norm * self.first_rows(self.W_dec))
         if self.config.is_transcoder or self.config.d_in != self.config.d_out:
             init.kaiming_uniform_(self.W_enc, mode="fan_out")  # of x @ W_enc, whose fan-in is d_in
         else:
@@ -183,7 +184,7 @@ class SAE(Strict):
     def extra_repr(self) -> str:
         """Widths and site, for `print(sae)`."""
         c = self.config
-        where = f"{c.site}{f' -> {c.target_site}' if c.is_transcoder else ''}"
+        where = f"{c.where}{f' -> {c.target_site}' if c.is_transcoder else ''}"
         return f"d_in={c.d_in}, d_sae={c.d_sae}, d_out={c.d_out}, site={where} of {c.model_name}"
 
     @torch.no_grad()
@@ -204,25 +205,6 @@ class SAE(Strict):
     def decoder_rows(self) -> Float[Tensor, "d_sae d_out"]:
         """What each latent writes: W_dec, row i of latent i."""
         return self.W_dec
-
-    def row_norms(self, rows: Float[Tensor, "n d_out"]) -> Float[Tensor, " n"]:
-        """Norms of decoder rows, which training holds at 1 or penalises."""
-        return torch.linalg.vector_norm(rows, dim=-1)
-
-    @property
-    def latent_scale(self) -> float:
-        """The unit of latents, raw units: stored thresholds and b_enc are multiplied by it."""
-        return self.config.latent_scale
-
-    @property
-    def read_scale(self) -> float | Float[Tensor, " d_in"]:
-        """The scale c of what is read, raw units; for several sites, of each column."""
-        return float(self.config.activation_scale or 1.0)
-
-    @property
-    def write_scale(self) -> float | Float[Tensor, " d_out"]:
-        """The scale c of what is written, raw units: b_dec is multiplied, errors divided by it."""
-        return self.latent_scale
 
     def to_saelens(self) -> Any:
         """The same function as a `sae_lens.SAE`: see `hfsae.convert.saelens.to_sae_lens_object`."""
@@ -250,7 +232,7 @@ class SAE(Strict):
         if x.shape[-1] != self.config.d_in:
             raise Refused(
                 f"this SAE reads activations of width {self.config.d_in}, got {tuple(x.shape)}: "
-                f"check that they come from {self.config.site} of the model it was trained on"
+                f"check that they come from {self.config.where} of the model it was trained on"
             )
         x = self._normalised(self._cast(x))
         if self.config.subtract_b_dec:
@@ -353,6 +335,8 @@ class SAE(Strict):
 
     def _completed(self, recon: Tensor, x: Tensor | None) -> Tensor:
         """Add what does not come from latents: the bias, a skip connection, the token's norm."""
+        if self.config.has_column_scales:
+            recon = recon * (self.write_scale / self.latent_scale)
         recon = recon + self.write_scale * self.b_dec
         if not self.config.decodes_with_input:
             return recon
@@ -403,6 +387,8 @@ class SAE(Strict):
             if x.numel() == 0:
                 raise Refused(f"x {[*x.shape]} holds no tokens, but the loss is their mean")
         schedule = schedule._replace(training=return_loss and self.training)
+        target = x if target is None else target
+        x = self.with_sites_hidden(x) if schedule.training else x
         at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
         pre_acts = self._project(x, at)
         latents = self.activate(pre_acts, schedule, at)
@@ -410,7 +396,7 @@ class SAE(Strict):
             recon = self._combine(latents, x, at)
             return SAEOutput(recon=recon, latents=latents, pre_acts=pre_acts, at=at)
         *nested, recon = self._reconstructions(latents, x, at)
-        error = ((x if target is None else target).float() - recon.float()) / self.write_scale
+        error = (target.float() - recon.float()) / self.write_scale
         mse = error.square().sum(dim=-1).mean()
         parts = ForwardParts(x, pre_acts, latents, recon, error, at, nested)
         losses = {"mse": mse, **self.sparsity_losses(parts, schedule)}
@@ -437,7 +423,8 @@ class SAE(Strict):
         Does nothing if norms are free."""
         if self.W_dec.grad is not None and self.config.unit_norm_decoder:
             for grad, rows in blocks(self.W_dec.grad, self.W_dec):
-                grad.addcmul_((grad * rows).sum(dim=-1, keepdim=True), rows, value=-1)
+                normals = self.normals(rows)
+                grad.addcmul_((grad * normals).sum(dim=-1, keepdim=True), normals, value=-1)
 
     @torch.no_grad()
     def after_step_(self) -> None:
@@ -462,12 +449,13 @@ class SAE(Strict):
         config = copy.deepcopy(self.config)
         config.activation_scale = 1.0
         config.target_scale = 1.0 if self.config.is_transcoder else None
+        config.scales_folded = self.config.has_several_sites and bool(config.site_scales)
         config.subtract_b_dec = False
         state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         self._fold_(state, config)
-        if not config.unit_norm_decoder:
-            state = fold_decoder_norms(state)
         folded = type(self)(config)
+        if not config.unit_norm_decoder:
+            state = fold_decoder_norms(state, folded.row_norms)
         folded.load_state_dict({k: v.contiguous() for k, v in state.items()})
         folded.to(self.device, self.dtype)
         return folded.train(self.training)
@@ -476,9 +464,11 @@ class SAE(Strict):
         """Rewrite `state` and `config` in place; variants extend it for what they add."""
         if self.config.subtract_b_dec:
             state["b_enc"] -= state["b_dec"] @ state["W_enc"]
-        if self.config.is_transcoder:
+        if self.config.is_transcoder or self.config.has_column_scales:
             for name in {"W_enc", "W_skip"} & {*state}:
                 state[name].T.mul_(self.latent_scale / self.read_scale)
+        if self.config.has_column_scales:
+            state["W_dec"] *= self.write_scale / self.latent_scale
         state["b_enc"] *= self.latent_scale
         state["b_dec"] *= self.write_scale
 

@@ -1,20 +1,17 @@
-"""The config that all sparse autoencoders share, and its checks."""
+"""The config that all sparse autoencoders share, and its checks; `site_fields` has its places."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
 from ..lm import weights_sketch
-from ..lm.sites import Sites
-from ..machine.former import warn_of_former
 from ..machine.refused import Refused, closest
+from .site_fields import Number, SiteFields
 
-Number = int | float
 
-
-class SAEConfig(PreTrainedConfig):
+class SAEConfig(SiteFields):
     """Architecture, loss coefficients, and the site in a language model where the SAE belongs.
 
     Keyword arguments only; unknown ones are an error, with the nearest field named.
@@ -33,15 +30,7 @@ class SAEConfig(PreTrainedConfig):
     dense_copies: ClassVar[float] = 4.3
     """[batch, d_sae] tensors alive at the peak of a dense training step (scripts/bench/plan.py)"""
 
-    d_in: int
     d_sae: int
-    d_out: int = 0
-    """width of the reconstruction; 0: the same as d_in"""
-    activation_scale: Number | None = None
-    """c, raw units: root of the mean squared norm at `site`, or of the mean squared distance from
-    the mean (training.unit). None: not estimated, taken as 1"""
-    target_scale: Number | None = None
-    """the same at `target_site`; activation_scale unless this is a transcoder"""
     subtract_b_dec: bool = False
     """encode x - b_dec instead of x (Gemma Scope trains so); `folded()` moves it into b_enc"""
     skip_connection: bool = False
@@ -52,10 +41,6 @@ class SAEConfig(PreTrainedConfig):
     target_l0: Number | None = None
     """the trainer adjusts the sparsity coefficients so that L0 ends here, unless the loss does that
     itself (JumpReLU's l0_loss="quadratic"); None: coefficients are fixed"""
-    site: str | None = None
-    """place in the language model, as in `hfsae.capture`: 'layers.12', 'layers.12.mlp:in', ..."""
-    target_site: str | None = None
-    """site that is reconstructed; the same as `site` unless this is a transcoder"""
     model_name: str | None = None
     """Hub id of the language model"""
     model_revision: str | None = None
@@ -141,6 +126,7 @@ class SAEConfig(PreTrainedConfig):
         self.require_positive("d_in", "d_sae", "d_out", "activation_scale", "target_scale")
         if self.is_transcoder and self.subtract_b_dec:
             raise Refused("subtract_b_dec=True: a transcoder's b_dec lies in another space than x")
+        self.check_sites()
         self._check_token_norm()
         if self.model_weights is not None:
             weights_sketch.parse(self.model_weights)
@@ -157,10 +143,12 @@ class SAEConfig(PreTrainedConfig):
     def _check_token_norm(self) -> None:
         if self.token_norm == "none":
             return
-        if self.is_transcoder or self.skip_connection or self.activation_scale not in (None, 1):
+        has_scale = self.sites is not None or self.activation_scale not in (None, 1)
+        if self.is_transcoder or self.skip_connection or has_scale:
             raise Refused(
                 f"token_norm={self.token_norm!r} already sets each token's norm: it needs an "
-                "activation_scale of 1 or none, no target_site and no skip_connection"
+                "activation_scale of 1 or none, a single site, no target_site and no "
+                "skip_connection"
             )
 
     def require_positive(self, *names: str) -> None:
@@ -202,46 +190,6 @@ class SAEConfig(PreTrainedConfig):
     def decodes_with_input(self) -> bool:
         """Whether decoding needs the input as well as the latents."""
         return self.skip_connection or self.token_norm != "none"
-
-    @property
-    def is_transcoder(self) -> bool:
-        """Whether the SAE reconstructs another site than it reads."""
-        return self.target_site is not None and self.target_site != self.site
-
-    @property
-    def latent_scale(self) -> float:
-        """The unit of latents and thresholds, raw units: c of the site that is reconstructed."""
-        target = self.target_scale if self.is_transcoder else None
-        return float(target or self.activation_scale or 1.0)
-
-    def fill_scales(self, read: Sequence[float], written: Sequence[float]) -> None:
-        """Set the scales that are None to sizes of activations, one for each site of `reads` and of
-        `writes`, raw units."""
-        if self.activation_scale is None:
-            (self.activation_scale,) = read
-        if self.is_transcoder and self.target_scale is None:
-            (self.target_scale,) = written
-
-    @property
-    def reads(self) -> Sites:
-        """The sites that the SAE reads, with their widths, in the order of its input's columns.
-
-        Raises:
-            ValueError: the config names no site.
-        """
-        return Sites.one(self.site, self.d_in)
-
-    @property
-    def writes(self) -> Sites:
-        """The sites that the SAE reconstructs, in the same way; the same as `reads` unless it is a
-        transcoder."""
-        return Sites.one(self.site and (self.target_site or self.site), self.d_out)
-
-    @property
-    def places(self) -> tuple[str, str]:
-        """The former name of `reads.only_site` and `writes.only_site`."""
-        warn_of_former("config.places", "config.reads and config.writes")
-        return self.reads.only_site, self.writes.only_site
 
 
 def l0_goal(fields: Mapping[str, Any]) -> Number | None:

@@ -1,12 +1,20 @@
 """Weights of SAEs whose decoder rows have norms of their own, rewritten with rows of norm 1."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 
-def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _length(rows: Tensor) -> Tensor:
+    return rows.norm(dim=-1)
+
+
+def fold_decoder_norms(
+    state: dict[str, Tensor], norms_of: Callable[[Tensor], Tensor] = _length
+) -> dict[str, Tensor]:
     """Weights with decoder rows of norm 1, latents scaled up: the same reconstructions."""
-    norms = state["W_dec"].norm(dim=-1)
+    norms = norms_of(state["W_dec"])
     # Folded rows differ from norm 1 by rounding: left alone, so folding twice changes nothing.
     norms = torch.where((norms - 1).abs() < 1e-6, 1.0, norms).clamp(min=1e-12)
     names = ("W_enc", "b_enc", "b_mag", "threshold")

@@ -382,7 +382,14 @@ def _attempts(
     tokens = {name: rows.repeat(len(some), 1) for name, rows in texts.tokens.items()}
     each = [candidate for candidate in some for _ in range(n_rows)]
     block = model.each_steered([c.latent for c in each], [c.strength for c in each])
-    kls, generated = sampled_kl(model.lm, tokens, block, n_tokens, _sampling(len(some)))
+    kls, generated = sampled_kl(
+        model.lm,
+        tokens,
+        block,
+        n_tokens,
+        _sampling(len(some)),
+        use_cache=not model.sae.config.has_several_sites,
+    )
     groups = zip(some, kls.split(n_rows), generated.split(n_rows), strict=True)
     for candidate, kl, rows in groups:
         before = _firings(model, candidate.latent, texts.plain)
@@ -451,6 +458,7 @@ def _written(model: Model, attempt: Attempt) -> Iterator[Pair]:
             model.ids(attempt.prompt),
             lambda phase: model.steered(latent, strength),
             Sampling(seed=seed),
+            cached=not model.sae.config.has_several_sites,
         )
         yield pair
 

@@ -16,7 +16,7 @@ from .stages import run
 
 def train(
     model: str | None = None,
-    site: str | None = None,
+    site: str | Sequence[str] | None = None,
     dataset: str | Path | Sequence[str] | Columns | None = None,
     *,
     activations: str | Path | Sequence[str] | None = None,
@@ -40,7 +40,8 @@ def train(
     Args:
         model: Hub id or folder of a causal language model, or a .gguf file.
         site: where activations are read: "layers.12" is the residual stream after block 12,
-            "layers.12.mlp" its MLP's output, "layers.12.self_attn.o_proj:in" its heads' outputs.
+            "layers.12.mlp" its MLP's output, "layers.12.self_attn.o_proj:in" its heads' outputs. A
+            list: one SAE over all of them (a crosscoder).
         dataset: a .txt, .jsonl or .parquet file, a folder of them, a Hub data set, packaged texts
             ("packaged:wiki"), a list of texts, or a `datasets.Dataset` (its text.text_column).
         activations: in the place of model and dataset: .safetensors, .npy or .parquet files of
@@ -67,19 +68,25 @@ def train(
         base = _with_files("activations" if recipe == "quickstart" else recipe, activations)
     else:
         raise Refused("activations stand in the place of model and dataset; give one of them")
-    fields = {"site": site, "d_sae": d_sae, "target_l0": target_l0, **sae}
+    fields = {**_placed(site), "d_sae": d_sae, "target_l0": target_l0, **sae}
     given = {name: value for name, value in fields.items() if value is not None}
     budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}
     training = replace(base.training, output_dir=str(output_dir), **budget)
-    whole = replace(base, sae={**base.sae, **given}, training=training)
+    former = {k: v for k, v in base.sae.items() if k not in ("site", "sites") or site is None}
+    whole = replace(base, sae={**former, **given}, training=training)
     of = "activations" if model is None else f"{model=}"
     return load_trained(run(whole, command=f"hfsae.train({of}, ...)")[0])
+
+
+def _placed(site: str | Sequence[str] | None) -> dict[str, object]:
+    """The field of the SAE's config that a place, or several, is the value of."""
+    return {"site": site} if isinstance(site, str | None) else {"sites": list(site)}
 
 
 def _with_text(
     recipe: Recipe | str | Path,
     model: str | None,
-    site: str | None,
+    site: str | Sequence[str] | None,
     dataset: str | Path | Sequence[str] | Columns | None,
 ) -> Recipe:
     if model is None or site is None or dataset is None:

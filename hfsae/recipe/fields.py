@@ -33,6 +33,7 @@ from ..models.registry import IMPORT_HINT, refuse_configs_alone
 from ..packaged import packaged_labels
 from ..training import TrainingArguments
 from ..training.identity import FREE, SHARED
+from .shorthand import spelt
 from .sizes import AUTO, Count, Sizes, sizes_of
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class Recipe:
     recipe's file is for its own language model: with another lm.name it has to be given, too."""
 
     def __post_init__(self) -> None:
+        self.sae, self.saes = spelt(self.sae, self.saes)
         check_seed("seed", self.seed)
         for name in ("collect_tokens", "explain_tokens"):
             if (n_tokens := getattr(self, name)) == AUTO:
@@ -204,7 +206,9 @@ class Recipe:
     @property
     def sites(self) -> list[str]:
         """All sites and target sites, each once."""
-        every = [f.get(k) for f in self.sae_fields().values() for k in ("site", "target_site")]
+        several = self.sae_fields().values()
+        every = [at for f in several for at in (f.get("site"), f.get("target_site"))]
+        every += [at for f in several for at in f.get("sites") or ()]
         return list(dict.fromkeys(site for site in every if site))
 
 
@@ -249,11 +253,16 @@ def make_configs(
         for key in ("site", "target_site"):
             if not isinstance(fields.get(key), str | None):
                 raise Refused(f"sae.{key} must be text, such as 'layers.12', got {fields[key]!r}")
-        places = {"d_in": fields["site"]}
+        places = {"d_in": [fields["site"]] if fields.get("site") else fields["sites"]}
         if fields.get("target_site"):
-            places["d_out"] = fields["target_site"]
-        for key, site in places.items():
-            width = model[site] if isinstance(model, Mapping) else site_width(model, site)
+            places["d_out"] = [fields["target_site"]]
+        for key, sites in places.items():
+            widths = [
+                model[s] if isinstance(model, Mapping) else site_width(model, s) for s in sites
+            ]
+            if len(sites) > 1:
+                fields.setdefault("widths", widths)
+            width, site = sum(widths), ", ".join(sites)
             if fields.setdefault(key, width) != width:
                 whose = recipe.lm.name if of_model else "activations.files"
                 raise Refused(
@@ -325,7 +334,7 @@ def check_given(recipe: Recipe) -> None:
     """
     _check_kind(recipe)
     for fields in recipe.sae_fields().values():
-        if fields.get("site") is None:
+        if fields.get("site") is None and not fields.get("sites"):
             example = "'layers.12'" if recipe.kind != "files" else "the name of a tensor in them"
             raise Refused(
                 "the recipe's sae section names no site; name a recipe file, or give sae.site, as "

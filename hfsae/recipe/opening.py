@@ -25,7 +25,8 @@ def with_lone_site(recipe: Recipe) -> Recipe:
     Raises:
         ValueError: the files cannot be read.
     """
-    is_open = any(fields.get("site") is None for fields in recipe.sae_fields().values())
+    several = recipe.sae_fields().values()
+    is_open = any(not fields.get("site") and not fields.get("sites") for fields in several)
     if recipe.kind != "files" or not is_open:
         return recipe
     sites = sites_in(recipe.activations)

@@ -77,6 +77,7 @@ def steer(
     error_term: bool = True,
     scope: Scope = "all",
     spare_tokens: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
 ) -> Iterator[None]:
     """Inside the block the model runs on changed latents; modes and units: see the module.
 
@@ -105,6 +106,8 @@ def steer(
             of `generate`, padding included, however it decodes. Outside of `generate` tokens that
             come one at a time with a KV cache, or extend the last pass by one, are generated.
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
+        sites: of an SAE of several sites, those at which to write; None: all. Such an SAE works
+            under `generate(use_cache=False)` alone (`hfsae.lm.intervene`).
 
     Raises:
         ValueError: no latent, or an invalid latent, strength, mode, unit or scope; the unit "max"
@@ -122,7 +125,7 @@ def steer(
     ]
     with ExitStack() as blocks:
         for steering in steerings:
-            blocks.enter_context(intervene(lm, steering.sae, steering.write))
+            blocks.enter_context(intervene(lm, steering.sae, steering.write, sites=sites))
         if scope != "all":
             blocks.enter_context(noting_prompts(lm))
         yield
@@ -136,7 +139,7 @@ def _aligned(
 ) -> tuple[Sequence[SAE], Sequence[Edits], Sequence[Maxima | None]]:
     """The SAEs, and the edits and maxima of each."""
     is_several = isinstance(sae, list | tuple)
-    sae = [_uncompiled(one) for one in sae] if is_several else _uncompiled(sae)
+    sae = [_plain(one) for one in sae] if is_several else _plain(sae)
     if isinstance(sae, SAE):
         edits = _edits(latents, mode)
         return [sae], [edits], [cast("Maxima | None", max_activations)]
@@ -174,9 +177,11 @@ def _edits(latents: object, mode: Mode) -> Edits:
     )
 
 
-def _uncompiled(sae: Any) -> Any:
-    """The SAE without `torch.compile`: inside a block nothing runs compiled."""
-    return sae._modules.get("_orig_mod", sae) if isinstance(sae, nn.Module) else sae
+def _plain(sae: Any) -> Any:
+    """The SAE without `torch.compile`, as inside a block nothing runs compiled, and with rows in
+    raw units at each of several sites."""
+    sae = sae._modules.get("_orig_mod", sae) if isinstance(sae, nn.Module) else sae
+    return sae.folded() if isinstance(sae, SAE) and sae.config.has_column_scales else sae
 
 
 class Resolved(NamedTuple):

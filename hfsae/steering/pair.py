@@ -95,12 +95,13 @@ class _Stream:
         eos: set[int],
         *,
         keeps_logits: bool,
+        cached: bool = True,
     ):
-        self.lm, self.sampling, self.eos = lm, sampling, eos
-        self.cache = DynamicCache(config=lm.config)
+        self.lm, self.sampling, self.eos, self.cached = lm, sampling, eos, cached
+        cache = {cache_name(lm): DynamicCache(config=lm.config)} if cached else {}
         self.fed, self.ids, self.new = 0, list(ids), []
         self.logits: list[Tensor] | None = [] if keeps_logits else None
-        self.options: dict[str, Any] = {cache_name(lm): self.cache, "use_cache": True}
+        self.options: dict[str, Any] = {**cache, "use_cache": cached}
         self.penalise = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
 
     @property
@@ -114,7 +115,8 @@ class _Stream:
 
     def step(self, noise: Float[Tensor, " vocab"]) -> None:
         """Run the model on the unread tokens and sample one; noise: independent Gumbel numbers."""
-        fresh = torch.tensor([self.ids[self.fed :]], device=self.lm.device)
+        unread = self.ids[self.fed :] if self.cached else self.ids
+        fresh = torch.tensor([unread], device=self.lm.device)
         out = self.lm(input_ids=fresh, **self.options)
         logits = out.logits[0, -1].float().cpu()
         self.fed = len(self.ids)
@@ -140,6 +142,7 @@ def generate_pair(
     stopped: Callable[[], bool] = lambda: False,
     *,
     plain_ids: Sequence[int] | None = None,
+    cached: bool = True,
 ) -> Iterator[Pair]:
     """Generate both texts: yields a `Pair` after every token, and once more with `done` at the end.
 
@@ -149,6 +152,8 @@ def generate_pair(
         stopped: called after every token; True ends the texts.
         plain_ids: the unsteered text's own prompt, such as a conversation with other answers;
             None: the same.
+        cached: whether the steered text is read with a KV cache; not with an SAE of several sites,
+            which needs the whole text in each pass (`hfsae.lm.intervene`).
 
     Raises:
         ValueError: the prompt is empty, or too long for the model.
@@ -159,7 +164,7 @@ def generate_pair(
         _check_room(lm, len(ids), sampling.max_new_tokens)
     eos = _eos_ids(lm, tokenizer)
     plain = _Stream(lm, plain_ids, sampling, eos, keeps_logits=False)
-    steered = _Stream(lm, prompt_ids, sampling, eos, keeps_logits=True)
+    steered = _Stream(lm, prompt_ids, sampling, eos, keeps_logits=True, cached=cached)
     generator = torch.Generator().manual_seed(sampling.seed)
     while not (plain.finished and steered.finished):
         uniform = torch.rand(_vocabulary(lm), generator=generator, dtype=torch.float64)

@@ -106,6 +106,7 @@ def suggest_strength(
     seed: int = 0,
     temperature: float = 1.0,
     repetition_penalty: float = 1.0,
+    use_cache: bool = True,
     progress: Callable[[Trial], object] | None = None,
 ) -> Suggestion:
     """The largest strength with steered texts within a KL budget and a repetition budget.
@@ -129,6 +130,7 @@ def suggest_strength(
         temperature: of the sampling; the KL compares distributions at temperature 1.
         repetition_penalty: of the sampling, as in transformers: above 1, earlier tokens become less
             likely.
+        use_cache: False for an SAE of several sites (`hfsae.lm.intervene`).
         progress: called after each trial, in place of the progress bar; an exception ends the
             sweep.
 
@@ -142,7 +144,9 @@ def suggest_strength(
     def attempt(strength: float) -> Trial:
         block = steered(strength) if strength else nullcontext()
         sampling = SeededSampling(seed, temperature)
-        kls, generated = sampled_kl(lm, tokens, block, n_tokens, sampling, repetition_penalty)
+        kls, generated = sampled_kl(
+            lm, tokens, block, n_tokens, sampling, repetition_penalty, use_cache=use_cache
+        )
         kl, again = float(kls.mean()), repetition(generated)
         within = (max_kl is None or kl <= max_kl) and (
             max_repetition is None or again <= max_repetition
@@ -198,12 +202,15 @@ def sampled_kl(
     n_tokens: int,
     sampling: SeededSampling,
     repetition_penalty: float = 1.0,
+    *,
+    use_cache: bool = True,
 ) -> tuple[Float[Tensor, " rows"], Int[Tensor, "rows n_tokens"]]:
     """KL(steered || unsteered) along texts sampled from the steered model, nats a token; and these
     texts."""
     ids = tokens["input_ids"].to(lm.device)
     mask = tokens.get("attention_mask", torch.ones_like(ids)).to(lm.device)
     config = GenerationConfig(
+        use_cache=use_cache,
         max_new_tokens=n_tokens,
         min_new_tokens=n_tokens,
         do_sample=False,

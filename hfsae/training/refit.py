@@ -58,7 +58,7 @@ def refit_(
     state = sae.state_dict()
     state["b_dec"] = state["b_dec"] + (sums.errors - sums.latents @ change) / n
     state["W_dec"] = state["W_dec"] + change
-    sae.load_state_dict(fold_decoder_norms(state))
+    sae.load_state_dict(fold_decoder_norms(state, sae.row_norms))
     sae.settle_(x[:_AT_ONCE].to(sae.device).float())
 
 

@@ -226,7 +226,7 @@ class Run:
         config = self.sae.config
         return {
             "sae": {name: self._kept(whole(x)) for name, x in self.sae.state_dict().items()},
-            "scales": [config.activation_scale, config.target_scale],
+            "scales": [config.activation_scale, config.target_scale, config.site_scales],
             "moments": self.optimiser.moments(self._kept),
             "sparsity": self.control.factor,
             "variance": self.variance,
@@ -247,7 +247,9 @@ class Run:
         for name, p in self.sae.named_parameters():
             local(p.detach()).copy_(part(state["sae"][name], like=p))
         self.optimiser.load_moments(state["moments"])
-        self.sae.config.activation_scale, self.sae.config.target_scale = state["scales"]
+        config, (c, of_target, *of_sites) = self.sae.config, state["scales"]
+        config.activation_scale, config.target_scale = c, of_target
+        config.site_scales = of_sites[0] if of_sites else None  # not in older checkpoints
         self.control.factor, self.variance = state["sparsity"], state["variance"]
         self.kind.is_sparse = state["is_sparse"]
         self.tokens_since_fired = state["tokens_since_fired"].to(device)

@@ -51,11 +51,18 @@ def start_(
         share = leading_share(whole(few[0]))
         for sentence in diagnose_start(share, whitening=args.init_whitening):
             logger.warning("%s", sentence)
-        x = whole(x - means[0])
-        _turn_to_data_(sae, args, x, whole(target - means[1]) if config.is_transcoder else x)
+        x = _in_unit(whole(x - means[0]), sae.read_scale)
+        goal = whole(target - means[1]) if config.is_transcoder else x
+        _turn_to_data_(sae, args, x, goal)
     if args.init_encoder_scale != 1:
         sae.encoder_rows().mul_(args.init_encoder_scale)
-    return float(centred[1].square().sum(-1).mean()) / float(sae.write_scale) ** 2
+    left = _in_unit(centred[1], sae.write_scale).square().sum(-1).mean()
+    return float(left) / (1 if config.has_column_scales else sae.latent_scale**2)
+
+
+def _in_unit(x: Float[Tensor, "n d"], scale: float | Float[Tensor, " d"]) -> Float[Tensor, "n d"]:
+    """Activations in their sites' units, where they have several; else as they are."""
+    return x if isinstance(scale, float) else x / scale
 
 
 def _sizes(sites: Sites, x: Float[Tensor, "n d"]) -> list[float]:
@@ -83,6 +90,8 @@ def _turn_to_data_(
         start = whole(weight)
         turned = directions(torch.lerp(directions(start), turn, share))
         norms = start.norm(dim=1, keepdim=True)
+        if sae.config.sums_norms and turn is rows:
+            norms = (sae.row_norms(start) / sae.row_norms(turned))[:, None]
         local(weight).copy_(part(norms * turned, like=weight))
 
 

@@ -261,6 +261,10 @@ def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
     facts = []
     if view["threshold"] is not None:
         facts.append({"name": "threshold", "value": number(view["threshold"]), "note": "raw units"})
+    facts += [
+        {"name": f"share at {row['site']}", "value": percent(row["share"]), "note": "of its rows"}
+        for row in view["sites"]
+    ]
     if not view["collected"]:
         return facts
     n = view["n_tokens"]

@@ -1,0 +1,132 @@
+"""One dictionary over several sites (a crosscoder): what an SAE knows of the sites beneath it.
+
+An SAE with `config.sites` is an SAE on their activations side by side, each site in its own unit:
+
+    x = concat_s x^s / (c_s sqrt(S))      c_s: root of the mean squared norm at site s; S sites
+    latents = activate(x W_enc + b_enc),  recon = latents W_dec + b_dec
+    loss = mean over sites of |x^s - recon^s|^2 / c_s^2, and the variant's sparsity terms
+
+So |x|^2 is 1 on average, as with one site, and rates, thresholds and coefficients carry over. What
+differs is the norm of a decoder row: N(row) = sum_s |row^s|, which training holds at 1. Then a
+latent is as large as what it writes at all sites together, and the penalties and selections of
+every variant act on f sum_s |row^s|: Anthropic's L1 of norms (Crosscoders, October 2024),
+BatchTopK's scores of Minder et al. (arXiv:2504.02922). With `row_norm="l2"` it is a plain SAE of
+the concatenation, for which being at one site alone saves nothing.
+
+Rows of W_dec are in the unit of each site while training; `folded()` puts these units into the
+weights, as with one site, and keeps `config.site_scales`, in which N and shares stay measured.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..lm.sites import Sites
+from ..machine.refused import Refused
+from .site_fields import SiteFields
+
+_LEAST = 1e-12  # of a norm that something is divided by
+
+
+class Places(nn.Module):
+    """The part of an SAE that knows its sites and their units; a base of `SAE`."""
+
+    config: SiteFields
+    W_dec: nn.Parameter
+
+    @property
+    def latent_scale(self) -> float:
+        """The unit of latents, raw units: stored thresholds and b_enc are multiplied by it."""
+        return self.config.latent_scale
+
+    @property
+    def read_scale(self) -> float | Float[Tensor, " d_in"]:
+        """The scale c of what is read, raw units; for several sites, c_s sqrt(S) of each column."""
+        if self.config.has_column_scales:
+            return self._of_columns(self.config.column_scales, self.config.reads)
+        return float(self.config.activation_scale or 1.0)
+
+    @property
+    def write_scale(self) -> float | Float[Tensor, " d_out"]:
+        """The scale c of what is written, raw units: b_dec is multiplied, errors divided by it."""
+        if self.config.has_column_scales:
+            return self._of_columns(self.config.column_scales, self.config.writes)
+        return self.latent_scale
+
+    def _of_columns(self, scales: list[float], sites: Sites) -> Float[Tensor, " d"]:
+        widths = torch.tensor([width for _, width in sites])
+        values = torch.tensor(scales, dtype=torch.float32)
+        return values.repeat_interleave(widths).to(self.W_dec.device)
+
+    def with_sites_hidden(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+        """Activations of a training step, at some tokens without those of some sites
+        (`config.site_dropout`): the other sites count for them, and one is always left."""
+        if not self.config.site_dropout:
+            return x
+        parts = list(self.split(x).values())
+        drawn = torch.rand(len(x), len(parts), device=x.device)
+        shown = drawn >= self.config.site_dropout
+        shown |= drawn == drawn.amax(dim=-1, keepdim=True)
+        weights = shown * (len(parts) / shown.sum(dim=-1, keepdim=True))
+        columns = zip(parts, weights.to(x.dtype).split(1, dim=-1), strict=True)
+        return torch.cat([part * weight for part, weight in columns], dim=-1)
+
+    def split(self, x: Float[Tensor, "*batch d"]) -> dict[str, Float[Tensor, "*batch _"]]:
+        """By site, the columns of activations or reconstructions that belong to it: views."""
+        return self.config.writes.split(x)
+
+    def join(self, activations: Mapping[str, Float[Tensor, "*batch _"]]) -> Tensor:
+        """Activations by site as the SAE reads them, [*batch, d_in].
+
+        Raises:
+            ValueError: a site is missing.
+        """
+        if missing := [site for site in self.config.reads.names if site not in activations]:
+            raise Refused(
+                f"activations at {missing[0]!r} are missing; this SAE reads {self.config.reads}"
+            )
+        return self.config.reads.joined(activations)
+
+    @property
+    def shares(self) -> Float[Tensor, "d_sae S"]:
+        """The share of each latent that it writes at each site, |row^s| / N(row), in the sites'
+        units c_s; rows sum to 1."""
+        norms = self._site_norms(self.W_dec.detach().float())
+        return norms / norms.sum(dim=-1, keepdim=True).clamp(min=_LEAST)
+
+    def row_norms(self, rows: Float[Tensor, "n d_out"]) -> Float[Tensor, " n"]:
+        """Norms of decoder rows, which training holds at 1 or penalises: of several sites the sum
+        of their norms, in the sites' units."""
+        if not self.config.sums_norms:
+            return torch.linalg.vector_norm(rows, dim=-1)
+        return self._site_norms(rows).sum(dim=-1)
+
+    def _site_norms(self, rows: Float[Tensor, "n d_out"]) -> Float[Tensor, "n S"]:
+        norms = [torch.linalg.vector_norm(part, dim=-1) for part in self.split(rows).values()]
+        stacked = torch.stack(norms, dim=-1)
+        if not self.config.scales_folded or self.config.site_scales is None:
+            return stacked
+        return stacked / stacked.new_tensor(self.config.relative_scales)
+
+    def normals(self, rows: Float[Tensor, "n d_out"]) -> Float[Tensor, "n d_out"]:
+        """The gradient of `row_norms` at rows of norm 1, over its squared length's root."""
+        if not self.config.sums_norms:
+            return rows
+        parts = list(self.split(rows).values())
+        norms = [torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in parts]
+        units = [p / norm.clamp(min=_LEAST) for p, norm in zip(parts, norms, strict=True)]
+        return torch.cat(units, dim=-1) / len(parts) ** 0.5
+
+    def first_rows(self, drawn: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "d_sae d_out"]:
+        """Rows of norm 1 to start from: at every site of equal width the same direction, and the
+        same share."""
+        first: dict[int, Tensor] = {}
+        parts = [
+            first.setdefault(part.shape[-1], nn.functional.normalize(part, dim=-1))
+            for part in drawn.split(self.config.written_widths, dim=-1)
+        ]
+        if (n := len(parts)) == 1:
+            return parts[0]
+        return torch.cat(parts, dim=-1) / (n if self.config.sums_norms else n**0.5)

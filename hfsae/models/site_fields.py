@@ -1,0 +1,191 @@
+"""The fields of an SAE's config that say where it belongs: its sites, their widths and scales."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig
+
+from ..lm.sites import Sites
+from ..machine.former import warn_of_former
+from ..machine.refused import Refused
+
+Number = int | float
+
+
+class SiteFields(PreTrainedConfig):
+    """Places, widths and scales: the base of `SAEConfig`.
+
+    An SAE has one `site`, or reads one and reconstructs another (`target_site`, a transcoder), or
+    has several `sites` that it reads and reconstructs side by side (a crosscoder, models/places).
+    """
+
+    __no_type_check__ = True
+    has_no_defaults_at_init = True
+
+    d_in: int
+    d_out: int = 0
+    """width of the reconstruction; 0: the same as d_in"""
+    site: str | None = None
+    """place in the language model, as in `hfsae.capture`: 'layers.12', 'layers.12.mlp:in', ..."""
+    target_site: str | None = None
+    """site that is reconstructed; the same as `site` unless this is a transcoder"""
+    sites: list | None = None
+    """several places, in the place of `site`: the SAE reads and reconstructs them side by side"""
+    widths: list | None = None
+    """width of the activations at each of `sites`; None: all equal"""
+    activation_scale: Number | None = None
+    """c, raw units: root of the mean squared norm at `site`, or of the mean squared distance from
+    the mean (training.unit); of several sites, of their activations side by side. None: not
+    estimated, taken as 1"""
+    target_scale: Number | None = None
+    """the same at `target_site`; activation_scale unless this is a transcoder"""
+    site_scales: list | None = None
+    """the same at each of `sites`"""
+    scales_folded: bool = False
+    """whether site_scales are in the weights already, by `folded()`"""
+    row_norm: Literal["sum_of_sites", "l2"] = "sum_of_sites"
+    """norm of a decoder row over several sites: "sum_of_sites", sum_s |row^s|, under which a latent
+    of one site alone costs less than one of all; "l2": as of one site, for ablation"""
+    site_dropout: Number = 0.0
+    """probability that a token's activation at one of `sites` is hidden from the encoder in
+    training, so that latents are found from any of them; ours, after fmxcoders (arXiv:2605.09438)"""
+
+    def check_sites(self) -> None:
+        """Raise ValueError for places, widths or scales that do not go together."""
+        if self.sites is None:
+            self._refuse_without_sites()
+            return
+        n = len(self.sites)
+        if not n or not all(isinstance(site, str) for site in self.sites):
+            raise Refused(f"sites must be a list of places such as 'layers.12', got {self.sites}")
+        if self.site is not None:
+            raise Refused(
+                f"site ({self.site!r}) and sites are both given; leave out one of them (a recipe's "
+                "own by --sae.site null)"
+            )
+        if twice := [site for site in self.sites if self.sites.count(site) > 1]:
+            raise Refused(f"sites names {twice[0]!r} twice; name each place once")
+        if self.target_site is not None:
+            raise Refused(
+                f"target_site ({self.target_site!r}) does not go with sites: an SAE of several "
+                "sites reconstructs what it reads; leave one of them out"
+            )
+        if not 0 <= self.site_dropout < 1:
+            raise Refused(f"site_dropout must lie in [0, 1), got {self.site_dropout}")
+        self._check_numbers_of_sites(n)
+
+    def _refuse_without_sites(self) -> None:
+        for name in ("widths", "site_scales", "site_dropout", "scales_folded"):
+            if getattr(self, name):
+                raise Refused(f"{name} needs sites, the list of places that the SAE reads")
+
+    def _check_numbers_of_sites(self, n: int) -> None:
+        for name in ("widths", "site_scales"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            are_numbers = all(isinstance(v, Number) and v > 0 for v in values)
+            if len(values) != n or not are_numbers:
+                raise Refused(
+                    f"{name} must hold a positive number for each of the {n} sites, got {values}"
+                )
+        if self.widths is None and self.d_in % n:
+            raise Refused(
+                f"d_in ({self.d_in}) is not a multiple of {n} sites, so that their widths differ: "
+                "give widths, one for each site"
+            )
+        if self.widths is not None and sum(self.widths) != self.d_in:
+            total = sum(self.widths)
+            raise Refused(f"widths {self.widths} sum to {total}, and d_in is {self.d_in}")
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether the SAE reconstructs another site than it reads."""
+        return self.target_site is not None and self.target_site != self.site
+
+    @property
+    def has_several_sites(self) -> bool:
+        """Whether the SAE has two sites or more, side by side."""
+        return len(self.sites or ()) > 1
+
+    @property
+    def latent_scale(self) -> float:
+        """The unit of latents and thresholds, raw units: c of the site that is reconstructed."""
+        target = self.target_scale if self.is_transcoder else None
+        return float(target or self.activation_scale or 1.0)
+
+    @property
+    def has_column_scales(self) -> bool:
+        """Whether columns have scales of their own, that of their site, not yet in the weights."""
+        return self.has_several_sites and bool(self.site_scales) and not self.scales_folded
+
+    @property
+    def column_scales(self) -> list[float]:
+        """Of each site c_s sqrt(S), raw units: its activations over it have a mean square of 1/S."""
+        scales = self.site_scales or [1.0]
+        return [float(scale) * len(scales) ** 0.5 for scale in scales]
+
+    @property
+    def relative_scales(self) -> list[float]:
+        """`column_scales` over the scale of all sites side by side: what `folded()` multiplies the
+        decoder by."""
+        scales = self.site_scales or [1.0]
+        whole = sum(scale**2 for scale in scales) ** 0.5
+        return [scale / whole for scale in self.column_scales]
+
+    @property
+    def sums_norms(self) -> bool:
+        """Whether the norm of a decoder row is the sum of its sites' norms."""
+        return self.has_several_sites and self.row_norm == "sum_of_sites"
+
+    @property
+    def written_widths(self) -> list[int]:
+        """Widths of the sites that are reconstructed."""
+        n = len(self.sites or (None,))
+        return list(self.widths or [self.d_out // n] * n)
+
+    def fill_scales(self, read: Sequence[float], written: Sequence[float]) -> None:
+        """Set the scales that are None to sizes of activations, one for each site of `reads` and of
+        `writes`, raw units."""
+        if self.has_several_sites and self.site_scales is None:
+            self.site_scales = list(read)
+        if self.activation_scale is None:
+            whole = sum(size**2 for size in read) ** 0.5
+            self.activation_scale = read[0] if len(read) == 1 else whole
+        if self.is_transcoder and self.target_scale is None:
+            (self.target_scale,) = written
+
+    @property
+    def reads(self) -> Sites:
+        """The sites that the SAE reads, with their widths, in the order of its input's columns.
+
+        Raises:
+            ValueError: the config names no site.
+        """
+        if self.sites is not None:
+            return Sites(zip(self.sites, self.written_widths, strict=True))
+        return Sites.one(self.site, self.d_in)
+
+    @property
+    def writes(self) -> Sites:
+        """The sites that the SAE reconstructs, in the same way; the same as `reads` unless it is a
+        transcoder."""
+        if self.sites is not None:
+            return self.reads
+        return Sites.one(self.site and (self.target_site or self.site), self.d_out)
+
+    @property
+    def where(self) -> str | None:
+        """The place, or the places, that it reads: 'layers.12', or 'a, b'; None: it names none."""
+        return where_of(vars(self))
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """The former name of `reads.only_site` and `writes.only_site`."""
+        warn_of_former("config.places", "config.reads and config.writes")
+        return self.reads.only_site, self.writes.only_site
+
+
+def where_of(config: Mapping[str, Any]) -> str | None:
+    """`SiteFields.where` from the fields of an SAE's config."""
+    return ", ".join(config.get("sites") or ()) or config.get("site")

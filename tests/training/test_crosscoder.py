@@ -1,0 +1,77 @@
+"""A crosscoder finds which features are at both of two sites, and which at one."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hfsae import BatchTopKSAE, BatchTopKSAEConfig
+from hfsae.activations import TensorSource
+from hfsae.training import Trainer
+
+from .planted import arguments
+
+D, SHARED, OWN, FIRING = 64, 64, 16, 6
+SITES = ["base/layers.1", "chat/layers.1"]
+
+
+class TwoSites(TensorSource):
+    """Sums of about six features; the first 64 have a direction at both sites, of the others 16 are
+    at the first site alone and 16 at the second. The second site is nine times as large."""
+
+    def __init__(self, batch_size: int = 256):
+        generator = torch.Generator().manual_seed(5)
+        n = SHARED + 2 * OWN
+        self.directions = [normalize(torch.randn(n, D, generator=generator), dim=1) for _ in SITES]
+        self.directions[0][SHARED + OWN :] = 0
+        self.directions[1][SHARED : SHARED + OWN] = 0
+        super().__init__({site: torch.empty(0, D) for site in SITES}, batch_size)
+
+    def part(self, number: int, n: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(number)
+        n_features = SHARED + 2 * OWN
+        on = torch.rand(n, n_features, generator=generator) < FIRING / n_features
+        size = 0.5 + torch.rand(n, n_features, generator=generator)
+        sums = zip(SITES, (1.0, 9.0), self.directions, strict=True)
+        return {site: scale * ((on * size) @ rows) for site, scale, rows in sums}
+
+    def sample(self, n: int) -> dict[str, Tensor]:
+        return super().sample(min(n, 4096))
+
+
+def found(sae: BatchTopKSAE, source: TwoSites) -> dict[str, float]:
+    """Share of the features of each kind that a latent has, by direction (cosine of .9 or more at
+    the sites where it is) and by its share of the second site."""
+    own = [normalize(part, dim=1) for part in sae.split(sae.W_dec.detach()).values()]
+    cosines = [d @ rows.T for d, rows in zip(source.directions, own, strict=True)]
+    share = sae.shares[:, 1]
+    both = torch.minimum(*cosines)[:SHARED] >= 0.9
+    first = cosines[0][SHARED : SHARED + OWN] >= 0.9
+    second = cosines[1][SHARED + OWN :] >= 0.9
+    is_shared = (share >= 0.4) & (share <= 0.6)
+    return {
+        "shared": (both & is_shared).any(1).float().mean().item(),
+        "first": (first & (share <= 0.1)).any(1).float().mean().item(),
+        "second": (second & (share >= 0.9)).any(1).float().mean().item(),
+    }
+
+
+@pytest.mark.parametrize("row_norm", ["sum_of_sites", "l2"])
+def test_planted_features_are_found_with_their_shares(row_norm: str, tmp_path):
+    torch.manual_seed(0)
+    config = BatchTopKSAEConfig(
+        d_in=2 * D, d_sae=128, k=FIRING, sites=SITES, row_norm=row_norm, aux_k=64
+    )
+    source = TwoSites()
+    args = arguments(
+        tmp_path, 2500, learning_rate=3e-3, decay_steps=0.5, dead_after_tokens=5000, save_steps=0
+    )
+    trained = Trainer(BatchTopKSAE(config), source, args).train()
+    assert trained.config.site_scales[1] == pytest.approx(
+        9 * trained.config.site_scales[0], rel=0.1
+    )
+    shares = found(trained, source)
+    if row_norm == "sum_of_sites":
+        assert min(shares.values()) >= 0.9, shares
+    else:  # as a plain SAE of the concatenation: that a feature is at one site costs it nothing
+        assert shares["shared"] >= 0.9, shares
