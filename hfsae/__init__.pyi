@@ -33,8 +33,8 @@ from .features import collect as collect
 from .features import latents as latents
 from .hub import SAEEntry as SAEEntry
 from .hub import list_saes as list_saes
-from .hub import load_set as load_set
 from .hub import load as load
+from .hub import load_set as load_set
 from .hub import push as push
 from .lm import LoadedLM as LoadedLM
 from .lm import capture as capture

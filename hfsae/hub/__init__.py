@@ -22,8 +22,8 @@ from .suite import SAEEntry as SAEEntry
 from .suite import beside as beside
 from .suite import formats_in as formats_in
 from .suite import list_saes as list_saes
-from .suite import load_set as load_set
 from .suite import load as load
+from .suite import load_set as load_set
 from .upload import Plan as Plan
 from .upload import push as push
 from .upload import push_sae

@@ -38,6 +38,8 @@ class HfsaeModel(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
+        if getattr(config, "site_scales", None) and not config.scales_folded:
+            raise ValueError("its sites' scales are not in the weights; save sae.folded()")
         d_in, d_sae, d_out = config.d_in, config.d_sae, config.d_out
         self.W_enc = nn.Parameter(torch.empty(d_in, d_sae))
         self.b_enc = nn.Parameter(torch.empty(d_sae))

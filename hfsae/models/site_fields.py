@@ -48,7 +48,7 @@ class SiteFields(PreTrainedConfig):
     of one site alone costs less than one of all; "l2": as of one site, for ablation"""
     site_dropout: Number = 0.0
     """probability that a token's activation at one of `sites` is hidden from the encoder in
-    training, so that latents are found from any of them; ours, after fmxcoders (arXiv:2605.09438)"""
+    training, so that latents are found from any of them; ours, after fmxcoders (2605.09438)"""
 
     def check_sites(self) -> None:
         """Raise ValueError for places, widths or scales that do not go together."""
@@ -121,7 +121,7 @@ class SiteFields(PreTrainedConfig):
 
     @property
     def column_scales(self) -> list[float]:
-        """Of each site c_s sqrt(S), raw units: its activations over it have a mean square of 1/S."""
+        """Of each site c_s sqrt(S), raw units: over it, a mean squared norm is 1/S."""
         scales = self.site_scales or [1.0]
         return [float(scale) * len(scales) ** 0.5 for scale in scales]
 

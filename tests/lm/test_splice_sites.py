@@ -84,7 +84,7 @@ def test_generation_needs_each_pass_whole(tiny_lm: PreTrainedModel):
     sae, ids = crosscoder(tiny_lm), tokens()["input_ids"][:1, :5]
     options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
     with hfsae.steer(tiny_lm, sae, {3: 5.0}):
-        with pytest.raises(ValueError, match="reads 3 sites .* give use_cache=False"):
+        with pytest.raises(ValueError, match=r"reads 3 sites .* give use_cache=False"):
             tiny_lm.generate(ids, **options)
         out = tiny_lm.generate(ids, use_cache=False, **options)
         step = tiny_lm(out[:, :-1], use_cache=False).logits[0, -1].argmax()
@@ -93,6 +93,5 @@ def test_generation_needs_each_pass_whole(tiny_lm: PreTrainedModel):
 
 def test_sites_of_others_are_refused(tiny_lm: PreTrainedModel):
     sae = crosscoder(tiny_lm)
-    with pytest.raises(ValueError, match="sites is .*give a list of this SAE's sites: layers.2"):
-        with hfsae.steer(tiny_lm, sae, {3: 5.0}, sites=["layers.7"]):
-            pass
+    with pytest.raises(ValueError, match=r"sites is .*give a list of this SAE.s sites: layers\.2"):
+        hfsae.steer(tiny_lm, sae, {3: 5.0}, sites=["layers.7"]).__enter__()

@@ -183,7 +183,7 @@ def test_join_and_split_are_inverses_and_hidden_sites_are_made_up_for():
     sae, x = over_sites("jumprelu_sae", site_dropout=0.5), activations(4000)
     assert list(sae.split(x)) == SITES
     assert torch.equal(sae.join(sae.split(x)), x)
-    with pytest.raises(ValueError, match="activations at 'layers.2:in' are missing"):
+    with pytest.raises(ValueError, match=r"activations at 'layers\.2:in' are missing"):
         sae.join({"layers.1": x[:, :4]})
     torch.manual_seed(0)
     hidden = torch.stack([part[:, 0] for part in sae.split(sae.with_sites_hidden(x)).values()])
