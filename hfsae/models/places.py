@@ -57,7 +57,8 @@ class Places(nn.Module):
 
     def _of_columns(self, scales: list[float], sites: Sites) -> Float[Tensor, " d"]:
         widths = torch.tensor([width for _, width in sites])
-        values = torch.tensor(scales, dtype=torch.float32)
+        dtype = torch.promote_types(self.W_dec.dtype, torch.float32)
+        values = torch.tensor(scales, dtype=dtype)
         return values.repeat_interleave(widths).to(self.W_dec.device)
 
     def with_sites_hidden(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:

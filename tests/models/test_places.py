@@ -73,7 +73,7 @@ def test_reconstruction_and_loss_are_those_of_double_loops(kind: str, subtract: 
     sae, x = over_sites(kind, subtract_b_dec=subtract).double().train(), activations().double()
     out = sae(x, return_loss=True)
     recons, loss = by_loops(sae, x, out.latents != 0)
-    assert torch.allclose(out.recon, torch.tensor(recons).double(), rtol=1e-10, atol=1e-10)
+    assert torch.allclose(out.recon, torch.tensor(recons, dtype=torch.float64), rtol=1e-10, atol=1e-10)
     assert out.losses["mse"].item() == pytest.approx(loss, rel=1e-6)  # errors are float32 there
     assert 0 < (out.latents != 0).double().mean() < 1
 
@@ -146,7 +146,7 @@ def test_one_site_in_a_list_is_an_sae_of_that_site_to_the_bit(kind: str):
     config = make(cases()[kind]).config.to_diff_dict()
     weights = []
     for place in ({"site": "layers.1"}, {"sites": ["layers.1"]}):
-        kept = {k: v for k, v in config.items() if k not in ("site", "architectures")}
+        kept = {k: v for k, v in config.items() if k not in ("site", "sites")}
         torch.manual_seed(0)
         sae = AutoModel.from_config(AutoConfig.for_model(**kept, **place)).train()
         adam = torch.optim.Adam(sae.parameters(), lr=0.01)
