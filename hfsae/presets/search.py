@@ -382,14 +382,8 @@ def _attempts(
     tokens = {name: rows.repeat(len(some), 1) for name, rows in texts.tokens.items()}
     each = [candidate for candidate in some for _ in range(n_rows)]
     block = model.each_steered([c.latent for c in each], [c.strength for c in each])
-    kls, generated = sampled_kl(
-        model.lm,
-        tokens,
-        block,
-        n_tokens,
-        _sampling(len(some)),
-        use_cache=not model.sae.config.has_several_sites,
-    )
+    how, cached = _sampling(len(some)), not model.sae.config.has_several_sites
+    kls, generated = sampled_kl(model.lm, tokens, block, n_tokens, how, use_cache=cached)
     groups = zip(some, kls.split(n_rows), generated.split(n_rows), strict=True)
     for candidate, kl, rows in groups:
         before = _firings(model, candidate.latent, texts.plain)
