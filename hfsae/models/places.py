@@ -61,13 +61,13 @@ class Places(nn.Module):
         values = torch.tensor(scales, dtype=dtype)
         return values.repeat_interleave(widths).to(self.W_dec.device)
 
-    def with_sites_hidden(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+    def with_sites_hidden(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Activations of a training step, at some tokens without those of some sites
         (`config.site_dropout`): the other sites count for them, and one is always left."""
         if not self.config.site_dropout:
             return x
         parts = list(self.split(x).values())
-        drawn = torch.rand(len(x), len(parts), device=x.device)
+        drawn = torch.rand(*x.shape[:-1], len(parts), device=x.device)
         shown = drawn >= self.config.site_dropout
         shown |= drawn == drawn.amax(dim=-1, keepdim=True)
         weights = shown * (len(parts) / shown.sum(dim=-1, keepdim=True))
