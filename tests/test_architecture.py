@@ -166,6 +166,7 @@ def test_public_names():
         "explain",
         "latents",
         "list_saes",
+        "load_set",
         "load",
         "load_encoder",
         "load_lm",

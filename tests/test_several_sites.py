@@ -8,9 +8,9 @@ import torch
 
 import hfsae
 from hfsae.evaluation import EvaluationArguments
-from hfsae.features.logit_lens import lens_of
+from hfsae.features.logit_lens import last_written, lens_of, residual_directions
 from hfsae.features.search import firing_on
-from hfsae.lm import Sites, reads_of, splice, widths_of, writes_of
+from hfsae.lm import Sites, reads_of, widths_of, writes_of
 from hfsae.recipe import make_configs
 from hfsae.training import Trainer
 
@@ -85,20 +85,24 @@ def test_activations_of_several_sites_lie_side_by_side_and_come_apart_again():
     assert Sites.one("layers.1", 16).joined(acts) is acts["layers.1"]
 
 
-def test_what_works_at_one_site_refuses_several_in_one_sentence(tmp_path, tiny_lm):
+def test_what_works_at_one_site_refuses_several_in_one_sentence(tmp_path):
     sae = pair()
     one_site = [
         lambda: BOTH.only_site,
-        lambda: splice(tiny_lm, sae).__enter__(),
-        lambda: hfsae.steer(tiny_lm, sae, {0: 1.0}).__enter__(),
         lambda: hfsae.save_steering_vector(tmp_path / "a.safetensors", sae, {0: 1.0}),
-        lambda: lens_of(tiny_lm, sae, 0, 3, 259),
-        lambda: hfsae.collect(tiny_lm, sae, ["a text"]),
     ]
     sentence = r"has 2 sites \(layers\.1, layers\.2\), but .* single"
     for call in one_site:
         with pytest.raises(ValueError, match=sentence):
             call()
+
+
+def test_the_logit_lens_of_two_sites_is_that_of_what_is_written_last(tiny_lm):
+    sae = pair()
+    site, rows = last_written(sae)
+    assert site == "layers.2" and torch.equal(rows, sae.W_dec[:, 16:])
+    assert residual_directions(tiny_lm, rows, site).shape == (40, 16)
+    assert lens_of(tiny_lm, sae, 0, 3, 259).promoted.shape == (1, 3)
 
 
 def test_two_sites_train_as_one_site_with_their_activations_side_by_side(tmp_path):
@@ -151,8 +155,13 @@ def test_an_evaluation_replaces_both_sites(tiny_lm, tiny_tokenizer):
     nll = torch.nn.functional.cross_entropy(logits, ids[0, 2:])
     assert result.metrics["ce_spliced"].value == pytest.approx(float(nll), rel=1e-5)
     x, error = x[0, 1:-1], (x - sae(x).recon)[0, 1:-1]
-    fvu = error.square().sum() / (x - x.mean(dim=0)).square().sum()
-    assert result.metrics["fvu"].value == pytest.approx(float(fvu), rel=1e-5)
+    fvus = [
+        float(e.square().sum() / (part - part.mean(dim=0)).square().sum())
+        for e, part in zip(error.chunk(2, dim=-1), x.chunk(2, dim=-1), strict=True)
+    ]
+    for site, fvu in zip(BOTH.names, fvus, strict=True):
+        assert result.metrics[f"fvu@{site}"].value == pytest.approx(fvu, rel=1e-5)
+    assert result.metrics["fvu"].value == pytest.approx(sum(fvus) / 2, rel=1e-5)
     assert result.site == result.target_site == "layers.1, layers.2"
 
 

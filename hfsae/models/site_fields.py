@@ -10,6 +10,7 @@ from ..machine.former import warn_of_former
 from ..machine.refused import Refused
 
 Number = int | float
+_OF_SEVERAL = ("sites", "widths", "site_scales", "scales_folded", "row_norm", "site_dropout")
 
 
 class SiteFields(PreTrainedConfig):
@@ -97,6 +98,11 @@ class SiteFields(PreTrainedConfig):
         if self.widths is not None and sum(self.widths) != self.d_in:
             total = sum(self.widths)
             raise Refused(f"widths {self.widths} sum to {total}, and d_in is {self.d_in}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as in config.json: of an SAE of one site without those of several."""
+        whole = super().to_dict()
+        return {k: v for k, v in whole.items() if self.sites is not None or k not in _OF_SEVERAL}
 
     @property
     def is_transcoder(self) -> bool:

@@ -143,20 +143,20 @@ def suggest_strength(
 
     def attempt(strength: float) -> Trial:
         block = steered(strength) if strength else nullcontext()
-        sampling = SeededSampling(seed, temperature)
-        kls, generated = sampled_kl(
-            lm, tokens, block, n_tokens, sampling, repetition_penalty, use_cache=use_cache
-        )
+        how = SeededSampling(seed, temperature), repetition_penalty
+        kls, generated = sampled_kl(lm, tokens, block, n_tokens, *how, use_cache=use_cache)
         kl, again = float(kls.mean()), repetition(generated)
-        within = (max_kl is None or kl <= max_kl) and (
-            max_repetition is None or again <= max_repetition
-        )
+        within = _is_within(kl, max_kl) and _is_within(again, max_repetition)
         trial = Trial(strength, kl, again, within, generated)
         note(trial)
         return trial
 
     with nullcontext(progress) if progress else _bar(1 + len(order) + refine) as note:
         return _sweep(attempt, order, refine)
+
+
+def _is_within(value: float, most: float | None) -> bool:
+    return most is None or value <= most
 
 
 @contextmanager
