@@ -94,9 +94,8 @@ def steer(
     Strength 0 of "add" and 1 of "scale" leave the model bit-equal, with the error term.
 
     Args:
-        sae: of any variant, compiled or not. A transcoder's latents come from its site and write at
-            its target site. Several SAEs, at any sites, need as many `latents` and
-            `max_activations`.
+        sae: of any variant, compiled or not; a transcoder writes at its target site. Several SAEs,
+            at any sites, need as many `latents` and `max_activations`.
         latents: {latent: strength}, strengths may be negative; {latent: Edit(...)} to set a
             latent's mode or unit; or, with mode="ablate", which needs no strengths, a list of
             latents.
@@ -106,8 +105,8 @@ def steer(
             of `generate`, padding included, however it decodes. Outside of `generate` tokens that
             come one at a time with a KV cache, or extend the last pass by one, are generated.
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
-        sites: of an SAE of several sites, those at which to write; None: all. Such an SAE works
-            under `generate(use_cache=False)` alone (`hfsae.lm.intervene`).
+        sites: of an SAE of several sites, which needs `generate(use_cache=False)`, those at which
+            to write; None: all.
 
     Raises:
         ValueError: no latent, or an invalid latent, strength, mode, unit or scope; the unit "max"
@@ -119,10 +118,9 @@ def steer(
     saes, edits, maxima = _aligned(sae, latents, mode, max_activations)
     if not any(edits):
         raise Refused("latents is empty; give a latent and a strength, such as {1234: 2.0}")
-    steerings = [
-        _Steering(one, resolve(one, its_edits, mode, unit, its_maxima), error_term, scope, spared)
-        for one, its_edits, its_maxima in zip(saes, edits, maxima, strict=True)
-    ]
+    triples = zip(saes, edits, maxima, strict=True)
+    resolved = [(one, resolve(one, own, mode, unit, largest)) for one, own, largest in triples]
+    steerings = [_Steering(one, own, error_term, scope, spared) for one, own in resolved]
     with ExitStack() as blocks:
         for steering in steerings:
             blocks.enter_context(intervene(lm, steering.sae, steering.write, sites=sites))
