@@ -120,9 +120,8 @@ def steer(
         raise Refused("latents is empty; give a latent and a strength, such as {1234: 2.0}")
     triples = zip(saes, edits, maxima, strict=True)
     resolved = [(one, resolve(one, own, mode, unit, largest)) for one, own, largest in triples]
-    steerings = [_Steering(one, own, error_term, scope, spared) for one, own in resolved]
     with ExitStack() as blocks:
-        for steering in steerings:
+        for steering in [_Steering(*each, error_term, scope, spared) for each in resolved]:
             blocks.enter_context(intervene(lm, steering.sae, steering.write, sites=sites))
         if scope != "all":
             blocks.enter_context(noting_prompts(lm))
