@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 from ..activations.listed import Columns, listed
 from ..machine.refused import Refused
@@ -40,8 +40,8 @@ def train(
     Args:
         model: Hub id or folder of a causal language model, or a .gguf file.
         site: where activations are read: "layers.12" is the residual stream after block 12,
-            "layers.12.mlp" its MLP's output, "layers.12.self_attn.o_proj:in" its heads' outputs. A
-            list: one SAE over all of them (a crosscoder).
+            "layers.12.mlp" its MLP's output, "layers.12.self_attn.o_proj:in" its heads' outputs; a
+            list: one SAE over several places.
         dataset: a .txt, .jsonl or .parquet file, a folder of them, a Hub data set, packaged texts
             ("packaged:wiki"), a list of texts, or a `datasets.Dataset` (its text.text_column).
         activations: in the place of model and dataset: .safetensors, .npy or .parquet files of
@@ -72,8 +72,7 @@ def train(
     given = {name: value for name, value in fields.items() if value is not None}
     budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}
     training = replace(base.training, output_dir=str(output_dir), **budget)
-    former = {k: v for k, v in base.sae.items() if k not in ("site", "sites") or site is None}
-    whole = replace(base, sae={**former, **given}, training=training)
+    whole = replace(base, sae={**_elsewhere(base.sae, site), **given}, training=training)
     of = "activations" if model is None else f"{model=}"
     return load_trained(run(whole, command=f"hfsae.train({of}, ...)")[0])
 
@@ -81,6 +80,11 @@ def train(
 def _placed(site: str | Sequence[str] | None) -> dict[str, object]:
     """The field of the SAE's config that a place, or several, is the value of."""
     return {"site": site} if isinstance(site, str | None) else {"sites": list(site)}
+
+
+def _elsewhere(sae: dict[str, Any], site: object) -> dict[str, Any]:
+    """The fields of a recipe without its own place, if another is given."""
+    return {k: v for k, v in sae.items() if k not in ("site", "sites") or site is None}
 
 
 def _with_text(
