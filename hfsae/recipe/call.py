@@ -40,8 +40,7 @@ def train(
     Args:
         model: Hub id or folder of a causal language model, or a .gguf file.
         site: where activations are read: "layers.12" is the residual stream after block 12,
-            "layers.12.mlp" its MLP's output, "layers.12.self_attn.o_proj:in" its heads' outputs; a
-            list: one SAE over several places.
+            "layers.12.mlp" its MLP's output; a list: one SAE over several places.
         dataset: a .txt, .jsonl or .parquet file, a folder of them, a Hub data set, packaged texts
             ("packaged:wiki"), a list of texts, or a `datasets.Dataset` (its text.text_column).
         activations: in the place of model and dataset: .safetensors, .npy or .parquet files of
