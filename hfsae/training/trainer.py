@@ -35,6 +35,7 @@ from ..machine.lock import locked
 from ..machine.names import CHECKPOINTS, CONFIG, LOG, TRAINING
 from ..machine.processor import without_denormals
 from ..machine.refused import Diverged, Refused
+from ..machine.units import ROW
 from ..machine.weights import stamp
 from ..models import SAE
 from ..ops import Workspace
@@ -271,7 +272,8 @@ class Trainer(Generic[Trained]):
 
         def show_harvest(n: int, n_total: int) -> None:
             if not harvest:
-                harvest.append(tqdm(total=n_total, desc="  harvest", leave=False, **quiet))
+                verb = "read" if self.unit == ROW.one else "harvest"
+                harvest.append(tqdm(total=n_total, desc=f"  {verb}", leave=False, **quiet))
             harvest[0].update(n - harvest[0].n)
             if n >= n_total:
                 harvest.pop().close()

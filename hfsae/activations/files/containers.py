@@ -51,7 +51,8 @@ def open_shards(
         for site, name in tensors.items():
             if name not in shard.names:
                 of = f"site {site!r}" if site == name else f"{name!r}, for site {site!r}"
-                raise Refused(f"{shard.path} does not hold {of}{_rename(site, name, shard.names)}")
+                near = _rename(site, name, [at for at in shard.names if at not in more])
+                raise Refused(f"{shard.path} does not hold {of}{near}")
     return shards
 
 
@@ -134,10 +135,11 @@ def _numpy_shards(
     for name in more:  # these have one file for each shard, whatever its number looks like
         patterns = (name, f"{name}[-_]*")
         files[name] = [p for p in paths if any(fnmatchcase(p.stem, one) for one in patterns)]
+    others = [name for name in names if name not in more]
     for site, name in tensors.items():
         if not files[name]:
             raise Refused(
-                f"no .npy file is called {name}, for site {site!r}{_rename(site, name, names)}, "
+                f"no .npy file is called {name}, for site {site!r}{_rename(site, name, others)}, "
                 f"or by {{{site}: 'part*'}} if several files are its shards"
             )
     files = {name: found for name, found in files.items() if found}

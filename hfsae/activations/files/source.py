@@ -357,11 +357,12 @@ def _refuse_not_finite(
         return
     bad = ~x.isfinite().all(1)
     if bad.any():
-        first, others = int(rows[int(bad.int().argmax())]), f"{len(rows):,} rows read with it"
+        first, more = int(rows[int(bad.int().argmax())]), int(bad.sum()) - 1
+        others = f", as do {more:,} more of the {len(rows):,} rows read with it" if more else ""
         raise Refused(
-            f"{header.place(first)} of {header.path} holds NaN or infinity at site {site!r}, as do "
-            f"{int(bad.sum()) - 1:,} more of the {others}; repair them, or mark rows to leave out "
-            f"by false in a bool tensor `{KEEP}`"
+            f"{header.place(first)} of {header.path} holds NaN or infinity at site {site!r}"
+            f"{others}; repair what is wrong, or mark rows to leave out by false in a bool tensor "
+            f"`{KEEP}`"
         )
 
 
