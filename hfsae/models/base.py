@@ -248,7 +248,8 @@ class SAE(Places, Strict):
         """x in the unit of latents, after the per-token normalisation."""
         factor = self.latent_scale / self.read_scale
         if self.config.token_norm == "none":
-            return x if isinstance(factor, float) and factor == 1 else x * factor
+            is_one = isinstance(factor, float) and factor == 1
+            return x if is_one else (x * factor).to(x.dtype)
         mean, spread = self._token_statistics(x)
         return (x - mean) / (spread + EPSILON[self.config.token_norm])
 
@@ -338,7 +339,7 @@ class SAE(Places, Strict):
         """Add what does not come from latents: the bias, a skip connection, the token's norm."""
         if self.config.has_column_scales:
             recon = recon * (self.write_scale / self.latent_scale)
-        recon = recon + self.write_scale * self.b_dec
+        recon = (recon + self.write_scale * self.b_dec).to(self.b_dec.dtype)
         if not self.config.decodes_with_input:
             return recon
         if x is None:

@@ -301,7 +301,7 @@ class Causal(SAE):
         skipped = torch.cat([part @ W for part, W in parts], dim=-1)
         if self.config.has_column_scales:
             skipped = skipped * (self.write_scale / self.latent_scale)
-        return skipped
+        return skipped.to(self.b_dec.dtype)
 
     def _fold_(self, state: dict[str, Tensor], config: SAEConfig) -> None:
         n, unit = self.n_sources, self.latent_scale
