@@ -118,6 +118,12 @@ class SiteFields(PreTrainedConfig):
         return len(self.sites or ()) > 1
 
     @property
+    def needs_whole_text(self) -> bool:
+        """Whether it reads further sites than it writes at next, so that a language model runs on
+        it in two passes, without a KV cache."""
+        return self.has_several_sites and not self.is_causal
+
+    @property
     def latent_scale(self) -> float:
         """The unit of latents and thresholds, raw units: c of the site that is reconstructed."""
         target = self.target_scale if self.is_transcoder else None

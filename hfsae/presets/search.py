@@ -388,7 +388,7 @@ def _attempts(
         block,
         n_tokens,
         _sampling(len(some)),
-        use_cache=not model.sae.config.has_several_sites,
+        use_cache=not model.sae.config.needs_whole_text,
     )
     groups = zip(some, kls.split(n_rows), generated.split(n_rows), strict=True)
     for candidate, kl, rows in groups:
@@ -458,7 +458,7 @@ def _written(model: Model, attempt: Attempt) -> Iterator[Pair]:
             model.ids(attempt.prompt),
             lambda phase: model.steered(latent, strength),
             Sampling(seed=seed),
-            cached=not model.sae.config.has_several_sites,
+            cached=not model.sae.config.needs_whole_text,
         )
         yield pair
 
