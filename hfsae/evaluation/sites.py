@@ -84,7 +84,9 @@ class SourceReading(SiteReading):
         found, nan = {}, float("nan")
         shares, n = self.sae.shares.double().cpu(), len(self.reads)
         parts = zip(self.firings.cpu().chunk(n), shares.chunk(n), strict=True)
-        for s, (source, (firings, of_source)) in enumerate(zip(self.reads.names, parts)):
+        for s, (source, (firings, of_source)) in enumerate(
+            zip(self.reads.names, parts, strict=True)
+        ):
             value = float(firings.sum()) / n_tokens
             text = f"mean number of non-zero latents per kept token among those that read {source}"
             unit = "latents/token"

@@ -33,8 +33,8 @@ from transformers import initialization as init
 from ..lm.sites import Sites
 from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Place
-from .batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from .base import SAE
+from .batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from .config import INITIAL_FREE_NORM, SAEConfig
 from .jumprelu import JumpReLUSAE, JumpReLUSAEConfig
 from .places import Source
@@ -84,8 +84,7 @@ class CausalConfig(SAEConfig):
         are_places = isinstance(targets, list) and all(isinstance(at, str) for at in targets)
         if not are_places or len(targets) != len(sites):
             raise Refused(
-                f"target_sites must name a place for each of the {len(sites)} sites, got "
-                f"{targets}"
+                f"target_sites must name a place for each of the {len(sites)} sites, got {targets}"
             )
         if twice := [site for site in targets if targets.count(site) > 1]:
             raise Refused(f"target_sites names {twice[0]!r} twice; name each place once")
@@ -110,10 +109,6 @@ class CausalConfig(SAEConfig):
     @property
     def is_transcoder(self) -> bool:
         return self.targets != self.sites
-
-    @property
-    def where_to(self) -> str | None:
-        return ", ".join(self.targets) if self.is_transcoder else None
 
     @property
     def writes(self) -> Sites:
@@ -323,7 +318,7 @@ class Causal(SAE):
 
 
 class JumpReLUCLT(JumpReLUSAE, Causal):
-    """y^t = sum_{s <= t} f^s W_dec^{s->t} + b_dec^t,  f = z H(z - threshold),  z^s = x^s W_enc^s + b.
+    """y^t = sum_{s <= t} f^s W_dec^{s->t} + b_dec^t,  f = z H(z - threshold),  z^s = x^s W_enc^s.
 
     loss = mean over targets of |target^t - y^t|^2 / c_t^2 + lambda * L0, over all sources; with
     `l0_loss="quadratic"` it is lambda (L0 / target_l0 - 1)^2, and one `target_l0` is for all.
@@ -337,7 +332,7 @@ class JumpReLUCLT(JumpReLUSAE, Causal):
 
 
 class BatchTopKCLT(BatchTopKSAE, Causal):
-    """y^t = sum_{s <= t} f^s W_dec^{s->t} + b_dec^t,  f = z H(z - threshold),  z^s = x^s W_enc^s + b.
+    """y^t = sum_{s <= t} f^s W_dec^{s->t} + b_dec^t,  f = z H(z - threshold),  z^s = x^s W_enc^s.
 
     Trained on the k B largest z of a batch, of all sources together (arXiv:2412.06410), with the
     auxiliary loss on the error at all targets side by side. Prefer it to JumpReLU where there is no

@@ -110,7 +110,7 @@ class SiteFields(PreTrainedConfig):
     @property
     def where_to(self) -> str | None:
         """The place, or the places, that it reconstructs, where it is a transcoder; else None."""
-        return self.target_site if self.is_transcoder else None
+        return where_to_of(vars(self))
 
     @property
     def has_several_sites(self) -> bool:
@@ -210,6 +210,14 @@ class SiteFields(PreTrainedConfig):
         """The former name of `reads.only_site` and `writes.only_site`."""
         warn_of_former("config.places", "config.reads and config.writes")
         return self.reads.only_site, self.writes.only_site
+
+
+def where_to_of(config: Mapping[str, Any]) -> str | None:
+    """`SiteFields.where_to` from the fields of an SAE's config."""
+    if targets := config.get("target_sites"):
+        return ", ".join(targets) if targets != config.get("sites") else None
+    target = config.get("target_site")
+    return target if target != config.get("site") else None
 
 
 def where_of(config: Mapping[str, Any]) -> str | None:

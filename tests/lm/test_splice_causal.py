@@ -38,9 +38,9 @@ def test_a_target_gets_what_the_sources_seen_so_far_wrote(
     done = dict[str, torch.Tensor]()
     x = torch.zeros(3, 12, 48)
     for t, (site, target) in enumerate(zip(reads, writes, strict=True)):
-        with patch(any_lm, {at: lambda _, at=at: done[at] for at in done}) if done else nullcontext():
-            with capture(any_lm, [site]) as seen:
-                any_lm(**tokens())
+        below = {at: lambda _, at=at: done[at] for at in done}
+        with patch(any_lm, below) if done else nullcontext(), capture(any_lm, [site]) as seen:
+            any_lm(**tokens())
         x[..., 16 * t : 16 * (t + 1)] = seen[site]
         done[target] = sae.split(sae(x).recon)[target]
     with splice(any_lm, sae, spare_tokens=()), capture(any_lm, writes) as after:
@@ -101,6 +101,8 @@ def test_a_target_that_runs_before_a_source_is_refused(tiny_lm: PreTrainedModel)
     mlps = [f"{stack(tiny_lm)}.{i}.mlp" for i in range(2)]
     sites = [f"{stack(tiny_lm)}.0", f"{stack(tiny_lm)}.1"]  # after their MLPs
     config = hfsae.BatchTopKCLTConfig(d_in=32, d_sae=32, sites=sites, target_sites=mlps)
-    with splice(tiny_lm, hfsae.BatchTopKCLT(config).eval()):
-        with pytest.raises(ValueError, match=r"target site 'layers.0.mlp' runs before site 'l"):
-            tiny_lm(**tokens())
+    with (
+        splice(tiny_lm, hfsae.BatchTopKCLT(config).eval()),
+        pytest.raises(ValueError, match=r"target site 'layers.0.mlp' runs before site 'l"),
+    ):
+        tiny_lm(**tokens())

@@ -73,7 +73,9 @@ def test_reconstruction_and_loss_are_those_of_double_loops(kind: str, subtract: 
     sae, x = over_sites(kind, subtract_b_dec=subtract).double().train(), activations().double()
     out = sae(x, return_loss=True)
     recons, loss = by_loops(sae, x, out.latents != 0)
-    assert torch.allclose(out.recon, torch.tensor(recons, dtype=torch.float64), rtol=1e-10, atol=1e-10)
+    assert torch.allclose(
+        out.recon, torch.tensor(recons, dtype=torch.float64), rtol=1e-10, atol=1e-10
+    )
     assert out.losses["mse"].item() == pytest.approx(loss, rel=1e-6)  # errors are float32 there
     assert 0 < (out.latents != 0).double().mean() < 1
 

@@ -7,23 +7,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hfsae import SAE, BatchTopKCLT, BatchTopKCLTConfig, BatchTopKSAE, BatchTopKSAEConfig
-from hfsae import JumpReLUCLT, JumpReLUCLTConfig
+from hfsae import (
+    SAE,
+    BatchTopKCLT,
+    BatchTopKCLTConfig,
+    BatchTopKSAE,
+    BatchTopKSAEConfig,
+    JumpReLUCLT,
+    JumpReLUCLTConfig,
+)
 from hfsae.activations import TensorSource
 from hfsae.training import Trainer
 from hfsae.training.health import diagnose_sources
 from hfsae.training.run import Run
 from hfsae.training.trainer import make_accelerator
 
-from .planted import arguments, assert_same_bits, stop_at, weights
+from .planted import arguments, assert_same_bits, check_shapes_of_step, stop_at, weights
 
-D, FEATURES, S = 16, 24, 3
+D, FEATURES, S = 8, 6, 3
 SITES = [f"layers.{i}.mlp:in" for i in range(S)]
 TARGETS = [f"layers.{i}.mlp" for i in range(S)]
 
 
 class OneCause(TensorSource):
-    """A token has one of 24 features, which all inputs show and which drives all three outputs, in
+    """A token has one of six features, which all inputs show and which drives all three outputs, in
     another direction each; the outputs have sizes of 1, 5 and 20."""
 
     def __init__(self, batch_size: int = 256):
@@ -35,6 +42,7 @@ class OneCause(TensorSource):
         super().__init__({at: torch.empty(0, D) for at in places}, batch_size)
 
     def part(self, number: int, n: int) -> dict[str, Tensor]:
+        check_shapes_of_step(number)
         generator = torch.Generator().manual_seed(number)
         which = torch.randint(FEATURES, (n,), generator=generator)
         size = 0.5 + torch.rand(n, 1, generator=generator)
@@ -64,9 +72,8 @@ def test_one_feature_behind_three_outputs_takes_one_latent_where_three_transcode
     tmp_path,
 ):
     options = {"learning_rate": 3e-3, "decay_steps": 0.5, "dead_after_tokens": 2000}
-    options |= {"save_steps": 0, "init_decoder_data": 0.9, "init_b_dec": "zero"}
-    options = {k: v for k, v in options.items() if k != "init_b_dec"}
-    trained = Trainer(causal(), OneCause(), arguments(tmp_path / "clt", 600, **options)).train()
+    options |= {"save_steps": 0, "init_decoder_data": 0.9}
+    trained = Trainer(causal(), OneCause(), arguments(tmp_path / "clt", 300, **options)).train()
     fvu, l0 = fvu_and_l0(trained, OneCause())
     assert fvu < 0.02 and l0 <= 1.2, (fvu, l0)
     torch.manual_seed(0)
@@ -76,7 +83,7 @@ def test_one_feature_behind_three_outputs_takes_one_latent_where_three_transcode
         )
         for i in range(S)
     }
-    plain = Trainer(each, OneCause(), arguments(tmp_path / "plain", 600, **options)).train()
+    plain = Trainer(each, OneCause(), arguments(tmp_path / "plain", 300, **options)).train()
     found = [fvu_and_l0(sae, OneCause()) for sae in plain.values()]
     assert max(fvu for fvu, _ in found) < 0.05
     assert sum(l0 for _, l0 in found) == pytest.approx(3, abs=0.4)
