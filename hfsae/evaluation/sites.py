@@ -88,7 +88,8 @@ class SourceReading(SiteReading):
             zip(self.reads.names, parts, strict=True)
         ):
             value = float(firings.sum()) / n_tokens
-            text = f"mean number of non-zero latents per kept token among those that read {source}"
+            text = "mean number of non-zero latents per kept token among those that read "
+            text += source
             unit = "latents/token"
             found[f"{L0_OF}{source}"] = Metric(
                 value, nan, nan, unit, n_tokens, text, "l0.of_source.v1"
