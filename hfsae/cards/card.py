@@ -49,7 +49,7 @@ from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
 from ..models.registry import class_of
-from ..models.site_fields import where_of
+from ..models.site_fields import where_of, where_to_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section
 from .probing import probing_section
@@ -277,7 +277,7 @@ def _facts(config: Json, record: Json) -> Json:
     section, unit = section_of(record), unit_of(record)
     text = record.get(section, {})
     options = _options(variety, {**config, **record.get("sae_as_trained", {})}) if variety else {}
-    is_transcoder = config.get("target_site") not in (None, config.get("site"))
+    target = where_to_of(config)
     harvested = record.get("harvested", {})
     return {
         "config": config,
@@ -296,11 +296,12 @@ def _facts(config: Json, record: Json) -> Json:
         "papers": papers,
         "options": ", ".join(f"{name} {value}" for name, (value, _) in options.items()),
         "citations": _citations(*papers, *(source for _, source in options.values())),
-        "is_transcoder": is_transcoder,
+        "is_transcoder": target is not None,
+        "target": target,
         "is_quantised": bool(_QUANTISED.search(lm.get("origin") or "")),
         "norm_limits": harvested.get("norm_limits") or record.get("norm_limits") or {},
         "settings": list(_settings(record)),
-        "title": _title(config, variant, "transcoder" if is_transcoder else "SAE", lm["name"]),
+        "title": _title(config, variant, "transcoder" if target else "SAE", lm["name"]),
     }
 
 

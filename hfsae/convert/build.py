@@ -137,6 +137,7 @@ def refuse(sae: SAE, format_name: str, **unless: bool) -> None:
     problems = {
         "skip_connection": config.skip_connection and "a skip connection",
         "token_norm": config.token_norm != "none" and f"token_norm={config.token_norm!r}",
+        "causal": config.is_causal and "latents that write at later sites (a cross-layer one)",
         "transcoder": config.is_transcoder and "a transcoder",
     }
     for name, problem in problems.items():

@@ -277,7 +277,7 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> _Stage:
     if takes_sparse_steps(recipe, config, on_gpu=on_gpu):
         return _Stage({"one step, sparse": inputs + _sparse(recipe, config, batch, n)})
     latents = _FLOAT * batch * config.d_sae // (n if spread else 1)
-    gradient = _FLOAT * max(config.d_in, config.d_out) * config.d_sae // (n if spread else 1)
+    gradient = _FLOAT * _largest_matrix(config) // (n if spread else 1)
     copies = config.dense_copies
     if t.bf16:
         copies += _AUTOCAST_COPIES
@@ -286,15 +286,26 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> _Stage:
     return _Stage({"one step, dense": inputs + work})
 
 
+def _largest_matrix(config: SAEConfig) -> int:
+    """Numbers in the largest of an SAE's matrices."""
+    if not config.is_causal:
+        return max(config.d_in, config.d_out) * config.d_sae
+    n = len(config.reads)  # rows of the first source write everywhere
+    return config.d_out * config.d_sae // n
+
+
 def _sparse(recipe: Recipe, config: SAEConfig, batch: int, n_processes: int) -> Number:
     """See `hfsae.ops.screening`: X and W of the bound, a block of scores and of what they pick."""
-    d, d_sae = config.d_in, config.d_sae
+    d, d_sae, joined = config.d_in, config.d_sae, 0
+    if config.is_causal:  # a source at a time; then the encoder's gradient is put together
+        n = len(config.reads)
+        d, d_sae, joined = d // n, d_sae // n, _FLOAT * d * d_sae // n
     bound = _BFLOAT * (batch + d_sae) * (d + 4)
     scores = (_BFLOAT + 1) * max(256 * d_sae, _SCORES)
     entries = _ENTRY * _ENTRIES_A_FIRING * batch * min(_l0(config, recipe), d_sae / 2)
     # DDP's gradients are copies of those that a step computes.
-    again = _FLOAT * d_sae * (d + config.d_out) if n_processes > 1 else 0
-    return bound + scores + entries + again
+    again = _FLOAT * config.d_sae * (d + config.d_out) if n_processes > 1 else 0
+    return bound + scores + entries + joined + again
 
 
 def _checkpoint(sizes: _Sizes, spread: bool) -> _Stage:

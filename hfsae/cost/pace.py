@@ -123,6 +123,8 @@ def _narrowed(config: SAEConfig, d_sae: int) -> SAEConfig:
     narrow.d_sae = d_sae
     if getattr(narrow, "selection", None) == "groupmax" and d_sae < config.d_sae:  # k groups
         narrow.d_sae = max(narrow.k, d_sae // narrow.k * narrow.k)
+    if narrow.is_causal:  # as many latents for each source
+        narrow.d_sae -= d_sae % len(narrow.reads)
     if narrow.l0_goal is None:
         narrow.target_l0 = min(_L0, d_sae / 8)
     return narrow

@@ -25,7 +25,7 @@ def of_latent(subject: Subject, latent: int) -> str:
     how = f"{{{latent}: {largest or _OF_NORM:.6g}}}"
     what = "its largest activation, raw units" if largest else "per cent of the norm"
     unit = "" if largest else ", unit='norm'"
-    cached = ", use_cache=False" if subject.sae.config.has_several_sites else ""
+    cached = ", use_cache=False" if subject.sae.config.needs_whole_text else ""
     return (
         f"{_loading(subject)}"
         f"text = {_bos(subject)}'Once upon a time'\n"
@@ -85,7 +85,7 @@ def of_texts(subject: Subject, prompt: str, latents: Mapping[int, float], how: S
     given = "".join(f", {name}={value!r}" for name, value in options.items())
     given += "" if how.error_term else ", error_term=False"
     sampling = ", ".join(f"{f.name}={getattr(how, f.name)!r}" for f in fields(Sampling))
-    cached = ", cached=False" if subject.sae.config.has_several_sites else ""
+    cached = ", cached=False" if subject.sae.config.needs_whole_text else ""
     where = "" if how.scope == "all" else f" if phase == {how.scope!r} else nullcontext()"
     return (
         f"{'from contextlib import nullcontext' + chr(10) * 2 if where else ''}"

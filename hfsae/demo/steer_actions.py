@@ -83,7 +83,7 @@ def write(
 ) -> Iterator[Json]:
     """`steer`, of checked values, until it is stopped."""
     block, scope = _block(subject, job), job.steering.scope
-    if scope != "all" and subject.sae.config.has_several_sites:
+    if scope != "all" and subject.sae.config.needs_whole_text:
         raise Refused(
             f"scope is {scope!r}, but this SAE reads several sites and so the whole text in each "
             "pass: use the scope 'all'"
@@ -102,7 +102,7 @@ def write(
         how,
         stopped,
         plain_ids=plain_ids,
-        cached=not subject.sae.config.has_several_sites,
+        cached=not subject.sae.config.needs_whole_text,
     ):
         yield _pair_json(subject, pair)
 
@@ -186,7 +186,7 @@ def sweep(
         seed=how.seed,
         temperature=how.temperature,
         repetition_penalty=how.repetition_penalty,
-        use_cache=not subject.sae.config.has_several_sites,
+        use_cache=not subject.sae.config.needs_whole_text,
         progress=lambda trial: progress(next(done), n),
     )
     result = _strength_json(subject, suggestion, scaled, largest)

@@ -13,7 +13,7 @@ from ..machine.refused import Refused
 from ..models import SAE
 from .metrics import RunningFidelity, density_histogram, estimate
 from .result import LOSSES, EvaluationArguments, EvaluationResult
-from .sites import SiteReading
+from .sites import SiteReading, SourceReading
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ class Reconstructions:
         self.saes, self.n_at_once = saes, n_at_once
         self.fidelity = {name: RunningFidelity(writes_of(sae.config)) for name, sae in saes.items()}
         self.reading = {
-            name: SiteReading(sae)
+            name: (SourceReading if sae.config.is_causal else SiteReading)(sae)
             for name, sae in saes.items()
             if isinstance(sae, SAE) and sae.config.has_several_sites
         }

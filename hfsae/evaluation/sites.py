@@ -9,6 +9,7 @@ from .metrics import Metric
 
 COHERENCE = "coherence"
 SHARES = "share@"  # followed by a site
+L0_OF = "l0@"  # followed by a site
 
 
 class SiteReading:
@@ -65,6 +66,40 @@ class SiteReading:
         text += "m = mean |x W_enc| of the site where the latent fires"
         coherence = float(self.coherence.mean())
         return {COHERENCE: _over_latents(coherence, n_tokens, "coherence", text), **found}
+
+
+class SourceReading(SiteReading):
+    """How many latents of each source of a cross-layer transcoder fire."""
+
+    def __init__(self, sae: SAE) -> None:
+        self.sae, self.reads = sae, sae.config.reads
+        self.firings = torch.zeros(sae.config.d_sae, dtype=torch.float64, device=sae.device)
+
+    def add(self, x: Float[Tensor, "n d_in"], latents: Float[Tensor, "n d_sae"]) -> None:
+        """Add tokens."""
+        self.firings += (latents != 0).float().sum(dim=0)
+
+    def metrics(self, n_tokens: int) -> dict[str, Metric]:
+        """L0 of each source, and the mean share of each target in its latents that fired."""
+        found, nan = {}, float("nan")
+        shares, n = self.sae.shares.double().cpu(), len(self.reads)
+        parts = zip(self.firings.cpu().chunk(n), shares.chunk(n), strict=True)
+        for s, (source, (firings, of_source)) in enumerate(
+            zip(self.reads.names, parts, strict=True)
+        ):
+            value = float(firings.sum()) / n_tokens
+            text = "mean number of non-zero latents per kept token among those that read "
+            text += source
+            unit = "latents/token"
+            found[f"{L0_OF}{source}"] = Metric(
+                value, nan, nan, unit, n_tokens, text, "l0.of_source.v1"
+            )
+            means = of_source[firings > 0].mean(dim=0).tolist()
+            for target, share in [*zip(self.sae.config.writes.names, means, strict=True)][s:]:
+                text = f"mean share at {target} of the decoder rows of latents that read {source}"
+                name = f"{SHARES}{source}->{target}"
+                found[name] = _over_latents(share, n_tokens, "source_share", text)
+        return found
 
 
 def _over_latents(value: float, n_tokens: int, name: str, text: str) -> Metric:

@@ -213,7 +213,8 @@ def description(
 ) -> dict[str, Any]:
     """A store's meta.json: its origin, and the meaning of its columns."""
     places = ("model_name", "model_revision", "site", "target_site", "d_sae")
-    several = {"sites": sae.config.sites} if sae.config.sites else {}
+    lists = ("sites", "target_sites")
+    several = {name: of for name in lists if (of := getattr(sae.config, name, None))}
     return {
         **{name: getattr(sae.config, name) for name in places},
         **several,

@@ -40,6 +40,8 @@ class HfsaeModel(PreTrainedModel):
         super().__init__(config)
         if getattr(config, "site_scales", None) and not config.scales_folded:
             raise ValueError("its sites' scales are not in the weights; save sae.folded()")
+        if config.model_type.endswith("_clt"):
+            raise ValueError("a cross-layer transcoder runs with hfsae: pip install hfsae")
         d_in, d_sae, d_out = config.d_in, config.d_sae, config.d_out
         self.W_enc = nn.Parameter(torch.empty(d_in, d_sae))
         self.b_enc = nn.Parameter(torch.empty(d_sae))

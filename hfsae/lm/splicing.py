@@ -47,6 +47,8 @@ def intervene(
     several sites reads all of them before it writes at the first, so that the model runs twice: a
     pass that is read, and then the pass that is written. Its `moment` has the activations of the
     first pass side by side; where `write` leaves them as they are, the second pass keeps its own.
+    A causal one (`config.is_causal`) needs a single pass: `write` is called at each target, with
+    zeros for what the model has not computed yet, and its columns of that target are used.
 
     Args:
         sites: those of an SAE of several sites at which to write; None: all.
@@ -57,6 +59,10 @@ def intervene(
             infinity, or, with several sites, there is a KV cache.
     """
     contract.hold(lm, sae, dropout="warning")
+    if getattr(sae.config, "is_causal", False):
+        with _intervene_site_by_site(lm, sae, write, chosen_sites(sae.config, sites)):
+            yield
+        return
     if len(reads_of(sae.config)) > 1:
         with _intervene_in_two_passes(lm, sae, write, chosen_sites(sae.config, sites)):
             yield
@@ -146,6 +152,41 @@ def _intervene_in_two_passes(
 
 
 @contextmanager
+def _intervene_site_by_site(
+    lm: nn.Module, sae: HasConfig, write: Callable[[Moment], Tensor], chosen: Sequence[str]
+) -> Iterator[None]:
+    """In one pass, also with a KV cache: a target needs its own source and those before it."""
+    current = threading.local()  # source (by place), input_ids and n_cached of a thread's pass
+    reads, writes = reads_of(sae.config), writes_of(sae.config)
+
+    def read(site: str, x: Tensor) -> None:
+        current.source = {**(current.source or {}), site: cast_for(sae, x)}
+
+    def replace(target: str, x: Tensor) -> Tensor:
+        needed = reads.names[: writes.names.index(target) + 1]
+        seen = current.source or {}
+        if missing := [site for site in needed if site not in seen]:
+            raise Refused(f"target site {target!r} runs before site {missing[0]!r}; swap them")
+        nothing = torch.zeros_like(seen[needed[-1]])
+        source = reads.joined({site: nothing for site in reads.names} | seen)
+        columns = {site: torch.zeros_like(x) for site in writes.names} | {target: x}
+        moment = Moment(source, writes.joined(columns), current.input_ids, current.n_cached)
+        return writes.split(write(moment))[target]
+
+    model, last = unwrapped(lm), ", ".join(chosen)
+    with ExitStack() as hooks:
+        passes = hooks.enter_context(own_passes(last))
+        hooks.callback(_note_tokens(model, sae, current, passes.own).remove)
+        for site in reads.names:  # before writing: a target may be the site itself
+            hooks.callback(attach(lm, site, partial(read, site), passes.own).remove)
+        for target in chosen:
+            visit = partial(replaced, target, partial(replace, target))
+            hooks.callback(attach(lm, target, visit, passes.reached).remove)
+        hooks.callback(_refuse_not_finite(model, last, passes.own).remove)
+        yield
+
+
+@contextmanager
 def splice(
     lm: nn.Module,
     sae: Autoencoder,
@@ -158,7 +199,9 @@ def splice(
     """Inside the block the model runs on the SAE's reconstruction at `sae.config.site`.
 
     A transcoder reads at `site` and writes at `target_site`. Works under `generate` as well; with
-    an SAE of several sites under `generate(use_cache=False)`, see `intervene`.
+    an SAE of several sites under `generate(use_cache=False)`, see `intervene`. A causal one, as a
+    cross-layer transcoder, works with a cache: what its sources read has already passed through
+    the targets before them.
 
     Args:
         sae: anything with `encode(x)`, `decode(latents, x)`, `config.site`; x is cast for it.

@@ -382,7 +382,7 @@ def _attempts(
     tokens = {name: rows.repeat(len(some), 1) for name, rows in texts.tokens.items()}
     each = [candidate for candidate in some for _ in range(n_rows)]
     block = model.each_steered([c.latent for c in each], [c.strength for c in each])
-    how, cached = _sampling(len(some)), not model.sae.config.has_several_sites
+    how, cached = _sampling(len(some)), not model.sae.config.needs_whole_text
     kls, generated = sampled_kl(model.lm, tokens, block, n_tokens, how, use_cache=cached)
     groups = zip(some, kls.split(n_rows), generated.split(n_rows), strict=True)
     for candidate, kl, rows in groups:
@@ -452,7 +452,7 @@ def _written(model: Model, attempt: Attempt) -> Iterator[Pair]:
             model.ids(attempt.prompt),
             lambda phase: model.steered(latent, strength),
             Sampling(seed=seed),
-            cached=not model.sae.config.has_several_sites,
+            cached=not model.sae.config.needs_whole_text,
         )
         yield pair
 

@@ -208,7 +208,8 @@ class Recipe:
         """All sites and target sites, each once."""
         several = self.sae_fields().values()
         every = [at for f in several for at in (f.get("site"), f.get("target_site"))]
-        every += [at for f in several for at in f.get("sites") or ()]
+        lists = ("sites", "target_sites")
+        every += [at for f in several for name in lists for at in f.get(name) or ()]
         return list(dict.fromkeys(site for site in every if site))
 
 
@@ -256,6 +257,8 @@ def make_configs(
         places = {"d_in": [fields["site"]] if fields.get("site") else fields["sites"]}
         if fields.get("target_site"):
             places["d_out"] = [fields["target_site"]]
+        if fields.get("target_sites"):
+            places["d_out"] = fields["target_sites"]
         for key, sites in places.items():
             widths = [
                 model[s] if isinstance(model, Mapping) else site_width(model, s) for s in sites
@@ -263,6 +266,11 @@ def make_configs(
             if len(sites) > 1:
                 fields.setdefault("widths", widths)
             width, site = sum(widths), ", ".join(sites)
+            if key == "d_out" and len(sites) > 1 and {*widths} != {*fields["widths"]}:
+                raise Refused(
+                    f"sae.target_sites are {widths} wide, and sae.sites {fields['widths']}; a "
+                    f"{fields['model_type']} needs sites of one width"
+                )
             if fields.setdefault(key, width) != width:
                 whose = recipe.lm.name if of_model else "activations.files"
                 raise Refused(
@@ -346,6 +354,13 @@ def check_given(recipe: Recipe) -> None:
         if (given := fields.get("model_type", DEFAULT_VARIANT)) not in types:
             raise Refused(
                 f"sae.model_type {given!r} is unknown; hfsae has {', '.join(types)}; {IMPORT_HINT}"
+            )
+        causal = sorted(c.model_type for c in variants() if c.is_causal)
+        if fields.get("target_sites") and given not in causal:
+            raise Refused(
+                f"sae.sites name targets ({fields['target_sites'][0]}, ...), and a {given} of "
+                "several sites reconstructs what it reads; leave the targets out, or set "
+                f"sae.model_type to {' or '.join(causal)}"
             )
 
 

@@ -1,7 +1,8 @@
 """Many places in few words: `layers.{10..15}`, or `layers.{10..15}.mlp:in -> layers.{}.mlp`.
 
 `{10..15}` is each number from 10 to 15, `{10,13,16}` each that is listed, and `{}` the same one
-again; `a -> b` reads at a and reconstructs b.
+again; `a -> b` reads at a and reconstructs b. In `sae.sites` arrows fill `sae.target_sites`, for
+cross-layer transcoders.
 """
 
 import re
@@ -57,22 +58,38 @@ def _place(text: str, value: str) -> tuple[str, str | None]:
     return site, target or None
 
 
-def spelt_sites(given: object) -> list[str]:
-    """`sae.sites` with each place on its own.
+def spelt_sites(sae: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an SAE with each place of its `sites` and `target_sites` on its own.
 
     Raises:
-        ValueError: no list of texts, braces of another form, or an arrow.
+        ValueError: no list of texts, braces of another form, or an arrow that does not fit.
     """
+    fields = dict(sae)
+    for name in ("sites", "target_sites"):
+        if not fields.get(name):
+            continue
+        places = _listed_places(name, fields[name])
+        targets = [target for _, target in places if target]
+        fields[name] = [site for site, _ in places]
+        if not targets:
+            continue
+        if name == "target_sites" or sae.get("target_sites"):
+            raise Refused(
+                f"sae.{name} has an arrow ({_ARROW}), and sae.target_sites names targets too; "
+                "leave out one"
+            )
+        if len(targets) != len(places):
+            raise Refused("sae.sites has places with an arrow and places without; write all alike")
+        fields["target_sites"] = targets
+    return fields
+
+
+def _listed_places(name: str, given: object) -> list[tuple[str, str | None]]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
-        raise Refused(f"sae.sites must be a list of places such as 'layers.12', got {given!r}")
-    spelt = list[str]()
-    for text in texts:
-        places = places_in(text) if is_short(text) else [(text, None)]
-        if any(target for _, target in places):
-            raise Refused(f"sae.sites has {text!r}, but such an SAE reconstructs what it reads")
-        spelt += [site for site, _ in places]
-    return spelt
+        raise Refused(f"sae.{name} must be a list of places such as 'layers.12', got {given!r}")
+    each = (places_in(text) if is_short(text) else [(text, None)] for text in texts)
+    return [place for places in each for place in places]
 
 
 def spelt(
@@ -83,11 +100,8 @@ def spelt(
     Raises:
         ValueError: braces of another form, or several SAEs are named already.
     """
-    sae = {**sae, "sites": spelt_sites(sae["sites"])} if sae.get("sites") else dict(sae)
-    saes = {
-        name: {**own, "sites": spelt_sites(own["sites"])} if own.get("sites") else own
-        for name, own in saes.items()
-    }
+    sae = spelt_sites(sae)
+    saes = {name: spelt_sites(own) for name, own in saes.items()}
     if not is_short(site := sae.get("site")):
         return sae, saes
     places = places_in(str(site))

@@ -105,8 +105,8 @@ def steer(
             of `generate`, padding included, however it decodes. Outside of `generate` tokens that
             come one at a time with a KV cache, or extend the last pass by one, are generated.
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
-        sites: of an SAE of several sites, which needs `generate(use_cache=False)`, those at which
-            to write; None: all.
+        sites: of an SAE of several sites, those at which to write; None: all. A crosscoder needs
+            `generate(use_cache=False)`.
 
     Raises:
         ValueError: no latent, or an invalid latent, strength, mode, unit or scope; the unit "max"
@@ -200,6 +200,7 @@ def resolve(
             "give this SAE's maxima, or a mapping {latent: maximum} for the edited latents"
         )
     refuse_values_of_others(maxima, sae.W_dec, "max_activations")
+    one_at_a_time = sae.config.is_causal and sae.config.has_several_sites
     resolved = []
     for latent, edit in edits.items():
         _check_latent(latent, sae)
@@ -207,6 +208,11 @@ def resolve(
         its_mode, its_unit = edit.mode or mode, edit.unit or unit
         _check_choice("mode", its_mode, MODES)
         _check_choice("unit", its_unit, UNITS)
+        if one_at_a_time and (its_mode == "orthogonal" or its_unit == "norm"):
+            raise Refused(
+                f"a {sae.config.model_type} writes at one target after another, and mode "
+                "'orthogonal' and unit 'norm' need all of them at once; use another mode or unit"
+            )
         strength = _checked_strength(latent, edit.strength)
         measured = its_mode not in ("scale", "ablate")
         if its_unit == "max" and measured:
