@@ -109,15 +109,16 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
         raise Refused(
             f"a {type(sae).__name__} cannot be written as a JumpReLU SAE: other latents would fire"
         )
-    jumprelu = build("jumprelu_sae", state, "converted", **shared_fields(sae))
+    jumprelu = build("jumprelu_sae", state, "converted", **shared_fields(folded))
     assert isinstance(jumprelu, JumpReLUSAE)
     return jumprelu
 
 
 def shared_fields(sae: SAE) -> dict[str, Any]:
-    """Config fields of every variant: the SAE's site and model, and how it decodes."""
+    """Config fields of every variant: the SAE's places and model, and how it decodes."""
     names = ("site", "target_site", "model_name", "model_revision", "skip_connection", "token_norm")
     names += ("model_dtype", "model_attention", "model_weights", "tokenizer_hash", "bos")
+    names += ("sites", "widths", "site_scales", "scales_folded", "row_norm")
     return {name: getattr(sae.config, name) for name in names}
 
 
@@ -135,6 +136,7 @@ def refuse(sae: SAE, format_name: str, **unless: bool) -> None:
     """
     config = sae.config
     problems = {
+        "sites": config.sites is not None and f"several sites ({config.where})",
         "skip_connection": config.skip_connection and "a skip connection",
         "token_norm": config.token_norm != "none" and f"token_norm={config.token_norm!r}",
         "transcoder": config.is_transcoder and "a transcoder",
