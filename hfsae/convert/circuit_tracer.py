@@ -142,7 +142,7 @@ def save_set(saes: Sequence[SAE], folder: Path) -> None:
     import yaml
 
     layers = {layer_of(sae): sae for sae in saes}
-    if len(layers) < len(saes) or sorted(layers) != list(range(len(saes))):
+    if not saes or len(layers) < len(saes) or sorted(layers) != list(range(len(saes))):
         names = ", ".join(map(str, sorted(layer_of(sae) for sae in saes))) or "none"
         raise Refused(f"circuit-tracer needs one transcoder at each layer from 0, got {names}")
     written = [_theirs(layers[i], i) for i in range(len(saes))]
