@@ -46,10 +46,14 @@ from .machine.refused import Refused as Refused
 from .measurement import explain as explain
 from .measurement import probe as probe
 from .models import SAE as SAE
+from .models import BatchTopKCLT as BatchTopKCLT
+from .models import BatchTopKCLTConfig as BatchTopKCLTConfig
 from .models import BatchTopKSAE as BatchTopKSAE
 from .models import BatchTopKSAEConfig as BatchTopKSAEConfig
 from .models import GatedSAE as GatedSAE
 from .models import GatedSAEConfig as GatedSAEConfig
+from .models import JumpReLUCLT as JumpReLUCLT
+from .models import JumpReLUCLTConfig as JumpReLUCLTConfig
 from .models import JumpReLUSAE as JumpReLUSAE
 from .models import JumpReLUSAEConfig as JumpReLUSAEConfig
 from .models import MatryoshkaBatchTopKSAE as MatryoshkaBatchTopKSAE

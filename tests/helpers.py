@@ -49,7 +49,9 @@ OPTIONS = [
 
 
 def variants() -> list[type[SAEConfig]]:
-    return [c for c in hfsae.models.variants() if c.__module__.startswith("hfsae.")]
+    """Those of one site."""
+    named = (c for c in hfsae.models.variants() if c.__module__.startswith("hfsae."))
+    return [c for c in named if not c.is_causal]
 
 
 def cases() -> dict[str, Callable[..., SAEConfig]]:

@@ -32,6 +32,11 @@ from .base import SAEOutput as SAEOutput
 from .base import Schedule as Schedule
 from .batch_topk import BatchTopKSAE as BatchTopKSAE
 from .batch_topk import BatchTopKSAEConfig as BatchTopKSAEConfig
+from .causal import BatchTopKCLT as BatchTopKCLT
+from .causal import BatchTopKCLTConfig as BatchTopKCLTConfig
+from .causal import Causal as Causal
+from .causal import JumpReLUCLT as JumpReLUCLT
+from .causal import JumpReLUCLTConfig as JumpReLUCLTConfig
 from .config import SAEConfig as SAEConfig
 from .config import variants as variants
 from .gated import GatedSAE as GatedSAE

@@ -184,7 +184,7 @@ class SAE(Places, Strict):
     def extra_repr(self) -> str:
         """Widths and site, for `print(sae)`."""
         c = self.config
-        where = f"{c.where}{f' -> {c.target_site}' if c.is_transcoder else ''}"
+        where = f"{c.where}{f' -> {c.where_to}' if c.is_transcoder else ''}"
         return f"d_in={c.d_in}, d_sae={c.d_sae}, d_out={c.d_out}, site={where} of {c.model_name}"
 
     @torch.no_grad()
@@ -197,14 +197,6 @@ class SAE(Places, Strict):
         if not self.encoder_rows().is_contiguous():
             by_latent = self.encoder_rows().contiguous().T
             self.W_enc = nn.Parameter(by_latent, requires_grad=self.W_enc.requires_grad)
-
-    def encoder_rows(self) -> Float[Tensor, "d_sae d_in"]:
-        """What each latent reads: a view of W_enc, row i of latent i."""
-        return self.W_enc.T
-
-    def decoder_rows(self) -> Float[Tensor, "d_sae d_out"]:
-        """What each latent writes: W_dec, row i of latent i."""
-        return self.W_dec
 
     def to_saelens(self) -> Any:
         """The same function as a `sae_lens.SAE`: see `hfsae.convert.saelens.to_sae_lens_object`."""
@@ -219,6 +211,13 @@ class SAE(Places, Strict):
             ValueError: the last dimension of x is not d_in.
         """
         return self._project(x, EVERYWHERE)
+
+    def pre_activations_of(
+        self, x: Float[Tensor, "*batch d_in"], chosen: Bool[Tensor, " d_sae"]
+    ) -> Float[Tensor, "*batch n"]:
+        """`pre_activations` of some latents alone."""
+        W, b = self.encoder_rows()[chosen].T, self.latent_scale * self.b_enc
+        return EVERYWHERE.project(self.encoder_input(x), W, b[chosen])
 
     def _project(self, x: Float[Tensor, "*batch d_in"], at: Place) -> Tensor:
         return at.project(self.encoder_input(x), self.W_enc, self.latent_scale * self.b_enc)
@@ -235,9 +234,11 @@ class SAE(Places, Strict):
                 f"check that they come from {self.config.where} of the model it was trained on"
             )
         x = self._normalised(self._cast(x))
-        if self.config.subtract_b_dec:
-            x = x - self.latent_scale * self.b_dec
-        return x
+        return x - self._read_bias() if self.config.subtract_b_dec else x
+
+    def _read_bias(self) -> Float[Tensor, " d_in"]:
+        """b_dec as it is subtracted from what is read, in the unit of latents."""
+        return self.latent_scale * self.b_dec
 
     def _cast(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """x in the weights' dtype: a model's bfloat16 activations go into a float32 SAE."""
@@ -345,9 +346,13 @@ class SAE(Places, Strict):
             raise Refused(f"this SAE has {why}: pass the input too, decode(latents, x)")
         x = self._cast(x)
         if self.config.skip_connection:
-            return recon + self._normalised(x) @ self.W_skip
+            return recon + self._skipped(x)
         mean, spread = self._token_statistics(x)
         return recon * spread + mean
+
+    def _skipped(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """The linear part of the reconstruction."""
+        return self._normalised(x) @ self.W_skip
 
     def _reconstructions(self, latents: Tensor, x: Tensor, at: Place) -> Sequence[Tensor]:
         """Reconstructions that enter the loss: `ForwardParts.nested`, if any, then the full one."""
@@ -381,7 +386,7 @@ class SAE(Places, Strict):
                 x holds no tokens to average the loss over.
         """
         if return_loss and target is None and self.config.is_transcoder:
-            raise Refused(f"a transcoder's loss needs target: x at {self.config.target_site}")
+            raise Refused(f"a transcoder's loss needs target: x at {self.config.where_to}")
         if return_loss:
             self._check_trainable()
             if x.numel() == 0:
@@ -421,16 +426,16 @@ class SAE(Places, Strict):
         """Call between backward and the optimiser's step: remove the decoder gradient's component
         along each row, which the renormalisation would undo but Adam's moments would remember.
         Does nothing if norms are free."""
-        if self.W_dec.grad is not None and self.config.unit_norm_decoder:
-            for grad, rows in blocks(self.W_dec.grad, self.W_dec):
+        for p in self.decoder_parts() if self.config.unit_norm_decoder else ():
+            for grad, rows in blocks(p.grad, p) if p.grad is not None else ():
                 normals = self.normals(rows)
                 grad.addcmul_((grad * normals).sum(dim=-1, keepdim=True), normals, value=-1)
 
     @torch.no_grad()
     def after_step_(self) -> None:
         """Call after the optimiser's step, always: decoder rows get norm 1, unless free."""
-        if self.config.unit_norm_decoder:
-            for (rows,) in blocks(self.decoder_rows()):
+        for p in self.decoder_parts() if self.config.unit_norm_decoder else ():
+            for (rows,) in blocks(p):
                 rows /= self.row_norms(rows)[:, None]
 
     @torch.no_grad()
@@ -455,7 +460,7 @@ class SAE(Places, Strict):
         self._fold_(state, config)
         folded = type(self)(config)
         if not config.unit_norm_decoder:
-            state = fold_decoder_norms(state, folded.row_norms)
+            state = fold_decoder_norms(state, folded.row_norms, folded.decoder_names)
         folded.load_state_dict({k: v.contiguous() for k, v in state.items()})
         folded.to(self.device, self.dtype)
         return folded.train(self.training)

@@ -43,7 +43,7 @@ def pre_act(sae: SAE, parts: ForwardParts, threshold: Float[Tensor, " d_sae"]) -
     """
     z = parts.pre_acts.float() / sae.latent_scale
     below = (parts.at.of(threshold) - z).relu()
-    norms = sae.row_norms(sae.decoder_rows().float()).detach()
+    norms = sae.decoder_norms().detach()
     return parts.per_token(below * parts.at.of(norms))
 
 
@@ -89,18 +89,16 @@ def _as_written(
     """Values of latents times the norms of the rows that they write."""
     if sae.config.unit_norm_decoder:
         return values
-    return values * parts.at.of(sae.row_norms(sae.decoder_rows().float()))
+    return values * parts.at.of(sae.decoder_norms())
 
 
 def _of_dead(sae: SAE, parts: ForwardParts, dead: Bool[Tensor, " d_sae"]) -> tuple[Tensor, Tensor]:
     """Pre-activations of dead latents, which need not be among the entries; their decoder rows."""
-    rows = sae.decoder_rows()
     if isinstance(parts.pre_acts, DTensor):  # spread: to pick would move them about
-        return torch.where(dead, parts.pre_acts, -torch.inf), rows
+        return torch.where(dead, parts.pre_acts, -torch.inf), sae.decoder_rows()
     if parts.at is EVERYWHERE:
-        return parts.pre_acts[..., dead], rows[dead]
-    x, W, b = sae.encoder_input(parts.x), sae.encoder_rows()[dead].T, sae.latent_scale * sae.b_enc
-    return EVERYWHERE.project(x, W, b[dead]), rows[dead]
+        return parts.pre_acts[..., dead], sae.rows_of(dead)
+    return sae.pre_activations_of(parts.x, dead), sae.rows_of(dead)
 
 
 def _spread(x: Float[Tensor, "*batch d"], summed: Summed) -> Float[Tensor, ""]:

@@ -17,10 +17,11 @@ Rows of W_dec are in the unit of each site while training; `folded()` puts these
 weights, as with one site, and keeps `config.site_scales`, in which N and shares stay measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..lm.sites import Sites
@@ -30,11 +31,48 @@ from .site_fields import SiteFields
 _LEAST = 1e-12  # of a norm that something is divided by
 
 
+class Source(NamedTuple):
+    """Latents that read and write the same columns."""
+
+    encoder_rows: Float[Tensor, "n d_read"]
+    decoder_rows: Float[Tensor, "n d_written"]
+    reads: slice
+    writes: slice
+
+
 class Places(nn.Module):
     """The part of an SAE that knows its sites and their units; a base of `SAE`."""
 
     config: SiteFields
+    W_enc: nn.Parameter
     W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    decoder_names: Sequence[str] = ("W_dec",)
+    """names of the parameters that hold decoder rows, of equal parts of the latents"""
+
+    def encoder_rows(self) -> Float[Tensor, "d_sae _"]:
+        """What each latent reads: a view of W_enc, row i of latent i."""
+        return self.W_enc.T
+
+    def decoder_rows(self) -> Float[Tensor, "d_sae d_out"]:
+        """What each latent writes: W_dec, row i of latent i."""
+        return self.W_dec
+
+    def rows_of(self, chosen: Bool[Tensor, " d_sae"]) -> Float[Tensor, "n d_out"]:
+        """`decoder_rows` of some latents."""
+        return self.decoder_rows()[chosen]
+
+    def decoder_parts(self) -> list[nn.Parameter]:
+        """The parameters that hold decoder rows: those of the first latents, of the next, ..."""
+        return [self.get_parameter(name) for name in self.decoder_names]
+
+    def decoder_norms(self) -> Float[Tensor, " d_sae"]:
+        """`row_norms` of all decoder rows."""
+        return self.row_norms(self.decoder_rows().float())
+
+    def sources(self) -> list[Source]:
+        """Equal parts of the latents, each with the columns that it reads and writes: here one."""
+        return [Source(self.encoder_rows(), self.decoder_rows(), slice(None), slice(None))]
 
     @property
     def latent_scale(self) -> float:
@@ -45,7 +83,7 @@ class Places(nn.Module):
     def read_scale(self) -> float | Float[Tensor, " d_in"]:
         """The scale c of what is read, raw units; for several sites, c_s sqrt(S) of each column."""
         if self.config.has_column_scales:
-            return self._of_columns(self.config.column_scales, self.config.reads)
+            return self._of_columns(self.config.read_column_scales, self.config.reads)
         return float(self.config.activation_scale or 1.0)
 
     @property
@@ -55,11 +93,16 @@ class Places(nn.Module):
             return self._of_columns(self.config.column_scales, self.config.writes)
         return self.latent_scale
 
+    @property
+    def input_scale(self) -> float | Float[Tensor, " d_in"]:
+        """The scale over which all that is read has a mean squared norm of 1."""
+        return self.read_scale
+
     def _of_columns(self, scales: list[float], sites: Sites) -> Float[Tensor, " d"]:
         widths = torch.tensor([width for _, width in sites])
-        dtype = torch.promote_types(self.W_dec.dtype, torch.float32)
+        dtype = torch.promote_types(self.b_dec.dtype, torch.float32)
         values = torch.tensor(scales, dtype=dtype)
-        return values.repeat_interleave(widths).to(self.W_dec.device)
+        return values.repeat_interleave(widths).to(self.b_dec.device)
 
     def with_sites_hidden(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
         """Activations of a training step, at some tokens without those of some sites

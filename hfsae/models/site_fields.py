@@ -1,7 +1,7 @@
 """The fields of an SAE's config that say where it belongs: its sites, their widths and scales."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
 
@@ -21,6 +21,10 @@ class SiteFields(PreTrainedConfig):
 
     __no_type_check__ = True
     has_no_defaults_at_init = True
+    is_causal: ClassVar[bool] = False
+    """Each of several sites is read by latents of its own, which write at it and later ones."""
+    scale_names: ClassVar = ("activation_scale", "target_scale", "site_scales")
+    """fields that are estimated from activations"""
 
     d_in: int
     d_out: int = 0
@@ -104,6 +108,11 @@ class SiteFields(PreTrainedConfig):
         return self.target_site is not None and self.target_site != self.site
 
     @property
+    def where_to(self) -> str | None:
+        """The place, or the places, that it reconstructs, where it is a transcoder; else None."""
+        return self.target_site if self.is_transcoder else None
+
+    @property
     def has_several_sites(self) -> bool:
         """Whether the SAE has two sites or more, side by side."""
         return len(self.sites or ()) > 1
@@ -121,15 +130,26 @@ class SiteFields(PreTrainedConfig):
 
     @property
     def column_scales(self) -> list[float]:
-        """Of each site c_s sqrt(S), raw units: over it, a mean squared norm is 1/S."""
-        scales = self.site_scales or [1.0]
+        """Of each site that is written c_s sqrt(S), raw units: over it, a mean squared norm is
+        1/S."""
+        scales = self.written_scales
         return [float(scale) * len(scales) ** 0.5 for scale in scales]
+
+    @property
+    def read_column_scales(self) -> list[float]:
+        """The same of each site that is read."""
+        return self.column_scales
+
+    @property
+    def written_scales(self) -> list[float]:
+        """c of each site that is written, raw units."""
+        return self.site_scales or [1.0]
 
     @property
     def relative_scales(self) -> list[float]:
         """`column_scales` over the scale of all sites side by side: what `folded()` multiplies the
         decoder by."""
-        scales = self.site_scales or [1.0]
+        scales = self.written_scales
         whole = sum(scale**2 for scale in scales) ** 0.5
         return [scale / whole for scale in self.column_scales]
 

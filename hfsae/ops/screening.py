@@ -40,7 +40,7 @@ For TopK the floor differs by token and is unknown at first: see `screen_top_k`.
 one number, first guessed and then proven: see `screen_batch_top_k`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -75,13 +75,29 @@ class _Bound(NamedTuple):
 
 
 def screen(
-    x: Float[Tensor, "tokens d"],
+    x: Float[Tensor, "tokens d_all"],
     W: Float[Tensor, "d_sae d"],
     b: Float[Tensor, " d_sae"],
     floor: Float[Tensor, " d_sae"],
     workspace: Workspace,
 ) -> Entries:
-    """The entries where x.w + b > floor, in float32, with their values."""
+    """The entries where x.w + b > floor, in float32, with their values.
+
+    x may be S times as wide as W, inputs of S sources side by side. Latents are then in S equal
+    parts, each of which reads the columns of its source.
+    """
+    parts = zip(*_sources(x, W, b, floor), strict=True)
+    return Entries.joined([_screen(*of_source, workspace) for of_source in parts])
+
+
+def _sources(x: Tensor, W: Tensor, *others: Tensor) -> list[Sequence[Tensor]]:
+    """By source: its columns of x, and the rows of its latents."""
+    n = max(1, x.shape[1] // W.shape[1])
+    columns = [x] if n == 1 else [part.contiguous() for part in x.chunk(n, dim=1)]
+    return [columns, *(each.chunk(n) for each in (W, *others))]
+
+
+def _screen(x: Tensor, W: Tensor, b: Tensor, floor: Tensor, workspace: Workspace) -> Entries:
     with _full_precision(x.device):
         bound = _bound(x, W, b, floor, workspace)
         candidates = _candidates(bound, lambda scores, X: _ordered(scores) > 0, workspace)
@@ -117,7 +133,7 @@ def screen_top_k(
 
 
 def screen_batch_top_k(
-    x: Float[Tensor, "tokens d"],
+    x: Float[Tensor, "tokens d_all"],
     W: Float[Tensor, "d_sae d"],
     b: Float[Tensor, " d_sae"],
     k: int,
@@ -151,7 +167,8 @@ def _guesses(
 ) -> tuple[Float[Tensor, " n"], int]:
     """Floors to try, falling to 0, the same in all processes; and the needed number of values."""
     some = x[:: max(1, -(-len(x) // _SAMPLE))]
-    values = (some @ W.T + b).flatten()
+    parts = zip(*_sources(some, W, b), strict=True)
+    values = torch.cat([(x @ W.T + b).flatten() for x, W, b in parts])
     ranks = [min(round(margin * k * len(some)), len(values)) for margin in _MARGINS]
     largest = values.topk(ranks[-1]).values if ranks[-1] else values.new_zeros(1)
     floors = torch.stack([largest[max(rank, 1) - 1] for rank in ranks]).clamp(min=0)

@@ -26,14 +26,14 @@ torch's own; on CUDA with Triton they are those of `hfsae.ops.fused`.
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 _BLOCK = 2**19  # numbers, 2 MiB of float32: they stay in cache from one operation to the next
@@ -70,6 +70,18 @@ class Everywhere:
     def count(self, mask: Bool[Tensor, "*batch d_sae"]) -> Int[Tensor, " d_sae"]:
         """Number of tokens at which each latent is marked."""
         return mask.reshape(-1, mask.shape[-1]).sum(dim=0)
+
+    def parts(self, n: int) -> "list[Place]":
+        """The place of each of n equal parts of the latents."""
+        return [self] * n
+
+    def split(self, values: Float[Tensor, "*batch d_sae"], n: int) -> Sequence[Tensor]:
+        """The values of each of n equal parts of the latents; concatenated they are `values`."""
+        return values.chunk(n, dim=-1)
+
+    def split_rows(self, rows: Float[Tensor, "d_sae d"], n: int) -> Sequence[Tensor]:
+        """The rows of each of n equal parts of the latents."""
+        return rows.chunk(n)
 
     def totals_by_latent(self, values: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, " d_sae"]:
         """For each latent, the sum of its values over tokens."""
@@ -152,6 +164,47 @@ class Entries:
         self.tokens, self.latents, self.values = tokens, latents, values
         self.n_tokens, self.d_sae = n_tokens, d_sae
         self.workspace = workspace or Workspace()
+        self._parts: list[Place] = []
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Entries]") -> "Entries":
+        """Entries of equal parts of the latents as those of all; `parts` gives them back."""
+        first, n = parts[0], len(parts)
+        if n == 1:
+            return first
+        latents = torch.cat([part.latents + i * first.d_sae for i, part in enumerate(parts)])
+        values = None
+        if all(part.values is not None for part in parts):
+            values = torch.cat([part.values for part in parts if part.values is not None])
+        tokens = torch.cat([part.tokens for part in parts])
+        sizes = first.n_tokens, n * first.d_sae
+        return cls(tokens, latents, *sizes, values, first.workspace)
+
+    def parts(self, n: int) -> "list[Place]":
+        """The entries of each of n equal parts of the latents, counted from the part's first."""
+        if n == 1:
+            return [self]
+        if len(self._parts) != n:
+            size = self.d_sae // n
+            tokens, latents = self.split(self.tokens, n), self.split(self.latents, n)
+            values = [None] * n if self.values is None else self.split(self.values, n)
+            self._parts = [
+                Entries(t, of - i * size, self.n_tokens, size, v, self.workspace)
+                for i, (t, of, v) in enumerate(zip(tokens, latents, values, strict=True))
+            ]
+        return self._parts
+
+    def split(self, values: Shaped[Tensor, " n_entries"], n: int) -> Sequence[Tensor]:
+        """The values of each of n equal parts of the latents; concatenated they are `values`."""
+        if n == 1:
+            return [values]
+        ends = self.latent_offsets[:: self.d_sae // n]
+        return values.split(ends.diff().tolist())
+
+    def split_rows(self, rows: Float[Tensor, "d_sae d"], n: int) -> Sequence[Tensor]:
+        """The rows of each of n equal parts of the latents. Their gradients are put together in the
+        workspace's memory."""
+        return [rows] if n == 1 else _Rows.apply(rows, n, self.workspace)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -288,6 +341,20 @@ class _Of(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.at.totals_by_latent(grad), None
+
+
+class _Rows(torch.autograd.Function):
+    """Equal parts of a matrix's rows. Their gradients side by side are the matrix's."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, n: int, workspace: Workspace) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.workspace = rows.shape, workspace
+        return rows.chunk(n)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        whole = ctx.workspace.take(*ctx.shape, device=grads[0].device)
+        return torch.cat(grads, out=whole), None, None
 
 
 class _Totals(torch.autograd.Function):

@@ -5,13 +5,14 @@ fall, a coefficient that does nothing. Each has a cause that shows in numbers th
 hand. `diagnose` reads them between two log lines and names it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 _MOST = 0.5  # of all latents
 _LEAST_VARIANCE = 0.2  # of x/c; 0.5 at a middle block of SmolLM2
 _DOMINATES = 0.25  # of the variance; 0.09 after block 12 of SmolLM2, 0.47 after Gemma 3's block 9
 _SILENT, _EARLY = 0.1, 0.1
+_LEAST_SHARE = 0.1  # of an equal share of L0
 _WIDE, _WIDE_FACTOR = 0.05, 4  # in runs that work: 0.016 of pre-activations, 2 median thresholds
 
 
@@ -108,6 +109,24 @@ def diagnose_silent(never_share: float, share_done: float, *, whitening: float) 
     return [
         f"{never_share:.0%} of latents have not fired since the start: {more}, or lower "
         "training.init_decoder_data"
+    ]
+
+
+def diagnose_sources(l0: Mapping[str, float]) -> list[str]:
+    """Like `diagnose`, for sources that share one L0: those under a tenth of an equal share.
+
+    Args:
+        l0: by place that a source reads.
+    """
+    share = sum(l0.values()) / len(l0)
+    few = {site: value for site, value in l0.items() if value < _LEAST_SHARE * share}
+    if not few:
+        return []
+    shown = ", ".join(f"{site} {value:.2g}" for site, value in few.items())
+    return [
+        f"of an L0 of {sum(l0.values()):.3g}, an equal share of which is {share:.3g}, sources have "
+        f"less than a tenth of theirs ({shown}): what they write is read from others; take these "
+        "sites out, or raise sae.k or sae.target_l0"
     ]
 
 

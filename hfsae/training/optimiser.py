@@ -27,10 +27,15 @@ class Optimiser:
     def begin(self) -> None:
         """Create Adam with empty moments; call it again to restart."""
         self._views = {name: self._view(name, p.detach()) for name, p in self._named()}
-        own = [name for name in ("W_dec", "threshold") if name in self._views]
-        others = [p for name, p in self._views.items() if name not in own]
-        groups = [{"params": others, "of": "others"}]
-        groups += [{"params": [self._views[name]], "of": name} for name in own]
+        own = {"W_dec": [*self.sae.decoder_names], "threshold": ["threshold"]}
+        named = {of: [n for n in names if n in self._views] for of, names in own.items()}
+        rest = {*self._views}.difference(*named.values())
+        named = {"others": [n for n in self._views if n in rest], **named}
+        groups = [
+            {"params": [self._views[n] for n in names], "of": of}
+            for of, names in named.items()
+            if names
+        ]
         self._adam = torch.optim.Adam(
             groups,
             lr=self.args.learning_rate,

@@ -1,15 +1,22 @@
 """The log line's entries on thresholds, and the findings of `diagnose` since the last line."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..models import SAE, Schedule
+from ..models import SAE, SAEConfig, Schedule
 from ..ops import Place
 from .arguments import TrainingArguments
-from .health import HealthReading, diagnose, diagnose_dead, diagnose_silent
+from .health import (
+    HealthReading,
+    diagnose,
+    diagnose_dead,
+    diagnose_silent,
+    diagnose_sources,
+)
 from .l0 import L0Control
 from .schedules import in_steps
 from .sharding import whole
@@ -84,7 +91,7 @@ class Readings:
         }
         if not before:
             return line
-        x = whole(out.x).float() / sae.read_scale
+        x = whole(out.x).float() / sae.input_scale
         variance = root_mean_square_norm(x - x.mean(dim=0)) ** 2
         is_spread = self.args.unit == "spread"
         reading = HealthReading(
@@ -109,6 +116,20 @@ class Readings:
         )
         travel = reading.threshold_travel
         return {**line, "threshold_travel": travel, "health": diagnose(reading)}
+
+
+def of_sources(
+    l0: Float[Tensor, " d_sae"], line: Mapping[str, Any], config: SAEConfig
+) -> dict[str, Any]:
+    """The log line's L0 by source, and its findings with one for sources that are left out.
+
+    Args:
+        l0: firings of each latent, per token.
+    """
+    reads = config.reads.names
+    by_source = [float(part.sum()) for part in l0.chunk(len(reads))]
+    found = [*line.get("health", ()), *diagnose_sources(dict(zip(reads, by_source, strict=True)))]
+    return {"l0_by_source": by_source, **({"health": found} if found else {})}
 
 
 def root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..machine.refused import Refused
-from ..models import SAE
+from ..models import SAE, SAEConfig
 from ..models.folding import fold_decoder_norms
 from ..ops import Workspace
 
@@ -39,8 +39,15 @@ class _Sums(NamedTuple):
     errors: Float[Tensor, " d_out"]
 
 
-def check_refit(d_sae: int) -> None:
-    """Refuse a dictionary that is too wide: a refit holds a matrix of d_sae^2 numbers, twice."""
+def check_refit(config: SAEConfig) -> None:
+    """Refuse a dictionary that is too wide, since a refit holds a matrix of d_sae^2 numbers twice,
+    or whose latents do not all write everywhere."""
+    if config.is_causal and config.has_several_sites:
+        raise Refused(
+            f"training.refit_ridge fits rows that write at all sites, and a {config.model_type}'s "
+            "write at later ones alone; set it to null"
+        )
+    d_sae = config.d_sae
     if d_sae > MOST_LATENTS:
         raise Refused(
             f"training.refit_ridge would hold {8 * d_sae**2 / 1e9:,.0f} GB for {d_sae:,} latents; "
@@ -57,8 +64,9 @@ def refit_(
     change = _solved(sums, n, ridge)
     state = sae.state_dict()
     state["b_dec"] = state["b_dec"] + (sums.errors - sums.latents @ change) / n
-    state["W_dec"] = state["W_dec"] + change
-    sae.load_state_dict(fold_decoder_norms(state, sae.row_norms))
+    (decoder,) = sae.decoder_names
+    state[decoder] = state[decoder] + change
+    sae.load_state_dict(fold_decoder_norms(state, sae.row_norms, sae.decoder_names))
     sae.settle_(x[:_AT_ONCE].to(sae.device).float())
 
 

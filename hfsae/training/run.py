@@ -6,11 +6,12 @@ decoder gradient) -> clip -> Adam -> after_step_ (unit norms) -> count firings -
 
 import logging
 from contextlib import nullcontext
+from itertools import zip_longest
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -22,7 +23,7 @@ from .arguments import TrainingArguments
 from .kind import StepKind
 from .l0 import L0Control
 from .optimiser import Optimiser
-from .readings import Readings, Silence, StepOutput
+from .readings import Readings, Silence, StepOutput, of_sources
 from .refit import check_refit
 from .schedules import geometric, in_steps
 from .sharding import check_spread, everywhere, local, part, shard_, unshard_, whole
@@ -49,7 +50,7 @@ class Run:
         workspace: Workspace | None = None,
     ) -> None:
         if args.refit_ridge is not None:
-            check_refit(sae.config.d_sae)
+            check_refit(sae.config)
         self.sae, self.args, self.accelerator = sae.train(), args, accelerator
         self.workspace = workspace or Workspace()  # may be shared by runs that take turns
         sae.lay_out_by_latent()
@@ -103,8 +104,9 @@ class Run:
         self.optimiser.step()
         self._clear_gradients()
         self.sae.after_step_()
-        l0 = self._count(out)
-        line = self._log_line(out, l0, schedule, step) if log else {}
+        firings = self._count(out)
+        l0 = int(firings.sum()) / self.args.batch_size
+        line = self._log_line(out, firings, schedule, step) if log else {}
         self.control.after_step(l0, step)
         return line
 
@@ -175,14 +177,14 @@ class Run:
                 self.workspace.recycle_(self.sae.get_parameter(name))
         self.sae.zero_grad(set_to_none=False)
 
-    def _count(self, out: StepOutput) -> float:
-        """Update the dead-latent counters and the kind of step; L0 of the global batch."""
+    def _count(self, out: StepOutput) -> Int[Tensor, " d_sae"]:
+        """Update the dead-latent counters and the kind of step; firings in the global batch."""
         counts = self._sum(torch.cat([out.fired, out.n_entries]))
         fired = counts[:-1]
         self.kind.choose(int(counts[-1]) / (self.args.batch_size * len(fired)))
         self.tokens_since_fired += self.args.batch_size
         self.tokens_since_fired[fired > 0] = 0
-        return int(fired.sum()) / self.args.batch_size
+        return fired
 
     def _sum(self, x: Tensor) -> Tensor:
         return self._reduce(x, "sum")
@@ -194,13 +196,16 @@ class Run:
         return cast(Tensor, self.accelerator.reduce(x, how))
 
     @torch.no_grad()
-    def _log_line(self, out: StepOutput, l0: float, schedule: Schedule, step: int) -> dict:
+    def _log_line(
+        self, out: StepOutput, firings: Int[Tensor, " d_sae"], schedule: Schedule, step: int
+    ) -> dict[str, Any]:
+        l0 = int(firings.sum()) / self.args.batch_size
         losses = {name: float(self._reduce(v, "mean")) for name, v in out.losses.items()}
         self.last_fvu = losses["mse"] / self.variance
         seen = (step + 1) * self.args.batch_size
         never = float((self.tokens_since_fired >= seen).float().mean())
         silent = Silence(float(self._dead().float().mean()), never)
-        return {
+        line = {
             "loss": sum(losses.values()),
             **losses,
             "fvu": self.last_fvu,
@@ -209,6 +214,9 @@ class Run:
             "learning_rate": self.optimiser.learning_rate,
             **self.readings.line(out, l0, silent, schedule, step),
         }
+        if self.sae.config.is_causal:
+            line |= of_sources(firings / self.args.batch_size, line, self.sae.config)
+        return line
 
     def _dead(self) -> Bool[Tensor, " d_sae"]:
         return self.tokens_since_fired > self.args.dead_after_tokens
@@ -226,7 +234,7 @@ class Run:
         config = self.sae.config
         return {
             "sae": {name: self._kept(whole(x)) for name, x in self.sae.state_dict().items()},
-            "scales": [config.activation_scale, config.target_scale, config.site_scales],
+            "scales": [getattr(config, name) for name in config.scale_names],
             "moments": self.optimiser.moments(self._kept),
             "sparsity": self.control.factor,
             "variance": self.variance,
@@ -247,9 +255,9 @@ class Run:
         for name, p in self.sae.named_parameters():
             local(p.detach()).copy_(part(state["sae"][name], like=p))
         self.optimiser.load_moments(state["moments"])
-        config, (c, of_target, *of_sites) = self.sae.config, state["scales"]
-        config.activation_scale, config.target_scale = c, of_target
-        config.site_scales = of_sites[0] if of_sites else None  # not in older checkpoints
+        config = self.sae.config
+        for name, scale in zip_longest(config.scale_names, state["scales"]):
+            setattr(config, name, scale)  # older checkpoints have fewer
         self.control.factor, self.variance = state["sparsity"], state["variance"]
         self.kind.is_sparse = state["is_sparse"]
         self.tokens_since_fired = state["tokens_since_fired"].to(device)

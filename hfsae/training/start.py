@@ -52,7 +52,9 @@ def start_(
         for sentence in diagnose_start(share, whitening=args.init_whitening):
             logger.warning("%s", sentence)
         x = _in_unit(whole(x - means[0]), sae.read_scale)
-        goal = whole(target - means[1]) if config.is_transcoder else x
+        goal = x
+        if config.is_transcoder:
+            goal = _in_unit(whole(target - means[1]), sae.write_scale)
         _turn_to_data_(sae, args, x, goal)
     if args.init_encoder_scale != 1:
         sae.encoder_rows().mul_(args.init_encoder_scale)
@@ -84,15 +86,22 @@ def _turn_to_data_(
             f"training.init_decoder_data=1 takes {d_sae} tokens from a sample, which has {len(x)}, "
             "and equal latents would stay equal; give less than 1"
         )
-    columns, rows = first_directions_(x, target, d_sae, args)
-    for weight, turn in ((sae.decoder_rows(), rows), (sae.encoder_rows(), columns)):
-        weight = weight.detach()
-        start = whole(weight)
-        turned = directions(torch.lerp(directions(start), turn, share))
-        norms = start.norm(dim=1, keepdim=True)
-        if sae.config.sums_norms and turn is rows:
-            norms = (sae.row_norms(start) / sae.row_norms(turned))[:, None]
-        local(weight).copy_(part(norms * turned, like=weight))
+    for source in sae.sources():
+        read, written = _columns(x, source.reads), _columns(target, source.writes)
+        columns, rows = first_directions_(read, written, len(source.encoder_rows), args)
+        for weight, turn in ((source.decoder_rows, rows), (source.encoder_rows, columns)):
+            weight = weight.detach()
+            start = whole(weight)
+            turned = directions(torch.lerp(directions(start), turn, share))
+            norms = start.norm(dim=1, keepdim=True)
+            if sae.config.sums_norms and turn is rows:
+                norms = (sae.row_norms(start) / sae.row_norms(turned))[:, None]
+            local(weight).copy_(part(norms * turned, like=weight))
+
+
+def _columns(x: Float[Tensor, "n d"], part: slice) -> Float[Tensor, "n _"]:
+    """Some columns, copied, since they are changed; x itself, if these are all."""
+    return x if part == slice(None) else x[:, part].clone()
 
 
 def first_directions_(
