@@ -21,10 +21,12 @@ from ..models import SAE
 from ..models.registry import refuse_unknown_variant
 from . import (
     circuit_tracer,
+    circuit_tracer_clt,
     crosscoders,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
+    gemma_scope_2_layers,
     openai,
     saelens,
     sparsify,
@@ -70,6 +72,9 @@ FORMATS = {
     "hfsae": Format((CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"), _load_own, _save_own, CONFIG, _about_own),
     "gemma_scope": Format(gemma_scope.FILES, gemma_scope.load, gemma_scope.save),
     "gemma_scope_2": Format(gemma_scope_2.FILES, gemma_scope_2.load, gemma_scope_2.save),
+    "gemma_scope_2_layers": Format(
+        gemma_scope_2_layers.FILES, gemma_scope_2_layers.load, gemma_scope_2_layers.save
+    ),
     **{
         name: Format(module.FILES, module.load, module.save, module.FILES[1], module.about)
         for name, module in {
@@ -92,6 +97,9 @@ FORMATS = {
         circuit_tracer.save,
         is_file=True,
         save_set=circuit_tracer.save_set,
+    ),
+    "circuit_tracer_clt": Format(
+        circuit_tracer_clt.FILES, circuit_tracer_clt.load, circuit_tracer_clt.save
     ),
     "openai": Format(
         openai.FILES, openai.load, openai.save, is_file=True, is_written_as_file=True

@@ -40,6 +40,7 @@ _SHOWN = 20
 _LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
 _MAX_FETCHED = 2**24  # bytes of a JSON file, to load or list an SAE; a config is a few thousand
 _OPTIONAL = {"hfsae": FINGERPRINTS, "saelens": (SCALER,)}
+_OPTIONAL["gemma_scope_2_layers"] = (CONFIG,)
 
 
 class SAEEntry(NamedTuple):
