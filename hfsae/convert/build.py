@@ -44,7 +44,7 @@ def assembled(model_type: str, state: State, where: str | Path, **fields: object
         sae: SAE = AutoModel.from_config(config)
     _check(sae, state, where)
     dtypes = {n: torch.float32 for n in sae.float32_parameters}
-    dtype = state["b_dec"].dtype
+    dtype = state["W_dec" if "W_dec" in state else "W_enc"].dtype
     state = {n: t.detach().to(dtypes.get(n, dtype)).contiguous() for n, t in state.items()}
     sae.load_state_dict(state, assign=True)
     return sae.eval().requires_grad_(True)

@@ -173,9 +173,7 @@ def layer_of(sae: SAE) -> int:
     return int(number[1])
 
 
-def hooks(
-    sites: Iterable[str | None], layer: int, model_name: str | None
-) -> dict[str, str | None]:
+def hooks(sites: Iterable[str | None], layer: int, model_name: str | None) -> dict[str, str | None]:
     """The fields of config.yaml that say where transcoders read and write.
 
     Raises:

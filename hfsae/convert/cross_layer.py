@@ -17,6 +17,7 @@ from ..models import SAE
 from ..models.causal import Causal
 from .build import assembled, to_jumprelu
 
+_MOST_LAYERS = 10_000
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -110,6 +111,8 @@ def numbers_of(folder: Path, pattern: str, expected: Sequence[Collection[int]]) 
     names = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
     found = [match for path in folder.iterdir() if (match := names.fullmatch(path.name))]
     numbers = {int(match[1]) for match in found}
+    if (most := max(map(len, expected))) > _MOST_LAYERS:
+        raise Refused(f"{folder}: its files write to {most:,} layers, more than any model has")
     whole = next((each for each in expected if numbers <= {*each}), expected[0])
     if missing := sorted({*whole} - numbers):
         raise Refused(

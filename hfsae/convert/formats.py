@@ -69,7 +69,9 @@ def _about_own(config: dict[str, Any]) -> dict[str, Any]:
 
 # The first format whose files are all there is taken.
 FORMATS = {
-    "hfsae": Format((CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"), _load_own, _save_own, CONFIG, _about_own),
+    "hfsae": Format(
+        (CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"), _load_own, _save_own, CONFIG, _about_own
+    ),
     "gemma_scope": Format(gemma_scope.FILES, gemma_scope.load, gemma_scope.save),
     "gemma_scope_2": Format(gemma_scope_2.FILES, gemma_scope_2.load, gemma_scope_2.save),
     "gemma_scope_2_layers": Format(
@@ -101,9 +103,7 @@ FORMATS = {
     "circuit_tracer_clt": Format(
         circuit_tracer_clt.FILES, circuit_tracer_clt.load, circuit_tracer_clt.save
     ),
-    "openai": Format(
-        openai.FILES, openai.load, openai.save, is_file=True, is_written_as_file=True
-    ),
+    "openai": Format(openai.FILES, openai.load, openai.save, is_file=True, is_written_as_file=True),
 }
 
 

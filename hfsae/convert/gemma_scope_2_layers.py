@@ -128,7 +128,10 @@ def save(sae: SAE, folder: Path) -> None:
         tensors = dict(zip(_NAMES, values, strict=True))
         if part.W_skip is not None:
             tensors[_SKIP] = part.W_skip
-        plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        plain = {
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
         save_file(plain, folder / _FILE.format(s))
     config = {
         "architecture": "jump_relu",

@@ -461,9 +461,7 @@ def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     beside = [p.removeprefix(prefix) for p in there if p.startswith(prefix)]
     patterns = (*form.files[form.is_file :], *_OPTIONAL.get(entry.format, ()))
     needed = [entry.path] * form.is_file
-    needed += [
-        prefix + name for p in patterns for name in matching(beside, p) if "/" not in name
-    ]
+    needed += [prefix + name for p in patterns for name in matching(beside, p) if "/" not in name]
     if f"{prefix}{WEIGHTS_INDEX}" in needed:
         shard = re.compile(re.escape(prefix) + r"model-\d+-of-\d+\.safetensors")
         needed += [path for path in there if shard.fullmatch(path)]

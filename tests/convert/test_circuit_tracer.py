@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import hfsae
 from hfsae.cli import main
 from hfsae.convert import save_as, save_set_as
-from hfsae.models import JumpReLUSAE, ReLUSAE, TopKSAE
+from hfsae.models import SAE, JumpReLUSAE, JumpReLUSAEConfig, ReLUSAE, TopKSAE, TopKSAEConfig
 
 from ..helpers import refused
 
@@ -66,7 +66,10 @@ def test_a_folder_is_a_set_of_their_functions_and_goes_back_to_the_bit(kind, ski
     assert list(saes) == [f"layer_{i}.safetensors" for i in range(N_LAYERS)]
     for i, (sae, state) in enumerate(zip(saes.values(), layers, strict=True)):
         assert type(sae) is KINDS[kind]
-        assert (sae.config.site, sae.config.target_site) == (f"layers.{i}.mlp:in", f"layers.{i}.mlp")
+        assert (sae.config.site, sae.config.target_site) == (
+            f"layers.{i}.mlp:in",
+            f"layers.{i}.mlp",
+        )
         f, y = literal(state, kind)
         out = sae(X)
         assert (out.latents - f).abs().max() < 1e-5 and (out.recon - y).abs().max() < 1e-5
@@ -122,16 +125,21 @@ def test_hooks_of_the_config_are_sites(model_name, hooks, places, tmp_path):
     assert config.site == places[0] and (places[1] in (None, config.target_site))
 
 
-def transcoder(i: int, **fields) -> hfsae.JumpReLUSAE:
+def transcoder(i: int, **fields: object) -> SAE:
+    return JumpReLUSAE(JumpReLUSAEConfig.from_dict(places(i) | fields))
+
+
+def places(i: int) -> dict[str, object]:
     place = {"site": f"layers.{i}.mlp:in", "target_site": f"layers.{i}.mlp"}
-    fields = {"d_in": 4, "d_sae": 8, "model_name": "Qwen/Qwen3-0.6B"} | place | fields
-    return hfsae.JumpReLUSAE(hfsae.JumpReLUSAEConfig(**fields))
+    return {"d_in": 4, "d_sae": 8, "model_name": "Qwen/Qwen3-0.6B", **place}
 
 
 def test_the_norms_output_is_what_an_mlp_reads(tmp_path):
     place = {"site": "layers.0.pre_feedforward_layernorm", "model_name": "google/gemma-3-1b-pt"}
     sae = transcoder(0, target_site="layers.0.post_feedforward_layernorm", **place)
-    config = yaml.safe_load((save_as(sae, tmp_path / "a", "circuit_tracer") / "config.yaml").read_text())
+    config = yaml.safe_load(
+        (save_as(sae, tmp_path / "a", "circuit_tracer") / "config.yaml").read_text()
+    )
     assert config.items() >= HOOKS.items()
 
 
@@ -148,7 +156,7 @@ def test_the_norms_output_is_what_an_mlp_reads(tmp_path):
         (lambda: [transcoder(0, site=None, target_site="x")], "names no layer"),
         (lambda: [transcoder(0, model_name="x/y")], "no TransformerLens hook is known for 'layers"),
         (
-            lambda: [hfsae.TopKSAE(hfsae.TopKSAEConfig(**transcoder_fields(), k=2))],
+            lambda: [TopKSAE(TopKSAEConfig.from_dict(places(0) | {"k": 2}))],
             "negative ones included; this SAE's",
         ),
     ],
@@ -157,11 +165,6 @@ def test_what_circuit_tracer_could_not_load_is_refused(saes, sentence, tmp_path)
     with pytest.raises(ValueError, match=sentence) as caught:
         save_set_as(saes(), tmp_path / "out")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
-
-
-def transcoder_fields() -> dict:
-    config = transcoder(0).config
-    return {n: getattr(config, n) for n in ("d_in", "d_sae", "site", "target_site", "model_name")}
 
 
 def test_a_format_of_one_sae_a_folder_is_refused_for_a_set(tmp_path):
