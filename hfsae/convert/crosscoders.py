@@ -2,19 +2,19 @@
 
 | format | files | tensors, of L sites |
 | --- | --- | --- |
-| crosscoder | `model_final.safetensors` or `ae.safetensors`, `config.json` | encoder.weight [L, d, D], |
-| | | encoder.bias [D], decoder.weight [L, D, d], decoder.bias [L, d] |
-| model_diff | `cc_weights.safetensors`, `cfg.json` | W_enc [L, d, D], W_dec [D, L, d], b_enc, b_dec |
+| crosscoder | model_final.safetensors, config.json | encoder.weight [L, d, D], encoder.bias [D], |
+| | or ae.safetensors, config.json | decoder.weight [L, D, d], decoder.bias [L, d] |
+| model_diff | cc_weights.safetensors, cfg.json | W_enc [L, d, D], W_dec [D, L, d], b_enc, b_dec |
 
 crosscoder: science-of-finetuning's dictionary_learning (Minder et al., arXiv:2504.02922), from its
 training or from the Hub, where the weights are called `model.safetensors` as hfsae's own are.
 model_diff: ckkissane's crosscoder-model-diff-replication (Anthropic's crosscoder of October 2024).
 
-f = relu(sum_s x^s W_enc^s + b_enc), recon^s = f W_dec^s + b_dec^s. A BatchTopK crosscoder keeps f_i
-where v_i = f_i m_i exceeds one threshold, m_i = sum_s |W_dec_i^s| (or another norm that the file
-names). Here latents are scaled by N_i = sum_s |W_dec_i^s|: rows have N = 1 and a latent is v itself.
-What the file does to activations first, (x^s - mean^s) g^s, is folded into the weights, 1 / g^s kept
-as `site_scales`.
+f = relu(sum_s x^s W_enc^s + b_enc), recon^s = f W_dec^s + b_dec^s. A BatchTopK crosscoder keeps
+f_i where v_i = f_i m_i exceeds one threshold, m_i = sum_s |W_dec_i^s| (or another norm that the
+file names). Here latents are scaled by N_i = sum_s |W_dec_i^s|: rows have N = 1, a latent is v.
+What the file does to activations first, (x^s - mean^s) g^s, is folded into the weights, 1 / g^s
+kept as `site_scales`.
 
 The libraries save pickles, `model_final.pt`, `ae.pt` and `cc_weights.pt`, which are not opened; the
 refusal has the two lines that convert one to a file of the same stem. Neither names its sites in
@@ -102,7 +102,7 @@ def load(folder: Path, source: str) -> SAE:
 
 
 def load_of_two_models(folder: Path, source: str) -> SAE:
-    """The crosscoder in `folder`, as a ReLU SAE with `sites`, of activations as the file takes them.
+    """The crosscoder in `folder`, as a ReLU SAE with `sites`, of activations as the file has them.
 
     Its training multiplies the activations of each model by a factor that the files do not hold;
     the warning says how to enter them.
@@ -145,8 +145,8 @@ def refuse_pickle(path: Path, source: str) -> NoReturn:
         ValueError: always.
     """
     raise Refused(
-        f"{source}: {path.name} is a pickle, which can run any code, and is never read; convert it: "
-        f'`tensors = torch.load("{path}", weights_only=True)`, then `safetensors.torch.save_file('
+        f"{source}: {path.name} is a pickle, which can run any code, and is never read; convert it "
+        f'by `tensors = torch.load("{path}", weights_only=True)`, then `safetensors.torch.save_file('
         f'{{n: t.contiguous() for n, t in tensors.items()}}, "{path.with_suffix(".safetensors")}")`'
     )
 
@@ -177,7 +177,7 @@ def _sites(place: str | None, n: int) -> list[str]:
 
 
 class _Units(NamedTuple):
-    """What a crosscoder does to activations: it reads (x - mean) gain and writes out size + mean."""
+    """What is done to activations: the SAE reads (x - mean) gain, and writes y size + mean."""
 
     mean: Float[Tensor, "L d"]
     gain: Float[Tensor, " L"]

@@ -1,14 +1,15 @@
 """Gemma Scope 2's `clt/` and `crosscoder/`: one `params_layer_{i}.safetensors` for each source.
 
-w_enc [d, D], b_enc [D], threshold [D], w_dec [D, n, d] with rows to all n targets (0 to those before
-the source), b_dec [d]; optional affine_skip_connection [d, d], applied as x @ A at the same layer.
+w_enc [d, D], b_enc [D], threshold [D], w_dec [D, n, d] with rows to all n targets (0 to those
+before the source), b_dec [d]; optional affine_skip_connection [d, d], applied as x @ A at the
+same layer.
 The files are numbered from 0 or by layer, and both are read.
 
 Some folders have no config.json. Sites then follow from the published path:
 
 | path | reads | writes |
 | --- | --- | --- |
-| `clt/width_262k_l0_medium` | `layers.{i}.pre_feedforward_layernorm` | `....post_feedforward_layernorm` |
+| `clt/width_262k_l0_...` | `layers.{i}.pre_feedforward_layernorm` | its `post_...` |
 | `crosscoder/layer_7_13_17_22_width_...` | `layers.7`, `layers.13`, ... | the same |
 
 Of another path they are called `unknown/0` and so on: assign `sae.config.sites`. hfsae writes a
@@ -75,7 +76,8 @@ def _part(path: Path, s: int, n: int, source: str) -> Part:
     w_enc, b_enc, threshold, rows, b_dec = (tensors[name] for name in _NAMES)
     if rows.ndim != 3 or rows.shape[1] != n:
         raise Refused(
-            f"{source}: w_dec of {path.name} has shape {list(rows.shape)}, but there are {n} targets"
+            f"{source}: w_dec of {path.name} has shape {list(rows.shape)}, but there are {n} "
+            "targets"
         )
     earlier, size = rows[:, :s].float(), rows.float().square().mean().sqrt()
     if s and earlier.abs().max() > _LARGEST_EARLIER * size:
