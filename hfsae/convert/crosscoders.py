@@ -146,8 +146,9 @@ def refuse_pickle(path: Path, source: str) -> NoReturn:
     """
     raise Refused(
         f"{source}: {path.name} is a pickle, which can run any code, and is never read; convert it "
-        f'by `tensors = torch.load("{path}", weights_only=True)`, then `safetensors.torch.save_file('
-        f'{{n: t.contiguous() for n, t in tensors.items()}}, "{path.with_suffix(".safetensors")}")`'
+        f'by `tensors = torch.load("{path}", weights_only=True)`, then `safetensors.torch.'
+        f"save_file({{n: t.contiguous() for n, t in tensors.items()}}, "
+        f'"{path.with_suffix(".safetensors")}")`'
     )
 
 
