@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..convert import FORMATS, save_as
-from ..hub import beside, formats_in, list_saes, load, push
+from ..convert import FORMATS, save_as, save_set_as
+from ..hub import beside, formats_in, list_saes, load, load_set, push
 from ..machine.files import printable, printable_lines
 from ..machine.names import FINGERPRINT, FINGERPRINTS, existing
 from ..measurement import chosen, own_folder
@@ -122,6 +122,10 @@ def convert_verb(argv: list[str]) -> None:
     add_choice(parser)
     options = given_options(parser.parse(argv))
     destination, to = options.pop("destination"), options.pop("to")
+    if FORMATS[to].save_set and not {"layer", "width", "l0"} & options.keys():
+        saes = load_set(**options)
+        print(printable_lines(f"wrote {save_set_as(saes, destination, to)}: {len(saes)} SAEs"))
+        return
     sae = load(**options)
     print(printable_lines(f"wrote {save_as(sae, destination, to)}: {sae}"))
     if lost := _lost(sae, load(destination)):

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from ..machine.refused import Refused
-from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE
+from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUCLT, JumpReLUSAE, ReLUSAE
+from ..models.causal import Causal
 from ..models.folding import fold_decoder_norms as fold_decoder_norms
 
 State = dict[str, Tensor]
@@ -29,12 +30,21 @@ def build(model_type: str, state: State, where: str | Path, **fields: object) ->
     widths = {"d_in": d_in, "d_sae": d_sae, "d_out": state["W_dec"].shape[1]}
     if widths["d_out"] != d_in and not fields.get("target_site"):
         fields["target_site"] = "unknown"
-    config = AutoConfig.for_model(model_type, **widths, **fields)
+    return assembled(model_type, state, where, **widths, **fields)
+
+
+def assembled(model_type: str, state: State, where: str | Path, **fields: object) -> SAE:
+    """The SAE of these tensors and these fields of its config, widths included.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected, of a wrong shape, or not finite.
+    """
+    config = AutoConfig.for_model(model_type, **fields)
     with torch.device("meta"):
         sae: SAE = AutoModel.from_config(config)
     _check(sae, state, where)
     dtypes = {n: torch.float32 for n in sae.float32_parameters}
-    dtype = state["W_dec"].dtype
+    dtype = state["W_dec" if "W_dec" in state else "W_enc"].dtype
     state = {n: t.detach().to(dtypes.get(n, dtype)).contiguous() for n, t in state.items()}
     sae.load_state_dict(state, assign=True)
     return sae.eval().requires_grad_(True)
@@ -94,7 +104,7 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
     """
     folded = sae.folded()
     state = {name: tensor.clone() for name, tensor in folded.state_dict().items()}
-    if type(folded) is JumpReLUSAE:
+    if type(folded) is JumpReLUSAE or isinstance(folded, JumpReLUCLT):
         return folded
     if isinstance(sae, GatedSAE):
         stretch = state.pop("r_mag").exp()
@@ -109,15 +119,26 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
         raise Refused(
             f"a {type(sae).__name__} cannot be written as a JumpReLU SAE: other latents would fire"
         )
-    jumprelu = build("jumprelu_sae", state, "converted", **shared_fields(sae))
+    if isinstance(folded, Causal):
+        jumprelu = _causal_jumprelu(state, folded)
+    else:
+        jumprelu = build("jumprelu_sae", state, "converted", **shared_fields(folded))
     assert isinstance(jumprelu, JumpReLUSAE)
     return jumprelu
 
 
+def _causal_jumprelu(state: State, folded: Causal) -> SAE:
+    names = ("d_in", "d_sae", "d_out", "target_sites", "target_scales")
+    fields = {name: getattr(folded.config, name) for name in names}
+    fields |= {n: v for n, v in shared_fields(folded).items() if n != "target_site"}
+    return assembled("jumprelu_clt", state, "converted", **fields)
+
+
 def shared_fields(sae: SAE) -> dict[str, Any]:
-    """Config fields of every variant: the SAE's site and model, and how it decodes."""
+    """Config fields of every variant: the SAE's places and model, and how it decodes."""
     names = ("site", "target_site", "model_name", "model_revision", "skip_connection", "token_norm")
     names += ("model_dtype", "model_attention", "model_weights", "tokenizer_hash", "bos")
+    names += ("sites", "widths", "site_scales", "scales_folded", "row_norm")
     return {name: getattr(sae.config, name) for name in names}
 
 
@@ -135,6 +156,7 @@ def refuse(sae: SAE, format_name: str, **unless: bool) -> None:
     """
     config = sae.config
     problems = {
+        "sites": config.sites is not None and f"several sites ({config.where})",
         "skip_connection": config.skip_connection and "a skip connection",
         "token_norm": config.token_norm != "none" and f"token_norm={config.token_norm!r}",
         "causal": config.is_causal and "latents that write at later sites (a cross-layer one)",

@@ -29,6 +29,7 @@ from ..machine.files import read_json
 from ..machine.refused import Refused
 from ..models import SAE, BatchTopKSAE, GatedSAE, MatryoshkaBatchTopKSAE, TopKSAE
 from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
+from .crosscoders import refuse_pickle
 from .sites import to_hook, to_site
 
 FILES = ("ae.pt", "config.json")
@@ -50,6 +51,8 @@ def load(folder: Path, source: str) -> SAE:
         ValueError: ae.pt is damaged, holds more than tensors, or has an unknown class.
     """
     config = read_json(folder / FILES[1]).get("trainer", {})
+    if config.get("dict_class") in ("CrossCoder", "BatchTopKCrossCoder"):
+        refuse_pickle(folder / FILES[0], source)
     state = _ours(read_tensors(folder / FILES[0], source))
     fields = _place(config)
     dict_class = config.get("dict_class", "AutoEncoder")

@@ -3,7 +3,9 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -17,24 +19,43 @@ from ..machine.names import CONFIG, WEIGHTS, WEIGHTS_INDEX
 from ..machine.refused import Damaged, Refused, one_line
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
-from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
+from . import (
+    circuit_tracer,
+    circuit_tracer_clt,
+    crosscoders,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    gemma_scope_2_layers,
+    openai,
+    saelens,
+    sparsify,
+)
 
 
 class Format(NamedTuple):
     """A file format of SAEs."""
 
     files: tuple[str, ...]
-    """the file names that mark a folder (with a star: a single file) as this format; a|b: either"""
+    """patterns of the file names that mark a folder as this format; a|b: either"""
     load: Callable[..., SAE]
     save: Callable[[SAE, Path], None]
     config: str | None = None
     """the JSON file among these that describes the SAE, where paths leave that out"""
     about: Callable[[dict[str, Any]], dict[str, Any]] = dict
     """site (or a hook, which names the layer), d_sae, k and target_l0 in that file's content"""
+    is_file: bool = False
+    """each file of the first pattern is an SAE, and the folder is not"""
+    is_written_as_file: bool = False
+    save_set: Callable[[Sequence[SAE], Path], None] | None = None
+    """writes several SAEs, of which the format makes one folder"""
 
 
 def _load_own(folder: Path, source: str) -> SAE:
-    refuse_unknown_variant(read_json(folder / CONFIG).get("model_type"), source)
+    config = read_json(folder / CONFIG)
+    if crosscoders.is_uploaded(config):  # the same two names of files
+        return crosscoders.load(folder, source)
+    refuse_unknown_variant(config.get("model_type"), source)
     return AutoModel.from_pretrained(folder).eval()
 
 
@@ -42,27 +63,54 @@ def _save_own(sae: SAE, folder: Path) -> None:
     sae.folded().save_pretrained(folder)
 
 
+def _about_own(config: dict[str, Any]) -> dict[str, Any]:
+    return crosscoders.about(config) if crosscoders.is_uploaded(config) else config
+
+
 # The first format whose files are all there is taken.
 FORMATS = {
-    "hfsae": Format((CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"), _load_own, _save_own, CONFIG),
+    "hfsae": Format(
+        (CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"), _load_own, _save_own, CONFIG, _about_own
+    ),
     "gemma_scope": Format(gemma_scope.FILES, gemma_scope.load, gemma_scope.save),
     "gemma_scope_2": Format(gemma_scope_2.FILES, gemma_scope_2.load, gemma_scope_2.save),
+    "gemma_scope_2_layers": Format(
+        gemma_scope_2_layers.FILES, gemma_scope_2_layers.load, gemma_scope_2_layers.save
+    ),
     **{
         name: Format(module.FILES, module.load, module.save, module.FILES[1], module.about)
         for name, module in {
             "saelens": saelens,
             "sparsify": sparsify,
             "dictionary_learning": dictionary_learning,
+            "crosscoder": crosscoders,
         }.items()
     },
-    "openai": Format(openai.FILES, openai.load, openai.save),
+    "model_diff": Format(
+        crosscoders.OF_TWO_MODELS,
+        crosscoders.load_of_two_models,
+        crosscoders.refuse_to_write,
+        crosscoders.OF_TWO_MODELS[1],
+        crosscoders.about_two_models,
+    ),
+    "circuit_tracer": Format(
+        circuit_tracer.FILES,
+        circuit_tracer.load,
+        circuit_tracer.save,
+        is_file=True,
+        save_set=circuit_tracer.save_set,
+    ),
+    "circuit_tracer_clt": Format(
+        circuit_tracer_clt.FILES, circuit_tracer_clt.load, circuit_tracer_clt.save
+    ),
+    "openai": Format(openai.FILES, openai.load, openai.save, is_file=True, is_written_as_file=True),
 }
 
 
 def find(paths: Iterable[str]) -> dict[str, str]:
     """From the paths of all files, {path of an SAE: name of its format}.
 
-    The path is a folder's ("" for the top), or for a single-file format, the file's.
+    The path is a folder's ("" for the top), or for formats of one file an SAE, the file's.
     """
     names: dict[str, set[str]] = {}
     for path in paths:
@@ -72,19 +120,23 @@ def find(paths: Iterable[str]) -> dict[str, str]:
     formats: dict[str, str] = {}
     for folder, files in names.items():
         for name, form in FORMATS.items():
-            single = form.files[0].startswith("*")
-            if not single and all(files.intersection(n.split("|")) for n in form.files):
+            marks = [matching(files, pattern) for pattern in form.files]
+            if not all(marks):
+                continue
+            if not form.is_file:
                 formats[folder] = name
                 break
-            if single:
-                suffix = form.files[0].removeprefix("*")
-                matching = [f for f in files if f.endswith(suffix)]
-                formats |= {f"{folder}/{f}".lstrip("/"): name for f in matching}
-    folders = {path for path, name in formats.items() if not FORMATS[name].files[0].startswith("*")}
+            formats |= {f"{folder}/{file}".lstrip("/"): name for file in marks[0]}
+    folders = {path for path, name in formats.items() if not FORMATS[name].is_file}
     is_inside = {p for p in formats if p not in folders and folders.intersection(_above(p))}
     return {
         p: formats[p] for p in sorted(formats) if p not in is_inside
     }  # not an SAE's checkpoints
+
+
+def matching(names: Iterable[str], patterns: str) -> list[str]:
+    """The names that fit one of the patterns in "a|b", in their order."""
+    return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns.split("|"))]
 
 
 def _above(path: str) -> list[str]:
@@ -124,9 +176,40 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
     Raises:
         ValueError: the format is unknown, cannot hold this SAE, or the destination is taken.
     """
-    destination = Path(destination)
-    if to not in FORMATS:
-        raise Refused(f"format {to!r} is unknown; known: {', '.join(FORMATS)}")
+    form = _format(to)
+    with _new(Path(destination), form.is_written_as_file) as written:
+        form.save(sae, written)
+    return Path(destination)
+
+
+def save_set_as(
+    saes: Mapping[str, SAE] | Sequence[SAE], destination: str | Path, to: str = "circuit_tracer"
+) -> Path:
+    """Write several SAEs, as `hfsae.load_set` returns them, to one folder of a format that is made
+    for sets; a failure leaves nothing behind.
+
+    Raises:
+        ValueError: the format holds one SAE a folder or is unknown, an SAE of these does not fit,
+            or the destination is taken.
+    """
+    save_set = _format(to).save_set
+    if save_set is None:
+        sets = ", ".join(name for name, form in FORMATS.items() if form.save_set)
+        raise Refused(f"a folder of {to!r} holds one SAE; write each by save_as, or to {sets}")
+    with _new(Path(destination), is_file=False) as folder:
+        save_set(list(saes.values() if isinstance(saes, Mapping) else saes), folder)
+    return Path(destination)
+
+
+def _format(name: str) -> Format:
+    if name not in FORMATS:
+        raise Refused(f"format {name!r} is unknown; known: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+@contextmanager
+def _new(destination: Path, is_file: bool) -> Iterator[Path]:
+    """A temporary path to write to, which becomes the destination unless the block fails."""
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise Refused(f"{destination} already exists; give another path, or remove it")
     try:
@@ -136,16 +219,13 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
         why = error.strerror or error
         raise Refused(f"{destination} cannot be created ({why}); give another path") from error
     try:
-        if FORMATS[to].files[0].startswith("*"):
-            FORMATS[to].save(sae, temporary / "sae")
-            open_to_readers(temporary / "sae")
-            os.replace(temporary / "sae", destination)
-        else:
-            FORMATS[to].save(sae, temporary)
-            for path in temporary.iterdir():
-                open_to_readers(path)
+        written = temporary / "sae" if is_file else temporary
+        yield written
+        for path in [written] if is_file else temporary.iterdir():
+            open_to_readers(path)
+        if not is_file:
             temporary.chmod(0o755)
-            os.replace(temporary, destination)
+        os.replace(written, destination)
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(destination.parent).free / 1e6
         raise Refused(
@@ -154,4 +234,3 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return destination

@@ -35,10 +35,10 @@ def load(folder: Path, source: str) -> SAE:
     state = {_NAMES.get(n, n): t for n, t in read_tensors(folder / FILES[0])[0].items()}
     if "threshold" in state:
         state["threshold"] = state["threshold"].clamp(min=0)
-    site, target = (_site(config.get(f"hf_hook_point_{end}")) for end in ("in", "out"))
+    site, target = (site_of(config.get(f"hf_hook_point_{end}")) for end in ("in", "out"))
     fields: dict[str, Any] = {
         "site": site,
-        "model_name": _model(config.get("model_name")),
+        "model_name": model_of(config.get("model_name")),
         "skip_connection": "W_skip" in state,
     }
     if target not in (None, site):
@@ -48,19 +48,19 @@ def load(folder: Path, source: str) -> SAE:
     return build("jumprelu_sae", state, source, **fields)
 
 
-def _model(name: str | None) -> str | None:
+def model_of(name: str | None) -> str | None:
     if not name or "/" in name:
         return name or None
     return "google/" + re.sub(r"gemma-v3-", "gemma-3-", name)
 
 
-def _site(hook: str | None) -> str | None:
+def site_of(hook: str | None) -> str | None:
     """model.layers.3.mlp.input -> layers.3.mlp:in"""
     path, _, end = (hook or "").removeprefix("model.").rpartition(".")
     return {"output": path, "input": f"{path}:in"}.get(end)
 
 
-def _hook(site: str | None) -> str | None:
+def hook_of(site: str | None) -> str | None:
     if site is None:
         return None
     path, _, end = site.partition(":")
@@ -80,8 +80,8 @@ def save(sae: SAE, folder: Path) -> None:
     config = {
         "architecture": "jump_relu",
         "model_name": (sae.config.model_name or "").removeprefix("google/"),
-        "hf_hook_point_in": _hook(site),
-        "hf_hook_point_out": _hook(target),
+        "hf_hook_point_in": hook_of(site),
+        "hf_hook_point_out": hook_of(target),
         "width": sae.config.d_sae,
         "affine_connection": sae.config.skip_connection,
     }

@@ -13,6 +13,7 @@ _LLAMA = {
     "blocks.{}.hook_resid_post": "layers.{}",
     "blocks.{}.attn.hook_z": "layers.{}.self_attn.o_proj:in",
     "blocks.{}.hook_attn_out": "layers.{}.self_attn.o_proj",
+    "blocks.{}.mlp.hook_in": "layers.{}.mlp:in",
     "blocks.{}.hook_mlp_out": "layers.{}.mlp",
     "blocks.{}.mlp.hook_post": "layers.{}.mlp.down_proj:in",
 }
@@ -28,6 +29,7 @@ _GPT2 = {
     "blocks.{}.hook_resid_post": "h.{}",
     "blocks.{}.attn.hook_z": "h.{}.attn.c_proj:in",
     "blocks.{}.hook_attn_out": "h.{}.attn.c_proj",
+    "blocks.{}.mlp.hook_in": "h.{}.mlp:in",
     "blocks.{}.hook_mlp_out": "h.{}.mlp",
     "blocks.{}.mlp.hook_post": "h.{}.mlp.c_proj:in",
     "hook_embed": "wte",
@@ -39,6 +41,7 @@ _NEOX = {
     "blocks.{}.hook_resid_post": "layers.{}",
     "blocks.{}.attn.hook_z": "layers.{}.attention.dense:in",
     "blocks.{}.hook_attn_out": "layers.{}.attention.dense",
+    "blocks.{}.mlp.hook_in": "layers.{}.mlp:in",
     "blocks.{}.hook_mlp_out": "layers.{}.mlp",
     "blocks.{}.mlp.hook_post": "layers.{}.mlp.dense_4h_to_h:in",
 }

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from ..convert.formats import FORMATS, find, load_folder
+from ..convert.formats import FORMATS, find, load_folder, matching
 from ..convert.saelens import SCALER
 from ..machine.files import read_json
 from ..machine.names import CONFIG, EVALUATION, FINGERPRINTS, WEIGHTS_INDEX
@@ -40,6 +40,7 @@ _SHOWN = 20
 _LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
 _MAX_FETCHED = 2**24  # bytes of a JSON file, to load or list an SAE; a config is a few thousand
 _OPTIONAL = {"hfsae": FINGERPRINTS, "saelens": (SCALER,)}
+_OPTIONAL["gemma_scope_2_layers"] = (CONFIG,)
 
 
 class SAEEntry(NamedTuple):
@@ -238,8 +239,8 @@ def _folder_with(
     Args:
         how: options of `hub.fetch`.
     """
-    single = FORMATS[entry.format].files[0].startswith("*")
-    inside = PurePosixPath(entry.path).parent if single else PurePosixPath(entry.path)
+    inside = PurePosixPath(entry.path)
+    inside = inside.parent if FORMATS[entry.format].is_file else inside
     if listing.commit is None:
         source = Path(listing.repo_id)
         return (source if source.is_dir() else source.parent) / inside
@@ -454,14 +455,13 @@ def _no_sae(listing: Listing, source: str) -> str:
 def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     """The files of one SAE, their sizes checked."""
     there = {file.path: file for file in listing.files}
-    if FORMATS[entry.format].files[0].startswith("*"):
-        return [entry.path]
-    prefix = f"{entry.path}/" if entry.path else ""
-    names = [
-        name for alternatives in FORMATS[entry.format].files for name in alternatives.split("|")
-    ]
-    names += _OPTIONAL.get(entry.format, ())
-    needed = [prefix + name for name in names if prefix + name in there]
+    form = FORMATS[entry.format]
+    folder = str(PurePosixPath(entry.path).parent) if form.is_file else entry.path
+    prefix = "" if folder in ("", ".") else f"{folder}/"
+    beside = [p.removeprefix(prefix) for p in there if p.startswith(prefix)]
+    patterns = (*form.files[form.is_file :], *_OPTIONAL.get(entry.format, ()))
+    needed = [entry.path] * form.is_file
+    needed += [prefix + name for p in patterns for name in matching(beside, p) if "/" not in name]
     if f"{prefix}{WEIGHTS_INDEX}" in needed:
         shard = re.compile(re.escape(prefix) + r"model-\d+-of-\d+\.safetensors")
         needed += [path for path in there if shard.fullmatch(path)]

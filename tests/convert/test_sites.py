@@ -5,6 +5,7 @@ import torch
 
 from hfsae import capture
 from hfsae.convert.sites import family, hub_id, to_hook, to_site
+from hfsae.lm import find_module
 
 NAMES = {
     "gemma2": "google/gemma-2-2b",
@@ -33,6 +34,12 @@ def test_hooks_are_where_transformer_lens_has_them(name, make_tiny_lm):
         assert torch.allclose(at["resid_mid"], at["resid_pre"] + at["attn_out"], atol=1e-4)
     heads = lm.config.num_attention_heads * getattr(lm.config, "head_dim", 8)
     assert at["z"].shape[-1] == heads
+    mlp = find_module(lm, sites["blocks.{}.mlp.hook_in"].removesuffix(":in"))
+    with torch.no_grad():
+        inner = mlp(at["in"])
+    if name in ("gemma2", "gemma3"):
+        inner = find_module(lm, sites["blocks.{}.hook_mlp_out"])(inner)
+    assert torch.allclose(inner, at["mlp_out"], atol=1e-5)
     assert at["post"].shape[-1] == getattr(lm.config, "intermediate_size", 64)
     assert at["embed"].shape == at["resid_pre"].shape
 
