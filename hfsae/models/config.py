@@ -43,6 +43,9 @@ class SAEConfig(SiteFields):
     itself (JumpReLU's l0_loss="quadratic"); None: coefficients are fixed"""
     model_name: str | None = None
     """Hub id of the language model"""
+    model_names: dict | None = None
+    """of several language models that it reads at once, the Hub id or folder of each, by the name
+    that stands before the slash of its sites (`hfsae.lm.several`)"""
     model_revision: str | None = None
     """commit on the Hub"""
     model_dtype: str | None = None
