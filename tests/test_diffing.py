@@ -116,7 +116,7 @@ def loads_two(monkeypatch, tiny_lm, another_lm, tiny_tokenizer):
         return another_lm if name.endswith("chat") else tiny_lm
 
     def load_lm(name, **_):
-        return LoadedLM(lm(name), tiny_tokenizer, f"folder {name}")
+        return LoadedLM(lm(name), tiny_tokenizer, f"the Hub, {name}")
 
     monkeypatch.setattr(hfsae.recipe.opening, "load_lm", load_lm)
     monkeypatch.setattr(hfsae.recipe.of_lms, "empty_lm", lambda name, **_: lm(name))

@@ -4,14 +4,16 @@ It is diff.json, which `hfsae diff` writes (`hfsae.diffing`). Damaged rows are l
 """
 
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any
 
 from ..machine.refused import Refused
+from . import validate
 from .rows import Json, as_rows
 from .subject import Subject
 
 MOST = 200  # rows
 GROUPS = ("first", "second", "shared", "other")
+CHOICES = ("", "exclusive", *GROUPS)
 ORDERS = {
     "firings": "how often it fires",
     "share": "its share in the second model",
@@ -21,7 +23,11 @@ ORDERS = {
 _NUMBERS = ("share", "cosine", "nu_recon", "nu_error")
 
 
-def diff(subject: Subject, group: str = "", by: str = "firings") -> Json:
+def diff(
+    subject: Subject,
+    group: Annotated[str, CHOICES] = "",
+    by: Annotated[str, tuple(ORDERS)] = "firings",
+) -> Json:
     """Latents by the language model, of two, that they are of.
 
     Args:
@@ -35,7 +41,7 @@ def diff(subject: Subject, group: str = "", by: str = "firings") -> Json:
     Returns:
         models (list[str]): the names of the first and of the second.
         n_tokens (int | None): held-out tokens that were read.
-        groups (list[Group]): of each group its "name", and how many latents it has ("n"), how many
+        groups (list): of each group its "name", and how many latents it has ("n"), how many
             fired ("n_fired") and how many are exclusive ("n_exclusive").
         n_hits (int): latents of the group that fired.
         found (list[Latent]): of those the first 200, with "group", "share" (0: only the first
@@ -44,10 +50,8 @@ def diff(subject: Subject, group: str = "", by: str = "firings") -> Json:
     """
     if not subject.diff:
         raise Refused("this SAE comes without diff.json; `hfsae diff` writes one")
-    if group not in ("", "exclusive", *GROUPS):
-        raise Refused(f"group is {group!r}; give {', '.join(GROUPS)}, exclusive, or leave it out")
-    if by not in ORDERS:
-        raise Refused(f"by is {by!r}; give {', '.join(ORDERS)}")
+    group = validate.choice(group, "group", CHOICES)
+    by = validate.choice(by, "by", tuple(ORDERS))
     every = _rows(subject)
     hits = [row for row in every if _is_of(row, group)]
     hits.sort(key=lambda row: _rank(row, by))
