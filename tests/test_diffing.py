@@ -20,7 +20,7 @@ from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
 from hfsae.machine.files import read_json
 from hfsae.recipe import Recipe, check, harvest_to, run
 
-from .tiny import tiny_recipe, tokens
+from .tiny import make_sae, tiny_recipe, tokens
 
 SITES = ["base/layers.1", "chat/layers.1"]
 LMS = {"base": {"name": "tiny/base"}, "chat": {"name": "tiny/chat"}}
@@ -188,6 +188,7 @@ def test_a_run_over_two_models_has_all_results_and_names_both(trained, capsys):
     sae = hfsae.load(str(trained))
     assert sae.config.sites == SITES and sae.config.model_name is None
     assert sae.config.model_names == {"base": "tiny/base", "chat": "tiny/chat"}
+    assert "model_names" not in make_sae().config.to_dict()
     metrics = read_json(trained / "evaluation.json")["metrics"]
     assert {f"fvu@{site}" for site in SITES} <= {*metrics} and "coherence" in metrics
     assert not any("loss" in name for name in metrics)
@@ -375,8 +376,9 @@ def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
 
 def test_the_app_has_a_page_for_it(trained):
     pytest.importorskip("gradio")
+    jsonschema = pytest.importorskip("jsonschema")
     from hfsae.demo import Choice, open_subject
-    from hfsae.demo.actions import Actions
+    from hfsae.demo.actions import ENDPOINTS, Actions
     from hfsae.demo.pages import DiffPage
     from hfsae.demo.parts import html
 
@@ -391,6 +393,9 @@ def test_the_app_has_a_page_for_it(trained):
     assert shares == sorted(shares, reverse=True) and view["models"] == ["base", "chat"]
     firings = [row["n_firings"] for row in Actions(subject).diff()["found"]]
     assert firings == sorted(firings, reverse=True)
+    (endpoint,) = (endpoint for endpoint in ENDPOINTS if endpoint.name == "diff")
+    closed = {**endpoint.output_schema, "additionalProperties": False}
+    jsonschema.validate(view, closed)
     page = html("diff", {**view, "unit": subject.unit})
     assert "mostly chat" in page and page.count("<tr>") >= len(shares)
     with pytest.raises(ValueError, match="group is 'x'"):

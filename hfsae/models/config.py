@@ -59,6 +59,11 @@ class SAEConfig(SiteFields):
     bos: str | None = None
     """where BOS stood in training: at the start of each "row" or "document", or "none" """
 
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as in config.json: of an SAE of one language model without the names of several."""
+        whole = super().to_dict()
+        return {k: v for k, v in whole.items() if k != "model_names" or v is not None}
+
     def __post_init__(self, **kwargs: Any) -> None:
         self.d_out = self.d_out or self.d_in
         self._reject_unknown_keys(kwargs)
