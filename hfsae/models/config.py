@@ -60,7 +60,7 @@ class SAEConfig(SiteFields):
     """where BOS stood in training: at the start of each "row" or "document", or "none" """
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields as in config.json: of an SAE of one language model without the names of several."""
+        """Fields as in config.json: of an SAE of one model without names of several."""
         whole = super().to_dict()
         return {k: v for k, v in whole.items() if k != "model_names" or v is not None}
 
