@@ -240,7 +240,7 @@ def diff_figure(compared: dict[str, Any]) -> "Figure":
         color=[_BLUE, _ORANGE],
         edgecolor="white",
         linewidth=0.5,
-        label=["all other latents", "exclusive: |nu| < 0.2"],
+        label=["all other latents", f"exclusive: both |nu| < {compared['limits']['nu']:g}"],
     )
     axes.set(yscale="symlog", xlim=(0.0, 1.0), ylabel="latents (log scale)")
     axes.set_xlabel(f"r: share of a latent's decoder row that is {second}'s")

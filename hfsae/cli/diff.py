@@ -4,7 +4,7 @@ from ..diffing import diff, table
 from ..diffing.run import N_TOKENS
 from ..machine.files import printable_lines
 from ..machine.names import DIFF, FIGURES
-from ..recipe import finish, trained_folder
+from ..recipe import finish, home_of, locked_run, trained_folder
 from .parsing import verb_parser
 
 
@@ -17,7 +17,8 @@ def diff_verb(argv: list[str]) -> None:
     )
     options = parser.parse(argv)
     folder = trained_folder(options["folder"])
-    diff(folder, options["n_tokens"])
-    finish(folder)
+    with locked_run(home_of(folder) or folder, [folder]):
+        diff(folder, options["n_tokens"])
+        finish(folder)
     print(printable_lines(table(folder)))
     print(f"\nEvery latent is in {folder / DIFF}, the figure in {folder / FIGURES / 'diff.png'}.")

@@ -60,8 +60,11 @@ class Sides:
     def share(self) -> Float[Tensor, " d_sae"]:
         """r: the share of each latent's row that is the second model's; NaN for a row of zeros."""
         shares = dict(zip(self.sae.config.writes.names, self.sae.shares.double().T, strict=True))
-        ours, theirs = (sum(shares[at] for at in self._sites[name]) for name in self.names)
-        whole = torch.as_tensor(ours + theirs)
+        ours, theirs = (
+            torch.stack([shares[site] for site in self._sites[name]]).sum(dim=0)
+            for name in self.names
+        )
+        whole = ours + theirs
         return torch.where(whole > 0, theirs / whole, torch.nan)
 
     @property
