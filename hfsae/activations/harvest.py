@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ..lm import Site, blocks_below, capture, find_module, forward, running_as
+from ..lm import Site, blocks_below, by_model, capture, find_module, forward, running_as
 from ..machine.bounds import check_most
 from ..machine.refused import Refused
 from .cache import ActivationCache, batch_key
@@ -65,66 +65,37 @@ class Harvested(NamedTuple):
     document: Int64[Tensor, " n"]
 
 
-class Harvester:
-    """Turns a batch of rows into `Harvested`, by a forward pass that stops at the last site.
+class _Reader:
+    """One model and its sites: the kept positions' activations there.
 
-    Positions outside `batch.keep` are dropped, then norm outliers: positions above `norm_limits`
-    at any site. The limits are those given (limits of other sites are ignored), or follow from the
-    first batch (max_norm_ratio times the median norm of its kept positions); apart from them,
-    results do not depend on earlier batches. With args.cache, a batch that was harvested before is
-    read from disk, equal to the bit. A NaN or an infinity at a kept position raises ValueError; it
-    does not count as an outlier. `kept`, `dropped_special` and `dropped_outliers` count positions.
-
-    Memory of a call, beyond the LM: args.rows * ctx * sum of site widths in the LM's dtype for one
-    forward pass, plus at most twice the result's n * sum of site widths.
+    Args:
+        paths: by name of a site, the place in the model.
     """
 
-    def __init__(
-        self,
-        lm: nn.Module,
-        sites: Sequence[str],
-        args: HarvestArguments,
-        *,
-        norm_limits: Mapping[str, float] | None = None,
-    ):
+    def __init__(self, lm: nn.Module, paths: Mapping[str, str], args: HarvestArguments) -> None:
         self.lm: Any = lm  # a transformers model, or what torch.compile or PEFT wrapped around one
-        self.sites, self.args = list(sites), args
-        limits = norm_limits or {}
-        self.norm_limits: dict[str, float] = {at: limits[at] for at in limits if at in self.sites}
+        self.paths, self.args = dict(paths), args
+        self.places = list(self.paths.values())
         self.cache: ActivationCache | None = None
         if args.cache is not None:
             self.cache = ActivationCache(args.cache, lm, max_bytes=1e9 * args.cache_gb)
-        self._compiled = _compiled_blocks(lm, self.sites) if args.compile else {}
-        self.kept = self.dropped_special = self.dropped_outliers = 0
+        self._compiled = _compiled_blocks(lm, self.places) if args.compile else {}
 
-    @torch.no_grad()  # and not inference_mode, whose tensors may never enter autograd
-    def __call__(self, batch: Batch) -> Harvested:
+    def read(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
+        """Activations by name of the site."""
         activations = self._cached(batch) if self.cache else self._activations(batch)
-        keep, document = (part.to(self.lm.device) for part in (batch.keep, batch.document))
-        row, position = keep.nonzero(as_tuple=True)
-        if isinstance(batch, TokenBatch):
-            tokens, document = batch.input_ids.to(keep.device)[keep], document[keep]
-        else:
-            tokens, document = None, document[row]
-        harvested = Harvested(activations, tokens, row, position, document)
-        self.dropped_special += keep.numel() - len(row)
-        return self._without_outliers(harvested)
+        return {site: activations[place] for site, place in self.paths.items()}
 
     def _cached(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
         assert self.cache
         key = batch_key(batch, self.args.rows, " compiled" if self.args.compile else "")
-        activations = self.cache.get(key, self.sites)
+        activations = self.cache.get(key, self.places)
         if activations is None:
             activations = self._activations(batch)
             self.cache.put(key, activations)
         else:
             refuse_not_finite(activations)
-        return {site: acts.to(self.lm.device) for site, acts in activations.items()}
-
-    def flush(self) -> None:
-        """Write harvested activations to disk, if there is a cache."""
-        if self.cache:
-            self.cache.flush()
+        return {place: acts.to(self.lm.device) for place, acts in activations.items()}
 
     def _activations(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
         inputs = {name: x.split(self.args.rows) for name, x in inputs_of(batch).items()}
@@ -133,7 +104,7 @@ class Harvester:
             self._forward({name: x[i] for name, x in inputs.items()}, keep)
             for i, keep in enumerate(keeps)
         ]
-        activations = {site: torch.cat([part[site] for part in parts]) for site in self.sites}
+        activations = {at: torch.cat([part[at] for part in parts]) for at in self.places}
         refuse_not_finite(activations)
         return activations
 
@@ -145,7 +116,7 @@ class Harvester:
         eager = not compiled  # the blocks' hooks are called around their compiled forwards
         try:
             with (
-                capture(self.lm, self.sites, stop_early=True, eager=eager) as acts,
+                capture(self.lm, self.places, stop_early=True, eager=eager) as acts,
                 running_as(compiled, eager=eager),
             ):
                 forward(self.lm, inputs)
@@ -158,7 +129,80 @@ class Harvester:
                 "install a C++ compiler, such as g++, or leave harvest.compile out"
             ) from error
         # Indexing copies, so the full tensors are freed; sites of a spread LM may be elsewhere.
-        return {site: acts[site][keep.to(acts[site].device)].to(keep.device) for site in self.sites}
+        return {at: acts[at][keep.to(acts[at].device)].to(keep.device) for at in self.places}
+
+
+class Harvester:
+    """Turns a batch of rows into `Harvested`, by a forward pass that stops at the last site.
+
+    Positions outside `batch.keep` are dropped, then norm outliers: positions above `norm_limits`
+    at any site. The limits are those given (limits of other sites are ignored), or follow from the
+    first batch (max_norm_ratio times the median norm of its kept positions); apart from them,
+    results do not depend on earlier batches. With args.cache, a batch that was harvested before is
+    read from disk, equal to the bit. A NaN or an infinity at a kept position raises ValueError; it
+    does not count as an outlier. `kept`, `dropped_special` and `dropped_outliers` count positions.
+
+    Several models, by name, read the same rows one after the other; their sites have the name
+    before a slash (`hfsae.lm.several`). A position is dropped at all sites or at none.
+
+    Memory of a call, beyond the LM: args.rows * ctx * sum of site widths in the LM's dtype for one
+    forward pass, plus at most twice the result's n * sum of site widths.
+    """
+
+    def __init__(
+        self,
+        lm: nn.Module | Mapping[str, nn.Module],
+        sites: Sequence[str],
+        args: HarvestArguments,
+        *,
+        norm_limits: Mapping[str, float] | None = None,
+    ):
+        self.sites, self.args = list(sites), args
+        limits = norm_limits or {}
+        self.norm_limits: dict[str, float] = {at: limits[at] for at in limits if at in self.sites}
+        if isinstance(lm, Mapping):
+            divided = by_model(self.sites, lm)
+            self._readers = [_Reader(lm[name], paths, args) for name, paths in divided.items()]
+        else:
+            self._readers = [_Reader(lm, {site: site for site in self.sites}, args)]
+        self.kept = self.dropped_special = self.dropped_outliers = 0
+
+    @property
+    def lms(self) -> list[Any]:
+        """The models that are read, in their order."""
+        return [reader.lm for reader in self._readers]
+
+    @property
+    def lm(self) -> Any:
+        """The only model, or the first."""
+        return self._readers[0].lm
+
+    @property
+    def cache(self) -> ActivationCache | None:
+        """Activations of that model on disk, if args.cache is given."""
+        return self._readers[0].cache
+
+    @torch.no_grad()  # and not inference_mode, whose tensors may never enter autograd
+    def __call__(self, batch: Batch) -> Harvested:
+        parts = [reader.read(batch) for reader in self._readers]
+        device = self.lm.device
+        activations = {at: x.to(device) for part in parts for at, x in part.items()}
+        activations = {site: activations[site] for site in self.sites}
+        keep, document = (part.to(device) for part in (batch.keep, batch.document))
+        row, position = keep.nonzero(as_tuple=True)
+        if isinstance(batch, TokenBatch):
+            tokens, document = batch.input_ids.to(keep.device)[keep], document[keep]
+        else:
+            tokens, document = None, document[row]
+        harvested = Harvested(activations, tokens, row, position, document)
+        self.dropped_special += keep.numel() - len(row)
+        return self._without_outliers(harvested)
+
+    def flush(self) -> None:
+        """Write harvested activations to disk, if there is a cache."""
+        for reader in self._readers:
+            if reader.cache:
+                reader.cache.flush()
 
     def _without_outliers(self, harvested: Harvested) -> Harvested:
         n, ratio = len(harvested.row), self.args.max_norm_ratio

@@ -176,8 +176,8 @@ class TextSource:
             self._batches = iter(self.rows)
 
     def origin(self) -> str:
-        """Hash of the language model's weights."""
-        return lm_digest(self.harvester.lm)
+        """Hash of the language model's weights, or of the weights of several."""
+        return " ".join(map(lm_digest, self.harvester.lms))
 
     def content(self) -> str | None:
         """Hash of the text, all sides; None if the Hub does not answer."""

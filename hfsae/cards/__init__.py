@@ -2,10 +2,11 @@
 
 card      the card's facts, with the wording of model_card.md
 merge     keeps people's text when a card is written again
+places    sites and language models, in words and in code
 names     names for latents, and their scores
 probing   what a few latents reveal about texts
 texts     texts unlike the training text
-figures   densities, L0, thresholds, training
+figures   densities, L0, thresholds, training, two models compared
 """
 
 from .card import RECORDS as RECORDS

@@ -52,6 +52,7 @@ from ..models.registry import class_of
 from ..models.site_fields import where_of, where_to_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section
+from .places import models, places, python_list
 from .probing import probing_section
 from .texts import FAR, texts_section
 
@@ -73,8 +74,9 @@ _CAPTIONS = {
     "l0": "Non-zero latents per {unit.one}",
     "training": "Training: FVU and L0 of single batches against {unit.many}",
     "thresholds": "Thresholds, in the raw units of the activations",
+    "diff": "Which latents are of one of the two language models, and which of both",
 }
-_SECTIONS = ("lm", "text", "harvest", "activations", "images", "audio")
+_SECTIONS = ("lm", "lms", "text", "harvest", "activations", "images", "audio")
 _SECTIONS += ("shuffle", "sae_as_trained", "training")
 _NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
 _NOT_SHOWN = ("output_dir", "transformers_version", "model_weights")
@@ -274,6 +276,9 @@ def _facts(config: Json, record: Json) -> Json:
     papers = variety.papers() if variety else []
     lm = {key: config.get(f"model_{key}") for key in ("name", "revision")}
     lm |= {key: value for key, value in record.get("lm", {}).items() if value is not None}
+    several = models(config, record)
+    if several:
+        lm["name"] = " and ".join(one["name"] for one in several.values())
     section, unit = section_of(record), unit_of(record)
     text = record.get(section, {})
     options = _options(variety, {**config, **record.get("sae_as_trained", {})}) if variety else {}
@@ -281,9 +286,10 @@ def _facts(config: Json, record: Json) -> Json:
     harvested = record.get("harvested", {})
     return {
         "config": config,
-        **_places(config),
+        **places(config),
         "record": record,
         "lm": lm,
+        "lms": several,
         "text": text,
         "unit": unit.one,
         "units": unit.many,
@@ -301,25 +307,13 @@ def _facts(config: Json, record: Json) -> Json:
         "is_quantised": bool(_QUANTISED.search(lm.get("origin") or "")),
         "norm_limits": harvested.get("norm_limits") or record.get("norm_limits") or {},
         "settings": list(_settings(record)),
-        "title": _title(config, variant, "transcoder" if target else "SAE", lm["name"]),
+        "title": _title(
+            config,
+            variant,
+            "transcoder" if target else "SAE",
+            [one["name"] for one in several.values()] or [lm["name"]],
+        ),
     }
-
-
-def _places(config: Json) -> Json:
-    """The sites in words and in code."""
-    sites = config.get("sites") or [config.get("site")]
-    one = f"acts[{python_string(sites[0] or '')}]"
-    scales = zip(sites, config.get("site_scales") or (), strict=False)
-    return {
-        "where": where_of(config),
-        "sites": sites,
-        "joined": one if len(sites) == 1 else "sae.join(acts)",
-        "site_scales": ", ".join(f"{scale:.4g} at {site}" for site, scale in scales),
-    }
-
-
-def _python_list(texts: list[str]) -> str:
-    return f"[{', '.join(map(python_string, texts))}]"
 
 
 def _options(kind: type[SAE], config: Json) -> dict[str, tuple[Any, str | None]]:
@@ -343,8 +337,9 @@ def _citations(*sources: str | None) -> list[str]:
     return [entries[source] for source in sources if source in entries]
 
 
-def _title(config: Json, variant: str, kind: str, lm_name: str | None) -> str:
-    where = [where_of(config), (lm_name or "").rpartition("/")[2]]
+def _title(config: Json, variant: str, kind: str, lm_names: list[str | None]) -> str:
+    short = [(name or "").rpartition("/")[2] for name in lm_names]
+    where = [where_of(config), " and ".join(filter(None, short))]
     site = " of ".join(filter(None, where)) or "unnamed site"
     return f"{variant} {kind}: {site}, {config['d_sae']:,} latents".lstrip()
 
@@ -377,15 +372,16 @@ def _settings(record: Json) -> Iterator[tuple[str, str]]:
 
 
 def _front_matter(facts: Json, evaluation: Json) -> ModelCardData:
-    name, dataset = facts["lm"]["name"], facts["text"].get("dataset")
-    on_hub = bool(name and _HUB_ID.fullmatch(name)) and not is_folder(facts["lm"])
+    lms, dataset = [*facts["lms"].values()] or [facts["lm"]], facts["text"].get("dataset")
+    names = [lm["name"] for lm in lms if _HUB_ID.fullmatch(lm["name"] or "") and not is_folder(lm)]
+    on_hub = bool(names)
     tags = ["sae", "sparse-autoencoder", facts["variant"].lower() or None]
     tags += ["mechanistic-interpretability", "interpretability", "hfsae"]
     return ModelCardData(
         library_name="hfsae",
         pipeline_tag="feature-extraction",
         license=facts["record"].get("card", {}).get("license"),
-        base_model=name if on_hub else None,
+        base_model=(names if len(names) > 1 else names[0]) if on_hub else None,
         # The nearest of the Hub's relations; without one the Hub lists the SAE as a fine-tune.
         base_model_relation="adapter" if on_hub else None,
         datasets=[dataset] if _is_hub_dataset(dataset) else None,
@@ -493,5 +489,5 @@ def _environment() -> Environment:
         undefined=ChainableUndefined,
     )
     filters = {"md": _markdown, "html": _html, "python": python_string, "number": _number}
-    environment.filters |= {**filters, "count": _count, "python_list": _python_list}
+    environment.filters |= {**filters, "count": _count, "python_list": python_list}
     return environment

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from .. import models as models  # its Auto classes, so that config.json can be read
 from ..machine.files import damaged, opened_tensors, read_json, reading, replacing
-from ..machine.names import EVALUATION, FIGURES, LOG, TRAINING, WEIGHTS
+from ..machine.names import DIFF, EVALUATION, FIGURES, LOG, TRAINING, WEIGHTS
 from ..machine.refused import Damaged, Refused
 from ..machine.units import TOKEN, Unit, unit_of
 
@@ -30,13 +30,15 @@ _BLUE, _ORANGE, _INK = "#0072B2", "#D55E00", "#222222"
 _LABEL: dict[str, Any] = {"color": _INK, "va": "top"}
 _LABEL |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # over grid lines
 _MANY_BINS = 60
+_SHARE_BINS = 50
 _LOGGED = ("step", "fvu", "l0")  # what a figure shows of a line of the log
 
 
 def draw(folder: str | Path) -> list[Path]:
     """Write `folder/figures/*.png`: those whose data the folder holds.
 
-    density and l0 need evaluation.json, training needs log.jsonl, thresholds a JumpReLU SAE.
+    density and l0 need evaluation.json, training needs log.jsonl, thresholds a JumpReLU SAE, diff
+    needs diff.json.
     """
     target = Path(folder) / FIGURES
     target.mkdir(parents=True, exist_ok=True)
@@ -70,6 +72,9 @@ def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
     threshold = _raw_thresholds(folder, config)
     if threshold is not None:
         yield "thresholds", thresholds_figure(threshold)
+    if compared := _json(folder / DIFF):
+        with reading(folder / DIFF):
+            yield "diff", diff_figure(compared)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -202,6 +207,47 @@ def thresholds_figure(threshold: Float[Tensor, " d_sae"]) -> "Figure":
     axes.margins(y=0.2)
     median = float(threshold.median())
     _mark(axes, median, f"median {median:.3g}")
+    return figure
+
+
+def diff_figure(compared: dict[str, Any]) -> "Figure":
+    """Latents that fire by the share of their decoder row that is the second model's, with
+    those that latent scaling did not find in the other model in another colour.
+
+    Args:
+        compared: the content of diff.json.
+    """
+    first, second = compared["models"]
+    columns, groups = compared["latents"], compared["groups"]
+    fired = [
+        (share, exclusive)
+        for share, exclusive, n in zip(
+            columns["share"], columns["exclusive"], columns["n_firings"], strict=True
+        )
+        if n and share is not None
+    ]
+    n_first, n_second = (groups[name]["n_exclusive"] for name in ("first", "second"))
+    figure, (axes,) = _blank(
+        f"{first} and {second}: {len(fired):,} latents that fire\n{n_first:,} are exclusive to "
+        f"{first}, {n_second:,} to {second}, {groups['shared']['n_fired']:,} are of both"
+    )
+    edges = [i / _SHARE_BINS for i in range(_SHARE_BINS + 1)]
+    parts = [[share for share, exclusive in fired if exclusive == is_] for is_ in (False, True)]
+    axes.hist(
+        parts,
+        bins=edges,
+        stacked=True,
+        color=[_BLUE, _ORANGE],
+        edgecolor="white",
+        linewidth=0.5,
+        label=["all other latents", f"exclusive: both |nu| < {compared['limits']['nu']:g}"],
+    )
+    axes.set(yscale="symlog", xlim=(0.0, 1.0), ylabel="latents (log scale)")
+    axes.set_xlabel(f"r: share of a latent's decoder row that is {second}'s")
+    for limit in (0.1, 0.4, 0.6, 0.9):
+        _mark(axes, limit)
+    axes.margins(y=0.2)
+    axes.legend(frameon=False, loc="upper center")
     return figure
 
 

@@ -189,8 +189,11 @@ def parse_recipe(
     recipe = kind(**{name: value for name, value in args.items() if name in own})
     _refuse_unused(recipe, argv)
     if kind is Recipe and path and not any(re.match("--license(=|$)", part) for part in argv):
-        lm = (parse_yaml(path.read_text(encoding="utf-8")) or {}).get("lm") or {}
+        content = parse_yaml(path.read_text(encoding="utf-8")) or {}
+        lm, lms = content.get("lm") or {}, content.get("lms") or {}
         recipe = replace(recipe, license=licence_with(recipe, lm.get("name", LMArguments.name)))
+        if recipe.model_names != [given.get("name") for given in lms.values()] and recipe.lms:
+            recipe = replace(recipe, license=None)
     if not isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..cards import COLUMNS, misgivings, texts_section
+from ..diffing import table
 from ..evaluation import EvaluationResult
 from ..evaluation.result import KINDS_OF_DOCUMENTS, aligned
 from ..features import ANSI, PLAIN, FeatureStore, read_names, show
 from ..machine.files import printable, printable_lines, read_json, reading
-from ..machine.names import CONFIG, EVALUATION, FEATURES, META, TRAINING
+from ..machine.names import CONFIG, DIFF, EVALUATION, FEATURES, META, TRAINING
 from ..machine.refused import Refused
 from ..machine.seal import changes
 from ..machine.units import TOKEN, section_of, unit_of
@@ -91,6 +92,8 @@ def _print_metrics(folder: Path) -> None:
     _print_texts(folder, data)
     with reading(path):
         print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
+    if (folder / DIFF).is_file():
+        print(printable_lines("\n" + table(folder)))
 
 
 def _print_texts(folder: Path, evaluation: dict[str, Any]) -> None:
@@ -133,7 +136,8 @@ def _summary(folder: Path, name: str) -> str:
     """Settings, speed and memory of the training; without that record, the config's facts."""
     config = read_json(folder / CONFIG)
     if not (folder / TRAINING).is_file():
-        site = f"{where_of(config)} of {config.get('model_name')}"
+        models = ", ".join((config.get("model_names") or {}).values())
+        site = f"{where_of(config)} of {models or config.get('model_name')}"
         return f"{name}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {site}"
     with reading(folder / TRAINING):
         record = read_json(folder / TRAINING)
@@ -150,8 +154,14 @@ def _summary(folder: Path, name: str) -> str:
         return (
             f"{name}: trained on {record['n_tokens']:,} activations{of_which} in "
             f"{sum(seconds[key] for key in rates):.0f} s ({read} {harvest}, SAE {train}), "
-            f"peak memory {memory:.1f} GB"
+            f"peak memory {memory:.1f} GB{_models(record)}"
         )
+
+
+def _models(record: Mapping[str, Any]) -> str:
+    """The language models of a training that read several."""
+    each = [f"{name} is {one['name']}" for name, one in record.get("lms", {}).items()]
+    return f"; {', '.join(each)}" if each else ""
 
 
 def _training(folder: Path) -> dict[str, Any]:

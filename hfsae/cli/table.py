@@ -68,6 +68,13 @@ VERBS: dict[str, Verb] = {
         "probing.md in each folder, and their means are also in evaluation.json and the "
         "card.",
     ),
+    "diff": Verb(
+        "diff.diff_verb",
+        "Compare two language models by a crosscoder over sites of both, which a recipe with lms "
+        "trains: which latents are of one model alone, and which of both. It reads held-out text "
+        "once, checks by latent scaling that a latent of one model is not in the other, too, and "
+        "writes diff.json and a figure.",
+    ),
     "study": Verb(
         "study.study_verb",
         "Let people rate latents without knowing which SAE and latent they see: `make "
@@ -143,6 +150,7 @@ EXAMPLES = (
     "hfsae show runs/mine 17 1234",
     "hfsae explain runs/mine",
     "hfsae probe runs/mine",
+    "hfsae diff runs/diff",
     "hfsae card runs/mine",
     "hfsae push runs/mine me/my-sae",
     "hfsae list google/gemma-scope-2b-pt-res",

@@ -12,7 +12,7 @@ CPU (`scripts/bench/plan.py`), where torch allocates and frees as it does on a G
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from ..activations.cache import SHARD_BYTES
 from ..evaluation.fidelity import rows_at_once
@@ -22,7 +22,7 @@ from ..lm import widths_of
 from ..machine.refused import Refused
 from ..models import SAEConfig
 from ..presets.search import PROMPTS, SEEDS, PresetArguments, together
-from ..recipe import Model, Recipe, bucket_tokens
+from ..recipe import EmptyLMs, Model, Recipe, bucket_tokens, first_model
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
 from ..training.run import FIRST_LOOK
 from ..training.schedules import in_steps
@@ -107,13 +107,16 @@ def disk(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Parts:
 def lm_dtype(recipe: Recipe, lm: Model) -> torch.dtype:
     """The dtype of activations in this run: the language model's, where "auto" is that of its
     weights; of files float32, the largest that they can have."""
-    if lm is None:
+    if (first := first_model(lm)) is None:
         return torch.float32
-    return lm.dtype if recipe.lm.dtype == "auto" else getattr(torch, recipe.lm.dtype)
+    dtype = next(iter(recipe.models.values())).dtype
+    return first.dtype if dtype == "auto" else getattr(torch, dtype)
 
 
 def count_of(lm: Model) -> int:
-    """The model's parameters; 0 without one."""
+    """The model's parameters, or those of several; 0 without one."""
+    if isinstance(lm, EmptyLMs):
+        return sum(map(count_of, lm.each.values()))
     return 0 if lm is None else sum(p.numel() for p in lm.parameters())
 
 
@@ -196,7 +199,7 @@ def _stages(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bo
     trained = _Stage({"SAE, gradients, Adam": 4 * _FLOAT * sizes.here})
     step = max((_step(recipe, c, on_gpu) for c in configs.values()), key=lambda s: sum_of(s.device))
     made = {"SAE as it is made": _FLOAT * (_all(sizes) + sizes.largest / 2)}
-    lm = lm if recipe.kind == "text" else None
+    lm = first_model(lm) if recipe.kind == "text" else None  # several run one after the other
     # A file's pages and a copy of them; GGUF is unpacked to float32 first.
     loading = _Stage({}, {"loading the language model": (1 if on_gpu else 2) * lm_bytes})
     return [
@@ -214,7 +217,7 @@ def _stages(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bo
     ]
 
 
-def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> _Stage:
+def _harvest(recipe: Recipe, lm: PreTrainedModel | None, configs: dict[str, SAEConfig]) -> _Stage:
     """A block's forward pass, or the exchange of harvested activations, whichever needs more."""
     if lm is None:
         return _Stage(
@@ -333,13 +336,15 @@ def _refit(recipe: Recipe, configs: dict[str, SAEConfig], spread: bool) -> _Stag
     return _Stage({}, needed) if spread else _Stage(needed)
 
 
-def _evaluation(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> _Stage:
+def _evaluation(
+    recipe: Recipe, lm: PreTrainedModel | None, configs: dict[str, SAEConfig]
+) -> _Stage:
     """Logits of two arms and five float32 copies of one row of them, or, if logits are capped, a
     copy of the second arm's; before that, latents beside the first arm's."""
     if recipe.sizes.evaluation == 0:
         return _Stage({})
     d_sae = max(config.d_sae for config in configs.values())
-    if lm is None:
+    if lm is None or recipe.lms:  # no language model's loss
         return _Stage(
             {"evaluation": _LOOK_COPIES * _FLOAT * recipe.evaluation.sae_batch_tokens * d_sae}
         )
@@ -354,7 +359,7 @@ def _evaluation(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> _St
     return _Stage({"evaluation": max(comparing, logits + _LOOK_COPIES * latents)})
 
 
-def _examples(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> _Stage:
+def _examples(recipe: Recipe, lm: PreTrainedModel | None, configs: dict[str, SAEConfig]) -> _Stage:
     """Memory of each latent's record, beside a block of latents while it grows. At the end,
     promoted tokens: the unembedding and W_dec anew; and tables of examples, in main memory."""
     if recipe.sizes.examples == 0:
@@ -375,7 +380,7 @@ def _examples(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> _Stag
     return _Stage({"examples": kept + work}, {"tables of examples": _tables(recipe, largest)})
 
 
-def _presets(recipe: Recipe, lm: Model) -> _Stage:
+def _presets(recipe: Recipe, lm: PreTrainedModel | None) -> _Stage:
     """Logits of a batch of steered texts, in float32, and those of the model as it is."""
     if recipe.sizes.presets == 0 or lm is None:
         return _Stage({})
@@ -396,9 +401,10 @@ def _tables(recipe: Recipe, config: SAEConfig) -> Number:
 
 def attention_of(recipe: Recipe, lm: Model) -> str | None:
     """The attention implementation that the language model runs with; None without one."""
-    if lm is None:
+    if (first := first_model(lm)) is None:
         return None
-    return recipe.lm.attn_implementation or lm.config._attn_implementation
+    given = next(iter(recipe.models.values())).attn_implementation
+    return given or first.config._attn_implementation
 
 
 def _all(sizes: _Sizes) -> int:

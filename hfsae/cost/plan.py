@@ -12,11 +12,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..lm import capture, widths_of
+from ..lm import by_model, capture, widths_of
 from ..machine.processor import Room
 from ..machine.refused import Refused
 from ..models import SAEConfig
-from ..recipe import Model, Recipe, check, stale_stages, with_lone_site
+from ..recipe import (
+    EmptyLMs,
+    Model,
+    Recipe,
+    check,
+    first_model,
+    stale_stages,
+    with_lone_site,
+)
 from ..recipe.fields import bucket_tokens
 from . import formula
 from .footprint import (
@@ -112,11 +120,18 @@ def estimate(
 
 
 def _input_lines(recipe: Recipe, lm: Model) -> list[str]:
-    text, n_lm = recipe.text, count_of(lm)
+    text = recipe.text
     if recipe.kind == "files":
         return [f"activations     {_short(recipe.activations.files)}"]
+    every = [(args.name, args.dtype, lm) for args in recipe.models.values()]
+    if isinstance(lm, EmptyLMs):
+        each = zip(recipe.models.items(), lm.each.values(), strict=True)
+        every = [(f"{name}: {args.name}", args.dtype, one) for (name, args), one in each]
     return [
-        f"language model  {recipe.lm.name}, {n_lm / 1e6:.0f} M parameters, {recipe.lm.dtype}",
+        *(
+            f"language model  {name}, {count_of(one) / 1e6:.0f} M parameters, {dtype}"
+            for name, dtype, one in every
+        ),
         f"text            {_short(text.dataset)}, rows of {text.context_size} tokens",
     ]
 
@@ -127,8 +142,8 @@ def _measured(recipe: Recipe, lm: Model, on_gpu: bool) -> _Paces:
     rows, attention = recipe.harvest.rows, attention_of(recipe, lm)
     batch = t.batch_size // (1 if is_spread(recipe) else t.num_processes or 1)
     of_lm = None
-    if lm is not None and recipe.kind == "text":
-        of_lm = lm_pace(lm, lm_dtype(recipe, lm), rows, context, device, attention)
+    if (first := first_model(lm)) is not None and recipe.kind == "text":
+        of_lm = lm_pace(first, lm_dtype(recipe, lm), rows, context, device, attention)
     return _Paces(
         of_lm,
         lambda config: step_seconds(_here(recipe, config), t, batch, device),
@@ -142,8 +157,8 @@ def _by_formula(recipe: Recipe, lm: Model, card: Card) -> _Paces:
     n_spread = (t.num_processes or 1) if is_spread(recipe) else 1
     attention, rows = attention_of(recipe, lm), recipe.harvest.rows
     of_lm = None
-    if lm is not None and recipe.kind == "text":
-        of_lm = formula.lm_pace(lm, lm_dtype(recipe, lm), rows, context, attention, card)
+    if (first := first_model(lm)) is not None and recipe.kind == "text":
+        of_lm = formula.lm_pace(first, lm_dtype(recipe, lm), rows, context, attention, card)
     return _Paces(
         of_lm,
         lambda config: formula.step_seconds(config, parameters(config, n_spread)[1], t, card),
@@ -176,6 +191,8 @@ def _seconds(
     of_saes = SAEPace(encode, keep)
     if lm is None or paces.lm is None:
         return _seconds_of_saes(recipe, training, of_saes)
+    if isinstance(lm, EmptyLMs):
+        return _seconds_with_several(recipe, lm, configs, paces.lm, training, of_saes)
     return _seconds_with_lm(recipe, lm, configs, paces.lm, training, of_saes)
 
 
@@ -221,6 +238,36 @@ def _seconds_with_lm(
     if sizes.presets:
         seconds["presets"] = n_saes * sizes.presets
     return seconds
+
+
+def _seconds_with_several(
+    recipe: Recipe,
+    several: EmptyLMs,
+    configs: dict[str, SAEConfig],
+    pace: LMPace,
+    training: float,
+    of_saes: SAEPace,
+) -> dict[str, Number]:
+    """Every stage runs each model up to its last site; a block of one is as fast as of another,
+    parameter by parameter."""
+    of_one = sum(
+        p.numel() for p in blocks(next(iter(several.each.values())))[0].parameters() if p.ndim > 1
+    )
+    places = by_model(widths_of(*configs.values()), several.each)
+    n_used = [parameters_used(several.each[m], [*paths.values()]) for m, paths in places.items()]
+    to_sites = sum(n / of_one * pace.block + pace.rest for n in n_used)
+    context, sizes = recipe.text.context_size, recipe.sizes
+    kept = (context - (recipe.text.bos != "none")) / context
+    n_read = recipe.training.n_tokens / recipe.shuffle.passes / kept
+    n_saes, n_evaluated = len(configs), sizes.evaluation or 0
+    if sizes.evaluation != 0:
+        n_evaluated += len(recipe.evaluation.texts) * recipe.evaluation.n_foreign_tokens
+    return {
+        "harvest": n_read * to_sites / (recipe.training.num_processes or 1),
+        "training": training,
+        "evaluation": n_evaluated * (n_saes * to_sites + of_saes.encode),
+        "examples": sizes.examples * (n_saes * to_sites + of_saes.collect),
+    }
 
 
 def _moving(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], card: Card) -> float:

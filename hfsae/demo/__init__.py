@@ -8,6 +8,7 @@
     | health_actions | beside
     | picture_actions
     | label_actions
+    | diff_actions
     | cooccurrence                what can be done: functions, plain values in, plain values out
     reading, seeing, rows,
     validate                      what they share: text to tokens, pictures to patches, latents to

@@ -16,6 +16,7 @@ from gradio.events import api
 from ..machine.units import PATCH
 from . import (
     beside,
+    diff_actions,
     health_actions,
     inspect_actions,
     label_actions,
@@ -46,6 +47,10 @@ def _of_pictures(subject: Subject) -> bool:
 
 def _labelled(subject: Subject) -> bool:
     return bool(subject.columns)
+
+
+def _compared(subject: Subject) -> bool:
+    return bool(subject.diff)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ ENDPOINTS = (
     Endpoint(inspect_actions.search, "Find latents", queue="look", gpu=True),
     Endpoint(inspect_actions.save_label, "Name a latent", queue="look", writes=True),
     Endpoint(label_actions.labels, "Latents that go with labels", queue="look", fits=_labelled),
+    Endpoint(diff_actions.diff, "Latents of two models", queue="look", fits=_compared),
     _text(why.next_tokens, "The likeliest next tokens", queue="look"),
     Endpoint(health_actions.health, "How good the SAE is", queue="look"),
     Endpoint(health_actions.compare_saes, "Metrics of two SAEs", queue="look", reads_hub=True),

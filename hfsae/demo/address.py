@@ -66,6 +66,14 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Diff:
+    """Latents of one of two language models or of both, in an order; see `diff_actions`."""
+
+    group: str = ""
+    by: str = "firings"
+
+
+@dataclass(frozen=True)
 class _Prompt:
     prompt: str = ""
     latents: dict[int, float] = field(default_factory=dict)
@@ -112,7 +120,18 @@ class About:
 
 
 Address = (
-    Inspect | Picture | Feature | Search | Map | Labels | Steer | Why | Health | Compare | About
+    Inspect
+    | Picture
+    | Feature
+    | Search
+    | Map
+    | Labels
+    | Diff
+    | Steer
+    | Why
+    | Health
+    | Compare
+    | About
 )
 _CLASSES: dict[str, type] = {kind.__name__.lower(): kind for kind in get_args(Address)}
 PAGES = tuple(_CLASSES)

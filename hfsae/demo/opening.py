@@ -14,6 +14,7 @@ from ..machine.files import MAX_TEXT, damaged, parse_json, reading
 from ..machine.names import (
     CARD,
     COLUMNS,
+    DIFF,
     EVALUATION,
     EVIDENCE,
     EXAMPLES,
@@ -51,6 +52,7 @@ _BESIDE = (
     META,
     PICTURES,
     COLUMNS,
+    DIFF,
 )
 _NAME_ONE = "start the app with --model and a name or folder"
 
@@ -143,8 +145,9 @@ def _read_beside(subject: Subject, folder: Path) -> None:
     if card.is_file() and card.stat().st_size < MAX_TEXT:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
     subject.evaluation = _read_json(folder / EVALUATION, dict, subject.notes)
+    subject.diff = _read_json(folder / DIFF, dict, subject.notes)
     _read_presets(subject, folder)
-    for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD, COLUMNS]):
+    for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD, COLUMNS, DIFF]):
         subject.notes.append(f"do not trust its {change.path.name}: {change.why}")
     if change := next(changes(folder, [META]), None):
         subject.notes.append(
@@ -248,6 +251,12 @@ def _attach_encoder(subject: Subject, model: str | None, device: str) -> None:
 
 def _attach_lm(subject: Subject, model: str | None, device: str, training: dict[str, Any]) -> None:
     config = subject.sae.config
+    if config.model_names:
+        subject.lm_name = " and ".join(config.model_names.values())
+        subject.why_no_lm = "this SAE reads several at once, and the app runs a single one"
+        if model is not None:
+            raise Refused(f"{subject.why_no_lm}; leave out --model")
+        return
     name = subject.lm_name = model or config.model_name
     if name is None:
         subject.why_no_lm = f"the SAE's config names none; {_NAME_ONE}"

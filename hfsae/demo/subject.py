@@ -90,6 +90,8 @@ class Subject:
     """of the documents that the store's examples are from, where those are pictures"""
     columns: dict[str, Any] = field(default_factory=dict)
     """which latents go with labels of documents; see `label_actions`"""
+    diff: dict[str, Any] = field(default_factory=dict)
+    """which latents are of one of two language models; see `diff_actions`"""
     evaluation: dict[str, Any] = field(default_factory=dict)
     card: str = ""
     labels: dict[int, str] = field(default_factory=dict)

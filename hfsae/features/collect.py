@@ -19,7 +19,7 @@ from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
 from ..activations.cache import lm_digest
 from ..activations.given import Given, as_rows
 from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
-from ..lm import check_arguments, contract, tokenizer_of
+from ..lm import check_arguments, contract, model_and_path, tokenizer_of
 from ..machine.bounds import check_least, check_most, check_seed
 from ..machine.refused import Refused
 from ..models import SAE
@@ -69,7 +69,7 @@ class CollectArguments:
 
 @torch.no_grad()
 def collect(
-    lm: PreTrainedModel,
+    lm: PreTrainedModel | Mapping[str, PreTrainedModel],
     sae: SAE,
     text: Given,
     args: CollectArguments | None = None,
@@ -85,6 +85,7 @@ def collect(
         print(hfsae.features.show(store[17]))
 
     Args:
+        lm: of an SAE over several models, those by the names that its sites have.
         text: documents as strings, a `TextArguments`, or rows of tokens from `PackedRows`.
         tokenizer: None: the one that `hfsae.load_lm` loaded with the model.
         norm_limits: the training Harvester's, so that the same outliers are left out here. (Limits
@@ -98,9 +99,14 @@ def collect(
         ValueError: no token is left, or the SAE is not for this model or tokenizer
             (`hfsae.lm.contract`).
     """
-    check_arguments("collect", lm, sae)
-    tokenizer = tokenizer or tokenizer_of(lm)
-    contract.hold(lm, sae, tokenizer)
+    lms = dict(lm) if isinstance(lm, Mapping) else {"": lm}
+    first = next(iter(lms.values()))
+    check_arguments("collect", first, sae)
+    tokenizer = tokenizer or tokenizer_of(first)
+    if isinstance(lm, Mapping):
+        contract.hold_together(lms, sae, tokenizer)
+    else:
+        contract.hold(lm, sae, tokenizer)
     args = args or CollectArguments()
     harvester = Harvester(lm, sae.config.reads.names, HarvestArguments(), norm_limits=norm_limits)
     seen = Seen(
@@ -112,20 +118,21 @@ def collect(
         device=sae.W_dec.device,
     )
     limits = harvester.norm_limits
-    kept = Resume(resume, "" if resume is None else _key(lm, sae, tokenizer, args, limits))
-    batches = kept.rest(as_rows(text, lm, sae.config, tokenizer), seen)
+    kept = Resume(resume, "" if resume is None else _key(lms, sae, tokenizer, args, limits))
+    batches = kept.rest(as_rows(text, first, sae.config, tokenizer), seen)
     if progress is not None and seen.n_rows:
         progress(sum(part.numel() for part in seen.tokens))
     for batch in batches:
-        contract.check_rows(lm, sae, batch.input_ids, batch.document)
+        contract.check_rows(first, sae, batch.input_ids, batch.document)
         _encode_into(seen, sae, batch, harvester(batch))
         kept.save(batch, seen)
         if progress is not None:
             progress(batch.input_ids.numel())
     _check_seen(seen, harvester)
     site, rows = last_written(sae)
-    directions = residual_directions(lm, rows, site)
-    store = _build_store(sae, lm, tokenizer, seen, args, directions)
+    writes, place = model_and_path(site, lms) if isinstance(lm, Mapping) else ("", site)
+    directions = residual_directions(lms[writes], rows, place)
+    store = _build_store(sae, lms[writes], tokenizer, seen, args, directions)
     kept.end()
     return store
 
@@ -152,16 +159,18 @@ def warn_of_silence(seen: Seen, units: str) -> None:
 
 
 def _key(
-    lm: PreTrainedModel,
+    lms: Mapping[str, PreTrainedModel],
     sae: SAE,
     tokenizer: PreTrainedTokenizerBase,
     args: CollectArguments,
     limits: dict[str, float],
 ) -> str:
     """A hash of what a summary follows from, its rows of tokens left out."""
-    terms = [lm_digest(lm), contract.terms(lm, tokenizer, ""), asdict(args), limits]
-    terms += [module.config.to_dict() for module in (lm, sae)]
-    terms += [str(module.device) for module in (lm, sae)]
+    models = [*lms.values()]
+    terms: list[object] = [[lm_digest(lm), contract.terms(lm, tokenizer, "")] for lm in models]
+    terms += [asdict(args), limits]
+    terms += [module.config.to_dict() for module in (*models, sae)]
+    terms += [str(module.device) for module in (*models, sae)]
     digest = sha256(json.dumps(terms, sort_keys=True, default=str).encode())
     for weight in sae.state_dict().values():
         digest.update(weight.cpu().flatten().view(torch.uint8).numpy().tobytes())
@@ -213,7 +222,7 @@ def description(
 ) -> dict[str, Any]:
     """A store's meta.json: its origin, and the meaning of its columns."""
     places = ("model_name", "model_revision", "site", "target_site", "d_sae")
-    lists = ("sites", "target_sites")
+    lists = ("sites", "target_sites", "model_names")
     several = {name: of for name in lists if (of := getattr(sae.config, name, None))}
     return {
         **{name: getattr(sae.config, name) for name in places},

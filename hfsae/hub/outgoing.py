@@ -120,9 +120,10 @@ def published(path: Path, include_code: bool = False) -> Path | bytes:
 def _published_fingerprint(path: Path) -> Path | bytes:
     """Its content with the public config's hash: there a language model's folder is `./name`."""
     config = path.with_name(CONFIG)
-    name = read_json(config).get("model_name") if config.is_file() else None
-    shown = public_record({"model_name": name}, path.parent)["model_name"]
-    return path if shown == name else renamed(path, AutoConfig.from_pretrained(path.parent), shown)
+    fields = read_json(config) if config.is_file() else {}
+    names = {key: fields[key] for key in ("model_name", "model_names") if fields.get(key)}
+    shown = public_record(names, path.parent)
+    return path if shown == names else renamed(path, AutoConfig.from_pretrained(path.parent), shown)
 
 
 def refuse_keys(

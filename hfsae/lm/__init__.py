@@ -4,6 +4,7 @@ autoencoder     what an SAE must have
 sites      `layers.12`, `layers.12.self_attn.o_proj:in`: what a name means
 hooks      read and replace activations at sites
 splicing   let the model run on an SAE's reconstructions
+several    language models that read the same tokens, and sites in them
 load       a model from the Hub, a folder, a .gguf file or a package
 encoders   the same for models of pictures and sound, and one way to run any model
 copies     where the copy of a model lies, and what is refused
@@ -38,6 +39,10 @@ from .load import known_tokenizer as known_tokenizer
 from .load import load_lm as load_lm
 from .load import load_tokenizer as load_tokenizer
 from .load import tokenizer_of as tokenizer_of
+from .several import LoadedLMs as LoadedLMs
+from .several import by_model as by_model
+from .several import model_and_path as model_and_path
+from .several import refuse_other_vocabularies as refuse_other_vocabularies
 from .sites import Site as Site
 from .sites import Sites as Sites
 from .sites import blocks_below as blocks_below

@@ -29,6 +29,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -105,9 +106,15 @@ def hold(
             a model may be trained.
 
     Raises:
-        ValueError: a difference makes all latents meaningless, or dropout is active.
+        ValueError: a difference makes all latents meaningless, dropout is active, or the SAE reads
+            several models.
     """
     lm = unwrapped(lm)
+    if several := getattr(sae.config, "model_names", None):
+        raise Refused(
+            f"this SAE reads several language models at once ({', '.join(several)}), so it cannot "
+            "run inside one of them; give an SAE of a single model"
+        )
     unequal = differences(sae.config, lm, tokenizer)
     if active := _dropout(lm):
         unequal.append(Difference(None, active, dropout))
@@ -115,6 +122,25 @@ def hold(
         if difference.severity == "error":
             raise Refused(_refusal(difference))
         _warn_once(lm, sae, difference)
+
+
+def hold_together(
+    lms: Mapping[str, nn.Module], sae: HasConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """`hold` for an SAE over several models, which have a vocabulary in common.
+
+    Raises:
+        ValueError: the SAE is of other models by name or tokenizer, or dropout is active.
+    """
+    of = [*(getattr(sae.config, "model_names", None) or ())]
+    if missing := [name for name in of if name not in lms]:
+        raise Refused(f"this SAE reads {', '.join(of)}, and there is no model {missing[0]!r}")
+    unequal = _of_vocabulary(sae.config, tokenizer)
+    if unequal is not None and unequal.severity == "error":
+        raise Refused(_refusal(unequal))
+    for name, lm in lms.items():
+        if active := _dropout(lm):
+            raise Refused(f"{name}: {active}")
 
 
 def intend(lm: nn.Module, sae: HasConfig, field: str) -> None:

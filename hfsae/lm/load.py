@@ -109,19 +109,22 @@ def known_tokenizer(lm: nn.Module) -> PreTrainedTokenizerBase | None:
 
 
 def load_tokenizer(
-    name: str, *, source: Literal["auto", "hub", "packaged"] = "auto"
+    name: str,
+    *,
+    revision: str | None = None,
+    source: Literal["auto", "hub", "packaged"] = "auto",
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, without the model.
 
     Raises:
         ValueError: as `load_lm`.
     """
-    copy = locate(name, None, source)
+    copy = locate(name, revision, source)
     try:
         return _tokenizer(copy)
     except Exception as error:  # as in load_lm
         refuse_encoder(name, copy)
-        raise refusal(name, None, copy, error) from error
+        raise refusal(name, revision, copy, error) from error
 
 
 def empty_lm(

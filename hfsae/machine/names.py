@@ -3,7 +3,7 @@
     runs/mine/  recipe.yaml  checkpoints/step-00001234.pt          of a run
                 config.json  model.safetensors  training.json      of each of its SAEs, which lies
                 log.jsonl  fingerprint.safetensors                 there or, of several, in a folder
-                evaluation.json  probing.{json, md}                of its own
+                evaluation.json  probing.{json, md}  diff.json     of its own
                 features/{meta.json, latents.parquet,
                 examples.parquet, labels.json,
                 explanations.{parquet, json, md},
@@ -25,6 +25,7 @@ SHARDS = "model-*.safetensors"
 TRAINING, LOG = "training.json", "log.jsonl"
 EVALUATION = "evaluation.json"
 PROBING, PROBING_REPORT = "probing.json", "probing.md"
+DIFF = "diff.json"
 FINGERPRINT = "fingerprint.safetensors"
 FINGERPRINTS = (FINGERPRINT, "probe.safetensors")
 """Its name, and the one that it had in version 0.1, under which it is still read."""
@@ -76,6 +77,7 @@ RECORDS = (
     Record(META),
     Record(FINGERPRINT, is_sealed=False),
     Record(PROBING),
+    Record(DIFF),
     Record(COLUMNS),
     Record(EXPLANATIONS_RECORD, is_stamped=False),
     Record(CALLS, is_stamped=False, is_pushed=False),
@@ -86,6 +88,7 @@ MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES
 MADE_BY[PICTURES] = "collect"
 MADE_BY |= dict.fromkeys((EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE), "explain")
 MADE_BY[PROBING] = "probe"
+MADE_BY[DIFF] = "diff"
 """The verb that makes a file again."""
 
 

@@ -25,6 +25,7 @@ _PATH = re.compile(r"(?<![\w.~/\\-])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?[/\\](?![
 # By key: `runs/mine` has the form of a repository's id, `models/my/gemma` has not.
 _OF_FOLDERS = ("output_dir", "cache", "files", "folder", "labels")
 _OF_HUB_IDS = ("dataset", "name", "model_name")
+_OF_NAMES = ("model_names", "models")
 _FILE = re.compile(
     r"\.(jsonl?|txt|parquet|csv|ya?ml|gguf|safetensors|npy|wav|flac|png|jpe?g)", re.IGNORECASE
 )
@@ -45,8 +46,10 @@ def _local_names(record: Json) -> Iterator[str]:
     """The paths in a record: a language model's folder, or a text's."""
     for about in (record, record.get("measured_with")):
         lm, text = (about.get(k) if isinstance(about, dict) else None for k in ("lm", "text"))
-        if isinstance(lm, dict) and is_folder(lm) and isinstance(lm.get("name"), str):
-            yield lm["name"]
+        several = about.get("lms") if isinstance(about, dict) else None
+        for one in (lm, *(several.values() if isinstance(several, dict) else ())):
+            if isinstance(one, dict) and is_folder(one) and isinstance(one.get("name"), str):
+                yield one["name"]
         if isinstance(text, dict) and text.get("origin") == LOCAL_FILES:
             yield str(text.get("dataset"))
 
@@ -64,7 +67,8 @@ def public(value: object, key: str = "", local: Collection[str] = ()) -> Any:
         local: names that are known to be paths.
     """
     if isinstance(value, dict):
-        return {k: public(v, k, local) for k, v in value.items()}
+        is_of_names = key in _OF_NAMES  # whose keys are words, and values names of models
+        return {k: public(v, "model_name" if is_of_names else k, local) for k, v in value.items()}
     if isinstance(value, list):
         return listed(value) if key == "dataset" else [public(v, key, local) for v in value]
     if not isinstance(value, str):

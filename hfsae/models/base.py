@@ -185,7 +185,8 @@ class SAE(Places, Strict):
         """Widths and site, for `print(sae)`."""
         c = self.config
         where = f"{c.where}{f' -> {c.where_to}' if c.is_transcoder else ''}"
-        return f"d_in={c.d_in}, d_sae={c.d_sae}, d_out={c.d_out}, site={where} of {c.model_name}"
+        of = ", ".join(c.model_names or ()) or c.model_name
+        return f"d_in={c.d_in}, d_sae={c.d_sae}, d_out={c.d_out}, site={where} of {of}"
 
     @torch.no_grad()
     def lay_out_by_latent(self) -> None:

@@ -43,6 +43,9 @@ class SAEConfig(SiteFields):
     itself (JumpReLU's l0_loss="quadratic"); None: coefficients are fixed"""
     model_name: str | None = None
     """Hub id of the language model"""
+    model_names: dict | None = None
+    """of several language models that it reads at once, the Hub id or folder of each, by the name
+    that stands before the slash of its sites (`hfsae.lm.several`)"""
     model_revision: str | None = None
     """commit on the Hub"""
     model_dtype: str | None = None
@@ -55,6 +58,11 @@ class SAEConfig(SiteFields):
     """hash of its tokenizer's vocabulary"""
     bos: str | None = None
     """where BOS stood in training: at the start of each "row" or "document", or "none" """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as in config.json: of an SAE of one model without names of several."""
+        whole = super().to_dict()
+        return {k: v for k, v in whole.items() if k != "model_names" or v is not None}
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.d_out = self.d_out or self.d_in

@@ -103,8 +103,9 @@ def write_fingerprint(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) 
     return path
 
 
-def renamed(path: Path, config: Any, model_name: str) -> bytes:
-    """The content of the fingerprint at `path`, adapted to a config with this `model_name`.
+def renamed(path: Path, config: Any, names: Mapping[str, Any]) -> bytes:
+    """The content of the fingerprint at `path`, adapted to a config with other `names`, such as
+    another `model_name`.
 
     Args:
         config: the SAE's present config; the hash of one made with another is left unchanged.
@@ -113,7 +114,7 @@ def renamed(path: Path, config: Any, model_name: str) -> bytes:
         metadata = file.metadata() or {}
     tensors, hashes = _read(path)
     if hashes.get("config") == _hash_config(config):
-        other = config.from_dict({**config.to_dict(), "model_name": model_name})
+        other = config.from_dict({**config.to_dict(), **names})
         metadata |= {"sha256": json.dumps({**hashes, "config": _hash_config(other)})}
     with TemporaryDirectory() as scratch:
         copy = Path(scratch) / FINGERPRINT

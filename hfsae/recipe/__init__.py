@@ -12,9 +12,11 @@ folder      what a run's folder holds, and what of it is out of date
 harvesting  activations that a recipe trains on, written to files
 inputs      what a recipe loads before its stages run
 job         an SAE in a run, with all that stages work on
+lms         a recipe's language model, or several that read the same tokens
 naming      names for latents at the end of a run
 of_encoders  pictures or sound through a model, as the inputs of a run
 of_files    activations that are read from files, as the inputs of a run
+of_lms      text through several language models, as the inputs of a run
 of_text     text through a language model, as the inputs of a run
 opening     check a recipe, load what its inputs need, open them
 placed      an SAE, its folder, and the language model and text of its measures
@@ -39,7 +41,6 @@ from .explaining import check_explain as check_explain
 from .explaining import explain_sae as explain_sae
 from .fields import RESULT_SECTIONS as RESULT_SECTIONS
 from .fields import CheckCost as CheckCost
-from .fields import LMArguments as LMArguments
 from .fields import Recipe as Recipe
 from .fields import as_plain as as_plain
 from .fields import bucket_tokens as bucket_tokens
@@ -65,9 +66,12 @@ from .folder import stale_stages as stale_stages
 from .folder import trained_folder as trained_folder
 from .foreign import check_foreign as check_foreign
 from .harvesting import harvest_to as harvest_to
+from .inputs import EmptyLMs as EmptyLMs
 from .inputs import Loaded as Loaded
 from .inputs import Model as Model
+from .inputs import first_model as first_model
 from .job import Job as Job
+from .lms import LMArguments as LMArguments
 from .opening import check as check
 from .opening import evaluate_saes as evaluate_saes
 from .opening import inputs_of as inputs_of

@@ -1,7 +1,7 @@
 """The stage of a run that collects examples: the texts on which latents fire."""
 
 from ..features import FeatureStore, collect
-from ..lm import LoadedLM
+from ..lm import LoadedLM, LoadedLMs
 from ..machine.names import COLLECTING
 from ..machine.weights import stamp
 from .job import Job
@@ -17,14 +17,14 @@ def collect_examples(job: Job) -> None:
     job.inputs.illustrate(job)
 
 
-def collect_from_text(job: Job, loaded: LoadedLM) -> FeatureStore:
+def collect_from_text(job: Job, loaded: LoadedLM | LoadedLMs) -> FeatureStore:
     """Windows of the recipe's text on which the latents of the job's SAE fire."""
     recipe, folder = job.recipe, job.folder
     n_tokens = recipe.sizes.examples
     rows = read_rows(recipe, loaded, job.side, n_tokens)
     with token_bar("collect", n_tokens) as progress:
         return collect(
-            loaded.lm,
+            loaded.lm if isinstance(loaded, LoadedLM) else loaded.lms,
             job.sae,
             rows,
             recipe.collect,

@@ -13,7 +13,7 @@ from ..evaluation.fidelity import counted_predictions
 from ..evaluation.probing.extract import KEY as PROBING_KEY
 from ..evaluation.probing.extract import kept_extract
 from ..evaluation.result import NO_PREDICTION
-from ..lm import LoadedLM
+from ..lm import LoadedLM, LoadedLMs
 from ..machine.files import write_whole
 from ..machine.names import EVALUATION
 from ..machine.refused import Refused
@@ -71,7 +71,7 @@ def evaluate_on_text(
     results = _evaluate("evaluate", args, held_out, loaded, saes, limits, losses)
     few = replace(args, n_tokens=args.n_foreign_tokens)
     for name, rows in read_foreign(recipe, loaded).items():
-        with _naming(name):
+        with naming_text(name):
             on_text = _evaluate(f"evaluate {name}", few, rows, loaded, saes, limits, losses)
         for key, result in on_text.items():
             results[key].texts[name] = foreign_result(result, rows.args)
@@ -99,7 +99,7 @@ def _evaluate(
         return evaluate_all(loaded.lm, saes, rows, args, **how)
 
 
-def check_foreign_rows(recipe: Recipe, loaded: LoadedLM) -> None:
+def check_foreign_rows(recipe: Recipe, loaded: LoadedLM | LoadedLMs) -> None:
     """Check that each foreign text has something to evaluate on.
 
     Raises:
@@ -107,13 +107,13 @@ def check_foreign_rows(recipe: Recipe, loaded: LoadedLM) -> None:
     """
     texts = read_foreign(recipe, loaded) if recipe.sizes.evaluation != 0 else {}
     for name, rows in texts.items():
-        with _naming(name):
+        with naming_text(name):
             if not any(counted_predictions(batch).any() for batch in rows):
                 raise Refused(NO_PREDICTION)
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming_text(name: str) -> Iterator[None]:
     """Put a foreign text's name in front of a refusal."""
     try:
         yield

@@ -33,12 +33,14 @@ from ..models.registry import IMPORT_HINT, refuse_configs_alone
 from ..packaged import packaged_labels
 from ..training import TrainingArguments
 from ..training.identity import FREE, SHARED
+from .inputs import Model
+from .lms import LMArguments, check_lms, spelt_lms
 from .shorthand import spelt
 from .sizes import AUTO, Count, Sizes, sizes_of
 
 logger = logging.getLogger(__name__)
 # The sections that people change most come first: error messages name the first differences.
-TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "activations")
+TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "lms", "text", "harvest", "activations")
 TRAINING_SECTIONS += ("images", "audio")
 TRAINING_SECTIONS += ("shuffle", "seed")
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
@@ -47,9 +49,9 @@ _MOST_SECONDS = 86_400
 Kind = Literal["text", "files", "pictures", "sounds"]
 UNUSED: dict[Kind, tuple[str, ...]] = {
     "text": ("activations", "images", "audio"),
-    "files": ("lm", "text", "harvest", "images", "audio"),
-    "pictures": ("text", "activations", "audio"),
-    "sounds": ("text", "activations", "images"),
+    "files": ("lm", "lms", "text", "harvest", "images", "audio"),
+    "pictures": ("lms", "text", "activations", "audio"),
+    "sounds": ("lms", "text", "activations", "images"),
 }
 """Sections that a recipe does not use."""
 # Settings that do not change the result.
@@ -57,41 +59,13 @@ _FREE = {*FREE, "cache", "cache_gb", "prefetch", "labels"}
 
 
 @dataclass
-class LMArguments:
-    """The language model, and the dtype to load it in."""
-
-    name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """Hub id or folder of a causal language model, or a .gguf file."""
-    kind: Literal["auto"] | None = None
-    """"auto": `name` is a vision or audio model that `AutoModel` loads; it reads the images
-    or audio of the recipe. None: a causal language model."""
-    revision: str | None = None
-    """Branch, tag or commit on the Hub."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
-    """dtype of the LM's weights and of harvested activations."""
-    source: Literal["auto", "hub", "packaged"] = "auto"
-    """"auto": the Hub, or if it cannot be reached, the copy in a Python package."""
-    attn_implementation: str | None = None
-    """As in transformers; Gemma 2 needs "eager"."""
-
-    def __post_init__(self) -> None:
-        for name in ("name", "dtype", "source"):
-            if getattr(self, name) is None:
-                raise Refused(f"lm.{name} is null; leave it out for the usual one, or give text")
-        if isinstance(self.name, Path):
-            self.name = str(self.name)
-        if not isinstance(self.name, str):
-            raise Refused(
-                f"the language model must be a Hub id or a folder, as text, got a "
-                f"{type(self.name).__name__}"
-            )
-
-
-@dataclass
 class Recipe:
     """The SAEs to train, the language model and text to train on, and the results to make."""
 
     lm: LMArguments = field(default_factory=LMArguments)
+    lms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Several language models in the place of lm, to compare them: a name, and the fields of `lm`;
+    sites have the name before a slash, as chat/layers.13."""
     text: TextArguments = field(default_factory=TextArguments)
     harvest: HarvestArguments = field(default_factory=HarvestArguments)
     activations: ActivationArguments = field(default_factory=ActivationArguments)
@@ -128,6 +102,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.sae, self.saes = spelt(self.sae, self.saes)
+        self.lms = spelt_lms(self.lms)
         check_seed("seed", self.seed)
         for name in ("collect_tokens", "explain_tokens"):
             if (n_tokens := getattr(self, name)) == AUTO:
@@ -184,6 +159,17 @@ class Recipe:
         return "sounds" if self.audio.files else "pictures"
 
     @property
+    def models(self) -> dict[str, LMArguments]:
+        """The language models by the names that sites have: of a single one ""."""
+        several = {name: LMArguments(**given) for name, given in self.lms.items()}
+        return several or {"": self.lm}
+
+    @property
+    def model_names(self) -> list[str]:
+        """The Hub ids or folders of the language models."""
+        return [args.name for args in self.models.values()]
+
+    @property
     def has_labels(self) -> bool:
         """Whether the documents have labels, so that a table of them is made."""
         if self.kind == "files":
@@ -198,7 +184,7 @@ class Recipe:
     def sizes(self) -> Sizes:
         """The size of each stage after training, with a number for "auto"."""
         names, presets = self.explain_tokens, self.preset_seconds
-        if self.kind != "text":  # these need a language model
+        if self.kind != "text" or self.lms:  # these need a single language model
             names, presets = 0, 0
         given = (self.evaluation.n_tokens, self.collect_tokens, names, presets)
         return sizes_of(self.training.n_tokens, *given)
@@ -231,7 +217,7 @@ def changed_training(args: TrainingArguments, given: object, subject: str) -> Tr
         raise Refused(f"{subject}: {error}; got {given}") from error
 
 
-CheckCost = Callable[[Recipe, PreTrainedModel | None, dict[str, SAEConfig], torch.device], None]
+CheckCost = Callable[[Recipe, Model, dict[str, SAEConfig], torch.device], None]
 
 
 def make_configs(
@@ -249,7 +235,7 @@ def make_configs(
     refuse_configs_alone()
     configs = {}
     for name, given in recipe.sae_fields().items():
-        of_model = {} if recipe.kind == "files" else {"model_name": recipe.lm.name}
+        of_model = _of_model(recipe)
         fields = {**of_model, **_for_variant(name, given)}
         for key in ("site", "target_site"):
             if not isinstance(fields.get(key), str | None):
@@ -272,7 +258,7 @@ def make_configs(
                     f"{fields['model_type']} needs sites of one width"
                 )
             if fields.setdefault(key, width) != width:
-                whose = recipe.lm.name if of_model else "activations.files"
+                whose = ", ".join(recipe.model_names) if of_model else "activations.files"
                 raise Refused(
                     f"sae.{key} is {fields[key]}, but {site} of {whose} is {width} wide; "
                     f"leave {key} out: it is taken from there"
@@ -281,6 +267,15 @@ def make_configs(
             fields.setdefault("model_revision", getattr(model.config, "_commit_hash", None))
         configs[name] = AutoConfig.for_model(**fields)
     return configs
+
+
+def _of_model(recipe: Recipe) -> dict[str, Any]:
+    """The field of an SAE's config that names its model, or models."""
+    if recipe.kind == "files":
+        return {}
+    if recipe.lms:
+        return {"model_names": {name: args.name for name, args in recipe.models.items()}}
+    return {"model_name": recipe.lm.name}
 
 
 def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -341,6 +336,8 @@ def check_given(recipe: Recipe) -> None:
         ValueError: an SAE has no site, no d_sae, or an unknown model_type.
     """
     _check_kind(recipe)
+    if recipe.kind == "text":
+        check_lms(recipe.lms, recipe.lm, recipe.sae_fields().values())
     for fields in recipe.sae_fields().values():
         if fields.get("site") is None and not fields.get("sites"):
             example = "'layers.12'" if recipe.kind != "files" else "the name of a tensor in them"
@@ -367,6 +364,10 @@ def check_given(recipe: Recipe) -> None:
 def _check_kind(recipe: Recipe) -> None:
     """Refuse inputs that do not suit the kind of model."""
     images, sounds = recipe.images, recipe.audio
+    if recipe.lms and recipe.kind != "text":
+        raise Refused(
+            f"lms are language models, and this is a recipe of {recipe.kind}; leave out lms"
+        )
     pictures = bool(images.files or images.folder or images.packaged)
     if recipe.kind == "files" and (pictures or sounds.files):
         raise Refused("the recipe has activations.files and pictures or sound; leave out one")
@@ -491,4 +492,5 @@ def as_plain(recipe: Recipe) -> dict[str, Any]:
     plain = json.loads(json.dumps(asdict(recipe)))
     if recipe.lm.kind is None:
         del plain["lm"]["kind"]
-    return {name: value for name, value in plain.items() if name not in UNUSED[recipe.kind]}
+    unused = {*UNUSED[recipe.kind], "lm" if recipe.lms else "lms"}
+    return {name: value for name, value in plain.items() if name not in unused}

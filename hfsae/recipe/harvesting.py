@@ -161,5 +161,10 @@ def _reading(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe that trains the same SAEs on the files."""
     files = ActivationArguments(files=str(folder))
     whole = replace(recipe.evaluation, n_tokens=None, texts={})  # what was harvested for it
-    fields = {"explain_tokens": 0, "preset_seconds": 0, "lm": LMArguments()}
+    fields: dict[str, Any] = {
+        "explain_tokens": 0,
+        "preset_seconds": 0,
+        "lm": LMArguments(),
+        "lms": {},
+    }
     return replace(recipe, activations=files, evaluation=whole, **fields)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from ..lm import LoadedEncoder, LoadedLM
+from ..lm import LoadedEncoder, LoadedLM, LoadedLMs
 
 
 class NoModel(NamedTuple):
@@ -15,7 +15,18 @@ class NoModel(NamedTuple):
     """the SAEs' device"""
 
 
-Model = PreTrainedModel | None
-"""A recipe's model without its weights; None where activations are read from files."""
-Loaded = LoadedLM | LoadedEncoder | NoModel
+class EmptyLMs(NamedTuple):
+    """Several language models without their weights, by name."""
+
+    each: dict[str, PreTrainedModel]
+
+
+Model = PreTrainedModel | EmptyLMs | None
+"""A recipe's model, or models, without weights; None where activations are read from files."""
+Loaded = LoadedLM | LoadedLMs | LoadedEncoder | NoModel
 """What a recipe has loaded once, before its stages run."""
+
+
+def first_model(model: Model) -> PreTrainedModel | None:
+    """The only model, or the first of several."""
+    return next(iter(model.each.values())) if isinstance(model, EmptyLMs) else model

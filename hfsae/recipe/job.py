@@ -9,7 +9,7 @@ import torch
 from ..activations import Source, Split
 from ..evaluation import EvaluationResult
 from ..features import FeatureStore, LabelTable
-from ..lm import LoadedLM
+from ..lm import LoadedLM, LoadedLMs
 from ..machine.refused import Refused
 from ..models import SAE
 from .fields import Recipe
@@ -101,6 +101,11 @@ class Job(NamedTuple):
         """
         if isinstance(self.loaded, LoadedLM):
             return self.loaded
+        if isinstance(self.loaded, LoadedLMs):
+            raise Refused(
+                f"{self.folder} has an SAE over several language models "
+                f"({', '.join(self.loaded.each)}), and this needs a single one"
+            )
         raise Refused(
             f"{self.folder} has no language model: its SAE was trained on other activations than "
             "text's, so that there is nothing to steer, and no token to name"

@@ -8,7 +8,7 @@ import torch
 
 from ..activations import sites_in
 from ..evaluation import EvaluationResult
-from ..lm import LoadedEncoder, LoadedLM, load_lm
+from ..lm import LoadedEncoder, LoadedLM, LoadedLMs, load_lm, refuse_other_vocabularies
 from ..machine.refused import Refused
 from ..models import SAE, SAEConfig
 from .fields import LMArguments, Recipe, check_cache, check_given
@@ -16,6 +16,7 @@ from .inputs import Loaded, Model, NoModel
 from .job import Inputs
 from .of_encoders import EncoderInputs, check_encoder_recipe, load_for
 from .of_files import FileInputs, check_file_recipe
+from .of_lms import SeveralLMs, check_recipe_of_several
 from .of_text import TextInputs, check_text_recipe
 
 
@@ -61,7 +62,7 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
         return check_encoder_recipe(recipe)
     if recipe.harvest.cache is not None:
         check_cache(Path(recipe.harvest.cache).expanduser())
-    return check_text_recipe(recipe)
+    return check_recipe_of_several(recipe) if recipe.lms else check_text_recipe(recipe)
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
@@ -82,6 +83,10 @@ def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
         return NoModel(torch.device(device or "cpu"))
     if recipe.kind != "text":
         return load_for(recipe.lm, device)
+    if recipe.lms:
+        several = LoadedLMs({name: load(args, device) for name, args in recipe.models.items()})
+        refuse_other_vocabularies({name: one.tokenizer for name, one in several.each.items()})
+        return several
     return load(recipe.lm, device)
 
 
@@ -91,6 +96,8 @@ def inputs_of(recipe: Recipe, loaded: Loaded) -> Inputs:
         return FileInputs(recipe, loaded)
     if isinstance(loaded, LoadedEncoder):
         return EncoderInputs(recipe, loaded)
+    if isinstance(loaded, LoadedLMs):
+        return SeveralLMs(recipe, loaded)
     return TextInputs(recipe, loaded)
 
 

@@ -124,6 +124,12 @@ def refuse_without_text(placed: PlacedSAE) -> None:
     Raises:
         ValueError: it was trained on files, pictures or sound.
     """
+    if placed.recipe.lms:
+        raise Refused(
+            f"{placed.folder} holds an SAE over several language models "
+            f"({', '.join(placed.recipe.lms)}), and this runs a single one; `hfsae diff` compares "
+            "them, and `hfsae show` and `hfsae demo` show what its latents fire on"
+        )
     if placed.recipe.kind != "text":
         raise Refused(
             f"{placed.folder} holds an SAE of {placed.recipe.kind}, so there is no language model "

@@ -154,10 +154,10 @@ def _train(
 
 def _warn_of_licence(recipe: Recipe) -> None:
     """Say where the SAEs' cards would leave out terms of the language model."""
-    conflict = licence_conflict(recipe.license, recipe.lm.name)
-    if conflict and is_first_process():
-        remedy = "before you publish it, set license (--license %s)"
-        logger.warning("%s; " + remedy, conflict.sentence, conflict.licence_id)
+    remedy = "before you publish it, set license (--license %s)"
+    for name in recipe.model_names if is_first_process() else ():
+        if conflict := licence_conflict(recipe.license, name):
+            logger.warning("%s; " + remedy, conflict.sentence, conflict.licence_id)
 
 
 def _provenance(

@@ -7,32 +7,35 @@ from contextlib import contextmanager
 from tqdm.auto import tqdm
 
 from ..activations import ActivationBatch, Harvester, PackedRows, Split, TextSource
-from ..lm import LoadedLM
+from ..lm import LoadedLM, LoadedLMs
 from .fields import Recipe
 from .foreign import foreign_text
 
 
 def source_of(
     recipe: Recipe,
-    loaded: LoadedLM,
+    loaded: LoadedLM | LoadedLMs,
     sites: Sequence[str],
     limits: Mapping[str, float] | None = None,
 ) -> TextSource:
-    """The text through the language model.
+    """The text through the language model, or through several.
 
     Args:
         limits: by site, the largest norm of a kept activation; without it found by the recipe.
     """
     rows = PackedRows(loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None)
-    return TextSource(rows, Harvester(loaded.lm, sites, recipe.harvest, norm_limits=limits))
+    lm = loaded.lm if isinstance(loaded, LoadedLM) else loaded.lms
+    return TextSource(rows, Harvester(lm, sites, recipe.harvest, norm_limits=limits))
 
 
-def read_rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:
+def read_rows(
+    recipe: Recipe, loaded: LoadedLM | LoadedLMs, split: Split, n: int | None
+) -> PackedRows:
     """The token rows of one side of the text, once: all of them, or enough for n tokens."""
     return PackedRows(loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n)
 
 
-def read_foreign(recipe: Recipe, loaded: LoadedLM) -> dict[str, PackedRows]:
+def read_foreign(recipe: Recipe, loaded: LoadedLM | LoadedLMs) -> dict[str, PackedRows]:
     """The token rows of each foreign text, by name."""
     n, rows = recipe.evaluation.n_foreign_tokens, recipe.harvest.rows
     texts = {name: foreign_text(recipe.text, d) for name, d in recipe.evaluation.texts.items()}

@@ -2,6 +2,7 @@
 
 from .about import AboutPage as AboutPage
 from .compare import ComparePage as ComparePage
+from .diff import DiffPage as DiffPage
 from .feature import FeaturePage as FeaturePage
 from .health import HealthPage as HealthPage
 from .inspect import InspectPage as InspectPage
@@ -20,6 +21,7 @@ ALL = (
     SearchPage,
     MapPage,
     LabelsPage,
+    DiffPage,
     SteerPage,
     WhyPage,
     HealthPage,

@@ -1,0 +1,24 @@
+"""The verb `hfsae diff`: two language models compared by a crosscoder over both."""
+
+from ..diffing import diff, table
+from ..diffing.run import N_TOKENS
+from ..machine.files import printable_lines
+from ..machine.names import DIFF, FIGURES
+from ..recipe import finish, home_of, locked_run, trained_folder
+from .parsing import verb_parser
+
+
+def diff_verb(argv: list[str]) -> None:
+    """`hfsae diff`: see `VERBS`."""
+    parser = verb_parser("diff", "RUN")
+    parser.add("folder", type=str, help="folder of a trained SAE over sites of two models")
+    parser.add(
+        "--n_tokens", type=int, default=N_TOKENS, help="the most held-out tokens that are read"
+    )
+    options = parser.parse(argv)
+    folder = trained_folder(options["folder"])
+    with locked_run(home_of(folder) or folder, [folder]):
+        diff(folder, options["n_tokens"])
+        finish(folder)
+    print(printable_lines(table(folder)))
+    print(f"\nEvery latent is in {folder / DIFF}, the figure in {folder / FIGURES / 'diff.png'}.")

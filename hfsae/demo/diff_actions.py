@@ -1,0 +1,129 @@
+"""Latents of one of two language models, and of both.
+
+It is diff.json, which `hfsae diff` writes (`hfsae.diffing`). Damaged rows are left out.
+"""
+
+from math import isfinite
+from typing import Annotated, Any
+
+from ..machine.refused import Refused
+from . import validate
+from .rows import Json, as_rows
+from .subject import Subject
+
+MOST = 200  # rows
+GROUPS = ("first", "second", "shared", "other")
+CHOICES = ("", "exclusive", *GROUPS)
+ORDERS = {
+    "firings": "how often it fires",
+    "share": "its share in the second model",
+    "cosine": "how alike its two directions are",
+    "nu": "how little of it is in the other model",
+}
+_NUMBERS = ("share", "cosine", "nu_recon", "nu_error")
+
+
+def diff(
+    subject: Subject,
+    group: Annotated[str, CHOICES] = "",
+    by: Annotated[str, tuple(ORDERS)] = "firings",
+) -> Json:
+    """Latents by the language model, of two, that they are of.
+
+    Args:
+        group: first or second (of that model, mostly), shared (of both alike), other (in between),
+            or exclusive (of one model, and latent scaling finds little of it in the other); empty:
+            all.
+        by: the order: firings (most first), share (of the second model, largest first), cosine
+            (of its directions in the two models, smallest first) or nu (the larger of both, by its
+            size, smallest first).
+
+    Returns:
+        models (list[str]): the names of the first and of the second.
+        n_tokens (int | None): held-out tokens that were read.
+        groups (list): of each group its "name", and how many latents it has ("n"), how many
+            fired ("n_fired") and how many are exclusive ("n_exclusive").
+        n_hits (int): latents of the group that fired.
+        found (list[Latent]): of those the first 200, with "group", "share" (0: only the first
+            model, 1: only the second), "cosine", "nu_recon" and "nu_error" (null where it is of
+            both), "n_firings" and "exclusive".
+    """
+    if not subject.diff:
+        raise Refused("this SAE comes without diff.json; `hfsae diff` writes one")
+    group = validate.choice(group, "group", CHOICES)
+    by = validate.choice(by, "by", tuple(ORDERS))
+    every = _rows(subject)
+    hits = [row for row in every if _is_of(row, group)]
+    hits.sort(key=lambda row: _rank(row, by))
+    n_tokens = subject.diff.get("n_tokens")
+    return {
+        "models": models_of(subject),
+        "n_tokens": n_tokens if isinstance(n_tokens, int) else None,
+        "groups": [_summary(every, name, subject) for name in GROUPS],
+        "n_hits": len(hits),
+        "found": as_rows(subject, hits[:MOST]),
+    }
+
+
+def models_of(subject: Subject) -> list[str]:
+    """The names of the two models, as sites have them."""
+    names = subject.diff.get("models")
+    names = [*names] if isinstance(names, dict) else []
+    return names if len(names) == 2 else ["the first model", "the second model"]
+
+
+def _is_of(row: Json, group: str) -> bool:
+    return not group or (row["exclusive"] if group == "exclusive" else row["group"] == group)
+
+
+def _rank(row: Json, by: str) -> tuple[bool, float]:
+    """Rows without the number come last."""
+    value = {
+        "firings": -row["n_firings"],
+        "share": None if row["share"] is None else -row["share"],
+        "cosine": row["cosine"],
+        "nu": _nu(row),
+    }[by]
+    return value is None, value or 0.0
+
+
+def _nu(row: Json) -> float | None:
+    both = [row["nu_recon"], row["nu_error"]]
+    return None if None in both else max(map(abs, both))
+
+
+def _summary(rows: list[Json], name: str, subject: Subject) -> Json:
+    inside = [row for row in rows if row["group"] == name]
+    listed = _columns(subject).get("group")
+    n = listed.count(name) if isinstance(listed, list) else len(inside)
+    n_exclusive = sum(row["exclusive"] for row in inside)
+    return {"name": name, "n": n, "n_fired": len(inside), "n_exclusive": n_exclusive}
+
+
+def _columns(subject: Subject) -> dict[str, Any]:
+    columns = subject.diff.get("latents")
+    return columns if isinstance(columns, dict) else {}
+
+
+def _rows(subject: Subject) -> list[Json]:
+    """The latents that fired."""
+    columns = _columns(subject)
+    names = ("group", *_NUMBERS, "n_firings", "exclusive")
+    lists = [columns.get(name) for name in names]
+    if not all(isinstance(one, list) and len(one) == subject.d_sae for one in lists):
+        return []
+    rows = []
+    for latent, values in enumerate(zip(*(one or [] for one in lists), strict=True)):
+        row = {"latent": latent, **dict(zip(names, values, strict=True))}
+        row |= {name: _number(row[name]) for name in _NUMBERS}
+        row["exclusive"] = row["exclusive"] is True
+        is_count = type(row["n_firings"]) is int and row["n_firings"] > 0
+        if is_count and row["group"] in GROUPS:
+            rows.append(row)
+    return rows
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return float(value)

