@@ -111,13 +111,14 @@ def load_of_two_models(folder: Path, source: str) -> SAE:
         ValueError: the weights are a pickle, or tensors are missing or do not fit.
     """
     config = read_json(folder / OF_TWO_MODELS[1])
-    theirs = _read(folder, OF_TWO_MODELS[0].split("|"), source)
+    names: list[str] = [*OF_TWO_MODELS[0].split("|")]
+    theirs = _read(folder, names, source)
     if missing := {"W_enc", "W_dec", "b_enc", "b_dec"} - theirs.keys():
         raise Refused(f"{source}: it lacks {', '.join(sorted(missing))}")
     if theirs["W_dec"].ndim != 3:
         raise Refused(f"{source}: W_dec has shape {list(theirs['W_dec'].shape)}, not [D, L, d]")
     values = (theirs["W_enc"], theirs["b_enc"], theirs["W_dec"].transpose(0, 1), theirs["b_dec"])
-    tensors = dict(zip(_NAMES, values, strict=True))
+    tensors: State = dict(zip(_NAMES, values, strict=True))
     hook, model_name = config.get("hook_point"), config.get("model_name")
     sites = _sites(to_site(hook, model_name), len(_weight(tensors, source)))
     warnings.warn(

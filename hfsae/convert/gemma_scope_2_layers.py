@@ -127,7 +127,7 @@ def save(sae: SAE, folder: Path) -> None:
         before = torch.zeros(len(part.W_dec), s, part.W_dec.shape[-1])
         rows = torch.cat([before, part.W_dec], dim=1)
         values = (part.W_enc, part.b_enc, part.threshold, rows, part.b_dec)
-        tensors = dict(zip(_NAMES, values, strict=True))
+        tensors: dict[str, torch.Tensor] = dict(zip(_NAMES, values, strict=True))
         if part.W_skip is not None:
             tensors[_SKIP] = part.W_skip
         plain = {

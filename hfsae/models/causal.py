@@ -104,7 +104,7 @@ class CausalConfig(SAEConfig):
     @property
     def targets(self) -> list[str]:
         """The places that are reconstructed."""
-        return self.sites if self.target_sites is None else self.target_sites
+        return list((self.sites if self.target_sites is None else self.target_sites) or ())
 
     @property
     def is_transcoder(self) -> bool:

@@ -87,7 +87,7 @@ def screen(
     parts, each of which reads the columns of its source.
     """
     parts = zip(*_sources(x, W, b, floor), strict=True)
-    return Entries.joined([_screen(*of_source, workspace) for of_source in parts])
+    return Entries.joined([_screen(*part, workspace=workspace) for part in parts])
 
 
 def _sources(x: Tensor, W: Tensor, *others: Tensor) -> list[Sequence[Tensor]]:
@@ -97,7 +97,7 @@ def _sources(x: Tensor, W: Tensor, *others: Tensor) -> list[Sequence[Tensor]]:
     return [columns, *(each.chunk(n) for each in (W, *others))]
 
 
-def _screen(x: Tensor, W: Tensor, b: Tensor, floor: Tensor, workspace: Workspace) -> Entries:
+def _screen(x: Tensor, W: Tensor, b: Tensor, floor: Tensor, *, workspace: Workspace) -> Entries:
     with _full_precision(x.device):
         bound = _bound(x, W, b, floor, workspace)
         candidates = _candidates(bound, lambda scores, X: _ordered(scores) > 0, workspace)
