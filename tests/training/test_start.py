@@ -9,13 +9,13 @@ import torch
 from transformers import AutoModel
 
 from hfsae import BatchTopKSAE, BatchTopKSAEConfig
-from hfsae.models import variants
 from hfsae.training import Trainer, TrainingArguments, clusters
 from hfsae.training.clusters import residual_clusters_
 from hfsae.training.l0 import L0Control
 from hfsae.training.start import first_directions_
 from hfsae.training.whitening import whiten_
 
+from ..helpers import variants
 from ..tiny import D
 from .planted import PlantedStream, arguments, make_sae, weights
 
