@@ -137,7 +137,7 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
     path = ROOT / "scripts" / "recipes" / f"{name}.yaml"
     parser, at = recipe_parser("train"), ["--sae.site", "layers.1", "--sae.target_l0", "7"]
     caplog.set_level("INFO")
-    for variant in (v.model_type for v in variants()):
+    for variant in (v.model_type for v in variants() if not v.is_causal):
         recipe, _ = parse_recipe(parser, [str(path), *at, "--sae.model_type", variant])
         recipe.saes = {}  # at sites that the tiny language model lacks
         caplog.clear()

@@ -9,8 +9,9 @@ from hfsae.cost.formula import CARDS
 from hfsae.cost.formula import start_seconds as start_by_formula
 from hfsae.cost.pace import lm_pace, sae_pace, start_seconds, step_seconds
 from hfsae.features import CollectArguments
-from hfsae.models import variants
 from hfsae.training import TrainingArguments
+
+from .helpers import variants
 
 
 @pytest.fixture(autouse=True)

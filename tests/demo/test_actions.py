@@ -30,6 +30,7 @@ from hfsae.machine.units import TOKEN
 from hfsae.packaged import SHIPPED_SAE
 from hfsae.presets import save_presets
 
+from ..helpers import variants
 from ..probed import CAUTION, probing_record
 from .conftest import D_SAE, HOSTILE
 
@@ -72,7 +73,7 @@ def test_answers_are_json(actions):
         assert json.loads(json.dumps(answer, allow_nan=False)) == answer
 
 
-@pytest.mark.parametrize("model_type", [config.model_type for config in hfsae.models.variants()])
+@pytest.mark.parametrize("model_type", [config.model_type for config in variants()])
 def test_every_variant_opens_and_is_inspected_and_steered(sae_folder, tmp_path, model_type):
     lm = str(sae_folder.parent / "lm")
     given = {"d_in": 16, "d_sae": D_SAE, "site": "layers.1", "model_name": lm, "bos": "row"}
