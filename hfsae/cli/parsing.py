@@ -69,7 +69,7 @@ class VerbParser:
             "--import",
             type=str | None,
             metavar="MODULE",
-            help="a module of your own, in this folder or installed, that defines variants of SAEs",
+            help="your own module, here or installed, that defines variants",
         )
 
     def add_fields(

@@ -22,6 +22,7 @@ from ..machine.files import check_yaml, parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
 from ..machine.refused import Refused
 from ..models import SAEConfig, variants
+from ..models.site_fields import SiteFields
 from ..recipe import (
     LMArguments,
     Recipe,
@@ -141,8 +142,8 @@ def train_parser() -> VerbParser:
         "--gpu",
         type=str | None,
         default=None,
-        help=f"with --dry_run: estimate the cost by formula on a GPU ({', '.join(CARDS)}), one "
-        "for each of training.num_processes; without --gpu, this machine is measured",
+        help=f"with --dry_run: the cost on GPUs of this kind ({', '.join(CARDS)}), by formula; "
+        "without it, this machine is measured",
     )
     return parser
 
@@ -154,12 +155,12 @@ def _sae_help(everything: bool) -> Iterator[str]:
     yield from explained(
         "--sae.d_sae", "number of latents; usually 8 to 32 times the model's width"
     )
-    for config_class in (c for c in classes if issubclass(c, SAEConfig)):
+    for config_class in (c for c in classes if issubclass(c, SiteFields)):
         for param in docstring_parser.parse_from_object(config_class).params:
             if everything or param.arg_name in _OFTEN_OF_SAE:
                 default = getattr(config_class, param.arg_name, None)
                 kinds = ", ".join(v.model_type for v in variants(config_class))
-                kind = "" if config_class is SAEConfig else f" ({kinds})"
+                kind = "" if config_class in (SiteFields, SAEConfig) else f" ({kinds})"
                 yield from explained(
                     f"--sae.{param.arg_name}{kind}", param.description or "", default
                 )
