@@ -39,8 +39,8 @@ class SAEConfig(SiteFields):
     """normalises each token first: "layer_norm" ((x - mean) / std), "unit_rms" (to norm
     sqrt(d_in)); undone after decoding. For SAEs from other libraries; hfsae trains without it"""
     target_l0: Number | None = None
-    """L0 to which the trainer leads by the sparsity coefficients, or the loss itself (JumpReLU's
-    l0_loss="quadratic"); None: coefficients are fixed"""
+    """L0 to which the trainer leads by sparsity coefficients, or the loss itself (JumpReLU's
+    l0_loss="quadratic"); None: they are fixed"""
     model_name: str | None = None
     """Hub id of the language model"""
     model_names: dict | None = None

@@ -31,7 +31,7 @@ class SiteFields(PreTrainedConfig):
     d_out: int = 0
     """width of the reconstruction; 0: the same as d_in"""
     site: str | None = None
-    """place in the model, as in `hfsae.capture`: 'layers.12', 'layers.12.mlp:in'"""
+    """place in the model: 'layers.12', 'layers.12.mlp:in', ... (`hfsae.lm.sites`)"""
     target_site: str | None = None
     """site that is reconstructed; the same as `site` unless this is a transcoder"""
     sites: list | None = None
