@@ -318,7 +318,7 @@ class Causal(SAE):
 
 
 class JumpReLUCLT(JumpReLUSAE, Causal):
-    """y^t = sum_{s <= t} f^s W_dec^{s->t} + b_dec^t, f as JumpReLU.
+    """recon_t = sum_{s <= t} f_s W_dec_{s->t} + b_dec_t, f as JumpReLU.
 
     loss = mean over targets of |target^t - y^t|^2 / c_t^2 + lambda * L0, over all sources; with
     `l0_loss="quadratic"` it is lambda (L0 / target_l0 - 1)^2, and one `target_l0` is for all.
@@ -332,7 +332,7 @@ class JumpReLUCLT(JumpReLUSAE, Causal):
 
 
 class BatchTopKCLT(BatchTopKSAE, Causal):
-    """y^t = sum_{s <= t} f^s W_dec^{s->t} + b_dec^t, f as BatchTopK.
+    """recon_t = sum_{s <= t} f_s W_dec_{s->t} + b_dec_t, f as BatchTopK.
 
     Trained on the k B largest z of a batch, of all sources together (arXiv:2412.06410), with the
     auxiliary loss on the error at all targets side by side. Prefer it to JumpReLU where there is no
