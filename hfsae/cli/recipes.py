@@ -159,8 +159,9 @@ def _sae_help(everything: bool) -> Iterator[str]:
         for param in docstring_parser.parse_from_object(config_class).params:
             if everything or param.arg_name in _OFTEN_OF_SAE:
                 default = getattr(config_class, param.arg_name, None)
-                kinds = ", ".join(v.model_type for v in variants(config_class))
-                kind = "" if config_class in (SiteFields, SAEConfig) else f" ({kinds})"
+                kind = ""
+                if config_class is not SAEConfig and issubclass(config_class, SAEConfig):
+                    kind = f" ({', '.join(v.model_type for v in variants(config_class))})"
                 yield from explained(
                     f"--sae.{param.arg_name}{kind}", param.description or "", default
                 )
