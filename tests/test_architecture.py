@@ -130,6 +130,8 @@ def test_public_names():
     for name in hfsae.__all__:
         assert getattr(hfsae, name) is not None and name in dir(hfsae)
     assert {*hfsae.__all__} - modules == {
+        "BatchTopKCLT",
+        "BatchTopKCLTConfig",
         "BatchTopKSAE",
         "BatchTopKSAEConfig",
         "Edit",
@@ -137,6 +139,8 @@ def test_public_names():
         "FeatureStore",
         "GatedSAE",
         "GatedSAEConfig",
+        "JumpReLUCLT",
+        "JumpReLUCLTConfig",
         "JumpReLUSAE",
         "JumpReLUSAEConfig",
         "Latents",

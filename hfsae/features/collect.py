@@ -103,20 +103,11 @@ def collect(
     first = next(iter(lms.values()))
     check_arguments("collect", first, sae)
     tokenizer = tokenizer or tokenizer_of(first)
-    if isinstance(lm, Mapping):
-        contract.hold_together(lms, sae, tokenizer)
-    else:
-        contract.hold(lm, sae, tokenizer)
+    _hold(lm, sae, tokenizer)
     args = args or CollectArguments()
     harvester = Harvester(lm, sae.config.reads.names, HarvestArguments(), norm_limits=norm_limits)
-    seen = Seen(
-        sae.config.d_sae,
-        top=args.top,
-        reservoir=args.reservoir,
-        window=args.window,
-        seed=args.seed,
-        device=sae.W_dec.device,
-    )
+    sizes = {name: getattr(args, name) for name in ("top", "reservoir", "window", "seed")}
+    seen = Seen(sae.config.d_sae, **sizes, device=sae.W_dec.device)
     limits = harvester.norm_limits
     kept = Resume(resume, "" if resume is None else _key(lms, sae, tokenizer, args, limits))
     batches = kept.rest(as_rows(text, first, sae.config, tokenizer), seen)
@@ -129,12 +120,31 @@ def collect(
         if progress is not None:
             progress(batch.input_ids.numel())
     _check_seen(seen, harvester)
-    site, rows = last_written(sae)
-    writes, place = model_and_path(site, lms) if isinstance(lm, Mapping) else ("", site)
-    directions = residual_directions(lms[writes], rows, place)
-    store = _build_store(sae, lms[writes], tokenizer, seen, args, directions)
+    store = _build_store(sae, *_lens_of(lm, sae), tokenizer, seen, args)
     kept.end()
     return store
+
+
+def _hold(
+    lm: PreTrainedModel | Mapping[str, PreTrainedModel],
+    sae: SAE,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    if isinstance(lm, Mapping):
+        contract.hold_together(lm, sae, tokenizer)
+    else:
+        contract.hold(lm, sae, tokenizer)
+
+
+def _lens_of(
+    lm: PreTrainedModel | Mapping[str, PreTrainedModel], sae: SAE
+) -> tuple[PreTrainedModel, Float[Tensor, "d_sae d_model"] | None]:
+    """The model that the SAE writes into last, and its rows as they reach the residual stream."""
+    site, rows = last_written(sae)
+    if not isinstance(lm, Mapping):
+        return lm, residual_directions(lm, rows, site)
+    name, place = model_and_path(site, lm)
+    return lm[name], residual_directions(lm[name], rows, place)
 
 
 def _check_seen(seen: Seen, harvester: Harvester) -> None:
@@ -194,10 +204,10 @@ def _encode_into(seen: Seen, sae: SAE, batch: TokenBatch, harvested: Harvested) 
 def _build_store(
     sae: SAE,
     lm: PreTrainedModel,
+    directions: Float[Tensor, "d_sae d_model"] | None,
     tokenizer: PreTrainedTokenizerBase,
     seen: Seen,
     args: CollectArguments,
-    directions: Float[Tensor, "d_sae d_model"] | None,
 ) -> FeatureStore:
     import pyarrow.dataset
 
