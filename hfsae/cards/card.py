@@ -49,10 +49,10 @@ from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
 from ..models.registry import class_of
-from ..models.site_fields import where_of, where_to_of
+from ..models.site_fields import where_to_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section
-from .places import models, places, python_list
+from .places import in_title, models, places, python_list
 from .probing import probing_section
 from .texts import FAR, texts_section
 
@@ -339,7 +339,7 @@ def _citations(*sources: str | None) -> list[str]:
 
 def _title(config: Json, variant: str, kind: str, lm_names: list[str | None]) -> str:
     short = [(name or "").rpartition("/")[2] for name in lm_names]
-    where = [where_of(config), " and ".join(filter(None, short))]
+    where = [in_title(config), " and ".join(filter(None, short))]
     site = " of ".join(filter(None, where)) or "unnamed site"
     return f"{variant} {kind}: {site}, {config['d_sae']:,} latents".lstrip()
 

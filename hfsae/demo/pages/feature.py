@@ -262,7 +262,11 @@ def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
     if view["threshold"] is not None:
         facts.append({"name": "threshold", "value": number(view["threshold"]), "note": "raw units"})
     facts += [
-        {"name": f"share at {row['site']}", "value": percent(row["share"]), "note": "of its rows"}
+        {
+            "name": f"share at {row['site']}",
+            "value": percent(row["share"]),
+            "note": "of what it writes",
+        }
         for row in view["sites"]
     ]
     if not view["collected"]:
