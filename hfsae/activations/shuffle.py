@@ -18,6 +18,7 @@ a million tokens: 4.8 GB), twice that with `prefetch`, and for a moment a part o
 """
 
 import copy
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -131,6 +132,7 @@ class ShuffledActivations:
         self._after = self._reached()  # by the last bucket that was handed out
         self._position = {"bucket": 0, "offset": 0, "handed_out": 0, "source": self._after}
         self._bucket: _Bucket | None = None
+        self._spare: dict[str, Tensor] = {}  # memory of the bucket before, for the next
         self._origin = source.origin()
         self._expected: str | None = None
         """hash of the content of the bucket in which a loaded position lies"""
@@ -171,7 +173,7 @@ class ShuffledActivations:
                 "offset": 0,
                 "source": self._after,
             }
-            self._bucket = None  # freed before the next is filled: only prefetching holds two
+            self._retire()  # before the next is filled: only prefetching holds two
         bucket = self._filled()
         self._prefetch()
         passes_done, batch = divmod(self._position["offset"], self._batches_a_pass())
@@ -184,7 +186,8 @@ class ShuffledActivations:
         return {site: x.pin_memory() for site, x in batches.items()} if self._pins else batches
 
     def held(self) -> dict[str, Float[Tensor, "_ _"]]:
-        """The current bucket, whole on every process, in the source's dtype."""
+        """The current bucket, whole on every process, in the source's dtype; the next one may be
+        written over it."""
         return self._filled()
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,7 +210,7 @@ class ShuffledActivations:
         self._expected = state.get("tokens")
         self._after = state["record"]  # what a run that is over reports
         self._position = {name: state[name] for name in self._position}  # all of it is needed
-        self._bucket = None
+        self._retire()
 
     def wait(self) -> None:
         """Wait until the bucket that is being prefetched is full."""
@@ -219,6 +222,21 @@ class ShuffledActivations:
         self._forget_coming()
         if self._thread is not None:
             self._thread.shutdown()
+
+    def _retire(self) -> None:
+        """Let the next bucket be filled. On a CPU it takes this one's memory, as new memory costs
+        as much time as filling it; a GPU may still be reading."""
+        bucket, self._bucket = self._bucket, None
+        if bucket is not None and self.args.device == "cpu":
+            self._spare = bucket.activations
+
+    def _room(self, site: str, like: Float[Tensor, "_ d"], n: int) -> Float[Tensor, "n d"]:
+        """Memory for n activations."""
+        spare, size = self._spare.pop(site, None), (n, like.shape[-1])
+        if spare is not None and spare.dtype == like.dtype and spare.numel() >= math.prod(size):
+            return spare.view(-1)[: math.prod(size)].view(size)
+        del spare  # before there is more
+        return torch.empty(size, dtype=like.dtype, device=self.args.device)
 
     def _batches_a_pass(self) -> int:
         return self._n() // self.batch_size
@@ -303,8 +321,7 @@ class ShuffledActivations:
             for site, own in part.items():
                 acts = _gather(own, self.world, self._group)
                 if site not in bucket:
-                    size = (capacity, acts.shape[-1])
-                    bucket[site] = torch.empty(size, dtype=acts.dtype, device=self.args.device)
+                    bucket[site] = self._room(site, acts, capacity)
                 n = n_before + len(acts)
                 bucket[site][n_before:n] = acts
                 sums[site] = _column_sums(acts) + sums.get(site, 0)

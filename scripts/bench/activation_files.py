@@ -5,8 +5,9 @@
 A file of random activations is written into a temporary folder, and two processes read it. One goes
 through all of it once and trains nothing: the most memory it held (VmHWM) beyond what it held
 before it opened the file, of which a bucket is a part. The other trains an SAE (JumpReLU at L0 32)
-for some buckets: seconds in loading as a share of those in steps, by the trainer's own count. The
-file is new and thus in the system's cache, unless that is small. Linux only.
+for some buckets (nearly the whole file, or --buckets): seconds in loading as a share of those in
+steps, by the trainer's own count, the sample that a training starts from among them. The file is
+new and thus in the system's cache, unless that is small. Linux only.
 """
 
 import argparse
@@ -143,7 +144,7 @@ def main() -> None:
     parser.add_argument("--bucket", type=int, default=2**16, help="rows shuffled together")
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--d_sae", type=int, default=3072)
-    parser.add_argument("--buckets", type=int, default=2, help="buckets to train on")
+    parser.add_argument("--buckets", type=int, default=8, help="buckets to train on")
     parser.add_argument("--part", choices=("read", "train"), help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
     options = parser.parse_args()

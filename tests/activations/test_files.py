@@ -240,9 +240,14 @@ def test_two_sites_stay_aligned_and_keep_their_dtypes(tmp_path):
     source = FileSource(replace(args, held_out_fraction=0.0), ["one", "layers.2"], 8)
     stream = ShuffledActivations(source, ShuffleArguments(bucket_tokens=80), 8)
     assert {site: x.dtype for site, x in stream.held().items()} == shapes.dtypes
-    for _ in range(10):
+    places, rows = [], []
+    for _ in range(30):  # three buckets
         batch = stream.next_batch()
         assert torch.equal(batch["one"][:, :3] * 2, batch["layers.2"])
+        places.append([x.data_ptr() for x in stream.held().values()])
+        rows += batch["one"].tolist()
+    assert places == places[:1] * 30, "a bucket takes the memory of the one before"
+    assert len({*map(tuple, rows)}) == 240
 
 
 def stream_of(args: ActivationArguments, *, prefetch: bool = False) -> ShuffledActivations:

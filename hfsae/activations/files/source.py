@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...machine.refused import Refused
 from ...machine.visible import LOCAL_FILES
+from ..harvest import rows_not_finite
 from ..source import ActivationBatch, Filling, Refusals
 from ..tokens import Split
 from .arguments import ActivationArguments
@@ -353,11 +354,9 @@ def _nothing(start: int, stop: int) -> Activations:
 def _refuse_not_finite(
     x: Float[Tensor, "n d"], rows: Int64[np.ndarray, " n"], header: Header, site: str
 ) -> None:
-    if x.sum(dtype=torch.float32).isfinite():  # in a tenth of the time; a large sum decides nothing
-        return
-    bad = ~x.isfinite().all(1)
-    if bad.any():
-        first, more = int(rows[int(bad.int().argmax())]), int(bad.sum()) - 1
+    bad = rows_not_finite(x).tolist()
+    if bad:
+        first, more = int(rows[bad[0]]), len(bad) - 1
         others = f", as do {more:,} more of the {len(rows):,} rows read with it" if more else ""
         raise Refused(
             f"{header.place(first)} of {header.path} holds NaN or infinity at site {site!r}"
