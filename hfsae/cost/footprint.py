@@ -256,6 +256,8 @@ def _look(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bool
     largest = 0.0
     for config in configs.values():
         work = copies * _FLOAT * n * max(config.d_in, config.d_out)
+        if len(config.reads) > 1:  # put side by side first
+            work += _FLOAT * n * (config.d_in + (config.d_out if config.is_causal else 0))
         is_looked_at = _has_warm_start(config, recipe) or _may_be_sparse(recipe, config, on_gpu)
         if is_looked_at:
             pre_acts = _FLOAT * min(n, FIRST_LOOK) * config.d_sae

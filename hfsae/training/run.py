@@ -83,11 +83,12 @@ class Run:
     def initialise(self, sample: dict[str, Float[Tensor, "n _"]]) -> None:
         """Set what is estimated from activations: the start, and the warm start's threshold."""
         x, target = self._inputs(sample, is_slice=False)
+        first = x[:FIRST_LOOK].clone()
         self.variance = start_(self.sae, self.args, x, target)
         if self.control.warm_start_steps:
-            self.control.begin(self.sae.pre_activations(x[:FIRST_LOOK]))
+            self.control.begin(self.sae.pre_activations(first))
         if self.kind.can_be_sparse:
-            pre_acts = self.sae.pre_activations(x[:FIRST_LOOK])
+            pre_acts = self.sae.pre_activations(first)
             self.kind.choose(float(self.sae.density(pre_acts, self._schedule(0))))
 
     def step(self, batch: dict[str, Tensor], step: int, *, log: bool = False) -> dict[str, Any]:
@@ -165,11 +166,11 @@ class Run:
                 f"this SAE needs site {missing[0]!r}, but the stream carries {', '.join(batch)}; "
                 "spell config.site as in the harvester's sites"
             )
-        sides = (side.joined(batch) for side in (config.reads, config.writes))
-        x, target = (side.to(device, non_blocking=True) for side in sides)
-        if self.mesh is not None:
-            x, target = (everywhere(each, self.mesh, is_slice=is_slice) for each in (x, target))
-        return x, target
+        joined, is_same = [], config.reads == config.writes
+        for side in (config.reads,) if is_same else (config.reads, config.writes):
+            x = side.joined(batch).to(device, non_blocking=True)
+            joined.append(x if self.mesh is None else everywhere(x, self.mesh, is_slice=is_slice))
+        return joined[0], joined[-1]
 
     def _clear_gradients(self) -> None:
         if self.kind.is_sparse:  # the next step reuses their memory

@@ -33,7 +33,8 @@ def sample_size(args: TrainingArguments) -> int:
 def start_(
     sae: SAE, args: TrainingArguments, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]
 ) -> float:
-    """Set what is estimated from a sample of activations, raw units.
+    """Set what is estimated from a sample of activations, raw units; those of several sites, side
+    by side, are changed.
 
     Returns:
         The variance of the target: mean of |target - its mean|^2 / c^2.
@@ -51,10 +52,9 @@ def start_(
         share = leading_share(whole(few[0]))
         for sentence in diagnose_start(share, whitening=args.init_whitening):
             logger.warning("%s", sentence)
-        x = _in_unit(whole(x - means[0]), sae.read_scale)
-        goal = x
+        x = goal = _centred(x, means[0], sae.read_scale, config.reads)
         if config.is_transcoder:
-            goal = _in_unit(whole(target - means[1]), sae.write_scale)
+            goal = _centred(target, means[1], sae.write_scale, config.writes)
         _turn_to_data_(sae, args, x, goal)
     if args.init_encoder_scale != 1:
         sae.encoder_rows().mul_(args.init_encoder_scale)
@@ -65,6 +65,14 @@ def start_(
 def _in_unit(x: Float[Tensor, "n d"], scale: float | Float[Tensor, " d"]) -> Float[Tensor, "n d"]:
     """Activations in their sites' units, where they have several; else as they are."""
     return x if isinstance(scale, float) else x / scale
+
+
+def _centred(
+    x: Float[Tensor, "n d"], mean: Tensor, scale: float | Float[Tensor, " d"], sites: Sites
+) -> Float[Tensor, "n d"]:
+    """Activations less their mean, in their sites' units. Of several sites they are a copy already
+    (`Sites.joined`), and many times as large: so in place."""
+    return _in_unit(whole(x - mean), scale) if len(sites) == 1 else whole(x.sub_(mean).div_(scale))
 
 
 def _sizes(sites: Sites, x: Float[Tensor, "n d"]) -> list[float]:

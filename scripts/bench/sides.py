@@ -48,7 +48,7 @@ class Problem:
         return x + 0.02 * torch.randn(x.shape, generator=generator)
 
 
-def _hfsae(problem: Problem, sparse: str, bf16: bool = False, **fields) -> Step:
+def _hfsae(problem: Problem, sparse: str, bf16: bool = False, n_sites: int = 1, **fields) -> Step:
     from accelerate import Accelerator
     from transformers import AutoConfig, AutoModel
 
@@ -56,10 +56,14 @@ def _hfsae(problem: Problem, sparse: str, bf16: bool = False, **fields) -> Step:
     from hfsae.training.run import Run
 
     widths = {"d_in": problem.d_in, "d_sae": problem.d_sae, "activation_scale": 1.0}
-    sae = AutoModel.from_config(AutoConfig.for_model(site="x", **widths, **fields))
+    sites = [f"x{i}" for i in range(n_sites)]
+    where = {"sites": sites, "site_scales": [n_sites**-0.5] * n_sites} if n_sites > 1 else {}
+    sae = AutoModel.from_config(
+        AutoConfig.for_model(**(where or {"site": "x"}), **widths, **fields)
+    )
     with torch.no_grad():
         sae.W_enc.copy_(problem.W.T)
-        sae.W_dec.copy_(problem.W)
+        sae.W_dec.copy_(problem.W / sae.row_norms(problem.W)[:, None])
         if hasattr(sae, "threshold"):
             sae.threshold.fill_(problem.threshold)
         else:
@@ -79,15 +83,20 @@ def _hfsae(problem: Problem, sparse: str, bf16: bool = False, **fields) -> Step:
     done = iter(range(10**6))
 
     def step(x: Tensor) -> Callable[[], float]:
-        run.step({"x": x}, next(done))
-        return lambda: run.step({"x": x}, next(done), log=True)["l0"]
+        batch = sae.split(x) if where else {"x": x}
+        run.step(batch, next(done))
+        return lambda: run.step(batch, next(done), log=True)["l0"]
 
     return step
 
 
-def jumprelu(problem: Problem, sparse: str, bf16: bool = False) -> Step:
+def jumprelu(problem: Problem, sparse: str, bf16: bool = False, n_sites: int = 1) -> Step:
     fields = {"l0_coefficient": L0_COEFFICIENT, "bandwidth": BANDWIDTH, "log_threshold": False}
-    return _hfsae(problem, sparse, bf16, model_type="jumprelu_sae", **fields)
+    return _hfsae(problem, sparse, bf16, n_sites, model_type="jumprelu_sae", **fields)
+
+
+def batch_topk(problem: Problem, n_sites: int = 1) -> Step:
+    return _hfsae(problem, "always", n_sites=n_sites, model_type="batch_topk_sae", k=problem.l0)
 
 
 def topk(problem: Problem, sparse: str) -> Step:
@@ -298,6 +307,9 @@ SIDES: dict[str, Sides] = {
         "jumprelu_dense": lambda p: jumprelu(p, "never"),
         "topk": lambda p: topk(p, "always"),
         "topk_dense": lambda p: topk(p, "never"),
+        "batch_topk": batch_topk,
+        "jumprelu_three_sites": lambda p: jumprelu(p, "always", n_sites=3),
+        "batch_topk_three_sites": lambda p: batch_topk(p, n_sites=3),
         "relu": other("relu_sae"),
         "gated": other("gated_sae"),
         "inference": lambda p: inference(p, sparse=True),

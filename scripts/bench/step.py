@@ -4,6 +4,8 @@
     python scripts/bench/step.py --by l0 20 50 100 300 600      # sweeps: one table a value
     python scripts/bench/step.py --by d_sae 4096 16384 65536
     python scripts/bench/step.py --inference                    # latents and reconstructions alone
+    python scripts/bench/step.py --d_in 1728 --d_sae 4608 --l0 48 --batch 256 --sides \
+        hfsae.batch_topk hfsae.batch_topk_three_sites           # a crosscoder beside a plain SAE
 
 A step is forward, backward, clipping (where the library clips), Adam and the decoder's norms, on
 the CPU. The floor is the encoder's product alone. FOLDER is what

@@ -1,4 +1,4 @@
-"""Cross-layer transcoders in training: where they start, what they log, and runs that resume."""
+"""Cross-layer transcoders in training: one feature behind three outputs, and runs that resume."""
 
 from typing import Any
 
@@ -11,6 +11,8 @@ from hfsae import (
     SAE,
     BatchTopKCLT,
     BatchTopKCLTConfig,
+    BatchTopKSAE,
+    BatchTopKSAEConfig,
     JumpReLUCLT,
     JumpReLUCLTConfig,
 )
@@ -55,6 +57,35 @@ def causal(**fields: Any) -> BatchTopKCLT:
     torch.manual_seed(0)
     places = {"sites": SITES, "target_sites": TARGETS, "d_in": S * D}
     return BatchTopKCLT(BatchTopKCLTConfig(**places, **{"d_sae": 96, "k": 1, **fields}))
+
+
+def fvu_and_l0(sae: SAE) -> tuple[float, float]:
+    """FVU, the mean over targets, and L0 on tokens that training has not seen."""
+    batch = OneCause().part(10**6, 4096)
+    x, target = sae.config.reads.joined(batch), sae.config.writes.joined(batch)
+    latents = sae.encode(x)
+    pairs = zip(sae.split(target).values(), sae.split(sae.decode(latents)).values(), strict=True)
+    fvus = [((y - r).square().sum() / (y - y.mean(0)).square().sum()).item() for y, r in pairs]
+    return sum(fvus) / len(fvus), (latents > 0).sum(1).float().mean().item()
+
+
+def test_one_feature_behind_three_outputs_takes_one_latent_where_three_transcoders_take_three(
+    tmp_path,
+):
+    saes: dict[str, SAE] = {"clt": causal(d_sae=36)}
+    for i, (site, target) in enumerate(zip(SITES, TARGETS, strict=True)):
+        torch.manual_seed(0)
+        places = {"site": site, "target_site": target, "d_in": D}
+        saes[f"layer_{i}"] = BatchTopKSAE(BatchTopKSAEConfig(**places, d_sae=12, k=1))
+    start = {"init_b_dec": "mean", "init_decoder_data": 0.9, "init_cluster_rounds": 4}
+    start |= {"unit": "spread", "init_encoder_scale": 0.6, "decay_steps": 0.5, "save_steps": 0}
+    rates = {"learning_rate": 0.03, "adam_beta1": 0.9, "warmup_steps": 0}
+    args = arguments(tmp_path, 300, **start, **rates, dead_after_tokens=5000)
+    trained = Trainer(saes, OneCause(), args).train()
+    (fvu, l0), *of_layers = map(fvu_and_l0, trained.values())
+    assert fvu < 0.02 and l0 <= 1.2, (fvu, l0)
+    assert max(fvu for fvu, _ in of_layers) < 0.02, of_layers
+    assert sum(l0 for _, l0 in of_layers) == pytest.approx(3, abs=0.2)
 
 
 @pytest.mark.parametrize("kind", ["batch_topk", "jumprelu"])
