@@ -47,14 +47,14 @@ PROMPT = (
 PICTURES = (
     Picture(
         "inspect",
-        {"tab": "inspect", "latent": 2007, "max_density": 0.01, "prompt": PROMPT},
+        {"tab": "inspect", "latent": 1774, "max_density": 0.01, "prompt": PROMPT},
         "#inspect-latents .hf-id",
         "#header",
         "#inspect-text",
     ),
     Picture(
         "steer",
-        {"tab": "steer", "prompt": "We decided to travel by", "latents": "2007:1"}
+        {"tab": "steer", "prompt": "We decided to travel by", "latents": "1774:1"}
         | {"mode": "clamp", "temperature": 0, "max_new_tokens": 30, "run": 1},
         "#steer-output .hf-steered:not(:has(.hf-caret))",
         "#steer-chips",

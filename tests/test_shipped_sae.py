@@ -48,16 +48,14 @@ def test_it_is_for_the_packaged_model_and_for_no_other(packaged_lm):
 
 
 _STEMS = {
-    **{"cities": ["cit"], "companies": ["compan"], "science": ["scien"], "slavery": ["slave"]},
-    **{"the navy": ["nav"], "truth": ["true"], "taxes": ["tax"], "ships": ["ship", "vessel"]},
-    "digital and internet": ["digital", "internet"],
-    "fantasy and magic": ["fantas", "asy", "magic"],
-    "galaxies and stars": ["galax", "star"],
-    "instruments": ["piano", "guitar", "orchestra"],
-    "moons and orbits": ["moon", "orbit"],
-    "the evening": ["evening", "night"],
-    "viruses": ["virus", "infect"],
-    "wife and husband": ["wife", "husband"],
+    **{"cities": ["cit"], "companies": ["compan"], "science": ["scien"], "colours": ["color"]},
+    **{"the navy": ["nav"], "armies": ["arm"], "taxes": ["tax"], "theories": ["theor"]},
+    **{"treaties": ["treat"], "railways": ["rail"], "religion": ["relig"], "galaxies": ["galax"]},
+    **{"education": ["educat"], "mathematics": ["mathemat"]},
+    "multiple": ["mult"],
+    "police and enforcement": ["police", "enforce"],
+    "tools and instruments": ["tool", "instrument"],
+    "troops and soldiers": ["troop", "soldier"],
 }
 
 
@@ -161,7 +159,8 @@ def test_a_preset_changes_what_the_model_says(packaged_lm):
 
     subject = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
     subject.loaded = packaged_lm
-    preset = json.loads((SHIPPED_SAE / "presets.json").read_text())[0]
+    presets = json.loads((SHIPPED_SAE / "presets.json").read_text())
+    preset = next(preset for preset in presets if preset["name"] == "food")
     latents = ", ".join(f"{i}:{strength}" for i, strength in preset["latents"].items())
     *_, done = Actions(subject).steer(preset["prompt"], latents, preset["mode"], max_new_tokens=24)
     assert preset["name"] in done["steered"] and preset["name"] not in done["plain"]
@@ -238,7 +237,7 @@ def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
     assert main(["study", "make", foreign, "--output_dir", "study", *study]) == 0
     assert "items of 1 SAE: study/plan.json" in capsys.readouterr().out
     assert json.loads(Path("study/folders.json").read_text()) == {"foreign": str(OUT.resolve())}
-    search, the_sea = "hfsae.presets.search.", 2007
+    search, the_sea = "hfsae.presets.search.", 1774
     limits = {"PROMPTS": ("We decided to travel by",), "SEEDS": (16, 17, 18), "_DENSITIES": (1, 1)}
     for name, value in limits.items():
         monkeypatch.setattr(search + name, value)  # of all, one labelled latent is tried
@@ -255,7 +254,7 @@ def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
     assert "1 candidates screened; 1 are tried" in said and not (OUT / "presets.json").exists()
     assert "with every seed at a KL of 1e-09 or less and a repetition of 30%" in said
     # Steered, and seen. With which seeds it writes of the sea, processors differ.
-    assert re.search(r"latent 2007 \(oceans, sea\) at 8 x: [123] of 3 seeds", said)
+    assert re.search(r"latent 1774 \(oceans, sea\) at 8 x: [123] of 3 seeds", said)
 
 
 @pytest.mark.lm
@@ -273,7 +272,7 @@ def test_its_weights_in_another_library_s_files_open_in_the_app_with_their_examp
     assert page["groups"] and not subject.notes
     assert actions.promoted(int(LATENTS[0]))
     seen = actions.inspect("They sailed across the open sea")
-    assert 2007 in {row["latent"] for row in seen["ranking"]}
+    assert 1774 in {row["latent"] for row in seen["ranking"]}
     assert main(["space", foreign, "--output", "space"]) == 0
     assert weights_hash(Path("space/sae")) == weights_hash(OUT)
     assert (Path("space/sae") / "features/examples.parquet").is_file()

@@ -121,7 +121,7 @@ FOUND = {  # of the SAE that comes with the package: a word, and the words that 
     "stock market": {" market", " markets"},
     "the economy": {" economy", " economic"},
     "church": {" religious", " religion"},
-    "football": {" football", " game", " sports"},
+    "football": {" football", " game", " sports", " sport"},
     "gold": {" gold"},
 }
 
