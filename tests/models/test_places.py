@@ -80,6 +80,25 @@ def test_reconstruction_and_loss_are_those_of_double_loops(kind: str, subtract: 
     assert 0 < (out.latents != 0).double().mean() < 1
 
 
+@pytest.mark.parametrize("kind", ["jumprelu_sae", "batch_topk_sae"])
+def test_a_gradient_is_that_of_differences_of_the_loops(kind: str):
+    sae, x = over_sites(kind).double().train(), activations().double()
+    out = sae(x, return_loss=True)
+    out.losses["mse"].backward()
+    fires = out.latents != 0
+    i = int(fires.sum(0).argmax())
+    for name, place in [("W_dec", (i, 5)), ("W_enc", (9, i)), ("b_dec", (6,)), ("b_enc", (i,))]:
+        p, losses = sae.get_parameter(name), []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                p[place] += step
+                losses.append(by_loops(sae, x, fires)[1])
+                p[place] -= step
+        slope = (losses[0] - losses[1]) / 2e-5
+        assert slope != 0
+        assert p.grad[place].item() == pytest.approx(slope, rel=1e-4, abs=1e-7), name
+
+
 def test_penalties_and_selection_act_on_the_sum_of_norms_at_the_sites():
     free, x = over_sites("relu_sae", penalty="ri_l1"), activations()
     out = free(x, return_loss=True)
