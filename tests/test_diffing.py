@@ -391,8 +391,10 @@ def test_the_app_has_a_page_for_it(trained):
     view = Actions(subject).diff(by="share")
     shares = [row["share"] for row in view["found"]]
     assert shares == sorted(shares, reverse=True) and view["models"] == ["base", "chat"]
-    firings = [row["n_firings"] for row in Actions(subject).diff()["found"]]
+    firings = [row["n_firings"] for row in Actions(subject).diff(by="firings")["found"]]
     assert firings == sorted(firings, reverse=True)
+    apart = [abs(row["share"] - 0.5) for row in Actions(subject).diff()["found"]]
+    assert apart == sorted(apart, reverse=True), "what differs most comes first"
     (endpoint,) = (endpoint for endpoint in ENDPOINTS if endpoint.name == "diff")
     closed = {**endpoint.output_schema, "additionalProperties": False}
     jsonschema.validate(view, closed)

@@ -70,7 +70,7 @@ class Diff:
     """Latents of one of two language models or of both, in an order; see `diff_actions`."""
 
     group: str = ""
-    by: str = "firings"
+    by: str = "apart"
 
 
 @dataclass(frozen=True)

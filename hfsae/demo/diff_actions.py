@@ -15,6 +15,7 @@ MOST = 200  # rows
 GROUPS = ("first", "second", "shared", "other")
 CHOICES = ("", "exclusive", *GROUPS)
 ORDERS = {
+    "apart": "how far its share is from one half",
     "firings": "how often it fires",
     "share": "its share in the second model",
     "cosine": "how alike its two directions are",
@@ -26,7 +27,7 @@ _NUMBERS = ("share", "cosine", "nu_recon", "nu_error")
 def diff(
     subject: Subject,
     group: Annotated[str, CHOICES] = "",
-    by: Annotated[str, tuple(ORDERS)] = "firings",
+    by: Annotated[str, tuple(ORDERS)] = "apart",
 ) -> Json:
     """Latents by the language model, of two, that they are of.
 
@@ -34,9 +35,9 @@ def diff(
         group: first or second (of that model, mostly), shared (of both alike), other (in between),
             or exclusive (of one model, and latent scaling finds little of it in the other); empty:
             all.
-        by: the order: firings (most first), share (of the second model, largest first), cosine
-            (of its directions in the two models, smallest first) or nu (the larger of both, by its
-            size, smallest first).
+        by: the order: apart (share farthest from one half first), firings (most first), share (of
+            the second model, largest first), cosine (of its directions in the two models, smallest
+            first) or nu (the larger of both, by its size, smallest first).
 
     Returns:
         models (list[str]): the names of the first and of the second.
@@ -78,9 +79,11 @@ def _is_of(row: Json, group: str) -> bool:
 
 def _rank(row: Json, by: str) -> tuple[bool, float]:
     """Rows without the number come last."""
+    share = row["share"]
     value = {
+        "apart": None if share is None else -abs(share - 0.5),
         "firings": -row["n_firings"],
-        "share": None if row["share"] is None else -row["share"],
+        "share": None if share is None else -share,
         "cosine": row["cosine"],
         "nu": _nu(row),
     }[by]
