@@ -72,7 +72,8 @@ def _centred(
 ) -> Float[Tensor, "n d"]:
     """Activations less their mean, in their sites' units. Of several sites they are a copy already
     (`Sites.joined`), and many times as large: so in place."""
-    return _in_unit(whole(x - mean), scale) if len(sites) == 1 else whole(x.sub_(mean).div_(scale))
+    x = whole(x - mean if len(sites) == 1 else x.sub_(mean))
+    return x if isinstance(scale, float) else x.div_(scale)
 
 
 def _sizes(sites: Sites, x: Float[Tensor, "n d"]) -> list[float]:
