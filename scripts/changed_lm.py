@@ -8,12 +8,13 @@ In chat one random vector, `size` times as long as input embeddings are on avera
 input embeddings of the most frequent tokens of the packaged text, from the rank --from on, each
 --step-th of them; with --size 0 chat is an exact copy. Output embeddings stay as they are. Each
 copy is a folder with its tokenizer; OUT/changed.json lists the tokens. `--check RUN` prints, for a
-run that `hfsae diff` has compared, which exclusive latent fires on them: precision, recall and F1
-on held-out text.
+run that `hfsae diff` has compared, how well latents fire on them, those with the largest share of
+chat first: precision, recall and F1 on held-out text.
 """
 
 import argparse
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from hfsae.recipe.text import read_rows
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _COUNTED, _CHECKED = 100_000, 20_000  # tokens
+_SHOWN = 5  # latents
 
 
 def frequent(loaded: LoadedLM, n: int, first: int, step: int) -> list[int]:
@@ -68,14 +70,15 @@ def write_copies(out: Path, size: float, ranks: tuple[int, int, int]) -> list[in
 
 @torch.no_grad()
 def check(run: Path, changed: list[int]) -> str:
-    """How well the exclusive latents of chat fire on the changed tokens, the best first."""
+    """How well the latents with the largest share of chat fire on the changed tokens."""
     placed, columns = of_run(run), read_json(run / DIFF)["latents"]
-    alone = [i for i, group in enumerate(columns["group"]) if group == "second"]
-    own = [i for i in alone if columns["exclusive"][i]]
-    n_fired = sum(columns["n_firings"][i] > 0 for i in alone)
-    lines = [f"{n_fired} latents with r >= .9 fire, {len(own)} of them are exclusive"]
-    if not own or not changed:
+    fired_ones = [i for i, n in enumerate(columns["n_firings"]) if n > 0]
+    alone = [i for i in fired_ones if columns["group"][i] == "second"]
+    n_exclusive = sum(columns["exclusive"][i] for i in alone)
+    lines = [f"{len(alone)} latents with r >= .9 fire, {n_exclusive} of them are exclusive"]
+    if not changed:
         return lines[0]
+    own = sorted(fired_ones, key=lambda i: -columns["share"][i])[:_SHOWN]
     loaded = load_inputs(placed.recipe)
     source = inputs_of(placed.recipe, loaded).source(
         placed.sae.config.reads.names, norm_limits(placed.sae, run)
@@ -93,11 +96,11 @@ def check(run: Path, changed: list[int]) -> str:
     precision, recall = both / fired.sum(0).clamp(min=1), both / truth.sum()
     f1 = 2 * both / (fired.sum(0) + truth.sum())
     lines.append(f"{int(truth.sum()):,} of {len(truth):,} held-out tokens are changed ones")
-    for place in f1.argsort(descending=True)[:5].tolist():
-        i = own[place]
-        nu = ", ".join(f"nu {kind} {columns[f'nu_{kind}'][i]:.3f}" for kind in ("recon", "error"))
+    for place, i in enumerate(own):
+        nu = [(kind, columns[f"nu_{kind}"][i]) for kind in ("recon", "error")]
+        known = "".join(f", nu {kind} {value:.3f}" for kind, value in nu if value is not None)
         lines.append(
-            f"latent {i}: r {columns['share'][i]:.3f}, {nu}; precision {precision[place]:.3f}, "
+            f"latent {i}: r {columns['share'][i]:.3f}{known}; precision {precision[place]:.3f}, "
             f"recall {recall[place]:.3f}, F1 {f1[place]:.3f}"
         )
     return "\n".join(lines)
@@ -112,6 +115,10 @@ if __name__ == "__main__":
     parser.add_argument("--step", type=int, default=1, help="ranks from one to the next")
     parser.add_argument("--check", type=Path)
     options = parser.parse_args()
+    for needed in (options.out / "changed.json", options.check / DIFF) if options.check else ():
+        if not needed.is_file():
+            print(f"{needed} is missing: diffing.md has the commands that make it", file=sys.stderr)
+            sys.exit(2)
     if options.check:
         print(check(options.check, read_json(options.out / "changed.json")["ids"]))
     else:

@@ -9,6 +9,7 @@ largest differences of latents and of reconstructions, relative to the largest r
 exits with status 1 where one is 1e-4 or more.
 """
 
+import importlib.util
 import shutil
 import sys
 import tempfile
@@ -101,4 +102,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if importlib.util.find_spec("circuit_tracer") is None:
+        print("circuit-tracer is missing: pip install --no-deps circuit-tracer", file=sys.stderr)
+        sys.exit(2)
     sys.exit(main())
