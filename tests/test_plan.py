@@ -13,12 +13,13 @@ from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.cost import footprint, shortage
 from hfsae.cost import plan as plans
-from hfsae.cost.footprint import memory
+from hfsae.cost.footprint import memory, parameters
 from hfsae.cost.formula import CARDS
 from hfsae.cost.pace import LMPace, SAEPace
 from hfsae.cost.plan import estimate, parameters_used, plan
 from hfsae.evaluation import EvaluationArguments
 from hfsae.machine.processor import Room
+from hfsae.models import BatchTopKCLTConfig
 from hfsae.recipe import LMArguments, Recipe, make_configs
 from hfsae.training import TrainingArguments
 
@@ -299,6 +300,14 @@ def test_the_activation_cache_is_counted(no_weights, gigabytes, expected):
     without = plan(recipe).disk_bytes
     recipe.harvest = HarvestArguments(cache="somewhere", cache_gb=gigabytes)
     assert plan(recipe).disk_bytes - without == pytest.approx(expected)
+
+
+def test_a_process_holds_a_part_of_every_source():
+    sites = ["layers.0", "layers.1"]
+    config = BatchTopKCLTConfig(d_in=8, d_sae=12, sites=sites)
+    decoder, by_latent = 6 * 8 + 6 * 4, 12 * 4 + 12  # of both sources; W_enc and b_enc
+    assert parameters(config) == (decoder + by_latent + 8 + 1,) * 2  # b_dec and the threshold
+    assert parameters(config, 3)[1] == (decoder + by_latent) // 3 + 8 + 1
 
 
 def test_parameters_used_are_those_below_the_site(make_tiny_lm):

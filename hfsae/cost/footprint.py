@@ -20,7 +20,7 @@ from ..features.logit_lens import LENS_EMBEDDING
 from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..lm import widths_of
 from ..machine.refused import Refused
-from ..models import SAEConfig
+from ..models import SAE, SAEConfig
 from ..presets.search import PROMPTS, SEEDS, PresetArguments, together
 from ..recipe import EmptyLMs, Model, Recipe, bucket_tokens, first_model
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
@@ -133,15 +133,15 @@ def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
     """
     try:
         with torch.device("meta"):
-            named = list(AutoModel.from_config(config).named_parameters())
+            sae: SAE = AutoModel.from_config(config)
     except (RuntimeError, TypeError) as error:
         raise Refused(
             f"sae.d_sae {config.d_sae} is more than any machine can hold; 8 to 32 times d_in is "
             "usual"
         ) from error
-    spread = sum(p.numel() for _, p in named if config.d_sae in p.shape)
-    whole = sum(p.numel() for _, p in named) - spread
-    return whole + spread, whole + spread // n_processes
+    every = sum(p.numel() for p in sae.parameters())
+    spread = sum(sae.get_parameter(name).numel() for name in sae.latent_dims)
+    return every, every - spread + spread // n_processes
 
 
 def is_spread(recipe: Recipe) -> bool:
@@ -282,6 +282,9 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> _Stage:
     if takes_sparse_steps(recipe, config, on_gpu=on_gpu):
         return _Stage({"one step, sparse": inputs + _sparse(recipe, config, batch, n)})
     latents = _FLOAT * batch * config.d_sae // (n if spread else 1)
+    if spread and config.is_causal:  # latents by source come from all processes, and encoder rows
+        latents *= n
+        inputs += 2 * _FLOAT * config.d_sae * config.d_in // len(config.reads)
     gradient = _FLOAT * _largest_matrix(config) // (n if spread else 1)
     copies = config.dense_copies
     if t.bf16:

@@ -115,6 +115,9 @@ def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Ca
     moved = _FLOAT * (_STEP_A_LATENT * batch * d_sae + _STEP_A_PARAMETER * n_here)
     if args.shard_latents:  # the reconstruction is summed, its gradient and the batch are shared
         crossing = _FLOAT * batch * (2 * config.d_out + config.d_in)
+        if config.is_causal:  # latents by source, and encoder rows, there and back
+            rows = 2 * config.d_in / len(config.reads)
+            crossing += _FLOAT * config.d_sae * (rows + 2 * batch)
     else:
         crossing = 2 * _FLOAT * n_here
     return (

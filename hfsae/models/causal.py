@@ -18,6 +18,9 @@ latents) is by latent and comes from the variant, over the latents of all source
 Weights are compact: `W_enc` [w, d_sae], w the width of each site, and for each source s
 `W_dec_{s}` [d_sae / S, (S - s) w], rows side by side from target s on. `W_dec` and `decoder_rows()`
 put them together as [d_sae, S w], with zeros before a latent's source, to look at.
+
+Spread over processes (`training.shard_latents`), each holds a part of every source's decoder rows,
+by far most of the weights; encoder rows and a batch's latents go to all of them in each step.
 """
 
 import math

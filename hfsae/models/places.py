@@ -99,10 +99,10 @@ class Places(nn.Module):
         return self.read_scale
 
     def _of_columns(self, scales: list[float], sites: Sites) -> Float[Tensor, " d"]:
-        widths = torch.tensor([width for _, width in sites])
-        dtype = torch.promote_types(self.b_dec.dtype, torch.float32)
-        values = torch.tensor(scales, dtype=dtype)
-        return values.repeat_interleave(widths).to(self.b_dec.device)
+        bias = self.b_dec.detach()  # of it, so that scales are where the weights are
+        dtype = torch.promote_types(bias.dtype, torch.float32)
+        of_sites = zip(sites, scales, strict=True)
+        return torch.cat([bias.new_full((n,), scale, dtype=dtype) for (_, n), scale in of_sites])
 
     def with_sites_hidden(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Activations of a training step, at some tokens without those of some sites
@@ -110,7 +110,7 @@ class Places(nn.Module):
         if not self.config.site_dropout:
             return x
         parts = list(self.split(x).values())
-        drawn = torch.rand(*x.shape[:-1], len(parts), device=x.device)
+        drawn = torch.rand_like(x[..., : len(parts)])
         shown = drawn >= self.config.site_dropout
         shown |= drawn == drawn.amax(dim=-1, keepdim=True)
         weights = shown * (len(parts) / shown.sum(dim=-1, keepdim=True))

@@ -29,12 +29,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 
 _BLOCK = 2**19  # numbers, 2 MiB of float32: they stay in cache from one operation to the next
 _WORTH_LEAVING_OUT = 0.5  # share of entries with a value; above it, zero entries are kept
@@ -80,8 +81,12 @@ class Everywhere:
         return values.chunk(n, dim=-1)
 
     def split_rows(self, rows: Float[Tensor, "d_sae d"], n: int) -> Sequence[Tensor]:
-        """The rows of each of n equal parts of the latents."""
-        return rows.chunk(n)
+        """The rows of each of n equal parts of the latents; of a DTensor, each part is spread over
+        all processes, which means that it is sent anew."""
+        parts = rows.chunk(n)
+        if not isinstance(rows, DTensor):
+            return parts
+        return [cast(DTensor, p).redistribute(rows.device_mesh, [Shard(0)]) for p in parts]
 
     def totals_by_latent(self, values: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, " d_sae"]:
         """For each latent, the sum of its values over tokens."""

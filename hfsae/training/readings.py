@@ -91,7 +91,7 @@ class Readings:
         }
         if not before:
             return line
-        x = whole(out.x).float() / sae.input_scale
+        x = whole(out.x.float() / sae.input_scale)
         variance = root_mean_square_norm(x - x.mean(dim=0)) ** 2
         is_spread = self.args.unit == "spread"
         reading = HealthReading(

@@ -28,14 +28,11 @@ def check_spread(config: SAEConfig, n: int) -> None:
             f"training.shard_latents: selection={selection!r} takes latents in groups, which must "
             "stay on one device; selection='topk' can be spread"
         )
-    if config.is_causal and config.has_several_sites:
+    n_sources = len(config.reads) if config.is_causal else 1
+    if config.d_sae // n_sources % n:
+        parts = f"{n} processes" if n_sources == 1 else f"{n_sources} sources times {n} processes"
         raise Refused(
-            f"training.shard_latents: a {config.model_type}'s latents are in parts by source, and "
-            "each process would need all of them; train without it, or single-site transcoders"
-        )
-    if config.d_sae % n:
-        raise Refused(
-            f"training.shard_latents: sae.d_sae ({config.d_sae}) is not divisible by {n} processes"
+            f"training.shard_latents: sae.d_sae ({config.d_sae}) is not divisible by {parts}"
         )
 
 

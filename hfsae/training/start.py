@@ -73,7 +73,7 @@ def _centred(
     """Activations less their mean, in their sites' units. Of several sites they are a copy already
     (`Sites.joined`), and many times as large: so in place."""
     x = whole(x - mean if len(sites) == 1 else x.sub_(mean))
-    return x if isinstance(scale, float) else x.div_(scale)
+    return x if isinstance(scale, float) else x.div_(whole(scale))
 
 
 def _sizes(sites: Sites, x: Float[Tensor, "n d"]) -> list[float]:
@@ -95,17 +95,27 @@ def _turn_to_data_(
             f"training.init_decoder_data=1 takes {d_sae} tokens from a sample, which has {len(x)}, "
             "and equal latents would stay equal; give less than 1"
         )
+    encoder, turned_columns = sae.encoder_rows().detach(), []
     for source in sae.sources():
         read, written = _columns(x, source.reads), _columns(target, source.writes)
         columns, rows = first_directions_(read, written, len(source.encoder_rows), args)
-        for weight, turn in ((source.decoder_rows, rows), (source.encoder_rows, columns)):
-            weight = weight.detach()
-            start = whole(weight)
-            turned = directions(torch.lerp(directions(start), turn, share))
-            norms = start.norm(dim=1, keepdim=True)
-            if sae.config.sums_norms and turn is rows:
-                norms = (sae.row_norms(start) / sae.row_norms(turned))[:, None]
-            local(weight).copy_(part(norms * turned, like=weight))
+        decoder = source.decoder_rows.detach()
+        start, turned = _turned(decoder, rows, share)
+        norms = start.norm(dim=1)
+        if sae.config.sums_norms:
+            norms = sae.row_norms(start) / sae.row_norms(turned)
+        local(decoder).copy_(part(norms[:, None] * turned, like=decoder))
+        start, turned = _turned(source.encoder_rows, columns, share)
+        turned_columns.append(start.norm(dim=1, keepdim=True) * turned)
+    local(encoder).copy_(part(torch.cat(turned_columns), like=encoder))
+
+
+def _turned(
+    weight: Tensor, turn: Float[Tensor, "n d"], share: float
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    """The rows of a weight, and their directions when turned a share of the way."""
+    start = whole(weight.detach())
+    return start, directions(torch.lerp(directions(start), turn, share))
 
 
 def _columns(x: Float[Tensor, "n d"], part: slice) -> Float[Tensor, "n _"]:

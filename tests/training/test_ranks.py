@@ -18,6 +18,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from hfsae import (
+    BatchTopKCLT,
+    BatchTopKCLTConfig,
     ReLUSAE,
     ReLUSAEConfig,
     TopKSAE,
@@ -150,9 +152,20 @@ def test_several_processes_choose_latents_as_one_does(recipe, tmp_path):
     by_rank = yaml.safe_load(recipe.read_text())
     by_rank["sae"] = {"model_type": "batch_topk_sae", "site": "layers.1", "d_sae": 32, "k": 4}
     by_rank["training"] |= {"warm_start_steps": 0, "dead_after_tokens": 64}
+    by_rank["training"] |= {"init_b_dec": "mean", "init_decoder_data": 0.9}
     by_rank["training"]["n_tokens"] = N_TOKENS // 2
     nested, rows = ({"model_type": f"{name}_sae"} for name in ("matryoshka_batch_topk", "topk"))
-    by_rank["saes"] = {"batch": {}, "nested": nested, "rows": rows}
+    places = {"site": None, "sites": ["layers.0.mlp:in", "layers.1.mlp:in"]}
+    several = {"site": None, "sites": ["layers.0", "layers.1"]}
+    targets = {"target_sites": ["layers.0.mlp", "layers.1.mlp"]}
+    causal = {"model_type": "batch_topk_clt", **places, **targets}
+    by_rank["saes"] = {
+        "batch": {},
+        "nested": nested,
+        "rows": rows,
+        "several sites": several,
+        "causal": causal,
+    }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(by_rank))
     one, two, spread = (tmp_path / name for name in ("one", "two", "spread"))
@@ -210,6 +223,10 @@ def test_latents_spread_over_processes_train_as_one_process_does(recipe, finishe
             "selection='groupmax' takes latents in groups",
         ),
         (ReLUSAE(ReLUSAEConfig(d_in=4, d_sae=9)), r"d_sae \(9\) is not divisible by 2 processes"),
+        (
+            BatchTopKCLT(BatchTopKCLTConfig(d_in=4, d_sae=6, sites=["layers.0", "layers.1"])),
+            r"d_sae \(6\) is not divisible by 2 sources times 2 processes",
+        ),
     ],
 )
 def test_what_cannot_be_spread_is_refused(sae, sentence):
