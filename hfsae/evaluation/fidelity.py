@@ -7,6 +7,10 @@ twice: other positions (BOS, other special tokens, outliers) keep the LM's own a
 not count. A prediction counts if a kept position predicts the next token, of the same document and
 row; there are fewer counted predictions than kept tokens.
 
+A cross-layer transcoder is spliced as `splice` does it: its sources read what has passed the
+targets before them, so that their errors add up. With other SAEs of several sites all is replaced
+by what was made of the clean run.
+
 So the zero arm does not zero BOS: that would break attention sinks, raise the arm's loss and
 flatter `loss_recovered_zero`.
 """
@@ -33,9 +37,11 @@ from ..lm import (
     capture,
     check_arguments,
     contract,
+    is_causal,
     own_passes,
     patch,
     running_as,
+    splice,
     widths_of,
     writes_of,
 )
@@ -254,7 +260,8 @@ class _Arms:
         self.saes, self.lm, self.mean, self.limits = saes, lm, mean, limits
         self.sites = {*widths_of(*(sae.config for sae in saes.values()))}
         self.writes = writes_of(next(iter(saes.values())).config)
-        self.runs = _SharedRuns(lm, self.writes.names)
+        one_pass = any(is_causal(sae.config) for sae in saes.values())
+        self.runs = _SharedRuns(lm, [*(self.sites if one_pass else self.writes.names)])
         self.reconstructions = Reconstructions(saes, n_at_once)
         self.losses = {name: DocumentSums() for name in saes}
         self.n_kept = 0
@@ -291,7 +298,8 @@ class _Arms:
         kept = self._kept(acts, keep, document)
         for name in self.saes:
             recon = self.reconstructions.add(name, kept)
-            losses = _compare(clean, self._replaced(input_ids, keep, recon), counted, labels)
+            spliced = self._spliced(self.saes[name], input_ids, keep, recon)
+            losses = _compare(clean, spliced, counted, labels)
             _refuse_not_finite(losses, f"the language model with SAE {name!r} gives")
             self.losses[name].add(document[:, :-1][counted], {**losses, **shared})
 
@@ -311,6 +319,14 @@ class _Arms:
     def _kept(self, acts: Mapping[str, Tensor], keep: Tensor, document: Tensor) -> ActivationBatch:
         at_sites = {site: acts[site][keep.to(acts[site].device)] for site in self.sites}
         return ActivationBatch(at_sites, document[keep])
+
+    def _spliced(self, sae: Autoencoder, input_ids: Tensor, keep: Tensor, recon: Tensor) -> Tensor:
+        """Logits on the reconstruction: that of the clean run's activations, or of what sources of
+        a causal SAE read in this run, behind the targets before them."""
+        if not is_causal(sae.config):
+            return self._replaced(input_ids, keep, recon)
+        with splice(self.lm, sae, keep=keep, spare_tokens=()):
+            return self.runs.again(input_ids)
 
     def _replaced(self, input_ids: Tensor, keep: Tensor, value: Tensor) -> Tensor:
         """Logits with `value`, [n, d_out] or [d_out], at the target sites' kept positions."""

@@ -9,6 +9,7 @@ controls *zero* and *mean*, with a constant there; all at the same kept position
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,10 @@ from ..lm import (
     check_arguments,
     contract,
     forward,
+    is_causal,
     patch,
     reads_of,
+    splice,
     widths_of,
     writes_of,
 )
@@ -170,7 +173,7 @@ class _Arms:
             "x": vectors,
         }
         for arm, written in self._written(acts, keep).items():
-            with patch(self.model, self._replacements(keep, written)):
+            with self._running_on(arm, written, keep):
                 changed = _outputs(forward(self.model, batch.inputs), keep)[1]
             _refuse_not_finite(changed, arm)
             values[f"{arm} error"] = (changed - vectors).square().sum(dim=-1)
@@ -202,14 +205,18 @@ class _Arms:
             "mean": self.mean,
         }
 
-    def _replacements(
-        self, keep: Bool[Tensor, "rows ctx"], written: Tensor
-    ) -> dict[str, Callable[[Tensor], Tensor]]:
+    def _running_on(
+        self, arm: str, written: Tensor, keep: Bool[Tensor, "rows ctx"]
+    ) -> AbstractContextManager[None]:
+        """A causal SAE's sources read in the run itself, as in `fidelity`."""
+        if arm == "spliced" and is_causal(self.sae.config):
+            return splice(self.model, self.sae, keep=keep, spare_tokens=())
+
         def replace(part: Tensor, activation: Tensor) -> Tensor:
             return activation.index_put((keep.to(activation.device),), part.to(activation))
 
         parts = self.writes.split(written)
-        return {site: partial(replace, part) for site, part in parts.items()}
+        return patch(self.model, {at: partial(replace, part) for at, part in parts.items()})
 
     def of_documents(self) -> dict[str, Float[Tensor, " documents"]]:
         """The sums behind `OUTPUTS`, by document."""

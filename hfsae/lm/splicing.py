@@ -59,7 +59,7 @@ def intervene(
             infinity, or, with several sites, there is a KV cache.
     """
     contract.hold(lm, sae, dropout="warning")
-    if getattr(sae.config, "is_causal", False):
+    if is_causal(sae.config):
         with _intervene_site_by_site(lm, sae, write, chosen_sites(sae.config, sites)):
             yield
         return
@@ -88,6 +88,11 @@ def intervene(
         hooks.callback(attach(lm, target, visit, passes.reached).remove)
         hooks.callback(_refuse_not_finite(unwrapped(lm), target, passes.own).remove)
         yield
+
+
+def is_causal(config: object) -> bool:
+    """Whether an SAE's sources read what has passed the targets before them, in a single pass."""
+    return getattr(config, "is_causal", False)
 
 
 def chosen_sites(config: NamesSite, sites: Sequence[str] | None) -> list[str]:

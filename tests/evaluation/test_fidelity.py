@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from hfsae import BatchTopKCLT, BatchTopKCLTConfig
 from hfsae.activations.tokens import TokenBatch
 from hfsae.evaluation import (
     EvaluationArguments,
@@ -241,8 +242,17 @@ def test_a_transcoder_reads_one_place_and_is_measured_at_another(tiny_lm, batche
     assert evaluate(tiny_lm, copies, batches, ARGS).metrics["fvu"].value > 1
 
 
-def test_the_spliced_arm_is_what_splice_does(tiny_lm, batches):
-    sae = StubSAE(encode=lambda x: x.relu())
+def cross_layer_transcoder():
+    sites, targets = ["layers.0.mlp:in", "layers.2.mlp:in"], ["layers.1.mlp", "layers.2.mlp"]
+    config = BatchTopKCLTConfig(d_in=32, d_sae=40, k=6, sites=sites, target_sites=targets)
+    return BatchTopKCLT(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: StubSAE(encode=lambda x: x.relu()), cross_layer_transcoder]
+)
+def test_the_spliced_arm_is_what_splice_does(tiny_lm, batches, make):
+    sae = make()
     total, n = 0.0, 0
     for ids, keep, document in batches:
         with torch.no_grad(), splice(tiny_lm, sae, keep=keep):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hfsae import BatchTopKCLT, BatchTopKCLTConfig, splice
 from hfsae.activations import HarvestArguments, ImageArguments, InputBatch, InputSource
 from hfsae.evaluation import EvaluationArguments, output_change
 from hfsae.lm import LoadedEncoder, load_encoder
@@ -159,6 +160,24 @@ def test_without_a_pooled_output_the_last_hidden_states_are_compared(load, folde
     for name, value in expected.items():
         assert got[name].value == pytest.approx(value, rel=1e-3), name
     assert got["output_fvu_zero"].n_tokens == 7 * 16
+
+
+def test_a_causal_dictionary_reads_in_the_run_that_it_changes(load, folder):
+    loaded = load("vit")
+    inputs = list(inputs_of(loaded, folder))
+    sites = [block(loaded.model, i) for i in range(2)]
+    config = BatchTopKCLTConfig(d_in=2 * D, d_sae=40, k=6, sites=sites)
+    sae = BatchTopKCLT(config).eval().requires_grad_(False)
+    got = output_change(loaded.model, sae, inputs, ARGS)
+    changes = []
+    for batch in inputs:
+        with torch.no_grad():
+            before = pooled(loaded.model(**batch.inputs), batch.keep)
+            with splice(loaded.model, sae, keep=batch.keep, spare_tokens=()):
+                after = pooled(loaded.model(**batch.inputs), batch.keep)
+        changes += (1 - torch.cosine_similarity(before, after)).tolist()
+    expected = sum(changes) / len(changes)
+    assert got["output_cosine_change_spliced"].value == pytest.approx(expected, rel=1e-3)
 
 
 def test_an_sae_that_reconstructs_everything_changes_nothing(load, folder):
