@@ -66,10 +66,11 @@ def build(subject: Subject) -> gr.Blocks:
     """The app for one SAE. `launch` starts it with its theme."""
     actions = Actions(subject)
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
-        panel(html("header", _facts(actions), subject.unit), elem_id="header")
+        header = html("header", _facts(actions), subject.unit, subject.has_tour)
+        panel(header, elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
         lead = gr.Textbox(visible="hidden", elem_id="lead")
-        visit, tour = gr.State(Visit()), Tour(actions) if subject.unit.is_text else None
+        visit, tour = gr.State(Visit()), Tour(actions) if subject.has_tour else None
         pages = pages_of(subject)
         with gr.Tabs(selected=next(iter(pages)), overflow_behavior="wrap") as tabs:
             app = App(link, lead, visit)

@@ -156,6 +156,11 @@ class Subject:
         """Whether prompts get a BOS token, as in training; True if that is unknown."""
         return self.sae.config.bos != "none"
 
+    @property
+    def has_tour(self) -> bool:
+        """Whether a visitor can inspect and steer a text: not pictures, nor with two models."""
+        return self.unit.is_text and not self.sae.config.model_names
+
     def label(self, latent: int) -> str:
         """A latent's label; empty if it has none."""
         return self.labels.get(latent, "")

@@ -58,6 +58,15 @@ def test_numbers_as_people_write_them(value, shown):
     assert number(value) == shown
 
 
+def test_only_an_sae_of_one_model_of_text_offers_the_tour(subject, monkeypatch):
+    def header() -> str:
+        return html("header", [], subject.unit, subject.has_tour)
+
+    assert "show the tour" in header()
+    monkeypatch.setattr(subject.sae.config, "model_names", ["base", "chat"])
+    assert "show the tour" not in header()
+
+
 def test_shares():
     assert [percent(s) for s in (0.0012, 0.05, 0.5, 1.0)] == ["0.12 %", "5 %", "50 %", "100 %"]
 
