@@ -277,21 +277,27 @@ class Entries:
         return torch.sparse.sampled_addmm(pattern, W, x.T, beta=0.0).values()
 
     def gram(self, values: Float[Tensor, " n"]) -> Float[Tensor, "d_sae d_sae"]:
-        """For each pair of latents, the sum over tokens of the product of their values."""
-        if on_gpu(values) or not torch.backends.mkl.is_available():
+        """For each pair of latents, the sum over tokens of the product of their values.
+
+        On a CPU SciPy makes it: torch's product of two sparse matrices loses its memory.
+        """
+        if on_gpu(values):
             dense = values.new_zeros(self.n_tokens, self.d_sae)
             dense[self.tokens, self.latents] = values
             return EVERYWHERE.gram(dense)
+        from scipy.sparse import csr_array
+
+        def matrix(offsets: Tensor, columns: Tensor, values: Tensor, width: int) -> Any:
+            parts = (each.detach().numpy() for each in (values, columns, offsets))
+            return csr_array(tuple(parts), shape=(len(offsets) - 1, width))
+
         by_token = values.index_select(0, self.by_token)
-        size = (self.n_tokens, self.d_sae)
-        of_tokens = _csr(self.token_offsets, self.latents_by_token, by_token, size)
-        gram = values.new_empty(self.d_sae, self.d_sae)
-        for part, begins, ends in blocks(gram, self.latent_offsets[:-1], self.latent_offsets[1:]):
-            first, last = int(begins[0]), int(ends[-1])
-            offsets = torch.cat([begins, ends[-1:]]) - first
-            size = (len(part), self.n_tokens)
-            rows = _csr(offsets, self.tokens[first:last], values[first:last], size)
-            part.copy_((rows @ of_tokens).to_dense())
+        of_tokens = matrix(self.token_offsets, self.latents_by_token, by_token, self.d_sae)
+        of_latents = matrix(self.latent_offsets, self.tokens, values, self.n_tokens)
+        gram, first = values.new_empty(self.d_sae, self.d_sae), 0
+        for (part,) in blocks(gram):
+            rows, first = of_latents[first : first + len(part)], first + len(part)
+            (rows @ of_tokens).toarray(out=part.numpy())
         return gram
 
     def sums_by_token(

@@ -89,6 +89,23 @@ def test_sums_are_those_of_matrix_products(problem):
     assert_close(at.gram(values), matrix.T @ matrix)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc, as on Linux")
+def test_sums_of_products_leave_no_memory_behind():
+    """torch's product of sparse matrices kept 8 bytes a number of the result, here 50 MB in all."""
+    at = Entries(torch.arange(256).repeat(256), torch.arange(256).repeat_interleave(256), 256, 256)
+
+    def megabytes() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    values = torch.ones(len(at))
+    at.gram(values)
+    before = megabytes()
+    for _ in range(100):
+        at.gram(values)
+    assert megabytes() - before < 20
+
+
 def test_sums_by_latent_are_the_same_a_row_at_a_time(problem, monkeypatch):
     """Matrices that fit in no cache are made in blocks of rows; here each is one row."""
     at, _, x, _ = problem
