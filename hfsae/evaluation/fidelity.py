@@ -8,8 +8,8 @@ not count. A prediction counts if a kept position predicts the next token, of th
 row; there are fewer counted predictions than kept tokens.
 
 A cross-layer transcoder is spliced as `splice` does it: its sources read what has passed the
-targets before them, so that their errors add up. With other SAEs of several sites all is replaced
-by what was made of the clean run.
+targets before them. With other SAEs of several sites all is replaced by what was made of the clean
+run.
 
 So the zero arm does not zero BOS: that would break attention sinks, raise the arm's loss and
 flatter `loss_recovered_zero`.
