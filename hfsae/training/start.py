@@ -73,7 +73,7 @@ def _centred(
     """Activations less their mean, in their sites' units. Of several sites they are a copy already
     (`Sites.joined`), and many times as large: so in place."""
     x = whole(x - mean if len(sites) == 1 else x.sub_(mean))
-    return x if isinstance(scale, float) else x.div_(whole(scale))
+    return x.div_(whole(scale)) if isinstance(scale, Tensor) else x
 
 
 def _sizes(sites: Sites, x: Float[Tensor, "n d"]) -> list[float]:
