@@ -177,7 +177,8 @@ def _decoded(
     """Row groups, in batches of a few MB."""
     n_rows = max(1, _BATCH // sum(header.shape[-1] for header in headers.values()))
     with _table(path) as file:
-        yield from file.iter_batches(n_rows, groups, columns=list(headers))
+        several = len(headers) > 1  # threads decode a column each, and cost time for a single one
+        yield from file.iter_batches(n_rows, groups, columns=list(headers), use_threads=several)
 
 
 def _refuse_nulls(path: Path, name: str, column: "pa.Array", first: int) -> None:
