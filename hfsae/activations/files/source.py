@@ -337,7 +337,7 @@ class _Reader:
         read = self._rows(start, stop)
         if len(rows) < stop - start:
             chosen = torch.from_numpy(rows - start)
-            read = {name: x[chosen] for name, x in read.items()}
+            read = {name: x.index_select(0, chosen) for name, x in read.items()}
         for site, name in self._files.tensors.items():
             _refuse_not_finite(read[name], rows, self._files.headers[site][shard], site)
         return {site: read[name] for site, name in self._files.tensors.items()}
