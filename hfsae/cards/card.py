@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
-from jinja2 import ChainableUndefined, Environment, TemplateError
+from jinja2 import ChainableUndefined, Environment, Template, TemplateError
 
 from ..machine.files import (
     damaged,
@@ -168,7 +169,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
         raise Refused(
             f"{str(folder)!r} holds no SAE: its config.json is missing, or describes another model"
         )
-    template = _environment().from_string(template_text())
+    template = _template("model_card.md")
     with reading(folder / FEATURES):
         latents = list(shown_latents(folder)) if examples else []
         names = names_of(folder, [row["latent"] for row in latents]) if latents else {}
@@ -213,15 +214,11 @@ def render_suite(folder: str | Path) -> str:
     front.model_name = None
     front.tags = list(dict.fromkeys(tag for one in fronts for tag in one.tags or []))
     front["model-index"] = [entry for row in rows for entry in row["index"]] or None
-    return (
-        _environment()
-        .from_string(template_text("suite_card.md"))
-        .render(
-            rows=rows,
-            model_id=folder.resolve().name,
-            front_matter=front.to_yaml(),
-            lm=rows[0]["facts"]["lm"],
-        )
+    return _template("suite_card.md").render(
+        rows=rows,
+        model_id=folder.resolve().name,
+        front_matter=front.to_yaml(),
+        lm=rows[0]["facts"]["lm"],
     )
 
 
@@ -480,8 +477,10 @@ def _count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int | float) else "-"
 
 
-def _environment() -> Environment:
-    """Lines with only a tag vanish; unknown values are false."""
+@cache
+def _template(name: str) -> Template:
+    """A template in this folder, compiled once. Lines with only a tag vanish; unknown values are
+    false."""
     environment = Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -490,4 +489,4 @@ def _environment() -> Environment:
     )
     filters = {"md": _markdown, "html": _html, "python": python_string, "number": _number}
     environment.filters |= {**filters, "count": _count, "python_list": python_list}
-    return environment
+    return environment.from_string(template_text(name))
