@@ -540,6 +540,7 @@ def test_the_real_model_from_recipe_to_shown_latents(
         "evaluation.n_tokens": 800,
         "collect_tokens": 2000,
         "explain_tokens": 4000,
+        "preset_seconds": 5,
         "lm.source": "packaged",
     }
     argv = ["train", RECIPE, *(str(x) for k, v in small.items() for x in (f"--{k}", v))]

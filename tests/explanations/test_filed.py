@@ -2,7 +2,6 @@
 
 import html
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -28,6 +27,7 @@ from hfsae.machine.refused import Refused
 from hfsae.recipe.controls import untrained
 from hfsae.recipe.placed import limits_of, of_run, opened
 
+from .. import forked
 from ..helpers import refused
 from .conftest import verb
 from .loopback_judge import LoopbackJudge
@@ -220,11 +220,12 @@ def _read_for_ever(folder: Path) -> None:
 
 def test_a_process_killed_between_rounds_has_kept_what_it_read(tmp_path):
     ids = keys(tmp_path)
-    child = multiprocessing.get_context("spawn").Process(target=_read_for_ever, args=(tmp_path,))
+    child = forked.CONTEXT.Process(target=_read_for_ever, args=(tmp_path,))
     child.start()
     calls = tmp_path / "calls.jsonl"
     while not calls.exists() or calls.read_bytes().count(b"\n") < 2:
         assert child.is_alive()
+        time.sleep(0.01)  # leave the processor to the child
     os.kill(child.pid, signal.SIGKILL)
     child.join(60)
     asking = judge(tmp_path)
