@@ -426,10 +426,14 @@ class SAE(Places, Strict):
     @torch.no_grad()
     def before_step_(self) -> None:
         """Call between backward and the optimiser's step: remove the decoder gradient's component
-        along each row, which the renormalisation would undo but Adam's moments would remember.
-        Does nothing if norms are free."""
-        for p in self.decoder_parts() if self.config.unit_norm_decoder else ():
+        along each row, which the renormalisation would undo but Adam's moments would remember,
+        unless norms are free; and tie rows (`config.dedicated`)."""
+        is_held = self.config.unit_norm_decoder
+        for p in self.decoder_parts() if is_held or self.config.dedicated else ():
             for grad, rows in blocks(p.grad, p) if p.grad is not None else ():
+                self.tie_(grad, rows)
+                if not is_held:
+                    continue
                 normals = self.normals(rows)
                 grad.addcmul_((grad * normals).sum(dim=-1, keepdim=True), normals, value=-1)
 

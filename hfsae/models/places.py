@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..lm.sites import Sites
 from ..machine.refused import Refused
+from . import dedicated
 from .site_fields import SiteFields
 
 _LEAST = 1e-12  # of a norm that something is divided by
@@ -161,7 +162,23 @@ class Places(nn.Module):
         parts = list(self.split(rows).values())
         norms = [torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in parts]
         units = [p / norm.clamp(min=_LEAST) for p, norm in zip(parts, norms, strict=True)]
+        if self.config.dedicated:  # some rows are 0 at some sites
+            return nn.functional.normalize(torch.cat(units, dim=-1), dim=-1)
         return torch.cat(units, dim=-1) / len(parts) ** 0.5
+
+    def revivable(self, dead: Bool[Tensor, " d_sae"]) -> Bool[Tensor, " d_sae"]:
+        """Those of the dead latents that may learn from what others leave. Dedicated ones may not:
+        where sites do not differ, nothing is left for them."""
+        if not self.config.dedicated:
+            return dead
+        own = torch.arange(len(dead), device=dead.device) >= len(dead) - self.config.dedicated
+        return dead & ~own
+
+    def tie_(self, changed: Float[Tensor, "n d_out"], rows: Float[Tensor, "n d_out"]) -> None:
+        """With `config.dedicated`, make the gradient of decoder rows, or these rows, equal at all
+        sites, but for dedicated latents'."""
+        if self.config.dedicated:
+            dedicated.tie_(changed, rows, len(self.config.writes))
 
     def first_rows(self, drawn: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "d_sae d_out"]:
         """Rows of norm 1 to start from: at every site of equal width the same direction, and the
@@ -173,4 +190,8 @@ class Places(nn.Module):
         ]
         if (n := len(parts)) == 1:
             return parts[0]
-        return torch.cat(parts, dim=-1) / (n if self.config.sums_norms else n**0.5)
+        rows = torch.cat(parts, dim=-1) / (n if self.config.sums_norms else n**0.5)
+        if not self.config.dedicated:
+            return rows
+        rows = dedicated.first_dedicated(rows, self.config.dedicated, n)
+        return rows / self.row_norms(rows)[:, None]

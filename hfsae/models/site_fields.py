@@ -11,6 +11,7 @@ from ..machine.refused import Refused
 
 Number = int | float
 _OF_SEVERAL = ("sites", "widths", "site_scales", "scales_folded", "row_norm", "site_dropout")
+_OF_SEVERAL += ("dedicated",)
 
 
 class SiteFields(PreTrainedConfig):
@@ -54,6 +55,9 @@ class SiteFields(PreTrainedConfig):
     site_dropout: Number = 0.0
     """probability that a token's activation at one of `sites` is hidden from the encoder in
     training, so that latents are found from any of them; ours, after fmxcoders (2605.09438)"""
+    dedicated: int = 0
+    """the last so many latents write at the last of `sites` alone, and each other one the same at
+    every site, to find what the last has beyond the others (models/dedicated.py)"""
 
     def check_sites(self) -> None:
         """Raise ValueError for places, widths or scales that do not go together."""
@@ -78,9 +82,10 @@ class SiteFields(PreTrainedConfig):
         if not 0 <= self.site_dropout < 1:
             raise Refused(f"site_dropout must lie in [0, 1), got {self.site_dropout}")
         self._check_numbers_of_sites(n)
+        self._check_dedicated(n)
 
     def _refuse_without_sites(self) -> None:
-        for name in ("widths", "site_scales", "site_dropout", "scales_folded"):
+        for name in ("widths", "site_scales", "site_dropout", "scales_folded", "dedicated"):
             if getattr(self, name):
                 raise Refused(f"{name} needs sites, the list of places that the SAE reads")
 
@@ -102,6 +107,20 @@ class SiteFields(PreTrainedConfig):
         if self.widths is not None and sum(self.widths) != self.d_in:
             total = sum(self.widths)
             raise Refused(f"widths {self.widths} sum to {total}, and d_in is {self.d_in}")
+
+    def _check_dedicated(self, n: int) -> None:
+        if not self.dedicated:
+            return
+        if n < 2 or self.is_causal or (self.widths is not None and len({*self.widths}) > 1):
+            raise Refused(
+                "dedicated needs two sites or more of one width, and a variant whose latents read "
+                "all of them; set it to 0"
+            )
+        if not 0 < self.dedicated < self.d_sae:
+            raise Refused(
+                f"dedicated must be 0 or more, and fewer than all {self.d_sae} latents, got "
+                f"{self.dedicated}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as in config.json: of an SAE of one site without those of several."""
@@ -178,7 +197,10 @@ class SiteFields(PreTrainedConfig):
 
     def fill_scales(self, read: Sequence[float], written: Sequence[float]) -> None:
         """Set the scales that are None to sizes of activations, one for each site of `reads` and of
-        `writes`, raw units."""
+        `writes`, raw units; with dedicated latents, the same for all sites."""
+        if self.dedicated:
+            whole = (sum(size**2 for size in read) / len(read)) ** 0.5
+            read = [whole] * len(read)
         if self.has_several_sites and self.site_scales is None:
             self.site_scales = list(read)
         if self.activation_scale is None:

@@ -47,6 +47,11 @@ def check_refit(config: SAEConfig) -> None:
             f"training.refit_ridge fits rows that write at all sites, and a {config.model_type}'s "
             "write at later ones alone; set it to null"
         )
+    if config.dedicated:
+        raise Refused(
+            "training.refit_ridge fits the rows of each site by themselves, and sae.dedicated "
+            "holds them equal; set it to null"
+        )
     d_sae = config.d_sae
     if d_sae > MOST_LATENTS:
         raise Refused(

@@ -116,7 +116,7 @@ class Run:
         bandwidth_steps = in_steps(a.bandwidth_steps, a.total_steps)
         since = step - warm_start_steps
         bandwidth = 1.0 if since < 0 else geometric(since, bandwidth_steps, a.bandwidth_start)
-        dead, summed = self._dead(), self._sum
+        dead, summed = self.sae.revivable(self._dead()), self._sum
         if self.mesh is not None:  # each process has the whole batch
             dead, summed = everywhere(dead, self.mesh, is_slice=False), one_process
         return Schedule(self.control.sparsity(step), bandwidth, dead, summed, training=True)

@@ -12,6 +12,8 @@ from torch import Tensor
 from ..lm import Sites
 from ..machine.refused import Refused
 from ..models import SAE
+from ..models.config import INITIAL_FREE_NORM
+from ..models.dedicated import directions_of_difference, reading_difference
 from .arguments import TrainingArguments
 from .clusters import directions, residual_clusters_
 from .health import diagnose_start
@@ -48,6 +50,7 @@ def start_(
     config.fill_scales(_sizes(config.reads, sized[0]), _sizes(config.writes, sized[1]))
     if args.init_b_dec == "mean":
         sae.b_dec.copy_(means[1] / sae.write_scale)
+    own = _differences(sae, whole(few[0])) if config.dedicated else None  # x is changed below
     if args.init_decoder_data:
         share = leading_share(whole(few[0]))
         for sentence in diagnose_start(share, whitening=args.init_whitening):
@@ -58,8 +61,33 @@ def start_(
         _turn_to_data_(sae, args, x, goal)
     if args.init_encoder_scale != 1:
         sae.encoder_rows().mul_(args.init_encoder_scale)
+    if own is not None:
+        _start_dedicated_(sae, own)
     left = _in_unit(centred[1], sae.write_scale).square().sum(-1).mean()
     return float(left) / (1 if config.has_column_scales else sae.latent_scale**2)
+
+
+def _differences(sae: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "m d"]:
+    scale = sae.write_scale
+    scaled = _in_unit(x, whole(scale) if isinstance(scale, Tensor) else scale)
+    return directions_of_difference(scaled, sae.config.dedicated, len(sae.config.writes))
+
+
+def _start_dedicated_(sae: SAE, own: Float[Tensor, "m d"]) -> None:
+    """Tie rows and biases, and have dedicated latents read and write how the last site differs."""
+    n_sites = len(sae.config.writes)
+    bias = local(sae.b_dec.detach()).unflatten(0, (n_sites, -1))
+    bias.copy_(bias[:-1].mean(dim=0).expand_as(bias))  # what is the last's own is for latents
+    decoder, encoder = sae.decoder_rows().detach(), sae.encoder_rows().detach()
+    rows, read = whole(decoder).clone(), whole(encoder).clone()
+    sae.tie_(rows, whole(decoder))
+    norm = 1.0 if sae.config.unit_norm_decoder else INITIAL_FREE_NORM
+    rows *= (norm / sae.row_norms(rows))[:, None]
+    first = len(rows) - sae.config.dedicated
+    read[first : first + len(own)], written = reading_difference(own, n_sites)
+    rows[first : first + len(own)] = norm * written
+    local(decoder).copy_(part(rows, like=decoder))
+    local(encoder).copy_(part(read, like=encoder))
 
 
 def _in_unit(x: Float[Tensor, "n d"], scale: float | Float[Tensor, " d"]) -> Float[Tensor, "n d"]:
