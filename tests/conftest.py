@@ -79,8 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Those of the packaged model, which takes seconds to read: one process has them all.
-_OF_PACKAGED_LM = ("cli", "readme", "steering", "shipped_sae", "packaged", "lm")
-_OF_PACKAGED_LM = tuple(f"tests/test_{name}.py" for name in _OF_PACKAGED_LM)
+_OF_PACKAGED_LM = ("test_cli", "test_readme", "test_steering", "test_shipped_sae", "test_packaged")
+_OF_PACKAGED_LM = tuple(f"tests/{name}.py" for name in (*_OF_PACKAGED_LM, "lm/test_load"))
 _OF_APP = "tests/demo/"  # one process serves it, and one browser visits it
 _LONG_FILES = (*_OF_PACKAGED_LM, _OF_APP, "tests/training/test_ranks.py")
 

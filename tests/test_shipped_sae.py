@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM
@@ -164,6 +165,49 @@ def test_a_preset_changes_what_the_model_says(packaged_lm):
     latents = ", ".join(f"{i}:{strength}" for i, strength in preset["latents"].items())
     *_, done = Actions(subject).steer(preset["prompt"], latents, preset["mode"], max_new_tokens=24)
     assert preset["name"] in done["steered"] and preset["name"] not in done["plain"]
+
+
+FOUND = {  # a word, and the words that latents fire on
+    "ocean": {" sea", " Ocean"},
+    "the sea": {" sea", " Sea"},
+    "taxes": {" taxes", " tax", " taxation"},
+    "music": {" art", " sound"},
+    "climate change": {" environment", " change"},
+    "war": {" war", " War"},
+    "medicine": {" medical", " disease", " diseases"},
+    "Paris": {" Paris", " French"},
+    "poetry": {" literature", " Literature", " art", " poet"},
+    "election": {" election", " elections", " vote"},
+    "school": {" college", " school", " education"},
+    "computers": {" computer", " technology"},
+    "electricity": {" energy", " electrical"},
+    "dogs": {" animals", " animal"},
+    "cooking": {" food"},
+    "stock market": {" market", " markets"},
+    "the economy": {" economy", " economic"},
+    "church": {" religious", " religion"},
+    "football": {" football", " game", " sports", " sport"},
+    "gold": {" gold"},
+}
+
+
+@pytest.mark.lm
+@pytest.mark.filterwarnings("ignore")
+def test_twenty_words_find_what_a_person_expects(packaged_lm):
+    """The first three latents are about it; of a made-up word there is nothing."""
+    pytest.importorskip("gradio")
+    from hfsae.demo import Choice, open_subject
+    from hfsae.demo.finding import find
+
+    subject = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
+    subject.loaded = packaged_lm
+    for query, words in FOUND.items():
+        first = [hit.latent for hit in find(subject, query)[:3]]
+        firings = subject.store.firings(pc.field("latent").isin(first))
+        assert words & {*firings.token}, query
+    assert [hit.latent for hit in find(subject, "london")] and find(subject, "xylophone") == []
+    small, capital = (find(subject, word)[0].latent for word in ("london", "London"))
+    assert small == capital
 
 
 OUT = Path("runs/foreign")

@@ -428,14 +428,13 @@ class SAE(Places, Strict):
         """Call between backward and the optimiser's step: remove the decoder gradient's component
         along each row, which the renormalisation would undo but Adam's moments would remember,
         unless norms are free; and tie rows (`config.dedicated`)."""
-        is_held = self.config.unit_norm_decoder
-        for p in self.decoder_parts() if is_held or self.config.dedicated else ():
+        is_changed = self.config.unit_norm_decoder or self.config.dedicated
+        for p in self.decoder_parts() if is_changed else ():
             for grad, rows in blocks(p.grad, p) if p.grad is not None else ():
                 self.tie_(grad, rows)
-                if not is_held:
-                    continue
-                normals = self.normals(rows)
-                grad.addcmul_((grad * normals).sum(dim=-1, keepdim=True), normals, value=-1)
+                if self.config.unit_norm_decoder:
+                    normals = self.normals(rows)
+                    grad.addcmul_((grad * normals).sum(dim=-1, keepdim=True), normals, value=-1)
 
     @torch.no_grad()
     def after_step_(self) -> None:

@@ -5,12 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.finding import find, title_of
 from hfsae.demo.subject import Subject
 from hfsae.features import Hit
-from hfsae.packaged import SHIPPED_SAE
 
 
 class Near:
@@ -100,44 +98,3 @@ def test_a_part_of_a_name_finds_it_where_nothing_else_does(named):
     view = Actions(named).search("shi")
     assert view["found"][0]["latent"] == 8 and view["score"] == "match, at most 1"
     assert view["found"][0]["value"] == 0.25 and "in its name" in view["found"][0]["why"]
-
-
-FOUND = {  # of the SAE that comes with the package: a word, and the words that latents fire on
-    "ocean": {" sea", " Ocean"},
-    "the sea": {" sea", " Sea"},
-    "taxes": {" taxes", " tax", " taxation"},
-    "music": {" art", " sound"},
-    "climate change": {" environment", " change"},
-    "war": {" war", " War"},
-    "medicine": {" medical", " disease", " diseases"},
-    "Paris": {" Paris", " French"},
-    "poetry": {" literature", " Literature", " art", " poet"},
-    "election": {" election", " elections", " vote"},
-    "school": {" college", " school", " education"},
-    "computers": {" computer", " technology"},
-    "electricity": {" energy", " electrical"},
-    "dogs": {" animals", " animal"},
-    "cooking": {" food"},
-    "stock market": {" market", " markets"},
-    "the economy": {" economy", " economic"},
-    "church": {" religious", " religion"},
-    "football": {" football", " game", " sports", " sport"},
-    "gold": {" gold"},
-}
-
-
-@pytest.mark.lm
-@pytest.mark.filterwarnings("ignore")
-def test_twenty_words_find_what_a_person_expects(packaged_lm):
-    """The first three latents are about it; of a made-up word there is nothing."""
-    subject = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
-    subject.loaded = packaged_lm
-    import pyarrow.compute as pc
-
-    for query, words in FOUND.items():
-        first = [hit.latent for hit in find(subject, query)[:3]]
-        firings = subject.store.firings(pc.field("latent").isin(first))
-        assert words & {*firings.token}, query
-    assert [hit.latent for hit in find(subject, "london")] and find(subject, "xylophone") == []
-    small, capital = (find(subject, word)[0].latent for word in ("london", "London"))
-    assert small == capital
