@@ -5,6 +5,7 @@ The pages: the root's README.md, and those beside what they describe, in scripts
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
 
     monkeypatch.setattr(hfsae.recipe.call, "run", run)
     monkeypatch.setattr(hfsae, "load_lm", load_lm)
+    monkeypatch.setattr(hfsae, "suggest_strength", partial(hfsae.suggest_strength, n_tokens=8))
     names: dict = {}
     of_readme = blocks("python", README)
     assert len(of_readme) == 3
