@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 import hfsae
-from hfsae.activations.spelling import spell, tokenise
-from hfsae.features.inspection import compare, inspect
+from hfsae.activations.spelling import Tokens, spell, tokenise
+from hfsae.features.inspection import compare, firings_in, inspect
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,19 @@ def test_variance_unexplained_is_that_of_the_texts_own_tokens(tiny_lm, sae, seen
     x = activations["layers.1"][0, 1:]
     expected = hfsae.evaluation.metrics.fvu(x, sae.decode(latents[1:]).detach())
     assert seen.fvu == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_variance_unexplained_at_several_sites_is_their_mean():
+    torch.manual_seed(0)
+    fields = {"d_in": 8, "d_sae": 12, "sites": ["layers.0", "layers.1"], "k": 3}
+    sae = AutoModel.from_config(AutoConfig.for_model("batch_topk_sae", **fields)).eval()
+    x = torch.randn(9, 8) * torch.tensor([1.0] * 4 + [50.0] * 4)  # the second would decide
+    tokens = Tokens(list(range(9)), list("abcdefghi"), [False] * 9)
+    with torch.no_grad():
+        recon = sae.decode(sae.encode(x))
+    each = [hfsae.evaluation.metrics.fvu(x[:, s], recon[:, s]) for s in (slice(4), slice(4, 8))]
+    seen = firings_in(sae, x, torch.arange(9), tokens)
+    assert seen.fvu == pytest.approx(float(sum(each)) / 2, rel=1e-4)
 
 
 def test_one_token_has_no_variance(tiny_lm, tiny_tokenizer, sae):

@@ -65,7 +65,8 @@ class Inspection(NamedTuple):
     activation: Float[Tensor, " n"]
     d_sae: int
     fvu: float
-    """fraction of variance unexplained over this text's tokens; nan for a single one"""
+    """fraction of variance unexplained over this text's tokens, of several sites the mean of each
+    one's; nan for a single token, and for a transcoder"""
 
     @property
     def n_kept(self) -> int:
@@ -175,12 +176,24 @@ def firings_in(
     latents, d_sae = sae.encode(x), sae.config.d_sae
     row, latent = (latents != 0).nonzero(as_tuple=True)
     position = positions.to(row.device)[row]
-    fvu = float("nan")
-    if not getattr(sae.config, "is_transcoder", False) and len(x) > 1:
-        error = (x - sae.decode(latents, x)).float().square().sum()
-        fvu = float(error / (x - x.mean(0)).float().square().sum())
     firings = (position.cpu(), latent.cpu(), latents[row, latent].float().cpu())
-    return Inspection(tokens, *firings, d_sae, fvu)
+    return Inspection(tokens, *firings, d_sae, _fvu(sae, x, latents))
+
+
+def _fvu(sae: Any, x: Float[Tensor, "n d_in"], latents: Float[Tensor, "n d_sae"]) -> float:
+    """Of several sites the mean of each one's, as in an evaluation; nan of a single token, and of a
+    transcoder, whose target is not at hand."""
+    if len(x) < 2 or getattr(sae.config, "where_to", None) is not None:
+        return float("nan")
+    recon = sae.decode(latents, x)
+    sides = [(x, recon)]
+    if getattr(sae.config, "has_several_sites", False):
+        sides = zip(sae.split(x).values(), sae.split(recon).values(), strict=True)
+    each = [
+        float((a - b).float().square().sum() / (a - a.mean(0)).float().square().sum())
+        for a, b in sides
+    ]
+    return sum(each) / len(each)
 
 
 def compare(

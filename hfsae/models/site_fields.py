@@ -51,7 +51,8 @@ class SiteFields(PreTrainedConfig):
     """whether site_scales are in the weights already, by `folded()`"""
     row_norm: Literal["sum_of_sites", "l2"] = "sum_of_sites"
     """norm of a decoder row over several sites: "sum_of_sites", sum_s |row^s|, under which a latent
-    of one site alone costs less than one of all; "l2": as of one site, for ablation"""
+    of one site alone costs less than one of all; "l2": as of one site, for ablation, and where
+    latents of one site are `dedicated`"""
     site_dropout: Number = 0.0
     """probability that a token's activation at one of `sites` is hidden from the encoder in
     training, so that latents are found from any of them; ours, after fmxcoders (2605.09438)"""

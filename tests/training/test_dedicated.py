@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel
 
-from hfsae import BatchTopKSAE, BatchTopKSAEConfig, Refused
+from hfsae import BatchTopKCLTConfig, BatchTopKSAE, BatchTopKSAEConfig, Refused
 from hfsae.activations import TensorSource
 from hfsae.diffing import Scaling, Sides
 from hfsae.models.dedicated import are_dedicated, tie_
@@ -141,6 +141,12 @@ def test_every_variant_can_have_dedicated_latents(variant, tmp_path):
 def test_dedicated_latents_that_cannot_be_are_refused(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         BatchTopKSAEConfig(d_in=8, d_sae=16, k=2, **fields)
+
+
+def test_latents_that_read_one_site_each_have_no_dedicated_ones():
+    config = {"d_in": 8, "d_sae": 16, "k": 2, "sites": SITES, "dedicated": 2}
+    with pytest.raises(ValueError, match="a variant whose latents read all of them"):
+        BatchTopKCLTConfig(**config)
 
 
 def test_a_refit_would_untie_rows():
