@@ -1,8 +1,8 @@
 """Two copies of a language model to compare, for scripts/recipes/diff.yaml: base, and chat with a
 known change.
 
-    python scripts/changed_lm.py [--out runs/models] [--size 0.5] [--tokens 50] [--from 0]
-        [--step 1]
+    python scripts/changed_lm.py [--out runs/models] [--lm google/gemma-3-270m] [--size 0.5]
+        [--tokens 50] [--from 0] [--step 1]
 
 In chat one random vector, `size` times as long as input embeddings are on average, is added to the
 input embeddings of the most frequent tokens of the packaged text, from the rank --from on, each
@@ -45,9 +45,9 @@ def frequent(loaded: LoadedLM, n: int, first: int, step: int) -> list[int]:
     return [token for token, _ in counts.most_common(first + step * n)[first::step]]
 
 
-def write_copies(out: Path, size: float, ranks: tuple[int, int, int]) -> list[int]:
+def write_copies(out: Path, name: str, size: float, ranks: tuple[int, int, int]) -> list[int]:
     """Write both models and the list of tokens, which it returns."""
-    loaded = hfsae.load_lm(MODEL, dtype="bfloat16")
+    loaded = hfsae.load_lm(name, dtype="bfloat16")
     lm, changed = loaded.lm, frequent(loaded, *ranks) if size else []
     embedding = lm.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
@@ -56,14 +56,14 @@ def write_copies(out: Path, size: float, ranks: tuple[int, int, int]) -> list[in
     head.weight = nn.Parameter(weight.clone(), requires_grad=False)
     lm.set_output_embeddings(head)  # tied: a change of the input would change the output
     lm.config.tie_word_embeddings = False
-    for name in ("base", "chat"):
-        if name == "chat" and changed:
+    for copy in ("base", "chat"):
+        if copy == "chat" and changed:
             generator = torch.Generator().manual_seed(0)
             vector = torch.randn(weight.shape[1], generator=generator)
             length = size * weight.float().norm(dim=1).mean()
             weight[changed] += (length * vector / vector.norm()).to(weight)
-        lm.save_pretrained(out / name)
-        loaded.tokenizer.save_pretrained(out / name)
+        lm.save_pretrained(out / copy)
+        loaded.tokenizer.save_pretrained(out / copy)
     words = [loaded.tokenizer.decode([token]) for token in changed]
     record = {"size": size, "ranks": ranks, "ids": changed, "tokens": words}
     (out / "changed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -143,6 +143,7 @@ def sizes(out: Path, layers: list[int], changed: list[int]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/models"))
+    parser.add_argument("--lm", default=MODEL, help="the model that is copied")
     parser.add_argument("--size", type=float, default=0.5)
     parser.add_argument("--tokens", type=int, default=50)
     parser.add_argument("--from", type=int, default=0, dest="first", help="rank of the first token")
@@ -161,5 +162,5 @@ if __name__ == "__main__":
         print(sizes(options.out, options.sizes, read_json(options.out / "changed.json")["ids"]))
     else:
         ranks = options.tokens, options.first, options.step
-        ids = write_copies(options.out, options.size, ranks)
+        ids = write_copies(options.out, options.lm, options.size, ranks)
         print(f"wrote {options.out / 'base'} and {options.out / 'chat'}, {len(ids)} tokens changed")
