@@ -374,6 +374,34 @@ def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
     diff(trained, 300)
 
 
+def test_the_table_lists_what_is_exclusive_to_each_model_the_most_frequent_first(tmp_path):
+    group = {"n": 2, "n_fired": 2, "n_exclusive": 1, "median_cosine": None}
+    both = {**group, "n_exclusive": 0, "median_cosine": 0.875}
+    groups = {"first": group, "second": {**group, "n_exclusive": 2}, "shared": both, "other": group}
+    latents = {
+        "group": ["first", "second", "shared", "second", "second"],
+        "share": [0.0, 0.95, 0.5, 1.0, 0.9],
+        "nu_recon": [0.1, 0.01, None, -0.02, 0.9],
+        "nu_error": [0.1, 0.02, None, 0.03, 0.0],
+        "n_firings": [5, 3, 900, 70, 800],
+        "exclusive": [True, True, False, True, False],
+    }
+    record = {"models": {"base": "a", "chat": "b"}, "n_tokens": 1000}
+    (tmp_path / "diff.json").write_text(
+        json.dumps({**record, "groups": groups, "latents": latents})
+    )
+    head, _, chat = table(tmp_path).partition("exclusive to chat")
+    assert "median cosine of the two directions of a latent of both: 0.875" in head
+    of_base = head.partition("exclusive to base")[2].splitlines()[2:]
+    assert [line.split() for line in of_base if line] == [["0", "0.000", "5", "0.100", "0.100"]]
+    rows = [line.split() for line in chat.splitlines()[2:4]]
+    assert rows == [
+        ["3", "1.000", "70", "-0.020", "0.030"],
+        ["1", "0.950", "3", "0.010", "0.020"],
+    ]
+    assert not chat.splitlines()[4], "the others are not exclusive"
+
+
 def test_the_app_has_a_page_for_it(trained):
     pytest.importorskip("gradio")
     jsonschema = pytest.importorskip("jsonschema")
