@@ -140,6 +140,24 @@ def test_the_largest_of_all_sources_together_are_kept():
     assert sum(by_source) == 5 * N and len(set(by_source)) > 1
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_rows_by_source_are_the_steps_that_single_latents_make(n):
+    places = {"sites": SITES[:n], "target_sites": TARGETS[:n], "k": 5}
+    config = AutoConfig.for_model("batch_topk_clt", d_in=n * W, d_sae=4 * n, **places)
+    sae = AutoModel.from_config(config)
+    steps = sae.decode(torch.eye(4 * n)) - sae.decode(torch.zeros(1, 4 * n))
+    for row, step in zip(sae.decoder_rows(), steps, strict=True):
+        torch.testing.assert_close(row, step)
+    chosen = torch.arange(4 * n) % 3 == 0
+    torch.testing.assert_close(sae.rows_of(chosen), steps[chosen])
+    for s, source in enumerate(sae.sources()):
+        of_source = slice(4 * s, 4 * s + 4)
+        assert (source.reads, source.writes) == (slice(s * W, s * W + W), slice(s * W, n * W))
+        torch.testing.assert_close(source.decoder_rows, steps[of_source, source.writes])
+        x = torch.eye(n * W)[source.reads]  # one number of what it reads at a time
+        assert torch.equal(source.encoder_rows.T, sae.pre_activations(x)[:, of_source])
+
+
 def test_a_target_does_not_depend_on_later_sources():
     sae = clt("jumprelu_clt").eval()
     x, other = activations(), activations(seed=5)
