@@ -29,9 +29,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 ROOMS = {
     "ops": "ops",
-    "models": "models test_several_sites.py",
-    "lm": "lm",
-    "activations": "activations",
+    "models": "models test_several_sites.py test_weights.py",
+    "lm": "lm test_contract.py test_generation.py",
+    "activations": "activations test_file_runs.py",
     "training": "training",
     "evaluation": "evaluation test_metrics.py",
     "features": "features",

@@ -226,6 +226,12 @@ def test_without_documents_rows_of_sequences_and_thousands_of_rows_are_documents
         caption = source.caption(int(last.document[-1]), int(last.position[-1]))
         assert caption == f"{name}.safetensors, {where}"
         assert source.documents == [*dict.fromkeys(ids)]
+    both = FileSource(arguments_for(tmp_path), [SITE], 8)
+    n_each = (("a", 60), ("b", 31))
+    assert both.documents == [f"{name}.safetensors {i}" for name, n in n_each for i in range(n)]
+    last = list(both.batches("test"))[-1]
+    assert both.caption(int(last.document[-1]), int(last.position[-1])) == caption
+    assert both.documents[int(last.document[-1])] == ids[held_out[-1]]
 
 
 def test_two_sites_stay_aligned_and_keep_their_dtypes(tmp_path):
