@@ -257,6 +257,19 @@ def test_scope_says_which_tokens_are_steered(tiny_lm: PreTrainedModel):
         assert torch.equal(tiny_lm.generate(ids, **OPTIONS, use_cache=False), first)
 
 
+def test_a_loop_by_hand_without_a_cache_is_steered_as_generate_is(tiny_lm: PreTrainedModel):
+    ids, outs = tokens(ctx=5)["input_ids"][:1], []
+    for scope in ("prompt", "generated"):
+        with steer(tiny_lm, make_sae(), {3: 6.0}, mode="clamp", scope=scope):
+            outs.append(tiny_lm.generate(ids, **OPTIONS))
+            longer = ids
+            while longer.shape != outs[-1].shape:
+                token = tiny_lm(longer, use_cache=False).logits[:, -1:].argmax(dim=-1)
+                longer = torch.cat([longer, token], dim=1)
+        assert torch.equal(longer, outs[-1])
+    assert not torch.equal(*outs)
+
+
 @pytest.mark.parametrize("scope", ["all", "prompt", "generated"])
 @pytest.mark.parametrize(
     "way", ["a worse assistant", "itself as assistant", "prompt lookup", "early exit"]

@@ -34,7 +34,7 @@ ROOMS = {
     "activations": "activations test_file_runs.py",
     "training": "training",
     "evaluation": "evaluation test_metrics.py",
-    "features": "features",
+    "features": "features test_api.py",
     "explanations": "explanations",
     "steering": "test_steering.py test_generation.py",
     "diffing": "test_diffing.py",
@@ -62,8 +62,9 @@ class Mutant(NamedTuple):
     new: str
 
     def __str__(self) -> str:
-        line = (ROOT / self.path).read_text()[: self.start].count("\n") + 1
-        return f"{self.path}:{line}  {self.old}  ->  {self.new}".replace("\n", " ")
+        before = (ROOT / self.path).read_text()[: self.start]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        return f"{self.path}:{line}:{column}  {self.old}  ->  {self.new}".replace("\n", " ")
 
 
 def turned(node: ast.AST) -> ast.expr | ast.stmt | None:
