@@ -229,6 +229,10 @@ BAD = {
     "no_labels": ([{"text": "a"}], "row 1 of .* has no 'label'.*--label_column"),
     "one_class": ([row | {"label": "x"} for row in GOOD], "one class 'x'.*needs two"),
     "few": (GOOD[:60], "30 of '0'.* needs 50 texts of each class"),
+    "several": (
+        [row | {"label": 0 if i < 30 else i % 5} for i, row in enumerate(GOOD)],
+        "has 48 of '0', 18 of '1', 18 of '2' after .* needs 50 texts of each class",
+    ),
     "missing": ([GOOD[0], {"text": "a", "label": None}], "row 2 of .* has no 'label'"),
     "nan": ([GOOD[0], {"text": "a", "label": float("nan")}], "row 2 of .* has nan for 'label'"),
     "inf": ([{"text": "a", "label": float("inf")}], "has inf for 'label'; give text or a finite"),

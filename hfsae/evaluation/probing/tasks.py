@@ -81,10 +81,10 @@ def binary_tasks(
             title = name if len(counts) == 2 else f"{name}: {each}"
             tasks.append(Task(title, different, has, numbers))
     if not tasks:
-        smallest = ", ".join(f"{n} of {label!r}" for label, n in counts.most_common()[:3])
+        largest = ", ".join(f"{n} of {label!r}" for label, n in counts.most_common()[:3])
         needed = "" if groups is None else f" from {LEAST_GROUPS} groups or more"
         raise Refused(
-            f"{name} has {smallest} after duplicates are dropped; a task needs {LEAST} texts of "
+            f"{name} has {largest} after duplicates are dropped; a task needs {LEAST} texts of "
             f"each class{needed}"
         )
     return tasks
