@@ -360,7 +360,8 @@ def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
     main(["diff", str(trained), "--n_tokens", "300"])
     printed = capsys.readouterr().out
     record = read_json(trained / "diff.json")
-    assert [*record["models"]] == ["base", "chat"] and record["n_tokens"] > 100
+    assert record["models"] == {"base": "tiny/base", "chat": "tiny/chat"}
+    assert record["n_tokens"] > 100
     assert sum(group["n"] for group in record["groups"].values()) == 32
     sae = hfsae.load(str(trained))
     assert record["latents"]["share"] == pytest.approx(sae.shares[:, 1].tolist(), abs=1e-6)

@@ -108,6 +108,8 @@ def places(node: ast.AST) -> Iterator[ast.AST]:
         for child in field if isinstance(field, list) else [field]:
             if not isinstance(child, ast.AST) or isinstance(child, ast.Raise | ast.JoinedStr):
                 continue
+            if isinstance(child, ast.keyword) and child.arg == "strict":
+                continue
             if isinstance(node, ast.Module | ast.ClassDef) and isinstance(
                 child, ast.Assign | ast.AnnAssign
             ):
