@@ -32,12 +32,12 @@ has steps of 0.125.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from math import nan
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -278,6 +278,66 @@ class _Expansion(NamedTuple):
     bias: float
 
 
+class _Leaves:
+    """Latents and activations of a pass as leaves of a gradient: x is decode(latents) and the rest,
+    which is held fixed. A cross-layer transcoder writes several times in a pass, each time with
+    the latents of the sources that the model has reached: gradients are sums over these.
+
+    Args:
+        counted: the tokens whose latents may change; None: all.
+        scales: factors on the latents, one for each row of the batch; None: 1.
+    """
+
+    def __init__(
+        self,
+        sae: SAE,
+        counted: Bool[Tensor, " ctx"] | None = None,
+        scales: Float[Tensor, " rows"] | None = None,
+    ):
+        self.sae, self.counted, self.scales = sae, counted, scales
+        self.moments: list[Moment] = []
+        self._leaves: list[tuple[Tensor, Tensor]] = []  # latents, what is added to the target
+
+    def block(self, lm: PreTrainedModel) -> AbstractContextManager[None]:
+        """Inside it the model runs on these."""
+        return intervene(lm, self.sae, self._write, everywhere=True)
+
+    def _write(self, moment: Moment) -> Tensor:
+        x, source = moment.target, moment.source.detach()
+        latents = self.sae.encode(source).detach()
+        scaled = latents.clone() if self.scales is None else latents * self._factors(latents)
+        leaves = scaled.requires_grad_(), torch.zeros_like(x).requires_grad_()
+        self._leaves.append(leaves)
+        self.moments.append(moment)
+        # difference first: without an effect it is exactly zero
+        new = x + (self.sae.decode(leaves[0], source) - self.sae.decode(latents, source)).to(
+            x.device
+        )
+        if self.counted is not None:
+            new = torch.where(self.counted.to(x.device)[:, None], new, x)
+        return new.to(x) + leaves[1]
+
+    def _factors(self, latents: Tensor) -> Float[Tensor, "rows 1 1"]:
+        assert self.scales is not None
+        return self.scales.to(latents)[:, None, None]
+
+    @property
+    def latents(self) -> Float[Tensor, "rows ctx d_sae"]:
+        """Of the last time that the SAE wrote, when it had read everything."""
+        return self._leaves[-1][0].detach()
+
+    @property
+    def target(self) -> Float[Tensor, "rows ctx d_out"]:
+        """The model's own activations at all targets: each time those of the others are zeros."""
+        return torch.stack([moment.target for moment in self.moments]).sum(dim=0)
+
+    def gradients(self, value: Float[Tensor, ""]) -> tuple[Tensor, Tensor]:
+        """d value / d latents [rows, ctx, d_sae], and d value / d target [rows, ctx, d_out]."""
+        flat = [leaf for pair in self._leaves for leaf in pair]
+        slopes = torch.autograd.grad(value, flat)
+        return torch.stack(slopes[::2]).sum(dim=0), torch.stack(slopes[1::2]).sum(dim=0)
+
+
 class _Run:
     """Runs of one text on edited latents, with one objective; the error term is held fixed."""
 
@@ -298,52 +358,37 @@ class _Run:
         self.spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
         self.counted = unspared(ids, self.spare)[0].to(sae.device)  # [ctx]
 
-    def _run(
-        self,
-        edit: Callable[[Tensor], Tensor],
-        rows: int,
-        write: Callable[[Moment], Tensor] | None = None,
-    ) -> Float[Tensor, " rows"]:
+    def _run(self, block: AbstractContextManager[None], rows: int) -> Float[Tensor, " rows"]:
         batch: dict[str, Any] = {name: t.expand(rows, -1) for name, t in self.tokens.items()}
-        with ExitStack() as hooks:
-            edited = splice(self.lm, self.sae, error_term=True, edit=edit, spare_tokens=self.spare)
-            hooks.enter_context(edited)
-            if write is not None:  # on what the edit leaves
-                hooks.enter_context(intervene(self.lm, self.sae, write))
+        with block:
             return self.objective(self.lm(**batch, use_cache=False).logits.float())
+
+    def _edited(self, edit: Callable[[Tensor], Tensor], rows: int) -> Float[Tensor, " rows"]:
+        block = splice(self.lm, self.sae, error_term=True, edit=edit, spare_tokens=self.spare)
+        return self._run(block, rows)
 
     @torch.no_grad()
     def value(self, edit: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
-        return self._run(edit, 1)[0]
+        return self._edited(edit, 1)[0]
 
     def expansion(self) -> _Expansion:
         """The objective of the unchanged model, by parts of the activation."""
-        leaves: list[Tensor] = []
-        moments: list[Moment] = []
-
-        def edit(latents: Tensor) -> Tensor:
-            leaves.append(latents.detach().clone().requires_grad_())
-            return leaves[0]
-
-        def write(moment: Moment) -> Tensor:
-            moments.append(moment)
-            leaves.append(torch.zeros_like(moment.target).requires_grad_())
-            return moment.target + leaves[1]
-
+        leaves = _Leaves(self.sae, self.counted)
         with torch.enable_grad():
-            value = self._run(edit, 1, write)
-            slopes = torch.autograd.grad(value.sum(), leaves)
-        latents = leaves[0].detach()
-        error, bias = self._parts(moments[0], latents, slopes[1])
+            value = self._run(leaves.block(self.lm), 1)
+            gradient, slope = leaves.gradients(value.sum())
+        latents = leaves.latents
+        error, bias = self._parts(leaves, slope)
         counted = latents[0].float() * self.counted[:, None]
-        return _Expansion(counted, slopes[0][0].float(), value.item(), error, bias)
+        return _Expansion(counted, gradient[0].float(), value.item(), error, bias)
 
     @torch.no_grad()
-    def _parts(self, moment: Moment, latents: Tensor, slope: Tensor) -> tuple[float, float]:
+    def _parts(self, leaves: "_Leaves", slope: Tensor) -> tuple[float, float]:
         """Of x: the SAE's error, and the reconstruction without latents; each times dm/dx."""
-        recon = self.sae.decode(latents, moment.source)
-        bias = self.sae.decode(torch.zeros_like(latents), moment.source)
-        error = moment.target.float() - recon.to(moment.target.device).float()
+        latents, source, target = leaves.latents, leaves.moments[-1].source, leaves.target
+        recon = self.sae.decode(latents, source)
+        bias = self.sae.decode(torch.zeros_like(latents), source)
+        error = target.float() - recon.to(target.device).float()
         weights = slope.double() * self.counted.to(slope.device)[:, None]
         return float((error * weights).sum()), float((bias.to(weights) * weights).sum())
 
@@ -355,16 +400,10 @@ class _Run:
 
     def _gradients(self, scales: Float[Tensor, " rows"]) -> Float[Tensor, "rows ctx d_sae"]:
         """d objective / d latents at scale * latents, for each scale."""
-        leaves: list[Tensor] = []
-
-        def edit(latents: Tensor) -> Tensor:
-            scaled = latents.detach() * scales.to(latents)[:, None, None]
-            leaves.append(scaled.requires_grad_())
-            return scaled
-
+        leaves = _Leaves(self.sae, self.counted, scales)
         with torch.enable_grad():
-            total = self._run(edit, len(scales)).sum()
-            return torch.autograd.grad(total, leaves)[0].float()
+            total = self._run(leaves.block(self.lm), len(scales)).sum()
+            return leaves.gradients(total)[0].float()
 
     @torch.no_grad()
     def ablate(self, chosen: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
@@ -379,7 +418,7 @@ class _Run:
                 return new
 
             # row 0 is the reference: with another batch size, the last bits may differ
-            values = self._run(edit, len(part) + 1)
+            values = self._edited(edit, len(part) + 1)
             effects.append(values[0] - values[1:])
         return torch.cat(effects) if effects else torch.zeros(0)
 
@@ -430,19 +469,13 @@ def _token_uniformity(
     places: Int[Tensor, "n 2"],
 ) -> Float[Tensor, " n"]:
     row, position = places.T
-    kept: list[Tensor] = []
-
-    def edit(latents: Tensor) -> Tensor:
-        kept.append(latents.detach().requires_grad_())
-        return kept[0]
-
-    copies = torch.arange(len(places), device=ids.device)
-    with torch.enable_grad(), splice(lm, sae, error_term=True, edit=edit, spare_tokens=()):
+    leaves, copies = _Leaves(sae), torch.arange(len(places), device=ids.device)
+    with torch.enable_grad(), leaves.block(lm):
         logits = lm(input_ids=ids[row], use_cache=False).logits[copies, position].float()
         correct = logits[copies, ids[row, position + 1]] - logits.mean(dim=-1)
-        gradient = torch.autograd.grad(correct.sum(), kept[0])[0]
+        gradient, _ = leaves.gradients(correct.sum())
     at = (copies.to(gradient.device), position.to(gradient.device))
-    effects = (kept[0].detach() * gradient)[at].float()  # [n, d_sae]
+    effects = (leaves.latents * gradient)[at].float()  # [n, d_sae]
     return evenness(effects).cpu()
 
 

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hfsae import attribute, capture, splice, uniformity
 from hfsae.attribution import Agreement, Attribution, evenness, logit, loss
@@ -70,6 +71,45 @@ def test_the_gradient_effect_is_the_slope_in_a_factor_on_the_latent(
     assert found.gradient.abs().diff().max() <= 0  # by size
     assert found.integrated.isnan().all() and found.ablation.isnan().all()
     assert found.objective == pytest.approx(float(LOGIT(precise_lm(**text).logits)[0]))
+
+
+def over_three_blocks(kind: str) -> SAE:
+    """A crosscoder of residual streams, or a transcoder across the layers of three MLPs."""
+    blocks = [f"h.{i}" for i in range(3)]
+    places = {"sites": blocks}
+    if kind.endswith("_clt"):
+        mlps = [f"{block}.mlp" for block in blocks]
+        places = {"sites": [f"{mlp}:in" for mlp in mlps], "target_sites": mlps}
+    torch.manual_seed(0)
+    sae = AutoModel.from_config(
+        AutoConfig.for_model(kind, d_in=48, d_sae=36, k=8, activation_scale=None, **places)
+    )
+    with torch.no_grad():
+        sae.b_dec.normal_(std=0.1)
+    return sae.eval().double().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["batch_topk_sae", "batch_topk_clt"])
+def test_effects_over_several_sites_are_slopes_too(precise_lm: PreTrainedModel, text, kind: str):
+    sae = over_three_blocks(kind)
+    found = attribute(precise_lm, sae, text, LOGIT, integration_steps=4, ablate=6)
+    assert len(found.latents) > 10 and found.gradient.abs()[:10].min() > 1e-3
+    for latent, effect in list(zip(found.latents.tolist(), found.gradient, strict=True))[:10]:
+
+        def edit(latents: Tensor, factor: float, latent: int = latent) -> Tensor:
+            return scaled(latent, factor)(latents) * (1 + 1e-12)  # a change at all tokens
+
+        up, down = (
+            objective_with(precise_lm, sae, text, partial(edit, factor=factor))
+            for factor in (1 + 1e-5, 1 - 1e-5)
+        )
+        assert float(effect) == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-6)
+    clean = float(LOGIT(precise_lm(**text).logits)[0])
+    assert found.objective == pytest.approx(clean)
+    for latent, effect in zip(found.latents[:6].tolist(), found.ablation, strict=False):
+        without = objective_with(precise_lm, sae, text, scaled(latent, 0.0))
+        assert float(effect) == pytest.approx(clean - without, rel=1e-3, abs=1e-6)
+    assert found.agreement["gradient"].pearson > 0.5
 
 
 @pytest.mark.parametrize("variant", ["jumprelu", "gated", "layer_norm"])

@@ -40,6 +40,7 @@ def intervene(
     write: Callable[[Moment], Tensor],
     *,
     sites: Sequence[str] | None = None,
+    everywhere: bool = False,
 ) -> Iterator[None]:
     """Inside the block `write(moment)` replaces the activation that `sae` reconstructs.
 
@@ -52,6 +53,8 @@ def intervene(
 
     Args:
         sites: those of an SAE of several sites at which to write; None: all.
+        everywhere: the second pass takes what `write` returns at all tokens, also where it left
+            them as they are: a gradient goes through all of it.
 
     Raises:
         ValueError: the SAE names no site, or is not for this model (`contract`); or, in the forward
@@ -64,7 +67,8 @@ def intervene(
             yield
         return
     if len(reads_of(sae.config)) > 1:
-        with _intervene_in_two_passes(lm, sae, write, chosen_sites(sae.config, sites)):
+        chosen = chosen_sites(sae.config, sites)
+        with _intervene_in_two_passes(lm, sae, write, chosen, everywhere):
             yield
         return
     chosen_sites(sae.config, sites)
@@ -111,7 +115,11 @@ def chosen_sites(config: NamesSite, sites: Sequence[str] | None) -> list[str]:
 
 @contextmanager
 def _intervene_in_two_passes(
-    lm: nn.Module, sae: HasConfig, write: Callable[[Moment], Tensor], chosen: Sequence[str]
+    lm: nn.Module,
+    sae: HasConfig,
+    write: Callable[[Moment], Tensor],
+    chosen: Sequence[str],
+    everywhere: bool,
 ) -> Iterator[None]:
     current, writes = threading.local(), writes_of(sae.config)
     model = unwrapped(lm)
@@ -139,6 +147,8 @@ def _intervene_in_two_passes(
 
     def replace(site: str, x: Tensor) -> Tensor:
         part, changed = current.new[site]
+        if everywhere:
+            return part.to(x)
         return torch.where(changed[..., None].to(x.device), part.to(x), x)
 
     def is_second() -> bool:
