@@ -164,7 +164,7 @@ def check(
     for difference in differences(config, lm, tokenizer):
         if difference.severity == "error":
             raise Refused(_refusal(difference))
-        warnings.warn(f"SAE at {config.site}: {difference.advice}", stacklevel=3)
+        warnings.warn(f"SAE at {_place(config)}: {difference.advice}", stacklevel=3)
 
 
 def differences(
@@ -389,6 +389,11 @@ def _first(
     return mask.to(input_ids.device).int().argmax(dim=1, keepdim=True)
 
 
+def _place(config: NamesSite) -> str:
+    """Where an SAE is, in words: its site, or the sites of one that has several."""
+    return str(getattr(config, "where", config.site))
+
+
 _warned: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()
 
 
@@ -397,7 +402,7 @@ def _warn_once(lm: nn.Module, sae: HasConfig, difference: Difference) -> None:
     sentences = _sentences(lm, sae)
     if str(difference) not in sentences:
         sentences.add(str(difference))
-        warnings.warn(f"SAE at {sae.config.site}: {difference.advice}", stacklevel=4)
+        warnings.warn(f"SAE at {_place(sae.config)}: {difference.advice}", stacklevel=4)
 
 
 def _sentences(lm: nn.Module, sae: HasConfig) -> set[str]:

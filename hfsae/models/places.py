@@ -18,7 +18,7 @@ weights, as with one site, and keeps `config.site_scales`, in which N and shares
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -118,20 +118,36 @@ class Places(nn.Module):
         columns = zip(parts, weights.to(x.dtype).split(1, dim=-1), strict=True)
         return torch.cat([part * weight for part, weight in columns], dim=-1)
 
-    def split(self, x: Float[Tensor, "*batch d"]) -> dict[str, Float[Tensor, "*batch _"]]:
-        """By site, the columns of activations or reconstructions that belong to it: views."""
-        return self.config.writes.split(x)
+    def split(
+        self, x: Float[Tensor, "*batch d"], side: Literal["written", "read"] = "written"
+    ) -> dict[str, Float[Tensor, "*batch _"]]:
+        """By site, the columns of activations or reconstructions that belong to it: views.
 
-    def join(self, activations: Mapping[str, Float[Tensor, "*batch _"]]) -> Tensor:
-        """Activations by site as the SAE reads them, [*batch, d_in].
+        Args:
+            side: the sites that the SAE writes, or those that it reads: a transcoder's differ.
 
         Raises:
-            ValueError: a site is missing.
+            ValueError: x has another width.
         """
-        if missing := [site for site in self.config.reads.names if site not in activations]:
-            raise Refused(
-                f"activations at {missing[0]!r} are missing; this SAE reads {self.config.reads}"
-            )
+        sites = self.config.writes if side == "written" else self.config.reads
+        if x.shape[-1] != (d := sum(width for _, width in sites)):
+            raise Refused(f"{sites} are {d} wide side by side, got {[*x.shape]}")
+        return sites.split(x)
+
+    def join(self, activations: Mapping[str, Float[Tensor, "*batch _"]]) -> Tensor:
+        """Activations by site as the SAE reads them, [*batch, d_in]: the inverse of
+        `split(x, "read")`.
+
+        Raises:
+            ValueError: a site is missing, or has another width.
+        """
+        for site, width in self.config.reads:
+            if site not in activations:
+                raise Refused(
+                    f"activations at {site!r} are missing; this SAE reads {self.config.reads}"
+                )
+            if (x := activations[site]).shape[-1] != width:
+                raise Refused(f"activations at {site!r} are {width} wide, got {[*x.shape]}")
         return self.config.reads.joined(activations)
 
     @property

@@ -365,3 +365,9 @@ def test_a_skip_connection_needs_targets_and_a_loss_needs_a_target():
     with pytest.raises(ValueError, match="could copy its input"):
         same(activations(), return_loss=True)
     assert JumpReLUCLTConfig.model_type == "jumprelu_clt"
+
+
+def test_what_is_read_and_what_is_written_are_split_by_their_own_sites():
+    sae, x = clt("batch_topk_clt"), activations()
+    assert [*sae.split(x, "read")] == SITES and [*sae.split(sae(x).recon)] == TARGETS
+    assert torch.equal(sae.join(sae.split(x, "read")), x)

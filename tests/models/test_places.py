@@ -206,6 +206,10 @@ def test_join_and_split_are_inverses_and_hidden_sites_are_made_up_for():
     assert torch.equal(sae.join(sae.split(x)), x)
     with pytest.raises(ValueError, match=r"activations at 'layers\.2:in' are missing"):
         sae.join({"layers.1": x[:, :4]})
+    with pytest.raises(ValueError, match=r"activations at '.*' are \d wide, got \[4000, 2\]"):
+        sae.join({site: x[:, :2] for site in SITES})
+    with pytest.raises(ValueError, match=r"wide side by side, got \[4000, 3\]"):
+        sae.split(x[:, :3])
     torch.manual_seed(0)
     hidden = torch.stack([part[:, 0] for part in sae.split(sae.with_sites_hidden(x)).values()])
     ratio = hidden / torch.stack([part[:, 0] for part in sae.split(x).values()])
