@@ -143,6 +143,7 @@ def recipe_of_two(folder: Path, **fields) -> Recipe:
     [
         ({"sae": {"sites": ["layers.1", SITES[1]]}}, "'layers.1' names no model of lms; put one"),
         ({"sae": {"sites": ["bse/layers.1", SITES[1]]}}, "lms lacks, 'bse'; closest: 'base'"),
+        ({"sae": {"sites": ["base/layers.1", "base/layers.2"]}}, r"no site is of chat, one of lms"),
         ({"lm": hfsae.recipe.LMArguments(name="x/y")}, r"has lm and lms \(base, chat\); leave out"),
         (
             {"sae": {"model_type": "jumprelu_clt", "target_sites": SITES}},
@@ -403,20 +404,34 @@ def test_the_table_lists_what_is_exclusive_to_each_model_the_most_frequent_first
     assert not chat.splitlines()[4], "the others are not exclusive"
 
 
-def test_the_app_has_a_page_for_it(trained):
+def test_the_app_has_a_page_for_it(
+    trained, monkeypatch, capsys, tiny_lm, another_lm, tiny_tokenizer
+):
     pytest.importorskip("gradio")
     jsonschema = pytest.importorskip("jsonschema")
     from hfsae.demo import Choice, open_subject
     from hfsae.demo.actions import ENDPOINTS, Actions
+    from hfsae.demo.app import pages_of
     from hfsae.demo.pages import DiffPage
     from hfsae.demo.parts import html
+    from hfsae.demo.snippet import of_latent
 
     subject = open_subject(Choice(str(trained)))
     assert subject.loaded is None and "reads several at once" in subject.why_no_lm
     if not subject.diff:
         diff(trained, 300)
         subject = open_subject(Choice(str(trained)))
-    assert DiffPage.fits(subject)
+    pages = pages_of(subject)
+    assert pages["diff"] is DiffPage and not {"inspect", "steer", "why", "compare"} & {*pages}
+    assert subject.lm_name == "base and chat"
+    code, lms = of_latent(subject, 5), {"base": tiny_lm, "chat": another_lm}
+
+    def load_lm(of):
+        return LoadedLM(lms[of.rpartition(" ")[2]], tiny_tokenizer, "")
+
+    monkeypatch.setattr(hfsae, "load_lm", load_lm)
+    exec(code, {})
+    assert "tensor(" in capsys.readouterr().out
     view = Actions(subject).diff(by="share")
     shares = [row["share"] for row in view["found"]]
     assert shares == sorted(shares, reverse=True) and view["models"] == ["base", "chat"]

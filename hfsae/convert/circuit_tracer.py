@@ -167,6 +167,11 @@ def layer_of(sae: SAE) -> int:
     Raises:
         ValueError: its site names no layer.
     """
+    if sae.config.has_several_sites:
+        raise Refused(
+            f"the SAE reads several sites ({sae.config.where}), and these files are of one layer "
+            "each; give a set of transcoders, or write a cross-layer one as circuit_tracer_clt"
+        )
     number = re.search(r"\.(\d+)", sae.config.site or "")
     if number is None:
         raise Refused(f"site {sae.config.site!r} names no layer, which circuit-tracer's files need")

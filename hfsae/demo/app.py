@@ -66,11 +66,11 @@ def build(subject: Subject) -> gr.Blocks:
     """The app for one SAE. `launch` starts it with its theme."""
     actions = Actions(subject)
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
-        header = html("header", _facts(actions), subject.unit, subject.has_tour)
+        header = html("header", _facts(actions), subject.unit, subject.runs_text)
         panel(header, elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
         lead = gr.Textbox(visible="hidden", elem_id="lead")
-        visit, tour = gr.State(Visit()), Tour(actions) if subject.has_tour else None
+        visit, tour = gr.State(Visit()), Tour(actions) if subject.runs_text else None
         pages = pages_of(subject)
         with gr.Tabs(selected=next(iter(pages)), overflow_behavior="wrap") as tabs:
             app = App(link, lead, visit)

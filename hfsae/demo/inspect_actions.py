@@ -161,7 +161,16 @@ def _shares(subject: Subject, latent: int) -> list[Json]:
     if not config.has_several_sites:
         return []
     shares = subject.sae.shares[latent].tolist()
-    return [{"site": at, "share": s} for at, s in zip(config.sites or (), shares, strict=True)]
+    return [{"site": at, "share": s} for at, s in zip(config.writes.names, shares, strict=True)]
+
+
+def _read_by(subject: Subject, latent: int) -> str:
+    """The one site that a latent of a cross-layer transcoder reads; empty for other SAEs."""
+    config = subject.sae.config
+    if not (config.is_causal and config.has_several_sites):
+        return ""
+    sites = config.reads.names
+    return sites[latent * len(sites) // config.d_sae]
 
 
 def feature(subject: Subject, latent: int) -> Json:
@@ -176,6 +185,7 @@ def feature(subject: Subject, latent: int) -> Json:
         label (str): a person's name for it; empty if it has none.
         auto (dict | None): an automatic explanation, and how it did when it was tested.
         threshold (float | None): the pre-activation from which on it fires, raw units.
+        reads (str): the site that it reads, of a cross-layer transcoder; else empty.
         sites (list): {site, share} of what it writes at each of several sites; empty for one site.
         names (list): {text, origin, score} of all its names.
         collected (bool): what it fires on was collected; if not, the keys below are missing.
@@ -200,6 +210,7 @@ def feature(subject: Subject, latent: int) -> Json:
         "label": subject.label(index),
         "auto": automatic_name(subject, index),
         "threshold": threshold_of(subject, index),
+        "reads": _read_by(subject, index),
         "sites": _shares(subject, index),
     }
     store = subject.store

@@ -252,7 +252,9 @@ def _attach_encoder(subject: Subject, model: str | None, device: str) -> None:
 def _attach_lm(subject: Subject, model: str | None, device: str, training: dict[str, Any]) -> None:
     config = subject.sae.config
     if config.model_names:
-        subject.lm_name = " and ".join(config.model_names.values())
+        subject.lm_name = " and ".join(
+            name.rpartition("/")[2] for name in config.model_names.values()
+        )
         subject.why_no_lm = "this SAE reads several at once, and the app runs a single one"
         if model is not None:
             raise Refused(f"{subject.why_no_lm}; leave out --model")

@@ -16,11 +16,13 @@ _OF_NORM = 20.0  # per cent, for a latent whose largest activation is unknown
 
 def of_latent(subject: Subject, latent: int) -> str:
     """A text with a latent steered as strongly as it ever fires, the likeliest token each time; of
-    an SAE that reads no text, the latent's activations."""
+    an SAE that reads no text, or the text of several models, the latent's activations."""
     if subject.unit == PATCH:
         return _of_picture(subject, latent)
     if not subject.unit.is_text:
         return _of_file(subject, latent)
+    if subject.sae.config.model_names:
+        return _of_several_models(subject, latent)
     largest = largest_of(subject, latent)
     how = f"{{{latent}: {largest or _OF_NORM:.6g}}}"
     what = "its largest activation, raw units" if largest else "per cent of the norm"
@@ -60,6 +62,27 @@ def _joined(sites: list[str]) -> str:
     if len(sites) == 1:
         return f"acts[{sites[0]!r}][0]"
     return "sae.config.reads.joined({site: a[0] for site, a in acts.items()})"
+
+
+def _of_several_models(subject: Subject, latent: int) -> str:
+    """A latent's activations on a text that several models read."""
+    config = subject.sae.config
+    names = {name: f"FOLDER_OR_ID of {name}" for name in config.model_names or {}}
+    return (
+        "import hfsae, torch\n\n"
+        f"sae = {subject.in_python}\n"
+        f"loaded = {{name: hfsae.load_lm(of) for name, of in {names!r}.items()}}\n"
+        f"text, acts = {_bos(subject, 'next(iter(loaded.values())).')}'Once upon a time', {{}}\n"
+        "for name, (lm, tokenizer, _) in loaded.items():\n"
+        "    tokens = tokenizer(text, add_special_tokens=False, return_tensors='pt')\n"
+        "    sites = [s for s in sae.config.sites if s.startswith(f'{name}/')]\n"
+        "    paths = [site.partition('/')[2] for site in sites]\n"
+        "    with torch.no_grad(), hfsae.capture(lm, paths, stop_early=True) as own:\n"
+        "        lm(**tokens)\n"
+        "    acts |= {f'{name}/{path}': x for path, x in own.items()}\n"
+        "latents = sae.encode(sae.join(acts).to(sae.dtype))  # [1, tokens, d_sae]\n"
+        f"print(latents[0, :, {latent}])\n"
+    )
 
 
 def _of_file(subject: Subject, latent: int) -> str:
@@ -137,6 +160,6 @@ def _prompt(subject: Subject, prompt: str, chat: bool) -> str:
     return f"tokenizer.apply_chat_template({message}, {options})"
 
 
-def _bos(subject: Subject) -> str:
+def _bos(subject: Subject, of: str = "") -> str:
     has_bos = subject.loaded is None or subject.tokenizer.bos_token_id is not None
-    return "tokenizer.bos_token + " if subject.bos and has_bos else ""
+    return f"{of}tokenizer.bos_token + " if subject.bos and has_bos else ""

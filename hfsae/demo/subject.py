@@ -157,7 +157,7 @@ class Subject:
         return self.sae.config.bos != "none"
 
     @property
-    def has_tour(self) -> bool:
+    def runs_text(self) -> bool:
         """Whether a visitor can inspect and steer a text: not pictures, nor with two models."""
         return self.unit.is_text and not self.sae.config.model_names
 

@@ -113,7 +113,8 @@ def hold(
     if several := getattr(sae.config, "model_names", None):
         raise Refused(
             f"this SAE reads several language models at once ({', '.join(several)}), so it cannot "
-            "run inside one of them; give an SAE of a single model"
+            "run inside one of them; give an SAE of a single model, or capture the activations of "
+            "each and encode sae.join of them, as its card shows"
         )
     unequal = differences(sae.config, lm, tokenizer)
     if active := _dropout(lm):

@@ -132,9 +132,11 @@ class SAEConfig(SiteFields):
                     f"{str(value)[:20]}"
                 )
         self.require_positive("d_in", "d_sae", "d_out", "activation_scale", "target_scale")
-        if self.is_transcoder and self.subtract_b_dec:
-            raise Refused("subtract_b_dec=True: a transcoder's b_dec lies in another space than x")
         self.check_sites()
+        if self.is_transcoder and self.subtract_b_dec:
+            raise Refused(
+                "subtract_b_dec=True: a transcoder's b_dec lies in another space than x; give False"
+            )
         self._check_token_norm()
         if self.model_weights is not None:
             weights_sketch.parse(self.model_weights)

@@ -1,6 +1,6 @@
 """The language model of a recipe, or several that read the same tokens, and their SAEs' sites."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -87,8 +87,9 @@ def check_lms(lms: Iterable[str], lm: LMArguments, saes: Iterable[Mapping[str, A
         saes: the fields of each SAE's config.
 
     Raises:
-        ValueError: a section lm beside lms, a site without a model's name or with an unknown one,
-            or sites of two models in an SAE that reads the earlier ones of a single forward pass.
+        ValueError: a section lm beside lms, a model without a site, a site without a model's name
+            or with an unknown one, or sites of two models in an SAE that reads the earlier ones of
+            a single forward pass.
     """
     names = [*lms]
     if names and lm != LMArguments():
@@ -109,6 +110,17 @@ def check_lms(lms: Iterable[str], lm: LMArguments, saes: Iterable[Mapping[str, A
                 f"models ({', '.join(of)}), and it reads a single forward pass; give it sites of "
                 "one, or another variant"
             )
+    if names and (unread := _unread(names, saes)):
+        raise Refused(
+            f"no site is of {unread[0]}, one of lms ({', '.join(names)}); give one, as "
+            f"{unread[0]}/layers.1, or leave the model out"
+        )
+
+
+def _unread(names: Sequence[str], saes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The models that have none of the sites, where there are any."""
+    read = {site.partition(SLASH)[0] for given in saes for site in _sites(given)}
+    return [name for name in names if read and name not in read]
 
 
 def _sites(given: Mapping[str, Any]) -> list[str]:

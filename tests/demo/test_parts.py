@@ -60,7 +60,7 @@ def test_numbers_as_people_write_them(value, shown):
 
 def test_only_an_sae_of_one_model_of_text_offers_the_tour(subject, monkeypatch):
     def header() -> str:
-        return html("header", [], subject.unit, subject.has_tour)
+        return html("header", [], subject.unit, subject.runs_text)
 
     assert "show the tour" in header()
     monkeypatch.setattr(subject.sae.config, "model_names", ["base", "chat"])

@@ -34,7 +34,7 @@ class FeaturePage(Page[at.Feature]):
             self.previous = gr.Button("Previous", min_width=90, scale=0)
             self.next = gr.Button("Next", min_width=90, scale=0)
             self.random = gr.Button("Random", min_width=90, scale=0)
-            if self.subject.unit.is_text:
+            if self.subject.runs_text:
                 self.steer = gr.Button("Steer it", variant="primary", min_width=110, scale=0)
         self.notice = panel()
         with gr.Row(elem_id="feature-columns"):
@@ -48,7 +48,7 @@ class FeaturePage(Page[at.Feature]):
         self.outputs += (self.as_json, self.as_csv, self.shown)
 
     def _examples(self) -> None:
-        if self.subject.unit.is_text:
+        if self.subject.runs_text:
             self._own_text()
         self.tried = panel(elem_id="feature-tried")
         self.main = panel(_EMPTY, elem_id="feature-main")
@@ -119,7 +119,7 @@ class FeaturePage(Page[at.Feature]):
             add_strongest(self.subject, [*view["neighbours"], *view["together"]["rows"]])
         else:
             view |= {"missing": missing(self.subject, "collect")}
-            view |= self._lens(address.latent) if unit.is_text else {}
+            view |= self._lens(address.latent) if self.subject.runs_text else {}
         return {
             self.main: html("feature", view),
             self.aside: html("aside", view),
@@ -157,7 +157,7 @@ class FeaturePage(Page[at.Feature]):
         app.on([self.latent.submit], self.address, self)
         app.on([self._step(self.previous, -1), self._step(self.next, 1)], self.address, self)
         app.on([self.random.click], self._random, self)
-        if self.subject.unit.is_text:
+        if self.subject.runs_text:
             app.on([self.try_it.click, self.text.submit], self.address, self)
             app.on([self.steer.click], self._to_steer, self, leads_to=("steer",))
         for part in (self.main, self.aside, self.tried, self.own):
@@ -261,6 +261,8 @@ def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
     facts = []
     if view["threshold"] is not None:
         facts.append({"name": "threshold", "value": number(view["threshold"]), "note": "raw units"})
+    if view["reads"]:
+        facts.append({"name": "reads", "value": view["reads"], "note": "and writes from there on"})
     facts += [
         {
             "name": f"share at {row['site']}",

@@ -131,8 +131,8 @@ class TextPage(Page[A]):
 
     @classmethod
     def fits(cls, subject: Subject) -> bool:
-        """An SAE of text, whether or not its language model is loaded."""
-        return subject.unit.is_text
+        """An SAE of the text of one language model, whether or not that is loaded."""
+        return subject.runs_text
 
 
 @dataclass
