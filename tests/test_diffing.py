@@ -402,6 +402,12 @@ def test_the_table_lists_what_is_exclusive_to_each_model_the_most_frequent_first
         ["1", "0.950", "3", "0.010", "0.020"],
     ]
     assert not chat.splitlines()[4], "the others are not exclusive"
+    latents["exclusive"] = [False] * 5
+    (tmp_path / "diff.json").write_text(
+        json.dumps({**record, "groups": groups, "latents": latents})
+    )
+    _, _, chat = table(tmp_path).partition("none is exclusive to chat; mostly chat, most frequent")
+    assert [line.split()[0] for line in chat.splitlines()[2:5]] == ["4", "3", "1"]
 
 
 def test_the_app_has_a_page_for_it(

@@ -54,7 +54,7 @@ from ..models.registry import class_of
 from ..models.site_fields import where_to_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section
-from .places import in_title, models, places, python_list
+from .places import in_title, kind_of, models, places, python_list
 from .probing import probing_section
 from .texts import FAR, texts_section
 
@@ -276,7 +276,7 @@ def _json(path: Path) -> Json:
 
 def _facts(config: Json, record: Json) -> Json:
     """The known facts of an SAE for the template and the front matter."""
-    variant = (config.get("architectures") or ["SAE"])[0].removesuffix("SAE")
+    variant = (config.get("architectures") or ["SAE"])[0].removesuffix("SAE").removesuffix("CLT")
     variety = class_of(config.get("model_type"))
     papers = variety.papers() if variety else []
     lm = {key: config.get(f"model_{key}") for key in ("name", "revision")}
@@ -288,6 +288,7 @@ def _facts(config: Json, record: Json) -> Json:
     text = record.get(section, {})
     options = _options(variety, {**config, **record.get("sae_as_trained", {})}) if variety else {}
     target = where_to_of(config)
+    kind = kind_of(config, target is not None)
     harvested = record.get("harvested", {})
     return {
         "config": config,
@@ -307,6 +308,7 @@ def _facts(config: Json, record: Json) -> Json:
         "papers": papers,
         "options": ", ".join(f"{name} {value}" for name, (value, _) in options.items()),
         "citations": _citations(*papers, *(source for _, source in options.values())),
+        "kind": kind,
         "is_transcoder": target is not None,
         "target": target,
         "is_quantised": bool(_QUANTISED.search(lm.get("origin") or "")),
@@ -315,7 +317,7 @@ def _facts(config: Json, record: Json) -> Json:
         "title": _title(
             config,
             variant,
-            "transcoder" if target else "SAE",
+            kind,
             [one["name"] for one in several.values()] or [lm["name"]],
         ),
     }
@@ -381,6 +383,7 @@ def _front_matter(facts: Json, evaluation: Json) -> ModelCardData:
     names = [lm["name"] for lm in lms if _HUB_ID.fullmatch(lm["name"] or "") and not is_folder(lm)]
     on_hub = bool(names)
     tags = ["sae", "sparse-autoencoder", facts["variant"].lower() or None]
+    tags += [] if facts["kind"] == "SAE" else [facts["kind"].replace(" ", "-")]
     tags += ["mechanistic-interpretability", "interpretability", "hfsae"]
     return ModelCardData(
         library_name="hfsae",

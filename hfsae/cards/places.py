@@ -35,5 +35,15 @@ def in_title(config: Json) -> str | None:
     return f"{sites[0]} to {sites[-1]} ({len(sites)} sites)" if many else where_of(config)
 
 
+def kind_of(config: Json, is_transcoder: bool) -> str:
+    """What people call such an SAE: a crosscoder, a (cross-layer) transcoder, an SAE."""
+    has_several = len(config.get("sites") or ()) > 1
+    if has_several and config.get("model_type", "").endswith("_clt"):
+        return "cross-layer transcoder"
+    if has_several:
+        return "crosscoder"
+    return "transcoder" if is_transcoder else "SAE"
+
+
 def python_list(texts: list[str]) -> str:
     return f"[{', '.join(map(python_string, texts))}]"

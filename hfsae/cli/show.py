@@ -8,6 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModel
+
 from ..cards import COLUMNS, misgivings, texts_section
 from ..diffing import table
 from ..evaluation import EvaluationResult
@@ -55,6 +59,7 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
         print(f"{missing[0].upper()}{missing[1:]}")
         return
     store, names = FeatureStore.load(folder), _names(folder)
+    shares, of_model = _shares(folder), _model_of_last_site(read_json(folder / CONFIG))
     for index in latents or store.pick(_SHOWN_LATENTS):
         check_latent(index, len(store))
         with reading(folder / FEATURES):
@@ -68,7 +73,24 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
         lines = show(latent, ANSI if sys.stdout.isatty() else PLAIN).split("\n")
         if index in names:
             lines.insert(1, f"  name        {printable(names[index])}")
+        if shares is not None:
+            each = ", ".join(f"{site} {100 * of[index]:.0f} %" for site, of in shares.items())
+            each += f"; promotes tokens of {of_model}" if of_model else ""
+            lines.insert(1, f"  writes      {each}")
         print("\n" + "\n".join(lines))
+
+
+def _shares(folder: Path) -> dict[str, Float[Tensor, " d_sae"]] | None:
+    """The share of each latent that it writes at each site; None for an SAE of one site."""
+    if len(read_json(folder / CONFIG).get("sites") or ()) < 2:
+        return None
+    sae = AutoModel.from_pretrained(folder)
+    return dict(zip(sae.config.writes.names, sae.shares.T, strict=True))
+
+
+def _model_of_last_site(config: Mapping[str, Any]) -> str:
+    """Of several models the one whose next token a latent promotes; else empty."""
+    return config["sites"][-1].partition("/")[0] if config.get("model_names") else ""
 
 
 def _names(folder: Path) -> dict[int, str]:
@@ -178,7 +200,9 @@ def print_next(folders: list[Path]) -> None:
     load_it = f"import hfsae, transformers; transformers.AutoModel.from_pretrained('{folder}')"
     if (folder / EVALUATION).is_file() and not misgivings(folder):
         print(f"\nThe folder {folder} is ready to be pushed to the Hub.")
+    compares = bool(read_json(folder / CONFIG).get("model_names"))
     steps = [
+        *([f"hfsae diff {folder}"] if compares and not (folder / DIFF).is_file() else []),
         *([f"hfsae demo {folder}"] if importlib.util.find_spec("gradio") else []),
         f"hfsae push {folder} NAME/REPOSITORY --dry_run",
         f'python -c "{load_it}"',

@@ -42,6 +42,7 @@ def diff(
     Returns:
         models (list[str]): the names of the first and of the second.
         n_tokens (int | None): held-out tokens that were read.
+        n_dedicated (int): the last latents, which training lets write in the second model alone.
         groups (list): of each group its "name", and how many latents it has ("n"), how many
             fired ("n_fired") and how many are exclusive ("n_exclusive").
         n_hits (int): latents of the group that fired.
@@ -60,6 +61,7 @@ def diff(
     return {
         "models": models_of(subject),
         "n_tokens": n_tokens if isinstance(n_tokens, int) else None,
+        "n_dedicated": subject.sae.config.dedicated or 0,
         "groups": [_summary(every, name, subject) for name in GROUPS],
         "n_hits": len(hits),
         "found": as_rows(subject, hits[:MOST]),

@@ -96,6 +96,7 @@ def compared(sae: SAE, batches: Iterable[ActivationBatch], n_at_once: int = 1024
     return {
         "models": {name: names.get(name) for name in sides.names},
         "sites": list(sae.config.writes.names),
+        "n_dedicated": sae.config.dedicated,
         "n_tokens": n_read,
         "limits": {"mostly": MOSTLY, "even": list(EVEN), "nu": MOST_NU},
         "groups": _summary(groups, n_firings, columns["cosine"], is_exclusive),
@@ -158,11 +159,21 @@ def _table(record: Json, most: int) -> str:
     for name, group in record["groups"].items():
         exclusive = f"{group['n_exclusive']:,}" if name in (FIRST, SECOND) else "-"
         lines.append(f"{titles[name]:<26}{group['n']:>9,}{group['n_fired']:>9,}{exclusive:>11}")
+    if n := record.get("n_dedicated"):
+        lines += ["", f"the last {n} latents are dedicated to {second}: their r is 1 by design"]
     cosine = record["groups"][SHARED]["median_cosine"]
     if cosine is not None:
         lines += ["", f"median cosine of the two directions of a latent of both: {cosine:.3f}"]
+    columns = record["latents"]
     for name, model in ((FIRST, first), (SECOND, second)):
-        lines += _strongest(record, name, f"exclusive to {model}", most)
+        mostly = [i for i, its in enumerate(columns["group"]) if its == name]
+        own = [i for i in mostly if columns["exclusive"][i]]
+        fired = [i for i in mostly if columns["n_firings"][i]]
+        if own or not fired:
+            lines += _listed(columns, own, f"exclusive to {model}, most frequent first", most)
+        else:
+            title = f"none is exclusive to {model}; mostly {model}, most frequent first"
+            lines += _listed(columns, fired, title, most)
     return "\n".join([*lines, "", _EXCLUSIVE])
 
 
@@ -172,18 +183,19 @@ _EXCLUSIVE = (
 )
 
 
-def _strongest(record: Json, group: str, title: str, most: int) -> list[str]:
-    columns = record["latents"]
-    own = [i for i, its in enumerate(columns["group"]) if its == group and columns["exclusive"][i]]
-    own.sort(key=_by(columns["n_firings"]))
-    if not own:
+def _listed(columns: Json, chosen: list[int], title: str, most: int) -> list[str]:
+    if not chosen:
         return []
-    lines = ["", f"{title}, most frequent first:", f"{'latent':>8}{'r':>8}{'firings':>10}"]
+    lines = ["", f"{title}:", f"{'latent':>8}{'r':>8}{'firings':>10}"]
     lines[-1] += f"{'nu recon':>10}{'nu error':>10}"
-    for i in own[:most]:
-        nu = "".join(f"{columns[f'nu_{kind}'][i]:>10.3f}" for kind in ("recon", "error"))
+    for i in sorted(chosen, key=_by(columns["n_firings"]))[:most]:
+        nu = "".join(_number(columns[f"nu_{kind}"][i]) for kind in ("recon", "error"))
         lines.append(f"{i:>8}{columns['share'][i]:>8.3f}{columns['n_firings'][i]:>10,}{nu}")
     return lines
+
+
+def _number(value: float | None) -> str:
+    return f"{'-':>10}" if value is None else f"{value:>10.3f}"
 
 
 def _by(n_firings: list[int]) -> Callable[[int], int]:

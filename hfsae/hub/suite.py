@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..convert.formats import FORMATS, find, load_folder, matching
@@ -337,6 +338,8 @@ def _local_files(root: Path) -> Iterator[HubFile]:
         inside = Path(folder).relative_to(root)
         deepest = len(inside.parts) == _LEVELS
         inner[:] = [] if deepest else [name for name in inner if not name.startswith(".")]
+        if inside.parts and CONFIG in names and _is_of_another_model(Path(folder) / CONFIG):
+            continue
         for name in names:
             try:
                 about = os.stat(os.path.join(folder, name))
@@ -344,6 +347,15 @@ def _local_files(root: Path) -> Iterator[HubFile]:
                 continue
             if stat.S_ISREG(about.st_mode):
                 yield HubFile((inside / name).as_posix(), about.st_size, None, None)
+
+
+def _is_of_another_model(config: Path) -> bool:
+    """Whether transformers knows the model and it is no SAE: a language model beside runs."""
+    try:
+        about = read_json(config)
+    except ValueError:
+        return False
+    return about.get("model_type") in CONFIG_MAPPING and "d_sae" not in about
 
 
 def _entries(paths: list[str]) -> list[SAEEntry]:

@@ -130,7 +130,7 @@ def suggest_strength(
         temperature: of the sampling; the KL compares distributions at temperature 1.
         repetition_penalty: of the sampling, as in transformers: above 1, earlier tokens become less
             likely.
-        use_cache: False for an SAE of several sites (`hfsae.lm.intervene`).
+        use_cache: False for an SAE of several sites (`hfsae.lm.intervene`): pass it here.
         progress: called after each trial, in place of the progress bar; an exception ends the
             sweep.
 

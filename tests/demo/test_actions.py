@@ -483,6 +483,7 @@ def test_a_model_that_cannot_be_had_is_told_and_the_rest_opens(sae_folder, tmp_p
         "label": "",
         "auto": None,
         "threshold": pytest.approx(0.5),
+        "reads": "",
         "sites": [],
         "names": [],
         "collected": False,

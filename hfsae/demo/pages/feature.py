@@ -16,6 +16,7 @@ from ..parts import html, number, panel, percent
 from ..presets import clearest
 from ..snippet import of_latent
 from ..steer_actions import direction
+from ..subject import Subject
 from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
@@ -111,6 +112,7 @@ class FeaturePage(Page[at.Feature]):
         unit = self.subject.unit
         view |= {"unit": unit, "facts": _facts(view, unit)}
         view["opens"] = self.subject.encoder is not None
+        view["of_model"] = _model_of_last_site(self.subject)
         if view["collected"]:
             view |= _histogram(view["histogram"], unit)
             for group in view["groups"]:
@@ -119,7 +121,7 @@ class FeaturePage(Page[at.Feature]):
             add_strongest(self.subject, [*view["neighbours"], *view["together"]["rows"]])
         else:
             view |= {"missing": missing(self.subject, "collect")}
-            view |= self._lens(address.latent) if self.subject.runs_text else {}
+            view |= self._lens(address.latent) if unit.is_text else {}
         return {
             self.main: html("feature", view),
             self.aside: html("aside", view),
@@ -255,6 +257,12 @@ def _histogram(bars: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:
         for b in bars
     ]
     return {"bars": drawn, "most": f"{most:,} {unit.many}", "low": low, "high": high}
+
+
+def _model_of_last_site(subject: Subject) -> str:
+    """Of several models the one whose next token the direction changes; else empty."""
+    config = subject.sae.config
+    return config.writes.names[-1].partition("/")[0] if config.model_names else ""
 
 
 def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
