@@ -500,6 +500,27 @@ def test_what_speaks_against_an_sae_is_said(tmp_path, values, sentences):
     assert all(part in said for part, said in zip(sentences, found, strict=True))
 
 
+@pytest.mark.parametrize(
+    "config, l0, sentences",
+    [
+        (
+            {"k": 32, "threshold_rate": 0.01},
+            118.0,
+            ["+269% off its k of 32: its threshold follows"],
+        ),
+        ({"k": 32, "threshold_rate": 0.01}, 33.0, ["FVU is 0.3, 3.0 times that at the end"]),
+        ({"k": 32}, 20.0, ["off its k of 32: fewer pre-activations than k are above 0"]),
+    ],
+)
+def test_an_l0_far_off_k_is_told_and_the_text_is_not_blamed_for_it(tmp_path, config, l0, sentences):
+    metrics = {"l0": {"value": l0}, "fvu": {"value": 0.3}}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": metrics, "side": "test"}))
+    (tmp_path / "training.json").write_text(json.dumps({"fvu_in_training": 0.1}))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = misgivings(tmp_path)
+    assert len(found) == 1 and sentences[0] in found[0]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_one_sentence():
     command = [sys.executable, "-u", "-m", "hfsae", "help"]

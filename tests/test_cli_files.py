@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 
 import hfsae
 from hfsae.cli import main
@@ -104,6 +105,12 @@ def test_a_single_sae_is_listed_by_what_its_config_and_metrics_say(hub, folder, 
     fetched = {r.path.rpartition("/")[2] for r in hub.seen() if "/resolve/" in r.path}
     assert fetched == {"config.json", "evaluation.json"}
     assert len(hub.seen("GET", f"^/api/models/{ID}")) == 1
+    runs = folder.parent / "runs"
+    lm = runs / "lm"
+    LlamaConfig().save_pretrained(lm)  # a language model beside is none
+    (lm / "model.safetensors").touch()
+    make(hfsae.TopKSAEConfig, k=4).save_pretrained(runs / "sae")
+    assert listed(str(runs))[0] == "sae"
     make(hfsae.TopKSAEConfig, k=4).save_pretrained(folder.parent / "topk")
     assert listed(str(folder.parent / "topk")) == [".", "hfsae", "1", "40", "4.0"]
 

@@ -45,16 +45,16 @@ from ..machine.names import (
 )
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import refuse_changed
-from ..machine.units import TOKEN, Unit, section_of, unit_of
+from ..machine.units import Unit, section_of, unit_of
 from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
-from ..models.config import l0_goal
 from ..models.registry import class_of
-from ..models.site_fields import where_to_of
+from ..models.site_fields import where_in_short_of, where_to_of
+from .limits import reasons_against
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section
-from .places import in_title, kind_of, models, places, python_list
+from .places import kind_of, models, places, python_list
 from .probing import probing_section
 from .texts import FAR, texts_section
 
@@ -63,7 +63,6 @@ RECORDS = (CONFIG, TRAINING, EVALUATION)
 """The files and facts of a card, besides figures and features."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUANTISED = re.compile(r"\bI?Q\d|\d-bit", re.IGNORECASE)
-_FAR_FVU = 1.3  # times the FVU in training; on similar held-out text it is within a tenth
 _INDEXED = {
     "l0": "L0 (latents/{unit.one})",
     "fvu": "fraction of variance unexplained",
@@ -112,57 +111,10 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
     return path
 
 
-_SLOW = "the controller needs about 500 steps after the warm start; raise training.n_tokens"
-_UNLIKE = "{0} unlike the training {1}, so the metrics are not those of the SAE on such {1}"
-_NAMES = {True: ("this text is", "text"), False: ("these inputs are", "inputs")}
-_LAGS = (
-    "its threshold follows the batches by sae.threshold_rate a step; train for more steps, or "
-    "raise that"
-)
-_NOTHING_MOVES = "its variant has no `sparsity_losses`, so nothing moves L0; leave target_l0 out"
-
-
 def misgivings(folder: str | Path) -> list[str]:
     """Reasons against using the SAE, one sentence each, from the held-out metrics in `folder`."""
     config, record, evaluation = _records(Path(folder))
-    return _misgivings(config, record, evaluation)
-
-
-def _misgivings(config: Json, record: Json, evaluation: Json) -> list[str]:
-    metrics, target = evaluation.get("metrics", {}), l0_goal(config)
-    by_k = config.get("target_l0") is None
-    l0, fvu, dead = (
-        metrics.get(name, {}).get("value") or 0.0 for name in ("l0", "fvu", "dead_share")
-    )
-    reasons = []
-    is_off = bool(metrics and target) and abs(l0 / target - 1) > (0.12 if by_k else 0.05)
-    if is_off:
-        kind = class_of(config.get("model_type"))
-        stands = kind is not None and kind.sparsity_losses is SAE.sparsity_losses
-        reasons.append(
-            f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its {'k' if by_k else 'target'} of "
-            f"{target}: {_LAGS if by_k else _NOTHING_MOVES if stands else _SLOW}"
-        )
-    if undefined := [name for name, m in metrics.items() if m.get("value", 0) is None]:
-        reasons.append(f"{', '.join(undefined)} cannot be computed: each is a division by 0")
-    if fvu >= 1:
-        reasons.append(f"FVU is {fvu:.3g}, no better than the mean alone: lower the learning rates")
-    trained = record.get("fvu_in_training")
-    if trained and fvu > _FAR_FVU * trained and not is_off:
-        reasons.append(
-            f"FVU is {fvu:.3g}, {fvu / trained:.1f} times that at the end of training: "
-            + _UNLIKE.format(*_NAMES[unit_of(record) == TOKEN])
-        )
-    if evaluation.get("side") == "validation":
-        reasons.append(
-            "the metrics are of validation documents, on which settings may have been chosen: "
-            "measure results with --evaluation.side test"
-        )
-    if dead > 0.5:
-        reasons.append(
-            f"{dead:.0%} of latents never fired on the evaluation's {unit_of(record).many}"
-        )
-    return reasons
+    return reasons_against(config, record, evaluation)
 
 
 def render_card(folder: str | Path, *, examples: bool = True) -> str:
@@ -193,7 +145,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             measured_text=_measured_text(measured),
             kind_of_documents=_kind_of_documents(evaluation),
             has_fingerprint=existing(folder, FINGERPRINT).is_file(),
-            misgivings=_misgivings(config, record, evaluation),
+            misgivings=reasons_against(config, record, evaluation),
             figures=_figures(folder / FIGURES, unit_of(record)),
             latents=[{**row, "name": names.get(row["latent"])} for row in latents],
             names=about_names,
@@ -346,7 +298,7 @@ def _citations(*sources: str | None) -> list[str]:
 
 def _title(config: Json, variant: str, kind: str, lm_names: list[str | None]) -> str:
     short = [(name or "").rpartition("/")[2] for name in lm_names]
-    where = [in_title(config), " and ".join(filter(None, short))]
+    where = [where_in_short_of(config), " and ".join(filter(None, short))]
     site = " of ".join(filter(None, where)) or "unnamed site"
     return f"{variant} {kind}: {site}, {config['d_sae']:,} latents".lstrip()
 

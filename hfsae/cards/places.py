@@ -6,7 +6,6 @@ from ..models.site_fields import where_of
 from .merge import python_string
 
 Json = dict[str, Any]
-_SHOWN = 3  # sites in a title
 
 
 def models(config: Json, record: Json) -> dict[str, Json]:
@@ -26,13 +25,6 @@ def places(config: Json) -> Json:
         "joined": one if len(sites) == 1 else "sae.join(acts)",
         "site_scales": ", ".join(f"{scale:.4g} at {site}" for site, scale in scales),
     }
-
-
-def in_title(config: Json) -> str | None:
-    """The sites in few words: of more than three, the first, the last and their number."""
-    sites = config.get("sites") or []
-    many = len(sites) > _SHOWN
-    return f"{sites[0]} to {sites[-1]} ({len(sites)} sites)" if many else where_of(config)
 
 
 def kind_of(config: Json, is_transcoder: bool) -> str:

@@ -194,7 +194,7 @@ def about(subject: Subject) -> Json:
         "name": subject.name,
         "kind": config.model_type,
         "unit": subject.unit.one,
-        "site": config.where,
+        "site": config.where_in_short,
         "d_sae": config.d_sae,
         "d_in": config.d_in,
         "model": subject.public_lm_name,

@@ -155,22 +155,17 @@ def compare_prompts(
     }
 
 
-def _shares(subject: Subject, latent: int) -> list[Json]:
-    """The latent's share at each site of an SAE of several."""
+def _places(subject: Subject, latent: int) -> Json:
+    """Where a latent of an SAE of several sites reads and writes."""
     config = subject.sae.config
     if not config.has_several_sites:
-        return []
-    shares = subject.sae.shares[latent].tolist()
-    return [{"site": at, "share": s} for at, s in zip(config.writes.names, shares, strict=True)]
-
-
-def _read_by(subject: Subject, latent: int) -> str:
-    """The one site that a latent of a cross-layer transcoder reads; empty for other SAEs."""
-    config = subject.sae.config
-    if not (config.is_causal and config.has_several_sites):
-        return ""
-    sites = config.reads.names
-    return sites[latent * len(sites) // config.d_sae]
+        return {"reads": "", "sites": []}
+    own = config.reads.names[latent * len(config.reads) // config.d_sae]
+    shares = zip(config.writes.names, subject.sae.shares[latent].tolist(), strict=True)
+    return {
+        "reads": own if config.is_causal else "",
+        "sites": [{"site": site, "share": share} for site, share in shares],
+    }
 
 
 def feature(subject: Subject, latent: int) -> Json:
@@ -210,8 +205,7 @@ def feature(subject: Subject, latent: int) -> Json:
         "label": subject.label(index),
         "auto": automatic_name(subject, index),
         "threshold": threshold_of(subject, index),
-        "reads": _read_by(subject, index),
-        "sites": _shares(subject, index),
+        **_places(subject, index),
     }
     store = subject.store
     if store is None:

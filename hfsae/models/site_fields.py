@@ -12,6 +12,7 @@ from ..machine.refused import Refused
 Number = int | float
 _OF_SEVERAL = ("sites", "widths", "site_scales", "scales_folded", "row_norm", "site_dropout")
 _OF_SEVERAL += ("dedicated",)
+_SHOWN = 3  # places that are named one by one
 
 
 class SiteFields(PreTrainedConfig):
@@ -134,6 +135,11 @@ class SiteFields(PreTrainedConfig):
         return self.target_site is not None and self.target_site != self.site
 
     @property
+    def where_in_short(self) -> str | None:
+        """`where`; of more than three places the first, the last and their number."""
+        return where_in_short_of(vars(self))
+
+    @property
     def where_to(self) -> str | None:
         """The place, or the places, that it reconstructs, where it is a transcoder; else None."""
         return where_to_of(vars(self))
@@ -239,6 +245,13 @@ class SiteFields(PreTrainedConfig):
         """The former name of `reads.only_site` and `writes.only_site`."""
         warn_of_former("config.places", "config.reads and config.writes")
         return self.reads.only_site, self.writes.only_site
+
+
+def where_in_short_of(config: Mapping[str, Any]) -> str | None:
+    """`SiteFields.where_in_short` from the fields of an SAE's config."""
+    sites = config.get("sites") or []
+    many = len(sites) > _SHOWN
+    return f"{sites[0]} to {sites[-1]} ({len(sites)} sites)" if many else where_of(config)
 
 
 def where_to_of(config: Mapping[str, Any]) -> str | None:

@@ -50,5 +50,5 @@ def _view(subject: Subject) -> dict[str, Any]:
     return {
         "n": f"{subject.d_sae:,}",
         "model": name.rpartition("/")[2] if name else "a language model",
-        "site": subject.sae.config.where,
+        "site": subject.sae.config.where_in_short,
     }
