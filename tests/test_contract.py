@@ -219,6 +219,15 @@ def test_the_distance_of_weights_is_that_of_the_noise_on_them(any_lm, share):
     assert distance(own, before, "float32").relative == pytest.approx(share, rel=0.5)
 
 
+def test_the_distance_of_weights_that_were_all_raised_alike_is_no_larger(make_tiny_lm):
+    lm = make_tiny_lm("llama")
+    before, own = sketch(lm), copy.deepcopy(lm)
+    with torch.no_grad():
+        for weight in own.parameters():
+            weight.add_(0.1 * weight.square().mean().sqrt())
+    assert 0.05 < distance(own, before, "float32").relative < 0.2
+
+
 @pytest.mark.parametrize("trained", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("now", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_cast_is_not_another_model(make_tiny_lm, trained, now):

@@ -253,9 +253,10 @@ def test_nothing_is_prefetched_that_nobody_will_ask_for(make_stream):
     assert harvested and harvested == sorted(harvested), "the third bucket was begun"
 
 
-def test_nothing_is_prefetched_after_a_bucket_that_the_last_batch_uses_up(make_stream):
-    stream = make_stream(prefetch=True)
-    stream.n_batches = len(stream.sample(10_000)["layers.1"]) // 32
+@pytest.mark.parametrize("passes", [1, 3])
+def test_nothing_is_prefetched_after_a_bucket_that_the_last_batch_uses_up(make_stream, passes):
+    stream = make_stream(prefetch=True, passes=passes)
+    stream.n_batches = len(stream.sample(10_000)["layers.1"]) // 32 * passes
     harvested = []
     stream.progress = lambda n, total: harvested.append(n)
     for _ in range(stream.n_batches):

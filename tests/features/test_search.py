@@ -111,6 +111,8 @@ def test_a_text_finds_the_latents_that_fire_most_on_it(tiny_lm):
     share = torch.where(maxima > 0, peak / maxima, 0)
     hits = firing_on(tiny_lm, sae, batch, k=5, max_activations=maxima)
     assert [hit.latent for hit in hits] == share.topk(5).indices.tolist()
+    scored = firing_on(tiny_lm, sae, batch, k=40, max_activations=maxima)
+    assert 0 not in [hit.latent for hit in scored], "it never fired on the text of the store"
     densities = torch.zeros(40)
     densities[hits[0].latent] = 0.5
     for most in ({}, {"max_density": 0.5}):  # as often as that is not too often

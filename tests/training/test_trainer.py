@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,12 +68,14 @@ def test_trained_together_equals_trained_alone_to_the_bit(tmp_path):
     settings["c"] = {"site": "layers.2", "log_threshold": True}
     sites = ("layers.1", "layers.2")
     fields = {"warm_start_steps": 0.5, "max_grad_norm": 1.0}
+    own = {"b": {"init_decoder_data": 0.9, "init_cluster_rounds": 1}}  # from a larger sample
     together = {name: make_sae(**fields_) for name, fields_ in settings.items()}
     args = arguments(tmp_path / "together", **fields)
-    Trainer(together, PlantedStream(sites=sites), args).train()
+    theirs = {name: replace(args, **more) for name, more in own.items()}
+    Trainer(together, PlantedStream(sites=sites), args, own=theirs).train()
     for name, fields_ in settings.items():
         alone = make_sae(**fields_)
-        args = arguments(tmp_path / name, **fields)
+        args = arguments(tmp_path / name, **fields | own.get(name, {}))
         Trainer(alone, PlantedStream(sites=sites), args).train()
         assert_same_bits(weights(alone), weights(together[name]))
 
