@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel
 
 from hfsae import TopKSAE, TopKSAEConfig
 from hfsae.training import Trainer, TrainingArguments, checkpoint
+from hfsae.training.start import sample_size
 from hfsae.training.trainer import make_accelerator, save_whole
 
 from ..helpers import held_elsewhere
@@ -72,7 +73,11 @@ def test_trained_together_equals_trained_alone_to_the_bit(tmp_path):
     together = {name: make_sae(**fields_) for name, fields_ in settings.items()}
     args = arguments(tmp_path / "together", **fields)
     theirs = {name: replace(args, **more) for name, more in own.items()}
-    Trainer(together, PlantedStream(sites=sites), args, own=theirs).train()
+    stream, asked = PlantedStream(sites=sites), []
+    sample = stream.sample
+    stream.sample = lambda n: asked.append(n) or sample(n)
+    Trainer(together, stream, args, own=theirs).train()
+    assert asked[0] == sample_size(theirs["b"]) > sample_size(args)
     for name, fields_ in settings.items():
         alone = make_sae(**fields_)
         args = arguments(tmp_path / name, **fields | own.get(name, {}))
