@@ -11,12 +11,12 @@ from .parsing import verb_parser
 def diff_verb(argv: list[str]) -> None:
     """`hfsae diff`: see `VERBS`."""
     parser = verb_parser("diff", "RUN")
-    parser.add("folder", type=str, help="folder of a trained SAE over sites of two models")
+    parser.add("run", type=str, help="folder of a trained SAE over sites of two models")
     parser.add(
         "--n_tokens", type=int, default=N_TOKENS, help="the most held-out tokens that are read"
     )
     options = parser.parse(argv)
-    folder = trained_folder(options["folder"])
+    folder = trained_folder(options["run"])
     with locked_run(home_of(folder) or folder, [folder]):
         diff(folder, options["n_tokens"])
         finish(folder)

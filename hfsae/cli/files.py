@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..convert import FORMATS, save_as, save_set_as
+from ..convert import FORMATS, WRITTEN, save_as, save_set_as
 from ..hub import beside, formats_in, list_saes, load, load_set, push
 from ..machine.files import printable, printable_lines
 from ..machine.names import FINGERPRINT, FINGERPRINTS, existing
@@ -118,7 +118,7 @@ def convert_verb(argv: list[str]) -> None:
     parser = verb_parser("convert", "SOURCE DESTINATION --to FORMAT")
     add_source(parser)
     parser.add("destination", type=str, help="folder to create; for openai a file")
-    parser.add("--to", required=True, choices=list(FORMATS), help="format to write")
+    parser.add("--to", required=True, choices=list(WRITTEN), help="format to write")
     add_choice(parser)
     options = given_options(parser.parse(argv))
     destination, to = options.pop("destination"), options.pop("to")

@@ -22,6 +22,7 @@ both ways); an SAE that a format cannot represent is refused.
 
 from .build import to_jumprelu as to_jumprelu
 from .formats import FORMATS as FORMATS
+from .formats import WRITTEN as WRITTEN
 from .formats import load_folder as load_folder
 from .formats import save_as as save_as
 from .formats import save_set_as as save_set_as

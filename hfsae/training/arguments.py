@@ -199,9 +199,14 @@ class TrainingArguments:
         given = in_steps(getattr(self, name), self.total_steps)
         return min(given, (self.total_steps - warm_start_steps) // 2)
 
-    def say_what_is_shortened(self, warm_start_steps: int) -> None:
-        """Log the warm-ups that do not fit."""
-        for name in ("warmup_steps", "sparsity_warmup_steps"):
+    def say_what_is_shortened(self, warm_start_steps: int, *, has_sparsity: bool = True) -> None:
+        """Log the warm-ups that do not fit.
+
+        Args:
+            has_sparsity: whether the SAE has a sparsity coefficient, which warms up.
+        """
+        names = ("warmup_steps", "sparsity_warmup_steps") if has_sparsity else ("warmup_steps",)
+        for name in names:
             given = in_steps(getattr(self, name), self.total_steps)
             if given > self.fitted(name, warm_start_steps):
                 logger.info(

@@ -61,4 +61,9 @@ class StepKind:
         self.is_sparse = self.sae.config.d_sae >= SPARSE_FROM and density < limit
         if self.is_sparse != before:
             kind = "sparse" if self.is_sparse else "dense"
-            logger.info("%s steps: %.2g of all entries matter", kind, density)
+            logger.info(
+                "%s steps: a latent can have a value or a gradient at %.2g of all pairs of a "
+                "token and a latent",
+                kind,
+                density,
+            )

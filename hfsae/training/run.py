@@ -65,7 +65,8 @@ class Run:
             sae.config.d_sae, dtype=torch.int64, device=accelerator.device
         )
         self.last_fvu: float | None = None  # of the last batch that was logged
-        args.say_what_is_shortened(self.control.warm_start_steps)
+        has_sparsity = "k" not in vars(sae.config)  # which k sets
+        args.say_what_is_shortened(self.control.warm_start_steps, has_sparsity=has_sparsity)
 
     def _shard(self) -> DeviceMesh:
         """Spread the latents over the processes.
