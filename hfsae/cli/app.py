@@ -82,7 +82,8 @@ def _at_results(args: dict[str, Any]) -> dict[str, Any]:
     choice = take_choice(options)
     folder = default_folder(choice)
     if folder.exists() and results_folder(choice) == folder:
-        print(f"{folder} holds the results for {printable(args['source'])}, and is opened")
+        if folder != Path(args["source"]):
+            print(f"{folder} holds the results for {printable(args['source'])}, and is opened")
         return {**options, "source": str(folder)}
     return {**options, **choice}
 

@@ -132,7 +132,7 @@ def _intervene_in_two_passes(
         if any(hasattr(value, "get_seq_length") for value in kwargs.values()):
             raise Refused(
                 f"this SAE reads {len(writes)} sites ({writes}) before it writes, which needs the "
-                "whole text in each pass: give use_cache=False, as in generate(use_cache=False)"
+                "whole text in each pass: give use_cache=False, to generate or suggest_strength"
             )
         current.is_first = True
         try:

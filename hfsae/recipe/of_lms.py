@@ -30,7 +30,7 @@ from .text import counted, read_foreign, read_rows, source_of, token_bar
 
 _EVERY_TOKEN = (
     "All kept tokens of the held-out documents count; a token whose norm is above its limit at any "
-    "site of any model is left out"
+    "site of any model is left out."
 )
 
 

@@ -41,7 +41,7 @@ ROOMS = {
     "comparison": "comparison",
 }
 """Which of the tests are those of a room of hfsae/."""
-_LONGEST = 1200  # seconds after which a mutant's tests are taken to hang
+_LONGEST = 600  # seconds after which a mutant's tests are taken to hang
 _SWAPS: dict[type, type] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
     **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is},
