@@ -20,6 +20,10 @@ all that is not linear in x at this site: what later blocks add by their weights
 non-linearities, paths around the site, and spared tokens such as BOS, whose x is not taken apart.
 All of it comes from the gradient's own pass.
 
+Where an SAE writes at several sites, x is all of them. A crosscoder reads all before it writes, so
+each site keeps what is written there, and what it wrote at earlier ones is not added again; with a
+cross-layer transcoder the model runs on from what was written, as it does when it is spliced in.
+
 `Attribution.agreement` compares the first two with ablation. It differs much from prompt to prompt:
 of ten, in float32, with the 40 largest latents of each, the correlation with ablation was
 
