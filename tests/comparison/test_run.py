@@ -82,6 +82,26 @@ def test_a_comparison_leaves_trained_saes_and_a_report(trained):
     assert sae.config.k == 6 and sae.config.activation_scale == 1.0
 
 
+def test_health_is_in_per_cent_the_mean_over_seeds_and_the_range(trained):
+    folder, _ = trained
+    text = (folder / "report" / "report.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    head = next(row for row in rows if "gamma" in row)
+    after = rows[rows.index(head) + 2 :]
+    keys = ("relative_reconstruction_bias", "dead_share")
+    keys += ("above_1_percent_share", "above_10_percent_share")
+    homes = {"jumprelu": ["target_l0_3", "target_l0_6"], "topk": ["k_3", "k_6"]}
+    every = [(arm, run) for arm, runs in homes.items() for run in runs]
+    for (arm, run), row in zip(every, after, strict=False):
+        seeds = [
+            json.loads((folder / arm / f"seed_{seed}" / run / "evaluation.json").read_text())
+            for seed in (0, 1)
+        ]
+        for key, cell, by in zip(keys, row[2:], (1, 100, 100, 100), strict=True):
+            values = [by * seed["metrics"][key]["value"] for seed in seeds]
+            assert float(cell.split(" ")[0]) == pytest.approx(sum(values) / 2, rel=6e-3), (arm, key)
+
+
 def test_what_was_probed_stands_in_the_report_and_outlives_the_weights(copied, loads):
     """And an evaluation with it is the same evaluation: nothing is measured again."""
     folder = copied("c")
