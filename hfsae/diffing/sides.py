@@ -64,8 +64,7 @@ class Sides:
             torch.stack([shares[site] for site in self._sites[name]]).sum(dim=0)
             for name in self.names
         )
-        whole = ours + theirs
-        return torch.where(whole > 0, theirs / whole, torch.nan)
+        return theirs / (ours + theirs)
 
     @property
     def cosine(self) -> Float[Tensor, " d_sae"]:

@@ -60,6 +60,12 @@ def test_a_report_has_scores_beside_controls_and_latents_with_evidence(explained
         "tenth of density",
     ):
         assert part in section, part
+    tenths = section.partition("by tenth of density; in brackets")[2].split("\n\n")[1].splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tenths]
+    assert len(cells) == 12 and cells[0] == ["fires on", "JumpReLU", "topk"]
+    for arm in (1, 2):
+        told = [re.fullmatch(r"-?\d\.\d{3} \((\d+)\)|-", row[arm]) for row in cells[2:]]
+        assert sum(int(one[1] or 0) for one in told) == 40, "20 latents of each of two seeds"
     beyond = text.partition("## Beyond the training text")[2].partition("\n## ")[0]
     assert "| products |" in beyond and re.search(r"\| topk \| .* x\) \|", beyond)
     assert "re-drawn weights (JumpReLU)" in section and "judge" not in section.partition("![")[2]

@@ -118,7 +118,7 @@ def test_sums_by_latent_are_the_same_a_row_at_a_time(problem, monkeypatch):
 def test_sums_by_latent_fill_what_the_workspace_spares(problem):
     at, _, x, _ = problem
     values, matrix = values_of(at)
-    p = torch.nn.Parameter(torch.empty(at.d_sae, x.shape[1], device=x.device))
+    p = torch.torch.nn.Parameter(torch.empty(at.d_sae, x.shape[1], device=x.device))
     p.grad, at.workspace = torch.full_like(p, torch.nan), Workspace()
     memory = p.grad.data_ptr()
     at.workspace.recycle_(p)
@@ -223,3 +223,24 @@ def test_cpu_tensors_never_go_to_kernels_and_cuda_does_without_triton(
         assert sparse._kernels(torch.zeros(1)) is None
     sparse._has_triton.cache_clear()
     assert [r.message[:23] for r in caplog.records] == ["Triton is not installed"]
+
+
+def test_a_workspace_keeps_gradients_that_are_float32_and_in_one_piece():
+    gradients = {
+        "kept": torch.ones(4, 6),
+        "by column": torch.ones(6, 4).T,
+        "bfloat16": torch.ones(4, 6, dtype=torch.bfloat16),
+        "every second column": torch.ones(4, 12)[:, ::2],
+    }
+    for what, grad in gradients.items():
+        workspace, matrix = Workspace(), torch.nn.Parameter(torch.zeros(4, 6, dtype=grad.dtype))
+        matrix.grad = grad
+        workspace.recycle_(matrix)
+        shape = (6, 4) if what == "by column" else (4, 6)
+        taken = workspace.take(*shape, device=torch.device("cpu"))
+        assert matrix.grad is None and taken.dtype == torch.float32 and taken.is_contiguous()
+        assert (taken.data_ptr() == grad.data_ptr()) == (what in ("kept", "by column")), what
+    vector = torch.nn.Parameter(torch.zeros(4))
+    vector.grad = torch.ones(4)
+    Workspace().recycle_(vector)
+    assert vector.grad is not None
