@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hfsae
-from hfsae.activations import ActivationArguments, ShuffleArguments
+from hfsae.activations import ActivationArguments, FileSource, ShuffleArguments
 from hfsae.cli import main
 from hfsae.comparison import Comparison, compare
 from hfsae.evaluation import EvaluationArguments
@@ -240,6 +240,25 @@ def test_labels_that_do_not_fit_stop_a_run_before_it_trains(acts, tmp_path, caps
     argv = ["train", "--activations", str(acts), "--labels", str(tmp_path / "labels.csv"), *SMALL]
     assert "7777" in refused([*argv, "--training.output_dir", str(tmp_path / "x")], capsys)
     assert not [*tmp_path.glob("x/**/*.pt")]
+
+
+def test_what_would_stop_the_stages_after_training_stops_it_before(acts, tmp_path, capsys):
+    tensors, bad = load_file(acts), tmp_path / "bad.safetensors"
+    train = ["train", *SMALL, "--training.output_dir", str(tmp_path / "run"), "--activations"]
+    labels = tmp_path / "few.csv"
+    labels.write_text("document,k\n" + "".join(f"{i},{i % 2}\n" for i in range(20)))
+    said = refused([*train, str(acts), "--labels", str(labels)], capsys)
+    assert "documents with labels were read" in said and "held_out_fraction is 0.05: raise" in said
+    row = int(FileSource(ActivationArguments(str(acts)), ["layer8"]).row_numbers("test")[10])
+    tensors["layer8"][row] = float("nan")
+    save_file(tensors, bad)
+    assert f"row {row:,} of {bad} holds NaN" in refused([*train, str(bad)], capsys)
+    tensors["layer8"][:] = 1.0
+    save_file(tensors, tmp_path / "same.safetensors")
+    assert main([*train, str(tmp_path / "same.safetensors")]) == 2  # once a sample was read
+    said = capsys.readouterr().err
+    assert "are the same vector in all" in said and "nothing to learn" in said
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_a_field_that_files_do_not_use_is_refused(acts, tmp_path, capsys):

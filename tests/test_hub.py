@@ -223,7 +223,7 @@ def test_excerpts_of_text_are_said_to_go_up_and_can_stay_at_home(hub, folder):
     assert not any(b"mysecrettext" in data for data in sent.values())
     assert not any(path.startswith("features/") for path in sent)
     hfsae.push(folder, ID, token=WRITE, tell=said.append)
-    assert "with excerpts of your text around what latents fire on" in said[1]
+    assert "with excerpts of your text, or names of your files, on which latents fire" in said[1]
     assert b"mysecrettext" in hub.read_file(ID, "README.md")
     assert b"/home/me" not in hub.read_file(ID, "features/meta.json")
     write_label(folder, 0, "sea")

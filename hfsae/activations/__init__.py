@@ -6,6 +6,7 @@ from .files import FileShapes as FileShapes
 from .files import FileSource as FileSource
 from .files import check_files as check_files
 from .files import sites_in as sites_in
+from .files import tensors_in as tensors_in
 from .harvest import HarvestArguments as HarvestArguments
 from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester

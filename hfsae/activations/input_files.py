@@ -11,7 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest
 from ..machine.weights import file_hash
 from .files.containers import natural
 
@@ -172,6 +172,9 @@ def read_labels(field: str, given: str, names: Sequence[str]) -> dict[str, list[
             f"{field}: {path} names none of the {len(names)} files; its column {_COLUMN!r} needs "
             "names such as " + repr(next(iter(names), "a.png"))
         )
+    if unknown := [name for name in by_name if name not in {*names}]:
+        near = closest(unknown[0], names)
+        logger.warning("%s: no file is called %r, as in %s%s", field, unknown[0], path, near)
     columns = dict.fromkeys(column for row in rows for column in row if column != _COLUMN)
     empty: dict[str, str] = {}
     return {

@@ -127,12 +127,19 @@ def _input_lines(recipe: Recipe, lm: Model) -> list[str]:
     if isinstance(lm, EmptyLMs):
         each = zip(recipe.models.items(), lm.each.values(), strict=True)
         every = [(f"{name}: {args.name}", args.dtype, one) for (name, args), one in each]
+    what = "language model" if recipe.kind == "text" else "model"
+    if recipe.kind == "text":
+        read = f"text            {_short(text.dataset)}, rows of {text.context_size} tokens"
+    else:
+        section = recipe.images if recipe.kind == "pictures" else recipe.audio
+        given = [section.files, getattr(section, "folder", ""), getattr(section, "packaged", "")]
+        read = f"{recipe.kind:<16}{_short(next(filter(None, given), ''))}"
     return [
         *(
-            f"language model  {name}, {count_of(one) / 1e6:.0f} M parameters, {dtype}"
+            f"{what:<16}{name}, {count_of(one) / 1e6:.0f} M parameters, {dtype}"
             for name, dtype, one in every
         ),
-        f"text            {_short(text.dataset)}, rows of {text.context_size} tokens",
+        read,
     ]
 
 

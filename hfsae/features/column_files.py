@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -168,6 +168,9 @@ def read_labels_table(
     columns = {name: table[name].to_pylist() for name in of_labels}
     if not columns:
         raise Refused(f"{path} has no column of labels; give a column to each label")
+    if not has_ids:
+        _refuse_ids_under_another_name(path, columns, names)
+        logger.info("the rows of %s were matched in order: it has no first column %r", path, IDS)
     if has_ids:
         by_id = dict(zip(map(str, names.tolist()), number[first].tolist(), strict=True))
         given = [str(name) for name in table[IDS].to_pylist()]
@@ -175,6 +178,18 @@ def read_labels_table(
     else:
         labels = LabelColumns(columns, *_places(path, len(table), number, np.sort(first)))
     return labels.comparable()
+
+
+def _refuse_ids_under_another_name(
+    path: Path, columns: Mapping[str, list[Any]], ids: np.ndarray
+) -> None:
+    every = {*map(str, ids.tolist())}
+    for name, values in columns.items():
+        if len(every) > 1 and len(values) == len(every) == len(every & {*map(str, values)}):
+            raise Refused(
+                f"column {name!r} of {path} holds the ids of the documents; make it the first and "
+                f"call it {IDS!r}, so that rows are matched by it"
+            )
 
 
 def _read(path: Path, *, ids_are_texts: bool) -> "pyarrow.Table":

@@ -37,6 +37,22 @@ _LEAST_LABELS, _LEAST_IN_CLASS = 4, 2  # in each half; of a class, and of the ot
 _AT_ONCE = 2**22  # numbers of a block of variables
 
 
+def refuse_few_documents(n: int, more: str = "") -> None:
+    """Check that documents with labels can be halved.
+
+    Args:
+        more: how there would be more of them.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    if n < _LEAST_DOCUMENTS:
+        raise Refused(
+            f"{n} documents with labels were read; one half chooses latents and the other "
+            f"tests them, so give labels and activations of {_LEAST_DOCUMENTS} or more{more}"
+        )
+
+
 class Halves(NamedTuple):
     """Documents in two halves, by their hashes."""
 
@@ -53,11 +69,7 @@ class Halves(NamedTuple):
             ValueError: there are too few documents.
         """
         distinct, cluster = np.unique(document, return_inverse=True)
-        if (n := len(distinct)) < _LEAST_DOCUMENTS:
-            raise Refused(
-                f"{n} documents with labels were read; one half chooses latents and the other "
-                f"tests them, so give labels and activations of {_LEAST_DOCUMENTS} or more"
-            )
+        refuse_few_documents(n := len(distinct))
         place = hashed(torch.from_numpy(distinct), seed).argsort().argsort().numpy()
         return cls(cluster, (place < n // 2)[cluster], n)
 

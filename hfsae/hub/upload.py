@@ -109,8 +109,8 @@ class Plan(NamedTuple):
             lines.append(f"with labels that people gave latents: {', '.join(sorted(labels))}")
         if self.has_examples:
             lines.append(
-                f"with excerpts of your text around what latents fire on, in {EXAMPLES} and the "
-                "card; --no_examples leaves them out"
+                "with excerpts of your text, or names of your files, on which latents fire, in "
+                f"{EXAMPLES} and the card; --no_examples leaves them out"
             )
         if any(path.endswith(PICTURES) for path in self.files):
             lines.append(

@@ -20,6 +20,7 @@ def train(
     dataset: str | Path | Sequence[str] | Columns | None = None,
     *,
     activations: str | Path | Sequence[str] | None = None,
+    labels: str | Path | None = None,
     d_sae: int,
     output_dir: str | Path,
     target_l0: int | float | None = None,
@@ -45,6 +46,7 @@ def train(
             ("packaged:wiki"), a list of texts, or a `datasets.Dataset` (its text.text_column).
         activations: in the place of model and dataset: .safetensors, .npy or .parquet files of
             activations, a folder or a glob of them; `site` is a tensor's name (None: the only one).
+        labels: of these, a .csv or .parquet table with a row for each document.
         d_sae: number of latents; 8 to 32 times the width of activations is usual.
         output_dir: a new folder, or that of the same run.
         target_l0: latents that fire on a token, on average. None: the recipe's.
@@ -61,10 +63,13 @@ def train(
     """
     if not isinstance(output_dir, str | Path):
         raise Refused(f"output_dir must be a folder, such as 'runs/mine', got {output_dir!r}")
+    if labels is not None and activations is None:
+        raise Refused("labels belong to activations in files; name these, or give a recipe")
     if activations is None:
         base = _with_text(recipe, model, site, dataset)
     elif model is None and dataset is None:
-        base = _with_files("activations" if recipe == "quickstart" else recipe, activations)
+        name = "activations" if recipe == "quickstart" else recipe
+        base = _with_files(name, activations, labels)
     else:
         raise Refused("activations stand in the place of model and dataset; give one of them")
     fields = {**_placed(site), "d_sae": d_sae, "target_l0": target_l0, **sae}
@@ -93,7 +98,10 @@ def _with_text(
     dataset: str | Path | Sequence[str] | Columns | None,
 ) -> Recipe:
     if model is None or site is None or dataset is None:
-        raise Refused("hfsae.train needs a model, a site and a dataset, or activations in files")
+        raise Refused(
+            "hfsae.train needs a model, a site and a dataset, or activations in files; for "
+            "pictures and sound give a recipe to hfsae.recipe.run"
+        )
     base = _for_one(recipe)
     return replace(
         base,
@@ -103,9 +111,12 @@ def _with_text(
     )
 
 
-def _with_files(recipe: Recipe | str | Path, files: str | Path | Sequence[str]) -> Recipe:
+def _with_files(
+    recipe: Recipe | str | Path, files: str | Path | Sequence[str], labels: str | Path | None
+) -> Recipe:
     base = _for_one(recipe)
-    return replace(base, activations=replace(base.activations, files=_paths(files)))
+    given = {"files": _paths(files)} | ({} if labels is None else {"labels": str(labels)})
+    return replace(base, activations=replace(base.activations, **given))
 
 
 def _paths(files: str | Path | Sequence[str]) -> str | list[str]:

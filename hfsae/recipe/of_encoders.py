@@ -63,6 +63,7 @@ class EncoderInputs:
         for side in sides_of(self.recipe):
             if next(iter(source.inputs(side, 1)), None) is None:
                 raise Refused(f"no {source.reader.noun} on the {side} side can be read")
+        source.labels()
 
     def terms(self) -> dict[str, str | None]:
         """The model's weights, dtype and attention."""

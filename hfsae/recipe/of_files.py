@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..activations import FileSource, check_files
 from ..evaluation import EvaluationResult, evaluate_reconstructions
 from ..evaluation.result import in_units
 from ..features import FeatureStore, LabelTable, collect_rows, label_table, read_labels_table
+from ..features.held_out import refuse_few_documents
 from ..machine.refused import Refused
 from ..machine.units import UNITS
 from ..models import SAE, SAEConfig
@@ -39,15 +41,21 @@ class FileInputs:
         return FileSource(self.recipe.activations, list(sites), self.recipe.training.batch_size)
 
     def check(self) -> None:
-        """Read which rows are on which side, and the labels.
+        """Read which rows are on which side, the rows that results are of, and the labels.
 
         Raises:
-            ValueError: fewer training rows than a batch, none to evaluate on, or labels that do not
-                fit the documents.
+            ValueError: fewer training rows than a batch, none to evaluate on, one of those that is
+                not finite, or labels that do not fit the documents, or fit too few of them.
         """
-        source = self.source(self.recipe.sites)
-        if labels := self.recipe.activations.labels:
-            read_labels_table(labels, source.document_of_rows())
+        args, source = self.recipe.activations, self.source(self.recipe.sites)
+        side = sides_of(self.recipe)[-1]
+        for _ in source.batches(side, self.recipe.sizes.evaluation):
+            pass  # what is not finite is told before training, not after it
+        if args.labels:
+            labels = read_labels_table(args.labels, source.document_of_rows())
+            held_out = source.rows.document[source.row_numbers(side)]
+            share = f"; activations.held_out_fraction is {args.held_out_fraction:g}: raise it"
+            refuse_few_documents(len(np.intersect1d(labels.document, held_out)), share)
 
     def terms(self) -> dict[str, str | None]:
         """None: no model to agree with."""

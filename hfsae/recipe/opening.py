@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..activations import sites_in
+from ..activations import sites_in, tensors_in
 from ..evaluation import EvaluationResult
 from ..lm import LoadedEncoder, LoadedLM, LoadedLMs, load_lm, refuse_other_vocabularies
 from ..machine.refused import Refused
@@ -34,7 +34,8 @@ def with_lone_site(recipe: Recipe) -> Recipe:
     if not sites:
         raise Refused(
             "activations.files has no tensor or column [n, d] or [rows, ctx, d] in float32, "
-            "float16 or bfloat16; convert it, as float64 by .astype('float32')"
+            f"float16 or bfloat16, but {tensors_in(recipe.activations)}; convert it, as float64 by "
+            ".astype('float32')"
         )
     if len(sites) > 1:
         raise Refused(f"the files have several sites ({', '.join(sites)}); give --sae.site one")

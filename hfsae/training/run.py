@@ -86,6 +86,12 @@ class Run:
         x, target = self._inputs(sample, is_slice=False)
         first = x[:FIRST_LOOK].clone()
         self.variance = start_(self.sae, self.args, x, target)
+        if not self.variance > 0:
+            raise Refused(
+                f"the activations at {self.sae.config.where_to or self.sae.config.where} are the "
+                f"same vector in all {len(x):,} of a sample, so there is nothing to learn; give "
+                "others"
+            )
         if self.control.warm_start_steps:
             self.control.begin(self.sae.pre_activations(first))
         if self.kind.can_be_sparse:

@@ -1,6 +1,7 @@
 """Files of activations: what their headers say, rows at any place, and what is refused."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -205,6 +206,7 @@ BAD = {
     "pt": (lambda f: named(f, "a.pt"), r"a\.pt is a pickle, .*`tensor = torch.load\(\".*a\.pt\", "
            r"weights_only=True\)`, then `safetensors\.torch\.save_file\(.*a\.safetensors\"\)`"),
     "pkl": (lambda f: named(f, "a.pkl"), "is a pickle"),
+    "pickled": (lambda f: named(f, f"{SITE}.npy", pickle.dumps([1.0])), r"1\.npy is a pickle, "),
     "npz": (lambda f: named(f, "a.npz"), r"is an archive, .* `numpy\.save\("),
     "suffix": (lambda f: named(f, "a.csv"), r"a\.csv cannot be read as activations; give \.safe"),
     "objects": (lambda f: array(f, np.array([[1.0], None], dtype=object)), "pickled objects"),

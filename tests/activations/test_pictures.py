@@ -217,7 +217,7 @@ def test_a_truncated_jpeg_is_found_at_an_eighth_of_its_size(encoder, tmp_path):
     assert "truncated" in source.reader.fault(0)
 
 
-def test_labels_come_from_a_table_or_from_folders(encoder, tmp_path):
+def test_labels_come_from_a_table_or_from_folders(encoder, tmp_path, caplog):
     folder = tmp_path / "pictures"
     save_pictures(folder, 3)
     (folder / "cats").mkdir()
@@ -225,6 +225,9 @@ def test_labels_come_from_a_table_or_from_folders(encoder, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("file,kind,weight\n1.png,dog,3\ncats/2.png,,4.5\nother.png,x,1\n")
     source = source_of(encoder("vit"), folder=str(folder), labels=str(table))
+    with caplog.at_level("WARNING"):
+        source.labels()
+    assert "no file is called 'other.png', as in" in caplog.text
     assert source.labels() == {"kind": [None, "dog", None], "weight": [None, "3", "4.5"]}
     by_folder = source_of(encoder("vit"), folder=str(folder), labels="folders")
     assert by_folder.labels() == {"folder": [None, None, "cats"]}

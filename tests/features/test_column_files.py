@@ -53,6 +53,18 @@ def test_without_ids_a_table_has_a_row_for_each_document_or_for_each_row(tmp_pat
     assert of_rows.position.tolist() == [0, 1, 0, 1, 2, 2, 0]
 
 
+def test_ids_under_another_name_are_told_and_not_taken_for_labels(tmp_path, caplog):
+    rows, columns = ["b", "b", "a", "c"], {"doc": ["a", "b", "c"], "k": ["x", "y", "x"]}
+    path = write(tmp_path, "l.csv", columns)
+    with pytest.raises(
+        ValueError, match=r"'doc' of .* holds the ids of the documents; make it the"
+    ):
+        read_labels_table(path, rows)
+    with caplog.at_level("INFO"):
+        read_labels_table(write(tmp_path, "k.csv", {"k": columns["k"]}), rows)
+    assert "were matched in order: it has no first column 'document'" in caplog.text
+
+
 def test_whole_numbers_with_few_values_are_classes(tmp_path):
     columns = {
         "digit": [i % 10 for i in range(60)],

@@ -125,6 +125,12 @@ def numpy_header(path: Path) -> Header:
     """
     size = size_of(path)
     with file_errors(path), path.open("rb") as file, reading(path):
+        if file.read(1) == b"\x80":
+            raise Refused(
+                f"{path} is a pickle, which can run any code, and is never read; save the array "
+                "by numpy.save"
+            )
+        file.seek(0)
         if np.lib.format.read_magic(file) == (1, 0):
             shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
         else:

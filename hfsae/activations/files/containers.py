@@ -75,6 +75,22 @@ def sites_of(paths: Sequence[Path]) -> list[str]:
     ]
 
 
+def listed_of(path: Path, most: int) -> str:
+    """What a file holds, in words; the reason why where its shape is not to be had."""
+    if _format_of([path]) == ".npy":
+        one = numpy_header(path)
+        return f"{path} is {one.kind} {list(one.shape)}"
+    shard, parts = _open(path), []
+    for name in shard.names[:most]:
+        try:
+            one = shard.header(name)
+            parts.append(f"{name!r} {one.kind} {list(one.shape)}")
+        except Refused as why:
+            parts.append(f"{name!r} of which {why}")
+    more = len(shard.names) - most
+    return f"{path} has {', '.join(parts)}" + (f" and {more} more" if more > 0 else "")
+
+
 def _open(path: Path) -> Shard:
     return TableShard(path) if path.suffix.lower() == ".parquet" else safetensors_shard(path)
 

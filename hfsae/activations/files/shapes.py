@@ -7,7 +7,7 @@ import torch
 
 from ...machine.refused import Refused, closest
 from .arguments import ActivationArguments, paths_of
-from .containers import open_shards, sites_of
+from .containers import listed_of, open_shards, sites_of
 from .rows import KEEP, check_rows
 from .shard import FLOATS, Header, Shard
 
@@ -60,6 +60,11 @@ def sites_in(args: ActivationArguments) -> list[str]:
         ValueError: no file is there, or one is damaged or of another format.
     """
     return sites_of(paths_of(args))
+
+
+def tensors_in(args: ActivationArguments, most: int = 3) -> str:
+    """The tensors or columns of the first file, in words: name, type and shape."""
+    return listed_of(paths_of(args)[0], most)
 
 
 def checked(args: ActivationArguments, sites: Sequence[str]) -> CheckedFiles:
