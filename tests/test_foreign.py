@@ -165,6 +165,7 @@ def sae(tmp_path) -> Path:
         ("{a: MISSING.txt}", "evaluation.texts.a: no .txt, .jsonl or .parquet file"),
         ("{a: packaged:python}", "packaged:python is in the training text; give a text that"),
         ("{a: 3}", "evaluation.texts must be names with a text each"),
+        ("{a: ' '}", "evaluation.texts must be names with a text each"),
         ("{a: ' '}", "got the name 'a' with ' '"),
         ("packaged:python", "evaluation.texts must be names with a text each"),
     ],

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModel
 
 import hfsae
 from hfsae import SAE
-from hfsae.models.fingerprint import verify
+from hfsae.machine.weights import of_others, weights_hash
+from hfsae.models.fingerprint import renamed, verify
 
 FULL, LOW = (1e-4, 0.01), (0.05, 0.1)
 
@@ -47,3 +49,14 @@ def test_bounds_are_close_where_both_sides_have_full_precision(tmp_path, was, no
     both = was == now == torch.float32
     assert (found.tolerance, found.flips_tolerance) == (FULL if both else LOW)
     assert found.ok and found.weights_are_intact is (True if was == now else None)
+
+
+def test_a_public_one_with_another_name_is_still_of_these_weights_and_verifies(tmp_path):
+    sae = saved(tmp_path)
+    path = tmp_path / "fingerprint.safetensors"
+    path.write_bytes(renamed(path, sae.config, {"model_name": "./lm"}))
+    assert not list(of_others(tmp_path, ["fingerprint.safetensors"]))
+    sae.config.model_name = "./lm"
+    assert verify(sae, path).ok
+    with safe_open(path, "pt") as file:
+        assert weights_hash(tmp_path) in file.metadata().values()

@@ -153,3 +153,13 @@ def test_a_refit_would_untie_rows():
     config = BatchTopKSAEConfig(d_in=8, d_sae=16, k=2, sites=SITES, dedicated=2)
     with pytest.raises(Refused, match=r"sae\.dedicated holds them equal; set it to null"):
         check_refit(config)
+
+
+def test_rows_that_start_at_tokens_are_the_same_at_each_site_too(tmp_path):
+    torch.manual_seed(0)
+    config = BatchTopKSAEConfig(d_in=2 * D, d_sae=64, k=6, sites=SITES, dedicated=4)
+    start = {"init_decoder_data": 0.9, "learning_rate": 1e-3}
+    sae = Trainer(BatchTopKSAE(config), Changed(), arguments(tmp_path, 2, **start)).train()
+    base, chat = sae.W_dec.detach().unflatten(1, (2, D)).unbind(1)
+    torch.testing.assert_close(base[:-4], chat[:-4])
+    assert not base[-4:].any() and chat[-4:].norm(dim=1).min() > 0.4
