@@ -364,6 +364,9 @@ def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
     assert record["models"] == {"base": "tiny/base", "chat": "tiny/chat"}
     assert record["n_tokens"] > 100
     assert sum(group["n"] for group in record["groups"].values()) == 32
+    l0 = read_json(trained / "evaluation.json")["metrics"]["l0"]["value"]
+    n_fired = sum(record["latents"]["n_firings"])
+    assert n_fired / record["n_tokens"] == pytest.approx(l0, rel=0.2)
     sae = hfsae.load(str(trained))
     assert record["latents"]["share"] == pytest.approx(sae.shares[:, 1].tolist(), abs=1e-6)
     assert "mostly chat (r >= .9)" in printed and (trained / "figures" / "diff.png").is_file()

@@ -61,6 +61,17 @@ def test_nothing_that_it_writes_speaks_of_a_language_model_or_its_loss(trained):
     assert "activations that were read from files" in card and "300" not in card.split("---")[1]
 
 
+def test_how_often_rows_are_read_is_told_before_and_after(trained, acts, tmp_path, capsys):
+    argv = ["train", "--activations", str(acts), *SMALL, "--training.output_dir", str(tmp_path)]
+    assert main([*argv, "--dry_run"]) == 0
+    assert "from some 5,700 rows, each read 4.5 times" in capsys.readouterr().out
+    n = json.loads((trained / "training.json").read_text())["activations"]["train_rows"]
+    assert (
+        f"- Few rows: {n:,} different ones were trained on, each some {round(25600 / n)} times"
+        in (trained / "README.md").read_text()
+    )
+
+
 def test_the_card_and_show_count_rows(trained, capsys):
     assert main(["show", str(trained)]) == 0
     out = capsys.readouterr().out

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..activations import check_files
 from ..lm import by_model, capture, widths_of
 from ..machine.processor import Room
 from ..machine.refused import Refused
@@ -104,7 +105,7 @@ def estimate(
         *_input_lines(recipe, lm),
         *(_sae_line(name, config) for name, config in configs.items()),
         f"training        {t.n_tokens:,} activations in {t.total_steps:,} steps of {t.batch_size}, "
-        f"from {t.n_tokens / recipe.shuffle.passes:,.0f} harvested",
+        + _read_how_often(recipe),
         f"output          {t.output_dir}",
         *_clash(recipe),
         "",
@@ -117,6 +118,16 @@ def estimate(
         lines.append(f"{'':<16}plus the evaluation of all held-out text, of unknown length")
     totals = (sum(parts.values()) for parts in (*needed, on_disk, seconds))
     return RunCost(lines, *totals)
+
+
+def _read_how_often(recipe: Recipe) -> str:
+    n = recipe.training.n_tokens
+    if recipe.kind != "files":
+        return f"from {n / recipe.shuffle.passes:,.0f} harvested"
+    args = recipe.activations
+    of_training = 1 - args.held_out_fraction - args.validation_fraction
+    n_rows = of_training * check_files(args, recipe.sites).n_rows
+    return f"from some {n_rows:,.0f} rows, each read {n / max(n_rows, 1):.2g} times"
 
 
 def _input_lines(recipe: Recipe, lm: Model) -> list[str]:

@@ -63,15 +63,7 @@ def train(
     """
     if not isinstance(output_dir, str | Path):
         raise Refused(f"output_dir must be a folder, such as 'runs/mine', got {output_dir!r}")
-    if labels is not None and activations is None:
-        raise Refused("labels belong to activations in files; name these, or give a recipe")
-    if activations is None:
-        base = _with_text(recipe, model, site, dataset)
-    elif model is None and dataset is None:
-        name = "activations" if recipe == "quickstart" else recipe
-        base = _with_files(name, activations, labels)
-    else:
-        raise Refused("activations stand in the place of model and dataset; give one of them")
+    base = _base(recipe, (model, site, dataset), activations, labels)
     fields = {**_placed(site), "d_sae": d_sae, "target_l0": target_l0, **sae}
     given = {name: value for name, value in fields.items() if value is not None}
     budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}
@@ -79,6 +71,23 @@ def train(
     whole = replace(base, sae={**_elsewhere(base.sae, site), **given}, training=training)
     of = "activations" if model is None else f"{model=}"
     return load_trained(run(whole, command=f"hfsae.train({of}, ...)")[0])
+
+
+def _base(
+    recipe: Recipe | str | Path,
+    of_model: tuple[str | None, Any, Any],
+    activations: str | Path | Sequence[str] | None,
+    labels: str | Path | None,
+) -> Recipe:
+    """The recipe with what it reads: a model's text, as model, site and data set, or files."""
+    if activations is None and labels is None:
+        return _with_text(recipe, *of_model)
+    if activations is None:
+        raise Refused("labels belong to activations in files; name these, or give a recipe")
+    model, _, dataset = of_model
+    if model is not None or dataset is not None:
+        raise Refused("activations stand in the place of model and dataset; give one of them")
+    return _with_files(recipe, activations, labels)
 
 
 def _placed(site: str | Sequence[str] | None) -> dict[str, object]:
@@ -114,7 +123,7 @@ def _with_text(
 def _with_files(
     recipe: Recipe | str | Path, files: str | Path | Sequence[str], labels: str | Path | None
 ) -> Recipe:
-    base = _for_one(recipe)
+    base = _for_one("activations" if recipe == "quickstart" else recipe)
     given = {"files": _paths(files)} | ({} if labels is None else {"labels": str(labels)})
     return replace(base, activations=replace(base.activations, **given))
 
