@@ -372,6 +372,10 @@ def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
     assert "mostly chat (r >= .9)" in printed and (trained / "figures" / "diff.png").is_file()
     assert "figures/diff.png" in (trained / "README.md").read_text()
     assert table(trained) in printed
+    for n in (0, -3):
+        with pytest.raises(ValueError, match=f"n_tokens is {n}; give 1 or more"):
+            diff(trained, n)
+    assert diff(trained, 1)["n_tokens"] >= 1
     changed = {**record, "n_tokens": 1}
     (trained / "diff.json").write_text(json.dumps(changed))
     with pytest.raises(ValueError, match="was changed after it was written"):

@@ -270,6 +270,13 @@ def test_a_missing_key_is_named(monkeypatch):
     assert isinstance(judge_of(JudgeArguments()), Local)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://x.huggingface.co/v1", "https://huggingface.co.example.org/v1", "https://a/v1"]
+)
+def test_the_hubs_token_is_for_its_own_hosts_over_https_alone(url):
+    assert JudgeArguments(model="m", base_url=url).key_variable == "OPENAI_API_KEY"
+
+
 def test_addresses_in_records_have_no_credentials():
     url = "https://user:word@example.org:8000/v1?key=abcdef#x"
     args = JudgeArguments(model="m", base_url=url)

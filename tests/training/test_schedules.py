@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hfsae.training import Trainer
 from hfsae.training.optimiser import Optimiser
 from hfsae.training.schedules import (
     cosine_warmup,
@@ -13,7 +14,7 @@ from hfsae.training.schedules import (
     steer,
 )
 
-from .planted import arguments, make_sae
+from .planted import PlantedStream, arguments, make_sae
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,15 @@ def test_decoder_and_thresholds_have_rates_of_their_own(tmp_path):
     }
     expected = {"W_enc": 1e-3, "b_enc": 1e-3, "b_dec": 1e-3, "W_dec": 3e-3, "threshold": 5e-4}
     assert moved == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_bandwidth_begins_wide_where_the_warm_start_ends(tmp_path):
+    sae, seen = make_sae(target_l0=3.0), []
+    losses = sae.sparsity_losses
+    sae.sparsity_losses = lambda parts, schedule: (
+        seen.append(schedule.bandwidth) or losses(parts, schedule)
+    )
+    more = {"warm_start_steps": 4, "bandwidth_steps": 4, "bandwidth_start": 8.0}
+    Trainer(sae, PlantedStream(), arguments(tmp_path, 10, save_steps=0, **more)).train()
+    narrowing = [8.0 ** (1 - i / 4) for i in range(5)]
+    assert seen == pytest.approx([*[1.0] * 4, *narrowing, 1.0])
