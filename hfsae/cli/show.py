@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
 from transformers import AutoModel
 
 from ..cards import COLUMNS, misgivings, texts_section
@@ -24,6 +22,7 @@ from ..machine.seal import changes
 from ..machine.units import TOKEN, section_of, unit_of
 from ..machine.weights import refuse_mixture
 from ..measurement import known_fields
+from ..models import SAE
 from ..models.config import check_latent
 from ..models.site_fields import where_of
 from ..recipe import home_of
@@ -59,7 +58,8 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
         print(f"{missing[0].upper()}{missing[1:]}")
         return
     store, names = FeatureStore.load(folder), _names(folder)
-    shares, of_model = _shares(folder), _model_of_last_site(read_json(folder / CONFIG))
+    several = len(read_json(folder / CONFIG).get("sites") or ()) > 1
+    sae = AutoModel.from_pretrained(folder) if several else None
     for index in latents or store.pick(_SHOWN_LATENTS):
         check_latent(index, len(store))
         with reading(folder / FEATURES):
@@ -73,24 +73,16 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
         lines = show(latent, ANSI if sys.stdout.isatty() else PLAIN).split("\n")
         if index in names:
             lines.insert(1, f"  name        {printable(names[index])}")
-        if shares is not None:
-            each = ", ".join(f"{site} {100 * of[index]:.0f} %" for site, of in shares.items())
-            each += f"; promotes tokens of {of_model}" if of_model else ""
-            lines.insert(1, f"  writes      {each}")
+        if sae is not None:
+            lines.insert(1, f"  writes      {_where_it_writes(sae, index)}")
         print("\n" + "\n".join(lines))
 
 
-def _shares(folder: Path) -> dict[str, Float[Tensor, " d_sae"]] | None:
-    """The share of each latent that it writes at each site; None for an SAE of one site."""
-    if len(read_json(folder / CONFIG).get("sites") or ()) < 2:
-        return None
-    sae = AutoModel.from_pretrained(folder)
-    return dict(zip(sae.config.writes.names, sae.shares.T, strict=True))
-
-
-def _model_of_last_site(config: Mapping[str, Any]) -> str:
-    """Of several models the one whose next token a latent promotes; else empty."""
-    return config["sites"][-1].partition("/")[0] if config.get("model_names") else ""
+def _where_it_writes(sae: SAE, index: int) -> str:
+    """A latent's share at each of several sites."""
+    shares = zip(sae.config.writes.names, sae.shares[index].tolist(), strict=True)
+    each = ", ".join(f"{site} {100 * share:.0f} %" for site, share in shares)
+    return f"{each}; promotes tokens of {model}" if (model := sae.config.last_model) else each
 
 
 def _names(folder: Path) -> dict[int, str]:

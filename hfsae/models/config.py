@@ -180,6 +180,11 @@ class SAEConfig(SiteFields):
         return True
 
     @property
+    def last_model(self) -> str:
+        """Of several language models the last site's, whose next token latents act on; else ""."""
+        return self.writes.names[-1].partition("/")[0] if self.model_names else ""
+
+    @property
     def l0_goal(self) -> Number | None:
         """The L0 that the config sets, by a target or a number of latents to choose."""
         return l0_goal(vars(self))

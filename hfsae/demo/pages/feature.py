@@ -16,7 +16,6 @@ from ..parts import html, number, panel, percent
 from ..presets import clearest
 from ..snippet import of_latent
 from ..steer_actions import direction
-from ..subject import Subject
 from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
@@ -112,7 +111,7 @@ class FeaturePage(Page[at.Feature]):
         unit = self.subject.unit
         view |= {"unit": unit, "facts": _facts(view, unit)}
         view["opens"] = self.subject.encoder is not None
-        view["of_model"] = _model_of_last_site(self.subject)
+        view["of_model"] = self.subject.sae.config.last_model
         if view["collected"]:
             view |= _histogram(view["histogram"], unit)
             for group in view["groups"]:
@@ -257,12 +256,6 @@ def _histogram(bars: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:
         for b in bars
     ]
     return {"bars": drawn, "most": f"{most:,} {unit.many}", "low": low, "high": high}
-
-
-def _model_of_last_site(subject: Subject) -> str:
-    """Of several models the one whose next token the direction changes; else empty."""
-    config = subject.sae.config
-    return config.writes.names[-1].partition("/")[0] if config.model_names else ""
 
 
 def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
