@@ -23,6 +23,19 @@ def test_arrows_name_sites_and_target_sites(tmp_path, tiny_lm):
 
 
 @pytest.mark.parametrize(
+    ("given", "sites"),
+    [
+        ("layers.0,layers.2", ["layers.0", "layers.2"]),
+        ("layers.{0,2}.mlp, layers.1", ["layers.0.mlp", "layers.2.mlp", "layers.1"]),
+        ("layers.{0..1}", ["layers.0", "layers.1"]),
+    ],
+)
+def test_sites_in_one_text_stand_between_commas_outside_braces(tmp_path, given, sites):
+    sae = {"model_type": "batch_topk_sae", "site": None, "sites": given}
+    assert tiny_recipe(tmp_path, sae=sae).sae["sites"] == sites
+
+
+@pytest.mark.parametrize(
     ("fields", "sentence"),
     [
         ({"model_type": "batch_topk_sae"}, r"set sae\.model_type to batch_topk_clt or jumprelu_c"),

@@ -1,5 +1,6 @@
 """Runs on activations in files: from `hfsae train --activations` to a card, without any model."""
 
+import csv
 import json
 import re
 import shutil
@@ -11,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hfsae
-from hfsae.activations import ActivationArguments, FileSource, ShuffleArguments
+from hfsae.activations import ActivationArguments, FileSource, ImageArguments, ShuffleArguments
 from hfsae.cli import main
 from hfsae.comparison import Comparison, compare
 from hfsae.evaluation import EvaluationArguments
-from hfsae.recipe import harvest_to, load_trained, read_recipe, run
+from hfsae.recipe import LMArguments, harvest_to, load_trained, read_recipe, run
 from tests.helpers import refused
 from tests.tiny import tiny_recipe
+from tests.tiny_encoders import block, save_encoder, save_pictures, whole_model
 from tests.training.planted import PlantedStream
 
 N, D, PER_DOCUMENT = 6000, 16, 20
@@ -135,6 +137,38 @@ def test_a_harvest_goes_on_where_it_was_stopped(loads, tmp_path, monkeypatch):
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
+def test_a_harvest_of_labelled_pictures_brings_the_labels_of_held_out_ones(tmp_path, caplog):
+    pytest.importorskip("PIL")
+    for kind in ("cloth", "wool"):
+        save_pictures(tmp_path / "pictures" / kind, 40, seed=len(kind))
+    lm = LMArguments(name=save_encoder("vit", tmp_path / "vit"), kind="auto", dtype="float32")
+    images = ImageArguments(folder=str(tmp_path / "pictures"), labels="folders")
+    images.held_out_fraction = 0.3
+    sae = {"site": block(whole_model("vit"), 1), "d_sae": 32, "target_l0": 4}
+    recipe = tiny_recipe(tmp_path / "run", lm=lm, images=images, sae=sae, collect_tokens=0)
+    reading = read_recipe(harvest_to(recipe, tmp_path / "acts"))
+    with open(tmp_path / "acts" / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    sides = {
+        side: {
+            int(i)
+            for path in (tmp_path / "acts").glob(f"{side}-*.safetensors")
+            for i in load_file(path)["document"]
+        }
+        for side in ("train", "test")
+    }
+    assert [int(row["document"]) for row in rows] == sorted(sides["test"])
+    assert not sides["test"] & sides["train"] and len(rows) > 8
+    kinds = ["cloth"] * 40 + ["wool"] * 40
+    assert [row["folder"] for row in rows] == [kinds[int(row["document"])] for row in rows]
+    (folder,) = run(replace(reading, sae={**reading.sae, "d_sae": 24}))
+    table = json.loads((folder / "features/columns.json").read_text())
+    assert table["n_documents"] == len(rows)
+    few = replace(recipe, evaluation=EvaluationArguments(n_tokens=16))
+    assert not read_recipe(harvest_to(few, tmp_path / "few")).activations.labels
+    assert "labels are left out: 1 documents with labels" in caplog.text
+
+
 def _interrupt(*args):
     raise KeyboardInterrupt
 
@@ -154,18 +188,19 @@ def test_what_cannot_be_trained_on_is_one_sentence(acts, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def two_sites(tmp_path_factory):
-    """The rows of one site, and what a linear map makes of them at another; labels of documents,
-    one of which goes with a planted direction."""
+    """The rows of one site, and what a linear map makes of them at another; labels of documents by
+    their ids, which come in no order; one of them goes with a planted direction."""
     folder = tmp_path_factory.mktemp("two")
     stream = PlantedStream(d=D)
     x = stream.part(1, N)["layers.1"]
     turned = x @ torch.randn(D, 8, generator=torch.Generator().manual_seed(0))
-    document = torch.arange(N) // PER_DOCUMENT
+    document = torch.arange(N) // PER_DOCUMENT * 7 % (N // PER_DOCUMENT)  # ids in no order
     save_file({"in": x, "out": turned, "document": document}, folder / "acts.safetensors")
     strongest = (x @ stream.directions[5]).view(-1, PER_DOCUMENT).amax(1)
     kinds = ["high" if one > strongest.median() else "low" for one in strongest.tolist()]
     noise = torch.rand(len(kinds), generator=torch.Generator().manual_seed(1)).tolist()
-    lines = [f"{i},{kind},{n:.4f}" for i, (kind, n) in enumerate(zip(kinds, noise, strict=True))]
+    ids = document[::PER_DOCUMENT].tolist()
+    lines = [f"{i},{kind},{n:.4f}" for i, kind, n in zip(ids, kinds, noise, strict=True)]
     (folder / "labels.csv").write_text("\n".join(["document,kind,noise", *lines]) + "\n")
     return folder
 
@@ -195,6 +230,10 @@ def test_several_saes_and_a_transcoder_train_on_one_reading(two_sites, tmp_path)
     assert "predict out from in" in (folders[1] / "README.md").read_text()
 
 
+def card_of(folder) -> str:
+    return (folder / "README.md").read_text()
+
+
 def test_labels_are_tabled_beside_raw_dimensions_and_made_again_where_they_change(
     two_sites, tmp_path
 ):
@@ -209,10 +248,14 @@ def test_labels_are_tabled_beside_raw_dimensions_and_made_again_where_they_chang
     kind, noise = rows["kind", "auc"], rows["noise", "spearman"]
     assert kind["latent"]["value"] > 0.85 > kind["raw"]["value"]
     assert noise["n_passing"] == 0 and abs(noise["latent"]["value"]) < 0.3
+    best, raw = kind["latent"], kind["raw"]
+    low = ", low" if best["sign"] < 0 else ""
+    shown = f"| {best['index']} {best['use']}{low} | {best['value']:.2f} ({best['low']:.2f} to "
+    assert f"{shown}{best['high']:.2f}) | {raw['index']} " in card_of(folder)
     other = tmp_path / "other.csv"
     other.write_text(labels.read_text().replace("kind", "height"))
     (again,) = run(recipe_of(two_sites, tmp_path / "run", labels=str(other), collect_tokens=0))
-    assert "height" in (again / "features/columns.md").read_text()
+    assert "height" in (again / "features/columns.md").read_text() and "height" in card_of(again)
     assert (again / "model.safetensors").stat().st_mtime_ns == weights, "nothing is trained again"
 
 
@@ -282,7 +325,8 @@ def test_a_push_lists_each_file_once(trained, capsys):
     folder = trained.parent / "pushed"
     shutil.copytree(trained, folder)
     (folder / "notes.txt").write_text("mine")
-    (folder / "features/columns.json").write_text("{}")
+    table = {"associations": [], "by": "document", "n_units": 0, "n_documents": 0}
+    (folder / "features/columns.json").write_text(json.dumps(table))
     assert main(["push", str(folder), "me/mine", "--dry_run"]) == 0
     out = capsys.readouterr().out
     sent, _, left = out.partition("not sent: ")

@@ -106,13 +106,15 @@ def block(model: nn.Module, number: int) -> str:
     return f"{stacks[0]}.{number}"
 
 
-def save_pictures(folder: Path, n: int, size: tuple[int, int] = (40, 33)) -> list[np.ndarray]:
+def save_pictures(
+    folder: Path, n: int, size: tuple[int, int] = (40, 33), seed: int = 0
+) -> list[np.ndarray]:
     """Random pictures 0.png, 1.png and so on, and their pixels [height, width, 3]."""
     from PIL import Image
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     pixels = [rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8) for _ in range(n)]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     for i, one in enumerate(pixels):
         Image.fromarray(one).save(folder / f"{i}.png")
     return pixels

@@ -51,6 +51,7 @@ from ..machine.weights import refuse_mixture
 from ..models import SAE
 from ..models.registry import class_of
 from ..models.site_fields import where_in_short_of, where_to_of
+from .labels import labels_section
 from .limits import reasons_against
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section
@@ -133,7 +134,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
     with reading(folder / FEATURES):
         latents = list(shown_latents(folder)) if examples else []
         names = names_of(folder, [row["latent"] for row in latents]) if latents else {}
-        about_names = names_section(folder)
+        about_names, labels = names_section(folder), labels_section(folder)
     with reading(folder), _rendering(folder):
         facts, measured = _facts(config, record), evaluation.get("measured_with", {})
         return template.render(
@@ -149,6 +150,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             figures=_figures(folder / FIGURES, unit_of(record)),
             latents=[{**row, "name": names.get(row["latent"])} for row in latents],
             names=about_names,
+            labels=labels,
             probing=probing_section(folder, evaluation),
             texts=texts_section(folder, config, evaluation),
             far=FAR,

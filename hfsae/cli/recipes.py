@@ -47,15 +47,17 @@ _USAGE = {
     "collect": "SOURCE [--FIELD VALUE ...]",
 }
 # Fields that `--help` explains; the others are for `--help_all`.
-_OFTEN_OF_TRAINING = ("lm.name", "text.dataset", "training.output_dir", "training.n_tokens")
-_OFTEN_OF_TRAINING += ("training.learning_rate", "evaluation.n_tokens")
+_TEXT = ("lm.name", "text.dataset")
+_OTHER_INPUTS = ("images.files", "audio.files", "activations.files")
+_TRAINING = ("training.output_dir", "training.n_tokens", "training.learning_rate")
+_TRAINING += ("evaluation.n_tokens",)
 _OFTEN = {
-    "train": (*_OFTEN_OF_TRAINING, "text.context_size", "collect_tokens"),
-    "compare": (*_OFTEN_OF_TRAINING, "arms", "seeds", "at_l0", "only"),
+    "train": (*_TEXT, *_OTHER_INPUTS, *_TRAINING, "text.context_size", "collect_tokens"),
+    "compare": (*_TEXT, *_TRAINING, "arms", "seeds", "at_l0", "only"),
     "tune": ("training.output_dir", "training.n_tokens", "ranges", "arms", "trials", "rungs"),
-    "harvest": ("lm.name", "text.dataset", "training.n_tokens", "evaluation.n_tokens"),
-    "evaluate": ("lm.name", "text.dataset", "evaluation.n_tokens", "evaluation.texts"),
-    "collect": ("lm.name", "text.dataset", "collect_tokens", "collect.top", "collect.window"),
+    "harvest": (*_TEXT, *_OTHER_INPUTS[:2], "training.n_tokens", "evaluation.n_tokens"),
+    "evaluate": (*_TEXT, "evaluation.n_tokens", "evaluation.texts"),
+    "collect": (*_TEXT, "collect_tokens", "collect.top", "collect.window"),
 }
 _OFTEN_OF_SAE = ("site", "target_l0", "k")
 _KINDS = {"lm": LMArguments, "text": TextArguments, "harvest": HarvestArguments}
@@ -121,7 +123,7 @@ def add_sections(parser: VerbParser, sections: Sequence[str]) -> None:
         if action.dest.partition(".")[0] in sections:
             action.default = SUPPRESS
     parser.recipe = parser.sections = tuple(sections)
-    parser.often = tuple(n for n in _OFTEN_OF_TRAINING if n.partition(".")[0] in sections)
+    parser.often = tuple(n for n in _TEXT if n.partition(".")[0] in sections)
 
 
 def add_output(parser: VerbParser) -> None:

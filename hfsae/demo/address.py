@@ -1,12 +1,12 @@
 """The state of the app as a link: which page, and its fields.
 
-A page's state is one frozen dataclass; a link has the fields that differ from their defaults. So a
-page can be sent to somebody else, and opened again.
+A page's state is one frozen dataclass, here or in the page's own file; a link has the fields that
+differ from their defaults. So a page can be sent to somebody else, and opened again.
 """
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 from urllib.parse import urlencode
 
 from ..machine.refused import Refused
@@ -15,7 +15,12 @@ from .validate import MAX_CHARACTERS
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Address:
+    """The state of a page, each of which has a subclass; its name in links is that of the class."""
+
+
+@dataclass(frozen=True)
+class Inspect(Address):
     """A text, with a latent to colour it by and a token whose latents are listed."""
 
     prompt: str = ""
@@ -27,7 +32,7 @@ class Inspect:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Picture(Address):
     """A picture, by its document's number or the name of an uploaded one, and a latent to colour it
     by."""
 
@@ -36,7 +41,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Feature:
+class Feature(Address):
     """A latent, and a text to try it on."""
 
     latent: int | None = None
@@ -44,7 +49,7 @@ class Feature:
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Address):
     """A search for latents; see `inspect_actions.search`."""
 
     query: str = ""
@@ -52,21 +57,21 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Map:
+class Map(Address):
     """What is highlighted on the map of latents."""
 
     query: str = ""
 
 
 @dataclass(frozen=True)
-class Labels:
+class Labels(Address):
     """The table of latents that tell labels apart, or its rows with some words."""
 
     query: str = ""
 
 
 @dataclass(frozen=True)
-class Diff:
+class Diff(Address):
     """Latents of one of two language models or of both, in an order; see `diff_actions`."""
 
     group: str = ""
@@ -80,7 +85,7 @@ class _Prompt:
 
 
 @dataclass(frozen=True)
-class Steer(Settings, _Prompt):  # so that in links the prompt comes first
+class Steer(Settings, _Prompt, Address):  # so that in links the prompt comes first
     """A prompt, the latents to steer, and all settings."""
 
     turns: tuple[str, ...] = ()
@@ -90,7 +95,7 @@ class Steer(Settings, _Prompt):  # so that in links the prompt comes first
 
 
 @dataclass(frozen=True)
-class Why:
+class Why(Address):
     """A text whose next token is explained, and a token to contrast it with."""
 
     prompt: str = ""
@@ -99,7 +104,7 @@ class Why:
 
 
 @dataclass(frozen=True)
-class Health:
+class Health(Address):
     """Another SAE to compare with, and a text to measure."""
 
     versus: str = ""
@@ -107,7 +112,7 @@ class Health:
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(Address):
     """Another SAE, and a text that both read."""
 
     other: str = ""
@@ -115,27 +120,13 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class About:
+class About(Address):
     """The card."""
 
 
-Address = (
-    Inspect
-    | Picture
-    | Feature
-    | Search
-    | Map
-    | Labels
-    | Diff
-    | Steer
-    | Why
-    | Health
-    | Compare
-    | About
-)
-_CLASSES: dict[str, type] = {kind.__name__.lower(): kind for kind in get_args(Address)}
-PAGES = tuple(_CLASSES)
-"""Their names, as links have them, in the order of the tabs."""
+def _known() -> dict[str, type[Address]]:
+    """Of all pages, by their names in links."""
+    return {kind.__name__.lower(): kind for kind in Address.__subclasses__()}
 
 
 def page_of(address: Address) -> str:
@@ -162,13 +153,13 @@ def from_query(query: dict[str, str]) -> Address:
     Raises:
         ValueError: an unknown page, or a value that cannot be read.
     """
-    tab = query.get("tab") or query.get("page") or PAGES[0]  # people guess `page`
-    if tab not in _CLASSES:
-        raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(PAGES)}")
-    address_class = _CLASSES[tab]
-    kinds = get_type_hints(address_class)
+    known = _known()
+    tab = query.get("tab") or query.get("page") or next(iter(known))  # people guess `page`
+    if tab not in known:
+        raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(known)}")
+    kinds = get_type_hints(known[tab])
     values = {n: _read(n, query[n], kind) for n, kind in kinds.items() if n in query}
-    return address_class(**values)
+    return known[tab](**values)
 
 
 def _written(value: object) -> str:

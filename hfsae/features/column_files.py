@@ -4,6 +4,7 @@ Labels here are known facts about inputs, such as a class or an age; `labels.py`
 people give to latents.
 """
 
+import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int64
 
-from ..machine.files import damaged
+from ..machine.files import damaged, replacing
 from ..machine.refused import Damaged, Refused, closest
 
 if TYPE_CHECKING:
@@ -143,7 +144,9 @@ class LabelColumns:
 
 
 def read_labels_table(
-    path: str | Path, documents: Sequence[int] | Sequence[str] | np.ndarray
+    path: str | Path,
+    documents: Sequence[int] | Sequence[str] | np.ndarray,
+    ids: Sequence[object] | None = None,
 ) -> LabelColumns:
     """The labels in a csv or parquet file.
 
@@ -151,28 +154,33 @@ def read_labels_table(
     document, or one for each row of the documents, in their order.
 
     Args:
-        documents: the id of each row's document, in order; or of each document once. Ids are the
-            documents' numbers, or names, which are numbered in the order of their first rows.
+        documents: each row's document, in order; or each document once. Its number, or a name;
+            names are numbered in the order of their first rows.
+        ids: of the documents by number, such as `FileSource.documents`; None: they are the numbers,
+            or the names.
 
     Raises:
         ValueError: the file is damaged or of another kind, has another length, an unknown document,
             one twice, or no column that can be used.
     """
-    path, ids = Path(path), np.asarray(documents)
-    are_texts = ids.dtype.kind in "US"
-    names, first, which = np.unique(ids, return_index=True, return_inverse=True)
-    number = first.argsort().argsort()[which] if are_texts else ids.astype(np.int64)
-    table = _read(path, ids_are_texts=are_texts)
+    path, rows = Path(path), np.asarray(documents)
+    if rows.dtype.kind in "US":
+        names, first, which = np.unique(rows, return_index=True, return_inverse=True)
+        order = first.argsort()
+        ids, rows = names[order].tolist(), order.argsort()[which]
+    number = rows.astype(np.int64)
+    numbers, first = np.unique(number, return_index=True)
+    by_id = {str(n if ids is None else ids[n]): n for n in numbers.tolist()}
+    table = _read(path, ids_are_texts=ids is not None)
     has_ids = table.column_names[:1] == [IDS]
     of_labels = table.column_names[1:] if has_ids else table.column_names
     columns = {name: table[name].to_pylist() for name in of_labels}
     if not columns:
         raise Refused(f"{path} has no column of labels; give a column to each label")
     if not has_ids:
-        _refuse_ids_under_another_name(path, columns, names)
+        _refuse_ids_under_another_name(path, columns, {*by_id})
         logger.info("the rows of %s were matched in order: it has no first column %r", path, IDS)
     if has_ids:
-        by_id = dict(zip(map(str, names.tolist()), number[first].tolist(), strict=True))
         given = [str(name) for name in table[IDS].to_pylist()]
         labels = LabelColumns(columns, _numbers_of(path, given, by_id))
     else:
@@ -180,10 +188,19 @@ def read_labels_table(
     return labels.comparable()
 
 
-def _refuse_ids_under_another_name(
-    path: Path, columns: Mapping[str, list[Any]], ids: np.ndarray
+def write_labels_table(
+    path: Path, documents: Sequence[int], columns: Mapping[str, Sequence[object]]
 ) -> None:
-    every = {*map(str, ids.tolist())}
+    """Write a csv file that `read_labels_table` reads; None is a document without a label."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [(IDS, *columns), *zip(documents, *columns.values(), strict=True)]
+        )
+
+
+def _refuse_ids_under_another_name(
+    path: Path, columns: Mapping[str, list[Any]], every: set[str]
+) -> None:
     for name, values in columns.items():
         if len(every) > 1 and len(values) == len(every) == len(every & {*map(str, values)}):
             raise Refused(

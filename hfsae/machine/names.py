@@ -46,7 +46,7 @@ PICTURES = f"{FEATURES}/pictures.parquet"
 CALLS = f"{FEATURES}/calls.jsonl"
 
 RECIPE = "recipe.yaml"
-HARVEST = "harvest.json"
+HARVEST, LABELS_TABLE = "harvest.json", "labels.csv"
 CHECKPOINTS, STEPS = "checkpoints", "step-*.pt"
 
 DOCUMENTS, CAUSES = "documents.safetensors", "causes.safetensors"

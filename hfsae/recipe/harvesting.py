@@ -2,6 +2,7 @@
 
     train-00000.safetensors ...   a bucket each, in the order of training
     test-00000.safetensors ...    of held-out documents, for the evaluation
+    labels.csv                    of these documents, where pictures or sounds have labels
     harvest.json                  how far it came
     recipe.yaml                   trains the same SAEs on these files
 
@@ -14,18 +15,22 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..activations import ActivationArguments, Source, Split
+from ..activations import ActivationArguments, InputSource, Source, Split
+from ..features import refuse_few_documents, write_labels_table
 from ..lm import widths_of
 from ..machine.files import read_json, replacing, sweep, write_whole
 from ..machine.lock import locked
-from ..machine.names import HARVEST, RECIPE, shard_name
+from ..machine.names import HARVEST, LABELS_TABLE, RECIPE, shard_name
 from ..machine.refused import Refused
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .fields import LMArguments, Recipe, as_plain, bucket_tokens, sides_of
@@ -65,7 +70,8 @@ def harvest_to(recipe: Recipe, folder: Path) -> Path:
         _write_training(recipe, inputs.source(sites), folder, progress)
         if recipe.sizes.evaluation != 0:
             _write_held_out(recipe, inputs, sites, folder, progress)
-        save_recipe(folder, as_plain(_reading(recipe, folder)))
+        labels = _write_labels(inputs.source(sites), folder, sides_of(recipe)[-1])
+        save_recipe(folder, as_plain(_reading(recipe, folder, labels)))
     return folder / RECIPE
 
 
@@ -129,6 +135,29 @@ def _write_held_out(
     write_whole(folder / HARVEST, json.dumps(progress) + "\n")
 
 
+def _write_labels(source: Source, folder: Path, side: Split) -> str:
+    """Write a table with the labels of the held-out documents; returns its path, or nothing where
+    there are none, or too few."""
+    labels = source.labels() if isinstance(source, InputSource) else {}
+    if not labels:
+        return ""
+    shards = takewhile(Path.is_file, (folder / shard_name(side, i) for i in count()))
+    held_out = sorted({number for path in shards for number in _documents_of(path)})
+    try:
+        refuse_few_documents(len(held_out))
+    except Refused as why:
+        logger.warning("labels are left out: %s", why)
+        return ""
+    columns = {name: [of[number] for number in held_out] for name, of in labels.items()}
+    write_labels_table(folder / LABELS_TABLE, held_out, columns)
+    return str(folder / LABELS_TABLE)
+
+
+def _documents_of(path: Path) -> list[int]:
+    with safe_open(path, "np") as shard:
+        return np.unique(shard.get_tensor("document")).tolist()
+
+
 def _in_shards(source: Source, side: Split, n: int | None) -> Iterator[dict[str, Tensor]]:
     parts: dict[str, list[Tensor]] = {}
     n_rows = 0
@@ -157,9 +186,9 @@ def _save(tensors: Mapping[str, Tensor], path: Path, side: Split) -> None:
         save_file(whole, temporary, metadata={"side": side, "order": "given"})
 
 
-def _reading(recipe: Recipe, folder: Path) -> Recipe:
+def _reading(recipe: Recipe, folder: Path, labels: str) -> Recipe:
     """The recipe that trains the same SAEs on the files."""
-    files = ActivationArguments(files=str(folder))
+    files = ActivationArguments(files=str(folder), labels=labels)
     whole = replace(recipe.evaluation, n_tokens=None, texts={})  # what was harvested for it
     fields: dict[str, Any] = {
         "explain_tokens": 0,

@@ -9,7 +9,14 @@ import torch
 from ..activations import FileSource, check_files
 from ..evaluation import EvaluationResult, evaluate_reconstructions
 from ..evaluation.result import in_units
-from ..features import FeatureStore, LabelTable, collect_rows, label_table, read_labels_table
+from ..features import (
+    FeatureStore,
+    LabelColumns,
+    LabelTable,
+    collect_rows,
+    label_table,
+    read_labels_table,
+)
 from ..features.held_out import refuse_few_documents
 from ..machine.refused import Refused
 from ..machine.units import UNITS
@@ -52,7 +59,7 @@ class FileInputs:
         for _ in source.batches(side, self.recipe.sizes.evaluation):
             pass  # what is not finite is told before training, not after it
         if args.labels:
-            labels = read_labels_table(args.labels, source.document_of_rows())
+            labels = _labels(args.labels, source)
             held_out = source.rows.document[source.row_numbers(side)]
             share = f"; activations.held_out_fraction is {args.held_out_fraction:g}: raise it"
             refuse_few_documents(len(np.intersect1d(labels.document, held_out)), share)
@@ -98,9 +105,13 @@ class FileInputs:
     def tabulate(self, job: Job) -> LabelTable:
         """How latents go with the labels of documents, or of rows, on the held-out side."""
         source = self.source(job.sae.config.reads.names)
-        labels = read_labels_table(self.recipe.activations.labels, source.document_of_rows())
+        labels = _labels(self.recipe.activations.labels, source)
         batches = source.batches(sides_of(self.recipe)[-1])
         return label_table(job.sae, batches, labels, seed=self.recipe.seed)
+
+
+def _labels(path: str, source: FileSource) -> LabelColumns:
+    return read_labels_table(path, source.rows.document, source.documents)
 
 
 def check_file_recipe(recipe: Recipe) -> tuple[None, dict[str, SAEConfig]]:

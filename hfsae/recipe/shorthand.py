@@ -1,8 +1,8 @@
 """Many places in few words: `layers.{10..15}`, or `layers.{10..15}.mlp:in -> layers.{}.mlp`.
 
 `{10..15}` is each number from 10 to 15, `{10,13,16}` each that is listed, and `{}` the same one
-again; `a -> b` reads at a and reconstructs b. In `sae.sites` arrows fill `sae.target_sites`, for
-cross-layer transcoders.
+again; `a -> b` reads at a and reconstructs b. In `sae.sites`, a list or a text with commas, arrows
+fill `sae.target_sites`, for cross-layer transcoders.
 """
 
 import re
@@ -15,6 +15,7 @@ from ..machine.refused import Refused
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LISTED = re.compile(r"\{(\w+(?:,\w+)+)\}")
 _ARROW = "->"
+_BETWEEN = re.compile(r",(?![^{}]*\})")  # commas that are not within braces
 _MOST = 1000
 
 
@@ -85,10 +86,10 @@ def spelt_sites(sae: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _listed_places(name: str, given: object) -> list[tuple[str, str | None]]:
-    texts = [given] if isinstance(given, str) else given
+    texts = _BETWEEN.split(given) if isinstance(given, str) else given
     if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
         raise Refused(f"sae.{name} must be a list of places such as 'layers.12', got {given!r}")
-    each = (places_in(text) if is_short(text) else [(text, None)] for text in texts)
+    each = (places_in(t) if is_short(t) else [(t, None)] for t in map(str.strip, texts))
     return [place for places in each for place in places]
 
 

@@ -43,6 +43,16 @@ def test_ids_may_be_names_which_are_numbered_as_they_come(tmp_path, name):
     assert column.classes == ["False", "True"] and column.values.tolist() == [1, 0]
 
 
+def test_ids_are_looked_up_by_the_number_that_a_document_has_among_the_activations(tmp_path):
+    path = write(tmp_path, "l.csv", {"document": [7, 3, 5], "k": ["a", "b", "c"]})
+    labels = read_labels_table(path, [2, 2, 0, 1], ids=[3, 5, 7])
+    assert dict(zip(labels.document.tolist(), labels.columns["k"], strict=True)) == {
+        2: "a",
+        0: "b",
+        1: "c",
+    }
+
+
 def test_without_ids_a_table_has_a_row_for_each_document_or_for_each_row(tmp_path):
     rows = [9, 9, 4, 4, 4, 9, 6]
     of_documents = read_labels_table(write(tmp_path, "d.csv", {"k": ["x", "y", "x"]}), rows)

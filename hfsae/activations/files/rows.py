@@ -66,11 +66,6 @@ class Rows:
             keep = np.concatenate([shard.values(KEEP) for shard in shards])
             self.side[~keep] += _LEFT_OUT
 
-    @property
-    def texts(self) -> np.ndarray:
-        """The id of each row's document, as text."""
-        return np.array([str(id_) for id_ in self.ids])[self.document]
-
     def are_on(self, side: Split, start: int = 0, stop: int | None = None) -> np.ndarray:
         """For rows start to stop, whether each is on a side and not left out."""
         return self.side[start:stop] == _SIDES.index(side)

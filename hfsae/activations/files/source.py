@@ -145,10 +145,6 @@ class FileSource:
         ids = self.rows.ids
         return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
 
-    def document_of_rows(self) -> np.ndarray:
-        """The id of each row's document, as text, in the order of the files."""
-        return self.rows.texts
-
     def caption(self, document: int, position: int) -> str:
         """Where a row is, in words: "document 17, row 4", counted from 0."""
         return self.rows.caption(document, position)

@@ -28,4 +28,4 @@ ALL = (
     ComparePage,
     AboutPage,
 )
-"""In the order of their tabs, which is that of `Address`; an SAE has those that fit it."""
+"""In the order of their tabs; an SAE has those that fit it."""
