@@ -60,7 +60,8 @@ def test_help_all_of_train_explains_fields_with_units_and_sources(capsys):
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_help_of_each_verb_is_a_screen_with_what_it_does(verb, capsys):
     text = help_of([verb, "--help"], capsys)
-    assert text.startswith(f"usage: hfsae {verb}") and text.count("\n") <= 62
+    own = re.sub(r"^variants, by .*?\n\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert text.startswith(f"usage: hfsae {verb}") and own.count("\n") <= 62
     assert max(map(len, text.splitlines())) <= 100
     everything = help_of([verb, "--help_all"], capsys)
     assert set(re.findall(r"^  (--[\w.]+)", text, re.MULTILINE)) <= {*everything.split()}

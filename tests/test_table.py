@@ -1,10 +1,11 @@
 """The table of stages: what a run makes after training, in which order, and when anew."""
 
+import json
 from dataclasses import fields
 
 import pytest
 
-from hfsae.machine.names import CARD
+from hfsae.machine.names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, RECORDS
 from hfsae.recipe import Recipe, as_plain, run
 from hfsae.recipe.fields import TRAINING_SECTIONS, value_at, with_value
 from hfsae.recipe.table import STAGES, Stage
@@ -29,6 +30,19 @@ def test_a_stage_of_size_0_is_left_out():
     assert {value_at(as_plain(recipe), setting) for setting in settings} == {0}
     made = [stage.file for stage in STAGES if stage.size(recipe) != 0]
     assert made == ["fingerprint.safetensors", "README.md"]
+
+
+def test_each_stage_writes_the_stamp_and_the_seal_that_its_record_promises(tmp_path, loads):
+    (folder,) = run(tiny_recipe(tmp_path / "sae", explain_tokens=2000))
+    files, records = [stage.file for stage in STAGES], {r.file: r for r in RECORDS}
+    made = [file for file in files if file.endswith(".json") and (folder / file).exists()]
+    assert made == [EVALUATION, META, EXPLANATIONS_RECORD]
+    for file in made:
+        content = json.loads((folder / file).read_text())
+        assert "weights_sha256" in content or not records[file].is_stamped, file
+        assert "content_sha256" in content or not records[file].is_sealed, file
+    recorded = [files.index(file) for file in files if file in records]
+    assert max(recorded) < files.index(CARD), "what the card shows is checked before it is written"
 
 
 def test_a_further_line_of_the_table_is_a_stage_of_a_run(tmp_path, loads, monkeypatch):

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ..features.columns import bare_cells
 from ..machine.files import read_json, reading
+from ..machine.label_words import association_cells
 from ..machine.names import COLUMNS
 from ..machine.weights import of_others
 
@@ -30,7 +30,7 @@ def labels_section(folder: Path) -> Json:
         if not (found := record["associations"]):
             return {}
         return {
-            "rows": [bare_cells(each)[:-1] for each in found[:_MOST]],
+            "rows": [association_cells(each)[:-1] for each in found[:_MOST]],
             "n": len(found),
             "by": str(record["by"]),
             "n_units": int(record["n_units"]),

@@ -24,8 +24,6 @@ from .table import ABOUT_FIELDS, EXAMPLES, VERBS
 
 _plain_warning = warnings.formatwarning
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-_RESUMES = "run the same command to resume"
-_AFTER_STOP = {"probe": "nothing was written; the same command starts over"}
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -60,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C
-        print(f"hfsae: stopped; {_AFTER_STOP.get(argv[0], _RESUMES)}", file=sys.stderr)
+        then = VERBS[argv[0]].when_stopped if argv[:1] and argv[0] in VERBS else "nothing ran"
+        print(f"hfsae: stopped; {then}", file=sys.stderr)
         return 130
     return 0
 
@@ -124,9 +123,9 @@ def _help() -> str:
         "",
     ]
     width = max(map(len, VERBS)) + 2
-    for verb, (_, about) in VERBS.items():
-        head, *rest = wrap(_first_sentence(about), 96 - width)
-        lines += [f"  {verb:<{width}}{head}", *(" " * (width + 2) + line for line in rest)]
+    for name, verb in VERBS.items():
+        head, *rest = wrap(_first_sentence(verb.about), 96 - width)
+        lines += [f"  {name:<{width}}{head}", *(" " * (width + 2) + line for line in rest)]
     examples = [f"  {example}" for example in EXAMPLES]
     return "\n".join([*lines, "", "examples:", *examples, "", ABOUT_FIELDS])
 

@@ -158,7 +158,7 @@ class VerbParser:
             lines += ["", "most used fields:"]
             named = {action.dest: action for action in self._actions()}
             for name in self.often:
-                lines += self._explained(named[name]) if name in named else []
+                lines += self._explained(named[name], brief=True) if name in named else []
         lines += self.more(everything)
         if self.examples:
             lines += ["", "examples:", *(f"  {example}" for example in self.examples)]
@@ -176,14 +176,15 @@ class VerbParser:
             for action in actions:
                 yield from self._explained(action)
 
-    def _explained(self, action: Action) -> list[str]:
+    def _explained(self, action: Action, brief: bool = False) -> list[str]:
         names = [name for name in action.option_strings if not name.endswith("+")]
         name = ", ".join(names) or action.dest.upper()
         own = self.fields.get(action.dest)
         default = own.default if own else action.default
         if isinstance(default, tuple):
             default = " ".join(map(str, default))  # as they are typed
-        return explained(name, f"{action.help}{_unnamed_choices(action)}", default)
+        text = re.split(r"(?<=\.)\s", action.help or "", maxsplit=1)[0] if brief else action.help
+        return explained(name, f"{text}{_unnamed_choices(action)}", default)
 
     def _actions(self) -> list[Action]:
         """Arguments with an explanation, without what jsonargparse adds: a file for a section."""

@@ -8,6 +8,11 @@ class Verb(NamedTuple):
     """its module in this room, and its name there; it takes the arguments after the verb"""
     about: str
     """what `--help` prints; the list of all verbs shows its first sentence"""
+    when_stopped: str = "the same command starts over"
+    """what Ctrl-C says"""
+
+
+_RESUMES = "run the same command to resume"
 
 
 VERBS: dict[str, Verb] = {
@@ -16,11 +21,13 @@ VERBS: dict[str, Verb] = {
         "Train the SAE of a recipe, evaluate it, collect what its latents fire on, and "
         "write a folder with weights, card, metrics, figures, examples, names and presets. "
         "Run again, it resumes.",
+        _RESUMES,
     ),
     "harvest": Verb(
         "harvest.harvest_verb",
         "Write the activations that a recipe trains on to files, and a recipe that trains the "
         "same SAEs on them: a run elsewhere then needs no model. Run again, it resumes.",
+        _RESUMES,
     ),
     "recipes": Verb(
         "runs.recipes",
@@ -31,6 +38,7 @@ VERBS: dict[str, Verb] = {
         "Train the arms of a comparison on the same activations, evaluate them on the same "
         "held-out text, report fidelity (with --explain also scores of latents) at equal "
         "L0 with intervals. It resumes.",
+        _RESUMES,
     ),
     "tune": Verb(
         "runs.tune",
@@ -38,6 +46,7 @@ VERBS: dict[str, Verb] = {
         "repeatedly trains the better half of them on twice the tokens, and scores them on "
         "validation documents. It writes a report and the best recipe. Run again, it "
         "resumes.",
+        _RESUMES,
     ),
     "evaluate": Verb(
         "runs.evaluate",
@@ -50,6 +59,7 @@ VERBS: dict[str, Verb] = {
         "Collect examples of what a trained SAE's latents fire on again; fields that you "
         "change are saved in its recipe.yaml. Or do it for any SAE, in a folder or "
         "repository, in any format; name the language model if its config does not.",
+        _RESUMES,
     ),
     "explain": Verb(
         "explain.explain_verb",
@@ -58,6 +68,7 @@ VERBS: dict[str, Verb] = {
         "It reads the text once, and writes explanations and a report below features/; run "
         "again, it prints the report. --scores and --explainer lm need a language model "
         "(--judge); features/calls.jsonl keeps its answers.",
+        _RESUMES,
     ),
     "probe": Verb(
         "probe.probe_verb",
@@ -67,6 +78,7 @@ VERBS: dict[str, Verb] = {
         "effects. SAEs of one model are probed side by side; results are probing.json and "
         "probing.md in each folder, and their means are also in evaluation.json and the "
         "card.",
+        "nothing was written; the same command starts over",
     ),
     "diff": Verb(
         "diff.diff_verb",
@@ -123,6 +135,7 @@ VERBS: dict[str, Verb] = {
         "Open an SAE in the browser: what its latents fire on, what they do, and why the "
         "model produced a token. Without SOURCE: the quickstart's SAE, or else a small "
         "packaged one.",
+        "the app is closed",
     ),
     "presets": Verb(
         "app.presets_verb",

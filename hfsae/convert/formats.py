@@ -3,11 +3,13 @@
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
+from tokenize import TokenError
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
@@ -50,6 +52,14 @@ class Format(NamedTuple):
     save_set: Callable[[Sequence[SAE], Path], None] | None = None
     """writes several SAEs, of which the format makes one folder"""
 
+    @classmethod
+    def of(cls, module: Any, **fields: Any) -> "Format":
+        """That of a module with FILES, load and save. One with `about` has the JSON file second in
+        FILES."""
+        if hasattr(module, "about"):
+            fields |= {"config": module.FILES[1], "about": module.about}
+        return cls(module.FILES, module.load, module.save, **fields)
+
 
 def _load_own(folder: Path, source: str) -> SAE:
     config = read_json(folder / CONFIG)
@@ -72,20 +82,13 @@ FORMATS = {
     "hfsae": Format(
         (CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"), _load_own, _save_own, CONFIG, _about_own
     ),
-    "gemma_scope": Format(gemma_scope.FILES, gemma_scope.load, gemma_scope.save),
-    "gemma_scope_2": Format(gemma_scope_2.FILES, gemma_scope_2.load, gemma_scope_2.save),
-    "gemma_scope_2_layers": Format(
-        gemma_scope_2_layers.FILES, gemma_scope_2_layers.load, gemma_scope_2_layers.save
-    ),
-    **{
-        name: Format(module.FILES, module.load, module.save, module.FILES[1], module.about)
-        for name, module in {
-            "saelens": saelens,
-            "sparsify": sparsify,
-            "dictionary_learning": dictionary_learning,
-            "crosscoder": crosscoders,
-        }.items()
-    },
+    "gemma_scope": Format.of(gemma_scope),
+    "gemma_scope_2": Format.of(gemma_scope_2),
+    "gemma_scope_2_layers": Format.of(gemma_scope_2_layers),
+    "saelens": Format.of(saelens),
+    "sparsify": Format.of(sparsify),
+    "dictionary_learning": Format.of(dictionary_learning),
+    "crosscoder": Format.of(crosscoders),
     "model_diff": Format(
         crosscoders.OF_TWO_MODELS,
         crosscoders.load_of_two_models,
@@ -93,17 +96,9 @@ FORMATS = {
         crosscoders.OF_TWO_MODELS[1],
         crosscoders.about_two_models,
     ),
-    "circuit_tracer": Format(
-        circuit_tracer.FILES,
-        circuit_tracer.load,
-        circuit_tracer.save,
-        is_file=True,
-        save_set=circuit_tracer.save_set,
-    ),
-    "circuit_tracer_clt": Format(
-        circuit_tracer_clt.FILES, circuit_tracer_clt.load, circuit_tracer_clt.save
-    ),
-    "openai": Format(openai.FILES, openai.load, openai.save, is_file=True, is_written_as_file=True),
+    "circuit_tracer": Format.of(circuit_tracer, is_file=True, save_set=circuit_tracer.save_set),
+    "circuit_tracer_clt": Format.of(circuit_tracer_clt),
+    "openai": Format.of(openai, is_file=True, is_written_as_file=True),
 }
 
 
@@ -151,6 +146,7 @@ def _above(path: str) -> list[str]:
 # deep nesting.
 _OF_FILES = (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError)
 _OF_FILES += (RuntimeError, ArithmeticError, EOFError, MemoryError, BadZipFile, UnpicklingError)
+_OF_FILES += (TokenError, zlib.error)  # of a .npy header, and of a compressed part
 
 
 def load_folder(path: Path, format_name: str, source: str, **options: object) -> SAE:

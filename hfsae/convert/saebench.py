@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..machine.refused import Refused
-from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, TopKSAE
+from ..models import SAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from .build import to_jumprelu
 from .sites import to_hook
 
@@ -70,9 +70,8 @@ class SAEBenchSAE:
                 f"no TransformerLens hook is known for site {config.site!r} of "
                 f"{config.model_name!r}; SAEBench needs one in a layer"
             )
-        self.sae = (
-            to_jumprelu(sae) if isinstance(sae, GatedSAE | BatchTopKSAE) else sae.folded()
-        ).eval()
+        is_known = isinstance(sae, ReLUSAE | TopKSAE)
+        self.sae = (sae.folded() if is_known else to_jumprelu(sae)).eval()
         self.sae.requires_grad_(False)
         self.cfg = SAEBenchConfig(
             model_name=model_name or str(config.model_name),

@@ -26,11 +26,12 @@ from safetensors.torch import save_file
 
 from ..machine.files import read_json, read_tensors
 from ..machine.refused import Refused
-from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from ..models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site
 
 FILES = ("sae_weights.safetensors", "cfg.json")
+_AS_THEY_ARE = (ReLUSAE, JumpReLUSAE, GatedSAE, TopKSAE)
 SCALER = "activation_scaler.json"  # beside them, where there is one
 _OLD_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 _TOKEN_NORMS = {
@@ -179,8 +180,9 @@ def save(sae: SAE, folder: Path) -> None:
 
 
 def to_saelens(sae: SAE) -> tuple[dict[str, Any], State]:
-    """cfg.json and tensors in SAELens 6's form; BatchTopK becomes JumpReLU, as in SAELens."""
-    if isinstance(sae, BatchTopKSAE):
+    """cfg.json and tensors in SAELens 6's form; BatchTopK becomes JumpReLU, as in SAELens, and
+    so does any variant that SAELens has not."""
+    if not isinstance(sae, _AS_THEY_ARE):
         sae = to_jumprelu(sae)
     refuse(sae, "SAELens", transcoder=True, skip_connection=True, token_norm=True)
     config, state = sae.config, exported(sae)

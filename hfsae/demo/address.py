@@ -135,14 +135,15 @@ def page_of(address: Address) -> str:
 
 
 def to_query(address: Address) -> str:
-    """`tab=...&field=...`, without fields at their defaults or longer than any page allows."""
+    """`tab=...&field=...`, without fields that are empty, at their defaults, or longer than a page
+    allows."""
     pairs = [("tab", page_of(address))]
     default = type(address)()
     for f in fields(address):
         value = getattr(address, f.name)
         text = _written(value)
         refused = isinstance(value, str | tuple) and len(text) > MAX_CHARACTERS
-        if value != getattr(default, f.name) and not refused:
+        if value not in (None, getattr(default, f.name)) and not refused:
             pairs.append((f.name, text))
     return urlencode(pairs)
 

@@ -8,7 +8,7 @@ and the click's number.
 
 import math
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -84,8 +84,9 @@ def dial(
 
 
 def html(macro: str, *arguments: object) -> str:
-    """One macro of parts.html, filled in; arguments are text, never markup."""
-    return str(getattr(_module(), macro)(*arguments)).strip()
+    """One macro of parts.html, or of a file with the macro's name, filled in; arguments are text,
+    never markup."""
+    return str(getattr(_module_with(macro), macro)(*arguments)).strip()
 
 
 def markdown(text: str) -> str:
@@ -135,9 +136,10 @@ def document(name: str, **values: object) -> str:
     return str(_environment().get_template(name).render(values))
 
 
-@lru_cache(maxsize=1)
-def _module() -> Any:
-    return _environment().get_template("parts.html").module
+@cache
+def _module_with(macro: str) -> Any:
+    parts = _environment().get_template("parts.html").module
+    return parts if hasattr(parts, macro) else _environment().get_template(f"{macro}.html").module
 
 
 @lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from ..activations import ActivationBatch
 from ..machine.files import printable
+from ..machine.label_words import association_cells
 from ..machine.plain import finite
 from ..machine.refused import Refused
 from ..models import SAE
@@ -28,7 +29,6 @@ from .units import Sheet, sheet_of
 logger = logging.getLogger(__name__)
 _PASSES = 0.05
 _SHOWN = 5  # latents of a measure
-_WORDS = {"spearman": "Spearman", "auc": "AUC of {}", "eta_squared": "eta squared"}
 _HEAD = ("column", "measure", "latent", "held out", "raw dimension", "held out", "next latents")
 
 
@@ -116,40 +116,14 @@ class LabelTable:
         return " ".join(sentences)
 
 
-def bare_cells(association: Mapping[str, Any]) -> list[str]:
-    """A row of `LabelTable.table`, of what `Association.to_dict` gives: the column, the measure,
-    the best latent, its value, the best raw dimension, its value, the next latents; as plain text,
-    without the sign of those that pass."""
-    bests = [
-        cell
-        for best in (association["latent"], association["raw"])
-        for cell in (_name(association["measure"], best), _measured(best))
-    ]
-    measure = _WORDS[association["measure"]].format(association["group"] or "")
-    others = ", ".join(str(best["index"]) for best in association["others"])
-    return [association["column"], measure, *bests, others]
-
-
 def _cells(a: Association) -> list[str]:
-    column, measure, latent, *rest = map(_cell, bare_cells(a.to_dict()))
+    column, measure, latent, *rest = map(_cell, association_cells(a.to_dict()))
     passes = a.q is not None and a.q[:, a.latent.index].min() < _PASSES
     return [column, measure, latent + ("\\*" if passes else ""), *rest]
 
 
 def _cell(text: str) -> str:
     return printable(text).replace("\\", "\\\\").replace("|", "\\|")
-
-
-def _name(measure: Measure, best: Mapping[str, Any]) -> str:
-    use = "" if best["use"] == "value" else f" {best['use']}"
-    return f"{best['index']}{use}{', low' if measure == 'auc' and best['sign'] < 0 else ''}"
-
-
-def _measured(best: Mapping[str, Any]) -> str:
-    value, low, high = (best[key] for key in ("value", "low", "high"))
-    if value is None:
-        return "-"
-    return f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if low is not None else "")
 
 
 def label_table(

@@ -7,7 +7,8 @@
                 features/{meta.json, latents.parquet,
                 examples.parquet, labels.json,
                 explanations.{parquet, json, md},
-                calls.jsonl, pictures.parquet}
+                columns.{json, md}, calls.jsonl,
+                pictures.parquet}
                 figures/*.png
                 README.md  presets.json
                 measured.json                                      of an SAE from elsewhere: what

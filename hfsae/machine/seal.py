@@ -3,12 +3,12 @@
     content_sha256   of the record's other content, as canonical JSON
     files_sha256     {name: hash} of files beside it that were written with it
 
-evaluation.json, probing.json, features/meta.json (with the two tables of the feature store),
-features/explanations.json (with the tables of names and windows), a closed study's closed.json, and
-each line of features/calls.jsonl have a seal. A change since then is told where results are only
-shown (`hfsae show`, the app), and refused where they are published (cards, `push`, `space`) or
-computed with. Code that changes a record on purpose seals it again. A record without a seal is
-older than seals, and accepted: seals guard against mistakes, not against forgers.
+The records that `names.RECORDS` calls sealed have one, some with tables that were written with them
+(the feature store's, and those of names and windows); so have a closed study's closed.json, and
+each line of features/calls.jsonl. A change since then is told where results are only shown (`hfsae
+show`, the app), and refused where they are published (cards, `push`, `space`) or computed with.
+Code that changes a record on purpose seals it again. A record without a seal is older than seals,
+and accepted: seals guard against mistakes, not against forgers.
 """
 
 import hashlib

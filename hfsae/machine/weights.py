@@ -1,9 +1,9 @@
 """The hash of a folder's weights, and the records there that belong to other weights.
 
-Each record holds the SHA-256 of its weights: training.json, evaluation.json, probing.json,
-features/meta.json, names and their windows (explanations.json, two tables), people's labels, the
-fingerprint, and each preset that was searched for. It is the hash of the file model.safetensors, as
-shown on the Hub. A record without one is older than these hashes, and accepted.
+The records that `names.RECORDS` calls stamped hold the SHA-256 of their weights; so do the tables
+of names and their windows, people's labels, and each preset that was searched for. It is the hash
+of the file model.safetensors, as shown on the Hub. A record without one is older than these hashes,
+and accepted.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """The stages of a run after training, in the order in which they are made.
 
 A further stage is a function in a file of its own, which takes a `Job` and writes a result into the
-SAE's folder, and a line of `STAGES`. What shows or publishes the result has its own list of files.
+SAE's folder, and a line of `STAGES`: before that of the card if the result has a line in
+`machine.names.RECORDS`, by which it is checked, published and copied. See `tabulating.py`.
 """
 
 from collections.abc import Callable

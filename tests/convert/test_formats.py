@@ -4,6 +4,7 @@ scripts/interop/write_fixtures_*.py wrote `fixtures/`, each with the library it 
 """
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 import hfsae
-from hfsae.convert import FORMATS, load_folder, save_as
+from hfsae.convert import FORMATS, WRITTEN, load_folder, save_as
 from hfsae.convert.formats import find
 from hfsae.machine.refused import Refused
 from hfsae.models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
@@ -294,6 +295,14 @@ def test_dictionary_learning_gets_its_own_classes_with_its_own_tensors(name, tmp
     post = ((x - state["b_dec"]) @ W_enc + bias).relu()  # as its encode(use_threshold=True)
     latents = post * (post > state["threshold"])
     assert (latents - ours(model_type).encode(x)).abs().max() < 1e-5
+
+
+def test_the_table_in_the_docstring_is_that_of_the_formats():
+    rows = re.findall(
+        r"^\| (\w+) \| .* \| yes \| (yes|no) \|$", hfsae.convert.__doc__, re.MULTILINE
+    )
+    assert [name for name, _ in rows] == [*FORMATS]
+    assert [name for name, is_written in rows if is_written == "yes"] == [*WRITTEN]
 
 
 def test_approximate_topk_fits_no_format_but_ours(tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 
 from hfsae.demo import address as at
+from hfsae.demo import pages
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,15 @@ def test_a_link_leads_back_to_where_it_was_made(address, query):
 
     assert at.to_query(address) == query
     assert at.from_query(dict(parse_qsl(query))) == address
+
+
+def test_an_emptied_number_is_not_in_the_link():
+    assert at.to_query(at.Inspect("a", max_density=None)) == "tab=inspect&prompt=a"
+
+
+def test_every_page_has_a_tab_and_an_address_of_its_own():
+    states = [page.state for page in pages.ALL]
+    assert len({*states}) == len(states) and {*states} == {*at.Address.__subclasses__()}
 
 
 def test_without_a_page_it_is_the_first_and_other_keys_are_left_alone():

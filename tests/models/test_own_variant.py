@@ -9,6 +9,9 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel
 
 import hfsae
 from hfsae.cards.card import misgivings
+from hfsae.convert import WRITTEN, save_as
+from hfsae.convert.saebench import SAEBenchSAE
+from hfsae.machine.refused import Refused
 from hfsae.models.registry import class_of
 
 from ..helpers import variants
@@ -47,6 +50,21 @@ def test_a_variant_that_is_defined_loads_as_any_other(example, tmp_path):
     for again in (AutoModel.from_pretrained(tmp_path), hfsae.load(tmp_path)):
         assert type(again) is example["SquaredSAE"]
         assert torch.equal(again.W_enc, sae.W_enc)
+
+
+@pytest.mark.parametrize("to", [name for name in WRITTEN if name != "hfsae"])
+def test_other_formats_refuse_a_variant_that_they_do_not_know(example, tmp_path, to):
+    fields = {"d_in": 4, "d_sae": 8, "site": "layers.1", "model_name": "google/gemma-2-2b"}
+    why = "one transcoder at each layer" if to == "circuit_tracer" else "SquaredSAE"
+    with pytest.raises(Refused, match=why):
+        save_as(example["SquaredSAE"](example["SquaredSAEConfig"](**fields)), tmp_path / to, to)
+    assert not (tmp_path / to).exists()
+
+
+def test_saebench_is_given_no_variant_that_it_does_not_know(example):
+    fields = {"d_in": 4, "d_sae": 8, "site": "layers.1", "model_name": "google/gemma-2-2b"}
+    with pytest.raises(Refused, match="SquaredSAE cannot be written as a JumpReLU SAE"):
+        SAEBenchSAE(example["SquaredSAE"](example["SquaredSAEConfig"](**fields)))
 
 
 def test_a_cell_that_runs_again_replaces_its_variant(example):

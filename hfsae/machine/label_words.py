@@ -1,0 +1,33 @@
+"""How a latent goes with a label, in words, from the numbers in features/columns.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_MEASURES = {"spearman": "Spearman", "auc": "AUC of {}", "eta_squared": "eta squared"}
+
+
+def association_cells(association: Mapping[str, Any]) -> list[str]:
+    """A row of a table, as plain text, of what `hfsae.features.Association.to_dict` gives: the
+    column, the measure, the best latent, its value, the best raw dimension, its value, the next
+    latents."""
+    measure = association["measure"]
+    bests = [
+        cell
+        for best in (association["latent"], association["raw"])
+        for cell in (_name(measure, best), _measured(best))
+    ]
+    others = ", ".join(str(best["index"]) for best in association["others"])
+    named = _MEASURES[measure].format(association["group"] or "")
+    return [str(association["column"]), named, *bests, others]
+
+
+def _name(measure: str, best: Mapping[str, Any]) -> str:
+    use = "" if best["use"] == "value" else f" {best['use']}"
+    return f"{best['index']}{use}{', low' if measure == 'auc' and best['sign'] < 0 else ''}"
+
+
+def _measured(best: Mapping[str, Any]) -> str:
+    value, low, high = (best[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    return f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if low is not None else "")
