@@ -82,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
 _OF_PACKAGED_LM = ("test_cli", "test_readme", "test_steering", "test_shipped_sae", "test_packaged")
 _OF_PACKAGED_LM = tuple(f"tests/{name}.py" for name in (*_OF_PACKAGED_LM, "lm/test_load"))
 _OF_APP = "tests/demo/"  # one process serves it, and one browser visits it
+_OF_RUNS = ("comparison", "demo", "explanations", "study", "tuning")
 _LONG_FILES = (*_OF_PACKAGED_LM, _OF_APP, "tests/training/test_ranks.py")
 
 
@@ -135,9 +136,18 @@ def _skip(config: pytest.Config, items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if item not in further]
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: searching it for garbage takes 0.3 s each time."""
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_imported_stays() -> None:
+    """To search it for garbage takes 0.3 s, twice in each training."""
     gc.freeze()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Shapes are checked in the tests of rooms. Whole runs make the same calls thousands of times,
+    and checks would take up to half of their time."""
+    room = item.path.relative_to(Path(__file__).parent).parts[0]
+    is_run = "learns" in item.keywords or room in _OF_RUNS or room.endswith(".py")
+    jaxtyping.config.update("jaxtyping_disable", is_run)
 
 
 def pytest_unconfigure() -> None:
@@ -322,26 +332,31 @@ def _of_package(name: str) -> LoadedLM:
     return load_lm(name, source="packaged", dtype="bfloat16")
 
 
+_are_looked_at = False  # figures, by the test that runs
+_draw, _save_plot = figures.draw, plots.save
+
+
 @pytest.fixture(autouse=True)
-def _figures_are_made_but_not_rendered(request, monkeypatch):
-    """Rendering takes half of the time of a tiny run: tests that look at files are `renders`."""
-    if request.node.get_closest_marker("renders"):
-        return
-
-    def save(figure, path: Path) -> Path:
-        path.write_bytes(b"a figure")
-        return path
-
-    monkeypatch.setattr(figures, "save", save)
-    monkeypatch.setattr(plots, "save", save)
+def _figures_are_drawn_where_they_are_looked_at(request) -> Iterator[None]:
+    """Drawing takes half of the time of a tiny run: tests that look at figures are `renders`."""
+    global _are_looked_at
+    _are_looked_at = request.node.get_closest_marker("renders") is not None
+    yield
+    _are_looked_at = False
 
 
-@pytest.fixture(scope="module")
-def no_figures() -> Iterator[None]:
-    """No SAE of a module gets figures: they take half of the time, and test_figures.py has them."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(figures, "draw", lambda folder: None)
-        yield
+def _draw_if_looked_at(folder: str | Path) -> list[Path]:
+    return _draw(folder) if _are_looked_at else []
+
+
+def _save_plot_if_looked_at(figure, path: Path) -> Path:
+    if _are_looked_at:
+        return _save_plot(figure, path)
+    path.write_bytes(b"a figure")
+    return path
+
+
+figures.draw, plots.save = _draw_if_looked_at, _save_plot_if_looked_at
 
 
 @pytest.fixture

@@ -259,7 +259,6 @@ def test_labels_are_tabled_beside_raw_dimensions_and_made_again_where_they_chang
     assert (again / "model.safetensors").stat().st_mtime_ns == weights, "nothing is trained again"
 
 
-@pytest.mark.usefixtures("no_figures")
 def test_arms_are_compared_on_files(two_sites, tmp_path):
     recipe = recipe_of(two_sites, tmp_path / "c", collect_tokens=0)
     of_recipe = {f.name: getattr(recipe, f.name) for f in fields(recipe)}

@@ -10,7 +10,6 @@ from hfsae.recipe import run
 from .tiny import tiny_recipe
 
 TEXTS = [f"the sea and ship {i} " * 40 for i in range(30)]
-pytestmark = pytest.mark.usefixtures("no_figures")
 TEXT = TextArguments(dataset=TEXTS, context_size=64, held_out_fraction=0.3)
 
 

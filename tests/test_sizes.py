@@ -13,8 +13,6 @@ from hfsae.training import TrainingArguments
 
 from .tiny import tiny_recipe
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 
 def test_what_a_recipe_leaves_to_the_training_follows_its_length_and_given_numbers_stand():
     def sizes(n_tokens, **fields: Any):

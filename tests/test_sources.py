@@ -36,7 +36,7 @@ FORMATS = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer) -> Path:
+def trained(tmp_path_factory, tiny_lm, tiny_tokenizer) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run") / "sae"
     with pytest.MonkeyPatch.context() as patch:

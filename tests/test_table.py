@@ -3,16 +3,12 @@
 import json
 from dataclasses import fields
 
-import pytest
-
 from hfsae.machine.names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, RECORDS
 from hfsae.recipe import Recipe, as_plain, run
 from hfsae.recipe.fields import TRAINING_SECTIONS, value_at, with_value
 from hfsae.recipe.table import STAGES, Stage
 
 from .tiny import tiny_recipe
-
-pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def test_each_field_of_a_recipe_is_the_trainings_or_a_stages():

@@ -64,6 +64,8 @@ _TO_PAGE = "(lead) => hfsae.lead(lead)"
 
 def build(subject: Subject) -> gr.Blocks:
     """The app for one SAE. `launch` starts it with its theme."""
+    # else Gradio sums up, for its page /monitoring, the times of all past events after each one
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
     actions = Actions(subject)
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
         header = html("header", _facts(actions), subject.unit, subject.runs_text)

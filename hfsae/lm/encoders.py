@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoFeatureExtractor,
-    AutoImageProcessor,
     AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
@@ -149,7 +147,11 @@ def _processor(copy: Copy, config: PreTrainedConfig) -> Any:
         raise Refused(_NO_PROCESSOR)
     try:
         if READS[main_input(config)] == "pictures":
+            from transformers import AutoImageProcessor  # takes half a second
+
             return AutoImageProcessor.from_pretrained(copy.path, backend="pil", **copy.options)
+        from transformers import AutoFeatureExtractor
+
         return AutoFeatureExtractor.from_pretrained(copy.path, **copy.options)
     except OSError as error:
         # of a repository that has no such file; its text is about a folder of that name

@@ -273,7 +273,8 @@ class Trainer(Generic[Trained]):
         def show_harvest(n: int, n_total: int) -> None:
             if not harvest:
                 verb = "read" if self.unit == ROW.one else "harvest"
-                harvest.append(tqdm(total=n_total, desc=f"  {verb}", leave=False, **quiet))
+                brief = {"leave": False, "delay": 2}  # seconds: no bar for what is soon done
+                harvest.append(tqdm(total=n_total, desc=f"  {verb}", **brief, **quiet))
             harvest[0].update(n - harvest[0].n)
             if n >= n_total:
                 harvest.pop().close()

@@ -11,7 +11,6 @@ from hfsae.comparison.across_sites import overall
 
 from ..tiny import tiny_fields
 
-pytestmark = pytest.mark.usefixtures("no_figures")
 SITES = ["layers.0", "layers.1.mlp"]
 
 

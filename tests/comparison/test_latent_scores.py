@@ -40,7 +40,7 @@ def tiny_comparison(folder, explain=EXPLAIN) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def explained(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer):
+def explained(tmp_path_factory, tiny_lm, tiny_tokenizer):
     """The folder of a comparison with explanations, and how often a language model was loaded."""
     folder = tmp_path_factory.mktemp("explained")
     with pytest.MonkeyPatch.context() as monkeypatch:

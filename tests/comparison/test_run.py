@@ -22,7 +22,6 @@ from ..helpers import held_elsewhere
 from ..probed import probing_record
 from ..tiny import tiny_fields
 
-pytestmark = pytest.mark.usefixtures("no_figures")
 ARMS = {
     "jumprelu": {"title": "JumpReLU", "sweep": {"target_l0": [3, 6]}},
     "topk": {
@@ -40,7 +39,7 @@ def tiny_comparison(folder, **fields) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer) -> tuple[Path, list[str]]:
+def trained(tmp_path_factory, tiny_lm, tiny_tokenizer) -> tuple[Path, list[str]]:
     """A whole comparison's folder, and the names of the language models that it loaded."""
     folder = tmp_path_factory.mktemp("trained") / "c"
     with pytest.MonkeyPatch.context() as monkeypatch:

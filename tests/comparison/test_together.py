@@ -13,8 +13,6 @@ from hfsae.comparison.estimates import Estimate
 
 from ..tiny import tiny_fields
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 
 def comparison(folder, **fields) -> Comparison:
     given = tiny_fields(folder, collect_tokens=0)

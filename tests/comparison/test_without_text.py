@@ -21,7 +21,6 @@ from hfsae.recipe import LMArguments
 from ..tiny import tiny_fields
 from ..tiny_encoders import block, save_encoder, save_pictures, whole_model
 
-pytestmark = pytest.mark.usefixtures("no_figures")
 SITES = ["early", "late"]
 OF_A_MODEL = re.compile(r"delta|\bLM\b|language model|\bloss|\btokens?\b|\btexts?\b")
 

@@ -21,14 +21,13 @@ from hfsae.recipe import load_plain, run
 from ..conftest import every_lm_is
 from ..tiny import letters_recipe
 
-pytestmark = pytest.mark.usefixtures("no_figures")
 D_SAE = 48
 RECORD, TABLE = "features/explanations.json", "features/explanations.parquet"
 EVIDENCE = "features/evidence.parquet"
 
 
 @pytest.fixture(scope="module")
-def named(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer):
+def named(tmp_path_factory, tiny_lm, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("run") / "sae"
     with pytest.MonkeyPatch.context() as patch:
         every_lm_is(tiny_lm, tiny_tokenizer, patch)

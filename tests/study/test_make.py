@@ -108,7 +108,7 @@ def test_names_are_the_parts_of_paths_that_differ(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer):
+def trained(tmp_path_factory, tiny_lm, tiny_tokenizer):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run") / "sae"
     with pytest.MonkeyPatch.context() as patch:

@@ -26,7 +26,6 @@ from ..tiny import tiny_fields, tiny_recipe
 
 TUNINGS = Path(__file__).parents[2] / "scripts/tuning"
 
-pytestmark = pytest.mark.usefixtures("no_figures")
 RATES = {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}
 
 
