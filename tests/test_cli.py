@@ -559,10 +559,10 @@ def test_the_real_model_from_recipe_to_shown_latents(
         "training.n_tokens": 10240,
         "sae.d_sae": 1024,
         "shuffle.bucket_tokens": 5120,
-        "evaluation.n_tokens": 800,
+        "evaluation.n_tokens": 400,
         "collect_tokens": 2000,
-        "explain_tokens": 4000,
-        "preset_seconds": 5,
+        "explain_tokens": 1500,
+        "preset_seconds": 2,
         "lm.source": "packaged",
     }
     argv = ["train", RECIPE, *(str(x) for k, v in small.items() for x in (f"--{k}", v))]

@@ -355,6 +355,7 @@ def test_an_sae_that_has_not_the_same_sites_of_two_models_is_refused(sites, sent
         Sides(AutoModel.from_config(config))
 
 
+@pytest.mark.renders
 def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
     from hfsae.cli.main import main
 

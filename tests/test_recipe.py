@@ -407,6 +407,7 @@ def test_a_kill_before_there_is_a_recipe_leaves_a_folder_for_any_run(tmp_path, l
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.renders
 def test_what_kills_left_in_a_complete_folder_is_removed_by_the_next_call(tmp_path, loads):
     recipe = tiny_recipe(tmp_path, saes={"a": {}}, collect_tokens=0, evaluation=NO_EVALUATION)
     run(recipe)
