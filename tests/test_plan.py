@@ -170,6 +170,19 @@ def stage(recipe: Recipe, part: str, *, on_gpu: bool = True):
     return next(s for s in stages if part in {**s.device, **s.main})
 
 
+def test_eager_attention_holds_the_scores_of_each_pair_of_tokens(no_weights):
+    """In the model's dtype, soft-capped again, in float32, and cast back: 10 bytes a score."""
+    name, part = "google/gemma-2-2b", "one batch of text"
+    sdpa, eager = gemma_recipe(name, 2**14), gemma_recipe(name, 2**14)
+    sdpa.lm.attn_implementation = "sdpa"
+    in_context = 4 * 1024
+    least = 2 * in_context * 2 * 2304  # what is captured, twice
+    of_mlp, scores = 3 * in_context * SIZES[name][4] * 2, 4 * 8 * 1024**2 * 10
+    always = least + 4 * in_context * 2304 * 2
+    assert stage(sdpa, part).device[part] == always + of_mlp
+    assert stage(eager, part).device[part] == always + max(of_mlp, scores) > always + of_mlp
+
+
 def test_the_bucket_lies_where_it_is_asked_for(no_weights):
     recipe = gemma_recipe("google/gemma-2-2b", 2**14)
     assert stage(recipe, "one step, dense").main["activation bucket"] == 2 * 2304 * 1_000_000

@@ -16,6 +16,7 @@ from hfsae.presets import (
     PROMPTS,
     Attempt,
     Candidate,
+    Found,
     Model,
     PresetArguments,
     candidates,
@@ -91,6 +92,19 @@ def test_candidates_fire_on_few_words_of_content_or_have_a_label():
 def test_a_preset_works_with_every_seed_and_within_bounds(changes, expected):
     attempt = Attempt(Candidate(3, ("sea",)), PROMPTS[0], 1.0, 0.1, 2.0, 3)
     assert works(attempt._replace(**changes), ARGS) is expected
+
+
+def test_the_table_begins_with_what_is_seen_most_and_changes_other_text_least():
+    loud, near, far = (Candidate(i, ("sea",)) for i in range(3))
+    attempts = [
+        Attempt(far, PROMPTS[0], 2.0, 0.1, 2.0, 3),
+        Attempt(near, PROMPTS[0], 1.0, 0.1, 2.0, 3),
+        Attempt(loud, PROMPTS[0], 1.5, 0.1, 9.0, 3),
+        Attempt(loud, PROMPTS[1], 0.5, 0.1, 1.0, 1),
+    ]
+    rows = table(Found([], attempts)).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| 0", "| 1", "| 2"]
+    assert "+9.0" in rows[0], "the best attempt of a latent"
 
 
 def test_what_people_wrote_is_kept_and_what_was_found_before_is_replaced(tmp_path):

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel
 import hfsae
 from hfsae.convert import FORMATS, WRITTEN, load_folder, save_as
 from hfsae.convert.formats import find
+from hfsae.convert.saelens import to_saelens
 from hfsae.machine.refused import Refused
 from hfsae.models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 
@@ -303,6 +304,22 @@ def test_the_table_in_the_docstring_is_that_of_the_formats():
     )
     assert [name for name, _ in rows] == [*FORMATS]
     assert [name for name, is_written in rows if is_written == "yes"] == [*WRITTEN]
+
+
+@pytest.mark.parametrize(("bos", "is_prepended"), [("row", True), ("none", False)])
+def test_saelens_is_told_whether_texts_began_with_bos(bos, is_prepended):
+    config = JumpReLUSAE.config_class(d_in=4, d_sae=8, bos=bos, **PLACE)
+    assert to_saelens(JumpReLUSAE(config))[0]["metadata"]["prepend_bos"] is is_prepended
+
+
+def test_an_older_sparsify_file_without_a_word_of_transcoding_is_an_sae(tmp_path):
+    folder = tmp_path / "layers.1"
+    save_as(load("sparsify/run/layers.1"), folder, "sparsify")
+    config = json.loads((folder / "cfg.json").read_text())
+    assert config.pop("transcode") is False
+    (folder / "cfg.json").write_text(json.dumps(config))
+    sae = load_folder(folder, "sparsify", "layers.1")
+    assert (sae.config.site, sae.config.target_site) == ("layers.1", None)
 
 
 def test_approximate_topk_fits_no_format_but_ours(tmp_path):

@@ -98,11 +98,24 @@ def test_a_range_knows_its_edges_and_grows_beyond_them():
 
 
 @pytest.mark.parametrize(
-    "ranges", [{"training.learning_rate": 3}, {"training.learning_rate": {"low": 2, "high": 1}}]
+    "ranges",
+    [
+        {"training.learning_rate": given}
+        for given in (3, {"low": 2, "high": 1}, {"low": 1e-3, "high": "x"}, {"low": 0, "high": 1})
+    ],
 )
 def test_a_range_that_is_none_is_one_sentence(ranges):
     with pytest.raises(ValueError, match=r"ranges\.training\.learning_rate is .* or a list of"):
         read_space(ranges)
+
+
+def test_without_ranges_the_rate_is_searched_threefold_either_way(tmp_path):
+    arms = {"own": {"training": {"learning_rate": 6e-4}}, "plain": {}}
+    tuning = tiny_tuning(tmp_path, ranges={}, arms=arms)
+    rate = tuning.training.learning_rate
+    for arm, middle in (("own", 6e-4), ("plain", rate)):
+        found = tuning.ranges_of(arm)["training.learning_rate"]
+        assert found == pytest.approx({"low": middle / 3, "high": 3 * middle})
 
 
 def test_a_stopped_search_goes_on_where_it_was(tmp_path, loads, tiny_lm):
