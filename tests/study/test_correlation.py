@@ -1,7 +1,7 @@
 """Ratings beside scores: corrected correlations and the AUC, against planted truths."""
 
 import math
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -132,11 +132,19 @@ def test_a_rater_who_always_says_yes_changes_nothing():
     assert corrected(yes, scores) == pytest.approx(corrected(ratings, scores))
 
 
-def test_rank_correlations_are_scipys_of_the_ranks_that_both_have():
-    rng = np.random.default_rng(4)
-    rows = rng.integers(4, size=(3, 30)).astype(float)
+def test_rank_correlations_are_scipys():
+    rows = np.random.default_rng(4).integers(4, size=(3, 30)).astype(float)
     assert rank_correlations(rows[None])[0] == pytest.approx(stats.spearmanr(rows.T)[0])
-    rows[0, :10] = math.nan
-    ranks = stats.rankdata(rows[1]), stats.rankdata(rows[0, 10:])
-    expected = stats.pearsonr(ranks[0][10:], ranks[1])[0]
-    assert rank_correlations(rows[None])[0, 0, 1] == pytest.approx(expected)
+
+
+def test_where_a_rating_is_missing_ranks_are_correlated_over_what_both_have():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(3, 12))
+    rows[0, :4], rows[1, 2:7] = np.nan, np.nan
+    found = rank_correlations(rows[None])[0]
+    ranks = stats.rankdata(rows, axis=-1, nan_policy="omit")
+    for i, j in combinations(range(3), 2):
+        both = ~np.isnan(rows[i]) & ~np.isnan(rows[j])
+        expected = stats.pearsonr(ranks[i, both], ranks[j, both]).statistic
+        assert found[i, j] == found[j, i] == pytest.approx(expected, abs=1e-12)
+    assert np.allclose(np.diag(found), 1)
