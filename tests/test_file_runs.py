@@ -167,6 +167,10 @@ def test_a_harvest_of_labelled_pictures_brings_the_labels_of_held_out_ones(tmp_p
     few = replace(recipe, evaluation=EvaluationArguments(n_tokens=16))
     assert not read_recipe(harvest_to(few, tmp_path / "few")).activations.labels
     assert "labels are left out: 1 documents with labels" in caplog.text
+    alone = replace(images, folder=str(tmp_path / "pictures" / "wool"))
+    alike = replace(recipe, images=alone)
+    assert not read_recipe(harvest_to(alike, tmp_path / "alike")).activations.labels
+    assert "no column of labels can be used" in caplog.text
 
 
 def _interrupt(*args):

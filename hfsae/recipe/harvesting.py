@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..activations import ActivationArguments, InputSource, Source, Split
-from ..features import refuse_few_documents, write_labels_table
+from ..features import LabelColumns, refuse_few_documents, write_labels_table
 from ..lm import widths_of
 from ..machine.files import read_json, replacing, sweep, write_whole
 from ..machine.lock import locked
@@ -143,12 +143,13 @@ def _write_labels(source: Source, folder: Path, side: Split) -> str:
         return ""
     shards = takewhile(Path.is_file, (folder / shard_name(side, i) for i in count()))
     held_out = sorted({number for path in shards for number in _documents_of(path)})
+    columns = {name: [of[number] for number in held_out] for name, of in labels.items()}
     try:
         refuse_few_documents(len(held_out))
+        LabelColumns(columns, np.array(held_out)).numbered()
     except Refused as why:
         logger.warning("labels are left out: %s", why)
         return ""
-    columns = {name: [of[number] for number in held_out] for name, of in labels.items()}
     write_labels_table(folder / LABELS_TABLE, held_out, columns)
     return str(folder / LABELS_TABLE)
 
