@@ -88,6 +88,10 @@ def test_seconds_are_counts_times_paces(no_weights):
     recipe.explain_tokens = 10_000
     named = expected + 10_000 * (2 * to_site + 2 * 1e-4)
     assert plan(recipe).seconds == pytest.approx(named, rel=1e-6)
+    recipe.probe_texts = 400  # of 20 sets, 50 tokens each; and 6,000 words, 64 tokens' effects
+    read = (20 * 400 * 50 + 6000 * 6) * to_site + 20 * 2.5
+    probed = named + 2 * (read + 6 * 64 * 128 * whole)
+    assert plan(recipe).seconds == pytest.approx(probed, rel=1e-6)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -412,6 +416,11 @@ def test_what_a_recipe_lacks_is_found_before_its_model_is_looked_for():
         plan(Recipe(lm=lm, sae={"site": "layers.0"}))
 
 
+def test_latents_at_words_are_counted_where_a_run_ends_with_probing(no_weights):
+    probing = stage(small_recipe(2**14, probe_texts=500), "probing").main["probing"]
+    assert probing == pytest.approx(2.1 * 6000 * 2**14 * 4)
+
+
 def test_tables_of_examples_are_counted_up_to_what_fires(no_weights):
     """25 examples a latent of 25 tokens, 55 bytes each: 34 kB; ids of 16 bytes a token."""
     recipe = small_recipe(2**14, collect_tokens=10**6)
@@ -439,4 +448,4 @@ def test_the_stages_after_a_quickstart_take_less_time_than_its_training(no_weigh
     before = recipe.training.n_tokens / recipe.shuffle.passes * 13 + n_tokens * 7  # blocks of 30
     assert (n.evaluation or 0) * (30 + 3 * 17 + 13) + n.examples * 13 + n.names * 13 < before
     if n_tokens == 786_432:
-        assert n == (20_000, 150_000, 50_000, 60)
+        assert n == (20_000, 150_000, 50_000, 0, 60)

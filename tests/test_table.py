@@ -5,7 +5,8 @@ from dataclasses import fields
 
 from hfsae.machine.names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, RECORDS
 from hfsae.recipe import Recipe, as_plain, run
-from hfsae.recipe.fields import TRAINING_SECTIONS, value_at, with_value
+from hfsae.recipe.differing import value_at, with_value
+from hfsae.recipe.fields import TRAINING_SECTIONS
 from hfsae.recipe.table import STAGES, Stage
 
 from .tiny import tiny_recipe

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..explanations import ExplainArguments, ScoreArguments
 from ..machine.bounds import check_least
 from ..machine.refused import Refused
-from ..recipe import Recipe, changed_training, check_arm
+from ..recipe import LEFT_OUT, Recipe, changed_training, check_arm
 from ..training import TrainingArguments
 
 _KEYS = {"sae", "sweep", "training", "title", "made_by"}
@@ -191,8 +191,7 @@ def arm_runs(comparison: Comparison) -> Iterator[ArmRun]:
                 "training": changed_training(comparison.training, training, f"training of {name}"),
                 "shuffle": replace(comparison.shuffle, seed=seed),
                 "seed": seed,
-                "collect_tokens": 0,
-                "explain_tokens": 0,
+                **LEFT_OUT,
             }
             recipe = Recipe(**{**inherited, **parts})
             yield ArmRun(name, seed, recipe, named, arm.get("made_by", ""))

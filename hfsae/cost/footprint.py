@@ -22,7 +22,7 @@ from ..lm import widths_of
 from ..machine.refused import Refused
 from ..models import SAE, SAEConfig
 from ..presets.search import PROMPTS, SEEDS, PresetArguments, together
-from ..recipe import EmptyLMs, Model, Recipe, bucket_tokens, first_model
+from ..recipe import EmptyLMs, Model, Recipe, bucket_tokens, first_model, probe_arguments
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
 from ..training.run import FIRST_LOOK
 from ..training.schedules import in_steps
@@ -39,6 +39,7 @@ _CUDA = 1.0e9  # context, cuBLAS, NCCL and the allocator's waste; an assumption
 _COPIES_BESIDE_A_GRADIENT = 3  # of [batch, d_sae], while a matrix's gradient is added to the last
 _AUTOCAST_COPIES = 1.0  # more, in bfloat16
 _LOOK_COPIES = 2.25  # of pre-activations, while their density is taken
+_WORD_COPIES = 2.1  # of the latents that fire on some word, at all words
 _BATCH_COPIES = 8  # [batch, d]: input, target, reconstruction, errors, gradients
 _SCORES = 2**23  # pairs that a sparse step scores at a time
 _ENTRY = 100  # bytes that a sparse step needs for one entry
@@ -213,6 +214,7 @@ def _stages(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bo
         _and(streaming, trained, _folding(sizes, spread), _refit(recipe, configs, spread)),
         _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _evaluation(recipe, lm, configs)),
         _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _examples(recipe, lm, configs)),
+        _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _probing(recipe, configs)),
         _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _presets(recipe, lm)),
     ]
 
@@ -383,6 +385,14 @@ def _examples(recipe: Recipe, lm: PreTrainedModel | None, configs: dict[str, SAE
     directions = copies * _FLOAT * largest.d_sae * largest.d_out
     work = max(block, directions + unembedding)
     return _Stage({"examples": kept + work}, {"tables of examples": _tables(recipe, largest)})
+
+
+def _probing(recipe: Recipe, configs: dict[str, SAEConfig]) -> _Stage:
+    """Latents and untrained ones at a task's texts, or at words, where at most all latents fire."""
+    if recipe.sizes.probing == 0:
+        return _Stage({})
+    a, d_sae = probe_arguments(recipe), max(config.d_sae for config in configs.values())
+    return _Stage({}, {"probing": _FLOAT * d_sae * max(2 * a.n_texts, _WORD_COPIES * a.n_words)})
 
 
 def _presets(recipe: Recipe, lm: PreTrainedModel | None) -> _Stage:

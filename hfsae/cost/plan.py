@@ -23,6 +23,7 @@ from ..recipe import (
     Recipe,
     check,
     first_model,
+    probe_arguments,
     stale_stages,
     with_lone_site,
 )
@@ -253,9 +254,28 @@ def _seconds_with_lm(
     }
     if sizes.names:
         seconds["names"] = sizes.names * (n_saes * to_site + of_saes.encode)
+    if sizes.probing:
+        seconds["probing"] = n_saes * _probing(recipe, to_site, whole)
     if sizes.presets:
         seconds["presets"] = n_saes * sizes.presets
     return seconds
+
+
+def _probing(recipe: Recipe, to_site: float, whole: float) -> float:
+    """Of one SAE: reading texts and words, the uniformity of effects, and regressions.
+
+    Args:
+        to_site, whole: seconds of a token, up to the site and through the whole model.
+    """
+    a, n_tasks = probe_arguments(recipe), 20
+    n_read = n_tasks * a.n_texts * _TEXT_TOKENS + a.n_words * _WORD_TOKENS
+    n_passes = 2 * 3 * a.uniformity_tokens * a.max_tokens  # two kinds of latents; there and back
+    return n_read * to_site + n_passes * whole + n_tasks * _FIT_SECONDS
+
+
+_TEXT_TOKENS = 50  # of the 20 packaged sets that are drawn, at most 128 of a text
+_WORD_TOKENS = 6  # as many tokens take the time of a word, which is read behind others' cache
+_FIT_SECONDS = 2.5  # of a task's regressions on two cores, for 100 texts as for 500
 
 
 def _seconds_with_several(

@@ -24,6 +24,7 @@ _REMEDIES = {  # by the stage that needs the memory
     "evaluation": "lower evaluation.sae_batch_tokens or harvest.rows",
     "one batch of text": "lower harvest.rows or text.context_size",
     "examples": "lower collect.top, collect.reservoir or collect.window",
+    "probing": "set probe_texts to 0, and give `hfsae probe` fewer --n_words",
     "presets": "set preset_seconds to 0",
     "language model": "take a smaller language model",
     "loading the language model": "take a smaller language model",

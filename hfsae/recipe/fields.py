@@ -1,11 +1,9 @@
-"""A recipe's sections, the SAE configs that they make, and where two recipes differ."""
+"""A recipe's sections, and the SAE configs that they make."""
 
-import json
 import logging
 import os
-import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -24,7 +22,7 @@ from ..activations import (
 from ..evaluation import EvaluationArguments
 from ..features import CollectArguments
 from ..lm import site_width
-from ..machine.bounds import MOST_TOKENS, check_most, check_seed
+from ..machine.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..machine.names import CHECKPOINTS, FEATURES, FIGURES
 from ..machine.refused import Refused
 from ..models import DEFAULT_VARIANT, SAEConfig, variants
@@ -32,7 +30,7 @@ from ..models.config import own_fields
 from ..models.registry import IMPORT_HINT, refuse_configs_alone
 from ..packaged import packaged_labels
 from ..training import TrainingArguments
-from ..training.identity import FREE, SHARED
+from ..training.identity import SHARED
 from .inputs import Model
 from .lms import LMArguments, check_lms, spelt_lms
 from .shorthand import spelt
@@ -43,7 +41,6 @@ logger = logging.getLogger(__name__)
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "lms", "text", "harvest", "activations")
 TRAINING_SECTIONS += ("images", "audio")
 TRAINING_SECTIONS += ("shuffle", "seed")
-RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
 TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
 _MOST_SECONDS = 86_400
 Kind = Literal["text", "files", "pictures", "sounds"]
@@ -54,8 +51,6 @@ UNUSED: dict[Kind, tuple[str, ...]] = {
     "sounds": ("lms", "text", "activations", "images"),
 }
 """Sections that a recipe does not use."""
-# Settings that do not change the result.
-_FREE = {*FREE, "cache", "cache_gb", "prefetch", "labels"}
 
 
 @dataclass
@@ -91,6 +86,9 @@ class Recipe:
     """Held-out tokens on which the names of 100 latents are tested, as by `hfsae explain`; all
     others with examples get names without scores. "auto": 6.4 % of training.n_tokens, at most
     50,000, and 0 without examples; 0 leaves this stage out."""
+    probe_texts: int = 0
+    """Texts of each of 20 packaged sets with which latents are probed, as by `hfsae probe` (500
+    there), where a language model read text. 0 leaves this stage out."""
     preset_seconds: int = 0
     """Seconds to search for the app's presets at the end, for each SAE with examples: latents whose
     steering visibly changes texts. 0 leaves this stage out; `hfsae presets` looks longer."""
@@ -110,6 +108,7 @@ class Recipe:
             if n_tokens < 0:
                 raise Refused(f"{name} must be 0 (to leave that stage out) or more, got {n_tokens}")
             check_most(name, n_tokens, MOST_TOKENS)
+        check_least(self, probe_texts=0)
         if not 0 <= self.preset_seconds <= _MOST_SECONDS:
             raise Refused(
                 f"preset_seconds is {self.preset_seconds}; it can be 0 (to leave that stage out) "
@@ -183,10 +182,10 @@ class Recipe:
     @property
     def sizes(self) -> Sizes:
         """The size of each stage after training, with a number for "auto"."""
-        names, presets = self.explain_tokens, self.preset_seconds
+        names, probing, presets = self.explain_tokens, self.probe_texts, self.preset_seconds
         if self.kind != "text" or self.lms:  # these need a single language model
-            names, presets = 0, 0
-        given = (self.evaluation.n_tokens, self.collect_tokens, names, presets)
+            names, probing, presets = 0, 0, 0
+        given = (self.evaluation.n_tokens, self.collect_tokens, names, probing, presets)
         return sizes_of(self.training.n_tokens, *given)
 
     @property
@@ -424,73 +423,3 @@ def bucket_tokens(recipe: Recipe) -> int:
     used = -(-training.total_steps * training.batch_size // recipe.shuffle.passes)
     n = min(recipe.shuffle.bucket_tokens, max(used, training.batch_size))
     return n - n % training.batch_size if recipe.kind == "files" else n
-
-
-def differences(
-    old: dict[str, Any], new: dict[str, Any], sections: Iterable[str] = RESULT_SECTIONS
-) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, old value, new value) where recipes differ in ways that change the result.
-
-    Fields that `old` predates count as their defaults.
-
-    Args:
-        sections: names of sections, or dotted names of fields in them.
-    """
-    default = as_plain(Recipe())
-    for section in sections:
-        name, _, field = section.partition(".")
-        values = (r.get(name) for r in (old, new, default))
-        if field:
-            values = ((value or {}).get(field) for value in values)
-        yield from _differences(section, *values)
-
-
-def _differences(
-    key: str, old: object, new: object, default: object
-) -> Iterator[tuple[str, str, str]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        default = default if isinstance(default, dict) else {}
-        for name in sorted({*old, *new} - _FREE):
-            fallback = default.get(name)
-            yield from _differences(
-                f"{key}.{name}", old.get(name, fallback), new.get(name), fallback
-            )
-    elif old != new:
-        yield key, reprlib.repr(old), reprlib.repr(new)
-
-
-def value_at(plain: object, key: str) -> Any:
-    """The value at a dotted key of a recipe as JSON types; 0 if there is none."""
-    for name in key.split("."):
-        plain = plain.get(name, 0) if isinstance(plain, dict) else 0
-    return plain
-
-
-def with_value(recipe: Recipe, key: str, value: object) -> Recipe:
-    """The recipe with another value at a dotted key, "field" or "section.field"."""
-    section, _, name = key.rpartition(".")
-    if not section:
-        return replace(recipe, **{name: value})
-    return replace(recipe, **{section: replace(getattr(recipe, section), **{name: value})})
-
-
-def what_matters(recipe: Recipe, name: str) -> dict[str, Any]:
-    """Everything that determines the result of one of a recipe's SAEs."""
-    plain = as_plain(recipe)
-    plain["saes"] = plain["saes"].get(name)
-    return _without_free({key: plain[key] for key in RESULT_SECTIONS if key in plain})
-
-
-def _without_free(value: object) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {name: _without_free(part) for name, part in value.items() if name not in _FREE}
-
-
-def as_plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON types, as in recipe.yaml, without sections that its inputs do not use."""
-    plain = json.loads(json.dumps(asdict(recipe)))
-    if recipe.lm.kind is None:
-        del plain["lm"]["kind"]
-    unused = {*UNUSED[recipe.kind], "lm" if recipe.lms else "lms"}
-    return {name: value for name, value in plain.items() if name not in unused}

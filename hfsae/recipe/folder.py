@@ -21,15 +21,8 @@ from ..machine.seal import changes
 from ..machine.weights import of_others
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
-from .fields import (
-    TAKEN_FOLDERS,
-    TRAINING_SECTIONS,
-    Recipe,
-    as_plain,
-    differences,
-    value_at,
-    with_value,
-)
+from .differing import as_plain, differences, value_at, with_value
+from .fields import TAKEN_FOLDERS, TRAINING_SECTIONS, Recipe
 from .sizes import AUTO
 from .table import STAGES
 

@@ -33,10 +33,12 @@ from ..machine.lock import locked
 from ..machine.names import HARVEST, LABELS_TABLE, RECIPE, shard_name
 from ..machine.refused import Refused
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .fields import LMArguments, Recipe, as_plain, bucket_tokens, sides_of
+from .differing import as_plain
+from .fields import LMArguments, Recipe, bucket_tokens, sides_of
 from .folder import save_recipe
 from .job import Inputs
 from .opening import check, inputs_of, load_inputs
+from .table import LEFT_OUT
 from .text import token_bar
 
 logger = logging.getLogger(__name__)
@@ -191,10 +193,6 @@ def _reading(recipe: Recipe, folder: Path, labels: str) -> Recipe:
     """The recipe that trains the same SAEs on the files."""
     files = ActivationArguments(files=str(folder), labels=labels)
     whole = replace(recipe.evaluation, n_tokens=None, texts={})  # what was harvested for it
-    fields: dict[str, Any] = {
-        "explain_tokens": 0,
-        "preset_seconds": 0,
-        "lm": LMArguments(),
-        "lms": {},
-    }
+    fields: dict[str, Any] = {**LEFT_OUT, "collect_tokens": recipe.collect_tokens}
+    fields |= {"lm": LMArguments(), "lms": {}}
     return replace(recipe, activations=files, evaluation=whole, **fields)

@@ -20,6 +20,7 @@ from .evaluating import check_foreign_rows, evaluate_on_text
 from .fields import Recipe, make_configs, sides_of
 from .foreign import check_foreign
 from .job import Job
+from .probing import check_probing
 from .text import read_rows, source_of
 
 
@@ -94,4 +95,5 @@ def check_text_recipe(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAECon
     for side in sides_of(recipe):
         check_text(recipe.text, side)
     check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
+    check_probing(recipe, configs)
     return lm, configs

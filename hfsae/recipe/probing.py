@@ -1,4 +1,4 @@
-"""Probing of SAEs in their folders, on one language model."""
+"""The stage of a run that probes: what a few latents reveal about labelled texts."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,132 +11,157 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import cards
 from ..activations import TokenBatch
 from ..attribution import uniformity
-from ..evaluation.probing import ProbeArguments, Probing, Task, packaged_tasks, probe, read_tasks
+from ..evaluation.probing import ProbeArguments, Probing, Task, packaged_tasks, probe
+from ..evaluation.probing.regression import scikit_learn
 from ..evaluation.probing.study import chosen_names, mean_interval
 from ..evaluation.probing.tasks import FAULTY, packaged_names
 from ..evaluation.untrained import Untrained, firings, sample
 from ..lm import LoadedLM, special_ids, unspared
 from ..machine.files import read_json, write_whole
-from ..machine.names import CARD, EVALUATION, PROBING, PROBING_REPORT, TRAINING
+from ..machine.names import EVALUATION, PROBING, PROBING_REPORT
 from ..machine.plain import finite
 from ..machine.refused import Refused
-from ..machine.seal import refuse_changed, sealed
-from ..machine.weights import of_others, refuse_mixture, stamp
-from ..models import SAE
+from ..machine.seal import sealed
+from ..machine.weights import of_others, stamp
+from ..models import SAE, SAEConfig
 from ..packaged import PROBES
-from ..training.trainer import sum_products_in_float32
 from .evaluating import with_probing
-from .fields import LMArguments
-from .folder import locked_run, names_apart, norm_limits
-from .opening import load
-from .placed import PlacedSAE, refuse_without_text
+from .fields import Recipe
+from .job import Job
 
-PACKAGED = "packaged"
-_FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
-_FIELDS |= {"model_attention": "attn_implementation"}
+LM_FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
+LM_FIELDS |= {"model_attention": "attn_implementation"}
 """Fields of an SAE's config, and their names in a recipe."""
 
 
-def probe_saes(
-    placed: Sequence[PlacedSAE],
-    args: ProbeArguments,
-    tasks: str = PACKAGED,
-    **columns: str | None,
-) -> Probing:
-    """Probe SAEs side by side; write probing.json and probing.md into the folder of each, its means
-    into evaluation.json, where there is one, and a section into its card.
+def probe_latents(job: Job) -> None:
+    """Probe on packaged sets, with the recipe's number of texts of each, as `hfsae probe` does;
+    write probing.json and probing.md, and the means into evaluation.json, if there is one."""
+    args = probe_arguments(job.recipe)
+    name = job.folder.resolve().name
+    tasks = PackagedTasks(args)
+    result = probe_loaded(job.with_lm, {name: job.sae}, tasks, len(tasks), args, job.limits)
+    lm = lm_of(job.sae, job.recipe, of_a_run=True)
+    about = {"tasks_of": tasks.source, "saes": [name], "lm": lm, "sae": name}
+    save_probing(result, job.folder, about | {"site": job.sae.config.reads.only_site})
+
+
+def probe_arguments(recipe: Recipe) -> ProbeArguments:
+    """Those of `hfsae probe`, with the recipe's number of texts: the same tasks for every SAE,
+    whatever its seed."""
+    return ProbeArguments(n_texts=recipe.sizes.probing)
+
+
+def lm_of(sae: SAE, recipe: Recipe, *, of_a_run: bool) -> dict[str, Any]:
+    """The language model of an SAE's recipe, by names in a config; what the recipe leaves open, the
+    SAE's config may tell.
 
     Args:
-        tasks: "packaged", a jsonl file, or a Hub data set.
-        columns: `text_column`, `label_column`, `group_column` and `split` of these.
+        of_a_run: the recipe is that of a training; otherwise a dtype may be only its default, and
+            is None.
+    """
+    lm = {key: getattr(recipe.lm, field) for key, field in LM_FIELDS.items()}
+    known = {key: getattr(sae.config, key, None) for key in LM_FIELDS}
+    if known["model_name"] != lm["model_name"]:
+        return lm
+    is_open = {key for key, value in lm.items() if value in (None, "auto")}
+    is_open |= set() if of_a_run or known["model_dtype"] else {"model_dtype"}
+    return {key: known[key] if key in is_open else lm[key] for key in LM_FIELDS}
+
+
+def check_probing(recipe: Recipe, configs: Mapping[str, SAEConfig]) -> None:
+    """Check what probing at the end of a run needs.
 
     Raises:
-        ValueError: SAEs of different language models, unusable tasks, or a package that is missing.
+        ValueError: an SAE of several sites, a number of texts that no task can have, or a package
+            that is missing.
     """
-    by_folder = {one.folder.resolve(): one for one in placed}  # one that is named twice, once
-    folders, placed = [*by_folder], [*by_folder.values()]
-    for one in placed:
-        refuse_without_text(one)
-    names = names_apart(folders)
-    saes = {name: one.sae for name, one in zip(names, placed, strict=True)}
-    lm_of = _common_lm(dict(zip(names, placed, strict=True)))
-    for folder in folders:
-        refuse_mixture(folder, [TRAINING])
-        refuse_changed(folder, [EVALUATION])  # into which the means go, and which is sealed again
-    read, total = _tasks(tasks, args, columns)
-    limits: dict[str, float] = {}
-    for sae, folder in zip(saes.values(), folders, strict=True):
-        if (folder / TRAINING).is_file():
-            limits |= norm_limits(sae, folder)
-    sum_products_in_float32()
-    loaded = load(LMArguments(**{_FIELDS[key]: value for key, value in lm_of.items() if value}))
-    for sae in saes.values():
-        sae.to(loaded.lm.device)
+    if not recipe.sizes.probing:
+        return
+    remedy = "set probe_texts to 0"
+    for name, config in configs.items():
+        if len(config.reads) > 1:
+            raise Refused(
+                f"probe_texts is {recipe.probe_texts}, and probing needs SAEs that read one site; "
+                f"{f'saes.{name}' if name else 'sae'} reads {config.reads}; {remedy}"
+            )
+    try:
+        probe_arguments(recipe)
+        packaged_names()
+        scikit_learn()
+    except Refused as error:
+        raise Refused(f"probe_texts is {recipe.probe_texts}: {error}; or {remedy}") from error
+
+
+class PackagedTasks:
+    """As many packaged sets as are asked for, in their order; the first is read at once, so that a
+    missing file is told before a model is loaded. Its length is the number of texts.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+
+    source = f"{PROBES}, binary sets without " + ", ".join(
+        f"{number} ({why})" for number, why in FAULTY.items()
+    )
+
+    def __init__(self, args: ProbeArguments) -> None:
+        names = chosen_names(packaged_names(), args)
+        self._n_texts = len(names) * args.n_texts
+        self._rest = packaged_tasks(names)
+        self._first = next(self._rest, None)
+
+    def __len__(self) -> int:
+        return self._n_texts
+
+    def __iter__(self) -> Iterator[Task]:
+        return chain([self._first] if self._first else [], self._rest)
+
+
+def probe_loaded(
+    loaded: LoadedLM,
+    saes: Mapping[str, SAE],
+    tasks: Iterable[Task],
+    n_texts: int,
+    args: ProbeArguments,
+    limits: Mapping[str, float],
+) -> Probing:
+    """Probe SAEs on a language model in memory, and measure how uniform their effects are.
+
+    Args:
+        saes: by name, on the model's device.
+        n_texts: of all tasks, for the progress bar.
+        limits: by site, the largest norm of a kept activation.
+
+    Raises:
+        ValueError: as `hfsae.evaluation.probing.probe`.
+    """
     texts: list[str] = []
-    total = None if total is None else total + args.n_words
-    with tqdm(total=total, desc="probe", unit="text") as bar:
+    with tqdm(total=n_texts + args.n_words, desc="probe", unit="text") as bar:
         result = probe(
             loaded.lm,
             saes,
-            _noting(read, texts, args.seed),
+            _noting(tasks, texts, args.seed),
             args,
             tokenizer=loaded.tokenizer,
             norm_limits=limits,
-            progress=lambda n: bar.update(n),
+            progress=bar.update,
         )
     if args.uniformity_tokens:
         result.record["uniformity"] = _uniformity(loaded, saes, texts, args, limits)
-    about = {"tasks_of": _source(tasks), "saes": [*saes], "lm": lm_of}
-    for (name, sae), folder in zip(saes.items(), folders, strict=True):
-        _save(result, folder, {**about, "sae": name, "site": sae.config.reads.only_site})
     return result
 
 
-def _common_lm(placed: Mapping[str, PlacedSAE]) -> dict[str, Any]:
-    """The language model of all the SAEs, by the names in a config; what one of them leaves open,
-    another may tell."""
-    (first, common), *others = ((name, _lm_of(one)) for name, one in placed.items())
-    for name, theirs in others:
-        for key, value in theirs.items():
-            if None not in (value, common[key]) and value != common[key]:
-                raise Refused(
-                    f"{name} belongs to {theirs['model_name']} and {first} to "
-                    f"{common['model_name']}, or in another precision; probe SAEs of "
-                    "one model together"
-                )
-        common |= {key: value for key, value in theirs.items() if value is not None}
-    left_open = vars(placed[first].recipe.lm)
-    return {key: common[key] or left_open[field] for key, field in _FIELDS.items()}
-
-
-def _lm_of(placed: PlacedSAE) -> dict[str, Any]:
-    """The language model of an SAE's recipe; None for what is only the recipe's default."""
-    lm = {key: getattr(placed.recipe.lm, field) for key, field in _FIELDS.items()}
-    known = {key: getattr(placed.sae.config, key, None) for key in _FIELDS}
-    if known["model_name"] != lm["model_name"]:
-        return lm
-    is_default = placed.home is None and known["model_dtype"] is None
-    is_open = {key for key, value in lm.items() if value in (None, "auto")}
-    is_open |= {"model_dtype"} if is_default else set()
-    return {key: known[key] if key in is_open else lm[key] for key in _FIELDS}
-
-
-def _tasks(
-    tasks: str, args: ProbeArguments, columns: Mapping[str, Any]
-) -> tuple[Iterable[Task], int | None]:
-    """The tasks, and how many texts will be read."""
-    if tasks == PACKAGED:
-        if columns.get("group_column"):
-            raise Refused("packaged sets have no groups; give --tasks with --group_column")
-        names = chosen_names(packaged_names(), args)
-        read = packaged_tasks(names)
-        first = next(read, None)  # a missing file fails before the model is loaded
-        return chain([first] if first else [], read), len(names) * args.n_texts
-    own = read_tasks(tasks, **columns)
-    return own, sum(min(args.n_texts, len(task.texts)) for task in own)
+def save_probing(result: Probing, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write probing.json and probing.md into an SAE's folder, and the means into its evaluation."""
+    record = finite({**about, **result.record, "rows": result.rows, **stamp(folder)})
+    write_whole(folder / PROBING_REPORT, result.report)
+    write_whole(folder / PROBING, json.dumps(sealed(record), indent=1) + "\n")
+    if (folder / EVALUATION).is_file() and not any(of_others(folder, [EVALUATION])):
+        evaluation = with_probing(read_json(folder / EVALUATION), folder)
+        write_whole(folder / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
 
 
 def _noting(tasks: Iterable[Task], texts: list[str], seed: int) -> Iterator[Task]:
@@ -212,22 +237,3 @@ def packed_rows(
     rows = ids[: len(ids) // (width - len(first)) * (width - len(first))]
     rows = rows.reshape(-1, width - len(first))
     return torch.cat([first.expand(len(rows), -1), rows], dim=1)
-
-
-def _source(tasks: str) -> str:
-    if tasks == PACKAGED:
-        left_out = ", ".join(f"{number} ({why})" for number, why in FAULTY.items())
-        return f"{PROBES}, binary sets without {left_out}"
-    return Path(tasks).name if Path(tasks).exists() else tasks
-
-
-def _save(result: Probing, folder: Path, more: dict[str, Any]) -> None:
-    record = finite({**more, **result.record, "rows": result.rows, **stamp(folder)})
-    with locked_run(folder, [folder]):
-        write_whole(folder / PROBING_REPORT, result.report)
-        write_whole(folder / PROBING, json.dumps(sealed(record), indent=1) + "\n")
-        if (folder / EVALUATION).is_file() and not any(of_others(folder, [EVALUATION])):
-            evaluation = with_probing(read_json(folder / EVALUATION), folder)
-            write_whole(folder / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
-        if (folder / CARD).is_file():
-            cards.write_card(folder)

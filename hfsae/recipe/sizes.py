@@ -19,12 +19,19 @@ class Sizes(NamedTuple):
     """None: all held-out text"""
     examples: int
     names: int
+    probing: int
+    """texts of a task"""
     presets: int
     """seconds"""
 
 
 def sizes_of(
-    n_tokens: int, evaluation: Count | None, examples: Count, names: Count, presets: int
+    n_tokens: int,
+    evaluation: Count | None,
+    examples: Count,
+    names: Count,
+    probing: int,
+    presets: int,
 ) -> Sizes:
     """The given numbers; for "auto" a share of the training's tokens. Names are shown beside
     examples: without those, "auto" makes no names. Presets are looked for among examples.
@@ -38,7 +45,7 @@ def sizes_of(
         examples = _share(n_tokens, *_EXAMPLES)
     if names == AUTO:
         names = _share(n_tokens, *_NAMES) if examples else 0
-    return Sizes(evaluation, examples, names, presets if examples else 0)
+    return Sizes(evaluation, examples, names, probing, presets if examples else 0)
 
 
 def _share(n_tokens: int, share: float, most: int) -> int:

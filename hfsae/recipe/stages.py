@@ -1,7 +1,7 @@
 """The run that a recipe describes, from its inputs to a folder.
 
-    train -> evaluate on other documents -> collect what latents fire on -> name them -> figures
-    and card -> look for presets
+    train -> evaluate on other documents -> collect what latents fire on -> name them -> probe
+    them -> figures and card -> look for presets
 
 Each stage's result lies in the run's folder, so a second run of the same recipe resumes what was
 interrupted and reuses what was finished; a changed section repeats only the stages that it affects.
@@ -25,14 +25,15 @@ from ..lm import widths_of
 from ..machine import processor
 from ..machine.files import read_json
 from ..machine.lock import is_first_process
-from ..machine.names import CARD, CONFIG, PROBING, TRAINING
+from ..machine.names import CARD, CONFIG, TRAINING
 from ..machine.seal import SEALED, changes
 from ..machine.weights import refuse_mixture
 from ..models import SAE, SAEConfig
 from ..packaged import licence_conflict
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .fields import CheckCost, Recipe, as_plain, bucket_tokens
+from .differing import as_plain
+from .fields import CheckCost, Recipe, bucket_tokens
 from .folder import (
     claim,
     forget_checkpoints,
@@ -198,7 +199,7 @@ def report(
     missing = {*missing_results(folder, recipe), *again, CARD}
     for change in changes(folder, [name for name in SEALED if name in missing]):
         logger.warning("%s: %s; %s is made again", change.path, change.why, change.record)
-    for name in (*(stage.file for stage in STAGES if stage.file in SEALED), PROBING):
+    for name in (stage.file for stage in STAGES if stage.file in SEALED):
         if name not in missing and (folder / name).is_file():
             read_json(folder / name)  # the card needs it: damage is told before the work
     inputs = inputs_of(recipe, loaded)

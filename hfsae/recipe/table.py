@@ -17,6 +17,7 @@ from ..machine.names import (
     FINGERPRINT,
     META,
     PRESETS,
+    PROBING,
 )
 from .collecting import collect_examples
 from .evaluating import evaluate
@@ -25,6 +26,7 @@ from .finishing import finish
 from .job import Job
 from .naming import is_named, name_latents
 from .presetting import look_for_presets
+from .probing import probe_latents
 from .tabulating import tabulate
 from .verifying import make_fingerprint
 
@@ -44,7 +46,7 @@ class Stage(NamedTuple):
     setting: str = ""
     """the recipe's field for the size, as "evaluation.n_tokens"; empty without one"""
     size: Callable[[Recipe], int | None] = _always
-    """tokens, or seconds; None: all held-out text; 0: the recipe leaves this stage out"""
+    """tokens, texts or seconds; None: all held-out text; 0: the recipe leaves this stage out"""
     is_finished: Callable[[Path], bool] = Path.exists
     """whether the file is there and complete"""
 
@@ -78,6 +80,13 @@ STAGES = (
         size=lambda recipe: recipe.sizes.names,
         is_finished=is_named,
     ),
+    Stage(
+        PROBING,
+        probe_latents,
+        sections=("probe_texts",),
+        setting="probe_texts",
+        size=lambda recipe: recipe.sizes.probing,
+    ),
     Stage(FINGERPRINT, make_fingerprint),
     Stage(CARD, lambda job: finish(job.folder)),  # shows the results of the stages before it
     Stage(
@@ -88,6 +97,9 @@ STAGES = (
         size=lambda recipe: recipe.sizes.presets,
     ),
 )
+
+LEFT_OUT = {s.setting: 0 for s in STAGES if s.setting and s.file != EVALUATION}
+"""Fields of a recipe that leave out every stage after evaluation."""
 
 
 def stage_of(file: str) -> Stage:

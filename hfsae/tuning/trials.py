@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..machine.bounds import check_least
 from ..machine.refused import Refused
 from ..machine.units import section_of
-from ..recipe import Recipe, as_plain, changed_training, check_arm
+from ..recipe import LEFT_OUT, Recipe, as_plain, changed_training, check_arm
 from ..training.identity import SHARED
 from .ranges import Space, read_space
 
@@ -157,8 +157,7 @@ def recipe_of(tuning: Tuning, trial: Trial, rung: int) -> Recipe:
         harvest=replace(recipe.harvest, cache=cache),
         training=replace(recipe.training, output_dir=str(folder), n_tokens=tokens),
         evaluation=replace(recipe.evaluation, side="validation", texts={}),
-        collect_tokens=0,
-        explain_tokens=0,
+        **LEFT_OUT,
     )
 
 

@@ -191,10 +191,7 @@ def packaged_names() -> list[str]:
         ValueError: the package is not installed; the sentence has the command.
     """
     if package_folder("sae_probes") is None:
-        raise Refused(
-            f"the packaged sets are not installed: `pip install --no-deps {PROBES}`; or give "
-            "--tasks FILE.jsonl"
-        )
+        raise Refused(f"the packaged sets are not installed: `pip install --no-deps {PROBES}`")
     rows = probe_rows("probing_datasets_MASTER")
     files = [row["Dataset save name"] for row in rows if row["Data type"] == _BINARY]
     names = [Path(file).name.partition(".")[0] for file in files]
