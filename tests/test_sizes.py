@@ -20,13 +20,13 @@ def test_what_a_recipe_leaves_to_the_training_follows_its_length_and_given_numbe
         open_names: dict[str, Any] = {"explain_tokens": "auto"}
         return Recipe(training=training, **open_names | fields).sizes
 
-    assert sizes(20_000) == (500, 3800, 1300, 0)
-    assert sizes(4_000_000_000) == (100_000, 1_000_000, 50_000, 0)
-    assert sizes(20_000, collect_tokens=150_000, explain_tokens=7) == (500, 150_000, 7, 0)
-    assert sizes(20_000, evaluation=EvaluationArguments(n_tokens=None)) == (None, 3800, 1300, 0)
-    assert sizes(20_000, collect_tokens=0) == (500, 0, 0, 0), "names stand beside examples"
-    assert sizes(20_000, collect_tokens=0, explain_tokens=50) == (500, 0, 50, 0)
-    assert sizes(20_000, preset_seconds=9) == (500, 3800, 1300, 9)
+    assert sizes(20_000) == (500, 3800, 1300, 0, 0)
+    assert sizes(4_000_000_000) == (100_000, 1_000_000, 50_000, 0, 0)
+    assert sizes(20_000, collect_tokens=150_000, explain_tokens=7) == (500, 150_000, 7, 0, 0)
+    assert sizes(20_000, evaluation=EvaluationArguments(n_tokens=None)) == (None, 3800, 1300, 0, 0)
+    assert sizes(20_000, collect_tokens=0) == (500, 0, 0, 0, 0), "names stand beside examples"
+    assert sizes(20_000, collect_tokens=0, explain_tokens=50) == (500, 0, 50, 0, 0)
+    assert sizes(20_000, preset_seconds=9) == (500, 3800, 1300, 0, 9)
     assert sizes(20_000, collect_tokens=0, preset_seconds=9).presets == 0, "nothing to look among"
 
 

@@ -114,14 +114,18 @@ def held_back(page, click: Callable[[], None]) -> Callable[[], None]:
     """Click; the request of its event leaves the browser when the returned function is called."""
     held: list = []
 
+    def is_of_the_click(request) -> bool:
+        """Its data have the number of the click; other events may still be under way."""
+        return re.search(r'"\d+( [a-z]+"|","\d)', request.post_data or "") is not None
+
     def hold(route) -> None:
-        if held:
+        if held or not is_of_the_click(route.request):
             route.continue_()
         else:
             held.append(route)
 
     page.route("**/queue/join*", hold)
-    with page.expect_request("**/queue/join*"):
+    with page.expect_request(is_of_the_click):
         click()
     return lambda: held[0].continue_()
 

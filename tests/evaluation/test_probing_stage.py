@@ -66,20 +66,9 @@ def test_a_run_ends_with_what_hfsae_probe_gives(tmp_path, loads, sets):
     by_hand = probe_placed([placed], ProbeArguments(n_texts=100))
     assert by_hand.rows == record["rows"]
     assert json.loads(path.read_text()) == record
-
-
-def test_what_a_run_has_probed_is_kept_and_made_anew_where_another_number_is_asked(
-    tmp_path, loads, sets
-):
-    (folder,) = run(tiny_recipe(tmp_path / "sae", probe_texts=100))
-    path, weights = folder / PROBING, (folder / "model.safetensors").read_bytes()
     before, n_loads = path.read_bytes(), len(loads)
     run(tiny_recipe(tmp_path / "sae", probe_texts=100))
     assert path.read_bytes() == before and len(loads) == n_loads, "it is kept"
-    run(tiny_recipe(tmp_path / "sae", probe_texts=110))
-    assert {*json.loads(path.read_text())["tasks"].values()} == {110}, "and made anew if asked"
-    run(tiny_recipe(tmp_path / "sae", probe_texts=0))
-    assert path.exists() and (folder / "model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize(
