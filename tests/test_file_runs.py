@@ -129,7 +129,15 @@ def test_a_harvest_goes_on_where_it_was_stopped(loads, tmp_path, monkeypatch):
         broken.setattr("hfsae.recipe.harvesting._write_held_out", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             harvest_to(recipe, tmp_path / "parts")
-    harvest_to(recipe, tmp_path / "parts")
+    other = tiny_recipe(tmp_path / "files", collect_tokens=0, seed=1)
+    with pytest.raises(ValueError, match=r"recipe \(seed is 0 there and 1 here\)"):
+        harvest_to(other, tmp_path / "parts")
+    path = tmp_path / "parts" / "harvest.json"
+    progress = json.loads(path.read_text())
+    del progress["recipe"]["probe_texts"]  # of a version that had no such field
+    path.write_text(json.dumps(progress))
+    later = tiny_recipe(tmp_path / "elsewhere", collect_tokens=0, explain_tokens=50)
+    harvest_to(later, tmp_path / "parts")  # which reads the same
     names = sorted(p.name for p in (tmp_path / "whole").glob("*.safetensors"))
     assert len(names) > 2
     for name in names:

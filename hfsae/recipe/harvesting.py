@@ -33,7 +33,7 @@ from ..machine.lock import locked
 from ..machine.names import HARVEST, LABELS_TABLE, RECIPE, shard_name
 from ..machine.refused import Refused
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .differing import as_plain
+from .differing import as_plain, differences
 from .fields import LMArguments, Recipe, bucket_tokens, sides_of
 from .folder import save_recipe
 from .job import Inputs
@@ -89,9 +89,11 @@ def _progress(folder: Path, recipe: Recipe) -> dict[str, Any]:
             )
         return {"recipe": plain, "n_shards": 0, "n_batches": 0, "state": None, "limits": {}}
     progress = read_json(path)
-    if progress.get("recipe") != plain:
+    if change := next(differences(progress.get("recipe", {}), plain), None):
+        key, old, new = change
         raise Refused(
-            f"the folder {folder} holds the harvest of another recipe; give --out another"
+            f"the folder {folder} holds the harvest of another recipe ({key} is {old} there and "
+            f"{new} here); give --out another"
         )
     return progress
 
