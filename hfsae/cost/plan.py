@@ -267,7 +267,8 @@ def _probing(recipe: Recipe, to_site: float, whole: float) -> float:
     Args:
         to_site, whole: seconds of a token, up to the site and through the whole model.
     """
-    a, n_tasks = probe_arguments(recipe), 20
+    a = probe_arguments(recipe)
+    n_tasks = int(a.n_tasks)
     n_read = n_tasks * a.n_texts * _TEXT_TOKENS + a.n_words * _WORD_TOKENS
     n_passes = 2 * 3 * a.uniformity_tokens * a.max_tokens  # two kinds of latents; there and back
     return n_read * to_site + n_passes * whole + n_tasks * _FIT_SECONDS
