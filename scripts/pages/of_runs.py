@@ -26,7 +26,6 @@ def told() -> Iterator[Told]:
         (README, "Two commands", (measured(quickstart, IN_SHORT),)),
         (f"{RECIPES}/variants.md", "An L0 that obeys", (budget.table(),)),
         (f"{RECIPES}/README.md", "5. Set the L0", (budget.in_short(),)),
-        (README, "Why another one", (budget.in_short(),)),
     ):
         yield from (Told(page, section, text) for text in texts)
 
