@@ -30,7 +30,7 @@ from ..models.config import own_fields
 from ..models.registry import IMPORT_HINT, refuse_configs_alone
 from ..packaged import packaged_labels
 from ..training import TrainingArguments
-from ..training.identity import SHARED
+from ..training.arguments import SHARED
 from .inputs import Model
 from .lms import LMArguments, check_lms, spelt_lms
 from .shorthand import spelt

@@ -9,6 +9,18 @@ from ..machine.refused import Refused
 from .schedules import Duration, in_steps
 
 logger = logging.getLogger(__name__)
+# Arguments that do not change the result.
+FREE = {
+    "output_dir",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "num_processes",
+    "shard_latents",
+}
+# What SAEs on one stream have in common; they may differ in the others.
+SHARED = FREE | {"n_tokens", "batch_size", "gradient_accumulation_steps"}
 
 
 @dataclass
