@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig
 
 from hfsae.cost import pace
-from hfsae.cost.formula import CARDS
+from hfsae.cost.cards import CARDS
 from hfsae.cost.formula import start_seconds as start_by_formula
 from hfsae.cost.pace import lm_pace, sae_pace, start_seconds, step_seconds
 from hfsae.features import CollectArguments

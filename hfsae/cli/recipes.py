@@ -12,24 +12,20 @@ from typing import Any, TypeVar, cast, get_origin
 import docstring_parser
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
-from transformers import MODEL_MAPPING
 
 from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
-from ..cost.formula import CARDS
+from ..cost.cards import CARDS
 from ..explanations import ExplainArguments
 from ..machine.files import check_yaml, parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
 from ..machine.refused import Refused
-from ..models import SAEConfig, variants
-from ..models.site_fields import SiteFields
 from ..recipe import (
     LMArguments,
     Recipe,
     Sections,
     find_recipe,
     licence_with,
-    refuse_fields_of_others,
     stage_of,
 )
 from ..recipe.fields import UNUSED
@@ -152,6 +148,11 @@ def train_parser() -> VerbParser:
 
 def _sae_help(everything: bool) -> Iterator[str]:
     """Help for the variants and their most used config fields, or all of them."""
+    from transformers import MODEL_MAPPING  # takes seconds, as does the next
+
+    from ..models import SAEConfig, variants
+    from ..models.site_fields import SiteFields
+
     classes = dict.fromkeys(c for variant in variants() for c in reversed(variant.mro()))
     yield from ("", "fields of sae:" if everything else "most used fields of sae:")
     yield from explained(
@@ -201,7 +202,10 @@ def parse_recipe(
     if not isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
-        refuse_fields_of_others(recipe, given_now)
+        if given_now:
+            from ..recipe import refuse_fields_of_others  # takes seconds
+
+            refuse_fields_of_others(recipe, given_now)
     return recipe, options
 
 

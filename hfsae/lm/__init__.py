@@ -1,6 +1,7 @@
 """Sites in a causal language model: name them, read them, write to them; and load the model.
 
 autoencoder     what an SAE must have
+places     names of sites, and of their models
 sites      `layers.12`, `layers.12.self_attn.o_proj:in`: what a name means
 hooks      read and replace activations at sites
 splicing   let the model run on an SAE's reconstructions

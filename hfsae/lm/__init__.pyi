@@ -26,11 +26,11 @@ from .load import known_tokenizer as known_tokenizer
 from .load import load_lm as load_lm
 from .load import load_tokenizer as load_tokenizer
 from .load import tokenizer_of as tokenizer_of
+from .places import Site as Site
+from .places import model_and_path as model_and_path
 from .several import LoadedLMs as LoadedLMs
 from .several import by_model as by_model
-from .several import model_and_path as model_and_path
 from .several import refuse_other_vocabularies as refuse_other_vocabularies
-from .sites import Site as Site
 from .sites import Sites as Sites
 from .sites import blocks_below as blocks_below
 from .sites import check_arguments as check_arguments

@@ -1,7 +1,9 @@
 """A recipe (a section for each dataclass), and the run that it describes, from inputs to a folder.
 
+asked       what is asked of explanations
 call        training in one call
 collecting  examples of what latents fire on, in a run
+configs     the configs of its SAEs, from the model's widths
 controls    names beside those of an SAE of re-drawn weights
 evaluating  evaluation in a run, on held-out and foreign texts
 explaining  explanations of an SAE's latents

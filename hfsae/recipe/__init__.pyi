@@ -1,24 +1,25 @@
 """Names of the room, and where each is imported from at its first use."""
 
+from .asked import CONTROLS as CONTROLS
+from .asked import EXPLAINERS as EXPLAINERS
+from .asked import ExplainRequest as ExplainRequest
 from .call import train as train
-from .controls import CONTROLS as CONTROLS
+from .configs import CheckCost as CheckCost
+from .configs import make_configs as make_configs
+from .configs import refuse_fields_of_others as refuse_fields_of_others
 from .differing import RESULT_SECTIONS as RESULT_SECTIONS
 from .differing import as_plain as as_plain
 from .differing import differences as differences
 from .differing import what_matters as what_matters
 from .evaluating import check_foreign_rows as check_foreign_rows
 from .evaluating import evaluation_text as evaluation_text
-from .explaining import EXPLAINERS as EXPLAINERS
-from .explaining import ExplainRequest as ExplainRequest
 from .explaining import check_explain as check_explain
 from .explaining import explain_sae as explain_sae
-from .fields import CheckCost as CheckCost
 from .fields import Recipe as Recipe
+from .fields import Sections as Sections
 from .fields import bucket_tokens as bucket_tokens
 from .fields import changed_training as changed_training
 from .fields import check_arm as check_arm
-from .fields import make_configs as make_configs
-from .fields import refuse_fields_of_others as refuse_fields_of_others
 from .finishing import finish as finish
 from .folder import home_of as home_of
 from .folder import is_of_a_run as is_of_a_run
@@ -48,7 +49,6 @@ from .opening import load as load
 from .opening import load_inputs as load_inputs
 from .opening import with_lone_site as with_lone_site
 from .placed import PlacedSAE as PlacedSAE
-from .placed import Sections as Sections
 from .placed import changed as changed
 from .placed import check_held_out as check_held_out
 from .placed import limits_of as limits_of

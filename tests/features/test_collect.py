@@ -1,6 +1,5 @@
 """collect: every number of a store against closed forms and a slow dense count."""
 
-
 import numpy as np
 import pytest
 import torch
