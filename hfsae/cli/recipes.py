@@ -3,7 +3,7 @@
 import re
 import shlex
 from argparse import SUPPRESS
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,8 @@ from ..recipe import (
     Sections,
     find_recipe,
     licence_with,
+    read_recipe,
+    shipped_recipes,
     stage_of,
 )
 from ..recipe.fields import UNUSED
@@ -62,6 +64,12 @@ _ACTIVATIONS = "activations"
 _SHORT = {"--activations": "--activations.files", "--site": "--sae.site"}
 _SHORT["--labels"] = "--activations.labels"
 _SOURCES = ("--images.files", "--images.folder", "--images.packaged", "--audio.files")
+_INSTEAD = (
+    ("sites", "site"),
+    ("sites", "target_site"),
+    ("site", "sites"),
+    ("site", "target_sites"),
+)
 _EXPLAIN, _TOGETHER = "--explain", "--together"
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
@@ -182,19 +190,25 @@ def parse_recipe(
     Raises:
         ValueError: no such recipe, or unknown or invalid arguments, in one sentence.
     """
-    path, argv = None, with_one_source(with_files(argv))
+    path, argv, content = None, with_one_source(with_files(argv)), dict[str, Any]()
+    is_shipped = kind is Recipe and argv[:1] != [] and argv[0] in shipped_recipes()
     if argv and not argv[0].startswith("-"):
         path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
-        _check_readable(path, kind)
-        argv = ["--recipe", str(path), *argv[1:]]
+        content = _readable(path, kind)
+        argv = ["--recipe", str(path), *with_own_places(argv[1:], content.get("sae") or {})]
     args = parser.parse(_with_whole_numbers(argv))
     args.pop("recipe")  # already read
     own = {section.name for section in fields(kind)}
     options = {name: value for name, value in args.items() if name not in own}
     recipe = kind(**{name: value for name, value in args.items() if name in own})
     _refuse_unused(recipe, argv)
-    if kind is Recipe and path and not any(re.match("--license(=|$)", part) for part in argv):
-        content = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    if is_shipped and path and not _gives("training.output_dir", argv):
+        sites, theirs = recipe.sites, read_recipe(path).sites
+        if sites != theirs:  # their folder may hold the SAE of that recipe
+            place = re.sub(r"[^\w.]", "-", sites[0] if len(sites) == 1 else f"{sites[0]}-and-more")
+            folder = f"{recipe.training.output_dir}-{place}"
+            recipe = replace(recipe, training=replace(recipe.training, output_dir=folder))
+    if kind is Recipe and path and not _gives("license", argv):
         lm, lms = content.get("lm") or {}, content.get("lms") or {}
         recipe = replace(recipe, license=licence_with(recipe, lm.get("name", LMArguments.name)))
         if recipe.model_names != [given.get("name") for given in lms.values()] and recipe.lms:
@@ -207,6 +221,10 @@ def parse_recipe(
 
             refuse_fields_of_others(recipe, given_now)
     return recipe, options
+
+
+def _gives(field: str, argv: list[str]) -> bool:
+    return any(part.partition("=")[0] == f"--{field}" for part in argv)
 
 
 def _refuse_unused(recipe: Recipe, argv: list[str]) -> None:
@@ -287,6 +305,21 @@ def with_one_source(argv: list[str]) -> list[str]:
     return [*argv, *(f"{flag}=" for flag in others)]
 
 
+def with_own_places(argv: list[str], sae: Mapping[str, Any]) -> list[str]:
+    """The arguments of a recipe whose site, or sites, take the place of those in its file, where
+    the file has the other of the two.
+
+    Args:
+        sae: the file's section.
+    """
+    others = [
+        theirs
+        for ours, theirs in _INSTEAD
+        if _gives(f"sae.{ours}", argv) and sae.get(theirs) and not _gives(f"sae.{theirs}", argv)
+    ]
+    return [*argv, *(f"--sae.{name}=null" for name in others)]
+
+
 def _without(flag: str, argv: list[str]) -> list[str]:
     """The arguments without a flag and its value, or empty ones."""
     before = ["", *argv]
@@ -303,8 +336,9 @@ def with_explanations(argv: list[str]) -> list[str]:
     return [new for part in argv for new in (spelt_out if part == _EXPLAIN else [part])]
 
 
-def _check_readable(path: Path, kind: type[Recipe]) -> None:
-    """Refuse what is not a YAML mapping of known sections, with a sentence for each mistake."""
+def _readable(path: Path, kind: type[Recipe]) -> dict[str, Any]:
+    """The sections of a recipe's file; what is no YAML mapping of known ones is refused, with a
+    sentence for each mistake."""
     if not path.is_file():
         raise Refused(
             f"there is no comparison {path}; a clone of hfsae has examples in scripts/comparisons/"
@@ -329,3 +363,4 @@ def _check_readable(path: Path, kind: type[Recipe]) -> None:
             names = [field.name for field in fields(cast(Any, sections[name]))]
             for key in set(value) - set(names):
                 raise Refused(with_names(f"section {name} has no field {key!r}", key, names))
+    return content
