@@ -23,6 +23,8 @@ REFUSED = {
     "train nothing.yaml": "there is no recipe 'nothing.yaml'",
     "train quickstart --training.n_tokens x": "must be a whole number, got 'x'",
     "train quickstart --training.learning_rate -1": "positive and finite, got -1",
+    "train quickstart --training.output_dir no --lm.name nobody/nothing": "it is not in the cache",
+    "train quickstart --training.output_dir no --lm.name ./nowhere": "holds no 'nowhere'",
     "harvest quickstart --nonsense 3": "no option '--nonsense'",
     "compare nothing.yaml": "there is no comparison nothing.yaml",
     "compare --arm.x 3": "no option '--arm.x'",

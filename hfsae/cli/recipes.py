@@ -17,6 +17,7 @@ from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
 from ..cost.cards import CARDS
 from ..explanations import ExplainArguments
+from ..lm.located import refuse_absent
 from ..machine.files import check_yaml, parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
 from ..machine.refused import Refused
@@ -225,6 +226,15 @@ def parse_recipe(
 
 def _gives(field: str, argv: list[str]) -> bool:
     return any(part.partition("=")[0] == f"--{field}" for part in argv)
+
+
+def refuse_absent_models(recipe: Recipe) -> None:
+    """Refuse models that are nowhere before what loads them is imported, which takes seconds. A
+    folder with a run may have all that it needs of them."""
+    if recipe.kind == "files" or Path(recipe.training.output_dir).exists():
+        return
+    for model in recipe.models.values():
+        refuse_absent(model.name, model.revision, model.source)
 
 
 def _refuse_unused(recipe: Recipe, argv: list[str]) -> None:

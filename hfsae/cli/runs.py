@@ -23,6 +23,7 @@ from .recipes import (
     parse_given,
     parse_recipe,
     recipe_parser,
+    refuse_absent_models,
     train_parser,
 )
 from .source import take_choice, tell_text
@@ -31,6 +32,7 @@ from .source import take_choice, tell_text
 def train(argv: list[str]) -> None:
     """`hfsae train`: see `VERBS`."""
     recipe, options = parse_recipe(train_parser(), argv)
+    refuse_absent_models(recipe)
     if options["dry_run"]:
         from ..cost.plan import plan
 
@@ -54,13 +56,16 @@ def compare(argv: list[str]) -> None:
     """`hfsae compare`: see `VERBS`."""
     command = shlex.join(["hfsae", "compare", *argv])
     comparisons, folder = parse_comparisons(argv)
-    from .. import comparison
+    for comparison in comparisons.values():
+        refuse_absent_models(comparison)
+    from ..comparison import compare as run_comparison
+    from ..comparison import compare_together
 
     if folder is None:
-        report = comparison.compare(next(iter(comparisons.values())), command)
+        report = run_comparison(next(iter(comparisons.values())), command)
         beside = "report.html and the numbers are"
     else:
-        report = comparison.compare_together(comparisons, folder, command)
+        report = compare_together(comparisons, folder, command)
         beside = "report.html, with every comparison's report, is"
     print(f"\nThe report is {report / REPORT}; {beside} beside it.")
 
@@ -68,6 +73,7 @@ def compare(argv: list[str]) -> None:
 def tune(argv: list[str]) -> None:
     """`hfsae tune`: see `VERBS`."""
     recipe, _ = parse_recipe(recipe_parser("tune", Tuning), argv, Tuning)
+    refuse_absent_models(recipe)
     from .. import tuning
 
     folder = tuning.tune(recipe, command=shlex.join(["hfsae", "tune", *argv]))

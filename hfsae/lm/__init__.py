@@ -8,7 +8,8 @@ splicing   let the model run on an SAE's reconstructions
 several    language models that read the same tokens, and sites in them
 load       a model from the Hub, a folder, a .gguf file or a package
 encoders   the same for models of pictures and sound, and one way to run any model
-copies     where the copy of a model lies, and what is refused
+located    where the copy of a model lies
+copies     its config, and what is refused of it
 contract   whether a model is the one that an SAE was trained on
 weights_sketch  a few numbers by which a model's weights can be compared
 generating      where the prompt of a call of `generate` ends
