@@ -492,6 +492,7 @@ def every_lm_is(
         return LoadedLM(lm, tokenizer, "a test")
 
     monkeypatch.setattr("hfsae.recipe.opening.load_lm", load_lm)
+    monkeypatch.setattr("hfsae.cli.recipes.refuse_absent", lambda *where: None)
     monkeypatch.setattr("hfsae.recipe.of_text.empty_lm", lambda name, **kwargs: lm)
     return seen
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig
 
 from hfsae.cost import pace
-from hfsae.cost.formula import CARDS
+from hfsae.cost.cards import CARDS
 from hfsae.cost.formula import start_seconds as start_by_formula
 from hfsae.cost.pace import lm_pace, sae_pace, start_seconds, step_seconds
 from hfsae.features import CollectArguments
@@ -91,3 +91,10 @@ def test_a_start_at_clusters_takes_its_rounds_over_its_sample_for_all_latents(mo
     assert start_by_formula(config, TrainingArguments(), card) == 0
     operations = 1.5 * 2 * 131_072 * 8192 * 8
     assert start_by_formula(config, clusters, card) == pytest.approx(operations / (0.6 * card.bf16))
+
+
+def test_timing_a_step_logs_nothing_about_its_own_few_steps(caplog):
+    config = AutoConfig.for_model("jumprelu_sae", d_in=8, d_sae=32, target_l0=4, site="layers.1")
+    with caplog.at_level("INFO"):
+        assert step_seconds(config, TrainingArguments(), 16, "cpu") > 0
+    assert caplog.text == ""

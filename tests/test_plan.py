@@ -13,8 +13,8 @@ from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.cost import footprint, shortage
 from hfsae.cost import plan as plans
+from hfsae.cost.cards import CARDS
 from hfsae.cost.footprint import memory, parameters
-from hfsae.cost.formula import CARDS
 from hfsae.cost.pace import LMPace, SAEPace
 from hfsae.cost.plan import estimate, parameters_used, plan
 from hfsae.evaluation import EvaluationArguments

@@ -290,7 +290,7 @@ def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
     def at_eight(model, labels, args, say):
         return find_presets(model, labels, args._replace(strengths=(8.0,)), say)
 
-    monkeypatch.setattr("hfsae.cli.app.find_presets", at_eight)
+    monkeypatch.setattr("hfsae.presets.find_presets", at_eight)
     write_label(OUT, the_sea, "oceans")
     few = ["--n_candidates", "0"]
     capsys.readouterr()

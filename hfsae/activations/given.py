@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..lm import NamesSite, tokenizer_of
 from ..machine.refused import Refused
-from .harvest import HarvestArguments
+from .arguments import HarvestArguments, Split, TextArguments
 from .listed import Columns, listed_texts
-from .tokens import PackedRows, Split, TextArguments, TokenBatch
+from .tokens import PackedRows, TokenBatch
 
 Given = str | Sequence[str] | Columns | TextArguments | Iterable[TokenBatch]
 """A text, several texts, a `datasets.Dataset`, a `TextArguments`, or rows of tokens."""

@@ -2,7 +2,6 @@
 kept position."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -10,47 +9,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..lm import Site, blocks_below, by_model, capture, find_module, forward, running_as
-from ..machine.bounds import check_most
 from ..machine.refused import Refused
+from .arguments import HarvestArguments
 from .cache import ActivationCache, batch_key
 from .inputs import Batch, inputs_of
 from .tokens import TokenBatch
-
-_MOST_ROWS = 2**20
-
-
-@dataclass
-class HarvestArguments:
-    """Settings for reading activations from the language model."""
-
-    rows: int = 16
-    """Rows in one forward pass of the LM; a larger batch goes through in several."""
-    max_norm_ratio: float | None = None
-    """Drop positions whose norm at any site is more than this many times the site's median norm.
-    Attention sinks can have 100 times the median, and then decide scale, loss and FVU alone."""
-    compile: bool = False
-    """Run the LM's blocks through torch.compile: on a CPU about 1.2 times as fast, after half a
-    minute. Activations then differ by rounding, about as much as bfloat16 differs from float32.
-    Sites must be blocks; evaluation and steering use the uncompiled LM."""
-    cache: str | None = None
-    """Folder in which activations are kept for later runs. Runs that read the same text with the
-    same LM, `rows` and context size then skip the LM, whatever their other settings."""
-    cache_gb: float = 100.0
-    """Disk space that the cache may use for one LM; activations beyond it are harvested again."""
-
-    def __post_init__(self):
-        if self.rows < 1:
-            raise Refused(f"harvest.rows is {self.rows}; a forward pass needs 1 or more")
-        check_most("harvest.rows", self.rows, _MOST_ROWS)
-        if self.max_norm_ratio is not None and not self.max_norm_ratio > 1:
-            raise Refused(
-                f"harvest.max_norm_ratio is {self.max_norm_ratio}, which would drop "
-                "typical positions; use about 5"
-            )
-        if not self.cache_gb > 0:
-            raise Refused(
-                f"harvest.cache_gb is {self.cache_gb}; give a positive number of gigabytes"
-            )
 
 
 class Harvested(NamedTuple):

@@ -13,7 +13,6 @@ from typing import Generic, TypeVar
 
 from ..machine.refused import Refused, closest
 from ..machine.weights import file_hash
-from .files.containers import natural
 
 logger = logging.getLogger(__name__)
 _SHOWN = 10  # names of files that are not read
@@ -47,6 +46,8 @@ def paths_of(field: str, files: str | Iterable[str], suffixes: Sequence[str]) ->
     """
     named = [files] if isinstance(files, str) else list(files)
     found = {path for one in named for path in _at(field, one, suffixes)}
+    from .files.containers import natural  # imports torch
+
     return sorted(found, key=natural)
 
 

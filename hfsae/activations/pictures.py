@@ -2,12 +2,11 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from inspect import signature
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,70 +14,17 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from ..lm import LoadedEncoder, n_positions
-from ..machine.bounds import check_least, check_most, check_seed
 from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
-from .input_files import Recent, check_files, ids_of, paths_of, read_labels, short_names
+from .arguments import ImageArguments
+from .input_files import Recent, ids_of, paths_of, read_labels, short_names
 from .inputs import Piece
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-Positions = Literal["patches", "cls", "all"]
-_MOST_CROPS = 2**16
 _PREFIX = 2  # a CLS and a distillation token; registers are in the config
-
-
-@dataclass
-class ImageArguments:
-    """Pictures to run a vision model on, in place of a text."""
-
-    files: str | list[str] = ""
-    """A picture (.png, .jpg, .webp, .bmp, .gif, .tif), a folder or glob of them, or a list of
-    these."""
-    folder: str = ""
-    """A folder of pictures with its subfolders, in place of files."""
-    packaged: str = ""
-    """Pictures in Python packages by their name, or several names with commas, in place of
-    files."""
-    positions: Positions = "patches"
-    """The positions whose activations are used: the patches, the CLS token alone, or all, with
-    registers."""
-    held_out_fraction: float = 0.05
-    """Expected share of pictures on the test side, which evaluation reads. Equal pictures and all
-    crops of one are on the same side."""
-    validation_fraction: float = 0.0
-    """Expected share of pictures on the validation side, for choosing settings. It is taken from
-    the training side: the test side stays the same."""
-    crops: int = 0
-    """Random square crops of each picture, at its own resolution and in the size that the model
-    takes, or as large as the picture is; 0: the whole picture, resized."""
-    seed: int = 0
-    """Seed of the order and of the crops; the sides do not depend on it."""
-    labels: str = ""
-    """A csv or parquet table of labels, whose column "file" has the pictures' names as captions
-    show them; or "folders": the label is the name of a picture's folder. Packaged pictures have
-    their own."""
-
-    def __post_init__(self) -> None:
-        self.files = check_files("images", self.files)
-        for name in ("folder", "packaged", "labels"):
-            if not isinstance(getattr(self, name), str):
-                raise Refused(f"images.{name} is {getattr(self, name)!r}; give text, or ''")
-        given = [name for name in ("files", "folder", "packaged") if getattr(self, name)]
-        if len(given) > 1:
-            raise Refused(f"images has {' and '.join(given)}; give one of them")
-        if self.positions not in get_args(Positions):
-            raise Refused(
-                f"images.positions is {self.positions!r}; it can be 'patches', 'cls' or 'all'"
-            )
-        for name in ("held_out_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise Refused(f"images.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
-        check_least(self, "images.", crops=0)
-        check_most("images.crops", self.crops, _MOST_CROPS)
-        check_seed("images.seed", self.seed)
 
 
 class _Picture(NamedTuple):

@@ -24,7 +24,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple, cast
@@ -34,52 +33,11 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..machine.bounds import MOST_TOKENS, check_most, check_seed
-from ..machine.processor import refuse_absent
 from ..machine.refused import Refused
+from .arguments import ShuffleArguments
 from .source import Filling, Source
 
-_MOST_PASSES = 10**6
 _SUMMED_ROWS = 256  # their copy as 64-bit integers stays in a processor's cache: 6 times as fast
-
-
-@dataclass
-class ShuffleArguments:
-    """How many activations are shuffled together, and how often each is used."""
-
-    bucket_tokens: int = 2**20
-    """Activations held and shuffled together."""
-    passes: int = 1
-    """Times each bucket is handed out, each time in another order. Where the language model takes
-    half of the time or more, further passes help more than further text: in equal time, three over
-    262k activations of SmolLM2 lower FVU by 2 to 3 % against one over 524k (4,096 latents)."""
-    seed: int = 0
-    """Seed of the order."""
-    device: str = "cpu"
-    """Where the bucket lies."""
-    prefetch: bool = False
-    """Fill the next bucket while training on this one; needs memory for two."""
-
-    def __post_init__(self):
-        if self.bucket_tokens < 1 or self.passes < 1:
-            raise Refused(
-                f"shuffle.bucket_tokens ({self.bucket_tokens}) and shuffle.passes ({self.passes}) "
-                "must be 1 or more"
-            )
-        check_most("shuffle.bucket_tokens", self.bucket_tokens, MOST_TOKENS)
-        check_most("shuffle.passes", self.passes, _MOST_PASSES)
-        check_seed("shuffle.seed", self.seed)
-
-    def check_device(self) -> None:
-        """Check that the device exists. Called late: a dry run may describe another machine.
-
-        Raises:
-            ValueError: this machine has no such device.
-        """
-        try:
-            refuse_absent(self.device)
-        except ValueError as error:
-            raise Refused(f"shuffle.{error}") from error
 
 
 class _Bucket(NamedTuple):

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from inspect import signature
@@ -16,52 +15,15 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from ..lm import LoadedEncoder, n_positions
-from ..machine.bounds import check_least, check_most, check_seed
 from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
-from .input_files import Recent, check_files, ids_of, paths_of, read_labels, short_names, state
+from .arguments import AudioArguments
+from .input_files import Recent, ids_of, paths_of, read_labels, short_names, state
 from .inputs import Piece
 
 _BY_SCIPY = (".wav",)
 _BY_SOUNDFILE = (".flac", ".mp3", ".ogg")
-_MOST_RATE = 2**20
 _FULL_SCALE = {np.uint8: 2.0**7, np.int16: 2.0**15, np.int32: 2.0**31, np.int64: 2.0**63}
-
-
-@dataclass
-class AudioArguments:
-    """Sound to run an audio model on, in place of a text."""
-
-    files: str | list[str] = ""
-    """A .wav file, a folder or glob of them, or a list of these; with the package soundfile .flac,
-    .mp3 and .ogg, too. Channels are averaged."""
-    rate: int = 16_000
-    """Samples a second that the model takes; sound of another rate is resampled."""
-    seconds: float = 0.0
-    """Cut files into pieces of so many seconds, the last one shorter; 0: pieces as long as the
-    model takes at once, or whole files if it takes any length."""
-    held_out_fraction: float = 0.05
-    """Expected share of files on the test side, which evaluation reads; all pieces of one are on
-    the same side."""
-    validation_fraction: float = 0.0
-    """Expected share of files on the validation side, for choosing settings. It is taken from the
-    training side: the test side stays the same."""
-    seed: int = 0
-    """Seed of the order; the sides do not depend on it."""
-    labels: str = ""
-    """A csv or parquet table of labels, whose column "file" has the files' names as captions show
-    them; or "folders": the label is the name of a file's folder."""
-
-    def __post_init__(self) -> None:
-        self.files = check_files("audio", self.files)
-        if not isinstance(self.labels, str):
-            raise Refused(f"audio.labels is {self.labels!r}; give text, or ''")
-        for name in ("held_out_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise Refused(f"audio.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
-        check_least(self, "audio.", rate=1, seconds=0)
-        check_most("audio.rate", self.rate, _MOST_RATE)
-        check_seed("audio.seed", self.seed)
 
 
 class Sounds:

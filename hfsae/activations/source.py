@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ..machine.refused import Refused
 from ..packaged import shares_of_texts
+from .arguments import Split
 from .cache import lm_digest
 from .harvest import Harvester
 from .inputs import Batch
 from .text_hash import text_digest
-from .tokens import PackedRows, Split, TokenBatch, text_origin
+from .tokens import PackedRows, TokenBatch, text_origin
 
 
 class ActivationBatch(NamedTuple):

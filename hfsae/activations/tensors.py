@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..machine.refused import Refused
+from .arguments import Split
 from .source import ActivationBatch, Filling, Refusals
-from .tokens import Split
 
 Activations = dict[str, Float[Tensor, "_ _"]]
 

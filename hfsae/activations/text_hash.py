@@ -7,7 +7,8 @@ from huggingface_hub import HfApi
 
 from ..machine.client import HTTPError
 from ..machine.refused import Refused
-from .tokens import TextArguments, is_hub, local_files, texts, unreadable
+from .arguments import TextArguments
+from .tokens import is_hub, local_files, texts, unreadable
 
 # Bytes: largest file that is hashed as a whole; part of a larger one at each end; block read.
 _WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24

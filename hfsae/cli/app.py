@@ -2,21 +2,20 @@
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..features import FeatureStore, read_labels
-from ..hub import write_space
 from ..machine.files import printable, printable_lines
 from ..machine.names import META, PRESETS
 from ..machine.refused import Refused
-from ..measurement import default_folder, filled, results_folder
 from ..packaged import SEPARATE_SAES
-from ..presets import Model, PresetArguments, find_presets, save_presets, table
-from ..recipe import PlacedSAE, load, refuse_without_text, remember
 from .files import SOURCE, add_choice, add_site, folder_of, given_options
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
 from .source import add_sae, command_of, find, take_choice
+
+if TYPE_CHECKING:
+    from ..presets import Model
+    from ..recipe import PlacedSAE
 
 
 def demo_verb(argv: list[str]) -> None:
@@ -78,6 +77,8 @@ def _at_results(args: dict[str, Any]) -> dict[str, Any]:
     one."""
     if "source" not in args:
         return args
+    from ..measurement import default_folder, results_folder  # takes seconds
+
     options = {**args}
     choice = take_choice(options)
     folder = default_folder(choice)
@@ -107,6 +108,11 @@ def refuse_port(host: str, port: int | None) -> None:
 
 def presets_verb(argv: list[str]) -> None:
     """`hfsae presets`: see `VERBS`."""
+    from ..features import read_labels  # takes seconds
+    from ..measurement import filled
+    from ..presets import PresetArguments, find_presets, save_presets, table
+    from ..recipe import remember
+
     parser = verb_parser("presets", "SOURCE [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae presets runs/mine",
@@ -141,7 +147,7 @@ def presets_verb(argv: list[str]) -> None:
     )
 
 
-def _refuse_no_examples(placed: PlacedSAE, command: str) -> None:
+def _refuse_no_examples(placed: "PlacedSAE", command: str) -> None:
     homes = (placed.folder, placed.origin)
     if not any(home is not None and (home / META).is_file() for home in homes):
         raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
@@ -151,7 +157,11 @@ def _say(line: str) -> None:
     print(printable_lines(line), flush=True)
 
 
-def _opened(placed: PlacedSAE) -> Model:
+def _opened(placed: "PlacedSAE") -> "Model":
+    from ..features import FeatureStore
+    from ..presets import Model
+    from ..recipe import load, refuse_without_text
+
     refuse_without_text(placed)
     store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)
     if len(store) != sae.config.d_sae:
@@ -186,6 +196,8 @@ def space_verb(argv: list[str]) -> None:
 
 
 def _space(args: dict[str, Any]) -> Path:
+    from ..hub import write_space
+
     source, output = args.pop("source"), args.pop("output")
     if not Path(source).exists():
         return write_space(output, source, **args)

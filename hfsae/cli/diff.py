@@ -1,15 +1,16 @@
 """The verb `hfsae diff`: two language models compared by a crosscoder over both."""
 
-from ..diffing import diff, table
-from ..diffing.run import N_TOKENS
 from ..machine.files import printable_lines
 from ..machine.names import DIFF, FIGURES
-from ..recipe import finish, home_of, locked_run, trained_folder
 from .parsing import verb_parser
 
 
 def diff_verb(argv: list[str]) -> None:
     """`hfsae diff`: see `VERBS`."""
+    from ..diffing import diff, table  # takes seconds
+    from ..diffing.run import N_TOKENS
+    from ..recipe import finish, home_of, locked_run, trained_folder
+
     parser = verb_parser("diff", "RUN")
     parser.add("run", type=str, help="folder of a trained SAE over sites of two models")
     parser.add(

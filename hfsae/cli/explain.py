@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ..explanations import ExplainArguments, ScoreArguments
-from ..explanations.asking import SCORES
+from ..explanations.arguments import SCORES
 from ..explanations.judges import JudgeArguments
 from ..machine.files import printable_lines
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT
-from ..measurement import explain_placed
 from ..recipe import CONTROLS, EXPLAINERS, ExplainRequest
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
@@ -27,10 +26,12 @@ def explain_verb(argv: list[str]) -> None:
     add_sae(parser, "lm", "text", "harvest")
     _add_options(parser)
     options, given = parse_given(parser, argv)
-    placed = find(options, given)
     request = _request(parser, options)
-    args = ExplainArguments(**options)
+    args = ExplainArguments(**parser.take(ExplainArguments, options))
+    placed = find(options, given)
     tell_text("explain", placed)
+    from ..measurement import explain_placed
+
     result = explain_placed(placed, args, request)
     print(printable_lines(result.report))
     if result.rows:

@@ -4,16 +4,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..convert import FORMATS, WRITTEN, save_as, save_set_as
-from ..hub import beside, formats_in, list_saes, load, load_set, push
 from ..machine.files import printable, printable_lines
 from ..machine.names import FINGERPRINT, FINGERPRINTS, existing
-from ..measurement import chosen, own_folder
-from ..models import SAE
-from ..models.fingerprint import state_hash
 from .parsing import VerbParser, verb_parser
+
+if TYPE_CHECKING:
+    from ..models import SAE
 
 SOURCE = "folder, or repository on the Hub as name/repository"
 
@@ -24,6 +22,9 @@ def list_verb(argv: list[str]) -> None:
     add_source(parser)
     parser.add("--json", action="store_true", help="print one JSON object per line")
     args = parser.parse(argv)
+    from ..convert import FORMATS
+    from ..hub import list_saes
+
     entries = list_saes(args["source"], revision=args["revision"])
     if args["json"]:
         print("".join(json.dumps(entry._asdict()) + "\n" for entry in entries), end="")
@@ -43,6 +44,8 @@ def list_verb(argv: list[str]) -> None:
 
 def push_verb(argv: list[str]) -> None:
     """`hfsae push`: see `VERBS`."""
+    from ..hub import push
+
     parser = verb_parser("push", "SOURCE NAME/REPOSITORY")
     parser.add("source", type=str, help=f"folder that `hfsae train` wrote; or any {SOURCE}")
     parser.add("repo", type=str, help="repository on the Hub, as name/repository")
@@ -72,6 +75,8 @@ def folder_of(which: dict[str, Any], site: str | None = None) -> Iterator[str]:
     if not is_chosen and _holds_own(Path(source)):
         yield source
         return
+    from ..measurement import chosen, own_folder
+
     with own_folder(chosen(**which), site) as folder:
         _tell(f"using {source} in hfsae's format, from {folder}")
         yield str(folder)
@@ -79,6 +84,8 @@ def folder_of(which: dict[str, Any], site: str | None = None) -> Iterator[str]:
 
 def _holds_own(folder: Path) -> bool:
     """Whether there is nothing to convert: the folder holds SAEs in hfsae's format, or none."""
+    from ..hub import formats_in
+
     formats = formats_in(folder) if folder.is_dir() else {""}
     return not formats or "hfsae" in formats
 
@@ -90,6 +97,8 @@ def verify_verb(argv: list[str]) -> None:
     add_choice(parser)
     parser.add("--dtype", type=str | None, help="cast to this dtype first, for example bfloat16")
     options = given_options(parser.parse(argv))
+    from ..hub import beside, load
+
     sae = load(**options)
     home = beside(names=FINGERPRINTS, **{k: v for k, v in options.items() if k != "dtype"})
     if home is None or not existing(home, FINGERPRINT).is_file():
@@ -100,8 +109,10 @@ def verify_verb(argv: list[str]) -> None:
     _leave(0 if verification.ok else 1)
 
 
-def _as_it_is(sae: SAE) -> str:
+def _as_it_is(sae: "SAE") -> str:
     """Weights without a fingerprint, in words; they are finite because `load` refuses NaN."""
+    from ..models.fingerprint import state_hash
+
     weights = sae.state_dict()
     n = sum(tensor.numel() for tensor in weights.values())
     names = ", ".join(weights)
@@ -115,6 +126,9 @@ def _leave(code: int) -> None:
 
 def convert_verb(argv: list[str]) -> None:
     """`hfsae convert`: see `VERBS`."""
+    from ..convert import FORMATS, WRITTEN, save_as, save_set_as
+    from ..hub import load, load_set
+
     parser = verb_parser("convert", "SOURCE DESTINATION --to FORMAT")
     add_source(parser)
     parser.add("destination", type=str, help="folder to create; for openai a file")
@@ -136,7 +150,7 @@ def _tell(text: str) -> None:
     print(printable_lines(text))
 
 
-def _lost(sae: SAE, converted: SAE) -> list[str]:
+def _lost(sae: "SAE", converted: "SAE") -> list[str]:
     """Config fields about the language model that a conversion did not keep."""
     fields = ("site", "target_site", "sites", "model_name", "model_revision", "model_dtype")
     fields += ("model_attention", "model_weights", "tokenizer_hash", "bos", "target_l0")

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from ..machine.refused import Refused
-from ..recipe import harvest_to
-from .recipes import parse_recipe, recipe_parser
+from .recipes import parse_recipe, recipe_parser, refuse_absent_models
 
 
 def harvest_verb(argv: list[str]) -> None:
@@ -14,5 +13,8 @@ def harvest_verb(argv: list[str]) -> None:
     recipe, options = parse_recipe(parser, argv)
     if options["out"] is None:
         raise Refused("hfsae harvest needs --out FOLDER, where the files go")
+    refuse_absent_models(recipe)
+    from ..recipe import harvest_to
+
     written = harvest_to(recipe, options["out"])
     print(f"wrote {options['out']}; the same SAE from it: hfsae train {written}")

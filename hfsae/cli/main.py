@@ -18,6 +18,7 @@ from typing import Any
 
 from ..machine.allocator import keep_freed_memory
 from ..machine.files import printable, printable_lines
+from ..machine.importing import after_importing
 from ..machine.refused import Refused, one_line
 from .parsing import with_names
 from .table import ABOUT_FIELDS, EXAMPLES, VERBS
@@ -92,12 +93,14 @@ def _prepare(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[log])
     for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    from transformers.utils import logging as transformers_logging
+    after_importing("transformers.utils.logging", _quieten_transformers, own="hfsae")
+    _import_variants(argv)
 
-    transformers_logging.disable_progress_bar()  # a bar for every file would hide hfsae's
+
+def _quieten_transformers() -> None:
+    import_module("transformers.utils.logging").disable_progress_bar()  # it would hide hfsae's
     for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
         handler.setFormatter(_PrintableFormatter())
-    _import_variants(argv)
 
 
 def _import_variants(argv: list[str]) -> None:

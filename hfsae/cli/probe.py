@@ -1,9 +1,7 @@
 """The verb `hfsae probe`: what a few latents reveal about texts, beside controls."""
 
-from ..evaluation.probing import ProbeArguments, read_tasks
 from ..machine.files import printable_lines
 from ..machine.names import PROBING, PROBING_REPORT
-from ..measurement import probe, probe_placed
 from .parsing import verb_parser
 from .recipes import parse_given
 from .source import add_folders, add_saes, find_all
@@ -11,6 +9,9 @@ from .source import add_folders, add_saes, find_all
 
 def probe_verb(argv: list[str]) -> None:
     """`hfsae probe`: see `VERBS`."""
+    from ..evaluation.probing import ProbeArguments, read_tasks  # takes seconds
+    from ..measurement import probe, probe_placed
+
     parser = verb_parser("probe", "SOURCE ... [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae probe runs/mine",

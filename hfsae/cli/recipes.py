@@ -3,7 +3,7 @@
 import re
 import shlex
 from argparse import SUPPRESS
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,24 +12,23 @@ from typing import Any, TypeVar, cast, get_origin
 import docstring_parser
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
-from transformers import MODEL_MAPPING
 
 from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
-from ..cost.formula import CARDS
+from ..cost.cards import CARDS
 from ..explanations import ExplainArguments
+from ..lm.located import refuse_absent
 from ..machine.files import check_yaml, parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
 from ..machine.refused import Refused
-from ..models import SAEConfig, variants
-from ..models.site_fields import SiteFields
 from ..recipe import (
     LMArguments,
     Recipe,
     Sections,
     find_recipe,
     licence_with,
-    refuse_fields_of_others,
+    read_recipe,
+    shipped_recipes,
     stage_of,
 )
 from ..recipe.fields import UNUSED
@@ -66,6 +65,12 @@ _ACTIVATIONS = "activations"
 _SHORT = {"--activations": "--activations.files", "--site": "--sae.site"}
 _SHORT["--labels"] = "--activations.labels"
 _SOURCES = ("--images.files", "--images.folder", "--images.packaged", "--audio.files")
+_INSTEAD = (
+    ("sites", "site"),
+    ("sites", "target_site"),
+    ("site", "sites"),
+    ("site", "target_sites"),
+)
 _EXPLAIN, _TOGETHER = "--explain", "--together"
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
@@ -152,6 +157,11 @@ def train_parser() -> VerbParser:
 
 def _sae_help(everything: bool) -> Iterator[str]:
     """Help for the variants and their most used config fields, or all of them."""
+    from transformers import MODEL_MAPPING  # takes seconds, as does the next
+
+    from ..models import SAEConfig, variants
+    from ..models.site_fields import SiteFields
+
     classes = dict.fromkeys(c for variant in variants() for c in reversed(variant.mro()))
     yield from ("", "fields of sae:" if everything else "most used fields of sae:")
     yield from explained(
@@ -181,19 +191,25 @@ def parse_recipe(
     Raises:
         ValueError: no such recipe, or unknown or invalid arguments, in one sentence.
     """
-    path, argv = None, with_one_source(with_files(argv))
+    path, argv, content = None, with_one_source(with_files(argv)), dict[str, Any]()
+    is_shipped = kind is Recipe and argv[:1] != [] and argv[0] in shipped_recipes()
     if argv and not argv[0].startswith("-"):
         path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
-        _check_readable(path, kind)
-        argv = ["--recipe", str(path), *argv[1:]]
+        content = _readable(path, kind)
+        argv = ["--recipe", str(path), *with_own_places(argv[1:], content.get("sae") or {})]
     args = parser.parse(_with_whole_numbers(argv))
     args.pop("recipe")  # already read
     own = {section.name for section in fields(kind)}
     options = {name: value for name, value in args.items() if name not in own}
     recipe = kind(**{name: value for name, value in args.items() if name in own})
     _refuse_unused(recipe, argv)
-    if kind is Recipe and path and not any(re.match("--license(=|$)", part) for part in argv):
-        content = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    if is_shipped and path and not _gives("training.output_dir", argv):
+        sites, theirs = recipe.sites, read_recipe(path).sites
+        if sites != theirs:  # their folder may hold the SAE of that recipe
+            place = re.sub(r"[^\w.]", "-", sites[0] if len(sites) == 1 else f"{sites[0]}-and-more")
+            folder = f"{recipe.training.output_dir}-{place}"
+            recipe = replace(recipe, training=replace(recipe.training, output_dir=folder))
+    if kind is Recipe and path and not _gives("license", argv):
         lm, lms = content.get("lm") or {}, content.get("lms") or {}
         recipe = replace(recipe, license=licence_with(recipe, lm.get("name", LMArguments.name)))
         if recipe.model_names != [given.get("name") for given in lms.values()] and recipe.lms:
@@ -201,8 +217,24 @@ def parse_recipe(
     if not isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
-        refuse_fields_of_others(recipe, given_now)
+        if given_now:
+            from ..recipe import refuse_fields_of_others  # takes seconds
+
+            refuse_fields_of_others(recipe, given_now)
     return recipe, options
+
+
+def _gives(field: str, argv: list[str]) -> bool:
+    return any(part.partition("=")[0] == f"--{field}" for part in argv)
+
+
+def refuse_absent_models(recipe: Recipe) -> None:
+    """Refuse models that are nowhere before what loads them is imported, which takes seconds. A
+    folder with a run may have all that it needs of them."""
+    if recipe.kind == "files" or Path(recipe.training.output_dir).exists():
+        return
+    for model in recipe.models.values():
+        refuse_absent(model.name, model.revision, model.source)
 
 
 def _refuse_unused(recipe: Recipe, argv: list[str]) -> None:
@@ -283,6 +315,21 @@ def with_one_source(argv: list[str]) -> list[str]:
     return [*argv, *(f"{flag}=" for flag in others)]
 
 
+def with_own_places(argv: list[str], sae: Mapping[str, Any]) -> list[str]:
+    """The arguments of a recipe whose site, or sites, take the place of those in its file, where
+    the file has the other of the two.
+
+    Args:
+        sae: the file's section.
+    """
+    others = [
+        theirs
+        for ours, theirs in _INSTEAD
+        if _gives(f"sae.{ours}", argv) and sae.get(theirs) and not _gives(f"sae.{theirs}", argv)
+    ]
+    return [*argv, *(f"--sae.{name}=null" for name in others)]
+
+
 def _without(flag: str, argv: list[str]) -> list[str]:
     """The arguments without a flag and its value, or empty ones."""
     before = ["", *argv]
@@ -299,8 +346,9 @@ def with_explanations(argv: list[str]) -> list[str]:
     return [new for part in argv for new in (spelt_out if part == _EXPLAIN else [part])]
 
 
-def _check_readable(path: Path, kind: type[Recipe]) -> None:
-    """Refuse what is not a YAML mapping of known sections, with a sentence for each mistake."""
+def _readable(path: Path, kind: type[Recipe]) -> dict[str, Any]:
+    """The sections of a recipe's file; what is no YAML mapping of known ones is refused, with a
+    sentence for each mistake."""
     if not path.is_file():
         raise Refused(
             f"there is no comparison {path}; a clone of hfsae has examples in scripts/comparisons/"
@@ -325,3 +373,4 @@ def _check_readable(path: Path, kind: type[Recipe]) -> None:
             names = [field.name for field in fields(cast(Any, sections[name]))]
             for key in set(value) - set(names):
                 raise Refused(with_names(f"section {name} has no field {key!r}", key, names))
+    return content

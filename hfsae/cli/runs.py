@@ -1,34 +1,19 @@
-"""Verbs of the `hfsae` command for recipes and results: train to recipes in the list of verbs."""
+"""Verbs of the `hfsae` command for recipes and results: train to recipes in the list of verbs.
+
+Each imports what does its work, which takes seconds, once its arguments are read.
+"""
 
 import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..comparison import compare as run_comparison
-from ..comparison import compare_together
-from ..cost.plan import plan
-from ..cost.shortage import check_memory
-from ..hub import load as load_any
 from ..machine.files import printable
 from ..machine.lock import is_first_process
 from ..machine.names import CARD, EVALUATION, FIGURES, META, RECIPE, REPORT
 from ..machine.refused import Refused
-from ..measurement import (
-    again,
-    fill_folder,
-    filled,
-    find_sae,
-    measure,
-    place,
-    refuse_no_tokens,
-    refuse_texts,
-    results_folder,
-    run_folder,
-)
-from ..recipe import Sections, finish, home_of, locked_run, run, shipped_recipes
+from ..recipe import Sections, shipped_recipes
 from ..tuning import Tuning
-from ..tuning import tune as run_tuning
 from .files import add_choice, add_source
 from .parsing import verb_parser
 from .recipes import (
@@ -38,21 +23,28 @@ from .recipes import (
     parse_given,
     parse_recipe,
     recipe_parser,
+    refuse_absent_models,
     train_parser,
 )
-from .show import NO_EXAMPLES, how_to_make, print_folder, print_next
 from .source import take_choice, tell_text
 
 
 def train(argv: list[str]) -> None:
     """`hfsae train`: see `VERBS`."""
     recipe, options = parse_recipe(train_parser(), argv)
+    refuse_absent_models(recipe)
     if options["dry_run"]:
+        from ..cost.plan import plan
+
         print("\n".join(plan(recipe, options["gpu"]).lines))
         return
     if options["gpu"] is not None:
         raise Refused("--gpu needs --dry_run: it only estimates the cost on a GPU")
     command = shlex.join(["hfsae", "train", *argv])
+    from ..cost.shortage import check_memory
+    from ..recipe import run
+    from .show import print_folder, print_next
+
     folders = run(recipe, command, check_cost=check_memory)
     if is_first_process():
         for folder in folders:
@@ -64,6 +56,11 @@ def compare(argv: list[str]) -> None:
     """`hfsae compare`: see `VERBS`."""
     command = shlex.join(["hfsae", "compare", *argv])
     comparisons, folder = parse_comparisons(argv)
+    for comparison in comparisons.values():
+        refuse_absent_models(comparison)
+    from ..comparison import compare as run_comparison
+    from ..comparison import compare_together
+
     if folder is None:
         report = run_comparison(next(iter(comparisons.values())), command)
         beside = "report.html and the numbers are"
@@ -75,8 +72,11 @@ def compare(argv: list[str]) -> None:
 
 def tune(argv: list[str]) -> None:
     """`hfsae tune`: see `VERBS`."""
-    tuning, _ = parse_recipe(recipe_parser("tune", Tuning), argv, Tuning)
-    folder = run_tuning(tuning, command=shlex.join(["hfsae", "tune", *argv]))
+    recipe, _ = parse_recipe(recipe_parser("tune", Tuning), argv, Tuning)
+    refuse_absent_models(recipe)
+    from .. import tuning
+
+    folder = tuning.tune(recipe, command=shlex.join(["hfsae", "tune", *argv]))
     print((folder / REPORT).read_text(encoding="utf-8"))
     print(f"The report is {folder / REPORT}; the best recipe of each arm is beside it.")
 
@@ -98,6 +98,10 @@ def show_folder(argv: list[str]) -> None:
     parser.add("latents", type=int, nargs="*", default=[], help="indices of latents to show")
     add_choice(parser)
     options = parser.parse(argv)
+    from ..hub import load as load_any
+    from ..measurement import results_folder
+    from .show import NO_EXAMPLES, how_to_make, print_folder
+
     latents, choice = options["latents"] or [], take_choice(options)
     source = choice["source"]
     if folder := results_folder(choice):
@@ -123,6 +127,10 @@ def card(argv: list[str]) -> None:
     add_source(parser)
     add_output(parser)
     options = parser.parse(argv)
+    from ..hub import load as load_any
+    from ..measurement import fill_folder, place, run_folder
+    from ..recipe import finish, home_of, locked_run
+
     output, choice = options["output_dir"], take_choice(options)
     folder = run_folder(choice) if output is None else None
     if folder is not None:
@@ -152,6 +160,10 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
         raise Refused(f"name the folder or repository of an SAE: hfsae {verb} SOURCE")
     source, *changes = argv
     options, given = parse_given(parser, changes)
+    from ..measurement import again, run_folder
+    from ..recipe import home_of, locked_run
+    from .show import print_folder
+
     choice = take_choice({"source": source, **options})
     folder = run_folder(choice)
     home = home_of(folder) if folder else None
@@ -174,6 +186,8 @@ def _measure(
         fields = given[section]
         name = f"{section}.{next(iter(fields))}" if isinstance(fields, dict) and fields else section
         raise Refused(f"`hfsae {verb}` cannot change {name}")
+    from ..measurement import filled, find_sae, measure, refuse_no_tokens, refuse_texts
+
     placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
     refuse_no_tokens(placed.recipe, result)
     if result == EVALUATION:

@@ -5,14 +5,16 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..machine.files import printable
-from ..measurement import chosen, find_saes
-from ..recipe import PlacedSAE, Sections
+from ..recipe import Sections
 from .files import SOURCE, add_choice, add_site, add_source
 from .parsing import VerbParser
 from .recipes import add_output, add_sections
+
+if TYPE_CHECKING:
+    from ..recipe import PlacedSAE
 
 _CHOICE = ("source", "subfolder", "layer", "width", "l0", "revision")
 
@@ -47,6 +49,8 @@ def add_folders(parser: VerbParser) -> None:
 
 def take_choice(options: dict[str, Any]) -> dict[str, Any]:
     """Which SAE: its options, taken out of all, as arguments of `hfsae.load`."""
+    from ..measurement import chosen  # takes seconds, as does `find_saes`
+
     return chosen(**{name: options.pop(name) for name in _CHOICE if name in options})
 
 
@@ -60,7 +64,7 @@ def command_of(verb: str, options: dict[str, Any], given: Sections) -> str:
     return shlex.join(["hfsae", verb, source, *words])
 
 
-def find(options: dict[str, Any], given: Sections) -> PlacedSAE:
+def find(options: dict[str, Any], given: Sections) -> "PlacedSAE":
     """The SAE that the options of `add_sae` describe, which are taken out of all.
 
     Args:
@@ -76,16 +80,18 @@ def find(options: dict[str, Any], given: Sections) -> PlacedSAE:
 
 def find_all(
     options: dict[str, Any], given: Sections, output_dir: str | None = None
-) -> list[PlacedSAE]:
+) -> "list[PlacedSAE]":
     """SAEs of several sources, each chosen by the same options: those of `add_saes`, which are
     taken out of all."""
+    from ..measurement import chosen, find_saes
+
     sources, site = options.pop("sources"), options.pop("site")
     which = {name: options.pop(name) for name in _CHOICE if name in options}
     choices = [chosen(source, **which) for source in sources]
     return find_saes(choices, given, site=site, output_dir=output_dir)
 
 
-def tell_text(verb: str, placed: PlacedSAE, folder: Path | None = None) -> None:
+def tell_text(verb: str, placed: "PlacedSAE", folder: Path | None = None) -> None:
     """Print, for an SAE from elsewhere, its text, the language model that reads it, and the folder
     of the results."""
     if placed.home is None:

@@ -7,8 +7,6 @@ from pathlib import Path
 from ..machine.files import printable_lines
 from ..machine.names import REPORT, REPORT_PAGE, STUDY_PLAN
 from ..machine.refused import Refused
-from ..measurement import filled
-from ..recipe import remember
 from ..study import StudyArguments
 from .app import refuse_port
 from .parsing import VerbParser, verb_parser
@@ -53,9 +51,11 @@ def _make(argv: list[str]) -> None:
     parser.add_fields(StudyArguments, *(field.name for field in fields(StudyArguments)))
     options, given = parse_given(parser, argv)
     study = Path(options.pop("output_dir"))
+    args = StudyArguments(**parser.take(StudyArguments, options))
     placed = find_all(options, given)
-    args = StudyArguments(**options)
-    from ..study.make import check_study, make  # what takes time, after the arguments are checked
+    from ..measurement import filled  # what takes time, after the arguments are checked
+    from ..recipe import remember
+    from ..study.make import check_study, make
 
     check_study(placed, study)
     for one in placed:

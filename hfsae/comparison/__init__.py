@@ -14,9 +14,6 @@ sites.py      one comparison at several sites
 together.py   several comparisons in one report
 """
 
-from .arms import CausalArguments as CausalArguments
-from .arms import Comparison as Comparison
-from .arms import InterpretArguments as InterpretArguments
-from .frontier import Frontiers as Frontiers
-from .run import compare as compare
-from .run import compare_together as compare_together
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,8 +6,6 @@ card's published figures (`Card.assumptions`). Expect the right order of magnitu
 between recipes; not the right minute.
 """
 
-from typing import NamedTuple
-
 import torch
 from transformers import PreTrainedModel
 
@@ -16,13 +14,9 @@ from ..models import SAEConfig
 from ..training import TrainingArguments
 from ..training.clusters import sizes_of_rounds
 from ..training.start import sample_size
+from .cards import HOST, LINK_SHARE, LM_SHARE, MEMORY_SHARE, SAE_SHARE, Card
 from .pace import LMPace, SAEPace, blocks
 
-_LM_SHARE = 0.35  # of published FLOP/s, in a language model's forward pass, not compiled
-_SAE_SHARE = 0.6  # in an SAE's large products
-_MEMORY_SHARE = 0.7  # of published bandwidth
-_LINK_SHARE = 0.6
-_HOST = 10e9  # bytes a second, a process, into or out of a bucket in main memory
 _FLOAT = 4
 
 # Reads and writes outside matrix products, counted from the code.
@@ -32,42 +26,6 @@ _LOOK_A_LATENT = 6  # of [tokens, d_sae] in encoding
 _COLLECT_A_LATENT = 20
 _EAGER_A_SCORE = 40  # bytes of [heads, ctx, ctx]: scale, soft cap, mask, float32 softmax
 _A_LOGIT = 24  # bytes: soft cap, float32 log-probabilities, their exponentials
-
-
-class Card(NamedTuple):
-    """A GPU's published figures, per second; without the doubling for sparse matrices."""
-
-    name: str
-    bf16: float
-    float32: float
-    bandwidth: float
-    link: float
-    """bytes one way between cards of one machine"""
-    memory: float
-
-    @property
-    def assumptions(self) -> str:
-        """The assumptions behind a time by formula."""
-        return (
-            f"by formula, not measured: {self.name} as published ({self.bf16 / 1e12:.0f} TFLOP/s "
-            f"bfloat16, {self.float32 / 1e12:.0f} float32, {self.bandwidth / 1e12:.2g} TB/s, "
-            f"{self.link / 1e9:.0f} GB/s between cards), taking {_LM_SHARE:.0%} of its FLOP/s in "
-            f"the language model, {_SAE_SHARE:.0%} in SAEs, {_MEMORY_SHARE:.0%} of its bandwidth, "
-            f"{_LINK_SHARE:.0%} of its link, and {_HOST / 1e9:.0f} GB/s of main memory a process"
-        )
-
-
-# NVIDIA's data sheets: A100 80GB SXM, H100 SXM, H200 SXM (NVLink), L4 and L40S (PCIe 4 x16).
-CARDS = {
-    card.name: card
-    for card in (
-        Card("A100", 312e12, 19.5e12, 2.04e12, 300e9, 80e9),
-        Card("H100", 989e12, 67e12, 3.35e12, 450e9, 80e9),
-        Card("H200", 989e12, 67e12, 4.8e12, 450e9, 141e9),
-        Card("L4", 121e12, 30.3e12, 0.3e12, 32e9, 24e9),
-        Card("L40S", 362e12, 91.6e12, 0.864e12, 32e9, 48e9),
-    )
-}
 
 
 def lm_pace(
@@ -81,8 +39,8 @@ def lm_pace(
     """Two operations per parameter and token, attention's products, and eager attention's
     traffic."""
     config, block = lm.config.get_text_config(), blocks(lm)[0]
-    peak = _LM_SHARE * (on.float32 if dtype == torch.float32 else on.bf16)
-    bandwidth = _MEMORY_SHARE * on.bandwidth
+    peak = LM_SHARE * (on.float32 if dtype == torch.float32 else on.bf16)
+    bandwidth = MEMORY_SHARE * on.bandwidth
     n_block = sum(p.numel() for p in block.parameters() if p.ndim > 1)
     heads, d = config.num_attention_heads, config.hidden_size
     head_dim = getattr(config, "head_dim", None) or d // heads
@@ -111,7 +69,7 @@ def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Ca
     # Forward, one product per matrix; backward, one for each matrix, one for what is between them,
     # and one more for b_dec where it is subtracted from the input.
     widths = 2 * config.d_in + 3 * config.d_out + (config.d_in if config.subtract_b_dec else 0)
-    peak = _SAE_SHARE * (on.bf16 if args.bf16 else on.float32)
+    peak = SAE_SHARE * (on.bf16 if args.bf16 else on.float32)
     moved = _FLOAT * (_STEP_A_LATENT * batch * d_sae + _STEP_A_PARAMETER * n_here)
     if args.shard_latents:  # the reconstruction is summed, its gradient and the batch are shared
         crossing = _FLOAT * batch * (2 * config.d_out + config.d_in)
@@ -122,32 +80,32 @@ def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Ca
         crossing = 2 * _FLOAT * n_here
     return (
         2 * batch * d_sae * widths / peak
-        + moved / (_MEMORY_SHARE * on.bandwidth)
-        + crossing * (n - 1) / n / (_LINK_SHARE * on.link)
+        + moved / (MEMORY_SHARE * on.bandwidth)
+        + crossing * (n - 1) / n / (LINK_SHARE * on.link)
     )
 
 
 def start_seconds(config: SAEConfig, args: TrainingArguments, on: Card) -> float:
     """Seconds of the products that find the clusters at which latents start."""
     rows = sum(sizes_of_rounds(sample_size(args), config.d_sae // 2, args.init_cluster_rounds))
-    return 2 * rows * config.d_sae * config.d_in / (_SAE_SHARE * on.bf16)
+    return 2 * rows * config.d_sae * config.d_in / (SAE_SHARE * on.bf16)
 
 
 def sae_pace(config: SAEConfig, args: CollectArguments, context: int, on: Card) -> SAEPace:
     """Seconds per token to run a trained SAE: float32, a product each way, passes over latents."""
-    products = 2 * config.d_sae * (config.d_in + config.d_out) / (_SAE_SHARE * on.float32)
-    a_pass = _FLOAT * config.d_sae / (_MEMORY_SHARE * on.bandwidth)
+    products = 2 * config.d_sae * (config.d_in + config.d_out) / (SAE_SHARE * on.float32)
+    a_pass = _FLOAT * config.d_sae / (MEMORY_SHARE * on.bandwidth)
     encode = products + _LOOK_A_LATENT * a_pass
     return SAEPace(encode, encode + _COLLECT_A_LATENT * a_pass)
 
 
 def exchange_seconds(token_bytes: int, n: int, in_main_memory: bool, on: Card) -> float:
     """Seconds per harvested token: to all n processes, and there into the bucket."""
-    crossing = token_bytes * (n - 1) / n / (_LINK_SHARE * on.link)
-    return crossing + token_bytes / (_HOST if in_main_memory else _MEMORY_SHARE * on.bandwidth)
+    crossing = token_bytes * (n - 1) / n / (LINK_SHARE * on.link)
+    return crossing + token_bytes / (HOST if in_main_memory else MEMORY_SHARE * on.bandwidth)
 
 
 def draw_seconds(token_bytes: int, itemsize: int, n: int, in_main_memory: bool, on: Card) -> float:
     """Seconds per activation to train on: each process draws its share, in float32."""
     moved = (token_bytes + 2 * _FLOAT * token_bytes / itemsize) / n
-    return moved / (_HOST if in_main_memory else _MEMORY_SHARE * on.bandwidth)
+    return moved / (HOST if in_main_memory else MEMORY_SHARE * on.bandwidth)

@@ -6,9 +6,11 @@ for a machine that does nothing else.
 """
 
 import copy
+import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
+from .. import training
 from ..activations import TokenBatch
 from ..features import CollectArguments
 from ..features.summary import Seen
@@ -134,14 +137,27 @@ def _step_seconds(config: SAEConfig, args: TrainingArguments, batch: int, device
     args = replace(args, n_tokens=1000 * batch, batch_size=batch, warm_start_steps=0.5)
     # there is a small sample of noise, and no data
     args = replace(args, init_decoder_data=0.0, init_cluster_rounds=0, init_whitening=0.0)
-    run = Run(AutoModel.from_config(config), args, Accelerator(cpu=device == "cpu"))
     widths = widths_of(config).items()
     sample = {at: torch.randn(max(batch, 2048), d, device=device) for at, d in widths}
-    run.initialise(sample)
     steps = iter(range(1000))
-    return _seconds(
-        lambda: run.step({k: x[:batch] for k, x in sample.items()}, next(steps)), device
-    )
+    with _without_notes():
+        run = Run(AutoModel.from_config(config), args, Accelerator(cpu=device == "cpu"))
+        run.initialise(sample)
+        return _seconds(
+            lambda: run.step({k: x[:batch] for k, x in sample.items()}, next(steps)), device
+        )
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Leave out what a training logs: its lines would be about these few steps."""
+    log = logging.getLogger(training.__name__)
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @torch.no_grad()
@@ -186,7 +202,7 @@ def sae_pace(config: SAEConfig, args: CollectArguments, context: int, device: st
     return SAEPace(encode * size, (encode + keep) * size)
 
 
-def _seconds(work: Callable[[], object], device: str, *, at_least: float = 0.5) -> float:
+def _seconds(work: Callable[[], object], device: str, *, at_least: float = 0.2) -> float:
     """The median of as many runs as fit into `at_least`, after a warm-up run."""
     times: list[float] = []
     while len(times) < 2 or sum(times) < at_least:

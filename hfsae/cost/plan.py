@@ -29,6 +29,7 @@ from ..recipe import (
 )
 from ..recipe.fields import bucket_tokens
 from . import formula
+from .cards import CARDS, Card
 from .footprint import (
     Memory,
     attention_of,
@@ -40,7 +41,6 @@ from .footprint import (
     parameters,
     token_bytes,
 )
-from .formula import CARDS, Card
 from .pace import LMPace, SAEPace, blocks, lm_pace, sae_pace, start_seconds, step_seconds
 from .shortage import Shortage, remedy, shortages
 

@@ -6,10 +6,6 @@ groups     latents of one model, of both, and the others
 run        one pass over held-out text, and diff.json
 """
 
-from .groups import GROUPS as GROUPS
-from .groups import Groups as Groups
-from .groups import groups_of as groups_of
-from .run import diff as diff
-from .run import table as table
-from .scaling import Scaling as Scaling
-from .sides import Sides as Sides
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

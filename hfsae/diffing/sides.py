@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..lm.several import SLASH
+from ..lm.places import SLASH
 from ..machine.refused import Refused
 from ..models import SAE
 

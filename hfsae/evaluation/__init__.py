@@ -1,9 +1,5 @@
 """The fidelity and causal effects of an SAE, measured on the model whose activations it reads."""
 
-from .fidelity import evaluate as evaluate
-from .fidelity import evaluate_all as evaluate_all
-from .fidelity import mean_activation as mean_activation
-from .outputs import output_change as output_change
-from .reconstructions import evaluate_reconstructions as evaluate_reconstructions
-from .result import EvaluationArguments as EvaluationArguments
-from .result import EvaluationResult as EvaluationResult
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

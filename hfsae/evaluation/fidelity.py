@@ -25,8 +25,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..activations import HarvestArguments
 from ..activations.given import Given, as_rows
-from ..activations.harvest import HarvestArguments, Harvester, refuse_not_finite
+from ..activations.harvest import Harvester, refuse_not_finite
 from ..activations.inputs import Batch
 from ..activations.source import ActivationBatch
 from ..activations.tokens import TokenBatch
@@ -47,9 +48,10 @@ from ..lm import (
 )
 from ..machine.refused import Refused
 from ..ops import kl_of_logs
+from .arguments import EvaluationArguments
 from .metrics import DocumentSums
 from .reconstructions import Reconstructions
-from .result import NO_PREDICTION, EvaluationArguments, EvaluationResult
+from .result import NO_PREDICTION, EvaluationResult
 
 logger = getLogger(__name__)
 

@@ -36,9 +36,9 @@ from ..lm import (
     writes_of,
 )
 from ..machine.refused import Refused
+from .arguments import EvaluationArguments
 from .fidelity import mean_activation
 from .metrics import Definition, DocumentSums, Metric, estimate
-from .result import EvaluationArguments
 
 ARMS = ("spliced", "zero", "mean")
 _RUN_ON = {

@@ -11,8 +11,9 @@ from ..activations.source import ActivationBatch
 from ..lm import Autoencoder, cast_for, reads_of, writes_of
 from ..machine.refused import Refused
 from ..models import SAE
+from .arguments import EvaluationArguments
 from .metrics import RunningFidelity, density_histogram, estimate
-from .result import LOSSES, EvaluationArguments, EvaluationResult
+from .result import LOSSES, EvaluationResult
 from .sites import SiteReading, SourceReading
 
 

@@ -19,13 +19,6 @@ report.py       Markdown: scores beside controls, the best, the worst, random la
 Another explainer is a function of `explainers.Material`s, another score a `scorers.Scorer`.
 """
 
-from .asking import Inquiry as Inquiry
-from .asking import ScoreArguments as ScoreArguments
-from .asking import lm_explainer as lm_explainer
-from .explainers import Explainer as Explainer
-from .explainers import from_labels as from_labels
-from .explainers import read_file as read_file
-from .explainers import template as template
-from .study import Explanations as Explanations
-from .study import explain as explain
-from .windows import ExplainArguments as ExplainArguments
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,96 +10,23 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..machine.bounds import check_least
-from ..machine.refused import Refused
+from .arguments import ScoreArguments
 from .explainers import Explainer, Material, Name, Spelt
 from .judges import Answer, Judge, Question
 from .prompts import explanation_in, explanation_question
-from .scorers import SCORERS, Case, Sample, Scorer
+from .scorers import Case, Sample, Scorer
 from .scorers.base import nothing
 from .scores import derangement
-from .windows import LEAST_FIT, Window
+from .windows import Window
 
 OWN, SHUFFLED, ANYTHING, DIRECTION = "own", "shuffled", "anything", "direction"
 ANY_TEXT = "any text"
 _AT_ONCE = 32  # cases put to a judge together
 T = TypeVar("T")
-E = TypeVar("E")
-
-LEXICAL = "lexical"
-SCORES = (LEXICAL, *(name for name in SCORERS if name != "saebench"))
-"""What can be named as a score; the protocol "saebench" brings its own."""
-OURS, SAEBENCH, PAPER = "ours", "saebench", "paper"
-_SCORES_OF = {SAEBENCH: ("saebench",), PAPER: ("simulation",)}
-
-
-@dataclass
-class ScoreArguments:
-    """The scores of each latent's explanation, and how many windows and latents they use."""
-
-    scores: Sequence[str] = ()
-    """scores beside "lexical", which needs no judge"""
-    protocol: Literal["ours", "saebench", "paper"] = OURS
-    """"saebench", or "paper" (JumpReLU's): the windows and score of that paper, our controls"""
-    windows: int = 12
-    """test windows judged per latent, half of them active"""
-    directions: int = 25
-    """random directions, named and judged"""
-    latents: int | None = None
-    """how many of the latents are judged, drawn at random; None: all"""
-
-    def __post_init__(self) -> None:
-        for name in self.scores:
-            if name not in SCORES:
-                raise Refused(f"there is no score {name!r}; scores: {', '.join(SCORES)}")
-        if self.protocol != OURS:
-            if self.scores:
-                raise Refused(
-                    f"protocol {self.protocol!r} has a score of its own, and scores are "
-                    f"{', '.join(self.scores)}; give only one"
-                )
-            self.scores = _SCORES_OF[self.protocol]
-        self.scores = tuple(dict.fromkeys(name for name in self.scores if name != LEXICAL))
-        check_least(self, "judged_", windows=2, directions=0, latents=LEAST_FIT)
-
-    @property
-    def asks_judge(self) -> bool:
-        """Whether a score needs a judge."""
-        return any(name != "embedding" for name in self.scores)
-
-    def as_plain(self) -> dict[str, Any]:
-        """The values, for a record; without `latents` where all are judged."""
-        plain = {**vars(self), "scores": list(self.scores)}
-        return {k: v for k, v in plain.items() if k != "latents" or v is not None}
-
-    def drawn(self, explained: Sequence[E], seed: int) -> list[E]:
-        """The explained latents that are judged, in their order."""
-        if self.latents is None or self.latents >= len(explained):
-            return list(explained)
-        drawn = np.random.default_rng([seed, self.latents]).permutation(len(explained))
-        return [explained[i] for i in sorted(drawn[: self.latents].tolist())]
-
-    def scorers(self, judge: Judge | None) -> list[Scorer]:
-        """The scorers of these scores.
-
-        Raises:
-            ValueError: the judge cannot answer a score's questions, or a score's package is not
-                installed.
-        """
-        scorers = [
-            SCORERS[name](judge is not None and judge.has_log_likelihood) for name in self.scores
-        ]
-        for scorer in scorers:
-            if scorer.needs_likelihood and (judge is None or not judge.has_log_likelihood):
-                raise Refused(
-                    f"the score {scorer.name!r} needs a model on this machine, for its "
-                    "log-likelihoods; give the judge 'packaged', a Hub id or a folder"
-                )
-        return scorers
 
 
 class Result(NamedTuple):

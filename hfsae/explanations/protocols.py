@@ -13,12 +13,12 @@ from dataclasses import replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .asking import OURS, SAEBENCH, ScoreArguments
+from .arguments import OURS, SAEBENCH, ExplainArguments, ScoreArguments
 from .explainers import Spelt, spelt
 from .reading import SHOWN, TESTED, Reading
 from .scorers import Sample
 from .scores import FAR, strata_of
-from .windows import Evidence, ExplainArguments, Window, peaks
+from .windows import Evidence, Window, peaks
 
 _TOP, _TOP_TESTED, _WEIGHTED, _WEIGHTED_TESTED, _RANDOM = 12, 2, 7, 2, 10
 _ACTIVE_SHARE = 0.01  # of the strongest activation: a window that stays below it is inactive

@@ -19,7 +19,7 @@ from ..evaluation.untrained import firings, limits, sample
 from ..machine.markdown import table
 from ..models import SAE
 from ..models.relu import rectified
-from .asking import LEXICAL as LEXICAL_SCORES
+from .arguments import LEXICAL as LEXICAL_SCORES
 from .scores import LEXICAL
 from .study import Explanations
 

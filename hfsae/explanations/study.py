@@ -25,7 +25,8 @@ from ..machine.plain import finite
 from ..machine.seal import sealed
 from ..machine.weights import file_hash
 from ..models import SAE
-from .asking import ANY_TEXT, Inquiry, ScoreArguments, cases_of, judged, prompts_hash
+from .arguments import ExplainArguments, ScoreArguments
+from .asking import ANY_TEXT, Inquiry, cases_of, judged, prompts_hash
 from .evidence import save_windows, tested_windows
 from .explainers import Explainer, Name, material_of, one_label, template
 from .protocols import by_protocol, sample_of
@@ -34,7 +35,7 @@ from .report import ShownLatent, examples_of, report_of
 from .scorers import Sample, Scorer
 from .scores import LEXICAL, aggregate, lexical
 from .verdicts import Judged, together
-from .windows import Evidence, ExplainArguments, Selection, order_of, select
+from .windows import Evidence, Selection, order_of, select
 
 CONTROLS = {
     "shuffled": "another latent's windows or explanation, never its own",

@@ -8,67 +8,16 @@ inactive  10 at random, and 10 hard ones: at one of the latent's commonest peak 
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ..machine.bounds import check_least
 from ..machine.refused import Refused
 from ..models.config import check_latent
+from .arguments import LEAST_FIT, ExplainArguments
 from .reading import SHOWN, TESTED, Reading, Trace
 
 N_QUANTILES = 5
-LEAST_FIT = 20
-"""Drawn latents that have to fit: fewer give no mean."""
-
-
-@dataclass
-class ExplainArguments:
-    """The latents to explain, and the text and windows to explain them from."""
-
-    n_latents: int | Literal["all"] = 100
-    """number of latents, drawn at random among those that fire on 0.01 % to 10 % of tokens; or
-    "all" of these"""
-    latents: Sequence[int] | None = None
-    """these latents instead, by index, whatever their densities"""
-    n_tokens: int = 100_000
-    """held-out tokens to read"""
-    min_density: float = 1e-4
-    """least share of tokens that a drawn latent fires on"""
-    max_density: float = 0.1
-    """largest share of tokens that a drawn latent fires on"""
-    window: int = 10
-    """tokens on either side of a peak"""
-    shown: int = 20
-    """windows to explain from: half of them the top ones, half over quantiles"""
-    tested: int = 20
-    """windows to test on that activate, and as many that do not"""
-    least: int = 5
-    """windows that a latent needs on each half; with fewer it is left out"""
-    bootstrap_samples: int = 2000
-    """resamples of latents, for intervals"""
-    seed: int = 0
-    """seed of all that is drawn"""
-
-    def __post_init__(self) -> None:
-        if self.latents is not None and len({*self.latents}) < 2:
-            raise Refused(
-                f"latents is {list(self.latents)}; name two or more: each explanation "
-                "is compared with another latent's"
-            )
-        check_least(self, n_latents=LEAST_FIT, window=1, shown=2, tested=2, least=1)
-        check_least(self, n_tokens=1, bootstrap_samples=1, seed=0)
-        if not 0 <= self.min_density <= self.max_density <= 1:
-            raise Refused(
-                f"min_density is {self.min_density} and max_density {self.max_density}; give "
-                "shares of tokens, the smaller first"
-            )
-
-    def as_plain(self) -> dict[str, Any]:
-        """The values, for a record."""
-        latents = None if self.latents is None else sorted({*self.latents})
-        return asdict(self) | {"latents": latents}
 
 
 class TooFew(Refused):

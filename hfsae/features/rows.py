@@ -19,7 +19,7 @@ from torch import Tensor
 from ..activations import ActivationBatch
 from ..machine.refused import Refused
 from ..models import SAE
-from .collect import (
+from .collecting import (
     CollectArguments,
     description,
     latents_table,

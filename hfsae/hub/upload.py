@@ -31,7 +31,7 @@ from .. import cards
 from ..convert.formats import load_folder
 from ..features import FeatureStore
 from ..features.labels import read_names
-from ..machine.client import WAITS, in_a_sentence, patiently
+from ..machine.client import WAITS, HTTPError, in_a_sentence, patiently
 from ..machine.files import passes, read_json
 from ..machine.names import (
     CARD,
@@ -99,7 +99,7 @@ class Plan(NamedTuple):
         what = f"{'new' if self.is_new else 'existing'} {'private' if self.private else 'public'} "
         if not self.was_looked_at:
             what, who = "", f"{who} if this push creates it"
-            where += " (not looked at, since HF_HUB_OFFLINE is set)"
+            where += " (not looked at: HF_HUB_OFFLINE is set, or the Hub does not answer)"
         lines = [
             f"{what}model repository {self.repo_id}{where}, {len(self.files)} files, "
             f"{n_bytes / 1e6:.1f} MB, visible to {who}:",
@@ -201,7 +201,12 @@ def _carried_out(
     homes = _homes(folder)
     with in_a_sentence(order.repo_id, f"push to {order.repo_id}"):
         make_plan = partial(_plan, api, folder, homes, order)
-        plan = make_plan()
+        try:
+            plan = make_plan()
+        except HTTPError as error:
+            if message is not None or isinstance(error, HfHubHTTPError):  # an answer of the Hub
+                raise
+            plan = _plan(api, folder, homes, order._replace(looks=False))
         tell(str(plan))
         if message is None:
             tell("dry run: nothing was sent")

@@ -26,17 +26,15 @@ from ..machine.processor import refuse_absent, spare_bfloat16_
 from ..machine.refused import Refused, one_line
 from .copies import (
     READS,
-    Copy,
     check_dtype,
     config_of,
     encoder_config,
-    locate,
     main_input,
     note_commit_,
-    refusal,
     refuse_random_weights,
 )
 from .hooks import capture
+from .located import Copy, locate, refusal
 from .sites import unwrapped
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..machine.refused import Refused
 from .autoencoder import NamesSite
-from .sites import Site, find_module, named, reads_of, unwrapped
+from .places import Site
+from .sites import find_module, named, reads_of, unwrapped
 
 
 class _Eager:

@@ -14,15 +14,13 @@ from ..machine.loading import one_at_a_time
 from ..machine.processor import refuse_absent, spare_bfloat16_
 from ..machine.refused import Refused
 from .copies import (
-    Copy,
     check_dtype,
     config_of,
-    locate,
     note_commit_,
-    refusal,
     refuse_encoder,
     refuse_random_weights,
 )
+from .located import Copy, locate, refusal
 from .sites import unwrapped
 from .unpacking import dense_weights
 

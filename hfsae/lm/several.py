@@ -9,10 +9,9 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..machine.refused import Refused, closest
+from ..machine.refused import Refused
 from .load import LoadedLM
-
-SLASH = "/"
+from .places import model_and_path
 
 
 class LoadedLMs(NamedTuple):
@@ -34,27 +33,6 @@ class LoadedLMs(NamedTuple):
     def device(self) -> torch.device:
         """The first one's."""
         return next(iter(self.lms.values())).device
-
-
-def model_and_path(site: str, names: Iterable[str]) -> tuple[str, str]:
-    """The name of a place's model, and the place in it: ("chat", "layers.13").
-
-    Args:
-        names: of the models.
-
-    Raises:
-        ValueError: no name stands before a slash, or one that no model has.
-    """
-    name, slash, path = site.partition(SLASH)
-    names = [*names]
-    if not slash:
-        raise Refused(
-            f"site {site!r} names no model of lms; put one before it, as in {names[0]}/{site}"
-        )
-    if name not in names:
-        near = closest(name, names) or f"; lms has {', '.join(names)}"
-        raise Refused(f"site {site!r} names a model that lms lacks, {name!r}{near}")
-    return name, path
 
 
 def by_model(sites: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -13,7 +13,7 @@ spells it, and its first input or its (first) output, which is the default. The 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -22,35 +22,9 @@ from transformers import PreTrainedModel
 
 from ..machine.refused import Refused, closest
 from .autoencoder import NamesSite
-
-
-class Site(NamedTuple):
-    """A module path under the decoder, and which side of that module."""
-
-    module: str
-    port: Literal["in", "out"] = "out"
-
-    @classmethod
-    def parse(cls, text: str) -> "Site":
-        """The site that a name describes.
-
-        Raises:
-            ValueError: the name has another form.
-        """
-        if not isinstance(text, str):
-            example = f"layers.{text}" if isinstance(text, int) else "layers.12"
-            raise Refused(f"site {_shown(text)} is not text; a site is a path, such as {example!r}")
-        module, colon, port = text.partition(":")
-        if not module or (colon and port not in ("in", "out")):
-            raise Refused(f"site {text!r} does not have the form {_GRAMMAR}")
-        return cls(module, "in" if port == "in" else "out")
-
-    def __str__(self) -> str:
-        return self.module if self.port == "out" else f"{self.module}:in"
-
+from .places import GRAMMAR, Site, shown
 
 _MISSPELT = 0.9  # similarity of two paths from which on one is the other, misspelt
-_GRAMMAR = "'<module path>[:in|:out]', such as 'layers.12' or 'layers.12.self_attn.o_proj:in'"
 
 
 class Sites(tuple[tuple[str, int], ...]):
@@ -151,7 +125,7 @@ def unwrapped(lm: nn.Module) -> PreTrainedModel:
             lm = cast(Any, lm).get_base_model()
         else:
             raise Refused(
-                f"lm is {_shown(lm)}; pass a language model of transformers, such as "
+                f"lm is {shown(lm)}; pass a language model of transformers, such as "
                 "hfsae.load_lm(name).lm"
             )
     return lm
@@ -175,11 +149,7 @@ def check_arguments(call: str, lm: object, *saes: object) -> None:
     unwrapped(cast(Any, lm))
     for sae in saes:
         if not (hasattr(sae, "encode") and hasattr(sae, "config")):
-            raise Refused(f"sae is {_shown(sae)}; pass an SAE, such as hfsae.load(folder)")
-
-
-def _shown(value: object) -> str:
-    return " ".join(repr(value).split())[:40]
+            raise Refused(f"sae is {shown(sae)}; pass an SAE, such as hfsae.load(folder)")
 
 
 def named(sites: str | Iterable[str]) -> list[str]:
@@ -226,7 +196,7 @@ def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str
     layers = [f"{stack}.0 to {stack}.{n - 1}" for stack, n in stacks.items() if "." not in stack]
     return (
         f"site {path!r} is not in {lm_name}{_nearest(path, modules)}; its layers: "
-        f"{', '.join(layers)}; a site is {_GRAMMAR}"
+        f"{', '.join(layers)}; a site is {GRAMMAR}"
     )
 
 

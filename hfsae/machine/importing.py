@@ -38,7 +38,8 @@ class _Watch(MetaPathFinder):
     ) -> ModuleSpec | None:
         if not fullname.startswith(self.packages):
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
+        at = sys.meta_path.index(self) if self in sys.meta_path else -1
+        others = sys.meta_path[at + 1 :]  # one that is before this one has called it
         specs = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:

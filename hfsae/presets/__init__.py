@@ -1,13 +1,5 @@
 """Presets for the app: latents whose steering visibly changes texts, found by trying."""
 
-from .search import PROMPTS as PROMPTS
-from .search import Attempt as Attempt
-from .search import Candidate as Candidate
-from .search import Found as Found
-from .search import Model as Model
-from .search import PresetArguments as PresetArguments
-from .search import candidates as candidates
-from .search import find_presets as find_presets
-from .search import save_presets as save_presets
-from .search import table as table
-from .search import works as works
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

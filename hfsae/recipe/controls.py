@@ -9,12 +9,11 @@ from ..explanations.redrawn import compared, section_of, untrained_like
 from ..explanations.windows import TooFew
 from ..lm import LoadedLM
 from ..models import SAE
+from .asked import UNTRAINED
 from .fields import Recipe
 from .text import read_rows, token_bar
 
 logger = logging.getLogger(__name__)
-UNTRAINED = "untrained"
-CONTROLS = (UNTRAINED,)
 
 
 def untrained(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..training.identity import FREE
+from ..training.arguments import FREE
 from .fields import TRAINING_SECTIONS, UNUSED, Recipe
 
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")

@@ -3,9 +3,8 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +15,6 @@ from ..explanations import (
     Explainer,
     Explanations,
     Inquiry,
-    ScoreArguments,
     explain,
     from_labels,
     lm_explainer,
@@ -44,45 +42,15 @@ from ..machine.names import (
 from ..machine.refused import Refused
 from ..machine.seal import changes, refuse_changed
 from ..machine.weights import refuse_mixture, stamp
-from .controls import UNTRAINED, add_untrained, untrained
+from .asked import JUDGE, UNTRAINED, ExplainRequest
+from .controls import add_untrained, untrained
 from .folder import locked_run
-from .naming import JUDGE, save_named, settings_of
+from .naming import save_named, settings_of
 from .placed import PlacedSAE, check_held_out, limits_of, opened
 from .text import read_rows, token_bar
 
 logger = logging.getLogger(__name__)
-EXPLAINERS = ("template", JUDGE, "human", "file")
 T = TypeVar("T")
-
-
-@dataclass
-class ExplainRequest:
-    """How `explain_sae` names and scores latents."""
-
-    explainer: str = "template"
-    """"template": peak tokens and their shares; "lm": a name by the judge; "human": people's labels
-    in features/labels.json; "file": those in `file`"""
-    file: Path | None = None
-    """parquet, jsonl or json with latent and explanation, or Neuronpedia's export"""
-    scores: ScoreArguments = field(default_factory=ScoreArguments)
-    judge: JudgeArguments | None = None
-    """None: the packaged model, if a judge is needed"""
-    dry_run: bool = False
-    """count calls, tokens, time and money; ask nothing"""
-    controls: Sequence[str] = ()
-    """"untrained": also an SAE of re-drawn weights that fire as often"""
-
-    def __post_init__(self) -> None:
-        if (self.explainer == "file") != (self.file is not None):
-            raise Refused("a file goes with one explainer: --explainer file --file PATH")
-        asks = self.scores.asks_judge or self.explainer == JUDGE
-        if asks and self.judge is None:
-            self.judge = JudgeArguments()
-        if not asks and self.judge is not None:
-            raise Refused(
-                f"the judge {self.judge.model!r} is not used; add --explainer lm, or "
-                "--scores detection"
-            )
 
 
 def check_explain(placed: PlacedSAE, args: ExplainArguments) -> None:

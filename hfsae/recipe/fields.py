@@ -2,13 +2,9 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-
-import torch
-from transformers import AutoConfig, PreTrainedModel
 
 from ..activations import (
     ActivationArguments,
@@ -21,18 +17,13 @@ from ..activations import (
 )
 from ..evaluation import EvaluationArguments
 from ..features import CollectArguments
-from ..lm import site_width
 from ..machine.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..machine.names import CHECKPOINTS, FEATURES, FIGURES
 from ..machine.refused import Refused
-from ..models import DEFAULT_VARIANT, SAEConfig, variants
-from ..models.config import own_fields
-from ..models.registry import IMPORT_HINT, refuse_configs_alone
 from ..packaged import packaged_labels
 from ..training import TrainingArguments
-from ..training.identity import SHARED
-from .inputs import Model
-from .lms import LMArguments, check_lms, spelt_lms
+from ..training.arguments import SHARED
+from .lms import LMArguments, spelt_lms
 from .shorthand import spelt
 from .sizes import AUTO, Count, Sizes, sizes_of
 
@@ -43,6 +34,8 @@ TRAINING_SECTIONS += ("images", "audio")
 TRAINING_SECTIONS += ("shuffle", "seed")
 TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
 _MOST_SECONDS = 86_400
+Sections = dict[str, Any]
+"""Fields of a recipe by section, of those that are given."""
 Kind = Literal["text", "files", "pictures", "sounds"]
 UNUSED: dict[Kind, tuple[str, ...]] = {
     "text": ("activations", "images", "audio"),
@@ -214,175 +207,6 @@ def changed_training(args: TrainingArguments, given: object, subject: str) -> Tr
         return replace(args, **given)
     except TypeError as error:  # text where there must be a number
         raise Refused(f"{subject}: {error}; got {given}") from error
-
-
-CheckCost = Callable[[Recipe, Model, dict[str, SAEConfig], torch.device], None]
-
-
-def make_configs(
-    recipe: Recipe, model: PreTrainedModel | Mapping[str, int]
-) -> dict[str, SAEConfig]:
-    """Each SAE's config, with d_in (and a transcoder's d_out) taken from the model.
-
-    Args:
-        model: a language model, which may be without weights; or the width of each site.
-
-    Raises:
-        ValueError: no site, an unknown field or model_type, or a width that is not the site's.
-    """
-    check_given(recipe)
-    refuse_configs_alone()
-    configs = {}
-    for name, given in recipe.sae_fields().items():
-        of_model = _of_model(recipe)
-        fields = {**of_model, **_for_variant(name, given)}
-        for key in ("site", "target_site"):
-            if not isinstance(fields.get(key), str | None):
-                raise Refused(f"sae.{key} must be text, such as 'layers.12', got {fields[key]!r}")
-        places = {"d_in": [fields["site"]] if fields.get("site") else fields["sites"]}
-        if fields.get("target_site"):
-            places["d_out"] = [fields["target_site"]]
-        if fields.get("target_sites"):
-            places["d_out"] = fields["target_sites"]
-        for key, sites in places.items():
-            widths = [
-                model[s] if isinstance(model, Mapping) else site_width(model, s) for s in sites
-            ]
-            if len(sites) > 1:
-                fields.setdefault("widths", widths)
-            width, site = sum(widths), ", ".join(sites)
-            if key == "d_out" and len(sites) > 1 and {*widths} != {*fields["widths"]}:
-                raise Refused(
-                    f"sae.target_sites are {widths} wide, and sae.sites {fields['widths']}; a "
-                    f"{fields['model_type']} needs sites of one width"
-                )
-            if fields.setdefault(key, width) != width:
-                whose = ", ".join(recipe.model_names) if of_model else "activations.files"
-                raise Refused(
-                    f"sae.{key} is {fields[key]}, but {site} of {whose} is {width} wide; "
-                    f"leave {key} out: it is taken from there"
-                )
-        if isinstance(model, PreTrainedModel):
-            fields.setdefault("model_revision", getattr(model.config, "_commit_hash", None))
-        configs[name] = AutoConfig.for_model(**fields)
-    return configs
-
-
-def _of_model(recipe: Recipe) -> dict[str, Any]:
-    """The field of an SAE's config that names its model, or models."""
-    if recipe.kind == "files":
-        return {}
-    if recipe.lms:
-        return {"model_names": {name: args.name for name, args in recipe.models.items()}}
-    return {"model_name": recipe.lm.name}
-
-
-def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The fields without those of other variants; a field that no variant has stays an error.
-
-    An SAE that chooses k latents takes target_l0 as its k.
-    """
-    fields = {"model_type": DEFAULT_VARIANT, **given}
-    model_type = fields["model_type"]
-    own = _fields_of_variants().get(model_type)
-    if own is None:
-        return fields
-    subject = f"saes.{name}" if name else "sae"
-    others = set().union(*_fields_of_variants().values()) - own
-    target = fields.get("target_l0")
-    if "k" in fields and "k" in own:
-        others.add("target_l0")
-    elif "k" in own and isinstance(target, int | float) and target % 1 == 0:
-        fields["k"] = int(fields.pop("target_l0"))
-        logger.info("%s: a %s takes target_l0 as its k, %d", subject, model_type, fields["k"])
-    dropped = sorted(others & {*fields})
-    if dropped:
-        listed = ", ".join(f"{key} ({fields.pop(key)!r})" for key in dropped)
-        logger.info(
-            "%s: fields left out, since a %s does not use them: %s", subject, model_type, listed
-        )
-    return fields
-
-
-def _fields_of_variants() -> dict[str, set[str]]:
-    return {config.model_type: own_fields(config) | {"model_type"} for config in variants()}
-
-
-def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
-    """Refuse fields that no variant in the recipe has.
-
-    Args:
-        names: fields of sae that the user set explicitly, expecting an effect.
-
-    Raises:
-        ValueError: other variants have such a field, but none in the recipe does.
-    """
-    by_variant = _fields_of_variants()
-    types = {f.get("model_type", DEFAULT_VARIANT) for f in recipe.sae_fields().values()}
-    for name in names:
-        having = sorted(variant for variant, own in by_variant.items() if name in own)
-        if having and types <= {*by_variant} and not types & {*having}:
-            raise Refused(
-                f"a {' or '.join(sorted(types))} has no field {name!r}; with sae.model_type "
-                f"{' or '.join(having)} there is one"
-            )
-
-
-def check_given(recipe: Recipe) -> None:
-    """Checks that need no model, which may have to be downloaded.
-
-    Raises:
-        ValueError: an SAE has no site, no d_sae, or an unknown model_type.
-    """
-    _check_kind(recipe)
-    if recipe.kind == "text":
-        check_lms(recipe.lms, recipe.lm, recipe.sae_fields().values())
-    for fields in recipe.sae_fields().values():
-        if fields.get("site") is None and not fields.get("sites"):
-            example = "'layers.12'" if recipe.kind != "files" else "the name of a tensor in them"
-            raise Refused(
-                "the recipe's sae section names no site; name a recipe file, or give sae.site, as "
-                f"{example}"
-            )
-        if fields.get("d_sae") is None:
-            raise Refused("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
-        types = sorted(c.model_type for c in variants())
-        if (given := fields.get("model_type", DEFAULT_VARIANT)) not in types:
-            raise Refused(
-                f"sae.model_type {given!r} is unknown; hfsae has {', '.join(types)}; {IMPORT_HINT}"
-            )
-        causal = sorted(c.model_type for c in variants() if c.is_causal)
-        if fields.get("target_sites") and given not in causal:
-            raise Refused(
-                f"sae.sites name targets ({fields['target_sites'][0]}, ...), and a {given} of "
-                "several sites reconstructs what it reads; leave the targets out, or set "
-                f"sae.model_type to {' or '.join(causal)}"
-            )
-
-
-def _check_kind(recipe: Recipe) -> None:
-    """Refuse inputs that do not suit the kind of model."""
-    images, sounds = recipe.images, recipe.audio
-    if recipe.lms and recipe.kind != "text":
-        raise Refused(
-            f"lms are language models, and this is a recipe of {recipe.kind}; leave out lms"
-        )
-    pictures = bool(images.files or images.folder or images.packaged)
-    if recipe.kind == "files" and (pictures or sounds.files):
-        raise Refused("the recipe has activations.files and pictures or sound; leave out one")
-    if recipe.kind == "text" and (pictures or sounds.files):
-        section = "images" if pictures else "audio"
-        raise Refused(
-            f"the recipe has {section}, which a language model does not read; set lm.kind to auto, "
-            "and lm.name to a vision or audio model"
-        )
-    if recipe.kind == "pictures" and not pictures:
-        raise Refused(
-            "lm.kind is 'auto', and the recipe names no pictures (images.files, .folder or "
-            ".packaged) and no sound (audio.files); leave lm.kind out for a language model on text"
-        )
-    if pictures and sounds.files:
-        raise Refused("the recipe has images and audio; leave out one")
 
 
 def check_cache(folder: Path) -> None:

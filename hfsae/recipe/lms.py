@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..lm import model_and_path
-from ..lm.several import SLASH
+from ..lm.places import SLASH
 from ..machine.refused import Refused, closest
 
 

@@ -15,12 +15,13 @@ from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_REPORT, FEATURE
 from ..machine.refused import Refused
 from ..machine.visible import public_record
 from ..machine.weights import stamp
+from .asked import JUDGE
 from .fields import Recipe
 from .job import Job
 from .text import read_rows, token_bar
 
 logger = logging.getLogger(__name__)
-TEMPLATE, JUDGE = "template", "lm"
+TEMPLATE = "template"
 
 
 def name_latents(job: Job) -> None:

@@ -19,7 +19,8 @@ from ..machine.refused import Refused
 from ..machine.units import UNITS
 from ..models import SAE, SAEConfig
 from ..packaged import PACKAGED_ENCODERS, packaged_encoder
-from .fields import LMArguments, Recipe, make_configs, sides_of
+from .configs import make_configs
+from .fields import LMArguments, Recipe, sides_of
 from .job import Job
 from .text import counted, token_bar
 

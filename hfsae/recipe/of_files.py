@@ -21,7 +21,8 @@ from ..features.held_out import refuse_few_documents
 from ..machine.refused import Refused
 from ..machine.units import UNITS
 from ..models import SAE, SAEConfig
-from .fields import Recipe, make_configs, sides_of
+from .configs import make_configs
+from .fields import Recipe, sides_of
 from .inputs import NoModel
 from .job import Job
 from .text import counted, token_bar

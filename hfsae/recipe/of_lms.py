@@ -21,8 +21,9 @@ from ..lm import (
 from ..machine.refused import Refused
 from ..models import SAE, SAEConfig
 from .collecting import collect_from_text
+from .configs import make_configs
 from .evaluating import check_foreign_rows, naming_text
-from .fields import Recipe, make_configs, sides_of
+from .fields import Recipe, sides_of
 from .foreign import check_foreign, foreign_result
 from .inputs import EmptyLMs
 from .job import Job

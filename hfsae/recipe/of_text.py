@@ -16,8 +16,9 @@ from ..lm import LoadedLM, contract, empty_lm
 from ..machine.refused import Refused
 from ..models import SAE, SAEConfig
 from .collecting import collect_from_text
+from .configs import make_configs
 from .evaluating import check_foreign_rows, evaluate_on_text
-from .fields import Recipe, make_configs, sides_of
+from .fields import Recipe, sides_of
 from .foreign import check_foreign
 from .job import Job
 from .probing import check_probing

@@ -11,7 +11,8 @@ from ..evaluation import EvaluationResult
 from ..lm import LoadedEncoder, LoadedLM, LoadedLMs, load_lm, refuse_other_vocabularies
 from ..machine.refused import Refused
 from ..models import SAE, SAEConfig
-from .fields import LMArguments, Recipe, check_cache, check_given
+from .configs import check_given
+from .fields import LMArguments, Recipe, check_cache
 from .inputs import Loaded, Model, NoModel
 from .job import Inputs
 from .of_encoders import EncoderInputs, check_encoder_recipe, load_for

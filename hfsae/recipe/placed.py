@@ -12,13 +12,12 @@ from ..machine.names import MEASURED, RECIPE, TRAINING
 from ..machine.refused import Refused
 from ..models import SAE
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .fields import LMArguments, Recipe
+from .fields import LMArguments, Recipe, Sections
 from .folder import home_of, load_trained, norm_limits
 from .opening import load
 from .shipped import read_recipe
 from .text import read_rows
 
-Sections = dict[str, Any]
 """Fields of a recipe: {section: {field: value}}, or {section: value} of one without fields."""
 _KINDS = {"lm": LMArguments, "text": TextArguments, "harvest": HarvestArguments}
 

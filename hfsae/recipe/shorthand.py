@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..lm.sites import Site
+from ..lm import Site
 from ..machine.refused import Refused
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")

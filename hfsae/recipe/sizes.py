@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from ..evaluation.result import AUTO, AUTO_TOKENS
+from ..evaluation.arguments import AUTO, AUTO_TOKENS
 
 Count = int | Literal["auto"]
 # Shares of training.n_tokens, and the most tokens. At these shares evaluation, examples and names

@@ -32,8 +32,9 @@ from ..models import SAE, SAEConfig
 from ..packaged import licence_conflict
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
+from .configs import CheckCost
 from .differing import as_plain
-from .fields import CheckCost, Recipe, bucket_tokens
+from .fields import Recipe, bucket_tokens
 from .folder import (
     claim,
     forget_checkpoints,

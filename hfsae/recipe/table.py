@@ -6,8 +6,9 @@ SAE's folder, and a line of `STAGES`: before that of the card if the result has 
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..machine.names import (
     CARD,
@@ -19,16 +20,12 @@ from ..machine.names import (
     PRESETS,
     PROBING,
 )
-from .collecting import collect_examples
-from .evaluating import evaluate
 from .fields import Recipe
-from .finishing import finish
-from .job import Job
-from .naming import is_named, name_latents
-from .presetting import look_for_presets
-from .probing import probe_latents
-from .tabulating import tabulate
-from .verifying import make_fingerprint
+
+
+def _in(module: str, name: str) -> Callable[..., Any]:
+    """A function of this room, whose module, which imports torch, is imported when it is called."""
+    return lambda it: getattr(import_module(f".{module}", __package__), name)(it)
 
 
 def _always(recipe: Recipe) -> int:
@@ -40,7 +37,8 @@ class Stage(NamedTuple):
 
     file: str
     """the result; a path below the SAE's folder"""
-    make: Callable[[Job], None]
+    make: Callable[..., None]
+    """makes it of a `Job`"""
     sections: tuple[str, ...] = ()
     """keys of a recipe, or dotted ones: if one changes, the result is out of date"""
     setting: str = ""
@@ -54,44 +52,45 @@ class Stage(NamedTuple):
 STAGES = (
     Stage(
         EVALUATION,
-        evaluate,
+        _in("evaluating", "evaluate"),
         sections=("evaluation",),
         setting="evaluation.n_tokens",
         size=lambda recipe: recipe.sizes.evaluation,
     ),
     Stage(
         META,
-        collect_examples,
+        _in("collecting", "collect_examples"),
         sections=("collect", "collect_tokens"),
         setting="collect_tokens",
         size=lambda recipe: recipe.sizes.examples,
     ),
     Stage(
         COLUMNS,
-        tabulate,
+        _in("tabulating", "tabulate"),
         sections=("activations.labels", "images.labels", "audio.labels"),
         size=lambda recipe: int(recipe.has_labels),
     ),
     Stage(
         EXPLANATIONS_RECORD,
-        name_latents,
+        _in("naming", "name_latents"),
         sections=("explain_tokens",),
         setting="explain_tokens",
         size=lambda recipe: recipe.sizes.names,
-        is_finished=is_named,
+        is_finished=_in("naming", "is_named"),
     ),
     Stage(
         PROBING,
-        probe_latents,
+        _in("probing", "probe_latents"),
         sections=("probe_texts",),
         setting="probe_texts",
         size=lambda recipe: recipe.sizes.probing,
     ),
-    Stage(FINGERPRINT, make_fingerprint),
-    Stage(CARD, lambda job: finish(job.folder)),  # shows the results of the stages before it
+    Stage(FINGERPRINT, _in("verifying", "make_fingerprint")),
+    # The card shows the results of the stages before it.
+    Stage(CARD, lambda job: _in("finishing", "finish")(job.folder)),
     Stage(
         PRESETS,
-        look_for_presets,
+        _in("presetting", "look_for_presets"),
         sections=("preset_seconds", "collect", "collect_tokens"),
         setting="preset_seconds",
         size=lambda recipe: recipe.sizes.presets,

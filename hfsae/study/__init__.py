@@ -13,5 +13,6 @@ results     the figures of a study
 report      closing it, and writing them down
 """
 
-from .plan import Plan as Plan
-from .plan import StudyArguments as StudyArguments
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,9 +13,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..explanations import ExplainArguments
+from ..explanations.arguments import LEAST_FIT
 from ..explanations.explainers import spelt
 from ..explanations.reading import MAX_DIRECTIONS, Reading, read
-from ..explanations.windows import LEAST_FIT, Evidence, Window, order_of, select
+from ..explanations.windows import Evidence, Window, order_of, select
 from ..machine.files import printable, read_json, read_table, write_whole
 from ..machine.names import (
     CONFIG,

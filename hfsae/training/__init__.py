@@ -27,5 +27,6 @@ trained = Trainer(hfsae.JumpReLUSAE(config), stream, args).train()
 Given one SAE, `train` returns one; given {name: SAE}, it returns that.
 """
 
-from .trainer import Trainer as Trainer
-from .trainer import TrainingArguments as TrainingArguments
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

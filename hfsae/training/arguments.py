@@ -9,6 +9,18 @@ from ..machine.refused import Refused
 from .schedules import Duration, in_steps
 
 logger = logging.getLogger(__name__)
+# Arguments that do not change the result.
+FREE = {
+    "output_dir",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "num_processes",
+    "shard_latents",
+}
+# What SAEs on one stream have in common; they may differ in the others.
+SHARED = FREE | {"n_tokens", "batch_size", "gradient_accumulation_steps"}
 
 
 @dataclass
@@ -21,7 +33,8 @@ class TrainingArguments:
     output_dir: str = "sae"
     """Folder for checkpoints, logs and the trained SAE."""
     n_tokens: int = 4_000_000_000
-    """Activations to train on, repeated passes over a bucket counted each time."""
+    """Activations to train on. Each of `shuffle.passes` over the same ones counts: 3 passes over
+    a million are 3,000,000."""
     batch_size: int = 4096
     """Activations in an optimiser step, over all processes and accumulated parts."""
     gradient_accumulation_steps: int = 1

@@ -9,20 +9,8 @@ from typing import Any
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import FIELDS_OF_TRANSFORMERS, own_fields
-from .arguments import TrainingArguments
+from .arguments import FREE, TrainingArguments
 
-# Arguments that do not change the result.
-FREE = {
-    "output_dir",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-    "report_to",
-    "num_processes",
-    "shard_latents",
-}
-# What SAEs on one stream have in common; they may differ in the others.
-SHARED = FREE | {"n_tokens", "batch_size", "gradient_accumulation_steps"}
 _TEXT = "the text in text.dataset"  # as a sentence names it
 _OF_THE_STREAM = {"model_weights"}  # fields of an SAE that the stream's own state covers better
 

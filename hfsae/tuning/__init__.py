@@ -6,5 +6,6 @@ search.py     train, score, halve; each result is written at once, so a search r
 report.py     Markdown: the best, its neighbours, edges; and a recipe of the best settings
 """
 
-from .search import tune as tune
-from .trials import Tuning as Tuning
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

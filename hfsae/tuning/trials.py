@@ -11,7 +11,7 @@ from ..machine.bounds import check_least
 from ..machine.refused import Refused
 from ..machine.units import section_of
 from ..recipe import LEFT_OUT, Recipe, as_plain, changed_training, check_arm
-from ..training.identity import SHARED
+from ..training.arguments import SHARED
 from .ranges import Space, read_space
 
 VALIDATION = 0.05  # share of documents, where the recipe has none for it

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
 from hfsae.cli.recipes import parse_recipe, recipe_parser
+from hfsae.cost.cards import CARDS
 from hfsae.cost.footprint import memory
-from hfsae.cost.formula import CARDS
 from hfsae.cost.plan import RunCost, estimate
 from hfsae.recipe import check, make_configs
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfsae.activations.tokens import TextArguments, documents
+from hfsae.activations import TextArguments, documents
 from hfsae.packaged import require_packaged_lm
 
 LM = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from hfsae.activations.harvest import HarvestArguments, Harvester
+from hfsae.activations import HarvestArguments, Harvester
 from hfsae.activations.tokens import TokenBatch
 
 SITES = ["layers.0", "layers.2"]

@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hfsae.activations import tokens as tokens_module
-from hfsae.activations.tokens import PackedRows, TextArguments, documents
+from hfsae.activations.arguments import TextArguments
+from hfsae.activations.tokens import PackedRows, documents
 
 BOS, EOS = 0, 1
 WORDS = {"<bos>": BOS, "<eos>": EOS, "<unk>": 2, "<user>": 3} | {f"w{i}": i for i in range(4, 64)}

@@ -1,15 +1,14 @@
 """collect: every number of a store against closed forms and a slow dense count."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from hfsae.features import CollectArguments, FeatureStore, collect, nearest_rows, token_text
-from hfsae.features.collect import window_texts
+from hfsae.activations.spelling import token_text
+from hfsae.features import CollectArguments, FeatureStore, collect, collecting, nearest_rows
+from hfsae.features.collecting import window_texts
 
 
 def run(planted, batches=None, **arguments):
@@ -161,8 +160,7 @@ def test_the_size_of_batches_changes_nothing(random_latents, size):
 
 def test_encoding_in_small_blocks_changes_nothing(random_latents, monkeypatch):
     expected = list(run(random_latents))
-    module = sys.modules[CollectArguments.__module__]  # hfsae.features.collect is the function
-    monkeypatch.setattr(module, "BLOCK_LATENTS", 3 * 16 * 24)
+    monkeypatch.setattr(collecting, "BLOCK_LATENTS", 3 * 16 * 24)
     assert list(run(random_latents)) == expected
 
 

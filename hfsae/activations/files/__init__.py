@@ -1,8 +1,5 @@
 """Files of activations: what they hold, and a source of their rows."""
 
-from .arguments import ActivationArguments as ActivationArguments
-from .shapes import FileShapes as FileShapes
-from .shapes import check_files as check_files
-from .shapes import sites_in as sites_in
-from .shapes import tensors_in as tensors_in
-from .source import FileSource as FileSource
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,9 +9,9 @@ from pathlib import Path
 from ...machine.bounds import check_least, check_most, check_seed
 from ...machine.files import passes
 from ...machine.refused import Refused
-from .containers import CONVERTIBLE, SUFFIXES, natural, refuse_other_formats
-from .rows import DOCUMENTS
 
+DOCUMENTS = "document"
+"""The usual name of the tensor or column that holds each row's document."""
 _MOST_IN_A_BLOCK = 2**24
 
 
@@ -91,6 +91,8 @@ def paths_of(args: ActivationArguments) -> list[Path]:
 
 def _named(name: str) -> list[Path]:
     """The files that one path, folder or glob names, in natural order."""
+    from .containers import natural, refuse_other_formats  # imports torch
+
     if not name.strip():
         raise Refused("activations.files is empty; name a file, a folder, a glob, or a list")
     path = Path(name).expanduser()
@@ -107,6 +109,8 @@ def _named(name: str) -> list[Path]:
 
 def _inside(folder: Path) -> list[Path]:
     """The shards in a folder and those below it; other files are passed over."""
+    from .containers import CONVERTIBLE, SUFFIXES, natural, refuse_other_formats  # as above
+
     every = [file for file in folder.rglob("*") if file.is_file() and not passes(file)]
     files = [file for file in every if file.suffix.lower() in SUFFIXES]
     if not files:

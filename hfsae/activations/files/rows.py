@@ -10,13 +10,13 @@ from jaxtyping import Int64, UInt8
 
 from ...machine.files import printable
 from ...machine.refused import Refused, closest
-from ..tokens import Shares, Split, side_of
+from ..arguments import Split
+from ..tokens import Shares, side_of
+from .arguments import DOCUMENTS
 from .shard import INTEGERS, TEXT, Header, Shard
 
 KEEP = "keep"
 """The tensor or column that is false for rows to leave out."""
-DOCUMENTS = "document"
-"""The usual name of the tensor or column that holds each row's document."""
 _SIDES: tuple[Split, ...] = ("train", "validation", "test")
 _LEFT_OUT = 4  # added to the number of a side
 _TOGETHER = 1000  # rows of [n, d] that are a document where none is given

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...machine.refused import Refused
 from ...machine.visible import LOCAL_FILES
+from ..arguments import Split
 from ..harvest import rows_not_finite
 from ..source import ActivationBatch, Filling, Refusals
-from ..tokens import Split
 from .arguments import ActivationArguments
 from .rows import KEEP, Rows, places
 from .shapes import CheckedFiles, checked

@@ -18,10 +18,6 @@ dropped before the split; absorption is SAEBench's. SCR and TPP are left out: an
 2605.18229) found that they rank SAEs wrongly.
 """
 
-from .study import ProbeArguments as ProbeArguments
-from .study import Probing as Probing
-from .study import probe as probe
-from .tasks import Task as Task
-from .tasks import binary_tasks as binary_tasks
-from .tasks import packaged_tasks as packaged_tasks
-from .tasks import read_tasks as read_tasks
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

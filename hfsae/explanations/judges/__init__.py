@@ -1,5 +1,6 @@
 """Who answers questions about latents: a packaged or local language model, or a server's.
 
+opening     the judge that arguments name
 base        a question, an answer, what every judge does; the settings
 calls       calls.jsonl: every answer, so that none is asked for twice
 counted     the judge of a dry run, which only counts
@@ -14,29 +15,6 @@ replies     a server's reply, read
 tokens      how many tokens a question has
 """
 
-from pathlib import Path
+import lazy_loader
 
-from .base import Answer as Answer
-from .base import Judge as Judge
-from .base import JudgeArguments as JudgeArguments
-from .base import Question as Question
-from .base import Usage as Usage
-from .base import Waits as Waits
-from .counted import Counted as Counted
-from .filed import Filed as Filed
-from .local import Local as Local
-from .remote import Remote as Remote
-
-
-def judge_of(args: JudgeArguments, calls: Path | None = None) -> Judge:
-    """The judge that the arguments name.
-
-    Args:
-        calls: features/calls.jsonl, with the answers of earlier runs; None: they are not kept.
-
-    Raises:
-        ValueError: a key is missing, or a file of answers cannot be read.
-    """
-    if args.is_by_file:
-        return Filed(args, calls)
-    return Remote(args, calls) if args.is_served else Local(args, calls)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,10 +20,10 @@ from ..activations.cache import lm_digest
 from ..activations.given import Given, as_rows
 from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
 from ..lm import check_arguments, contract, model_and_path, tokenizer_of
-from ..machine.bounds import check_least, check_most, check_seed
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.identity import DECODER, decoder_hash
+from .arguments import CollectArguments
 from .layout import NEAR, nearest_rows, plane
 from .logit_lens import FORMULA, LensTokens, last_written, lens_tokens, residual_directions
 from .resume import Resume
@@ -33,38 +33,7 @@ from .summary import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
 if TYPE_CHECKING:
     import pyarrow
 
-_MOST_OF_A_LATENT = 10**6
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class CollectArguments:
-    """The sizes of a latent's record: examples, windows, tokens, neighbours."""
-
-    top: int = 10
-    """Examples with the largest activations, per latent."""
-    quantiles: int = 5
-    """Groups of equal size, by activation, of a random sample of the rows a latent fires in."""
-    per_quantile: int = 3
-    """Examples per group, drawn at random."""
-    reservoir: int = 32
-    """Rows in that sample."""
-    window: int = 12
-    """Tokens shown on either side of the firing token, within its row."""
-    lens_tokens: int = 10
-    """Promoted tokens, and as many suppressed ones."""
-    neighbours: int = 5
-    """Latents with the most similar decoder rows."""
-    seed: int = 0
-    """Seed of the random sample."""
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            least = 1 if name in ("top", "quantiles", "reservoir") else 0
-            check_least(self, "collect.", **{name: least})
-            if name != "seed":
-                check_most(f"collect.{name}", value, _MOST_OF_A_LATENT)
-        check_seed("collect.seed", self.seed)
 
 
 @torch.no_grad()

@@ -1,0 +1,32 @@
+"""Names of the room, and where each is imported from at its first use."""
+
+from .arguments import AudioArguments as AudioArguments
+from .arguments import HarvestArguments as HarvestArguments
+from .arguments import ImageArguments as ImageArguments
+from .arguments import ShuffleArguments as ShuffleArguments
+from .arguments import Split as Split
+from .arguments import TextArguments as TextArguments
+from .cache import ActivationCache as ActivationCache
+from .files import ActivationArguments as ActivationArguments
+from .files import FileShapes as FileShapes
+from .files import FileSource as FileSource
+from .files import check_files as check_files
+from .files import sites_in as sites_in
+from .files import tensors_in as tensors_in
+from .harvest import Harvested as Harvested
+from .harvest import Harvester as Harvester
+from .input_source import InputSource as InputSource
+from .inputs import InputBatch as InputBatch
+from .shuffle import ShuffledActivations as ShuffledActivations
+from .source import ActivationBatch as ActivationBatch
+from .source import Source as Source
+from .source import TextSource as TextSource
+from .tensors import TensorSource as TensorSource
+from .text_hash import text_digest as text_digest
+from .tokens import Document as Document
+from .tokens import PackedRows as PackedRows
+from .tokens import TokenBatch as TokenBatch
+from .tokens import check_text as check_text
+from .tokens import documents as documents
+from .tokens import is_hub as is_hub
+from .tokens import text_origin as text_origin

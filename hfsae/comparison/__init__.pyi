@@ -1,0 +1,8 @@
+"""Names of the room, and where each is imported from at its first use."""
+
+from .arms import CausalArguments as CausalArguments
+from .arms import Comparison as Comparison
+from .arms import InterpretArguments as InterpretArguments
+from .frontier import Frontiers as Frontiers
+from .run import compare as compare
+from .run import compare_together as compare_together

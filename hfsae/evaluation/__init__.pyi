@@ -1,0 +1,9 @@
+"""Names of the room, and where each is imported from at its first use."""
+
+from .arguments import EvaluationArguments as EvaluationArguments
+from .fidelity import evaluate as evaluate
+from .fidelity import evaluate_all as evaluate_all
+from .fidelity import mean_activation as mean_activation
+from .outputs import output_change as output_change
+from .reconstructions import evaluate_reconstructions as evaluate_reconstructions
+from .result import EvaluationResult as EvaluationResult

@@ -1,0 +1,12 @@
+"""Names of the room, and where each is imported from at its first use."""
+
+from .arguments import ExplainArguments as ExplainArguments
+from .arguments import ScoreArguments as ScoreArguments
+from .asking import Inquiry as Inquiry
+from .asking import lm_explainer as lm_explainer
+from .explainers import Explainer as Explainer
+from .explainers import from_labels as from_labels
+from .explainers import read_file as read_file
+from .explainers import template as template
+from .study import Explanations as Explanations
+from .study import explain as explain

@@ -1,0 +1,175 @@
+"""The copy of a model that a name means: a folder, a .gguf file, a Python package, or the Hub's.
+
+Importing this imports no torch: a name that leads nowhere is refused at once.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
+from safetensors import SafetensorError
+
+from ..machine.client import HTTPError, hub_reason
+from ..machine.names import CONFIG, WEIGHTS, WEIGHTS_INDEX
+from ..machine.refused import HubRefused, Refused, closest, one_line
+from ..packaged import PACKAGED_LMS, packaged_lm, require_gguf_reader, require_packaged_lm
+
+
+class Copy(NamedTuple):
+    path: str
+    """A folder, or a Hub id."""
+    options: dict[str, Any]
+    """Further arguments of every `from_pretrained`."""
+    origin: str
+    """The copy in words, as in `LoadedLM`."""
+
+
+def locate(name: str, revision: str | None, source: str) -> Copy:
+    """The copy that a name means; `source` as in `load_lm`.
+
+    Raises:
+        ValueError: a path leads nowhere, a folder holds no model, or a package is missing.
+    """
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return _in_folder(name, Path(path))
+    if os.path.isfile(path):
+        if not name.endswith(".gguf"):
+            raise Refused(f"model {name!r} is a file; name its folder, or a .gguf file")
+        return _gguf_copy(Path(path))
+    if _is_path(name):
+        raise Refused(f"model {name!r} is a local path, but {_missing(name)}")
+    if source == "packaged":
+        return _packaged_copy(name, revision)
+    online = not is_offline_mode() and _hub_answers(name, revision)
+    fallback = source == "auto" and revision is None and packaged_lm(name) is not None
+    if fallback and not online and not _is_cached(name):
+        return _packaged_copy(name, revision)
+    # local_files_only: an unreachable Hub would be retried for half a minute
+    return Copy(name, {"revision": revision, "local_files_only": not online}, "Hugging Face Hub")
+
+
+def refuse_absent(name: str, revision: str | None, source: str) -> None:
+    """Refuse a model that is nowhere, without loading anything; `source` as in `load_lm`.
+
+    Raises:
+        ValueError: as `locate`; the Hub has no such model, or it is not in the cache.
+    """
+    if source != "hub" and revision is None and packaged_lm(name) is not None:
+        return
+    copy = locate(name, revision, source)
+    if os.path.exists(copy.path):
+        return
+    try:
+        hf_hub_download(name, CONFIG, **copy.options)
+    except Exception as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return  # what it lacks is told by what loads it
+        raise refusal(name, revision, copy, error) from error
+
+
+def _in_folder(name: str, folder: Path) -> Copy:
+    if (folder / CONFIG).is_file():
+        return Copy(str(folder), {}, f"folder {name}")
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
+        raise Refused(
+            f"the folder {name!r} holds no model: it has no config.json and no .gguf file"
+        )
+    if len(files) > 1:
+        shown = ", ".join(file.name for file in files[:5]) + (", ..." if files[5:] else "")
+        raise Refused(
+            f"the folder {name!r} holds {len(files)} .gguf files ({shown}); name one of them, such "
+            f"as {str(Path(name, files[0].name))!r}"
+        )
+    return _gguf_copy(files[0])
+
+
+def _gguf_copy(file: Path) -> Copy:
+    if re.search(r"-\d+-of-\d+\.gguf$", file.name):
+        raise Refused(
+            f"{str(file)!r} is one part of a model, whose other weights would be random; merge the "
+            "parts into one file: `llama-gguf-split --merge`"
+        )
+    require_gguf_reader(repr(str(file)))
+    return Copy(str(file.parent), {"gguf_file": file.name}, f"folder {file.parent}, {file.name}")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be meant as a path: a Hub id is 'owner/model' or 'model'."""
+    begins = name.startswith((".", "~", "/", os.sep))
+    return begins or name.count("/") > 1 or name.endswith(("/", ".gguf"))
+
+
+def _missing(name: str) -> str:
+    """Where along a path the file system ends, with the nearest names there."""
+    path = Path(os.path.expanduser(name))
+    there = next((parent for parent in path.parents if parent.is_dir()), Path("."))
+    absent = path.relative_to(there).parts[0]
+    try:
+        near = closest(absent, os.listdir(there))
+    except OSError:  # a folder that may not be read
+        near = ""
+    where = "the working directory" if there == Path(".") else f"the folder {str(there)!r}"
+    return f"{where} holds no {absent!r}{near}"
+
+
+def _packaged_copy(name: str, revision: str | None) -> Copy:
+    if revision is not None:
+        raise Refused(
+            f"the packaged copy of {name!r} has no revisions: leave out revision={revision!r}"
+        )
+    copy = require_packaged_lm(name)
+    if copy.sha256 is not None:
+        from .unpacking import unpacked  # imports torch
+
+        return Copy(str(unpacked(name, copy)), {}, copy.origin)
+    (file,) = copy.paths
+    return Copy(str(file.parent), {"gguf_file": file.name}, copy.origin)
+
+
+def _hub_answers(name: str, revision: str | None) -> bool:
+    """One short request; a refusal is an answer too."""
+    try:
+        HfApi().model_info(name, revision=revision, timeout=5.0)
+    except HfHubHTTPError as error:
+        return error.response.status_code < 500
+    except HTTPError:
+        return False
+    except HFValidationError:
+        return True
+    return True
+
+
+def _is_cached(name: str) -> bool:
+    weights = (WEIGHTS, WEIGHTS_INDEX)
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in weights)
+
+
+def refusal(name: str, revision: str | None, copy: Copy, error: Exception) -> Refused:
+    """One sentence for transformers' error, whose text has several lines and at times misleads."""
+    is_local = os.path.exists(copy.path)
+    reason = None if is_local else hub_reason(error, name, revision)
+    if reason is None:
+        return Refused(f"model {name!r} cannot be loaded: {_in_brief(error)}")
+    if name in PACKAGED_LMS:
+        reason += f"; a packaged copy comes with `{PACKAGED_LMS[name].install_command}`"
+    if name.count("/") == 1 and os.path.isdir(os.path.dirname(name)):
+        reason += f"; if a local path is meant, {_missing(name)}"
+    return HubRefused(f"model {name!r} (not a local folder) cannot be loaded: {reason}")
+
+
+def _in_brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # a first line that ends in a colon needs the list below it
+    text = one_line(error) if lines[0].rstrip().endswith(":") else lines[0]
+    is_clear = isinstance(error, ImportError | OSError | ValueError | SafetensorError)
+    return text if is_clear else f"{type(error).__name__}: {text}"
