@@ -189,7 +189,9 @@ def test_a_table_whose_values_repeat_without_end_is_refused_before_it_is_read(tm
     pq.write_table(bomb, path)
     assert path.stat().st_size < 20_000  # and 80 MB in memory
     for read in (FeatureStore.load, lambda folder: list(shown_latents(folder))):
-        with pytest.raises(ValueError, match=r"unpacks to 1[67]\d,...,... bytes, over the limit of"):
+        with pytest.raises(
+            ValueError, match=r"unpacks to 1[67]\d,...,... bytes, over the limit of"
+        ):
             read(tmp_path)
 
 
