@@ -346,11 +346,16 @@ def test_what_would_stop_the_stages_after_training_stops_it_before(acts, tmp_pat
     tensors["layer8"][row] = float("nan")
     save_file(tensors, bad)
     assert f"row {row:,} of {bad} holds NaN" in refused([*train, str(bad)], capsys)
-    tensors["layer8"][:] = 1.0
-    save_file(tensors, tmp_path / "same.safetensors")
-    assert main([*train, str(tmp_path / "same.safetensors")]) == 2  # once a sample was read
-    said = capsys.readouterr().err
-    assert "are the same vector in all" in said and "nothing to learn" in said
+    for factor, sentence in (
+        (1e25, "norms of about 2e+26, whose squares float32 does not hold; divide them by 2e+26"),
+        (1e-25, "norms of about 2e-24, whose squares float32 does not hold; divide them by 2e-24"),
+        (0.0, "are the same vector in all 2,048 of a sample, so there is nothing to learn"),
+    ):
+        scaled = load_file(acts)
+        scaled["layer8"] *= factor
+        save_file(scaled, tmp_path / "scaled.safetensors")
+        assert main([*train, str(tmp_path / "scaled.safetensors")]) == 2  # once a sample was read
+        assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
