@@ -11,6 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from ..machine.files import refuse_special
 from ..machine.refused import Refused, closest
 from ..machine.weights import file_hash
 from .files.containers import natural
@@ -63,6 +64,7 @@ def _at(field: str, name: str, suffixes: Sequence[str]) -> list[Path]:
     for file in files:
         if file.suffix.lower() not in suffixes:
             raise Refused(f"{field}: {file} is none of {_listed(suffixes)}; convert it")
+        refuse_special(file)
     return files
 
 
@@ -185,6 +187,8 @@ def read_labels(field: str, given: str, names: Sequence[str]) -> dict[str, list[
 
 def _table(field: str, path: Path) -> list[dict[str, str]]:
     """A table's rows; what they hold is text."""
+    if path.suffix in (".parquet", ".csv"):
+        refuse_special(path)
     try:
         if path.suffix == ".parquet":
             from pyarrow import parquet

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..machine.bounds import check_most, check_seed
+from ..machine.files import refuse_special
 from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
 from ..packaged import check_fractions, packaged_names, packaged_text
@@ -268,6 +269,7 @@ def local_files(dataset: str) -> list[Path]:
     for file in files:
         if file.suffix not in _READERS:  # pickles among them: loading one can run any code
             raise Refused(f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet")
+        refuse_special(file)
     return files
 
 

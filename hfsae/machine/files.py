@@ -117,11 +117,19 @@ def _whole(text: str) -> int:
 
 
 def numbered_lines(file: IO[bytes] | GzipFile, longest: int) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of each line that is not blank. What is beyond `longest` bytes counts
-    as a line of its own, so that no line fills the memory."""
+    """(number from 1, line) of each line that is not blank.
+
+    Raises:
+        ValueError: a line is longer than `longest` bytes; no line fills the memory.
+    """
     number = 0
-    while line := file.readline(longest):
+    while line := file.readline(longest + 1):
         number += 1
+        if len(line) > longest:
+            raise Refused(
+                f"line {number} of {file.name} is longer than {longest:,} bytes, the most that is "
+                "read of one; shorten it, or break it at the ends of its objects"
+            )
         if line.strip():
             yield number, line
 
@@ -137,6 +145,24 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             if isinstance(line, dict):
                 yield number, line
+
+
+def refuse_special(path: Path) -> None:
+    """Check that a path leads to a regular file.
+
+    Raises:
+        ValueError: it leads to a pipe or a device, for which reading could wait for ever, or
+            nowhere, as links in a circle do.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}); check it") from error
+    if not stat.S_ISREG(mode):
+        raise Refused(
+            f"{path} is a pipe, a device or another special file; give a regular file, such as a "
+            "copy of what it gives"
+        )
 
 
 @contextmanager

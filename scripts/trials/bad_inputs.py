@@ -21,6 +21,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -303,6 +304,15 @@ def texts() -> Iterator[Try]:
         source = "folder" if "/" in name else name
         argv = ["train", "recipe.yaml", "--training.output_dir=new", f"--text.dataset={source}"]
         yield command(argv, "", _written(name, content), "a text: ")
+    read_by = {
+        "jsonl": ["train", "recipe.yaml", "--training.output_dir=new", "--text.dataset"],
+        "safetensors": ["train", "--sae.d_sae=8", "--training.output_dir=new", "--activations"],
+        "recipe.yaml": ["train"],
+    }
+    for kind, make in (("pipe", os.mkfifo), ("loop", lambda name: os.symlink(name, name))):
+        for suffix, argv in read_by.items():
+            name = f"{kind}.{suffix}"
+            yield command([*argv, name], name, partial(make, name), f"a {kind}: ")
 
 
 _CONVERT = ["convert", "run", "new", "--to", "saelens"]
@@ -438,6 +448,12 @@ _COMMAND_LINES = (
 )
 
 
+def _make_places() -> None:
+    Path("empty").mkdir()
+    os.mkfifo("pipe")
+    os.symlink("loop", "loop")
+
+
 def verbs() -> Iterator[Try]:
     for argv, says in _COMMAND_LINES:
         yield command(argv, says)
@@ -447,11 +463,11 @@ def verbs() -> Iterator[Try]:
     for verb in (*cli.table.VERBS,):
         if verb in ("train", "compare"):
             continue
-        for place in ("nowhere", "text.jsonl", "lm", "empty"):
+        for place in ("nowhere", "text.jsonl", "lm", "empty", "pipe", "loop"):
             if verb == "list" and place != "nowhere":
                 continue  # a folder without an SAE has an empty list, and exit code 1
             argv = [verb, place, *tails.get(verb, [])]
-            yield command(argv, place, lambda: Path("empty").mkdir())
+            yield command(argv, place, _make_places)
 
 
 def comparisons() -> Iterator[Try]:

@@ -393,8 +393,7 @@ def _of_folders(base: str, canary: Path) -> Iterator[Case]:
             _leaving_index, shard="model-00001-of-00001.safetensors"
         ),
     }
-    if base != "text":  # whoever names a pipe to read text from waits for it
-        changes["a pipe"] = _pipe
+    changes["a pipe"] = _pipe
     for what, change in changes.items():
         yield Case(what, base, change)
 
@@ -462,6 +461,6 @@ def _leaving_index(folder: Path, shard: str = "../../../etc/passwd") -> None:
 
 def _pipe(folder: Path) -> None:
     for path in _all_files(folder):
-        if path.suffix in (".json", ".parquet", ".md", ".yaml", ".jsonl"):
+        if path.suffix in (".json", ".parquet", ".md", ".yaml", ".jsonl", ".safetensors"):
             path.unlink()
             os.mkfifo(path)
