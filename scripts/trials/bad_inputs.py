@@ -315,6 +315,21 @@ def texts() -> Iterator[Try]:
             yield command([*argv, name], name, partial(make, name), f"a {kind}: ")
 
 
+def activations() -> Iterator[Try]:
+    argv = ["train", "--activations=acts.safetensors", "--sae.d_sae=8", "--sae.target_l0=2"]
+    argv += ["--training.n_tokens=1600", "--training.batch_size=32", "--training.output_dir=new"]
+    for row in (0, 1000, 1999):
+        for bad in (float("nan"), float("inf"), float("-inf")):
+
+            def prepare(row: int = row, bad: float = bad) -> None:
+                rows = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+                rows[row, 5] = bad
+                save_file({"x": rows, "document": torch.arange(2000) // 10}, "acts.safetensors")
+
+            says = f"row {row:,} of acts.safetensors"
+            yield command([*argv], says, prepare, f"activations with {bad} in row {row}: ")
+
+
 _CONVERT = ["convert", "run", "new", "--to", "saelens"]
 # A file of the finished run, what it is made to hold, and the verbs that must notice.
 _JSON = {"broken": b'{"a": ', "a list": b"[]", "deep": b"[" * 100_000, "bytes": b"\xff\xfe\x80"}
@@ -561,7 +576,7 @@ GOOD = (
     ["convert", "run", "new", "--to", "saelens"],
     ["space", "run"],
 )
-KINDS = (fields, recipes, texts, damage, verbs, comparisons, calls)
+KINDS = (fields, recipes, texts, activations, damage, verbs, comparisons, calls)
 
 
 class Result(NamedTuple):
