@@ -26,8 +26,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..machine.bounds import check_most, check_seed
-from ..machine.files import refuse_special
 from ..machine.refused import Refused, one_line
+from ..machine.regular import refuse_special
 from ..machine.visible import LOCAL_FILES
 from ..packaged import check_fractions, packaged_names, packaged_text
 from .listed import listed, no_column, text_in

@@ -7,8 +7,9 @@ from glob import glob
 from pathlib import Path
 
 from ...machine.bounds import check_least, check_most, check_seed
-from ...machine.files import passes, refuse_special
+from ...machine.files import passes
 from ...machine.refused import Refused
+from ...machine.regular import refuse_special
 from .containers import CONVERTIBLE, SUFFIXES, natural, refuse_other_formats
 from .rows import DOCUMENTS
 
