@@ -33,9 +33,8 @@ T = TypeVar("T")
 MAX_TEXT = 2**26  # bytes of a JSON or YAML file; a large evaluation takes a few million
 _MAX_HEADER = 2**22  # bytes of a safetensors header; it takes about 100 a tensor
 _MAX_NODES = 100_000  # extra nodes from a YAML text's aliases, beyond ten times its own nodes
-# Bytes that a table may unpack to. A repeated value takes almost no space in a file, and its full
-# size in memory: histograms of silent latents are all 0, so that a column of an honest table may be
-# 1,000 times its size. A whole row is not: coordinates and cosines do not repeat.
+# Bytes that a table may unpack to. A repeated value takes no space in a file: of histograms of
+# silent latents, all 0, an honest column is 1,000 times its size. Whole rows are not.
 _MAX_ROW = 2**24  # a latent's real ones take 2,000, the longest windows some millions
 _MAX_TABLE = 2**28  # plus, for larger tables, _MAX_EXPANSION times the file's size
 _MAX_EXPANSION = 300

@@ -317,7 +317,7 @@ def texts() -> Iterator[Try]:
 
 def activations() -> Iterator[Try]:
     argv = ["train", "--activations=acts.safetensors", "--sae.d_sae=8", "--sae.target_l0=2"]
-    argv += ["--training.n_tokens=1600", "--training.batch_size=32", "--training.output_dir=new"]
+    argv += ["--training.n_tokens=3200", "--training.batch_size=32", "--training.output_dir=new"]
     for row in (0, 1000, 1999):
         for bad in (float("nan"), float("inf"), float("-inf")):
 
