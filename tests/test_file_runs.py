@@ -7,15 +7,24 @@ import shutil
 from dataclasses import fields, replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 import hfsae
-from hfsae.activations import ActivationArguments, FileSource, ImageArguments, ShuffleArguments
+from hfsae.activations import (
+    ActivationArguments,
+    FileSource,
+    ImageArguments,
+    InputSource,
+    ShuffleArguments,
+)
 from hfsae.cli import main
 from hfsae.comparison import Comparison, compare
 from hfsae.evaluation import EvaluationArguments
+from hfsae.lm import load_encoder
 from hfsae.recipe import LMArguments, harvest_to, load_trained, read_recipe, run
 from tests.helpers import refused
 from tests.tiny import tiny_recipe
@@ -181,6 +190,25 @@ def test_a_harvest_of_labelled_pictures_brings_the_labels_of_held_out_ones(tmp_p
     assert "no column of labels can be used" in caplog.text
 
 
+def test_pictures_that_cannot_be_read_stop_a_run_before_it_trains_and_mended_ones_do_not(tmp_path):
+    pytest.importorskip("PIL")
+    save_pictures(tmp_path / "pictures", 60)
+    lm = LMArguments(name=save_encoder("vit", tmp_path / "vit"), kind="auto", dtype="float32")
+    images = ImageArguments(folder=str(tmp_path / "pictures"), held_out_fraction=0.3)
+    sae = {"site": block(whole_model("vit"), 1), "d_sae": 32, "target_l0": 4}
+    recipe = tiny_recipe(tmp_path / "run", lm=lm, images=images, sae=sae, collect_tokens=0)
+    source = InputSource(images, load_encoder(lm.name), [sae["site"]])
+    document = [*source.once("train", None)][-1][-1].document  # of the last batch of an epoch
+    path = tmp_path / "pictures" / source.reader.names[document]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"1 of 60 pictures cannot .* the first is {path.name}"):
+        run(recipe)
+    assert not [*tmp_path.glob("run/**/*.*")]
+    path.write_bytes(whole)
+    assert run(recipe)
+
+
 def _interrupt(*args):
     raise KeyboardInterrupt
 
@@ -318,12 +346,52 @@ def test_what_would_stop_the_stages_after_training_stops_it_before(acts, tmp_pat
     tensors["layer8"][row] = float("nan")
     save_file(tensors, bad)
     assert f"row {row:,} of {bad} holds NaN" in refused([*train, str(bad)], capsys)
-    tensors["layer8"][:] = 1.0
-    save_file(tensors, tmp_path / "same.safetensors")
-    assert main([*train, str(tmp_path / "same.safetensors")]) == 2  # once a sample was read
-    said = capsys.readouterr().err
-    assert "are the same vector in all" in said and "nothing to learn" in said
+    for factor, sentence in (
+        (1e25, "norms of about 2e+26, whose squares float32 does not hold; divide them by 2e+26"),
+        (1e-25, "norms of about 2e-24, whose squares float32 does not hold; divide them by 2e-24"),
+        (0.0, "are the same vector in all 2,048 of a sample, so there is nothing to learn"),
+    ):
+        scaled = load_file(acts)
+        scaled["layer8"] *= factor
+        save_file(scaled, tmp_path / "scaled.safetensors")
+        assert main([*train, str(tmp_path / "scaled.safetensors")]) == 2  # once a sample was read
+        assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("side, last", [("train", 4000), ("test", 700)])
+@pytest.mark.parametrize("form", ["safetensors", "parquet"])
+def test_each_row_that_a_run_reads_is_read_before_and_a_mended_one_is_trained_on(
+    acts, tmp_path, capsys, side, last, form
+):
+    tensors, bad = load_file(acts), tmp_path / f"bad.{form}"
+
+    def save() -> None:
+        if form == "parquet":
+            columns = {name: list(x.numpy()) for name, x in tensors.items()}
+            parquet.write_table(pa.table(columns), bad)
+        else:
+            save_file(tensors, bad)
+
+    args = ActivationArguments(str(acts), held_out_fraction=0.2)
+    row = int(FileSource(args, ["layer8"]).row_numbers(side)[last])
+    whole = tensors["layer8"][row, 3].clone()
+    tensors["layer8"][row, 3] = float("-inf")
+    save()
+    train = ["train", "--activations", str(bad), "--site", "layer8", *SMALL]
+    train += ["--training.output_dir", str(tmp_path / "run"), "--training.n_tokens", "6400"]
+    train += ["--evaluation.n_tokens", "50"]
+    train += ["--activations.held_out_fraction", "0.2", "--collect_tokens", "0"]
+    if side == "test":
+        labels = tmp_path / "labels.csv"
+        lines = "".join(f"{i},{i % 2}\n" for i in range(N // PER_DOCUMENT))
+        labels.write_text(f"document,k\n{lines}")
+        train += ["--labels", str(labels)]
+    assert f"row {row:,} of {bad} holds NaN or infinity" in refused(train, capsys)
+    assert not [*tmp_path.glob("run/**/*.*")]
+    tensors["layer8"][row, 3] = whole
+    save()
+    assert main(train) == 0
 
 
 def test_a_field_that_files_do_not_use_is_refused(acts, tmp_path, capsys):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..machine.refused import Refused, closest
+from ..machine.regular import refuse_special
 from ..machine.weights import file_hash
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def _at(field: str, name: str, suffixes: Sequence[str]) -> list[Path]:
     for file in files:
         if file.suffix.lower() not in suffixes:
             raise Refused(f"{field}: {file} is none of {_listed(suffixes)}; convert it")
+        refuse_special(file)
     return files
 
 
@@ -186,6 +188,8 @@ def read_labels(field: str, given: str, names: Sequence[str]) -> dict[str, list[
 
 def _table(field: str, path: Path) -> list[dict[str, str]]:
     """A table's rows; what they hold is text."""
+    if path.suffix in (".parquet", ".csv"):
+        refuse_special(path)
     try:
         if path.suffix == ".parquet":
             from pyarrow import parquet

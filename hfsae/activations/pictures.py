@@ -1,12 +1,14 @@
 """Pictures as a vision model reads them: whole or in random crops, by the model's own processor."""
 
 import random
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 from inspect import signature
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +19,15 @@ from ..lm import LoadedEncoder, n_positions
 from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
 from .arguments import ImageArguments
-from .input_files import Recent, ids_of, paths_of, read_labels, short_names
+from .input_files import Recent, ids_of, paths_of, read_labels, short_names, state
 from .inputs import Piece
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MOST_PIXELS = 50_000_000
+"""Of a picture that is decoded: 150 MB as RGB, and three times that where it is transparent."""
 _PREFIX = 2  # a CLS and a distillation token; registers are in the config
 
 
@@ -132,24 +136,15 @@ class Pictures:
         return [Piece(document, number, 0) for number in range(max(1, self.arguments.crops))]
 
     def fault(self, document: int) -> str | None:
-        """Why a picture does not decode; None if it does. A JPEG is decoded at an eighth of its
-        size, which reads all of it in a third of the time."""
-        try:
-            self._decode(document, draft=True)
-        except Exception as error:  # readers of damaged files raise whatever they meet
-            return one_line(error)
-        return None
+        """Why a picture does not decode; None if it does."""
+        at = self._pictures[document].at
+        return _fault(at, *state(at)) if isinstance(at, Path) else None
 
-    def _decode(self, document: int, draft: bool = False) -> "Image":
-        from PIL import Image, ImageOps
+    def _decode(self, document: int) -> "Image":
+        from PIL import Image
 
         at = self._pictures[document].at
-        if not isinstance(at, Path):
-            return Image.fromarray(at).convert("RGB")
-        with Image.open(at) as image:
-            if draft:
-                image.draft("RGB", (image.width // 8, image.height // 8))
-            return in_rgb(ImageOps.exif_transpose(image))
+        return rgb_of(at) if isinstance(at, Path) else Image.fromarray(at).convert("RGB")
 
     def _cut(self, piece: Piece) -> "Image":
         if not self.arguments.crops:
@@ -257,8 +252,47 @@ def grid_of(config: Any, n_positions: int, size: tuple[int, int]) -> Grid:
     )
 
 
-def in_rgb(image: "Image") -> "Image":
-    """A picture in three colours of 8 bits; what shines through is white."""
+@lru_cache(maxsize=2**20)  # a run checks its pictures, and opens them several times
+def _fault(path: Path, size: int, changed: int) -> str | None:
+    """A JPEG is decoded at an eighth of its size, which reads all of it in a third of the time."""
+    try:
+        rgb_of(path, draft=True)
+    except Exception as error:  # readers of damaged files raise whatever they meet
+        return one_line(error)
+    return None
+
+
+def rgb_of(
+    file: Path | IO[bytes], formats: Sequence[str] | None = None, *, draft: bool = False
+) -> "Image":
+    """A picture in three colours of 8 bits; what shines through is white.
+
+    Args:
+        formats: pillow's names of those that may be read; None: all.
+        draft: decode a JPEG at an eighth of its size.
+
+    Raises:
+        ValueError: it has too many pixels, which is known before they are decoded, or
+            floating-point ones; and whatever pillow raises where a file is damaged.
+    """
+    from PIL import Image, ImageOps
+
+    too_large = f"it has more than {MOST_PIXELS:,} pixels; make it smaller"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # pillow's limits
+            image = Image.open(file, formats=formats)
+    except Image.DecompressionBombError as error:
+        raise Refused(too_large) from error
+    with image:
+        if image.width * image.height > MOST_PIXELS:  # a file of 17 KB may unpack to gigabytes
+            raise Refused(too_large)
+        if draft:
+            image.draft("RGB", (image.width // 8, image.height // 8))
+        return _in_rgb(ImageOps.exif_transpose(image))
+
+
+def _in_rgb(image: "Image") -> "Image":
     from PIL import Image
 
     image.load()

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..machine.refused import Refused, one_line
+from ..machine.regular import refuse_special
 from ..machine.visible import LOCAL_FILES
 from ..packaged import packaged_names, packaged_text
 from .arguments import Split, TextArguments
@@ -198,6 +199,7 @@ def local_files(dataset: str) -> list[Path]:
     for file in files:
         if file.suffix not in _READERS:  # pickles among them: loading one can run any code
             raise Refused(f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet")
+        refuse_special(file)
     return files
 
 

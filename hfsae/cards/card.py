@@ -31,6 +31,7 @@ from ..machine.files import (
     refuse_long_texts,
     write_whole,
 )
+from ..machine.markdown import escaped
 from ..machine.names import (
     CARD,
     CONFIG,
@@ -429,11 +430,6 @@ def _html(text: str) -> str:
     return html.escape(printable(text), quote=False).replace("$", "&#36;")
 
 
-def _markdown(value: object) -> str:
-    """Text escaped for Markdown, table cells included."""
-    return re.sub(r"([\\`*_{}\[\]<>|$~#&])", r"\\\1", " ".join(str(value).split()))
-
-
 def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "-"
 
@@ -452,6 +448,6 @@ def _template(name: str) -> Template:
         keep_trailing_newline=True,
         undefined=ChainableUndefined,
     )
-    filters = {"md": _markdown, "html": _html, "python": python_string, "number": _number}
+    filters = {"md": escaped, "html": _html, "python": python_string, "number": _number}
     environment.filters |= {**filters, "count": _count, "python_list": python_list}
     return environment.from_string(template_text(name))

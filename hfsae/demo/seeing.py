@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ..activations.pictures import grid_of, in_rgb
+from ..activations.pictures import grid_of, rgb_of
 from ..activations.spelling import Tokens
 from ..features.inspection import Inspection, firings_in
 from ..features.pictures import Grid, Key, Picture, small
@@ -29,12 +29,10 @@ MOST_BYTES = 8_000_000
 """of an uploaded picture"""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _SHOWN_SIDE = 448  # pixels of the picture on the page
-_MOST_PIXELS = 50_000_000
 _MOST_HELD = 16  # uploaded pictures
 _REMEMBERED = 32  # pictures that were read
 _PART = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?")  # a document, or a crop of one
 _OWN = "own-"  # in front of the hash that names an uploaded picture
-_TOO_LARGE = f"the picture has more than {_MOST_PIXELS:,} pixels; make it smaller"
 _NOT_HERE = "that picture is no longer here; upload it again"
 
 
@@ -97,19 +95,12 @@ def decoded(content: bytes) -> "Image.Image":
     Raises:
         ValueError: it is no picture, or too large.
     """
-    from PIL import Image, ImageOps
-
     if len(content) > MOST_BYTES:
         raise Refused(f"the picture has {len(content):,} bytes; at most {MOST_BYTES:,} fit here")
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise Refused(_TOO_LARGE)
-            return in_rgb(ImageOps.exif_transpose(image))
-    except Refused:
-        raise
-    except Image.DecompressionBombError as error:
-        raise Refused(_TOO_LARGE) from error
+        return rgb_of(BytesIO(content), FORMATS)
+    except Refused as error:
+        raise Refused(f"the picture cannot be read: {error}") from error
     except Exception as error:  # readers of damaged files raise whatever they meet
         raise Refused("that is no picture; give a PNG, JPEG, WebP, GIF or BMP file") from error
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from ..activations import ActivationBatch
 from ..machine.files import printable
 from ..machine.label_words import association_cells
+from ..machine.markdown import escaped
 from ..machine.plain import finite
 from ..machine.refused import Refused
 from ..models import SAE
@@ -123,7 +124,7 @@ def _cells(a: Association) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return printable(text).replace("\\", "\\\\").replace("|", "\\|")
+    return escaped(printable(text))
 
 
 def label_table(

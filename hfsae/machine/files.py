@@ -33,10 +33,12 @@ T = TypeVar("T")
 MAX_TEXT = 2**26  # bytes of a JSON or YAML file; a large evaluation takes a few million
 _MAX_HEADER = 2**22  # bytes of a safetensors header; it takes about 100 a tensor
 _MAX_NODES = 100_000  # extra nodes from a YAML text's aliases, beyond ten times its own nodes
-_MAX_EXPANSION = 300  # unpacked size of a table's column over its size; real ones: about 10
-# Values of a whole table per byte of its file: real tables have about one. A repeated value takes
-# almost no space in a file, and its full size in memory.
-_MAX_VALUES = 16
+# Bytes that a table may unpack to. A repeated value takes no space in a file: of histograms of
+# silent latents, all 0, an honest column is 1,000 times its size. Whole rows are not.
+_MAX_ROW = 2**24  # a latent's real ones take 2,000, the longest windows some millions
+_MAX_TABLE = 2**28  # plus, for larger tables, _MAX_EXPANSION times the file's size
+_MAX_EXPANSION = 300
+_MAX_ROWS = 16  # per byte of the file, in which no two rows are equal
 _TEXTS = ("promoted_tokens", "suppressed_tokens", "tokens")  # columns with lists of texts
 _MAX_DEPTH = 50
 _MAX_DIGITS = 300  # of a whole number in JSON: a float holds up to 308
@@ -114,11 +116,19 @@ def _whole(text: str) -> int:
 
 
 def numbered_lines(file: IO[bytes] | GzipFile, longest: int) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of each line that is not blank. What is beyond `longest` bytes counts
-    as a line of its own, so that no line fills the memory."""
+    """(number from 1, line) of each line that is not blank.
+
+    Raises:
+        ValueError: a line is longer than `longest` bytes; no line fills the memory.
+    """
     number = 0
-    while line := file.readline(longest):
+    while line := file.readline(longest + 1):
         number += 1
+        if len(line) > longest:
+            raise Refused(
+                f"line {number} of {file.name} is longer than {longest:,} bytes, the most that is "
+                "read of one; shorten it, or break it at the ends of its objects"
+            )
         if line.strip():
             yield number, line
 
@@ -408,8 +418,8 @@ def refuse_bomb(path: Path, columns: Collection[str]) -> None:
     """Check a parquet file's metadata before reading its columns.
 
     Raises:
-        ValueError: the file is damaged, lacks one of these columns, or would unpack to far more
-            than its size.
+        ValueError: the file is damaged, lacks one of these columns, or would unpack to more than a
+            table of so many rows can hold.
     """
     import pyarrow
     import pyarrow.parquet as pq
@@ -421,18 +431,14 @@ def refuse_bomb(path: Path, columns: Collection[str]) -> None:
         raise Damaged(damaged(path, error)) from error
     if missing := [name for name in columns if name not in names]:
         raise Damaged(damaged(path, f"it lacks the columns {', '.join(missing)}"))
-    n_values = 0
-    for group in range(about.num_row_groups):
-        for column in range(about.num_columns):
-            chunk = about.row_group(group).column(column)
-            n_values += chunk.num_values
-            if chunk.total_uncompressed_size > _MAX_EXPANSION * chunk.total_compressed_size + 2**16:
-                raise Damaged(damaged(path, f"{chunk.path_in_schema} unpacks to far too much"))
-    limit = _MAX_VALUES * path.stat().st_size + 2**16
-    if max(n_values, about.num_rows) > limit:
-        raise Damaged(
-            damaged(path, f"{n_values:,} values, over the limit of {limit:,} for its size")
-        )
+    size, n_rows, n_bytes = path.stat().st_size, about.num_rows, 0
+    for group in map(about.row_group, range(about.num_row_groups)):
+        for chunk in map(group.column, range(about.num_columns)):
+            n_bytes += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
+    if n_rows > (most_rows := _MAX_ROWS * size + 2**16):
+        raise Damaged(damaged(path, f"{n_rows:,} rows, over the limit of {most_rows:,}"))
+    if n_bytes > (most := min(_MAX_ROW * max(1, n_rows), _MAX_TABLE + _MAX_EXPANSION * size)):
+        raise Damaged(damaged(path, f"it unpacks to {n_bytes:,} bytes, over the limit of {most:,}"))
 
 
 def refuse_long_texts(table: "pyarrow.Table", limit: int) -> None:

@@ -240,6 +240,13 @@ def sides_of(recipe: Recipe) -> list[Split]:
     return ["train"] if recipe.sizes.evaluation == 0 else ["train", recipe.evaluation.side]
 
 
+def rows_ahead(recipe: Recipe) -> int:
+    """Activations that the training of a recipe reads: whole buckets."""
+    training, bucket = recipe.training, bucket_tokens(recipe)
+    used = -(-training.total_steps * training.batch_size // recipe.shuffle.passes)
+    return -(-used // bucket) * bucket
+
+
 def bucket_tokens(recipe: Recipe) -> int:
     """Activations of a bucket: the recipe's number, or as many as a shorter run uses. Of files, a
     whole number of batches: a bucket's remainder is not used, and here every row counts."""

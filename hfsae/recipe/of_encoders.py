@@ -20,7 +20,7 @@ from ..machine.units import UNITS
 from ..models import SAE, SAEConfig
 from ..packaged import PACKAGED_ENCODERS, packaged_encoder
 from .configs import make_configs
-from .fields import LMArguments, Recipe, sides_of
+from .fields import LMArguments, Recipe, rows_ahead, sides_of
 from .job import Job
 from .text import counted, token_bar
 
@@ -55,16 +55,19 @@ class EncoderInputs:
         return InputSource(arguments, self.loaded, sites, self.recipe.harvest, norm_limits=known)
 
     def check(self) -> None:
-        """Read one batch of each side.
+        """Decode all documents that the run will read: too many that cannot be read are told before
+        training, not in it or after it.
 
         Raises:
-            ValueError: a side holds no document, or none that can be read.
+            ValueError: a side holds no document, or none that can be read, or too many of all
+                cannot be read.
         """
-        source = self.source(self.recipe.sites)
-        for side in sides_of(self.recipe):
-            if next(iter(source.inputs(side, 1)), None) is None:
-                raise Refused(f"no {source.reader.noun} on the {side} side can be read")
-        source.labels()
+        source, sizes = self.source(self.recipe.sites), self.recipe.sizes
+        side, labels = sides_of(self.recipe)[-1], source.labels()
+        source.fill(min(rows_ahead(self.recipe), source.n_positions("train")))  # nothing runs yet
+        for which, n in (("train", sizes.examples), (side, None if labels else sizes.evaluation)):
+            if not any([*source.once(which, n)]) and n != 0:
+                raise Refused(f"no {source.reader.noun} on the {which} side can be read")
 
     def terms(self) -> dict[str, str | None]:
         """The model's weights, dtype and attention."""

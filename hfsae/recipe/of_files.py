@@ -22,7 +22,7 @@ from ..machine.refused import Refused
 from ..machine.units import UNITS
 from ..models import SAE, SAEConfig
 from .configs import make_configs
-from .fields import Recipe, sides_of
+from .fields import Recipe, rows_ahead, sides_of
 from .inputs import NoModel
 from .job import Job
 from .text import counted, token_bar
@@ -49,21 +49,33 @@ class FileInputs:
         return FileSource(self.recipe.activations, list(sites), self.recipe.training.batch_size)
 
     def check(self) -> None:
-        """Read which rows are on which side, the rows that results are of, and the labels.
+        """Read all rows that the run will read, and the labels: what is wrong with them is told
+        before training, not in it or after it.
 
         Raises:
-            ValueError: fewer training rows than a batch, none to evaluate on, one of those that is
-                not finite, or labels that do not fit the documents, or fit too few of them.
+            ValueError: fewer training rows than a batch, none to evaluate on, a row that is not
+                finite, or labels that do not fit the documents, or fit too few of them.
         """
-        args, source = self.recipe.activations, self.source(self.recipe.sites)
+        args, source, sizes = (
+            self.recipe.activations,
+            self.source(self.recipe.sites),
+            self.recipe.sizes,
+        )
         side = sides_of(self.recipe)[-1]
-        for _ in source.batches(side, self.recipe.sizes.evaluation):
-            pass  # what is not finite is told before training, not after it
         if args.labels:
             labels = _labels(args.labels, source)
             held_out = source.rows.document[source.row_numbers(side)]
             share = f"; activations.held_out_fraction is {args.held_out_fraction:g}: raise it"
             refuse_few_documents(len(np.intersect1d(labels.document, held_out)), share)
+        n_examples = 0 if source.is_in_order else sizes.examples
+        n_evaluated = None if args.labels else sizes.evaluation
+        with token_bar("check", None, unit=self.unit, delay=10) as progress:
+            if not source.is_in_order:  # which a harvest wrote, and looked at
+                for acts in source.ahead(rows_ahead(self.recipe)):
+                    progress(len(next(iter(acts.values()))))
+            for which, n in (("train", n_examples), (side, n_evaluated)):
+                for _ in counted(source.batches(which, n), progress):
+                    pass
 
     def terms(self) -> dict[str, str | None]:
         """None: no model to agree with."""

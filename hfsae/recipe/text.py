@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -47,12 +48,13 @@ def read_foreign(recipe: Recipe, loaded: LoadedLM | LoadedLMs) -> dict[str, Pack
 
 @contextmanager
 def token_bar(
-    name: str, total: int | None, *, unit: str = "tok"
+    name: str, total: int | None, *, unit: str = "tok", delay: float = 0
 ) -> Iterator[Callable[[int], None]]:
     """A progress bar of tokens, or of another unit; gives a function that takes the number of
-    further ones."""
+    further ones. It is shown after `delay` seconds."""
     every = 0.2 if sys.stderr.isatty() else 15.0
-    with tqdm(total=total, desc=name, unit=unit, unit_scale=True, mininterval=every) as bar:
+    settings: dict[str, Any] = {"unit": unit, "unit_scale": True, "mininterval": every}
+    with tqdm(total=total, desc=name, delay=delay, **settings) as bar:
 
         def advance(n: int) -> None:
             bar.update(n)

@@ -30,9 +30,20 @@ from .sharding import check_spread, everywhere, local, part, shard_, unshard_, w
 from .start import start_
 
 FIRST_LOOK = 2048  # activations from which the first threshold and density are estimated
+_LARGEST_NORM = 1e12  # its square, times a billion rows, is far below float32's largest number
 
 
 logger = logging.getLogger(__name__)
+
+
+def _refuse_beyond_squares(x: Float[Tensor, "n _"], where: object) -> None:
+    """Check that float32 holds sums of the squares of activations."""
+    size = float(x[:FIRST_LOOK].double().square().sum(dim=-1).mean().sqrt())
+    if size and not 1 / _LARGEST_NORM <= size <= _LARGEST_NORM:
+        raise Refused(
+            f"the activations at {where} have norms of about {size:.0e}, whose squares float32 "
+            f"does not hold; divide them by {size:.0e}"
+        )
 
 
 class Run:
@@ -84,6 +95,8 @@ class Run:
     def initialise(self, sample: dict[str, Float[Tensor, "n _"]]) -> None:
         """Set what is estimated from activations: the start, and the warm start's threshold."""
         x, target = self._inputs(sample, is_slice=False)
+        for values, where in ((x, self.sae.config.where), (target, self.sae.config.where_to)):
+            _refuse_beyond_squares(values, where or self.sae.config.where)
         first = x[:FIRST_LOOK].clone()
         self.variance = start_(self.sae, self.args, x, target)
         if not self.variance > 0:

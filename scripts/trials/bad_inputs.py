@@ -21,6 +21,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -303,6 +304,30 @@ def texts() -> Iterator[Try]:
         source = "folder" if "/" in name else name
         argv = ["train", "recipe.yaml", "--training.output_dir=new", f"--text.dataset={source}"]
         yield command(argv, "", _written(name, content), "a text: ")
+    read_by = {
+        "jsonl": ["train", "recipe.yaml", "--training.output_dir=new", "--text.dataset"],
+        "safetensors": ["train", "--sae.d_sae=8", "--training.output_dir=new", "--activations"],
+        "recipe.yaml": ["train"],
+    }
+    for kind, make in (("pipe", os.mkfifo), ("loop", lambda name: os.symlink(name, name))):
+        for suffix, argv in read_by.items():
+            name = f"{kind}.{suffix}"
+            yield command([*argv, name], name, partial(make, name), f"a {kind}: ")
+
+
+def activations() -> Iterator[Try]:
+    argv = ["train", "--activations=acts.safetensors", "--sae.d_sae=8", "--sae.target_l0=2"]
+    argv += ["--training.n_tokens=3200", "--training.batch_size=32", "--training.output_dir=new"]
+    for row in (0, 1000, 1999):
+        for bad in (float("nan"), float("inf"), float("-inf")):
+
+            def prepare(row: int = row, bad: float = bad) -> None:
+                rows = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+                rows[row, 5] = bad
+                save_file({"x": rows, "document": torch.arange(2000) // 10}, "acts.safetensors")
+
+            says = f"row {row:,} of acts.safetensors"
+            yield command([*argv], says, prepare, f"activations with {bad} in row {row}: ")
 
 
 _CONVERT = ["convert", "run", "new", "--to", "saelens"]
@@ -438,6 +463,12 @@ _COMMAND_LINES = (
 )
 
 
+def _make_places() -> None:
+    Path("empty").mkdir()
+    os.mkfifo("pipe")
+    os.symlink("loop", "loop")
+
+
 def verbs() -> Iterator[Try]:
     for argv, says in _COMMAND_LINES:
         yield command(argv, says)
@@ -447,11 +478,11 @@ def verbs() -> Iterator[Try]:
     for verb in (*cli.table.VERBS,):
         if verb in ("train", "compare"):
             continue
-        for place in ("nowhere", "text.jsonl", "lm", "empty"):
+        for place in ("nowhere", "text.jsonl", "lm", "empty", "pipe", "loop"):
             if verb == "list" and place != "nowhere":
                 continue  # a folder without an SAE has an empty list, and exit code 1
             argv = [verb, place, *tails.get(verb, [])]
-            yield command(argv, place, lambda: Path("empty").mkdir())
+            yield command(argv, place, _make_places)
 
 
 def comparisons() -> Iterator[Try]:
@@ -545,7 +576,7 @@ GOOD = (
     ["convert", "run", "new", "--to", "saelens"],
     ["space", "run"],
 )
-KINDS = (fields, recipes, texts, damage, verbs, comparisons, calls)
+KINDS = (fields, recipes, texts, activations, damage, verbs, comparisons, calls)
 
 
 class Result(NamedTuple):

@@ -217,6 +217,14 @@ def test_a_truncated_jpeg_is_found_at_an_eighth_of_its_size(encoder, tmp_path):
     assert "truncated" in source.reader.fault(0)
 
 
+@pytest.mark.parametrize("side", [7100, 10_000, 13_500])  # pillow warns of the second
+def test_a_picture_of_too_many_pixels_is_refused_before_they_are_decoded(encoder, tmp_path, side):
+    Image.new("1", (side, side)).save(tmp_path / "0.png")
+    assert (tmp_path / "0.png").stat().st_size < 30_000
+    reader = source_of(encoder("vit"), folder=str(tmp_path)).reader
+    assert reader.fault(0) == "it has more than 50,000,000 pixels; make it smaller"
+
+
 def test_labels_come_from_a_table_or_from_folders(encoder, tmp_path, caplog):
     folder = tmp_path / "pictures"
     save_pictures(folder, 3)

@@ -1,6 +1,7 @@
 """Token rows: documents of one side, packed without loss, resumed to the token."""
 
 import json
+import os
 import pickle
 
 import datasets
@@ -11,9 +12,13 @@ from pyarrow import parquet
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hfsae.activations import ActivationArguments, input_files
 from hfsae.activations import tokens as tokens_module
 from hfsae.activations.arguments import TextArguments
+from hfsae.activations.files import sites_in
 from hfsae.activations.tokens import PackedRows, documents
+from hfsae.evaluation.probing.tasks import read_tasks
+from hfsae.machine.refused import Refused
 
 BOS, EOS = 0, 1
 WORDS = {"<bos>": BOS, "<eos>": EOS, "<unk>": 2, "<user>": 3} | {f"w{i}": i for i in range(4, 64)}
@@ -514,3 +519,27 @@ def test_files_of_a_folder_that_are_not_read_are_named_once(tmp_path, caplog):
     assert [r.message for r in caplog.records] == [
         f"{tmp_path}: 1 files are read; not read: b.csv, notes.docx"
     ]
+
+
+READERS = {
+    "text.jsonl": lambda path: next(documents(text_arguments(path), "train")),
+    "text.txt": lambda path: next(documents(text_arguments(path), "train")),
+    "rows.safetensors": lambda path: sites_in(ActivationArguments(path)),
+    "rows.npy": lambda path: sites_in(ActivationArguments(path)),
+    "rows.parquet": lambda path: sites_in(ActivationArguments(path)),
+    "picture.png": lambda path: input_files.paths_of("images.files", path, [".png"]),
+    "labels.csv": lambda path: input_files.read_labels("images.labels", path, ["a.png"]),
+    "task.jsonl": lambda path: read_tasks(path),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in its folders")
+@pytest.mark.parametrize("name", list(READERS))
+def test_a_pipe_and_a_loop_of_links_are_refused_in_place_of_a_file(tmp_path, name):
+    pipe, loop = tmp_path / name, tmp_path / f"loop-{name}"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    with pytest.raises(Refused, match=f"/{name} is a pipe, a device or another special file"):
+        READERS[name](str(pipe))
+    with pytest.raises(Refused, match=f"loop-{name} cannot be read \\(Too many .* links\\)"):
+        READERS[name](str(loop))

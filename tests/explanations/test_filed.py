@@ -405,6 +405,10 @@ def test_a_text_cannot_end_its_line(tmp_path):
             '{"custom_id": "a", "response": {}}\n{"custom_id": "b", "resp',
             "line 2 breaks off: the fil",
         ),
+        (
+            '{"custom_id": "a", "response": "' + "x" * 2**23 + '"}\n',
+            "line 1 of .* is longer than 8,3",
+        ),
         ('{"id": "batch_1", "output_file_id": "f"}', "is the state of a batch, and has no answers"),
         ('{"custom_id": "a", "body": {}}\n', "line 1 is a request, not an answer"),
     ],

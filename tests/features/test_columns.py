@@ -245,13 +245,15 @@ def test_the_table_is_markdown_and_the_dict_is_json():
     is_defect, age = np.arange(80) % 4 == 0, rng.normal(size=80)
     x[torch.from_numpy(is_defect), 2, 11] = 6.0
     x[:, :, 20] = 3 - torch.from_numpy(age).float()[:, None]
-    labels = {"defect|": np.where(is_defect, "yes", "no"), "age": age}
+    hostile = "<img src=x onerror=alert(1)> [a](b)"
+    labels = {"defect|": np.where(is_defect, hostile, "no"), "age": age}
     table = label_table(sae_of_dimensions(), batches(x), labels, n_resamples=20)
     lines = table.table().splitlines()
     assert lines[0].startswith(
         "| column | measure | latent | held out | raw dimension | held out |"
     )
-    assert lines[2].startswith("| defect\\| | AUC of yes | 11 max | 1.00 (1.00 to 1.00) | 11 max |")
+    shown = r"\<img src=x onerror=alert(1)\> \[a\](b)"
+    assert lines[2].startswith(f"| defect\\| | AUC of {shown} | 11 max | 1.00 (1.00 to 1.00) |")
     assert lines[3].startswith("| defect\\| | eta squared | 11 max |")
     assert lines[4].startswith("| age | Spearman | 20 ") and "\\* | -" in lines[4]
     assert lines[6].startswith("Latents, their use and sign are chosen on one half of 80 documents")

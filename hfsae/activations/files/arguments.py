@@ -9,6 +9,7 @@ from pathlib import Path
 from ...machine.bounds import check_least, check_most, check_seed
 from ...machine.files import passes
 from ...machine.refused import Refused
+from ...machine.regular import refuse_special
 
 DOCUMENTS = "document"
 """The usual name of the tensor or column that holds each row's document."""
@@ -78,10 +79,10 @@ def paths_of(args: ActivationArguments) -> list[Path]:
         ValueError: a path, folder or glob names no file, or two name the same.
     """
     names = [args.files] if isinstance(args.files, str) else args.files
-    labels = Path(args.labels).expanduser().resolve() if args.labels else None
-    paths: dict[Path, Path] = {}
+    labels = os.path.realpath(Path(args.labels).expanduser()) if args.labels else None
+    paths: dict[str, Path] = {}
     for path in (path for name in names for path in _named(name)):
-        whole = path.resolve()
+        whole = os.path.realpath(path)
         if whole in paths:
             raise Refused(f"activations.files names {path} twice; name each file once")
         if whole != labels:
@@ -104,6 +105,7 @@ def _named(name: str) -> list[Path]:
         raise Refused(f"no file is at {name!r} (activations.files); check the path")
     for file in files:
         refuse_other_formats(file)
+        refuse_special(file)
     return files
 
 

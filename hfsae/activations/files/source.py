@@ -158,7 +158,7 @@ class FileSource:
         more than the files do.
         """
         n_epoch, batch_size = int(self._n_used.sum()), self.batch_size or 1
-        if self._is_in_order:
+        if self.is_in_order:
             n = self._n_whole(n)
         elif n > n_epoch:
             n = n_epoch // batch_size * batch_size
@@ -169,9 +169,18 @@ class FileSource:
         return Filling(capacity, n_left_out, digest.hexdigest(), parts)
 
     @cached_property
-    def _is_in_order(self) -> bool:
+    def is_in_order(self) -> bool:
         """Whether the files were written in the order of a training, one for each bucket."""
         return all(shard.metadata.get("order") == "given" for shard in self._files.shards)
+
+    def ahead(self, n: int) -> Iterator[Activations]:
+        """The next n training rows, or one epoch's; a check of them before a training reads them.
+
+        Raises:
+            ValueError: one holds NaN or infinity.
+        """
+        pieces, _ = self._next(min(n, int(self._n_used.sum())))
+        return map(self._read, pieces)
 
     def _n_whole(self, n: int) -> int:
         """The training rows of the next files, until there are n."""
@@ -203,7 +212,7 @@ class FileSource:
 
     def _ordered(self, epoch: int) -> Int64[np.ndarray, " n"]:
         """The blocks in an epoch's order: units change places, and blocks stay in order inside."""
-        if self._is_in_order:
+        if self.is_in_order:
             return np.arange(len(self.blocks))
         if self._order[0] != epoch:
             seed = random.Random(f"{self.args.seed} {epoch}").getrandbits(63)

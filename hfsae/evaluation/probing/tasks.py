@@ -18,6 +18,7 @@ import numpy as np
 
 from ...machine.files import numbered_lines
 from ...machine.refused import Refused, one_line
+from ...machine.regular import refuse_special
 from ...packaged import PROBES, package_folder, probe_rows
 from .splits import LEAST_GROUPS
 
@@ -123,6 +124,7 @@ def read_tasks(
     """
     path = Path(source)
     if path.suffix == ".jsonl":
+        refuse_special(path)
         rows, name = list(_jsonl_rows(path)), path.stem
     elif path.exists() or path.suffix or len(path.parts) != 2:
         raise Refused(
