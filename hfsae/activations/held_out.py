@@ -57,7 +57,10 @@ class MeasuredText(TextArguments):
             return super().none_on(split, n_read)
         whole = f"none of the {n_read} documents of text.dataset is held out: "
         if self.rule == "documents":
-            return f"{whole}the training read them all ({_name(self.trained)}); give other text"
+            return (
+                f"{whole}all are in the training text, {_name(self.trained)}, and not on its test "
+                "side; give other text"
+            )
         return (
             f"{whole}at most {_percent(self.trained)} are, by hash, since the training text, "
             f"{_name(self.trained)}, cannot be listed here; give more documents, or "
@@ -177,8 +180,8 @@ def held_out_sentence(text: Mapping[str, Any]) -> str:
         return "The training text is unknown: the SAE may have been trained on these documents"
     if rule == "given":
         return (
-            f"All documents count as held out because a user said so: the training text, {trained}, "
-            "cannot be listed here"
+            "All documents count as held out because a user said so: the training text, "
+            f"{trained}, cannot be listed here"
         )
     if rule == "hash":
         share = f"Held out are {100 * about['share']:g} % of the documents"

@@ -155,8 +155,8 @@ def _about(record: Mapping[str, Any]) -> str:
     return (
         f"{record['n_latents']} latents, explained by `{record['explainer']}` {of}, "
         f"{record['n_tokens']:,} tokens in all ({record['n_tokens_cut']:,} of the tested half cut "
-        f"out: runs of text that the other half has, too). {why}Left out: {left_out or 'none'}. The "
-        f"plan, written before anything was scored: `{record['plan_sha256'][:16]}`."
+        f"out: runs of text that the other half has, too). {why}Left out: {left_out or 'none'}. "
+        f"The plan, written before anything was scored: `{record['plan_sha256'][:16]}`."
     )
 
 
