@@ -214,6 +214,13 @@ def test_a_run_keeps_its_recipe_and_takes_another_text_or_model_where_given(trai
     own = find_sae(choice).recipe.text
     ids, others = ({d.id for d in documents(of, "test")} for of in (text, own))
     assert ids == others, "my.jsonl has the documents that the training was given as a list"
+    assert text.rule == "documents"
+    shutil.copytree(trained, "moved")
+    record = read_json(Path("moved/training.json"))
+    record["text"]["digest"] = "SHA-256 of what is no longer there"
+    Path("moved/training.json").write_text(json.dumps(record))
+    text = find_sae({"source": "moved"}, {"text": {"dataset": "my.jsonl"}}).recipe.text
+    assert (text.rule, text.held_out_fraction) == ("hash", own.held_out_fraction)
     assert (lm.name, lm.dtype) == ("tiny/gemma", "float32")
     assert (placed.folder, placed.home) == (trained, trained)
     elsewhere = find_sae(choice, output_dir="elsewhere")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..machine.refused import Refused
 from ..machine.visible import LOCAL_FILES, listed
+from .text_hash import text_digest
 from .tokens import Split, TextArguments, id_of, is_hub, side_of, text_origin, texts
 
 logger = logging.getLogger(__name__)
@@ -17,6 +18,8 @@ Json = dict[str, Any]
 Rule = Literal["documents", "hash", "given", "unknown"]
 HELD_OUT = "held_out"
 """key of `text_record`"""
+DIGEST = "digest"
+"""key of `text_digest` in a training's record of its text"""
 
 
 @dataclass
@@ -87,7 +90,10 @@ class MeasuredText(TextArguments):
 
 
 def apart(
-    text: TextArguments, trained: TextArguments | None, fraction: float | None = None
+    text: TextArguments,
+    trained: TextArguments | None,
+    fraction: float | None = None,
+    digest: str | None = None,
 ) -> TextArguments:
     """The text as one to measure an SAE on; that of the training itself is returned as it is.
 
@@ -95,11 +101,12 @@ def apart(
         trained: the text of the SAE's training; None: unknown.
         fraction: the share of documents that the user wants held out. None: the share of the
             training where its own text is read or cannot be listed here, and else all.
+        digest: of the training's text as it was; None: not known.
     """
     if text == trained:
         return text
     own = plain_text(text)
-    rule = _rule(text, trained, fraction)
+    rule = _rule(text, trained, fraction, digest)
     if fraction is not None:
         own["held_out_fraction"] = fraction
     elif trained is None or rule != "hash":
@@ -110,12 +117,14 @@ def apart(
     return MeasuredText(**own, trained=trained, rule=rule)
 
 
-def _rule(text: TextArguments, trained: TextArguments | None, fraction: float | None) -> Rule:
+def _rule(
+    text: TextArguments, trained: TextArguments | None, fraction: float | None, digest: str | None
+) -> Rule:
     if trained is None:
         return "unknown"
     if text.dataset == trained.dataset:
         return "hash"
-    if _can_be_listed(trained):
+    if _can_be_listed(trained) and digest in (None, text_digest(trained)):
         return "documents"
     return "given" if fraction == 1 else "hash"
 

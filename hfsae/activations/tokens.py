@@ -69,8 +69,8 @@ class TextArguments:
     bos: Literal["row", "document", "none"] = "row"
     """Where BOS tokens go: at the start of each row, of each document, or nowhere."""
     held_out_fraction: float = 0.05
-    """Expected share of documents on the test side, which evaluation reads; documents are never
-    cut in two for it."""
+    """Expected share of documents on the test side, which evaluation reads; never a part of one.
+    Of a finished SAE, no document that its training read is there."""
     validation_fraction: float = 0.0
     """Expected share of documents on the validation side, for choosing settings. It is taken from
     the training side: the test side stays the same."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..activations import HarvestArguments, TextArguments, text_origin
-from ..activations.held_out import HELD_OUT
+from ..activations.held_out import DIGEST, HELD_OUT
 from ..machine.files import read_json, reading
 from ..machine.names import EVALUATION, META, TRAINING
 from ..machine.visible import LOCAL_FILES, is_folder
@@ -43,6 +43,14 @@ def known_fields(config: Mapping[str, Any], folders: Sequence[Path]) -> Sections
         if "text" in kept:
             sections["text"] = _as_wanted(kept["text"], kept["text"])
     return sections
+
+
+def trained_digest(folders: Sequence[Path]) -> str | None:
+    """The digest of the text of an SAE's training as it was, from the first record that has one."""
+    for folder in folders:
+        if (folder / TRAINING).is_file():
+            return _mapping(read_json(folder / TRAINING).get("text")).get(DIGEST)
+    return None
 
 
 def trained_text(folders: Sequence[Path]) -> TextArguments | None:

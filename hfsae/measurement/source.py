@@ -43,7 +43,7 @@ from ..recipe import (
     read_recipe,
     trained_folder,
 )
-from .settings import known_fields, recipe_of, trained_text
+from .settings import known_fields, recipe_of, trained_digest, trained_text
 
 _ABOUT = (CONFIG, LOG, *STAMPED, *FINGERPRINTS[1:], LATENTS, EXAMPLES, LABELS, PRESETS)
 _ABOUT += (EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, EVIDENCE)
@@ -79,13 +79,15 @@ def find_sae(
         placed = of_run(folder)
         _put_at(placed.sae, site, str(choice["source"]))
         own = placed.recipe.text
-        placed.recipe = changed(placed.recipe, given, own, own.held_out_fraction)
+        how = (own, own.held_out_fraction, trained_digest([folder]))
+        placed.recipe = changed(placed.recipe, given, *how)
         return placed
     sae = load_at(choice, site)
     target, origin = place(choice, output_dir)
     if folder is not None:
         base, known = read_recipe(Path(home_of(folder) or folder) / RECIPE), {}
         trained, fraction = base.text, base.text.held_out_fraction
+        folders = {folder: None}
     else:
         folders = dict.fromkeys(path for path in (target, origin) if path is not None)
         known = known_fields(sae.config.to_dict(), [*folders])
@@ -96,7 +98,7 @@ def find_sae(
                 f"{choice['source']} does not name its language model; give --lm.name (in Python "
                 "model=)"
             )
-    recipe = changed(base, given, trained, fraction)
+    recipe = changed(base, given, trained, fraction, trained_digest([*reversed(folders)]))
     names_all = sae.config.where is not None
     _complete(sae, known.get("site"), recipe.lm.name, str(choice["source"]))
     if not names_all and origin != target:

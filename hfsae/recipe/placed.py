@@ -70,7 +70,11 @@ def of_run(folder: Path) -> PlacedSAE:
 
 
 def changed(
-    recipe: Recipe, given: Sections, trained: TextArguments | None, fraction: float | None = None
+    recipe: Recipe,
+    given: Sections,
+    trained: TextArguments | None,
+    fraction: float | None = None,
+    digest: str | None = None,
 ) -> Recipe:
     """The recipe with these fields. Another language model has no revision of the old one's; of
     every text only documents that training has not read are on the test side.
@@ -78,6 +82,7 @@ def changed(
     Args:
         trained: the text of the SAE's training; None: unknown.
         fraction: the share of the recipe's text that a user wanted held out, if one did.
+        digest: of the training's text as it was; None: not known.
 
     Raises:
         ValueError: a value that a field cannot have.
@@ -96,7 +101,8 @@ def changed(
         has_fields = hasattr(old, "__dataclass_fields__")
         sections[name] = replace(old, **value) if has_fields else value
     new = replace(base, **sections)
-    return replace(new, text=apart(new.text, trained, text.get("held_out_fraction", fraction)))
+    fraction = text.get("held_out_fraction", fraction)
+    return replace(new, text=apart(new.text, trained, fraction, digest))
 
 
 def check_held_out(placed: PlacedSAE, why: str) -> None:
