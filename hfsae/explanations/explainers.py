@@ -220,8 +220,8 @@ def read_file(path: Path, d_sae: int, weights: str | None) -> dict[int, Name]:
             )
         if text:
             sure = row.get("sure") if isinstance(row, dict) else None
-            certain = isinstance(sure, int | float) and 0 <= sure <= 1
-            explanations.setdefault(latent, Name(text, float(sure) if certain else None))
+            is_share = isinstance(sure, int | float) and 0 <= sure <= 1
+            explanations.setdefault(latent, Name(text, sure if is_share else None))
     if not explanations:
         raise Refused(f"{path} holds no explanations; give rows with a latent and its explanation")
     return explanations

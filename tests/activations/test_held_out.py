@@ -16,8 +16,6 @@ from hfsae.activations import (
     text_record,
 )
 from hfsae.machine.refused import Refused
-from hfsae.packaged.texts import _TEXTS as packaged_texts
-from hfsae.packaged.texts import _Text
 
 READ = [f"document {i}: " + "a b\n c " * (i % 7) for i in range(200)]
 OWN = [f"another {i}" for i in range(40)]
@@ -65,8 +63,9 @@ def test_neither_pieces_nor_shares_nor_blanks_move_a_document_to_another_side(
     for length in (None, 5):
         text = apart(TextArguments(dataset=str(path), max_document_chars=length), TRAINED)
         assert ids(text) == ids(TRAINED)
-    for name, documents_ in (("news", READ), ("messages", OWN)):
-        monkeypatch.setitem(packaged_texts, name, _Text(lambda of=documents_: of, ""))
+    of = {"news": READ, "messages": OWN}
+    every = "hfsae.activations.tokens.packaged_text"
+    monkeypatch.setattr(every, lambda name, share: of[name][: int(share * len(of[name]))])
     part = replace(TRAINED, dataset="packaged:news", fractions={"news": 0.3})
     whole = TextArguments(dataset="packaged:news,messages")
     assert len({*ids(part), *ids(part, "train")}) < 100
