@@ -59,6 +59,7 @@ def test_an_sae_of_another_format_is_evaluated_collected_shown_and_has_a_card(
     card = (out / "README.md").read_text()
     assert "measured with `hfsae`. Weights: foreign." in card and "Trained with" not in card
     assert "my.jsonl, read by tiny/gemma; no norm left out" in card and "held-out" not in card
+    assert "The training text is unknown: the SAE may have been trained on these" in card
     few = ["--collect_tokens", "300", "--harvest.max_norm_ratio", "5"]
     assert main(["collect", "foreign", *text, *few]) == 0
     assert {*read_json(out / "features/meta.json")["measured_with"]["norm_limits"]} == {"layers.1"}

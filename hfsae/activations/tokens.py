@@ -70,17 +70,17 @@ def check_text(args: TextArguments, split: Split) -> None:
 
 
 def _side(args: TextArguments, split: Split) -> Iterator[Document]:
-    n_read, n_chosen = 0, 0
+    n_read, n_chosen, side = 0, 0, args.sides()
     for number, text in enumerate(filter(str.strip, texts(args))):
         n_read += 1
-        id_ = _hash(" ".join(text.split()))
-        if side_of(id_, args) == split:
+        id_ = id_of(text)
+        if side(id_) == split:
             n_chosen += 1
             yield from (Document(id_, piece, number) for piece in _pieces(text, args))
     if not n_read:
         raise Refused(f"{_name(args)} holds no text; give one with non-empty documents")
     if not n_chosen:
-        raise Refused(_one_sided(args, split, n_read))
+        raise Refused(args.none_on(split, n_read))
 
 
 @runtime_checkable
@@ -99,23 +99,9 @@ def side_of(document_id: str, args: Shares) -> Split:
     return "validation" if place < (test + args.validation_fraction) * 2**64 else "train"
 
 
-def _one_sided(args: TextArguments, split: Split, n_read: int) -> str:
-    name = "validation_fraction" if split == "validation" else "held_out_fraction"
-    fraction, hint = getattr(args, name), "change it or give more documents"
-    if split == "validation" and fraction == 0:
-        hint = "raise it: settings are chosen on these documents"
-    elif n_read == 1 and 0 < fraction < 1:
-        hint = (
-            "documents are split whole, and a .txt file is one: give several files "
-            "or a .jsonl with a document on each line, or skip evaluation with "
-            "--text.held_out_fraction 0 --evaluation.n_tokens 0"
-        )
-    elif split == "test" and fraction == 0:
-        hint = "raise it, or skip evaluation with --evaluation.n_tokens 0"
-    return (
-        f"none of the {n_read} documents of {_name(args)} is on the {split} side at "
-        f"text.{name}={fraction}; {hint}"
-    )
+def id_of(text: str) -> str:
+    """`Document.id` of a whole document."""
+    return _hash(" ".join(text.split()))
 
 
 def _hash(text: str) -> str:

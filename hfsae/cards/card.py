@@ -22,6 +22,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import ChainableUndefined, Environment, Template, TemplateError
 
+from ..activations import held_out_sentence
 from ..machine.files import (
     damaged,
     printable,
@@ -322,7 +323,9 @@ def _measured_text(measured: Json) -> str:
     norms = ", ".join(f"{site} above {_number(limit)}" for site, limit in limits)
     left_out = f"norms at {norms} left out" if norms else "no norm left out"
     lm = measured.get("lm", {}).get("name")
-    return f"{_dataset(measured.get('text', {}))}, read by {lm}; {left_out}"
+    text = measured.get("text", {})
+    held_out = held_out_sentence(text) if text else ""
+    return "; ".join(filter(None, [f"{_dataset(text)}, read by {lm}; {left_out}", held_out]))
 
 
 def _settings(record: Json) -> Iterator[tuple[str, str]]:

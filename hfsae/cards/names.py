@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ..activations import held_out_sentence, is_held_out
 from ..machine.files import printable, read_json, read_table
 from ..machine.labels import labels_in
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
@@ -23,7 +24,9 @@ def names_section(folder: Path) -> Json:
     `n_names` latents have a name, `n_scored` of them scores: `scores` has a row for each, with its
     mean, that of its control, their difference with a 95 % interval, and whether it lies above 0;
     and the means of random directions and of latents of re-drawn weights, where they were scored.
-    `headline` is a sentence on detection, where a judge was asked.
+    `headline` is a sentence on detection, where a judge was asked. `are_held_out` is whether the
+    `documents` are known not to have been trained on, `why` a sentence on that, where it is not
+    said by the SAE's own split.
     """
     path = folder / EXPLANATIONS_RECORD
     if not path.is_file() or any(of_others(folder, [EXPLANATIONS_RECORD, EXPLANATIONS])):
@@ -31,7 +34,7 @@ def names_section(folder: Path) -> Json:
     record = read_json(path)
     if not {"scores", "unscored"} & {*record}:
         return {}  # a plan alone
-    n_scored = record.get("n_latents", 0)
+    n_scored, text = record.get("n_latents", 0), record.get("text") or {}
     n_stored, n_untested = (record.get(f"n_{key}", 0) for key in ("stored_names", "named_untested"))
     return {
         "n_names": n_scored - record.get("n_unexplained", 0) + n_stored + n_untested,
@@ -41,6 +44,9 @@ def names_section(folder: Path) -> Json:
         "explainer": record["explainer"],
         "unscored": record.get("unscored"),
         "documents": record.get("n_documents", {}),
+        "text": text.get("dataset", ""),
+        "are_held_out": is_held_out(text),
+        "why": held_out_sentence(text),
         "scores": _scores(record.get("scores", {}), record.get(_UNTRAINED, {}), n_scored),
         "are_drawn": record["arguments"]["latents"] is None
         and record["arguments"]["n_latents"] != "all",

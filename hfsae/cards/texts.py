@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..activations import held_out_sentence
 from ..machine.files import reading
 from ..machine.names import EVALUATION
 from ..models.config import l0_goal
@@ -64,7 +65,9 @@ def _cell(metric: Json) -> str:
 
 def _source(name: str, text: Json) -> str:
     licence = f", licence {text['licence']}" if text.get("licence") else ""
-    return f"{name}: {text['dataset']}, {int(text['n_documents']):,} documents{licence}"
+    why = held_out_sentence(text)
+    about = f"{name}: {text['dataset']}, {int(text['n_documents']):,} documents{licence}"
+    return f"{about} ({why[0].lower()}{why[1:]})" if why else about
 
 
 def _far_above(key: str, evaluation: Json, texts: Json) -> Iterator[str]:

@@ -31,8 +31,9 @@ class ForeignSection:
         yield "## Beyond the training text"
         yield (
             "FVU / delta LM loss / L0 on each text, means over seeds; in brackets, FVU over that "
-            "on held-out documents. Nothing of these texts was in the training. L0 in the headings "
-            "is that on held-out documents."
+            "on held-out documents. None of these texts is a part of the training text, and a "
+            "document that is also there is left out where that text can be listed. L0 in the "
+            "headings is that on held-out documents."
         )
         for l0 in self.c.at_l0:
             rows = [row for arm in self.c.arms if (row := self._row(arm, l0))]

@@ -76,6 +76,8 @@ class ForeignText:
     """In words: the Hub, local files or Python packages."""
     licence: str | None
     """Of a packaged text."""
+    held_out: dict[str, Any] | None = None
+    """Which of its documents the training did not read, as far as that is known."""
 
 
 @dataclass

@@ -185,11 +185,21 @@ def from_labels(labels: Mapping[int, str]) -> Explainer:
     return explain
 
 
-def read_file(path: Path, d_sae: int, weights: str | None) -> dict[int, str]:
+def keeping(names: Mapping[int, Name], explainer: Explainer) -> Explainer:
+    """An explainer that returns these names, and for other latents those of another explainer."""
+
+    def explain(materials: Sequence[Material]) -> dict[int, str | Name]:
+        others = explainer([m for m in materials if m.latent not in names])
+        return {m.latent: names[m.latent] for m in materials if m.latent in names} | {**others}
+
+    return explain
+
+
+def read_file(path: Path, d_sae: int, weights: str | None) -> dict[int, Name]:
     """{latent: explanation} of a file; the first one where a latent has several.
 
     Columns or keys are `latent` and `explanation`, or as in Neuronpedia's export `index` and
-    `description`.
+    `description`; `sure` is how certain the explainer was, 0 to 1.
 
     Args:
         weights: hash of the SAE's weights; a file that names others is refused.
@@ -200,7 +210,7 @@ def read_file(path: Path, d_sae: int, weights: str | None) -> dict[int, str]:
     """
     if not path.is_file():
         raise Refused(f"there is no file {path}; give a parquet, jsonl or json file")
-    explanations: dict[int, str] = {}
+    explanations: dict[int, Name] = {}
     for number, row in enumerate(_rows(path, weights), 1):
         latent, text = _pair(row, f"row {number} of {path}")
         if not 0 <= latent < d_sae:
@@ -209,7 +219,9 @@ def read_file(path: Path, d_sae: int, weights: str | None) -> dict[int, str]:
                 "explanations of another SAE"
             )
         if text:
-            explanations.setdefault(latent, text)
+            sure = row.get("sure") if isinstance(row, dict) else None
+            is_share = isinstance(sure, int | float) and 0 <= sure <= 1
+            explanations.setdefault(latent, Name(text, sure if is_share else None))
     if not explanations:
         raise Refused(f"{path} holds no explanations; give rows with a latent and its explanation")
     return explanations
@@ -240,7 +252,7 @@ def _parquet_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
                     f"{path} holds explanations of another SAE: its weights_sha256 differs; "
                     "`hfsae explain` makes those of this one"
                 )
-            names = [n for n in (*_LATENT, *_TEXT) if n in file.schema_arrow.names]
+            names = [n for n in (*_LATENT, *_TEXT, "sure") if n in file.schema_arrow.names]
             for batch in file.iter_batches(1024, columns=names):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:

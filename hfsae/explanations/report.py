@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from ..activations import held_out_sentence, is_held_out
 from ..evaluation.intervals import Interval
 from ..machine.files import printable
 from ..machine.markdown import table
@@ -144,14 +145,18 @@ def is_told_apart(means: Means, score: str = "pearson") -> bool:
 
 
 def _about(record: Mapping[str, Any]) -> str:
-    documents = record["n_documents"]
+    documents, text = record["n_documents"], record.get("text") or {}
+    held_out = "held-out documents" if is_held_out(text) else "documents"
+    of = f"from {documents['shown']:,} {held_out} and tested on {documents['tested']:,} others"
+    if record["explainer"] in ("file", "human"):
+        of = f"and tested on {documents['tested']:,} {held_out}"
+    why = f"{held_out_sentence(text)}. " if held_out_sentence(text) else ""
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in record["left_out"].items())
     return (
-        f"{record['n_latents']} latents, explained by `{record['explainer']}` from "
-        f"{documents['shown']:,} held-out documents and tested on {documents['tested']:,} others, "
+        f"{record['n_latents']} latents, explained by `{record['explainer']}` {of}, "
         f"{record['n_tokens']:,} tokens in all ({record['n_tokens_cut']:,} of the tested half cut "
-        f"out: runs of text that the other half has, too). Left out: {left_out or 'none'}. The "
-        f"plan, written before anything was scored: `{record['plan_sha256'][:16]}`."
+        f"out: runs of text that the other half has, too). {why}Left out: {left_out or 'none'}. "
+        f"The plan, written before anything was scored: `{record['plan_sha256'][:16]}`."
     )
 
 

@@ -64,11 +64,11 @@ def explain(
         scores: beside "lexical", which needs no judge: "detection", "fuzzing", "intruder" and
             others of `hfsae.explanations.scorers`.
         judge: who answers: "packaged" (SmolLM2-135M), a Hub id, or `JudgeArguments` for a server.
-        file: explanations as parquet, jsonl or json, with latent and explanation.
+        file: parquet, jsonl or json with latent and explanation; with "lm", names that stand.
         controls: "untrained": an SAE of re-drawn weights that fire as often.
         model: the language model, where the SAE's files do not name it, or another copy.
-        dataset: the text, as in `hfsae.train`; all of it counts as held out. None: that of the
-            training or of an earlier measure, else packaged texts.
+        dataset: the text, as in `hfsae.train`, of which documents that the training read are left
+            out. None: that of the training or of an earlier measure, else packaged texts.
         site: where the SAE reads, if its files do not name it, such as "layers.12".
         output_dir: a folder for the SAE and the results, instead of its own or runs/NAME.
         which: subfolder, layer, width, l0, revision: the SAE of several, as in `hfsae.load`.

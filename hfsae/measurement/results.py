@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from ..activations import text_origin
+from ..activations import text_origin, text_record
 from ..machine.files import read_json, reading
 from ..machine.names import CONFIG, EVALUATION, FINGERPRINT, MADE_BY, TRAINING
 from ..machine.refused import Refused
@@ -134,7 +134,7 @@ def measure(placed: PlacedSAE, result: str) -> None:
     note = {
         "source": placed.source,
         "lm": {**asdict(recipe.lm), "origin": loaded.origin, "revision": revision},
-        "text": {**asdict(recipe.text), "origin": text_origin(recipe.text)},
+        "text": {**text_record(recipe.text), "origin": text_origin(recipe.text)},
         "norm_limits": limits,
     }
     more = public_record({"measured_with": note})

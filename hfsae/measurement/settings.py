@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ..activations import HarvestArguments, TextArguments, text_origin
-from ..machine.files import read_json
+from ..activations.held_out import DIGEST, HELD_OUT
+from ..machine.files import read_json, reading
 from ..machine.names import EVALUATION, META, TRAINING
 from ..machine.visible import LOCAL_FILES, is_folder
 from ..recipe import LMArguments, Recipe, Sections, remembered
 
 _DTYPES = ("bfloat16", "float16", "float32")
 _ATTENTIONS = ("eager", "sdpa")  # others may not be installed
-_WHOLE = {"held_out_fraction": 1.0}  # none of it is for training
+_WHOLE = {"held_out_fraction": 1.0}  # unless it is the training's: see `activations.apart`
 
 
 def known_fields(config: Mapping[str, Any], folders: Sequence[Path]) -> Sections:
@@ -35,11 +36,42 @@ def known_fields(config: Mapping[str, Any], folders: Sequence[Path]) -> Sections
             is_same = lm["name"] == sections["lm"].get("name")
             sections["lm"] = (sections["lm"] if is_same else {}) | lm
         if text := _text_of(record.get("text")):
-            sections["text"] = text
+            sections["text"] = _as_wanted(text, record["text"])
     for folder in reversed(folders):
         kept = remembered(folder)
-        sections |= {name: kept[name] for name in ("lm", "text", "harvest", "site") if name in kept}
+        sections |= {name: kept[name] for name in ("lm", "harvest", "site") if name in kept}
+        if "text" in kept:
+            sections["text"] = _as_wanted(kept["text"], kept["text"])
     return sections
+
+
+def trained_digest(folders: Sequence[Path]) -> str | None:
+    """The digest of the text of an SAE's training as it was, from the first record that has one."""
+    for folder in folders:
+        if (folder / TRAINING).is_file():
+            return _mapping(read_json(folder / TRAINING).get("text")).get(DIGEST)
+    return None
+
+
+def trained_text(folders: Sequence[Path]) -> TextArguments | None:
+    """The text of an SAE's training, from the record in the first folder that has one; None without
+    a record of text. Local files and documents of a list cannot be found by their record: their
+    name is then one that no file has."""
+    for folder in folders:
+        if (folder / TRAINING).is_file():
+            about = _mapping(read_json(folder / TRAINING).get("text"))
+            if not isinstance(about.get("dataset"), str):
+                return None
+            if given := _text_of(about):
+                return TextArguments(**given)
+            shares = ("held_out_fraction", "validation_fraction")
+            name = about["dataset"].rpartition("/")[2]
+            with reading(folder / TRAINING):
+                return TextArguments(
+                    f"{name} ({about.get('origin', LOCAL_FILES)})",
+                    **{share: about[share] for share in shares if share in about},
+                )
+    return None
 
 
 def recipe_of(known: Sections) -> Recipe:
@@ -108,6 +140,15 @@ def _text_of(record: object) -> dict[str, Any]:
         return {}
     is_there = origin != LOCAL_FILES and about.get("origin", origin) == origin
     return given if is_there else {}
+
+
+def _as_wanted(text: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `text` without those on what is held out, where no user gave a share."""
+    is_given = _mapping(record.get(HELD_OUT)).get("rule") == "given"
+    own = {name: value for name, value in text.items() if name != HELD_OUT}
+    if own.get("held_out_fraction") == 1 and not is_given:
+        del own["held_out_fraction"]
+    return own
 
 
 def _is_path(name: str) -> bool:

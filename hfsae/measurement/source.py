@@ -43,7 +43,7 @@ from ..recipe import (
     read_recipe,
     trained_folder,
 )
-from .settings import known_fields, recipe_of
+from .settings import known_fields, recipe_of, trained_digest, trained_text
 
 _ABOUT = (CONFIG, LOG, *STAMPED, *FINGERPRINTS[1:], LATENTS, EXAMPLES, LABELS, PRESETS)
 _ABOUT += (EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, EVIDENCE)
@@ -78,22 +78,27 @@ def find_sae(
     if folder is not None and output_dir is None:
         placed = of_run(folder)
         _put_at(placed.sae, site, str(choice["source"]))
-        placed.recipe = changed(placed.recipe, given)
+        own = placed.recipe.text
+        how = (own, own.held_out_fraction, trained_digest([folder]))
+        placed.recipe = changed(placed.recipe, given, *how)
         return placed
     sae = load_at(choice, site)
     target, origin = place(choice, output_dir)
     if folder is not None:
         base, known = read_recipe(Path(home_of(folder) or folder) / RECIPE), {}
+        trained, fraction = base.text, base.text.held_out_fraction
+        folders = {folder: None}
     else:
         folders = dict.fromkeys(path for path in (target, origin) if path is not None)
         known = known_fields(sae.config.to_dict(), [*folders])
-        base = recipe_of(known)
+        base, trained = recipe_of(known), trained_text([*reversed(folders)])
+        fraction = known["text"].get("held_out_fraction")
         if not {"name"} & {*known["lm"], *given.get("lm", {})}:
             raise Refused(
                 f"{choice['source']} does not name its language model; give --lm.name (in Python "
                 "model=)"
             )
-    recipe = changed(base, given)
+    recipe = changed(base, given, trained, fraction, trained_digest([*reversed(folders)]))
     names_all = sae.config.where is not None
     _complete(sae, known.get("site"), recipe.lm.name, str(choice["source"]))
     if not names_all and origin != target:

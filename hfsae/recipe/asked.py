@@ -22,7 +22,8 @@ class ExplainRequest:
     """"template": peak tokens and their shares; "lm": a name by the judge; "human": people's labels
     in features/labels.json; "file": those in `file`"""
     file: Path | None = None
-    """parquet, jsonl or json with latent and explanation, or Neuronpedia's export"""
+    """parquet, jsonl or json with latent and explanation, or Neuronpedia's export; with "lm", names
+    that stand, such as those of an earlier explanations.parquet: the judge names what has none"""
     scores: ScoreArguments = field(default_factory=ScoreArguments)
     judge: JudgeArguments | None = None
     """None: the packaged model, if a judge is needed"""
@@ -32,8 +33,11 @@ class ExplainRequest:
     """"untrained": also an SAE of re-drawn weights that fire as often"""
 
     def __post_init__(self) -> None:
-        if (self.explainer == "file") != (self.file is not None):
-            raise Refused("a file goes with one explainer: --explainer file --file PATH")
+        if self.file is None if self.explainer == "file" else self.file and self.explainer != JUDGE:
+            raise Refused(
+                "a file goes with one explainer: --explainer file --file PATH (or --explainer lm, "
+                "for names that stand)"
+            )
         asks = self.scores.asks_judge or self.explainer == JUDGE
         if asks and self.judge is None:
             self.judge = JudgeArguments()

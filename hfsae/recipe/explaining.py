@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ from ..explanations import (
     template,
 )
 from ..explanations.asking import OnProgress
+from ..explanations.explainers import Name, keeping
 from ..explanations.judges import Counted, Filed, Judge, JudgeArguments, Waits, judge_of
 from ..explanations.stored import stored_names
 from ..explanations.study import write_record
@@ -85,8 +87,11 @@ def explain_sae(
 
 def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest) -> Explanations:
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder
-    texts = _texts(request, folder, sae.config.d_sae)
+    texts, standing = _texts(request, folder, sae.config.d_sae)
     settings = {**settings_of(recipe), **_given(texts), **_who(request.judge), **stamp(folder)}
+    if standing:
+        words = json.dumps(sorted((latent, name.text) for latent, name in standing.items()))
+        settings["standing"] = {"n": len(standing), "sha256": sha256(words.encode()).hexdigest()}
     if not request.dry_run and (finished := _finished(folder, settings, args, request)):
         logger.info("%s is complete: nothing to do", folder / EXPLANATIONS)
         return finished
@@ -97,7 +102,7 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
     with _answer_bar(request.dry_run) as on_progress:
         explainer = _explainer(request, texts, judge, on_progress)
         inquiry = Inquiry(request.scores, judge, on_progress)
-        parts = _Parts(placed, args, request, loaded, limits, explainer, inquiry)
+        parts = _Parts(placed, args, request, loaded, limits, explainer, inquiry, standing)
         try:
             result = parts.in_one_round(texts, settings)
         except Waits as waits:
@@ -120,6 +125,8 @@ class _Parts(NamedTuple):
     limits: dict[str, float]
     explainer: Explainer
     inquiry: Inquiry
+    standing: dict[int, Name]
+    """names that the explainer need not make"""
 
     def in_one_round(self, texts: dict[int, str] | None, settings: dict[str, Any]) -> Explanations:
         """The parts together.
@@ -155,7 +162,7 @@ class _Parts(NamedTuple):
                 self.placed.sae,
                 read_rows(self.placed.recipe, self.loaded, "test", self.args.n_tokens),
                 self.args,
-                explainer=self.explainer,
+                explainer=keeping(self.standing, self.explainer),
                 source=self.request.explainer,
                 explained=texts,
                 settings=settings,
@@ -176,7 +183,8 @@ class _Parts(NamedTuple):
         if not (folder / META).is_file():
             logger.info("note: %s has no stored examples to name other latents from", folder)
             return []
-        names = stored_names(FeatureStore.load(folder), studied, self.explainer, JUDGE)
+        explainer = keeping(self.standing, self.explainer)
+        names = stored_names(FeatureStore.load(folder), studied, explainer, JUDGE)
         judge.settle("names from stored examples")
         return names
 
@@ -324,16 +332,21 @@ def _explainer(
     )
 
 
-def _texts(request: ExplainRequest, folder: Path, d_sae: int) -> dict[int, str] | None:
-    """Explanations that are given; None: they are to be made."""
-    if request.explainer in ("template", "lm"):
-        return None
+def _texts(
+    request: ExplainRequest, folder: Path, d_sae: int
+) -> tuple[dict[int, str] | None, dict[int, Name]]:
+    """Explanations that are given, or None: they are to be made; and of these, names that stand."""
     if request.file is not None:
-        return read_file(request.file, d_sae, stamp(folder).get("weights_sha256"))
+        names = read_file(request.file, d_sae, stamp(folder).get("weights_sha256"))
+        if request.explainer == JUDGE:
+            return None, names
+        return {latent: name.text for latent, name in names.items()}, {}
+    if request.explainer in ("template", JUDGE):
+        return None, {}
     texts = {latent: text for latent, text in read_labels(folder).items() if text}
     if not texts:
         raise Refused(f"no latent of {folder} has a label; give labels in `hfsae demo {folder}`")
-    return texts
+    return texts, {}
 
 
 def _given(texts: dict[int, str] | None) -> dict[str, Any]:

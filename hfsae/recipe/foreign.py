@@ -1,9 +1,19 @@
-"""Foreign texts of an evaluation: text of which nothing was in the training."""
+"""Foreign texts of an evaluation: text unlike that of the training."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from ..activations import TextArguments, check_text, is_hub, text_origin
+from ..activations import (
+    MeasuredText,
+    TextArguments,
+    apart,
+    check_text,
+    is_hub,
+    plain_text,
+    text_origin,
+    text_record,
+)
+from ..activations.held_out import HELD_OUT
 from ..activations.tokens import local_files
 from ..evaluation import EvaluationArguments, EvaluationResult
 from ..evaluation.result import ForeignText
@@ -15,9 +25,16 @@ Dataset = str | list[str]
 
 
 def foreign_text(text: TextArguments, dataset: str) -> TextArguments:
+    """A data set, read with the other settings of the text: all its documents are on the test side
+    but those that the training read, where the training text can be listed here."""
+    trained = text.trained if isinstance(text, MeasuredText) else text
+    return apart(_whole(text, dataset), trained, 1.0)
+
+
+def _whole(text: TextArguments, dataset: str) -> TextArguments:
     """All documents of a data set on the test side, read with the other settings of the text."""
     return replace(
-        text,
+        TextArguments(**plain_text(text)),
         dataset=dataset,
         fractions={},
         dataset_config=None,
@@ -43,7 +60,7 @@ def check_foreign(
         try:
             if shared := sorted(training & _sources(dataset)):
                 raise Refused(f"{shared[0]} is in the training text; give a text that is not")
-            check_text(foreign_text(text, dataset), "test")
+            check_text(_whole(text, dataset), "test")  # without listing the training text
         except Refused as error:
             raise Refused(f"evaluation.texts.{name}: {error}") from error
 
@@ -71,4 +88,5 @@ def foreign_result(result: EvaluationResult, text: TextArguments) -> ForeignText
         result.n_documents,
         **public_record({"text": about})["text"],
         licence=text_licence(str(text.dataset)),
+        held_out=text_record(text).get(HELD_OUT),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import cards
-from ..activations import text_digest
+from ..activations import text_digest, text_record
 from ..explanations import ExplainArguments, Explanations, explain
 from ..explanations.stored import UNSCORED, stored_names
 from ..explanations.study import write_record
@@ -96,7 +96,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     machine."""
     # the key that records have: the hash of a study's plan covers it
     text = {"fingerprint": text_digest(recipe.text), "side": "test"}
-    return public_record({"lm": vars(recipe.lm), "text": {**vars(recipe.text), **text}})
+    return public_record({"lm": vars(recipe.lm), "text": {**text_record(recipe.text), **text}})
 
 
 def _save_without_names(result: Explanations, folder: Path) -> None:

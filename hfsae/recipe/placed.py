@@ -5,7 +5,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from ..activations import HarvestArguments, Harvester, TextArguments, check_text
+from ..activations import (
+    HarvestArguments,
+    Harvester,
+    MeasuredText,
+    TextArguments,
+    apart,
+    check_text,
+    plain_text,
+)
+from ..activations.held_out import HELD_OUT
 from ..lm import LoadedLM, widths_of
 from ..machine.files import read_json, reading, write_whole
 from ..machine.names import MEASURED, RECIPE, TRAINING
@@ -59,9 +68,20 @@ def of_run(folder: Path) -> PlacedSAE:
     return PlacedSAE(folder, load_trained(folder), read_recipe(home / RECIPE), home)
 
 
-def changed(recipe: Recipe, given: Sections) -> Recipe:
-    """The recipe with these fields. Another language model has no revision of the old one's, and
-    of another text, which training has not read, all documents are on the test side.
+def changed(
+    recipe: Recipe,
+    given: Sections,
+    trained: TextArguments | None,
+    fraction: float | None = None,
+    digest: str | None = None,
+) -> Recipe:
+    """The recipe with these fields. Another language model has no revision of the old one's; of
+    every text only documents that training has not read are on the test side.
+
+    Args:
+        trained: the text of the SAE's training; None: unknown.
+        fraction: the share of the recipe's text that a user wanted held out, if one did.
+        digest: of the training's text as it was; None: not known.
 
     Raises:
         ValueError: a value that a field cannot have.
@@ -73,13 +93,15 @@ def changed(recipe: Recipe, given: Sections) -> Recipe:
         base = replace(base, lm=LMArguments(**kept))
     if text.get("dataset", recipe.text.dataset) != recipe.text.dataset:
         size, bos = recipe.text.context_size, recipe.text.bos
-        base = replace(base, text=TextArguments(context_size=size, bos=bos, held_out_fraction=1.0))
+        base, fraction = replace(base, text=TextArguments(context_size=size, bos=bos)), None
     sections: dict[str, Any] = {}
     for name, value in given.items():
         old = getattr(base, name)
         has_fields = hasattr(old, "__dataclass_fields__")
         sections[name] = replace(old, **value) if has_fields else value
-    return replace(base, **sections)
+    new = replace(base, **sections)
+    fraction = text.get("held_out_fraction", fraction)
+    return replace(new, text=apart(new.text, trained, fraction, digest))
 
 
 def check_held_out(placed: PlacedSAE, why: str) -> None:
@@ -96,8 +118,8 @@ def check_held_out(placed: PlacedSAE, why: str) -> None:
         where = placed.home / RECIPE if placed.home else placed.source
         raise Refused(
             f"{where} holds out no documents (text.held_out_fraction is 0), but {why} "
-            "that training has not read; train with 0.05, or give --text.dataset "
-            "with other text"
+            "that training has not read; train with 0.05, or give --text.dataset with other text "
+            "(and --text.held_out_fraction 1.0 where its training text is not on this machine)"
         )
     if placed.home is None:
         check_text(text, "test")
@@ -154,7 +176,10 @@ def remember(placed: PlacedSAE) -> None:
     published."""
     if placed.home is not None:
         return
-    sections = {name: asdict(getattr(placed.recipe, name)) for name in _KINDS}
+    recipe = placed.recipe
+    sections = {name: asdict(getattr(recipe, name)) for name in ("lm", "harvest")}
+    rule = {HELD_OUT: {"rule": recipe.text.rule}} if isinstance(recipe.text, MeasuredText) else {}
+    sections["text"] = {**plain_text(recipe.text), **rule}
     for section, field in (("lm", "name"), ("text", "dataset")):
         value = sections[section][field]
         if isinstance(value, str) and Path(value).exists():
@@ -175,5 +200,5 @@ def remembered(folder: Path) -> Sections:
     plain = read_json(path)
     with reading(path):
         for name, kind in _KINDS.items():
-            kind(**plain[name])
+            kind(**{key: value for key, value in plain[name].items() if key != HELD_OUT})
     return plain

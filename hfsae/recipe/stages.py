@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from transformers import AutoModel
 
 from ..activations import ShuffledActivations
+from ..activations.held_out import DIGEST
 from ..lm import widths_of
 from ..machine import processor
 from ..machine.files import read_json
@@ -139,13 +140,16 @@ def _train(
             setattr(config, term, value)
         torch.manual_seed(recipe.seed)  # for each SAE: others beside it change nothing
         saes[name] = AutoModel.from_config(config)
+    about, content = source.describe(), source.content()
+    if "text" in about:  # by which a later measure knows whether this text is what lies here
+        about["text"] |= {DIGEST: content}
     trainer = Trainer(
         saes,
         stream,
         recipe.training,
         accelerator=accelerator,
-        provenance=_provenance(recipe, inputs, source.describe(), command),
-        text=source.content(),
+        provenance=_provenance(recipe, inputs, about, command),
+        text=content,
         unit=inputs.unit,
         own={name: recipe.training_of(name) for name in recipe.saes},
     )

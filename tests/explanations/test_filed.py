@@ -539,6 +539,33 @@ def test_names_of_all_and_re_drawn_weights_are_asked_for_in_the_same_rounds(
     check_headline(folder, card, record)
 
 
+def test_names_that_stand_are_tested_again_and_the_judge_names_the_controls_alone(
+    folder, loads, tmp_path
+):
+    """Those of latents that are too rare for a test stay, too."""
+    assert main(["collect", str(folder), "--collect_tokens", "2500"]) == 0
+    asked, back, names = (tmp_path / name for name in ("asked", "back.jsonl", "names.jsonl"))
+    rows = [{"latent": i, "explanation": f"name {i}", "sure": i / 100} for i in range(48)]
+    written(names, rows)
+    options = ["--n_latents", "all", "--explainer", "lm", "--file", str(names), "--judge", "m"]
+    options += ["--scores", "detection", "--requests", str(asked), "--judged_windows", "4"]
+    options += ["--judged_directions", "3", "--judged_latents", "20", "--controls", "untrained"]
+    more, n_names = [], []
+    for _ in range(3):
+        assert main(verb(folder, *options, *more)) == 0
+        lines, more = lines_of(asked), ["--answers", str(back)]
+        n_names.append(sum("Name in at most" in json.dumps(line["body"]) for line in lines))
+        written(back, answered(lines, in_turn))
+    assert n_names[0] == n_names[2] <= 3 + 20
+    kept = pq.read_table(folder / "features/explanations.parquet").to_pylist()
+    record = json.loads((folder / "features/explanations.json").read_text())
+    assert record["n_named_untested"] > 0 and len(kept) > record["n_latents"] >= 20
+    for row in kept:
+        text, sure = f"name {row['latent']}", pytest.approx(row["latent"] / 100)
+        assert (row["explanation"], row["sure"], row["source"]) == (text, sure, "lm")
+    assert record["standing"]["n"] == 48 and len(record["untrained"]["detection"]["auc"]) >= 3
+
+
 def check_headline(folder, card, record):
     """Card and page have the judge's result, beside all controls."""
     means, drawn = record["scores"]["detection"]["uniform"]["auc"], record["untrained"]
