@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from hfsae.cli import main
 from hfsae.demo import Choice, open_subject
@@ -158,11 +158,13 @@ def test_a_detection_request_is_one_for_a_latent_and_its_control(planted, tmp_pa
     by_file(planted, tmp_path)
     requests = lines_of(tmp_path / "asked")
     asked = [r["body"] for r in requests if "Description" in r["body"]["messages"][-1]["content"]]
-    assert len(asked) == 3 * len(LATENTS) + SCORES.directions
+    assert len(asked) == 2 * len(LATENTS) + SCORES.directions, "any text gets one grade for all"
     for body in asked:
         assert body["messages"][-1]["content"].count("\nText ") == SCORES.windows
-        schema = body["response_format"]["json_schema"]["schema"]["properties"]["matches"]
-        assert schema["maxItems"] == schema["items"]["maximum"] == SCORES.windows
+        assert "0, surely not; 5, as likely as not; 10, surely" in body["messages"][0]["content"]
+        schema = body["response_format"]["json_schema"]["schema"]["properties"]["grades"]
+        assert schema["minItems"] == schema["maxItems"] == SCORES.windows
+        assert schema["items"] == {"type": "integer", "minimum": 0, "maximum": 10}
         assert (body["model"], body["temperature"]) == ("m", 0)
 
 
@@ -176,16 +178,17 @@ def test_protocols_of_others_go_by_file_too(planted, tmp_path, protocol):
     assert len(n_asked) == 2 and comparable(study) == comparable(sound)
 
 
-def test_detection_by_file_is_what_scikit_learn_makes_of_the_lists(planted, tmp_path):
-    """From the answers' files alone: whose windows are listed, against where the latent fires."""
+def test_detection_by_file_is_what_scikit_learn_makes_of_the_grades(planted, tmp_path):
+    """From the answers' files alone: AUC of the grades, with ties as one half, and balanced
+    accuracy of those above 5, against where the latent fires."""
     rng = random.Random(1)
 
     def guessing(lines):
         for line in lines:
             message = line["response"]["body"]["choices"][0]["message"]
-            if message["content"].startswith('{"matches"'):
-                numbers = sorted(rng.sample(range(1, 13), rng.randrange(1, 12)))
-                message["content"] = json.dumps({"matches": numbers})
+            if message["content"].startswith('{"grades"'):
+                grades = [rng.choice((0, 4, 5, 6, 9)) for _ in range(12)]
+                message["content"] = json.dumps({"grades": grades})
         return lines
 
     study, _ = by_file(planted, tmp_path, guessing)
@@ -201,10 +204,13 @@ def test_detection_by_file_is_what_scikit_learn_makes_of_the_lists(planted, tmp_
             first, *texts = request["body"]["messages"][-1]["content"].split("\n")
             truth = [word in WORD.findall(text) for text in texts]
             if first == f'Description: "{name}"' and sum(truth) == 6:
-                found.append((truth, answers[request["custom_id"]]["matches"]))
-        ((truth, listed),) = found
-        guess = [number in listed for number in range(1, len(truth) + 1)]
-        assert row["detection_auc"] == pytest.approx(roc_auc_score(truth, guess))
+                found.append((truth, answers[request["custom_id"]]["grades"]))
+        ((truth, grades),) = found
+        is_yes = [grade > 5 for grade in grades]
+        assert row["detection_auc"] == pytest.approx(roc_auc_score(truth, grades))
+        balanced = balanced_accuracy_score(truth, is_yes)
+        assert row["detection_balanced_accuracy"] == pytest.approx(balanced)
+    assert any(r["detection_auc"] != r["detection_balanced_accuracy"] for r in study.rows)
 
 
 def _read_for_ever(folder: Path) -> None:
@@ -489,10 +495,12 @@ def test_the_verb_asks_by_file_and_keeps_what_is_there_until_it_is_answered(
 
 
 def in_turn(handler, body):
-    """A name, or the odd texts."""
-    matches = {"matches": [1, 3]}
-    is_name = "Name in at most" in body["messages"][0]["content"]
-    handler.complete(body, json.dumps({"name": "a thing", "sure": 7} if is_name else matches))
+    """A name, or grades in turn."""
+    properties = body["response_format"]["json_schema"]["schema"]["properties"]
+    answer = {"name": "a thing", "sure": 7}
+    if "grades" in properties:
+        answer = {"grades": [8, 1, 6, 3][: properties["grades"]["minItems"]]}
+    handler.complete(body, json.dumps(answer))
 
 
 def test_names_of_all_and_re_drawn_weights_are_asked_for_in_the_same_rounds(
