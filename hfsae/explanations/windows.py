@@ -4,6 +4,8 @@ shown     10 with the largest peaks, 10 over quantiles of the peak, of the shown
 active    20 over five quantiles of the peak, of the tested half
 inactive  10 at random, and 10 hard ones: at one of the latent's commonest peak tokens, where it
           is silent; that it is silent there is checked on each token of the window
+
+No window holds a token without activations (see `reading`).
 """
 
 from collections import Counter

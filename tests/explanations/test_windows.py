@@ -55,9 +55,13 @@ def evidences(selection: Selection) -> list[Evidence]:
     return selection.latents + selection.directions
 
 
-def test_a_window_that_fires_or_was_not_computed_is_never_counted_as_inactive(reading, selection):
+def test_no_window_holds_a_token_that_was_not_computed_nor_an_inactive_one_a_firing(
+    reading, selection
+):
     n_inactive = 0
     for evidence in evidences(selection):
+        for window in (*evidence.shown, *evidence.active):
+            assert reading.computed[window.start : window.stop].all()
         dense = activations(reading, evidence.trace)
         for window in evidence.inactive:
             assert not dense[window.start : window.stop].any()
