@@ -540,17 +540,22 @@ def test_names_of_all_and_re_drawn_weights_are_asked_for_in_the_same_rounds(
     assert "| detection auc |" in (folder / "features/explanations.md").read_text()
     card = (folder / "README.md").read_text()
     assert "by m, which saw the windows" in card
-    check_headline(folder, card, record)
+    check_headline(folder, card, record, capsys)
 
 
-def check_headline(folder, card, record):
-    """Card and page have the judge's result, beside all controls."""
-    means, drawn = record["scores"]["detection"]["uniform"]["auc"], record["untrained"]
+def check_headline(folder, card, record, capsys):
+    """Card, page and `hfsae show` have the judge's result, beside all controls; each mean beside
+    the one that is weighted by how often latents fire, and AUC beside balanced accuracy."""
+    of, drawn = record["scores"]["detection"], record["untrained"]
+    means, weighted = of["uniform"]["auc"], of["by_frequency"]["auc"]
     own, other, difference = (means[key][0] for key in ("own", "shuffled", "difference"))
+    own_weighted, other_weighted = (weighted[key][0] for key in ("own", "shuffled"))
     sentence = (
         f"Given a latent's own name, m tells texts in which it fires from others with an AUC of "
-        f"{own:.3f}; given another latent's name, of {other:.3f}: {difference:.3f} ["
+        f"{own:.3f} ({own_weighted:.3f} with latents weighted by how often they fire); given "
+        f"another latent's name, of {other:.3f} ({other_weighted:.3f}): {difference:.3f} ["
     )
+    assert main(["show", str(folder)]) == 0 and sentence in capsys.readouterr().out
     said = html.unescape(card).replace("\\", "")
     shown = "" if means["difference"][1] > 0 else ": this judge cannot tell them apart"
     assert sentence in said and f", over 20 latents{shown}.**" in said
@@ -559,6 +564,12 @@ def check_headline(folder, card, record):
     assert f"| {' | '.join(cells)} |" in card
     page = overview_panel(health(open_subject(Choice(str(folder)), with_lm=False)))
     assert sentence in html.unescape(page)
+    told = "{:.3f}, {:.3f} to {:.3f}".format(*of["by_frequency"]["balanced_accuracy"]["own"])
+    balanced = next(x for x in card.splitlines() if x.startswith("| detection, balanced accuracy"))
+    assert balanced.split(" | ")[2] == told and f"<td>{told}</td>" in page
+    report = (folder / "features/explanations.md").read_text()
+    shown = (f"{{:.3f}} [{{:.3f}}, {{:.3f}}]".format(*m["own"]) for m in (means, weighted))
+    assert "**detection**: auc {}, or {} with latents weighted by how often".format(*shown) in report
     assert "".join(f"<td>{cell}</td>" for cell in cells) in page
 
 
