@@ -63,8 +63,8 @@ def _headline(record: Json) -> str:
         return ""
     return (
         f"Given a latent's own name, {record['judge']['model']} tells texts in which it fires from "
-        f"others with an AUC of {own[0]:.3f} ({weighted['own'][0]:.3f} with latents weighted by how "
-        f"often they fire); given another latent's name, of {other[0]:.3f} "
+        f"others with an AUC of {own[0]:.3f} ({weighted['own'][0]:.3f} with latents weighted by "
+        f"how often they fire); given another latent's name, of {other[0]:.3f} "
         f"({weighted['shuffled'][0]:.3f}): {difference[0]:.3f} [{difference[1]:.3f}, "
         f"{difference[2]:.3f}] more, over {judged.get('n_latents', record['n_latents'])} latents"
         f"{'' if difference[1] > 0 else ': this judge cannot tell them apart'}"

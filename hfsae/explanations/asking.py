@@ -17,12 +17,12 @@ import numpy as np
 from ..machine.bounds import check_least
 from ..machine.refused import Refused
 from .explainers import Explainer, Material, Name, Spelt
-from .judges import Answer, Judge, Question
+from .judges import Answer, Judge, JudgeArguments, Question
 from .prompts import explanation_in, explanation_question
 from .scorers import SCORERS, Case, Sample, Scorer
 from .scorers.base import nothing
 from .scores import derangement
-from .windows import LEAST_FIT, Window
+from .windows import Window
 
 OWN, SHUFFLED, ANYTHING, DIRECTION = "own", "shuffled", "anything", "direction"
 ANY_TEXT = "any text"
@@ -64,7 +64,7 @@ class ScoreArguments:
                 )
             self.scores = _SCORES_OF[self.protocol]
         self.scores = tuple(dict.fromkeys(name for name in self.scores if name != LEXICAL))
-        check_least(self, "judged_", windows=2, directions=0, latents=LEAST_FIT)
+        check_least(self, "judged_", windows=2, directions=0, latents=1)
 
     @property
     def asks_judge(self) -> bool:
@@ -83,7 +83,7 @@ class ScoreArguments:
         drawn = np.random.default_rng([seed, self.latents]).permutation(len(explained))
         return [explained[i] for i in sorted(drawn[: self.latents].tolist())]
 
-    def scorers(self, judge: Judge | None) -> list[Scorer]:
+    def scorers(self, judge: Judge | JudgeArguments | None) -> list[Scorer]:
         """The scorers of these scores.
 
         Raises:
@@ -182,7 +182,8 @@ def cases_of(
     others = derangement(len(samples), seed).tolist()
     for sample, other in zip(samples, others, strict=True):
         yield Case(sample, OWN, texts.get(sample.latent))
-        yield Case(sample, SHUFFLED, texts.get(samples[other].latent))
+        another = texts.get(samples[other].latent) if samples[other] is not sample else None
+        yield Case(sample, SHUFFLED, another)
         if scorer.asks_any_text:
             yield Case(sample, ANYTHING, ANY_TEXT)
     for sample in directions:

@@ -102,8 +102,13 @@ def _judge(record: Mapping[str, Any]) -> str:
 
 def verdict_of(result: Judged) -> str:
     """What a score shows: the headline, or why there is none."""
+    own, weighted = (
+        result.means[weighting][result.metric]["own"] for weighting in ("uniform", "by_frequency")
+    )
     difference = result.means["uniform"][result.metric]["difference"]
     other = "another latent's" if result.control == "shuffled" else "random directions'"
+    if len(result.of_latents) == 1:
+        return f"{result.metric} {own.value:.3f}, of one latent: no other has a name to compare"
     failed = f"{result.n_failed:,} of {result.n_items:,} items have no answer"
     if not result.has_headline:
         low, high = result.bounds["own"]
@@ -111,9 +116,6 @@ def verdict_of(result: Judged) -> str:
             f"no headline, since {failed}: {result.metric} is between {low:.3f}, all of these "
             f"wrong, and {high:.3f}, all right"
         )
-    own, weighted = (
-        result.means[weighting][result.metric]["own"] for weighting in ("uniform", "by_frequency")
-    )
     text = (
         f"{result.metric} {_shown(own)}, or {_shown(weighted)} with latents weighted by how often "
         f"they fire; {_shown(difference)} above {other}"

@@ -22,7 +22,7 @@ from .reading import SHOWN, TESTED, Reading, Trace
 
 N_QUANTILES = 5
 LEAST_FIT = 20
-"""Drawn latents that have to fit: fewer give no mean."""
+"""Drawn latents that have to fit, where as many are asked for: fewer give no mean."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ExplainArguments:
     """number of latents, drawn at random among those that fire on 0.01 % to 10 % of tokens; or
     "all" of these"""
     latents: Sequence[int] | None = None
-    """these latents instead, by index, whatever their densities"""
+    """these latents instead, one or more, by index, whatever their densities"""
     n_tokens: int = 100_000
     """held-out tokens to read"""
     min_density: float = 1e-4
@@ -54,12 +54,9 @@ class ExplainArguments:
     """seed of all that is drawn"""
 
     def __post_init__(self) -> None:
-        if self.latents is not None and len({*self.latents}) < 2:
-            raise Refused(
-                f"latents is {list(self.latents)}; name two or more: each explanation "
-                "is compared with another latent's"
-            )
-        check_least(self, n_latents=LEAST_FIT, window=1, shown=2, tested=2, least=1)
+        if self.latents is not None and not self.latents:
+            raise Refused("latents is empty; name one or more, by index")
+        check_least(self, n_latents=1, window=1, shown=2, tested=2, least=1)
         check_least(self, n_tokens=1, bootstrap_samples=1, seed=0)
         if not 0 <= self.min_density <= self.max_density <= 1:
             raise Refused(
@@ -142,7 +139,7 @@ def select(
         explained: latents that have an explanation; None: all.
 
     Raises:
-        ValueError: fewer than 20 drawn latents qualify, or fewer than two named ones.
+        ValueError: none qualifies, or of 20 drawn ones or more fewer than 20.
     """
     chosen: list[Evidence] = []
     n_of = len(reading.n_firings) if args.latents is None else len({*args.latents})
@@ -162,7 +159,8 @@ def select(
             chosen.append(evidence)
         else:
             reasons[reason or f"fewer than {args.least} windows on a half"] += 1
-    n_least = LEAST_FIT if args.latents is None else 2
+    is_drawn = args.latents is None and args.n_latents != "all"
+    n_least = min(LEAST_FIT, int(args.n_latents)) if is_drawn else 1
     if len(chosen) < n_least:
         raise TooFew(_too_few(len(chosen), n_least, reasons, reading))
     if not_drawn := n_of - len(chosen) - reasons.total():

@@ -569,7 +569,9 @@ def check_headline(folder, card, record, capsys):
     assert balanced.split(" | ")[2] == told and f"<td>{told}</td>" in page
     report = (folder / "features/explanations.md").read_text()
     shown = (f"{{:.3f}} [{{:.3f}}, {{:.3f}}]".format(*m["own"]) for m in (means, weighted))
-    assert "**detection**: auc {}, or {} with latents weighted by how often".format(*shown) in report
+    assert (
+        "**detection**: auc {}, or {} with latents weighted by how often".format(*shown) in report
+    )
     assert "".join(f"<td>{cell}</td>" for cell in cells) in page
 
 

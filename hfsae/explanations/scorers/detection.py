@@ -24,16 +24,16 @@ class Detection(Scorer):
 
     name = "detection"
     about = (
-        "does a window hold what the explanation names: how likely yes is, or a grade from 0 to 10; "
-        "auc is of these, balanced_accuracy of yes and no, where above half is a yes"
+        "does a window hold what the explanation names: how likely yes is, or a grade from 0 to "
+        "10; auc is of these, balanced accuracy of yes and no, where above half is a yes"
     )
     system = (
         "You get the description of a pattern in text, and a text. Decide whether the pattern "
         "occurs in the text. Answer yes or no."
     )
     many = (
-        "You get the description of a pattern in text, and numbered texts. Does the pattern occur in "
-        f"a text?{GRADES}"
+        "You get the description of a pattern in text, and numbered texts. Does the pattern occur "
+        f"in a text?{GRADES}"
     )
     example = (
         'Description: "words about ships and harbours"\nText 1: "The boat left at dawn."\n'

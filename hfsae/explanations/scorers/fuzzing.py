@@ -25,8 +25,8 @@ class Fuzzing(Detection):
     name = "fuzzing"
     metrics = ("auc", "balanced_accuracy")
     about = (
-        "are the marked tokens of a window those that the explanation names: how likely yes is, or a "
-        "grade from 0 to 10; above half is a yes"
+        "are the marked tokens of a window those that the explanation names: how likely yes is, or "
+        "a grade from 0 to 10; above half is a yes"
     )
     system = (
         "You get the description of a kind of token, and a text in which some tokens are between "
@@ -34,8 +34,7 @@ class Fuzzing(Detection):
     )
     many = (
         "You get the description of a kind of token, and numbered texts in which some tokens are "
-        "between << and >>. Decide for each text whether the description fits the marked tokens, "
-        "and give the numbers of those in which it does."
+        f"between << and >>. Does the description fit the marked tokens of a text?{GRADES}"
     )
     example = (
         'Description: "words about ships and harbours"\nText 1: "The<< boat>> left at dawn."\n'
