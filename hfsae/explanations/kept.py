@@ -100,8 +100,9 @@ def _hash(arrays: Arrays, about: Mapping[str, str]) -> str:
 def _found(arrays: Arrays, about: Mapping[str, str]) -> Found:
     """What `Kept.save` was given; without the projections, from which directions were chosen."""
     kinds = json.loads(about["kinds"])
-    columns = (arrays["windows"].tolist(), arrays["peaks"].tolist(), arrays["kinds"].tolist())
-    windows = [Window(*w, peak, kinds[k]) for w, peak, k in zip(*columns, strict=True)]
+    columns: Any = [arrays[name].tolist() for name in ("windows", "peaks", "kinds")]
+    places = zip(*columns, strict=True)
+    windows = [Window._make([*at, peak, kinds[kind]]) for at, peak, kind in places]
     groups = _cut(windows, arrays["n_windows"])
     ends = arrays["n_trace"].cumsum()[:-1]
     pairs = (np.split(arrays["token"].astype(np.int64), ends), np.split(arrays["value"], ends))

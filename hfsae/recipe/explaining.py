@@ -293,8 +293,8 @@ def _note_plan(request: ExplainRequest, folder: Path, plan: dict[str, Any]) -> N
 
 def _beside(request: ExplainRequest) -> Path | None:
     """The folder of requests; None where no answers come by file."""
-    is_by_file = request.judge is not None and request.judge.requests is not None
-    return Path(request.judge.requests).expanduser() if is_by_file else None
+    requests = request.judge.requests if request.judge is not None else None
+    return None if requests is None else Path(requests).expanduser()
 
 
 def _save_names(folder: Path, plan: dict[str, Any], named: list[dict[str, Any]]) -> str:

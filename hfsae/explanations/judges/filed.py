@@ -150,12 +150,12 @@ class Filed:
         """Sentences on answers that count as failed, and on those that belong to no request; call
         it at the end of a round."""
         if self._failed:
-            yield f"{len(self._failed):,} requests count as failed: {_listed(self._failed)}"
+            yield f"requests that count as failed ({len(self._failed):,}): {_listed(self._failed)}"
         if unknown := [key for key in self._given if key not in self._asked]:
             paths = self._folder.glob("requests-*.jsonl")
             requested = {json.loads(line)["custom_id"] for p in paths for _, line in _lines(p)}
             if others := {key: "" for key in unknown if key not in requested}:
-                yield f"{len(others):,} answers belong to no request here: {_listed(others)}"
+                yield f"answers that belong to no request here ({len(others):,}): {_listed(others)}"
 
     def refuse_unused(self) -> None:
         """Refuse answers that match no question; call it at the end of a round.
