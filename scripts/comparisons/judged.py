@@ -116,8 +116,8 @@ def answered(folder: Path, calls: Sequence[Mapping[str, Any]]) -> Iterator[dict[
 
 def write_results(out: Path, seed: int) -> None:
     """OUT/results.json and OUT/names.md, from the plan and the kept answers."""
-    plan, lines = read_json(out / "plan.json"), gzip.open(out / ANSWERS, "rt", encoding="utf-8")
-    with lines as file:
+    plan = read_json(out / "plan.json")
+    with gzip.open(out / ANSWERS, "rt", encoding="utf-8") as file:
         head, *rows = map(json.loads, file)
     runs = {
         name: rows_of([row for row in rows if row.get("run") == name], blocks)
