@@ -22,11 +22,11 @@ def names_section(folder: Path) -> Json:
     """The facts of a card's section on names; empty without names for the folder's weights.
 
     `n_names` latents have a name, `n_scored` of them scores: `scores` has a row for each, with its
-    mean, that of its control, their difference with a 95 % interval, and whether it lies above 0;
-    and the means of random directions and of latents of re-drawn weights, where they were scored.
-    `headline` is a sentence on detection, where a judge was asked. `are_held_out` is whether the
-    `documents` are known not to have been trained on, `why` a sentence on that, where it is not
-    said by the SAE's own split.
+    mean, the mean weighted by how often latents fire, that of its control, their difference with a
+    95 % interval, and whether it lies above 0; and the means of random directions and of latents of
+    re-drawn weights, where they were scored. `headline` is a sentence on detection, where a judge
+    was asked. `are_held_out` is whether the `documents` are known not to have been trained on,
+    `why` a sentence on that, where it is not said by the SAE's own split.
     """
     path = folder / EXPLANATIONS_RECORD
     if not path.is_file() or any(of_others(folder, [EXPLANATIONS_RECORD, EXPLANATIONS])):
@@ -63,13 +63,15 @@ def _headline(record: Json) -> str:
         return ""
     means = judged["uniform"][judged["headline"]]
     own, other, difference = (means[key] for key in ("own", "shuffled", "difference"))
+    weighted = judged["by_frequency"][judged["headline"]]
     if own[0] is None or difference[1] is None:
         return ""
     return (
         f"Given a latent's own name, {record['judge']['model']} tells texts in which it fires from "
-        f"others with an AUC of {own[0]:.3f}; given another latent's name, of {other[0]:.3f}: "
-        f"{difference[0]:.3f} [{difference[1]:.3f}, {difference[2]:.3f}] more, over "
-        f"{judged.get('n_latents', record['n_latents'])} latents"
+        f"others with an AUC of {own[0]:.3f} ({weighted['own'][0]:.3f} with latents weighted by "
+        f"how often they fire); given another latent's name, of {other[0]:.3f} "
+        f"({weighted['shuffled'][0]:.3f}): {difference[0]:.3f} [{difference[1]:.3f}, "
+        f"{difference[2]:.3f}] more, over {judged.get('n_latents', record['n_latents'])} latents"
         f"{'' if difference[1] > 0 else ': this judge cannot tell them apart'}"
     )
 
@@ -78,15 +80,23 @@ def _scores(scores: Json, untrained: Json, n_scored: int) -> list[Json]:
     rows = []
     for name, of in sorted(scores.items(), key=lambda item: item[0] == "lexical"):
         is_lexical, means = name == "lexical", of["uniform"]
-        metrics = _LEXICAL if is_lexical else (of["headline"],)
+        metrics = _LEXICAL if is_lexical else _told(of)
         control = "shuffled" if is_lexical else of["difference_from"]
         n = of.get("n_latents", n_scored)
-        for metric in (metric for metric in metrics if metric in means):
+        for metric in metrics:
             title = metric if is_lexical else f"{name}, {metric.replace('_', ' ')}"
             title += f" ({n} of them)" if n < n_scored else ""
             redrawn = untrained.get(name, {}).get(metric, {}).get(_UNTRAINED)
-            rows.append(_row(title, means[metric], control, redrawn))
+            row = _row(title, means[metric], control, redrawn)
+            rows.append(row | {"weighted": interval_text(of["by_frequency"][metric]["own"])})
     return rows
+
+
+def _told(score: Json) -> tuple[str, ...]:
+    """The metrics of a judge's score that are told: its headline, where few enough answers failed
+    for one, and balanced accuracy."""
+    told = (score["headline"], "balanced_accuracy") if score["headline"] else ()
+    return tuple(metric for metric in told if metric in score["uniform"])
 
 
 def _row(title: str, means: Json, control: str, redrawn: list[float | None] | None) -> Json:

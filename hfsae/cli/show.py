@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoModel
 
-from ..cards import COLUMNS, misgivings, texts_section
+from ..cards import COLUMNS, misgivings, names_section, texts_section
 from ..diffing import table
 from ..evaluation import EvaluationResult
 from ..evaluation.result import KINDS_OF_DOCUMENTS, aligned
@@ -51,6 +51,8 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
             _print_metrics(folder)
         else:
             print(f"No evaluation.json: {how_to_make('evaluate', folder, name)}")
+        if headline := names_section(folder).get("headline"):
+            print(f"\n{printable_lines(headline)}.")
     if not (folder / META).is_file():
         missing = f"{NO_EXAMPLES}: {how_to_make('collect', folder, name)}"
         if latents:

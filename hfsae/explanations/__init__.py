@@ -10,6 +10,7 @@ scorers/        scores that a judge is asked for, each in a file
 asking.py       cases with their controls put to a judge; explanations by a judge
 scores.py       how well activations are predicted; controls; intervals over latents
 verdicts.py     a judge's scores together: means, failures, can it tell real from shuffled
+kept.py         what the pass found, kept while answers are awaited
 study.py        all of it in order: read, choose, plan, explain, score
 evidence.py     the windows that test a latent, as text
 stored.py       names of all other latents, from the examples that `hfsae collect` stored

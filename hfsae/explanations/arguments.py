@@ -8,11 +8,11 @@ from numpy.random import default_rng
 
 from ..machine.bounds import check_least
 from ..machine.refused import Refused
-from .judges import Judge
+from .judges import Judge, JudgeArguments
 
 E = TypeVar("E")
 LEAST_FIT = 20
-"""Drawn latents that have to fit: fewer give no mean."""
+"""Drawn latents that have to fit, where as many are asked for: fewer give no mean."""
 LEXICAL = "lexical"
 SCORES = (LEXICAL, "detection", "fuzzing", "likelihood", "simulation", "intruder", "embedding")
 """What can be named as a score: `SCORERS` without that of the protocol "saebench"."""
@@ -28,7 +28,7 @@ class ExplainArguments:
     """number of latents, drawn at random among those that fire on 0.01 % to 10 % of tokens; or
     "all" of these"""
     latents: Sequence[int] | None = None
-    """these latents instead, by index, whatever their densities"""
+    """these latents instead, one or more, by index, whatever their densities"""
     n_tokens: int = 100_000
     """held-out tokens to read"""
     min_density: float = 1e-4
@@ -49,12 +49,9 @@ class ExplainArguments:
     """seed of all that is drawn"""
 
     def __post_init__(self) -> None:
-        if self.latents is not None and len({*self.latents}) < 2:
-            raise Refused(
-                f"latents is {list(self.latents)}; name two or more: each explanation "
-                "is compared with another latent's"
-            )
-        check_least(self, n_latents=LEAST_FIT, window=1, shown=2, tested=2, least=1)
+        if self.latents is not None and not self.latents:
+            raise Refused("latents is empty; name one or more, by index")
+        check_least(self, n_latents=1, window=1, shown=2, tested=2, least=1)
         check_least(self, n_tokens=1, bootstrap_samples=1, seed=0)
         if not 0 <= self.min_density <= self.max_density <= 1:
             raise Refused(
@@ -95,7 +92,7 @@ class ScoreArguments:
                 )
             self.scores = _SCORES_OF[self.protocol]
         self.scores = tuple(dict.fromkeys(name for name in self.scores if name != LEXICAL))
-        check_least(self, "judged_", windows=2, directions=0, latents=LEAST_FIT)
+        check_least(self, "judged_", windows=2, directions=0, latents=1)
 
     @property
     def asks_judge(self) -> bool:
@@ -114,7 +111,7 @@ class ScoreArguments:
         drawn = default_rng([seed, self.latents]).permutation(len(explained))
         return [explained[i] for i in sorted(drawn[: self.latents].tolist())]
 
-    def scorers(self, judge: Judge | None) -> list[Any]:
+    def scorers(self, judge: Judge | JudgeArguments | None) -> list[Any]:
         """The `Scorer`s of these scores.
 
         Raises:

@@ -2,7 +2,7 @@
 
 own        a latent's explanation, on its windows
 shuffled   another latent's, never its own, on the same windows
-anything   "any text", on the same windows
+anything   "any text", on the same windows, where a judge may answer differently for each
 direction  a random direction that fires as often, by its own explanation, on its own windows
 """
 
@@ -109,8 +109,10 @@ def cases_of(
     others = derangement(len(samples), seed).tolist()
     for sample, other in zip(samples, others, strict=True):
         yield Case(sample, OWN, texts.get(sample.latent))
-        yield Case(sample, SHUFFLED, texts.get(samples[other].latent))
-        yield Case(sample, ANYTHING, ANY_TEXT)
+        another = texts.get(samples[other].latent) if samples[other] is not sample else None
+        yield Case(sample, SHUFFLED, another)
+        if scorer.asks_any_text:
+            yield Case(sample, ANYTHING, ANY_TEXT)
     for sample in directions:
         if sample.latent in texts:
             yield Case(sample, DIRECTION, texts[sample.latent])

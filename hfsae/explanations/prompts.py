@@ -21,6 +21,7 @@ import numpy as np
 
 from .explainers import UNCLEAR, Material, Name, Spelt, one_label
 from .judges import Question
+from .judges.forms import json_in, misfit
 
 N_LEVELS = 10
 """Activations are told as whole numbers, 0 to this."""
@@ -45,8 +46,6 @@ _EXAMPLE = (
     'Text 2: "Three<< ships>> lay in<< port>>"\nActivations: [[" ships", 6], [" port", 10]]',
     '{"name": "ships and harbours", "sure": 8}',
 )
-_FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
-
 
 # The inside of a special token with angle brackets. Marks around it would complete the token.
 _IN_ANGLES = re.compile(
@@ -162,12 +161,6 @@ def choice_question(system: str, text: str, choices: tuple[str, ...]) -> Questio
     return Question((("system", f"{system} {_DATA}"), ("user", text)), 8, choices=choices)
 
 
-def choice_in(answer: str, choices: Sequence[str]) -> str | None:
-    """The choice that an answer consists of, whatever its case and full stop; else None."""
-    word = answer.strip().strip("\"'.:*`").casefold()
-    return next((choice for choice in choices if choice.casefold() == word), None)
-
-
 def list_question(
     system: str, example: tuple[str, list[int]], text: str, key: str, n: int, largest: int
 ) -> Question:
@@ -184,55 +177,14 @@ def list_question(
     return Question(messages, 20 + NUMBER_TOKENS * n, _object({key: schema}))
 
 
-def numbers_question(
-    system: str, example: tuple[str, list[int]], text: str, key: str, n: int
-) -> Question:
-    """A question that the numbers of some of n texts answer."""
-    messages = (
-        ("system", f'{system} {_DATA} Answer with JSON alone: {{"{key}": [...]}}'),
-        ("user", example[0]),
-        ("assistant", json.dumps({key: example[1]})),
-        ("user", text),
-    )
-    numbers = {"type": "integer", "minimum": 1, "maximum": n}
-    schema = {"type": "array", "items": numbers, "minItems": 0, "maxItems": n}
-    return Question(messages, 20 + NUMBER_TOKENS * n, _object({key: schema}))
-
-
-def numbers_in(answer: str, key: str, n: int) -> list[int] | None:
-    """The numbers, 1 to n and each once, in an answer; None: there are none, or others are."""
+def list_in(answer: str, question: Question) -> list[int] | None:
+    """The list in an answer to `list_question`; None where it does not fit the question."""
+    assert question.schema is not None
+    (key,) = question.schema["properties"]
+    if misfit(answer, question):
+        return None
     value = json_in(answer)
-    numbers = value.get(key) if isinstance(value, dict) else value
-    if not isinstance(numbers, list):
-        return None
-    sound = all(type(number) is int and 1 <= number <= n for number in numbers)
-    return numbers if sound and len({*numbers}) == len(numbers) else None
-
-
-def list_in(answer: str, key: str, n: int, largest: int) -> list[int] | None:
-    """The list of n whole numbers, 0 to `largest`, in an answer; None: there is none, it is longer
-    or shorter, or something else is in it."""
-    value = json_in(answer)
-    numbers = value.get(key) if isinstance(value, dict) else value
-    if not isinstance(numbers, list) or len(numbers) != n:
-        return None
-    sound = all(type(number) is int and 0 <= number <= largest for number in numbers)
-    return numbers if sound else None
-
-
-def json_in(answer: str) -> Any:
-    """The one JSON object or list in an answer: alone, in a fence, or between words; else None."""
-    text = answer.strip()
-    if fence := _FENCE.match(text):
-        text = fence[1]
-    starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
-    if not starts:
-        return None
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text, min(starts))
-    except (ValueError, RecursionError):
-        return None
-    return value
+    return value[key] if isinstance(value, dict) else value
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,9 @@
 
 A hash of a document's tokens decides its half, whatever else is read. Text that is on both halves
 all the same, in runs of 12 tokens or more, is cut out of the tested half.
+
+The first token of each row, on which models fire as on no other (attention sinks), and outliers of
+the norm have no activations here, and are in no window.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +48,8 @@ class Reading:
     """The tokens that were read, special ones apart, and what was computed on them.
 
     Arrays have an entry a token, in reading order. Text is contiguous from `start` to `stop`:
-    tokens of one row, document and half, with no special token between them.
+    tokens of one row, document and half that are all computed, or none of them, with no special
+    token between them.
     """
 
     ids: np.ndarray
@@ -56,7 +60,7 @@ class Reading:
     stop: np.ndarray
     """one beyond its last"""
     computed: np.ndarray
-    """whether there are activations: not at outliers of the norm"""
+    """whether there are activations: not at a row's first token, nor at outliers of the norm"""
     n_documents: tuple[int, int]
     """on the shown and the tested half"""
     n_firings: np.ndarray
@@ -160,11 +164,14 @@ class _Parts:
         row, position = keep.nonzero(as_tuple=True)
         index = torch.full(keep.shape, -1)
         index[row, position] = torch.arange(len(row))
-        where = index[harvested.row.cpu(), harvested.position.cpu()]  # among the kept ones
+        at = harvested.row.cpu(), harvested.position.cpu()
+        later = at[1] > keep.long().argmax(dim=1)[at[0]]  # than the first kept one of its row
+        where = index[at[0][later], at[1][later]]  # among the kept ones
         computed = torch.zeros(len(row), dtype=torch.long).index_fill_(0, where, 1)
         facts = [ids[keep], document[keep], row + self.n_rows, position, computed]
         self.tokens.append(torch.stack([fact.long() for fact in facts]).numpy())
         x = self.sae.config.reads.joined(harvested.activations)
+        x = x[later.to(x.device)]
         self._add_firings(x, where)
         along = torch.full((len(row), len(self.directions)), -torch.inf)
         along[where] = x.float().cpu() @ self.directions.T
@@ -207,7 +214,7 @@ class _Parts:
         half, n_documents = halves(ids, document, seed)
         start, stop = stretches(row, position, document, half)
         half = np.where(is_shared(ids, half, stop), CUT, half)
-        start, stop = stretches(row, position, document, half)
+        start, stop = stretches(row, position, document, half, computed)
         latent, token, value = (np.concatenate(part) for part in zip(*self.firings, strict=True))
         return Reading(
             ids,
@@ -255,13 +262,14 @@ def halves(ids: np.ndarray, document: np.ndarray, seed: int) -> tuple[np.ndarray
 
 
 def stretches(
-    row: np.ndarray, position: np.ndarray, document: np.ndarray, half: np.ndarray
+    row: np.ndarray, position: np.ndarray, *facts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Start and stop of the contiguous text around each token, of one row, document and half."""
+    """Start and stop of the contiguous text around each token: of one row, and alike in each fact,
+    such as its document and half."""
     n = len(row)
     breaks = np.ones(n, dtype=bool)
     breaks[1:] = np.diff(position) != 1
-    for fact in (row, document, half):
+    for fact in (row, *facts):
         breaks[1:] |= np.diff(fact) != 0
     first = np.flatnonzero(breaks)
     stretch = breaks.cumsum() - 1

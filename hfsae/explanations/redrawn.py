@@ -73,7 +73,7 @@ def compared(
     """
     ours, theirs = trained.record["scores"], untrained.record["scores"]
     metrics = {LEXICAL_SCORES: LEXICAL} | {
-        name: (of["headline"],)
+        name: [m for m in (of["headline"], "balanced_accuracy") if m in of["uniform"]]
         for name, of in ours.items()
         if name != LEXICAL_SCORES and of["headline"] and theirs[name]["headline"]
     }
@@ -113,7 +113,7 @@ def section_of(
     keys = ("trained", "untrained", "trained_minus_untrained", "untrained_minus_control")
     titles = ["score", *(key.replace("_", " ") for key in keys)]
     rows = [
-        [metric if score == LEXICAL_SCORES else f"{score} {metric}", *(_shown(of[k]) for k in keys)]
+        [_title(score, metric), *(_shown(of[k]) for k in keys)]
         for score, of_score in means.items()
         for metric, of in of_score.items()
     ]
@@ -123,6 +123,10 @@ def section_of(
         "latent fires as often as the trained one of its index; the same windows, explainer and "
         f"scores, on its own latents.\n\n{table([titles, *rows])}\n"
     )
+
+
+def _title(score: str, metric: str) -> str:
+    return metric if score == LEXICAL_SCORES else f"{score} {metric.replace('_', ' ')}"
 
 
 def _shown(values: Sequence[float | None]) -> str:

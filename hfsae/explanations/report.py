@@ -103,8 +103,13 @@ def _judge(record: Mapping[str, Any]) -> str:
 
 def verdict_of(result: Judged) -> str:
     """What a score shows: the headline, or why there is none."""
+    own, weighted = (
+        result.means[weighting][result.metric]["own"] for weighting in ("uniform", "by_frequency")
+    )
     difference = result.means["uniform"][result.metric]["difference"]
     other = "another latent's" if result.control == "shuffled" else "random directions'"
+    if len(result.of_latents) == 1:
+        return f"{result.metric} {own.value:.3f}, of one latent: no other has a name to compare"
     failed = f"{result.n_failed:,} of {result.n_items:,} items have no answer"
     if not result.has_headline:
         low, high = result.bounds["own"]
@@ -112,8 +117,10 @@ def verdict_of(result: Judged) -> str:
             f"no headline, since {failed}: {result.metric} is between {low:.3f}, all of these "
             f"wrong, and {high:.3f}, all right"
         )
-    text = f"{result.metric} {_shown(difference)} above {other}"
-    own = result.means["uniform"][result.metric]["own"]
+    text = (
+        f"{result.metric} {_shown(own)}, or {_shown(weighted)} with latents weighted by how often "
+        f"they fire; {_shown(difference)} above {other}"
+    )
     if difference.low > 0 and is_above(own.low, result.chance):
         verdict = "this judge tells them apart"
     elif difference.low > 0:
@@ -135,7 +142,8 @@ def _judged_table(judged: Sequence[Judged], weighting: str) -> str:
     for result in judged:
         for metric, columns in result.means[weighting].items():
             numbers = [_shown(columns[c]) if c in columns else "-" for c in _JUDGED_COLUMNS]
-            rows.append([f"{result.name} {metric}", *numbers, f"{result.failed_share:.1%}"])
+            title = f"{result.name} {metric.replace('_', ' ')}"
+            rows.append([title, *numbers, f"{result.failed_share:.1%}"])
     return table(rows)
 
 

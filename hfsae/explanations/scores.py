@@ -185,12 +185,16 @@ def lexical(
     anything = np.ones(lexicon.n_kinds)
     scores = []
     for evidence, table, other in zip(latents, tables, others, strict=True):
-        row = {**lexicon.score(table, evidence), "shuffled_latent": latents[other].latent}
+        own = lexicon.score(table, evidence)
+        is_another = latents[other] is not evidence  # but where there is one alone
+        row = {**own, "shuffled_latent": latents[other].latent if is_another else None}
         controls = {"shuffled": tables[other], "anything": anything}
         controls["token_ceiling"] = lexicon.of_half(evidence)
         for control, prediction in controls.items():
             for name, value in lexicon.score(prediction, evidence).items():
                 row[f"{control}_{name}"] = value
+        if not is_another:
+            row |= dict.fromkeys((f"shuffled_{name}" for name in LEXICAL), float("nan"))
         scores.append(row)
     return scores, [lexicon.score(lexicon.of_windows(d), d) for d in directions]
 

@@ -29,6 +29,7 @@ from .arguments import ExplainArguments, ScoreArguments
 from .asking import ANY_TEXT, Inquiry, cases_of, judged, prompts_hash
 from .evidence import save_windows, tested_windows
 from .explainers import Explainer, Name, material_of, one_label, template
+from .kept import Found, Kept
 from .protocols import by_protocol, sample_of
 from .reading import CUT, MAX_DIRECTIONS, RUN, Reading, read
 from .report import ShownLatent, examples_of, report_of
@@ -114,7 +115,9 @@ def explain(
     harvest: HarvestArguments | None = None,
     progress: Callable[[int], object] | None = None,
     note_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
+    note_names: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
     inquiry: Inquiry = Inquiry(),
+    keep: Kept | None = None,
 ) -> Explanations:
     """Explanations of latents, scored on text that they were not made from, beside controls.
 
@@ -133,7 +136,10 @@ def explain(
         harvest: how activations are taken; with a cache they are kept for other SAEs.
         progress: called after each batch with its number of tokens.
         note_plan: called with the plan, before anything is explained or scored.
+        note_names: called with the rows of latents that have a name, without scores, before any
+            answer is awaited.
         inquiry: scores that ask a judge.
+        keep: where what the pass finds is kept, or was by an earlier call: then no row is read.
 
     Raises:
         ValueError: too few latents qualify, one is out of range, little text, or the judge fails.
@@ -144,15 +150,20 @@ def explain(
     scorers = inquiry.args.scorers(inquiry.judge)
     tokenizer = tokenizer or tokenizer_of(lm)
     contract.hold(lm, sae, tokenizer)
-    order = order_of(args, sae.config.d_sae, explained)
-    settled = {"seed": args.seed, "norm_limits": norm_limits, "progress": progress}
-    settled["harvest"] = harvest
-    reading = read(lm, sae, rows, order, **_extent(args, len(order)), **settled)
-    selection = select(reading, args, explained)
-    study = _Study(reading, selection, args, inquiry.args, tokenizer)
+    found = keep.found if keep else None
+    if found is None:
+        order = order_of(args, sae.config.d_sae, explained)
+        settled = {"seed": args.seed, "norm_limits": norm_limits, "progress": progress}
+        settled["harvest"] = harvest
+        reading = read(lm, sae, rows, order, **_extent(args, len(order)), **settled)
+        found = Found(reading, select(reading, args, explained))
+    study = _Study(*found, args, inquiry.args, tokenizer)
     record = plan_of(study, source, settings or {}, prompts_hash(scorers))
     note_plan(record)
+    if keep is not None and keep.found is None:
+        keep.save(found)
     study.explain(explainer)
+    note_names(study.names(source))
     if inquiry.judge is not None:
         inquiry.judge.settle("explanations")
     results = [study.judged(scorer, inquiry) for scorer in scorers]
@@ -190,6 +201,14 @@ class _Study:
         names = {i: name if isinstance(name, Name) else Name(name, None) for i, name in told}
         self.texts = {i: one_label(name.text) for i, name in names.items()}
         self.sure = {i: name.sure for i, name in names.items()}
+
+    def names(self, source: str) -> list[dict[str, Any]]:
+        """Rows of the latents that have a name, without scores."""
+        rows = (
+            _row(e, self.texts.get(e.latent), self.sure.get(e.latent), source, {})
+            for e in self.selection.latents
+        )
+        return [row for row in rows if row["explanation"] is not None]
 
     def judged(self, scorer: Scorer, inquiry: Inquiry) -> Judged:
         """A score of all latents, with its controls."""

@@ -4,6 +4,8 @@ shown     10 with the largest peaks, 10 over quantiles of the peak, of the shown
 active    20 over five quantiles of the peak, of the tested half
 inactive  10 at random, and 10 hard ones: at one of the latent's commonest peak tokens, where it
           is silent; that it is silent there is checked on each token of the window
+
+No window holds a token without activations (see `reading`).
 """
 
 from collections import Counter
@@ -89,7 +91,7 @@ def select(
         explained: latents that have an explanation; None: all.
 
     Raises:
-        ValueError: fewer than 20 drawn latents qualify, or fewer than two named ones.
+        ValueError: none qualifies, or of 20 drawn ones or more fewer than 20.
     """
     chosen: list[Evidence] = []
     n_of = len(reading.n_firings) if args.latents is None else len({*args.latents})
@@ -109,7 +111,8 @@ def select(
             chosen.append(evidence)
         else:
             reasons[reason or f"fewer than {args.least} windows on a half"] += 1
-    n_least = LEAST_FIT if args.latents is None else 2
+    is_drawn = args.latents is None and args.n_latents != "all"
+    n_least = min(LEAST_FIT, int(args.n_latents)) if is_drawn else 1
     if len(chosen) < n_least:
         raise TooFew(_too_few(len(chosen), n_least, reasons, reading))
     if not_drawn := n_of - len(chosen) - reasons.total():

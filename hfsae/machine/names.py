@@ -57,6 +57,8 @@ REPORT, REPORT_PAGE = "report.md", "report.html"
 LATENTS_PAGE = "latents.md"
 
 STUDY_PLAN, STUDY_CLOSED, STUDY_FOLDERS = "plan.json", "closed.json", "folders.json"
+FOUND = "found*.safetensors"
+"""Beside requests, what the pass over the text found: see `explanations.kept`."""
 STUDY_ROWS, STUDY_TABLE, STUDY_ANSWERS = "report.csv", "report.parquet", "answers"
 
 

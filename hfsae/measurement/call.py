@@ -56,8 +56,8 @@ def explain(
     Args:
         source: the folder that `hfsae.train` wrote, or any folder or repository of an SAE, in any
             format that `hfsae.load` reads.
-        latents: two or more, by index. None: n_latents, drawn among those that fire on 0.01 % to
-            10 % of tokens: 20 or more, or "all".
+        latents: one or more, by index. None: n_latents, drawn among those that fire on 0.01 % to
+            10 % of tokens, or "all" of these.
         n_tokens: held-out tokens to read.
         explainer: "template": peak tokens and their shares, without a language model; "lm": a line
             by the judge; "human": labels that people gave; "file": those in `file`.

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ..evaluation.untrained import SAMPLE_TOKENS
 from ..explanations import ExplainArguments, Explainer, Explanations, Inquiry, explain
+from ..explanations.kept import Kept
 from ..explanations.redrawn import compared, section_of, untrained_like
 from ..explanations.windows import TooFew
 from ..lm import LoadedLM
@@ -25,20 +26,24 @@ def untrained(
     *,
     explainer: Explainer,
     inquiry: Inquiry,
+    keep: Kept | None = None,
 ) -> Explanations | str:
     """Explanations of an SAE of re-drawn weights, made and scored as those of `sae`: of as many
     latents as are judged there. Where too few of its latents qualify, it returns the reason.
 
-    The text is read again: once for densities, once for windows.
+    The text is read again: once for densities, once for windows; not where this is kept.
 
     Args:
         limits: by site, the largest norm of a kept activation.
+        keep: as in `explain`.
 
     Raises:
         Waits: the judge is asked by file, and answers are not there yet.
     """
-    rows = read_rows(recipe, loaded, "test", SAMPLE_TOKENS)
-    other = untrained_like(loaded.lm, sae, rows, seed=args.seed, norm_limits=limits)
+    other = sae  # which encodes nothing where all was found before
+    if keep is None or keep.found is None:
+        rows = read_rows(recipe, loaded, "test", SAMPLE_TOKENS)
+        other = untrained_like(loaded.lm, sae, rows, seed=args.seed, norm_limits=limits)
     if (n_judged := inquiry.args.latents) is not None and args.latents is None:
         n = n_judged if args.n_latents == "all" else min(n_judged, args.n_latents)
         args = replace(args, n_latents=n)
@@ -55,6 +60,7 @@ def untrained(
                 norm_limits=limits,
                 progress=progress,
                 inquiry=_inquiry(inquiry),
+                keep=keep,
             )
         except TooFew as error:  # and no refusal of the judge, which may pass
             logger.warning("no scores of re-drawn weights: %s", error)

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -22,10 +22,12 @@ from ..explanations import (
     read_file,
     template,
 )
-from ..explanations.asking import OnProgress
+from ..explanations.arguments import LEXICAL
+from ..explanations.asking import OnProgress, prompts_hash
 from ..explanations.explainers import Name, keeping
 from ..explanations.judges import Counted, Filed, Judge, JudgeArguments, Waits, judge_of
-from ..explanations.stored import stored_names
+from ..explanations.kept import Kept
+from ..explanations.stored import UNSCORED, stored_names
 from ..explanations.study import write_record
 from ..explanations.windows import order_of
 from ..features import FeatureStore
@@ -37,6 +39,7 @@ from ..machine.names import (
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
+    FOUND,
     META,
     STUDY_PLAN,
     TRAINING,
@@ -102,21 +105,30 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
     with _answer_bar(request.dry_run) as on_progress:
         explainer = _explainer(request, texts, judge, on_progress)
         inquiry = Inquiry(request.scores, judge, on_progress)
-        parts = _Parts(placed, args, request, loaded, limits, explainer, inquiry, standing)
+        parts = _Parts(placed, args, request, loaded, limits, explainer, inquiry, standing, {}, [])
         try:
             result = parts.in_one_round(texts, settings)
         except Waits as waits:
-            if isinstance(judge, Filed):
-                judge.refuse_unused()
-            return Explanations([], {}, str(waits))
+            result = Explanations([], {}, str(waits))
+            if parts.named:
+                result.report += f"\n{_save_names(folder, parts.plan, parts.named)}"
     if request.dry_run:
         return Explanations([], {}, _plan(judge))
-    _save(folder, result, judge, request.judge)
+    if isinstance(judge, Filed):
+        if not result.rows:
+            judge.refuse_unused()
+        for note in judge.notes():
+            logger.warning("%s", note)
+    if result.rows:
+        _save(folder, result, judge, request.judge)
+        for path in beside.glob(FOUND) if (beside := _beside(request)) else ():
+            path.unlink()
     return result
 
 
 class _Parts(NamedTuple):
-    """What a request consists of: the study, names of latents outside it, and a control."""
+    """What a request consists of: the study, names of latents outside it, and a control; `plan` and
+    `named` take the study's plan, and rows of the latents that have a name so far."""
 
     placed: PlacedSAE
     args: ExplainArguments
@@ -127,6 +139,8 @@ class _Parts(NamedTuple):
     inquiry: Inquiry
     standing: dict[int, Name]
     """names that the explainer need not make"""
+    plan: dict[str, Any]
+    named: list[dict[str, Any]]
 
     def in_one_round(self, texts: dict[int, str] | None, settings: dict[str, Any]) -> Explanations:
         """The parts together.
@@ -134,11 +148,10 @@ class _Parts(NamedTuple):
         Raises:
             Waits: answers come by file and are not there yet; each part has asked by then.
         """
-        plan: dict[str, Any] = {}
         waiting: list[str] = []
-        result = _or_note(waiting, lambda: self.study(texts, settings, plan))
-        names = _or_note(waiting, lambda: self.other_names({*plan["latents"]}))
-        control = _or_note(waiting, self.control)
+        result = _or_note(waiting, lambda: self.study(texts, settings))
+        names = _or_note(waiting, lambda: self.other_names({*self.plan["latents"]}))
+        control = _or_note(waiting, lambda: self.control(settings))
         if result is None or waiting:
             raise Waits("\n".join(waiting))
         result.rows += names or []
@@ -147,13 +160,11 @@ class _Parts(NamedTuple):
             add_untrained(result, control)
         return result
 
-    def study(
-        self, texts: dict[int, str] | None, settings: dict[str, Any], plan: dict[str, Any]
-    ) -> Explanations:
-        """The study; its plan goes into `plan` and onto the disk before anything is explained."""
+    def study(self, texts: dict[int, str] | None, settings: dict[str, Any]) -> Explanations:
+        """The study; its plan goes onto the disk before anything is explained."""
 
         def note(settled: dict[str, Any]) -> None:
-            plan.update(settled)
+            self.plan.update(settled)
             _note_plan(self.request, self.placed.folder, settled)
 
         with token_bar("explain", self.args.n_tokens) as progress:
@@ -170,25 +181,44 @@ class _Parts(NamedTuple):
                 norm_limits=self.limits,
                 progress=progress,
                 note_plan=note,
+                note_names=self.named.extend,
                 inquiry=self.inquiry,
+                keep=self.kept("found.safetensors", settings),
             )
 
+    def kept(self, name: str, settings: Mapping[str, Any]) -> Kept | None:
+        """The file beside the requests with what a pass found; None where no answers come by file.
+
+        Args:
+            settings: of the recipe and the SAE.
+        """
+        if self.request.dry_run or (beside := _beside(self.request)) is None:
+            return None
+        args, harvest = self.args.as_plain(), vars(self.placed.recipe.harvest)
+        made_from = {"settings": settings, "arguments": args, "limits": self.limits}
+        made_from |= {"harvest": harvest, "judged": self.request.scores.latents, "of": name}
+        return Kept(beside / name, made_from)
+
     def other_names(self, studied: Collection[int]) -> list[dict[str, Any]]:
-        """Where the judge names all latents: names from stored examples for those that the study
-        leaves out, as they are too rare or too frequent for it."""
-        names_all = self.request.explainer == JUDGE and self.args.n_latents == "all"
+        """Where the judge names all latents, or those of a list: names from stored examples for
+        those that the study leaves out, as they are too rare or too frequent for it."""
+        wanted, d_sae = self.args.latents, self.placed.sae.config.d_sae
+        names_all = self.args.n_latents == "all" or wanted is not None
         judge, folder = self.inquiry.judge, self.placed.folder
-        if judge is None or not names_all:
+        if judge is None or self.request.explainer != JUDGE or not names_all:
             return []
         if not (folder / META).is_file():
             logger.info("note: %s has no stored examples to name other latents from", folder)
             return []
+        unwanted = {*range(d_sae)} - {*(range(d_sae) if wanted is None else wanted)}
+        store = FeatureStore.load(folder)
         explainer = keeping(self.standing, self.explainer)
-        names = stored_names(FeatureStore.load(folder), studied, explainer, JUDGE)
+        names = stored_names(store, unwanted | {*studied}, explainer, JUDGE)
+        self.named.extend(names)
         judge.settle("names from stored examples")
         return names
 
-    def control(self) -> Explanations | str | None:
+    def control(self, settings: Mapping[str, Any]) -> Explanations | str | None:
         """Explanations of an SAE of re-drawn weights, if they are asked for."""
         if UNTRAINED not in self.request.controls:
             return None
@@ -201,6 +231,7 @@ class _Parts(NamedTuple):
             self.limits,
             explainer=template if given else self.explainer,
             inquiry=self.inquiry,
+            keep=self.kept("found-untrained.safetensors", settings),
         )
 
 
@@ -222,10 +253,10 @@ def _note_plan(request: ExplainRequest, folder: Path, plan: dict[str, Any]) -> N
     """
     if request.dry_run:
         return
-    if request.judge is None or request.judge.requests is None:
+    if (beside := _beside(request)) is None:
         write_record(folder, plan)
         return
-    path = Path(request.judge.requests).expanduser() / STUDY_PLAN
+    path = beside / STUDY_PLAN
     other = read_json(path).get("plan_sha256") if path.is_file() else None
     if other not in (None, plan["plan_sha256"]):
         raise Refused(
@@ -235,6 +266,26 @@ def _note_plan(request: ExplainRequest, folder: Path, plan: dict[str, Any]) -> N
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(plan, indent=1) + "\n")
+
+
+def _beside(request: ExplainRequest) -> Path | None:
+    """The folder of requests; None where no answers come by file."""
+    requests = request.judge.requests if request.judge is not None else None
+    return None if requests is None else Path(requests).expanduser()
+
+
+def _save_names(folder: Path, plan: dict[str, Any], named: list[dict[str, Any]]) -> str:
+    """Write the names so far, without scores, unless a judge has named or tested what is there; a
+    sentence on them."""
+    n, path = len(named), folder / EXPLANATIONS_RECORD
+    before = read_json(path) if path.is_file() else {}
+    if "scores" in before and (before["explainer"] == JUDGE or {*before["scores"]} - {LEXICAL}):
+        return f"{n:,} names are there; those in {folder} stay until all answers are."
+    record = {**plan, UNSCORED: "the judge's answers are not all there yet"}
+    record["n_named_untested"] = n
+    report = f"# Names for latents\n\n{n:,} so far: {record[UNSCORED]}.\n"
+    save_named(Explanations(list(named), record, report), folder)
+    return f"{n:,} names are there, without scores: {folder / EXPLANATIONS}"
 
 
 def _save(
@@ -367,6 +418,9 @@ def _finished(
     record = read_json(paths[0])
     same = {**settings, "explainer": request.explainer, "arguments": args.as_plain()}
     same |= {"asked": request.scores.as_plain(), "judge": settings.get("judge")}
+    if request.judge is not None:
+        scorers = request.scores.scorers(request.judge)
+        same |= {"prompts_sha256": prompts_hash(scorers)}  # answers to other questions
     is_same = all(record.get(key) == value for key, value in same.items())
     is_same &= {*request.controls} <= {*record}
     if not is_same or "scores" not in record:

@@ -1,24 +1,29 @@
 """Are latents of one architecture easier to name than another's? With a judge that can tell.
 
     python scripts/comparisons/judged.py OUT RUN RUN ... --judge NAME --requests DIR [--answers ...]
+    python scripts/comparisons/judged.py OUT        # computes the results again, and asks nothing
 
 Of each RUN (folders of SAEs of one site) as many latents are drawn from each tenth of the densities
 of all of them, before anything is named: OUT/plan.json has them, and the plan's hash. Names and
 detection go through files of requests, as in `hfsae explain`; the same command with --answers goes
 on until nothing is left to ask. The first RUN has the controls: random directions that fire as
-often, and an SAE of re-drawn weights. Then OUT/results.json and OUT/names.md are written.
+often, and an SAE of re-drawn weights. Then OUT/answers.jsonl.gz keeps every question with its
+answer, and of each latent where it fires; from it and the plan alone OUT/results.json and
+OUT/names.md are written.
 
-Differences are of the AUC by which the judge tells, from a latent's name alone, texts where it
-fires from others. Latents stand in ten blocks by density: intervals are bootstraps within blocks, p
-is by labels permuted within blocks, corrected by Holm for the number of pairs.
+Differences are of the AUC of the grades, 0 to 10, by which the judge tells, from a latent's name
+alone, texts where it fires from others. Latents stand in ten blocks by density: intervals are
+bootstraps within blocks, p is by labels permuted within blocks, corrected by Holm for the number
+of pairs.
 """
 
 import argparse
+import gzip
 import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +33,16 @@ from scipy import stats
 from hfsae.evaluation.intervals import holm
 from hfsae.explanations import ExplainArguments, ScoreArguments
 from hfsae.explanations.judges import JudgeArguments
+from hfsae.explanations.judges.forms import json_in
+from hfsae.explanations.prompts import N_LEVELS, quoted
 from hfsae.explanations.reading import read
+from hfsae.explanations.scores import auc, decided
 from hfsae.explanations.windows import order_of, select
-from hfsae.machine.files import read_json, read_table, write_whole
+from hfsae.machine.files import read_json, read_table, replacing, write_whole
 from hfsae.machine.markdown import table
-from hfsae.machine.names import EXPLANATIONS, EXPLANATIONS_RECORD
+from hfsae.machine.names import CALLS, EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
 from hfsae.machine.refused import Refused
+from hfsae.machine.seal import sealed_lines
 from hfsae.machine.weights import stamp
 from hfsae.recipe import ExplainRequest, PlacedSAE, explain_sae, load, names_apart, read_rows
 from hfsae.recipe.placed import limits_of, of_run
@@ -41,6 +50,7 @@ from hfsae.study.estimates import compare
 
 N_BLOCKS, N_RESAMPLES, LEVEL, POWER = 10, 10_000, 0.05, 0.8
 OWN, OTHER = "detection_auc", "shuffled_detection_auc"
+BALANCED, ANSWERS = "detection_balanced_accuracy", "answers.jsonl.gz"
 BESIDE = ("pearson", "auprc", "auc", "auc_random", "density", "sure")
 
 
@@ -49,17 +59,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of SAEs; controls of the first")
-    parser.add_argument("--judge", required=True, help="its name, as the results have it")
-    parser.add_argument("--requests", required=True, type=Path)
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of SAEs; controls of the first")
+    parser.add_argument("--judge", help="its name, as the results have it")
+    parser.add_argument("--requests", type=Path)
     parser.add_argument("--answers", nargs="*", default=[])
     parser.add_argument("--n_latents", type=int, default=60, help="of each run; a multiple of 10")
     parser.add_argument("--n_directions", type=int, default=60)
     parser.add_argument("--n_tokens", type=int, default=100_000, help="held-out tokens to read")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.n_latents % N_BLOCKS or len(args.runs) < 2:
-        parser.error(f"give two runs or more, and a multiple of {N_BLOCKS} latents")
+    if not args.runs and (args.out / ANSWERS).is_file():
+        return write_results(args.out, args.seed)
+    if args.n_latents % N_BLOCKS or len(args.runs) < 2 or not (args.judge and args.requests):
+        parser.error(
+            f"give two runs or more, a multiple of {N_BLOCKS} latents, --judge and --requests"
+        )
     names = names_apart(args.runs)
     placed = {name: of_run(folder) for name, folder in zip(names, args.runs, strict=True)}
     plan = planned(args, placed)
@@ -67,13 +81,52 @@ def main() -> None:
     if waiting:
         print("\n".join(waiting))
         return
-    results = compared(
-        {name: rows_of(placed[name].folder, plan[name]) for name in names}, args.seed
-    )
     record = read_json(placed[names[0]].folder / EXPLANATIONS_RECORD)
-    results |= {"controls": controls_of(record), "judge": args.judge, "plan": plan["sha256"]}
-    write_whole(args.out / "results.json", json.dumps(results, indent=1) + "\n")
-    write_whole(args.out / "names.md", page(results, plan))
+    lines: list[dict[str, Any]] = [{"judge": args.judge, "controls": controls_of(record)}]
+    for name in names:
+        ids = ids_in((args.requests / name.replace("/", "-")).glob("*.jsonl"))
+        calls = [c for c in sealed_lines(placed[name].folder / CALLS) if c["call"] in ids]
+        lines += [{**latent, "run": name} for latent in answered(placed[name].folder, calls)]
+        lines += [{key: call[key] for key in ("call", "messages", "answer")} for call in calls]
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    with replacing(args.out / ANSWERS) as path:
+        path.write_bytes(gzip.compress(content.encode(), mtime=0))
+    write_results(args.out, args.seed)
+
+
+def answered(folder: Path, calls: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of each latent of a run that was judged: what else is known of it, and by its own and by
+    another's name the call, the answer, and in which of its texts the latent fires."""
+    windows: dict[int, dict[str, bool]] = {}
+    for row in read_table(folder / EVIDENCE, ["latent", "kind", "tokens"]).to_pylist():
+        text = quoted("".join(row["tokens"]))
+        windows.setdefault(row["latent"], {})[text] = row["kind"] not in ("hard", "random")
+    asked = [(call, *call["messages"][-1][1].split("\n")) for call in calls]
+    for row in read_table(folder / EXPLANATIONS, ["latent", "explanation", *BESIDE]).to_pylist():
+        fires = windows.get(row["latent"], {})
+        own, found = f"Description: {quoted(row['explanation'] or '')}", {}
+        for call, first, *texts in asked:
+            texts = [text.partition(": ")[2] for text in texts]
+            if first.startswith("Description: ") and all(text in fires for text in texts):
+                answer = {"call": call["call"], "answer": call["answer"]["text"]}
+                found[first == own] = answer | {"fires": [fires[text] for text in texts]}
+        if True in found:
+            yield {**row, "own": found[True], "other": found.get(False, found[True])}
+
+
+def write_results(out: Path, seed: int) -> None:
+    """OUT/results.json and OUT/names.md, from the plan and the kept answers."""
+    plan = read_json(out / "plan.json")
+    with gzip.open(out / ANSWERS, "rt", encoding="utf-8") as file:
+        head, *rows = map(json.loads, file)
+    runs = {
+        name: rows_of([row for row in rows if row.get("run") == name], blocks)
+        for name, blocks in plan.items()
+        if name not in ("about", "sha256")
+    }
+    results = compared(runs, seed) | {**head, "plan": plan["sha256"]}
+    write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(out / "names.md", page(results, plan))
     print(page(results, plan))
 
 
@@ -185,16 +238,22 @@ def ids_in(paths: Iterable[Path | str]) -> set[str]:
     return {json.loads(line)["custom_id"] for line in lines}
 
 
-def rows_of(folder: Path, blocks: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """[latents] columns of a run's explanations, and the block of each latent."""
-    columns = ["latent", OWN, OTHER, *BESIDE]
-    rows = [
-        row
-        for row in read_table(folder / EXPLANATIONS, columns).to_pylist()
-        if str(row["latent"]) in blocks and row[OWN] is not None
-    ]
-    values = {c: np.array([np.nan if r[c] is None else r[c] for r in rows]) for c in columns}
+def rows_of(latents: Sequence[Mapping[str, Any]], blocks: Mapping[str, int]) -> dict[str, Any]:
+    """[latents] AUC and balanced accuracy of the kept answers, facts beside, and the block."""
+    rows = [row for row in latents if str(row["latent"]) in blocks]
+    values = {c: np.array([np.nan if r[c] is None else r[c] for r in rows]) for c in BESIDE}
+    for which, column in (("own", OWN), ("other", OTHER)):
+        pairs = [(np.array(grades_in(r[which])), np.array(r[which]["fires"])) for r in rows]
+        values[column] = np.array([auc(grades, fires) for grades, fires in pairs])
+        if which == "own":
+            decisions = [decided(g > N_LEVELS / 2, fires, fires, 0.5) for g, fires in pairs]
+            values[BALANCED] = np.array([d["balanced_accuracy"] for d in decisions])
     return values | {"block": np.array([blocks[str(row["latent"])] for row in rows])}
+
+
+def grades_in(answer: Mapping[str, Any]) -> list[int]:
+    value = json_in(answer["answer"])
+    return value["grades"] if isinstance(value, dict) else value
 
 
 class Pair(NamedTuple):
@@ -217,6 +276,7 @@ def compared(runs: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> dict[st
         name: {
             "n_latents": len(rows[OWN]),
             "own": within_blocks(rows[OWN], rows["block"], seed),
+            "balanced_accuracy": within_blocks(rows[BALANCED], rows["block"], seed),
             "other": within_blocks(rows[OTHER], rows["block"], seed),
             "own_minus_other": within_blocks(rows[OWN] - rows[OTHER], rows["block"], seed),
         }
@@ -284,13 +344,13 @@ def _error(values: np.ndarray, blocks: np.ndarray) -> float:
 
 def correlations(runs: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> dict[str, list[float]]:
     """Spearman's correlation of the AUC with other facts of a latent, over all runs."""
-    auc = np.concatenate([rows[OWN] for rows in runs.values()])
+    own = np.concatenate([rows[OWN] for rows in runs.values()])
     rng = np.random.default_rng(seed)
     found = {}
     for name in BESIDE:
         values = np.concatenate([rows[name] for rows in runs.values()])
         known = ~np.isnan(values)
-        x, y = auc[known], values[known]
+        x, y = own[known], values[known]
         if len(x) < N_BLOCKS:
             continue
         draws = []
@@ -311,19 +371,20 @@ def controls_of(record: Mapping[str, Any]) -> dict[str, Sequence[float]]:
         "random directions": uniform["direction"],
         "re-drawn weights": drawn.get("untrained", []),
         "re-drawn weights, own minus another's": drawn.get("untrained_minus_control", []),
-        "any text": uniform["anything"],
     }
 
 
 def page(results: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """The table, as Markdown."""
     about = plan["about"]
-    means = [["", "latents", "by its own name", "by another latent's", "own minus another's"]]
+    keys = ("own", "other", "own_minus_other", "balanced_accuracy")
+    means = [["", "latents", "AUC by its own name", "by another latent's", "own minus another's"]]
+    means[0].append("balanced accuracy, own name")
     for name, of in results["runs"].items():
-        cells = [_shown(of[key]) for key in ("own", "other", "own_minus_other")]
+        cells = [_shown(of[key]) for key in keys]
         means.append([name, str(of["n_latents"]), *cells])
     for name, values in results["controls"].items():
-        means.append([name, "", _shown(values), "", ""])
+        means.append([name, "", _shown(values), "", "", ""])
     pairs = [["pair", "difference", "p", "p, Holm", "could have been shown"]]
     for pair in results["pairs"]:
         shown = _shown([pair["value"], pair["low"], pair["high"]], signed=True)
@@ -333,8 +394,10 @@ def page(results: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     beside += [[name, _shown(values, signed=True)] for name, values in results["beside"].items()]
     return (
         f"# Names by {results['judge']}, tested\n\n"
-        f"AUC by which {results['judge']} tells, from a name alone, windows in which a latent "
-        f"fires from others: {about['n_latents']} latents of each SAE, as many from each tenth of "
+        f"{results['judge']} grades windows, 0 to 10, by a name alone. AUC: how well the grades "
+        "tell windows in which a latent fires from others, ties one half; balanced accuracy: of "
+        f"grades above {N_LEVELS // 2}. {about['n_latents']} latents of each SAE, as many from "
+        "each tenth of "
         f"the densities of all, drawn before anything was named (seed {about['seed']}; plan "
         f"`{results['plan'][:16]}`). Names come from one half of {about['n_tokens']:,} held-out "
         "tokens, windows from the other. 95 % bootstraps within blocks of density; controls are "

@@ -1,13 +1,22 @@
 """The script that compares names of several architectures: what it shows, and could have shown."""
 
+import gzip
+import json
 import runpy
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from hfsae.explanations.prompts import quoted
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "comparisons" / "judged.py"
+ABOUT = {"n_latents": 20, "seed": 0, "n_tokens": 100}
+HEAD = {"judge": "m", "controls": {"random directions": [0.5, 0.4, 0.6]}}
 N_BLOCKS, N_INSIDE, LEVEL = 10, 6, 0.05 / 3
 
 
@@ -23,6 +32,7 @@ def drawn(rng: np.random.Generator, above: float = 0.0) -> dict[str, np.ndarray]
     other = rng.normal(0.5, 0.05, len(block))
     facts = {name: rng.random(len(block)) for name in ("auprc", "auc", "auc_random", "sure")}
     columns = {"detection_auc": own, "shuffled_detection_auc": other, "block": block}
+    columns["detection_balanced_accuracy"] = own - 0.1
     return {**columns, **facts, "pearson": own + rng.normal(0, 0.02, len(own)), "density": own**2}
 
 
@@ -58,3 +68,49 @@ def test_the_smallest_difference_is_shown_in_four_of_five_simulated_studies(scri
         p = 2 * stats.t.sf(abs(values[0].mean() - values[1].mean()) / error, df)
         n_shown += p < LEVEL
     assert n_shown / 600 == pytest.approx(0.8, abs=0.05)
+
+
+def test_results_are_computed_again_from_the_kept_answers_alone(script, tmp_path, monkeypatch):
+    """AUC of grades with ties as scikit-learn's; two runs of twenty latents, two in each block."""
+    rng, plan, lines = np.random.default_rng(2), {"about": ABOUT}, [HEAD]
+    for name in ("one", "two"):
+        plan[name] = {str(latent): latent // 2 for latent in range(20)}
+        folder = tmp_path / name
+        (folder / "features").mkdir(parents=True)
+        windows = [
+            {"latent": i, "kind": kind, "tokens": [f"{name} {i}", f" <{n}>"]}
+            for i in range(20)
+            for n, kind in enumerate(("quantile_1", "quantile_5", "hard", "random"))
+        ]
+        pq.write_table(pa.Table.from_pylist(windows), folder / "features/evidence.parquet")
+        rows = [{"latent": i, "explanation": f"name <{i}>"} for i in range(20)]
+        rows = [row | {fact: rng.random() for fact in script["BESIDE"]} for row in rows]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "features/explanations.parquet")
+        grades, calls = rng.integers(0, 11, (20, 2, 4)), []
+        for i, which in np.ndindex(20, 2):
+            order = rng.permutation(4)
+            texts = [f"Text {k}: {quoted(f'{name} {i} <{n}>')}" for k, n in enumerate(order, 1)]
+            named = f"Description: {quoted(f'name <{(i + which) % 20}>')}"
+            answer = {"text": json.dumps({"grades": grades[i, which][order].tolist()})}
+            messages = [["user", "\n".join([named, *texts])]]
+            calls.append({"call": f"{name}{i}{which}", "messages": messages, "answer": answer})
+        kept = [{**row, "run": name} for row in script["answered"](folder, calls)]
+        assert len(kept) == 20
+        lines += [*kept, *calls]
+        truth = [True, True, False, False]
+        aucs = [[roc_auc_score(truth, g) for g in both] for both in grades]
+        of = script["rows_of"](kept, plan[name])
+        assert of["detection_auc"] == pytest.approx([own for own, _ in aucs])
+        assert of["shuffled_detection_auc"] == pytest.approx([other for _, other in aucs])
+        balanced = [balanced_accuracy_score(truth, g[0] > 5) for g in grades]
+        assert of["detection_balanced_accuracy"] == pytest.approx(balanced)
+    plan["sha256"] = script["hash_of"](plan)
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with gzip.open(tmp_path / "answers.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    monkeypatch.setattr("sys.argv", ["judged.py", str(tmp_path)])
+    script["main"]()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["runs"]["two"]["own"][0] == pytest.approx(np.mean([own for own, _ in aucs]))
+    assert results["plan"] == plan["sha256"] and results["judge"] == "m"
+    assert "balanced accuracy" in (tmp_path / "names.md").read_text()

@@ -654,7 +654,7 @@ def test_what_is_told_of_a_judge_that_can_tell():
     assert weights == plan["about"]["weights"], "the same SAEs are rated"
     said(title, "L0s of 47.9, 47.8, 48.5 and 50.0", *(sae["l0"] for sae in study["saes"]))
     own = [of["own"][0] for of in found["runs"].values()]
-    said(title, "an AUC of .664, .682, .654 and .646", *own)
+    said(title, "accuracy of .664, .682, .654 and .646", *own)
     said(title, "is lower by .164, .176, .150 and .143", *(value for value, *_ in above))
     assert all(low > 0 for _, low, _ in above) and "each interval above 0" in told
     whole = found["controls"]["re-drawn weights"][0]
@@ -673,7 +673,7 @@ def test_what_is_told_of_a_judge_that_can_tell():
     beside = next(x for x in rated.splitlines() if x.startswith("| `detection_auc` | all |"))
     n, spearman = beside.split(" | ")[2:4]
     said(title, "Two blind passes over 100 of these", int(n))
-    said(title, "AUC (Spearman .35)", float(spearman.split(" ")[0]))
+    said(title, "balanced accuracy (Spearman .35)", float(spearman.split(" ")[0]))
 
 
 def test_which_variant_costs_what():

@@ -72,8 +72,8 @@ class Oracle:
         if texts and texts[0].startswith("1. "):
             numbers = [str(n) for n, t in enumerate(texts, 1) if self.marked(first, t)]
             return Answer(", ".join(numbers) or "None")
-        numbers = [n for n, t in enumerate(texts, 1) if self.marked(first, t)]
-        return Answer(json.dumps({"matches": numbers}))
+        grades = [8 if self.marked(first, text) else 1 for text in texts]
+        return Answer(json.dumps({"grades": grades}))
 
     def odd(self, texts: list[str]) -> str:
         """The number of the text that lacks a word that all the others have."""

@@ -9,27 +9,31 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from hfsae.cli import main
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.health_actions import health
 from hfsae.demo.inspect_actions import feature
 from hfsae.demo.pages.health import overview_panel
+from hfsae.explanations import study as study_module
 from hfsae.explanations.asking import Inquiry, ScoreArguments, lm_explainer
 from hfsae.explanations.judges import Filed, JudgeArguments, Question, Remote, Waits, judge_of
+from hfsae.explanations.kept import Found, Kept
+from hfsae.explanations.prompts import list_question
 from hfsae.explanations.study import explain
-from hfsae.explanations.windows import ExplainArguments
-from hfsae.features import FeatureStore
+from hfsae.explanations.windows import ExplainArguments, select
+from hfsae.features import FeatureStore, read_names
 from hfsae.machine.refused import Refused
 from hfsae.recipe.controls import untrained
 from hfsae.recipe.placed import limits_of, of_run, opened
 
 from .. import forked
 from ..helpers import refused
-from .conftest import verb
+from .conftest import read_planted, verb
 from .loopback_judge import LoopbackJudge
 from .oracle import WORD, by_oracle
 
@@ -158,11 +162,13 @@ def test_a_detection_request_is_one_for_a_latent_and_its_control(planted, tmp_pa
     by_file(planted, tmp_path)
     requests = lines_of(tmp_path / "asked")
     asked = [r["body"] for r in requests if "Description" in r["body"]["messages"][-1]["content"]]
-    assert len(asked) == 3 * len(LATENTS) + SCORES.directions
+    assert len(asked) == 2 * len(LATENTS) + SCORES.directions, "any text gets one grade for all"
     for body in asked:
         assert body["messages"][-1]["content"].count("\nText ") == SCORES.windows
-        schema = body["response_format"]["json_schema"]["schema"]["properties"]["matches"]
-        assert schema["maxItems"] == schema["items"]["maximum"] == SCORES.windows
+        assert "0, surely not; 5, as likely as not; 10, surely" in body["messages"][0]["content"]
+        schema = body["response_format"]["json_schema"]["schema"]["properties"]["grades"]
+        assert schema["minItems"] == schema["maxItems"] == SCORES.windows
+        assert schema["items"] == {"type": "integer", "minimum": 0, "maximum": 10}
         assert (body["model"], body["temperature"]) == ("m", 0)
 
 
@@ -176,16 +182,17 @@ def test_protocols_of_others_go_by_file_too(planted, tmp_path, protocol):
     assert len(n_asked) == 2 and comparable(study) == comparable(sound)
 
 
-def test_detection_by_file_is_what_scikit_learn_makes_of_the_lists(planted, tmp_path):
-    """From the answers' files alone: whose windows are listed, against where the latent fires."""
+def test_detection_by_file_is_what_scikit_learn_makes_of_the_grades(planted, tmp_path):
+    """From the answers' files alone: AUC of the grades, with ties as one half, and balanced
+    accuracy of those above 5, against where the latent fires."""
     rng = random.Random(1)
 
     def guessing(lines):
         for line in lines:
             message = line["response"]["body"]["choices"][0]["message"]
-            if message["content"].startswith('{"matches"'):
-                numbers = sorted(rng.sample(range(1, 13), rng.randrange(1, 12)))
-                message["content"] = json.dumps({"matches": numbers})
+            if message["content"].startswith('{"grades"'):
+                grades = [rng.choice((0, 4, 5, 6, 9)) for _ in range(12)]
+                message["content"] = json.dumps({"grades": grades})
         return lines
 
     study, _ = by_file(planted, tmp_path, guessing)
@@ -201,10 +208,13 @@ def test_detection_by_file_is_what_scikit_learn_makes_of_the_lists(planted, tmp_
             first, *texts = request["body"]["messages"][-1]["content"].split("\n")
             truth = [word in WORD.findall(text) for text in texts]
             if first == f'Description: "{name}"' and sum(truth) == 6:
-                found.append((truth, answers[request["custom_id"]]["matches"]))
-        ((truth, listed),) = found
-        guess = [number in listed for number in range(1, len(truth) + 1)]
-        assert row["detection_auc"] == pytest.approx(roc_auc_score(truth, guess))
+                found.append((truth, answers[request["custom_id"]]["grades"]))
+        ((truth, grades),) = found
+        is_yes = [grade > 5 for grade in grades]
+        assert row["detection_auc"] == pytest.approx(roc_auc_score(truth, grades))
+        balanced = balanced_accuracy_score(truth, is_yes)
+        assert row["detection_balanced_accuracy"] == pytest.approx(balanced)
+    assert any(r["detection_auc"] != r["detection_balanced_accuracy"] for r in study.rows)
 
 
 def _read_for_ever(folder: Path) -> None:
@@ -325,18 +335,60 @@ def test_an_error_is_asked_again_and_counts_as_failed_after_three_times(tmp_path
     twice = written(tmp_path / "twice.jsonl", [*lines[:2], lines[0]])
     asking = judge(tmp_path / "other", sound, twice)
     asking.answer(ASKED)
-    with pytest.raises(Waits, match=r"1 request waits .*\(1 came back as errors, such as .*luck"):
+    with pytest.raises(Waits, match=rf"1 request waits .*\(1 came back .*{ids[0]} \(.*luck"):
         asking.settle("names")
     errors = written(tmp_path / "errors.jsonl", lines)
     asking = judge(tmp_path, sound, errors)
     first, *others = asking.answer(ASKED)
     assert first.text is None and "out of luck" in first.failure
     assert [answer.text for answer in others] == ["yes", "yes"] and asking.usage.n_failed == 1
-    asking.settle("names")  # it counts as failed; without its file it is asked again
+    (note,) = asking.notes()
+    assert note.startswith(f"requests that count as failed (1): {ids[0]} (")
+    asking.settle("names")  # without its file it is asked again
     asking = judge(tmp_path, sound)
     asking.answer(ASKED)
     with pytest.raises(Waits, match="1 request waits"):
         asking.settle("names")
+
+
+GRADED = list_question("Grade each text.", ("texts", [1]), "Text 1: ...", "grades", 3, 10)
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ('{"grades": [1, 2]}', '"grades" is to have 3 whole numbers, 0 to 10, and has 2'),
+        ('{"grades": [1, 2, 11]}', "and has '11'"),
+        ("all of them", "and is no list"),
+        ("", "an empty answer"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_told_with_its_id_and_gives_way_to_one_that_can(
+    tmp_path, text, why
+):
+    asking = judge(tmp_path)
+    asking.answer([GRADED])
+    with pytest.raises(Waits):
+        asking.settle("detection")
+    (request,) = lines_of(tmp_path / "asked")
+    key = request["custom_id"]
+    lines = [of_openai(key, text) | {"id": f"batch_{n}"} for n in range(3)]
+    bad = written(tmp_path / "bad.jsonl", [lines[0], of_openai("7", "another run's")])
+    asking = judge(tmp_path, bad)
+    assert asking.answer([GRADED])[0].text is None and asking.usage.n_failed == 0
+    assert [*asking.notes()] == ["answers that belong to no request here (1): 7"]
+    with pytest.raises(Waits) as waits:
+        asking.settle("detection")
+    assert f"(1 came back without an answer that can be read: {key} (" in str(waits.value)
+    assert why in str(waits.value) and len(lines_of(tmp_path / "asked")) == 1, "the same request"
+    mended = written(tmp_path / "mended.jsonl", [of_openai(key, '{"grades": [1, 2, 3]}')])
+    assert (
+        judge(tmp_path / "other", bad, mended).answer([GRADED])[0].text == '{"grades": [1, 2, 3]}'
+    )
+    thrice = judge(tmp_path, written(tmp_path / "thrice.jsonl", lines))
+    assert why in str(thrice.answer([GRADED])[0].failure) and thrice.usage.n_failed == 1
+    assert next(thrice.notes()).startswith(f"requests that count as failed (1): {key} (")
+    assert judge(tmp_path, mended).answer([GRADED])[0].text == '{"grades": [1, 2, 3]}'
 
 
 def test_what_a_service_does_not_take_is_left_out_of_the_next_file(tmp_path):
@@ -456,27 +508,42 @@ def test_bad_options_are_one_sentence(options, sentence, folder, loads, capsys):
     assert sentence in said and not loads
 
 
-def test_the_verb_asks_by_file_and_keeps_what_is_there_until_it_is_answered(
-    folder, loads, tmp_path, capsys
+@pytest.fixture
+def n_read(monkeypatch):
+    """How often a text was read for windows."""
+    calls = []
+    read = study_module.read
+    monkeypatch.setattr(study_module, "read", lambda *a, **k: calls.append(1) or read(*a, **k))
+    return lambda: len(calls)
+
+
+def test_the_verb_asks_by_file_reads_the_text_once_and_writes_names_before_their_scores(
+    folder, loads, n_read, tmp_path, capsys
 ):
     assert main(verb(folder, "--latents", *map(str, range(16)))) == 0
-    before = {p.name: p.read_bytes() for p in (folder / "features").glob("explanations.*")}
     asked, back = tmp_path / "asked", tmp_path / "back.jsonl"
     options = ["--latents", *map(str, range(16)), "--explainer", "lm", "--scores", "detection"]
     options += ["--judge", "m", "--requests", str(asked), "--judged_windows", "4"]
-    lines: list[dict] = []
-    for about in ("explanations", "detection"):
-        more = ["--answers", str(back)] if lines else []
+    n_answered, about, more = (0, 5, None), ("explanations", "explanations", "detection"), []
+    for n, what in zip(n_answered, about, strict=True):
+        if n != 0:
+            written(back, answered(lines_of(asked), in_turn)[:n])
+            more = ["--answers", str(back)]
         capsys.readouterr()
         assert main(verb(folder, *options, *more)) == 0
         said = capsys.readouterr().out
-        assert f"to answer, for {about}: " in said and "The explanations are" not in said
-        now = {p.name: p.read_bytes() for p in (folder / "features").glob("explanations.*")}
-        assert now == before
-        lines = answered(lines_of(asked), in_turn)
-        written(back, lines)
+        assert f"to answer, for {what}: " in said and "The explanations are" not in said
+        named = [i for i, name in read_names(folder).items() if name.startswith("by a model: ")]
+        assert (f"{len(named)} names are there, without scores" in said) == (n != 0)
+        assert len(named) == 5 if n == 5 else (len(named) > 9) == (n is None)
+    written(back, answered(lines_of(asked), in_turn))
+    assert n_read() == 2, "for the names by template, and for these"
+    view = feature(open_subject(Choice(str(folder)), with_lm=False), named[0])["auto"]
+    assert view["note"].startswith("Named by m, 70% certain, from ")
+    assert view["note"].endswith("windows; not tested")
     assert main(verb(folder, *options, "--answers", str(back))) == 0
     assert "The explanations are" in capsys.readouterr().out
+    assert n_read() == 2 and not [*asked.glob("found*")]
     record = json.loads((folder / "features/explanations.json").read_text())
     plan = json.loads((asked / "plan.json").read_text())
     assert record["plan_sha256"] == plan["plan_sha256"]
@@ -492,11 +559,56 @@ def test_the_verb_asks_by_file_and_keeps_what_is_there_until_it_is_answered(
     assert "is the plan" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_what_a_pass_found_is_the_same_to_the_bit_and_made_again_where_it_may_not_be(
+    planted, tmp_path
+):
+    reading = read_planted(planted, LATENTS)
+    found = Found(reading, select(reading, ARGS))
+    path = tmp_path / "found.safetensors"
+    assert Kept(path, {"weights": 1}).found is None
+    Kept(path, {"weights": 1}).save(found)
+    again = Kept(path, {"weights": 1}).found
+    assert again is not None and again.selection.left_out == found.selection.left_out
+    for one, other in zip(found.selection[:2], again.selection[:2], strict=True):
+        assert str(one) == str(other) and len(one) > 1
+        for ours, theirs in zip(one, other, strict=True):
+            assert all(map(np.array_equal, ours.trace, theirs.trace))
+            assert ours.trace.value.dtype == theirs.trace.value.dtype
+    for name in ("ids", "half", "start", "stop", "computed", "n_firings", "order"):
+        assert np.array_equal(getattr(reading, name), getattr(again.reading, name))
+    assert again.reading.n_documents == reading.n_documents
+    assert Kept(path, {"weights": 2}).found is None
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    assert Kept(path, {"weights": 1}).found is None
+
+
+def test_one_latent_can_be_named_and_judged_by_file_without_a_verdict(folder, loads, tmp_path):
+    asked, back = tmp_path / "asked", tmp_path / "back.jsonl"
+    options = ["--latents", "5", "--explainer", "lm", "--scores", "detection", "--judge", "m"]
+    options += ["--requests", str(asked), "--judged_windows", "4"]
+    for _ in range(2):
+        assert main(verb(folder, *options)) == 0
+        written(back, answered(lines_of(asked), in_turn))
+        options += [] if "--answers" in options else ["--answers", str(back)]
+    assert main(verb(folder, *options)) == 0
+    (row,) = pq.read_table(folder / "features/explanations.parquet").to_pylist()
+    assert (row["latent"], row["explanation"]) == (5, "a thing")
+    assert 0 <= row["detection_auc"] <= 1 and row["shuffled_detection_auc"] is None
+    assert row["shuffled_pearson"] is None
+    record = json.loads((folder / "features/explanations.json").read_text())
+    assert record["scores"]["detection"]["headline"] is None
+    assert "of one latent: no other" in (folder / "features/explanations.md").read_text()
+
+
 def in_turn(handler, body):
-    """A name, or the odd texts."""
-    matches = {"matches": [1, 3]}
-    is_name = "Name in at most" in body["messages"][0]["content"]
-    handler.complete(body, json.dumps({"name": "a thing", "sure": 7} if is_name else matches))
+    """A name, or grades in turn."""
+    properties = body["response_format"]["json_schema"]["schema"]["properties"]
+    answer = {"name": "a thing", "sure": 7}
+    if "grades" in properties:
+        answer = {"grades": [8, 1, 6, 3][: properties["grades"]["minItems"]]}
+    handler.complete(body, json.dumps(answer))
 
 
 def test_names_of_all_and_re_drawn_weights_are_asked_for_in_the_same_rounds(
@@ -536,7 +648,7 @@ def test_names_of_all_and_re_drawn_weights_are_asked_for_in_the_same_rounds(
     assert "| detection auc |" in (folder / "features/explanations.md").read_text()
     card = (folder / "README.md").read_text()
     assert "by m, which saw the windows" in card
-    check_headline(folder, card, record)
+    check_headline(folder, card, record, capsys)
 
 
 def test_names_that_stand_are_tested_again_and_the_judge_names_the_controls_alone(
@@ -566,14 +678,19 @@ def test_names_that_stand_are_tested_again_and_the_judge_names_the_controls_alon
     assert record["standing"]["n"] == 48 and len(record["untrained"]["detection"]["auc"]) >= 3
 
 
-def check_headline(folder, card, record):
-    """Card and page have the judge's result, beside all controls."""
-    means, drawn = record["scores"]["detection"]["uniform"]["auc"], record["untrained"]
+def check_headline(folder, card, record, capsys):
+    """Card, page and `hfsae show` have the judge's result, beside all controls; each mean beside
+    the one that is weighted by how often latents fire, and AUC beside balanced accuracy."""
+    of, drawn = record["scores"]["detection"], record["untrained"]
+    means, weighted = of["uniform"]["auc"], of["by_frequency"]["auc"]
     own, other, difference = (means[key][0] for key in ("own", "shuffled", "difference"))
+    own_weighted, other_weighted = (weighted[key][0] for key in ("own", "shuffled"))
     sentence = (
         f"Given a latent's own name, m tells texts in which it fires from others with an AUC of "
-        f"{own:.3f}; given another latent's name, of {other:.3f}: {difference:.3f} ["
+        f"{own:.3f} ({own_weighted:.3f} with latents weighted by how often they fire); given "
+        f"another latent's name, of {other:.3f} ({other_weighted:.3f}): {difference:.3f} ["
     )
+    assert main(["show", str(folder)]) == 0 and sentence in capsys.readouterr().out
     said = html.unescape(card).replace("\\", "")
     shown = "" if means["difference"][1] > 0 else ": this judge cannot tell them apart"
     assert sentence in said and f", over 20 latents{shown}.**" in said
@@ -582,6 +699,14 @@ def check_headline(folder, card, record):
     assert f"| {' | '.join(cells)} |" in card
     page = overview_panel(health(open_subject(Choice(str(folder)), with_lm=False)))
     assert sentence in html.unescape(page)
+    told = "{:.3f}, {:.3f} to {:.3f}".format(*of["by_frequency"]["balanced_accuracy"]["own"])
+    balanced = next(x for x in card.splitlines() if x.startswith("| detection, balanced accuracy"))
+    assert balanced.split(" | ")[2] == told and f"<td>{told}</td>" in page
+    report = (folder / "features/explanations.md").read_text()
+    shown = ("{:.3f} [{:.3f}, {:.3f}]".format(*m["own"]) for m in (means, weighted))
+    assert (
+        "**detection**: auc {}, or {} with latents weighted by how often".format(*shown) in report
+    )
     assert "".join(f"<td>{cell}</td>" for cell in cells) in page
 
 

@@ -9,6 +9,7 @@ import pytest
 from hfsae.cli import main
 from hfsae.explanations.judges import Answer, Usage
 from hfsae.explanations.judges.counted import example
+from hfsae.explanations.scorers.detection import Detection
 
 from ..helpers import refused
 from .conftest import verb
@@ -82,7 +83,9 @@ def record_of(folder):
     return json.loads((folder / "features/explanations.json").read_text())
 
 
-def test_scores_of_a_judge_stand_in_all_files_with_its_usage(folder, loads, judges, capsys):
+def test_scores_of_a_judge_stand_in_all_files_with_its_usage(
+    folder, loads, judges, capsys, monkeypatch
+):
     asked = ["--scores", "detection", "likelihood", "intruder", "--explainer", "lm", *CALLS]
     assert main(named(folder, *asked)) == 0
     report, record = capsys.readouterr().out, record_of(folder)
@@ -103,6 +106,9 @@ def test_scores_of_a_judge_stand_in_all_files_with_its_usage(folder, loads, judg
     assert names | {"intruder_accuracy", "detection_n_failed"} <= {*rows[0]}
     assert main(named(folder, *asked)) == 0
     assert capsys.readouterr().out == report and len(judges) == 1, "nothing is asked again"
+    monkeypatch.setattr(Detection, "system", "Is it there? Answer yes or no.")
+    assert main(named(folder, *asked)) == 0
+    assert len(judges) == 2, "another question has other answers"
 
 
 def test_a_key_that_a_judge_echoes_is_in_no_file_and_its_variable_is_named(

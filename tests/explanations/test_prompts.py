@@ -9,15 +9,16 @@ from tokenizers import normalizers
 from hfsae.explanations.asking import lm_explainer, prompts_hash
 from hfsae.explanations.explainers import Material, Spelt
 from hfsae.explanations.judges import Answer, Question, Usage
+from hfsae.explanations.judges.forms import choice_in, misfit
 from hfsae.explanations.judges.wording import Wording
 from hfsae.explanations.prompts import (
-    choice_in,
+    choice_question,
     explanation_in,
     explanation_question,
     levels,
     list_in,
+    list_question,
     marked,
-    numbers_in,
     quoted,
 )
 from hfsae.explanations.scorers import SCORERS
@@ -163,7 +164,7 @@ def test_a_name_is_asked_from_twelve_windows_of_sixteen_tokens_at_most():
 @pytest.mark.parametrize(
     "answer, numbers",
     [
-        ('{"matches": [1, 0, 1]}', [1, 0, 1]),
+        ('{"grades": [1, 0, 1]}', [1, 0, 1]),
         ("[1, 0, 1]", [1, 0, 1]),
         ("the list is [0,0,0].", [0, 0, 0]),
         ("[1, 0]", None),
@@ -179,26 +180,21 @@ def test_a_name_is_asked_from_twelve_windows_of_sixteen_tokens_at_most():
     ],
 )
 def test_a_list_has_its_length_and_whole_numbers_in_range(answer, numbers):
-    assert list_in(answer, "matches", 3, 1) == numbers
+    question = list_question("s", ("e", [1]), "t", "grades", 3, 1)
+    assert list_in(answer, question) == numbers
+    assert bool(misfit(answer, question)) == (numbers is None)
 
 
-@pytest.mark.parametrize(
-    "answer, numbers",
-    [
-        ('{"matches": [1, 3]}', [1, 3]),
-        ("[3, 1]", [3, 1]),
-        ('{"matches": []}', []),
-        ("[1, 1]", None),
-        ("[0, 1]", None),
-        ("[4]", None),
-        ("[true]", None),
-        ("[1.0]", None),
-        ('{"other": [1]}', None),
-        ("1, 3", None),
-    ],
-)
-def test_numbers_of_texts_are_each_there_once(answer, numbers):
-    assert numbers_in(answer, "matches", 3) == numbers
+def test_what_an_answer_lacks_is_one_clause():
+    graded = list_question("s", ("e", [1]), "t", "grades", 3, 10)
+    wanted = '"grades" is to have 3 whole numbers, 0 to 10, and '
+    assert misfit("[1, 2]", graded) == f"{wanted}has 2"
+    assert misfit('{"grades": [1, 2, 11]}', graded) == f"{wanted}has '11'"
+    assert misfit("I cannot", graded) == f"{wanted}is no list"
+    named = explanation_question(Material(3, [Spelt([" a"], 0, WINDOW, (1.0,))]))
+    assert misfit('{"sure": 3}', named) == 'it has no text "name"'
+    assert not misfit('{"name": "ships"}', named), "how sure may be missing"
+    assert misfit("6", choice_question("s", "t", ("1", "2"))) == "it is none of 1, 2"
 
 
 def test_a_choice_is_one_word():

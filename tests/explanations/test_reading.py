@@ -55,9 +55,11 @@ def _spans(reading: Reading) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("size", [7, 300])
-def test_firings_are_those_of_a_dense_pass(planted, size):
+def test_firings_are_those_of_a_dense_pass_behind_the_first_token_of_each_row(planted, size):
     reading, kept = read_planted(planted, size=size), planted.rows.keep
-    latents = planted.latents()[kept]
+    latents = planted.latents()
+    latents[:, 1] = 0  # the first behind the special one
+    latents = latents[kept]
     assert reading.n_firings.tolist() == (latents > 0).sum(0).tolist()
     for latent in (1, 17, N_TOKENS - 1):
         trace = reading.trace(latent)
@@ -65,7 +67,7 @@ def test_firings_are_those_of_a_dense_pass(planted, size):
         dense[torch.from_numpy(trace.token)] = torch.from_numpy(trace.value)
         assert torch.equal(dense, latents[:, latent])
         assert reading.density(latent) == pytest.approx(
-            float((latents[:, latent] > 0).float().mean())
+            float((latents[:, latent] > 0).sum() / reading.n_computed)
         )
 
 
@@ -82,13 +84,25 @@ def test_short_memory_gives_up_latents_at_the_end_of_the_order(planted):
     assert (short.n_firings == whole.n_firings).all(), "densities are of all tokens"
 
 
-def test_outliers_of_the_norm_stand_in_the_text_but_are_not_computed(planted):
+def test_first_tokens_of_rows_and_outliers_of_the_norm_are_read_but_not_computed(planted):
     site = planted.sae.config.site
     reading = read_planted(planted, norm_limits={site: 50.0, "elsewhere": 0.1})
     assert len(reading.ids) == planted.rows.keep.sum()
-    assert (reading.computed == (reading.ids < 50)).all()
-    assert reading.n_computed == (reading.ids < 50).sum()
+    is_first = np.arange(len(reading.ids)) % 32 == 0
+    computed = (reading.ids < 50) & ~is_first
+    assert (reading.computed == computed).all()
+    assert reading.n_computed == computed.sum()
     assert not reading.n_firings[50:].any()
+    inside = [reading.computed[a:b] for a, b in _spans(reading)]
+    assert all(part.all() or not part.any() for part in inside), "text ends where one of them is"
+
+
+def test_of_rows_without_a_special_token_the_first_one_is_not_computed_either(planted):
+    rows = planted.rows._replace(keep=torch.ones_like(planted.rows.keep))
+    reading = read(
+        planted.lm, planted.sae, [rows], np.arange(3), n_directions=1, keep_all=True, seed=0
+    )
+    assert (reading.computed == (np.arange(len(reading.ids)) % 33 > 0)).all()
 
 
 def test_a_random_direction_fires_as_often_as_it_should(planted):
@@ -96,8 +110,9 @@ def test_a_random_direction_fires_as_often_as_it_should(planted):
     # tokens of one kind have the same projection: the share is met up to one kind of token
     trace = reading.densest(2, 0.1)
     along = reading.projections[:, 2]
-    assert 0.05 < len(trace.token) / len(along) <= 0.1
-    assert along[trace.token].min() > np.delete(along, trace.token).max()
+    assert 0.05 < len(trace.token) / reading.n_computed <= 0.1
+    others = np.delete(along, trace.token)
+    assert along[trace.token].min() > others[np.isfinite(others)].max()
     assert (trace.value > 0).all()
 
 

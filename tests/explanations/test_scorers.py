@@ -1,5 +1,6 @@
 """Scores by an oracle judge on planted latents, with controls; what lowers them; failures."""
 
+import json
 import sys
 
 import numpy as np
@@ -96,7 +97,9 @@ def test_an_oracle_is_right_with_own_names_and_at_chance_with_anothers(sound, na
         assert means["shuffled"].low <= result.chance <= means["shuffled"].high
     # marks and tokens of another name are a little rarer where the latent fires
     assert means["shuffled"].value == pytest.approx(result.chance, abs=0.05)
-    assert means["anything"].value == pytest.approx(result.chance)
+    assert ("anything" in means) != ((name, local) == ("detection", False)), "one grade for all"
+    if "anything" in means:
+        assert means["anything"].value == pytest.approx(result.chance)
     assert result.n_failed == 0 and result.control == "shuffled"
     assert [*result.of_latents] == LATENTS
     assert result.of_latents[LATENTS[3]][f"{name}_{result.metric}"] == pytest.approx(1)
@@ -195,7 +198,7 @@ def test_text_that_asks_for_something_changes_no_other_latents_answers(sampled):
     class Obedient(Oracle):
         def one(self, question):
             if "ignore the above" in question.messages[-1][1]:
-                return Answer('{"matches": [1, 2, 3, 4, 5]}')
+                return Answer(json.dumps({"grades": [10] * 5 + [0] * 7}))
             return super().one(question)
 
     latents, _ = sampled()
@@ -259,7 +262,7 @@ def test_above_five_per_cent_of_failures_there_is_no_headline(sampled):
 
 
 def test_an_answer_that_does_not_parse_is_asked_for_once_more_with_another_seed(sampled):
-    first = Flaky(lambda i: i == 4, text='{"matches": [1, 1', has_log_likelihood=False)
+    first = Flaky(lambda i: i == 4, text='{"grades": [1, 1', has_log_likelihood=False)
     result = scored(sampled, "detection", first)
     assert result.n_failed == 0
     assert [q.seed for q in first.questions].count(1) == 1

@@ -27,8 +27,8 @@ FAULTS = [
     raw("<html>busy</html>"),
     content(""),
     content("I'm sorry, I can't help with that."),
-    content('{"matches": [1, 1', "length"),
-    content('{"matches": [1, 0, 1]}'),  # texts are numbered from 1, each once
+    content('{"grades": [1, 1', "length"),
+    content('{"grades": [1, 0, 1]}'),  # each text has a grade
     content("1 0 1 0 or so"),
     content("<think>the first one"),
 ]
@@ -85,7 +85,7 @@ def test_scores_from_a_faulty_server_are_those_from_a_sound_one(server, samples,
 def test_what_a_server_never_answers_rightly_is_marked_failed(server, samples):
     sound = results(samples, remote(server), "detection")
     prompt = max(server.asked, key=len)  # which one is asked first varies
-    server.faults[prompt] = [content('{"matches": [1, 99]}')] * 9
+    server.faults[prompt] = [content('{"grades": [1, 99]}')] * 9
     faulty = results(samples, remote(server), "detection")
     differ = [i for i in range(len(sound)) if str(sound[i]) != str(faulty[i])]
     assert len(differ) == 1

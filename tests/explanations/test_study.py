@@ -165,8 +165,7 @@ def test_what_is_pushed_has_no_path_of_this_machine(folder, loads):
     "options, sentence",
     [
         (["--latents", "1", "48"], "there is no latent 48; this SAE has 48, 0 to 47"),
-        (["--latents", "1"], "latents is [1]; name two or more"),
-        (["--n_latents", "3"], "n_latents is 3; it must be 20 or more"),
+        (["--n_latents", "0"], "n_latents is 0; it must be 1 or more"),
         (["--explainer", "human"], "has a label; give labels in"),
         (["--explainer", "file"], "a file goes with one explainer: --explainer file --file PATH"),
         (["--file", "a.jsonl"], "a file goes with one explainer: --explainer file --file PATH"),

@@ -12,6 +12,7 @@ filed       a language model that is asked by file: requests, and answers to the
 bodies      a question in the form that servers and files have
 transport   one request, and what went wrong with it
 replies     a server's reply, read
+forms       the form that an answer is to have
 tokens      how many tokens a question has
 """
 

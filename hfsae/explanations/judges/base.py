@@ -219,6 +219,11 @@ class JudgeArguments:
         return self.is_served or self.is_by_file
 
     @property
+    def has_log_likelihood(self) -> bool:
+        """Whether it knows the probability of any text: a model on this machine."""
+        return not self.is_remote
+
+    @property
     def address(self) -> str:
         """The address that answers, for a record: without credentials."""
         if self.base_url is not None:

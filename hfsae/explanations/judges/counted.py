@@ -126,7 +126,7 @@ def _answer_to(question: Question, counter: TokenCounter, words: str) -> Answer:
 
 def example(schema: dict[str, Any], words: str = _TEXT) -> Any:
     """A value that a JSON schema accepts: all entries, first choices, lists of a length that is
-    given, else of three; of the numbers of texts half.
+    given, else of three.
 
     Args:
         words: any text in it.
@@ -141,8 +141,6 @@ def example(schema: dict[str, Any], words: str = _TEXT) -> Any:
     if kind == "object":
         return {name: example(part, words) for name, part in schema.get("properties", {}).items()}
     if kind == "array":
-        if "minItems" in schema and schema["minItems"] < schema.get("maxItems", 0):
-            return list(range(1, 1 + schema["maxItems"] // 2))  # numbers of texts
         n = schema.get("minItems") or min(schema.get("maxItems", 3), 3)
         return [example(schema.get("items", {}), words) for _ in range(n)]
     if kind in ("integer", "number"):

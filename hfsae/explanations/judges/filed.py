@@ -6,8 +6,10 @@
 Requests go as they are to OpenAI's Batch API, `vllm run-batch`, LiteLLM and others that took over
 the format. A request is known by its hash, so answers may come in any order, twice, in several
 files, or among those of other runs. One whose server refused a part of the request is asked again
-without that part. One that the server finds bad counts as failed, with the reason; any other error,
-such as a batch that expired or a quota, is asked again, and counts as failed after three times.
+without that part. One that the server finds bad, or the model refuses, counts as failed, with the
+reason; one that came back without an answer that can be read, such as a list that is too short, or
+with another error, such as a quota, is asked again, and counts as failed after three times. All of
+these are told with their ids in the round in which they come.
 """
 
 import hashlib
@@ -19,12 +21,14 @@ from typing import Any
 
 from ...machine.files import numbered_lines, reading, write_whole
 from ...machine.keys import hider
+from ...machine.names import FOUND
 from ...machine.names import STUDY_PLAN as PLAN
 from ...machine.refused import Refused, one_line
 from .base import Answer, JudgeArguments, Progress, Question, Usage, Waits
 from .bodies import body_of, reduced, refused_feature
 from .calls import calls_of
-from .replies import read
+from .forms import misfit
+from .replies import REFUSED, read
 from .transport import MAX_ANSWER, Trouble
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
@@ -32,6 +36,7 @@ MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
 _URL = "/v1/chat/completions"
 _BAD = (400, 413, 422)  # the request is at fault, and would fail again
 _MOST_ERRORS = 3  # others that came back for one request, until it counts as failed
+_MOST_TOLD = 5  # ids in a sentence
 _AT_ONCE = 256  # answers that are written to calls.jsonl together
 
 
@@ -66,9 +71,10 @@ class Filed:
         _check_folder(self._folder, paths)
         self._given = _by_id(paths, hider(args.secrets()))
         self._without = frozenset[str]()  # features that the server refuses
-        self._is_used = False
+        self._asked: set[str] = set()
         self._waiting: dict[str, Question] = {}  # since `settle`
         self._errors: dict[str, str] = {}  # by request, why it is asked again
+        self._failed: dict[str, str] = {}  # and why it is not
         self._written: dict[str, list[Path]] = {}  # and into which files
 
     def answer(
@@ -79,9 +85,9 @@ class Filed:
         new: list[tuple[Question, Answer]] = []
         keys = [self._calls.key(question) for question in questions]
         for n, (key, question) in enumerate(zip(keys, questions, strict=True), 1):
-            self._is_used |= key in self._given
+            self._asked.add(key)
             earlier = self._calls.answer(key)
-            if earlier is not None:
+            if earlier is not None and not _lack(earlier, question):
                 self.usage.n_repeated += 1
                 answers[key] = earlier
             elif key not in answers:
@@ -131,14 +137,25 @@ class Filed:
         )
 
     def _of_errors(self, waiting: Mapping[str, Question]) -> str:
-        """How many of the requests that wait came back as errors, and why."""
-        reasons = [self._errors[key] for key in waiting if key in self._errors]
+        """Which of the requests that wait came back without an answer, and why."""
+        reasons = {key: self._errors[key] for key in waiting if key in self._errors}
         if not reasons:
             return ""
         return (
-            f" ({len(reasons):,} came back as errors, such as {reasons[0]!r}; what does so "
-            f"{_MOST_ERRORS} times counts as failed)"
+            f" ({len(reasons):,} came back without an answer that can be read: {_listed(reasons)}; "
+            f"what does so {_MOST_ERRORS} times counts as failed)"
         )
+
+    def notes(self) -> Iterator[str]:
+        """Sentences on answers that count as failed, and on those that belong to no request; call
+        it at the end of a round."""
+        if self._failed:
+            yield f"requests that count as failed ({len(self._failed):,}): {_listed(self._failed)}"
+        if unknown := [key for key in self._given if key not in self._asked]:
+            paths = self._folder.glob("requests-*.jsonl")
+            requested = {json.loads(line)["custom_id"] for p in paths for _, line in _lines(p)}
+            if others := {key: "" for key in unknown if key not in requested}:
+                yield f"answers that belong to no request here ({len(others):,}): {_listed(others)}"
 
     def refuse_unused(self) -> None:
         """Refuse answers that match no question; call it at the end of a round.
@@ -146,7 +163,7 @@ class Filed:
         Raises:
             ValueError: answers were given, and none belongs to a question that was asked.
         """
-        if self._given and not self._is_used:
+        if self._given and not self._given.keys() & self._asked:
             ids = ", ".join(key[:12] for key in list(self._given)[:3])
             raise Refused(
                 f"none of the {len(self._given):,} answers belongs to a question of "
@@ -157,26 +174,28 @@ class Filed:
     def _read(self, key: str, question: Question) -> Answer | None:
         """The best of what came back for a question; None: nothing did, or it is to be asked in
         another form."""
-        answers, errors = [], []
+        refused, errors = [], []
         for line in self._given.get(key, ()):
             try:
-                answers.append(read(_body(line), question))
+                answer = read(_body(line), question)
             except Trouble as trouble:
                 body = body_of(self._args.model, question, question.seed)
                 feature = refused_feature(trouble, body)
-                failed = Answer(None, one_line(trouble))
                 if feature is not None:
                     self._without |= {feature}
-                elif trouble.kind == "status" and trouble.status not in _BAD:
-                    errors.append(failed)
-                else:
-                    answers.append(failed)
-        if errors:
-            self._errors[key] = str(errors[0].failure)
-        if not answers and len(errors) >= _MOST_ERRORS:
-            return errors[0]
-        sound = (answer for answer in answers if answer.text is not None)
-        return next(sound, answers[0] if answers else None)
+                    continue
+                is_bad = trouble.kind == "status" and trouble.status in _BAD
+                (refused if is_bad else errors).append(one_line(trouble))
+                continue
+            if not (lack := _lack(answer, question)):
+                return answer
+            (refused if lack == REFUSED else errors).append(lack)
+        if errors and not refused:
+            self._errors[key] = errors[0]
+        if refused or len(errors) >= _MOST_ERRORS:
+            self._failed[key] = [*refused, *errors][0]
+            return Answer(None, self._failed[key])
+        return None
 
     def _write(self, questions: Mapping[str, Question]) -> list[Path]:
         """Files of requests, named by what they hold: those of earlier rounds stay."""
@@ -206,6 +225,20 @@ class Filed:
         yield part
 
 
+def _lack(answer: Answer, question: Question) -> str:
+    """Why an answer cannot be read; "" where it can."""
+    if answer.text is None or answer.log_probabilities:
+        return answer.failure or ""
+    return misfit(answer.text, question)
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    """Ids with their reasons, at most so many."""
+    ids = [f"{key} ({why})" if why else key for key, why in reasons.items()]
+    more = f" and {len(ids) - _MOST_TOLD:,} more" if len(ids) > _MOST_TOLD else ""
+    return ", ".join(ids[:_MOST_TOLD]) + more
+
+
 def _check_folder(folder: Path, answers: Sequence[Path]) -> None:
     """Refuse a folder with files that are not of an earlier round."""
     if not folder.exists():
@@ -214,7 +247,7 @@ def _check_folder(folder: Path, answers: Sequence[Path]) -> None:
         raise Refused(f"requests {folder} is a file; give a folder")
     known = {path.resolve() for path in answers}
     for path in sorted(folder.iterdir()):
-        is_ours = path.name == PLAN or path.match("requests-*.jsonl")
+        is_ours = path.name == PLAN or any(map(path.match, ("requests-*.jsonl", FOUND)))
         if not is_ours and path.resolve() not in known:
             raise Refused(
                 f"requests {folder} holds {path.name}; give an empty folder, or that of an earlier "

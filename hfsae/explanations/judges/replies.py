@@ -19,7 +19,7 @@ _REFUSAL = re.compile(
 )
 
 _MOST_TOKENS = 2**40  # a larger count is no count
-_REFUSED = "the model refused to answer"
+REFUSED = "the model refused to answer"
 
 
 def without_thoughts(text: str) -> str | None:
@@ -52,7 +52,7 @@ def read(reply: dict[str, Any], question: Question) -> Answer:
         n_out = _whole(usage.get("completion_tokens"), by_length().text(content))
         text = without_thoughts(content)
         is_refused = message.get("refusal") or stop == "content_filter"
-        failure = _REFUSED if is_refused else failure_of(text, stop, question)
+        failure = REFUSED if is_refused else failure_of(text, stop, question)
     except (LookupError, TypeError, AttributeError) as error:
         raise Trouble("no chat", "the reply has no message") from error
     if failure:
@@ -82,7 +82,7 @@ def failure_of(text: str | None, stop: object, question: Question) -> str | None
         stop: "length" if the answer was cut.
     """
     if _REFUSAL.match(_plain(text or "")):
-        return _REFUSED
+        return REFUSED
     if text is None:
         return f"a thought without an end within {question.max_tokens} tokens"
     if not text:

@@ -82,6 +82,11 @@ class Scorer:
         self.has_probabilities = has_probabilities
         """whether the judge gives log-probabilities of answers"""
 
+    @property
+    def asks_any_text(self) -> bool:
+        """Whether the explanation "any text" is a control: not where it gets one grade for all."""
+        return True
+
     def truth(self, sample: Sample) -> np.ndarray:
         """What the values should be; here which items are active."""
         return sample.truth

@@ -6,39 +6,44 @@ from typing import Any
 import numpy as np
 
 from ..judges import Answer, Question
-from ..prompts import (
-    choice_in,
-    choice_question,
-    numbers_in,
-    numbers_question,
-    quoted,
-    text_of,
-)
+from ..judges.forms import choice_in
+from ..prompts import N_LEVELS, choice_question, list_in, list_question, quoted, text_of
 from .base import Case, Request, Scorer
 
 YES_NO = ("yes", "no")
-_KEY = "matches"
+_KEY = "grades"
+GRADES = (
+    " Grade each text in its order by how sure you are, with a whole number: 0, surely not; 5, as "
+    "likely as not; 10, surely."
+)
 
 
 class Detection(Scorer):
     """Where the judge has log-probabilities, a yes or no a window: p(yes) / (p(yes) + p(no)); else
-    one question with all windows, answered with the numbers of those that hold it."""
+    one question with all windows, answered with a grade for each, 0 to 10. Above half is a yes."""
 
     name = "detection"
-    about = "does a window hold what the explanation names, yes or no"
+    about = (
+        "does a window hold what the explanation names: how likely yes is, or a grade from 0 to "
+        "10; auc is of these, balanced accuracy of yes and no, where above half is a yes"
+    )
     system = (
         "You get the description of a pattern in text, and a text. Decide whether the pattern "
         "occurs in the text. Answer yes or no."
     )
     many = (
-        "You get the description of a pattern in text, and numbered texts. Decide for each text "
-        "whether the pattern occurs in it, and give the numbers of those in which it does."
+        "You get the description of a pattern in text, and numbered texts. Does the pattern occur "
+        f"in a text?{GRADES}"
     )
     example = (
         'Description: "words about ships and harbours"\nText 1: "The boat left at dawn."\n'
         'Text 2: "He counted the votes."',
-        [1],
+        [9, 0],
     )
+
+    @property
+    def asks_any_text(self) -> bool:
+        return self.has_probabilities
 
     def texts(self, case: Case) -> list[str]:
         """How each item stands in a prompt."""
@@ -54,7 +59,7 @@ class Detection(Scorer):
             return []
         numbered = [f"Text {n}: {texts[item]}" for n, item in enumerate(order, 1)]
         text = "\n".join([described, *numbered])
-        return [numbers_question(self.many, self.example, text, _KEY, len(texts))]
+        return [list_question(self.many, self.example, text, _KEY, len(texts), N_LEVELS)]
 
     def _order(self, case: Case, n: int) -> list[int]:
         """At random, so that places tell nothing."""
@@ -62,9 +67,7 @@ class Detection(Scorer):
 
     def parse(self, request: Question, answer: Answer) -> Any:
         if not request.choices:
-            assert request.schema is not None
-            n = request.schema["properties"][_KEY]["maxItems"]
-            return numbers_in(answer.text or "", _KEY, n)
+            return list_in(answer.text or "", request)
         if answer.log_probabilities is not None:
             return probability(answer.log_probabilities)
         word = choice_in(answer.text or "", YES_NO)
@@ -77,7 +80,7 @@ class Detection(Scorer):
         if not replies or replies[0] is None:
             return np.full(len(order), np.nan)
         values = np.zeros(len(order))
-        values[[order[n - 1] for n in replies[0]]] = 1.0
+        values[order] = np.array(replies[0]) / N_LEVELS
         return values
 
 

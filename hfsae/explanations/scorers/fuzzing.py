@@ -7,7 +7,7 @@ import numpy as np
 from ..explainers import Spelt
 from ..prompts import marked
 from .base import Case, Sample
-from .detection import Detection
+from .detection import GRADES, Detection
 
 
 class Marked(NamedTuple):
@@ -24,20 +24,22 @@ class Fuzzing(Detection):
 
     name = "fuzzing"
     metrics = ("auc", "balanced_accuracy")
-    about = "are the marked tokens of a window those that the explanation names, yes or no"
+    about = (
+        "are the marked tokens of a window those that the explanation names: how likely yes is, or "
+        "a grade from 0 to 10; above half is a yes"
+    )
     system = (
         "You get the description of a kind of token, and a text in which some tokens are between "
         "<< and >>. Decide whether the description fits the marked tokens. Answer yes or no."
     )
     many = (
         "You get the description of a kind of token, and numbered texts in which some tokens are "
-        "between << and >>. Decide for each text whether the description fits the marked tokens, "
-        "and give the numbers of those in which it does."
+        f"between << and >>. Does the description fit the marked tokens of a text?{GRADES}"
     )
     example = (
         'Description: "words about ships and harbours"\nText 1: "The<< boat>> left at dawn."\n'
         'Text 2: "The boat left<< at>> dawn."',
-        [1],
+        [9, 0],
     )
 
     def marks(self, sample: Sample) -> list[Marked]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from ..explainers import Spelt
 from ..judges import Answer, Question
-from ..prompts import choice_in, choice_question, quoted, text_of
+from ..judges.forms import choice_in
+from ..prompts import choice_question, quoted, text_of
 from .base import Case, Request, Sample, Scorer
 
 N_TOGETHER = 4

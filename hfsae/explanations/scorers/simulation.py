@@ -50,9 +50,7 @@ class Simulation(Scorer):
         return requests
 
     def parse(self, request: Question, answer: Answer) -> Any:
-        assert request.schema is not None
-        n = request.schema["properties"][_KEY]["minItems"]
-        return list_in(answer.text or "", _KEY, n, N_LEVELS)
+        return list_in(answer.text or "", request)
 
     def values(self, case: Case, replies: Sequence[Any]) -> np.ndarray:
         pairs = zip(case.sample.windows, replies, strict=True)
