@@ -1,8 +1,9 @@
 """Why this token: the effect of each latent of an SAE on a logit, a logit difference or the loss.
 
-The model runs unchanged: x = decode(latents) + error, with the error held fixed. m(latents) is the
-objective. A latent's effect is the part of m due to its firing, at all positions together: positive
-if m would be smaller without it. Three estimates, from cheap to exact:
+The model runs unchanged: x = decode(f) + error, with f the latents. m(g) is the objective where x
+is x + decode(g) - decode(f), so that the error and all other latents are held fixed. A latent's
+effect is the part of m due to its firing, at all positions together: positive if m would be smaller
+without it. Three estimates of one function m, from cheap to exact:
 
     gradient     sum over positions of f * dm/df                       one backward pass for all
     integrated   the same with dm/df averaged over latents a * f, 0 < a < 1 (Sundararajan et al.
@@ -20,9 +21,12 @@ all that is not linear in x at this site: what later blocks add by their weights
 non-linearities, paths around the site, and spared tokens such as BOS, whose x is not taken apart.
 All of it comes from the gradient's own pass.
 
-Where an SAE writes at several sites, x is all of them. A crosscoder reads all before it writes, so
-each site keeps what is written there, and what it wrote at earlier ones is not added again; with a
-cross-layer transcoder the model runs on from what was written, as it does when it is spliced in.
+Where an SAE writes at several sites, x is all of them. At every site and token of a crosscoder the
+model runs on that sum itself, so what it wrote at earlier sites is not added again. At each target
+of a cross-layer transcoder decode(g) - decode(f) is added to what the model computes there, which
+follows from what was written before. Neither reads again what the model computes of an edit, as
+`hfsae.splice` does: there later sources of a transcoder would fire differently, and a crosscoder's
+sites keep the model's own value where an edit changes nothing.
 
 `Attribution.agreement` compares the first two with ablation. It differs much from prompt to prompt:
 of ten, in float32, with the 40 largest latents of each, the correlation with ablation was
@@ -55,7 +59,6 @@ from .lm import (
     known_tokenizer,
     random_places,
     special_ids,
-    splice,
     tokenizer_of,
     unspared,
 )
@@ -195,7 +198,8 @@ def attribute(
     integrated, without = torch.full_like(total, nan), nan
     if integration_steps > 0:
         integrated = (latents * run.mean_gradient(integration_steps)).sum(dim=0)
-        without = float(run.value(torch.zeros_like))
+        with torch.no_grad():
+            without = float(run.value(torch.zeros_like(run.latents)))
     ablation = torch.full_like(total, nan)
     chosen = order[:ablate] if isinstance(ablate, int) else _firing(ablate, order)
     ablation[chosen] = run.ablate(chosen).to(ablation.device)
@@ -283,22 +287,16 @@ class _Expansion(NamedTuple):
 
 
 class _Leaves:
-    """Latents and activations of a pass as leaves of a gradient: x is decode(latents) and the rest,
-    which is held fixed. A cross-layer transcoder writes several times in a pass, each time with
-    the latents of the sources that the model has reached: gradients are sums over these.
+    """Latents and activations of the unchanged model as leaves of a gradient: x is decode(latents)
+    and the rest, which is held fixed. A cross-layer transcoder writes several times in a pass, each
+    time with the latents of the sources that the model has reached: gradients are sums over these.
 
     Args:
         counted: the tokens whose latents may change; None: all.
-        scales: factors on the latents, one for each row of the batch; None: 1.
     """
 
-    def __init__(
-        self,
-        sae: SAE,
-        counted: Bool[Tensor, " ctx"] | None = None,
-        scales: Float[Tensor, " rows"] | None = None,
-    ):
-        self.sae, self.counted, self.scales = sae, counted, scales
+    def __init__(self, sae: SAE, counted: Bool[Tensor, " ctx"] | None = None):
+        self.sae, self.counted = sae, counted
         self.moments: list[Moment] = []
         self._leaves: list[tuple[Tensor, Tensor]] = []  # latents, what is added to the target
 
@@ -309,21 +307,16 @@ class _Leaves:
     def _write(self, moment: Moment) -> Tensor:
         x, source = moment.target, moment.source.detach()
         latents = self.sae.encode(source).detach()
-        scaled = latents.clone() if self.scales is None else latents * self._factors(latents)
-        leaves = scaled.requires_grad_(), torch.zeros_like(x).requires_grad_()
+        leaves = latents.clone().requires_grad_(), torch.zeros_like(x).requires_grad_()
         self._leaves.append(leaves)
         self.moments.append(moment)
-        # difference first: without an effect it is exactly zero
+        # difference first: it is exactly zero
         new = x + (self.sae.decode(leaves[0], source) - self.sae.decode(latents, source)).to(
             x.device
         )
         if self.counted is not None:
             new = torch.where(self.counted.to(x.device)[:, None], new, x)
         return new.to(x) + leaves[1]
-
-    def _factors(self, latents: Tensor) -> Float[Tensor, "rows 1 1"]:
-        assert self.scales is not None
-        return self.scales.to(latents)[:, None, None]
 
     @property
     def latents(self) -> Float[Tensor, "rows ctx d_sae"]:
@@ -343,7 +336,13 @@ class _Leaves:
 
 
 class _Run:
-    """Runs of one text on edited latents, with one objective; the error term is held fixed."""
+    """Runs of one text, first unchanged (`expansion`), then on other latents, with one
+    objective."""
+
+    latents: Float[Tensor, "1 ctx d_sae"]
+    """of the unchanged model, also of spared tokens"""
+    source: Float[Tensor, "1 ctx d_in"]
+    """what the SAE reads there"""
 
     def __init__(
         self,
@@ -359,21 +358,13 @@ class _Run:
         if len(ids) != 1:
             raise Refused(f"tokens hold {len(ids)} rows; attribute one text at a time")
         self.lm, self.sae, self.objective = lm, sae, objective
-        self.spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
-        self.counted = unspared(ids, self.spare)[0].to(sae.device)  # [ctx]
+        spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
+        self.counted = unspared(ids, spare)[0].to(sae.device)  # [ctx]
 
     def _run(self, block: AbstractContextManager[None], rows: int) -> Float[Tensor, " rows"]:
         batch: dict[str, Any] = {name: t.expand(rows, -1) for name, t in self.tokens.items()}
         with block:
             return self.objective(self.lm(**batch, use_cache=False).logits.float())
-
-    def _edited(self, edit: Callable[[Tensor], Tensor], rows: int) -> Float[Tensor, " rows"]:
-        block = splice(self.lm, self.sae, error_term=True, edit=edit, spare_tokens=self.spare)
-        return self._run(block, rows)
-
-    @torch.no_grad()
-    def value(self, edit: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
-        return self._edited(edit, 1)[0]
 
     def expansion(self) -> _Expansion:
         """The objective of the unchanged model, by parts of the activation."""
@@ -381,48 +372,51 @@ class _Run:
         with torch.enable_grad():
             value = self._run(leaves.block(self.lm), 1)
             gradient, slope = leaves.gradients(value.sum())
-        latents = leaves.latents
-        error, bias = self._parts(leaves, slope)
-        counted = latents[0].float() * self.counted[:, None]
+        self.latents, self.source = leaves.latents, leaves.moments[-1].source.detach()
+        error, bias = self._parts(leaves.target, slope)
+        counted = self.latents[0].float() * self.counted[:, None]
         return _Expansion(counted, gradient[0].float(), value.item(), error, bias)
 
     @torch.no_grad()
-    def _parts(self, leaves: "_Leaves", slope: Tensor) -> tuple[float, float]:
+    def _parts(self, target: Tensor, slope: Tensor) -> tuple[float, float]:
         """Of x: the SAE's error, and the reconstruction without latents; each times dm/dx."""
-        latents, source, target = leaves.latents, leaves.moments[-1].source, leaves.target
-        recon = self.sae.decode(latents, source)
-        bias = self.sae.decode(torch.zeros_like(latents), source)
+        recon = self.sae.decode(self.latents, self.source)
+        bias = self.sae.decode(torch.zeros_like(self.latents), self.source)
         error = target.float() - recon.to(target.device).float()
         weights = slope.double() * self.counted.to(slope.device)[:, None]
         return float((error * weights).sum()), float((bias.to(weights) * weights).sum())
 
+    def value(self, latents: Float[Tensor, "rows ctx d_sae"]) -> Float[Tensor, " rows"]:
+        """The objective with other latents in each row: m of the module."""
+        source = self.source.expand(len(latents), -1, -1)
+        change = self.sae.decode(latents, source) - self.sae.decode(self.latents, self.source)
+        change = change * self.counted[:, None]
+
+        def write(moment: Moment) -> Tensor:
+            return (moment.target + change.to(moment.target.device)).to(moment.target)
+
+        return self._run(intervene(self.lm, self.sae, write, everywhere=True), len(latents))
+
     def mean_gradient(self, n: int) -> Float[Tensor, "ctx d_sae"]:
         """d objective / d latents, mean over n points from no latents to all."""
-        scales = (torch.arange(n) + 0.5) / n
-        parts = [self._gradients(part).sum(dim=0) for part in scales.split(_ROWS)]
-        return torch.stack(parts).sum(dim=0) / n
-
-    def _gradients(self, scales: Float[Tensor, " rows"]) -> Float[Tensor, "rows ctx d_sae"]:
-        """d objective / d latents at scale * latents, for each scale."""
-        leaves = _Leaves(self.sae, self.counted, scales)
-        with torch.enable_grad():
-            total = self._run(leaves.block(self.lm), len(scales)).sum()
-            return leaves.gradients(total)[0].float()
+        total = torch.zeros_like(self.latents[0], dtype=torch.float32)
+        for scales in ((torch.arange(n) + 0.5) / n).split(_ROWS):
+            latents = self.latents * scales.to(self.latents)[:, None, None]
+            with torch.enable_grad():
+                value = self.value(latents.requires_grad_()).sum()
+            total += torch.autograd.grad(value, latents)[0].float().sum(dim=0)
+        return total / n
 
     @torch.no_grad()
     def ablate(self, chosen: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
         """For each latent: objective - objective without it."""
         effects = []
         for part in chosen.split(_ROWS) if len(chosen) else ():  # none would be one empty part
-
-            def edit(latents: Tensor, part: Tensor = part) -> Tensor:
-                new = latents.clone()
-                for row, latent in enumerate(part, start=1):
-                    new[row, :, latent] = 0
-                return new
-
             # row 0 is the reference: with another batch size, the last bits may differ
-            values = self._edited(edit, len(part) + 1)
+            latents = self.latents.repeat(len(part) + 1, 1, 1)
+            for row, latent in enumerate(part, start=1):
+                latents[row, :, latent] = 0
+            values = self.value(latents)
             effects.append(values[0] - values[1:])
         return torch.cat(effects) if effects else torch.zeros(0)
 
