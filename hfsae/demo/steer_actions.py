@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
+from math import log2
 from pathlib import Path
 from typing import Annotated, NamedTuple, cast
 
@@ -137,6 +138,8 @@ def suggest_strength(
     Returns:
         latents (dict): {latent: its strength}, to be given to steer as `latent:strength`.
         strength (float): the largest of them; 0: no strength that was tried is within the budget.
+        passed (bool): a larger strength was tried and is over the budget; false: a larger one than
+            `strength` may be within it, too.
         trials (list): {strength, kl, repetition, within, text} of each that was tried.
     """
     settings = Steering(mode=mode, unit=unit, scope=scope, error_term=error_term, chat=chat)
@@ -172,6 +175,7 @@ def sweep(
     tried = (_SWEEP if only is None else _AROUND)[settings.unit]
     strengths = [strength / largest for strength in tried]
     how = sampling(settings) if isinstance(settings, Settings) else Sampling()
+    doublings = int(log2(LIMITS[settings.unit] / tried[-1]))
     n, done = 1 + len(strengths) + _REFINED, count(1)
     progress(0, n)
     suggestion = steering.suggest_strength(
@@ -179,6 +183,7 @@ def sweep(
         {"input_ids": torch.tensor([job.tokens.ids])},
         _block(subject, job, cast(Scope, settings.scope), scaled),
         strengths=strengths,
+        doublings=doublings,
         max_kl=validate.number(max_kl, "max_kl", *KL),
         max_repetition=validate.number(max_repetition, "max_repetition", *REPETITION),
         n_tokens=N_TRIED,
@@ -187,7 +192,7 @@ def sweep(
         temperature=how.temperature,
         repetition_penalty=how.repetition_penalty,
         use_cache=not subject.sae.config.needs_whole_text,
-        progress=lambda trial: progress(next(done), n),
+        progress=lambda trial: progress(at := next(done), max(n, at + 1)),
     )
     result = _strength_json(subject, suggestion, scaled, largest)
     kept = {str(i): s for i, s in job.latents.items() if i not in scaled}
@@ -337,5 +342,6 @@ def _strength_json(
     return {
         "latents": {str(i): round(suggestion.strength * s, 3) for i, s in latents.items()},
         "strength": suggestion.strength * largest,
+        "passed": suggestion.passed,
         "trials": trials,
     }

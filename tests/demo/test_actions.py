@@ -19,6 +19,7 @@ from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.inspect_actions import latent_of, weak_match
 from hfsae.demo.pages.health import overview_panel
+from hfsae.demo.parts import html
 from hfsae.demo.settings import Settings, Steering
 from hfsae.demo.snippet import of_latent, of_texts
 from hfsae.demo.steer_actions import direction
@@ -165,6 +166,23 @@ def test_a_strength_is_suggested_within_the_budget(actions):
     within = [t for t in found["trials"] if t["within"]]
     assert found["strength"] == max(t["strength"] for t in within)
     assert found["latents"]["3"] == pytest.approx(found["strength"], abs=1e-3)
+    assert found["passed"]
+
+
+def test_a_search_doubles_up_to_the_apps_limit_and_says_that_the_budget_was_not_passed(actions):
+    wide, told = {"max_kl": 20, "max_repetition": 1}, []
+    progress = lambda *far: told.append(far)  # noqa: E731
+    found = actions.sweep("the cat", "3:1", Steering(), **wide, progress=progress)
+    assert [t["strength"] for t in found["trials"]] == [0, 0.25, 0.5, 1, 2, 4, 8, 16]
+    assert found["strength"] == 16 and not found["passed"]
+    assert all(done < n for done, n in told) and told[-1] == (8, 9)
+    both = actions.sweep("the cat", "3:3,4:-1.5", Steering(), **wide)
+    assert both["latents"] == {"3": 16, "4": -8}
+    only = actions.sweep("the cat", "3:3,4:-1.5", Steering(), **wide, only=4)
+    assert only["latents"] == {"3": 3, "4": -16}
+    shown = {"unit_name": "times", "only": None, "max_kl": 20, "max_repetition": 1, "n_tokens": 24}
+    assert "None that was tried is over it" in html("suggestion", {**found, **shown})
+    assert "None that was tried" not in html("suggestion", {**found, **shown, "passed": True})
 
 
 def test_a_strength_is_looked_for_under_the_settings_it_is_for(actions):
