@@ -39,6 +39,7 @@ ablations. So ablate where a latent's effect matters, and in float32: in bfloat1
 has steps of 0.125.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from math import nan
@@ -50,7 +51,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .activations.spelling import tokenise
+from .activations.spelling import meant, tokenise
 from .lm import (
     Moment,
     check_arguments,
@@ -130,6 +131,10 @@ class Attribution(NamedTuple):
     bias: float
     """The same for what is in the reconstruction without any latent: the decoder's bias, and a skip
     connection or a token's mean if the SAE has them."""
+    target: int | None = None
+    """Id of the token whose logit is the objective; None: another objective."""
+    contrast: int | None = None
+    """Id of the token whose logit is subtracted, if there is one."""
 
     @property
     def rest(self) -> float:
@@ -175,8 +180,10 @@ def attribute(
         text: a text, or a row of tokens: [1, ctx], or {"input_ids": [1, ctx]}, perhaps with a mask.
         objective: in place of a target: `hfsae.logit(...)`, `hfsae.loss(...)` or your own function,
             logits [rows, ctx, vocab] -> [rows].
-        target: the token to explain, as text (spaces count) or id: its logit is the objective.
-        contrast: a token whose logit is subtracted.
+        target: the token to explain, as text or id: its logit is the objective. Most words begin
+            with a space: of "sea" and " sea", which are two tokens, a target without one is the
+            likelier here, with a warning if that has the space.
+        contrast: a token whose logit is subtracted, likewise.
         tokenizer: for text; None: the tokenizer that `hfsae.load_lm` loaded with the model.
         ablate: number of latents to ablate, the largest by gradient; or a list of latents.
         integration_steps: backward passes for `integrated`; 0: leave it out.
@@ -187,8 +194,18 @@ def attribute(
     """
     check_arguments("attribute", lm, sae)
     contract.hold(lm, sae, tokenizer or known_tokenizer(lm))
-    objective = objective or _logit(lm, target, contrast, tokenizer)
-    run = _Run(lm, sae, _row(lm, sae, text, tokenizer), objective, spare_tokens)
+    row = _row(lm, sae, text, tokenizer)
+    if objective is not None:
+        target = contrast = None
+    elif target is None:
+        raise Refused(
+            'attribute needs a target or an objective; give one of them, such as target=" Paris"'
+        )
+    else:
+        target = _token(lm, row, target, tokenizer)
+        contrast = None if contrast is None else _token(lm, row, contrast, tokenizer)
+        objective = logit(target, contrast)
+    run = _Run(lm, sae, row, objective, spare_tokens)
     latents, gradient, value, error, bias = run.expansion()
     effects = latents * gradient  # [ctx, d_sae]
     firing = (latents != 0).any(dim=0).nonzero().squeeze(1)
@@ -214,35 +231,34 @@ def attribute(
         without_latents=without,
         error=error,
         bias=bias,
+        target=target,
+        contrast=contrast,
     )
 
 
-def _logit(
+def _token(
     lm: PreTrainedModel,
-    target: int | str | None,
-    contrast: int | str | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Objective:
-    if target is None:
-        raise Refused(
-            'attribute needs a target or an objective; give one of them, such as target=" Paris"'
-        )
-    other = None if contrast is None else _token(lm, contrast, tokenizer)
-    return logit(_token(lm, target, tokenizer), other)
-
-
-def _token(lm: PreTrainedModel, token: int | str, given: PreTrainedTokenizerBase | None) -> int:
+    row: Mapping[str, Tensor],
+    token: int | str,
+    given: PreTrainedTokenizerBase | None,
+) -> int:
     if isinstance(token, int):
         return token
-    tokenizer = given or tokenizer_of(lm)
-    ids: list[int] = tokenizer(token, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        pieces = [str(tokenizer.decode([i])) for i in ids]
-        raise Refused(
-            f"{token!r} is {len(ids)} tokens, {pieces}; give one of them, or a token's id (most "
-            "words begin with a space)"
+
+    @torch.no_grad()
+    def next_logits() -> Tensor:
+        return lm(**{name: t.to(lm.device) for name, t in row.items()}, use_cache=False).logits[
+            0, -1
+        ]
+
+    chosen = meant(given or tokenizer_of(lm), token, next_logits)
+    if chosen.typed is not None:
+        warnings.warn(
+            f"{token!r} is read as {' ' + token!r}, with a space before it, the likelier of both "
+            f"spellings; for the other, give the token's id: {chosen.typed}",
+            stacklevel=3,
         )
-    return int(ids[0])
+    return chosen.token
 
 
 def _row(
@@ -254,7 +270,7 @@ def _row(
     if isinstance(text, Tensor):
         return {"input_ids": torch.atleast_2d(text)}
     if isinstance(text, Mapping):
-        return text
+        return {name: text[name] for name in ("input_ids", "attention_mask") if name in text}
     if not isinstance(text, str):
         raise Refused(
             f"the text is a {type(text).__name__}; give one text, token ids as a tensor [1, ctx], "
@@ -352,8 +368,7 @@ class _Run:
         objective: Objective,
         spare_tokens: Sequence[int] | None,
     ):
-        names = ("input_ids", "attention_mask")
-        self.tokens = {name: tokens[name].to(lm.device) for name in names if name in tokens}
+        self.tokens = {name: tensor.to(lm.device) for name, tensor in tokens.items()}
         ids = self.tokens["input_ids"]
         if len(ids) != 1:
             raise Refused(f"tokens hold {len(ids)} rows; attribute one text at a time")

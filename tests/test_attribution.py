@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -306,6 +307,37 @@ def test_what_cannot_be_attributed_is_refused(tiny_lm: PreTrainedModel, text):
     for batch, objective, options, sentence in cases:
         with pytest.raises(ValueError, match=sentence):
             attribute(tiny_lm, sae, batch, objective, **options)
+
+
+def test_of_a_target_with_and_without_a_space_the_likelier_is_taken_and_said(
+    make_tiny_lm: Callable, spaced_tokenizer, text
+):
+    lm, sae = make_tiny_lm("gpt2"), make_sae("h.1")
+    ids = spaced_tokenizer(["a", " a", "b"], add_special_tokens=False)["input_ids"]
+    (plain,), (spaced,), (b,) = ids
+    read = partial(
+        attribute, lm, sae, text, tokenizer=spaced_tokenizer, ablate=0, integration_steps=0
+    )
+    head = lm.get_output_embeddings().weight.data
+    for likelier, other in ((spaced, plain), (plain, spaced)):
+        with capture(lm, ["ln_f"]) as activations:
+            lm(**text)
+        last = activations["ln_f"][0, -1]
+        head[other] -= (head[other] @ last + 1 - head[likelier] @ last) * last / (last @ last)
+        assert likelier == max(plain, spaced, key=lambda i: lm(**text).logits[0, -1, i])
+        with nullcontext() if likelier == plain else pytest.warns(UserWarning) as told:
+            found = read(target="a", contrast="b")
+        assert (found.target, found.contrast) == (likelier, b)
+        assert found.objective == pytest.approx(
+            float(logit(likelier, b)(lm(**text).logits)), rel=1e-4
+        )
+        if likelier == spaced:
+            assert str(told[0].message) == (
+                "'a' is read as ' a', with a space before it, the likelier of both spellings; for "
+                f"the other, give the token's id: {plain}"
+            )
+        assert read(target=plain).target == plain and read(target=" a").target == spaced
+    assert read(LOGIT).target is None
 
 
 def test_evenness_is_one_for_equal_shares_and_little_for_a_lone_cause():
