@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import count
 from math import log2
 from pathlib import Path
@@ -16,8 +17,9 @@ from ..machine.refused import Refused
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Suggestion, Unit
 from ..steering.pair import Pair, Phase, Sampling, Shift, generate_pair
 from . import validate
+from .inspect_actions import latent_of
 from .reading import Exchange, conversations, tokens_of
-from .rows import Json
+from .rows import Json, as_rows
 from .settings import N_NEW, PENALTY, TEMPERATURE, Settings, Steering, flat
 from .subject import Subject
 
@@ -51,11 +53,12 @@ def steer(subject: Subject, prompt: str, latents: str, settings: Settings) -> It
     """Continue a prompt twice with the same random numbers: unsteered, and steered.
 
     Args:
-        prompt: the text to go on from.
-        latents: indices of the latents to steer and how strongly, at most 8: `12:1.5, 7:-2` is
-            latent 12 at 1.5 and latent 7 at -2.
+        prompt: the text to go on from, without a space at its end: most words begin with one.
+        latents: which latents to steer and how strongly, at most 8: `12:1.5, sea:-2` is latent 12
+            at 1.5, and at -2 the one that is named "sea" or that a search by this word finds first.
 
     Returns:
+        latents (list[Latent]): those that are steered; "value" is the strength.
         plain (str): the continuation without steering.
         steered (str): the continuation with steering.
         n_plain (int): tokens of the continuation without steering.
@@ -73,7 +76,10 @@ def steer(subject: Subject, prompt: str, latents: str, settings: Settings) -> It
         done (bool): both texts are at their end.
     """
     job = check(subject, prompt, latents, settings)
-    yield from write(subject, job, sampling(settings))
+    steered = [{"latent": latent, "value": value} for latent, value in job.latents.items()]
+    rows = as_rows(subject, steered)
+    for texts in write(subject, job, sampling(settings)):
+        yield {"latents": rows, **texts}
 
 
 def write(
@@ -123,9 +129,9 @@ def suggest_strength(
     """The largest strength that leaves the text within a budget, found by trying.
 
     Args:
-        prompt: the text to go on from.
-        latents: indices of the latents to steer and their proportions, which are kept, at most 8:
-            `12:1, 7:-0.5`.
+        prompt: the text to go on from; see steer.
+        latents: the latents to steer, by index or by a word, and their proportions, which are kept,
+            at most 8: `12:1, sea:-0.5`.
         mode: as for steer.
         unit: of the strengths: max (multiples of a latent's largest activation) or norm (per cent
             of the activation's norm).
@@ -213,7 +219,8 @@ def check(
     """
     mode = validate.choice(settings.mode, "mode", MODES)
     unit = validate.choice(settings.unit, "unit", UNITS)
-    strengths = validate.strengths(latents, subject.d_sae, LIMITS[unit])
+    by_word = partial(latent_of, subject)
+    strengths = validate.strengths(latents, subject.d_sae, LIMITS[unit], by_word)
     if unit == "max" and mode not in ("scale", "ablate"):
         _refuse_unmeasured(subject, list(strengths))
     validate.choice(settings.scope, "scope", SCOPES)

@@ -5,8 +5,10 @@ import math
 import shutil
 from copy import copy
 from dataclasses import asdict, replace
+from functools import partial
 from types import SimpleNamespace
 
+import gradio as gr
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,9 +17,10 @@ from transformers import AutoConfig, AutoModel
 
 import hfsae
 from hfsae.cards import probing_facts
-from hfsae.demo import Choice, open_subject
+from hfsae.demo import Choice, address, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.inspect_actions import latent_of, weak_match
+from hfsae.demo.pages import SearchPage
 from hfsae.demo.pages.health import overview_panel
 from hfsae.demo.parts import html
 from hfsae.demo.settings import Settings, Steering
@@ -152,6 +155,40 @@ def test_steering_changes_the_text_in_the_scope_that_is_asked_for(actions):
     assert steered() == everywhere
     assert steered(scope="generated")["steered"] != everywhere["steered"]
     assert last(actions.steer("the cat", "3:0", max_new_tokens=8))["kl"] < 1e-4
+
+
+def test_a_word_is_steered_by_the_latent_that_it_finds_and_the_answer_has_which(subject):
+    there = replace(subject, labels={**subject.labels, 7: "rain", 9: "the sea"})
+    steer = partial(Actions(there).steer, "the", max_new_tokens=2, seed=1)
+    done = last(steer("sea:2, 3:-1, rain:0.5"))
+    rows = [(row["latent"], row["label"], row["value"]) for row in done.pop("latents")]
+    assert rows == [(9, "the sea", 2.0), (3, "", -1.0), (7, "rain", 0.5)]
+    by_index = last(steer("9:2, 3:-1, 7:0.5"))
+    assert by_index | done == by_index
+    with pytest.raises(ValueError, match="no latent is found for 'zebra'; write another word"):
+        last(steer("zebra:1"))
+    with pytest.raises(ValueError, match="latent 9 is given twice"):
+        last(steer("sea:1, 9:1"))
+    found = Actions(there).suggest_strength("the", "rain:1")
+    assert [*found["latents"]] == ["7"]
+
+
+def test_what_an_agent_reads_first_is_short_and_the_card_is_apart(actions):
+    shipped = Actions(open_subject(Choice(str(SHIPPED_SAE)), with_lm=False))
+    for each in (actions, shipped):
+        assert len(json.dumps(each.about(), ensure_ascii=False)) <= 2000
+        assert each.card() == {"card": each.subject.card} and each.subject.card
+
+
+def test_a_number_opens_its_latent_and_is_the_first_that_a_search_finds(actions):
+    with gr.Blocks():
+        page = SearchPage(actions)
+    assert page._search(" 7 ", "word") == address.Feature(7)
+    for query, by in (("48", "word"), ("7", "promotes"), ("7 seas", "word")):
+        assert page._search(query, by) == address.Search(query, by)
+    found = actions.search("7")["found"]
+    assert (found[0]["latent"], found[0]["why"]) == (7, "has this number")
+    assert all(row["why"] != "has this number" for row in actions.search("48")["found"])
 
 
 @pytest.mark.parametrize("mode", ["add", "clamp", "scale", "ablate", "orthogonal", "cap"])
