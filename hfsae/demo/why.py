@@ -117,9 +117,9 @@ def summary(view: Json) -> str:
         told = zip(strongest, about, strict=True)
         return " and ".join(f"{_called(rows[i])}, {about}{weights[i]:+.2f}" for i, about in told)
 
-    latents, notes = view["shown"] + view["others"], "".join(f"{n} " for n in view["notes"])
+    latents, lead = view["shown"] + view["others"], " ".join([*view["notes"], _lead(view)])
     return (
-        f"{notes}{_lead(view)}: all latents together give {latents:+.2f} of that, and everything else "
+        f"{lead}: all latents together give {latents:+.2f} of that, and everything else "
         f"{view['total'] - latents:+.2f}. Most for it: {side(1) or 'hardly any latent'}. Most "
         f"against it: {side(-1) or 'hardly any latent'}."
     )

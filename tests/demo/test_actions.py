@@ -166,7 +166,7 @@ def test_a_word_is_steered_by_the_latent_that_it_finds_and_the_answer_has_which(
     by_index = last(steer("9:2, 3:-1, 7:0.5"))
     assert by_index | done == by_index
     with pytest.raises(ValueError, match="no latent is found for 'zebra'; write another word"):
-        last(steer("zebra:1"))
+        last(Actions(replace(there, store=None)).steer("the", "zebra:1", unit="norm"))
     with pytest.raises(ValueError, match="latent 9 is given twice"):
         last(steer("sea:1, 9:1"))
     found = Actions(there).suggest_strength("the", "rain:1")

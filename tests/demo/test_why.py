@@ -108,8 +108,8 @@ def test_of_two_spellings_the_likelier_is_explained_and_said_and_level_tokens_ar
     view = actions.why("the c", target="a", contrast="o")
     assert view["target"] == {"token": " a", "id": spaced}
     assert view["sentence"].startswith(
-        "“a” was read as “␣a”, a word of its own: without the space it is another token, 4.0 logits "
-        f"less likely (#{plain}). “a” and “o” are level (-0.001 logits): all latents together give "
+        "“a” was read as “␣a”, a word of its own: without the space it is another token, 4.0 "
+        f"logits less likely (#{plain}). “a” and “o” are level (-0.001 logits): all latents "
     )
     view = actions.why("the c", target="a", contrast=f"#{plain}")
     assert view["sentence"].split(". ")[1].startswith("“␣a” leads “a” by 4.00 logits")
