@@ -20,6 +20,7 @@ _CANDIDATES = 8
 ALONE = "#"
 """In place of a contrast: the logit alone is explained."""
 _TOLD, _LITTLE = 2, 0.01  # latents that the sentence names on a side; logits
+_LEVEL = 0.1  # logits: odds of 1.1, below which no token leads
 
 
 def next_tokens(subject: Subject, prompt: str) -> Json:
@@ -133,8 +134,8 @@ def _lead(view: Json) -> str:
     target, *others = map(cited, words)
     if not others:
         return f"{target} has a logit of {view['total']:.2f}"
-    if abs(view["total"]) < _LITTLE:
-        return f"{target} and {others[0]} are level ({view['total']:+.3f} logits)"
+    if abs(view["total"]) < _LEVEL:
+        return f"{target} and {others[0]} are about as likely ({view['total']:+.2f} logits)"
     verb = "leads" if view["total"] > 0 else "trails"
     return f"{target} {verb} {others[0]} by {abs(view['total']):.2f} logits"
 
@@ -261,8 +262,8 @@ def _read(subject: Subject, text: str, logits: torch.Tensor, notes: list[str]) -
     if chosen.typed is not None:
         less = float(logits[chosen.token] - logits[chosen.typed])
         notes.append(
-            f"{cited(text)} was read as {cited(spaced(' ' + text))}, a word of its own: without "
-            f"the space it is another token, {less:.1f} logits less likely (#{chosen.typed})."
+            f"{cited(text)} is read with a space in front, {cited(spaced(' ' + text))}: without it "
+            f"it is another token, {less:.1f} logits less likely (#{chosen.typed})."
         )
     return chosen.token
 

@@ -103,13 +103,13 @@ def test_of_two_spellings_the_likelier_is_explained_and_said_and_level_tokens_ar
     lm.get_output_embeddings().weight = head
     ids = there.tokens("the c", False).batch().input_ids
     last = lm.model(ids).last_hidden_state[0, -1].detach()
-    for logit, token in ((5.0, spaced), (1.0, plain), (5.001, token_id(there, "o"))):
+    for logit, token in ((5.0, spaced), (1.0, plain), (5.05, token_id(there, "o"))):
         head.data[token] += (logit - head.data[token] @ last) * last / (last @ last)
     view = actions.why("the c", target="a", contrast="o")
     assert view["target"] == {"token": " a", "id": spaced}
     assert view["sentence"].startswith(
-        "“a” was read as “␣a”, a word of its own: without the space it is another token, 4.0 "
-        f"logits less likely (#{plain}). “a” and “o” are level (-0.001 logits): all latents "
+        "“a” is read with a space in front, “␣a”: without it it is another token, 4.0 logits less "
+        f"likely (#{plain}). “a” and “o” are about as likely (-0.05 logits): all latents "
     )
     view = actions.why("the c", target="a", contrast=f"#{plain}")
     assert view["sentence"].split(". ")[1].startswith("“␣a” leads “a” by 4.00 logits")

@@ -85,4 +85,5 @@ class ComparePage(TextPage[at.Compare]):
 
 
 def _no_other(names: list[str]) -> str:
-    return html("empty", f"Name another SAE{', or choose one' if names else ''}.")
+    near = ", or choose one" if names else ": no other one of this width lies in runs/ here"
+    return html("empty", f"Name another SAE{near}.")
