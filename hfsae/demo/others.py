@@ -113,9 +113,9 @@ def _why_not(subject: Subject, other: str) -> str:
     )
     if subject.label_home is None:
         return f"{refused}; name {hub}"
-    near = ", ".join(choices(subject)[:_NEAR])
-    hub += f"; these are here: {near}" if near else ""
     if subject.only_here:
+        near = ", ".join(choices(subject)[:_NEAR])
+        hub += f"; these are here: {near}" if near else ""
         return f"{refused}; name the folder of an SAE, or {hub}"
     return (
         f"{refused}: others may reach this app, so it reads folders of SAEs below the one that it "

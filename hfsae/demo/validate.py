@@ -94,8 +94,8 @@ def strengths(
         raise Refused(f"{len(pairs)} latents are chosen; at most {MAX_LATENTS} fit here")
     by_latent = {}
     for key, strength in pairs:
-        is_word = isinstance(key, str) and any(map(str.isalpha, key)) and latent_of is not None
-        index = latent_of(key) if is_word else latent(key, d_sae)
+        is_word = isinstance(key, str) and any(map(str.isalpha, key))
+        index = latent_of(key) if latent_of and is_word else latent(key, d_sae)
         if index in by_latent:
             raise Refused(f"latent {index} is given twice; give it one strength")
         name = f"the strength of latent {index}"

@@ -85,5 +85,4 @@ class ComparePage(TextPage[at.Compare]):
 
 
 def _no_other(names: list[str]) -> str:
-    near = ", or choose one" if names else ": no other one of this width lies in runs/ here"
-    return html("empty", f"Name another SAE{near}.")
+    return html("empty", f"Name another SAE{', or choose one' if names else ''}.")
