@@ -86,7 +86,7 @@ def test_a_path_below_a_folder_here_is_told_at_once_with_what_is_here(suite, sub
     monkeypatch.setattr("hfsae.demo.health_actions.list_files", asked)
     actions = Actions(replace(subject, only_here=True))
     sentence = (
-        r"'runs/singel' is not an SAE that can be read from here: ; name the folder of an SAE, or a "
+        r"'runs/singel' is not an SAE that can be read from here; name the folder of an SAE, or a "
         r"repository on the Hub as name/repository; these are here: runs/single, runs/suite/a"
     )
     for call in (actions.compare_saes, partial(actions.side_by_side, text="the cat")):
