@@ -1,8 +1,9 @@
 """Why this token: the effect of each latent of an SAE on a logit, a logit difference or the loss.
 
-The model runs unchanged: x = decode(latents) + error, with the error held fixed. m(latents) is the
-objective. A latent's effect is the part of m due to its firing, at all positions together: positive
-if m would be smaller without it. Three estimates, from cheap to exact:
+The model runs unchanged: x = decode(f) + error, with f the latents. m(g) is the objective where x
+is x + decode(g) - decode(f), so that the error and all other latents are held fixed. A latent's
+effect is the part of m due to its firing, at all positions together: positive if m would be smaller
+without it. Three estimates of one function m, from cheap to exact:
 
     gradient     sum over positions of f * dm/df                       one backward pass for all
     integrated   the same with dm/df averaged over latents a * f, 0 < a < 1 (Sundararajan et al.
@@ -20,9 +21,12 @@ all that is not linear in x at this site: what later blocks add by their weights
 non-linearities, paths around the site, and spared tokens such as BOS, whose x is not taken apart.
 All of it comes from the gradient's own pass.
 
-Where an SAE writes at several sites, x is all of them. A crosscoder reads all before it writes, so
-each site keeps what is written there, and what it wrote at earlier ones is not added again; with a
-cross-layer transcoder the model runs on from what was written, as it does when it is spliced in.
+Where an SAE writes at several sites, x is all of them. At every site and token of a crosscoder the
+model runs on that sum itself, so what it wrote at earlier sites is not added again. At each target
+of a cross-layer transcoder decode(g) - decode(f) is added to what the model computes there, which
+follows from what was written before. Neither reads again what the model computes of an edit, as
+`hfsae.splice` does: there later sources of a transcoder would fire differently, and a crosscoder's
+sites keep the model's own value where an edit changes nothing.
 
 `Attribution.agreement` compares the first two with ablation. It differs much from prompt to prompt:
 of ten, in float32, with the 40 largest latents of each, the correlation with ablation was
@@ -35,6 +39,7 @@ ablations. So ablate where a latent's effect matters, and in float32: in bfloat1
 has steps of 0.125.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from math import nan
@@ -46,7 +51,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .activations.spelling import tokenise
+from .activations.spelling import meant, tokenise
 from .lm import (
     Moment,
     check_arguments,
@@ -55,7 +60,6 @@ from .lm import (
     known_tokenizer,
     random_places,
     special_ids,
-    splice,
     tokenizer_of,
     unspared,
 )
@@ -127,6 +131,10 @@ class Attribution(NamedTuple):
     bias: float
     """The same for what is in the reconstruction without any latent: the decoder's bias, and a skip
     connection or a token's mean if the SAE has them."""
+    target: int | None = None
+    """Id of the token whose logit is the objective; None: another objective."""
+    contrast: int | None = None
+    """Id of the token whose logit is subtracted, if there is one."""
 
     @property
     def rest(self) -> float:
@@ -172,8 +180,10 @@ def attribute(
         text: a text, or a row of tokens: [1, ctx], or {"input_ids": [1, ctx]}, perhaps with a mask.
         objective: in place of a target: `hfsae.logit(...)`, `hfsae.loss(...)` or your own function,
             logits [rows, ctx, vocab] -> [rows].
-        target: the token to explain, as text (spaces count) or id: its logit is the objective.
-        contrast: a token whose logit is subtracted.
+        target: the token to explain, as text or id: its logit is the objective. Most words begin
+            with a space: of "sea" and " sea", which are two tokens, a target without one is the
+            likelier here, with a warning if that has the space.
+        contrast: a token whose logit is subtracted, likewise.
         tokenizer: for text; None: the tokenizer that `hfsae.load_lm` loaded with the model.
         ablate: number of latents to ablate, the largest by gradient; or a list of latents.
         integration_steps: backward passes for `integrated`; 0: leave it out.
@@ -184,8 +194,18 @@ def attribute(
     """
     check_arguments("attribute", lm, sae)
     contract.hold(lm, sae, tokenizer or known_tokenizer(lm))
-    objective = objective or _logit(lm, target, contrast, tokenizer)
-    run = _Run(lm, sae, _row(lm, sae, text, tokenizer), objective, spare_tokens)
+    row = _row(lm, sae, text, tokenizer)
+    if objective is not None:
+        target = contrast = None
+    elif target is None:
+        raise Refused(
+            'attribute needs a target or an objective; give one of them, such as target=" Paris"'
+        )
+    else:
+        target = _token(lm, row, target, tokenizer)
+        contrast = None if contrast is None else _token(lm, row, contrast, tokenizer)
+        objective = logit(target, contrast)
+    run = _Run(lm, sae, row, objective, spare_tokens)
     latents, gradient, value, error, bias = run.expansion()
     effects = latents * gradient  # [ctx, d_sae]
     firing = (latents != 0).any(dim=0).nonzero().squeeze(1)
@@ -195,7 +215,8 @@ def attribute(
     integrated, without = torch.full_like(total, nan), nan
     if integration_steps > 0:
         integrated = (latents * run.mean_gradient(integration_steps)).sum(dim=0)
-        without = float(run.value(torch.zeros_like))
+        with torch.no_grad():
+            without = float(run.value(torch.zeros_like(run.latents)))
     ablation = torch.full_like(total, nan)
     chosen = order[:ablate] if isinstance(ablate, int) else _firing(ablate, order)
     ablation[chosen] = run.ablate(chosen).to(ablation.device)
@@ -210,35 +231,34 @@ def attribute(
         without_latents=without,
         error=error,
         bias=bias,
+        target=target,
+        contrast=contrast,
     )
 
 
-def _logit(
+def _token(
     lm: PreTrainedModel,
-    target: int | str | None,
-    contrast: int | str | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Objective:
-    if target is None:
-        raise Refused(
-            'attribute needs a target or an objective; give one of them, such as target=" Paris"'
-        )
-    other = None if contrast is None else _token(lm, contrast, tokenizer)
-    return logit(_token(lm, target, tokenizer), other)
-
-
-def _token(lm: PreTrainedModel, token: int | str, given: PreTrainedTokenizerBase | None) -> int:
+    row: Mapping[str, Tensor],
+    token: int | str,
+    given: PreTrainedTokenizerBase | None,
+) -> int:
     if isinstance(token, int):
         return token
-    tokenizer = given or tokenizer_of(lm)
-    ids: list[int] = tokenizer(token, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        pieces = [str(tokenizer.decode([i])) for i in ids]
-        raise Refused(
-            f"{token!r} is {len(ids)} tokens, {pieces}; give one of them, or a token's id (most "
-            "words begin with a space)"
+
+    @torch.no_grad()
+    def next_logits() -> Tensor:
+        return lm(**{name: t.to(lm.device) for name, t in row.items()}, use_cache=False).logits[
+            0, -1
+        ]
+
+    chosen = meant(given or tokenizer_of(lm), token, next_logits)
+    if chosen.typed is not None:
+        warnings.warn(
+            f"{token!r} is read as {' ' + token!r}, with a space before it, the likelier of both "
+            f"spellings; for the other, give the token's id: {chosen.typed}",
+            stacklevel=3,
         )
-    return int(ids[0])
+    return chosen.token
 
 
 def _row(
@@ -250,7 +270,7 @@ def _row(
     if isinstance(text, Tensor):
         return {"input_ids": torch.atleast_2d(text)}
     if isinstance(text, Mapping):
-        return text
+        return {name: text[name] for name in ("input_ids", "attention_mask") if name in text}
     if not isinstance(text, str):
         raise Refused(
             f"the text is a {type(text).__name__}; give one text, token ids as a tensor [1, ctx], "
@@ -283,22 +303,16 @@ class _Expansion(NamedTuple):
 
 
 class _Leaves:
-    """Latents and activations of a pass as leaves of a gradient: x is decode(latents) and the rest,
-    which is held fixed. A cross-layer transcoder writes several times in a pass, each time with
-    the latents of the sources that the model has reached: gradients are sums over these.
+    """Latents and activations of the unchanged model as leaves of a gradient: x is decode(latents)
+    and the rest, which is held fixed. A cross-layer transcoder writes several times in a pass, each
+    time with the latents of the sources that the model has reached: gradients are sums over these.
 
     Args:
         counted: the tokens whose latents may change; None: all.
-        scales: factors on the latents, one for each row of the batch; None: 1.
     """
 
-    def __init__(
-        self,
-        sae: SAE,
-        counted: Bool[Tensor, " ctx"] | None = None,
-        scales: Float[Tensor, " rows"] | None = None,
-    ):
-        self.sae, self.counted, self.scales = sae, counted, scales
+    def __init__(self, sae: SAE, counted: Bool[Tensor, " ctx"] | None = None):
+        self.sae, self.counted = sae, counted
         self.moments: list[Moment] = []
         self._leaves: list[tuple[Tensor, Tensor]] = []  # latents, what is added to the target
 
@@ -309,21 +323,16 @@ class _Leaves:
     def _write(self, moment: Moment) -> Tensor:
         x, source = moment.target, moment.source.detach()
         latents = self.sae.encode(source).detach()
-        scaled = latents.clone() if self.scales is None else latents * self._factors(latents)
-        leaves = scaled.requires_grad_(), torch.zeros_like(x).requires_grad_()
+        leaves = latents.clone().requires_grad_(), torch.zeros_like(x).requires_grad_()
         self._leaves.append(leaves)
         self.moments.append(moment)
-        # difference first: without an effect it is exactly zero
+        # difference first: it is exactly zero
         new = x + (self.sae.decode(leaves[0], source) - self.sae.decode(latents, source)).to(
             x.device
         )
         if self.counted is not None:
             new = torch.where(self.counted.to(x.device)[:, None], new, x)
         return new.to(x) + leaves[1]
-
-    def _factors(self, latents: Tensor) -> Float[Tensor, "rows 1 1"]:
-        assert self.scales is not None
-        return self.scales.to(latents)[:, None, None]
 
     @property
     def latents(self) -> Float[Tensor, "rows ctx d_sae"]:
@@ -343,7 +352,13 @@ class _Leaves:
 
 
 class _Run:
-    """Runs of one text on edited latents, with one objective; the error term is held fixed."""
+    """Runs of one text, first unchanged (`expansion`), then on other latents, with one
+    objective."""
+
+    latents: Float[Tensor, "1 ctx d_sae"]
+    """of the unchanged model, also of spared tokens"""
+    source: Float[Tensor, "1 ctx d_in"]
+    """what the SAE reads there"""
 
     def __init__(
         self,
@@ -353,27 +368,18 @@ class _Run:
         objective: Objective,
         spare_tokens: Sequence[int] | None,
     ):
-        names = ("input_ids", "attention_mask")
-        self.tokens = {name: tokens[name].to(lm.device) for name in names if name in tokens}
+        self.tokens = {name: tensor.to(lm.device) for name, tensor in tokens.items()}
         ids = self.tokens["input_ids"]
         if len(ids) != 1:
             raise Refused(f"tokens hold {len(ids)} rows; attribute one text at a time")
         self.lm, self.sae, self.objective = lm, sae, objective
-        self.spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
-        self.counted = unspared(ids, self.spare)[0].to(sae.device)  # [ctx]
+        spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
+        self.counted = unspared(ids, spare)[0].to(sae.device)  # [ctx]
 
     def _run(self, block: AbstractContextManager[None], rows: int) -> Float[Tensor, " rows"]:
         batch: dict[str, Any] = {name: t.expand(rows, -1) for name, t in self.tokens.items()}
         with block:
             return self.objective(self.lm(**batch, use_cache=False).logits.float())
-
-    def _edited(self, edit: Callable[[Tensor], Tensor], rows: int) -> Float[Tensor, " rows"]:
-        block = splice(self.lm, self.sae, error_term=True, edit=edit, spare_tokens=self.spare)
-        return self._run(block, rows)
-
-    @torch.no_grad()
-    def value(self, edit: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
-        return self._edited(edit, 1)[0]
 
     def expansion(self) -> _Expansion:
         """The objective of the unchanged model, by parts of the activation."""
@@ -381,48 +387,51 @@ class _Run:
         with torch.enable_grad():
             value = self._run(leaves.block(self.lm), 1)
             gradient, slope = leaves.gradients(value.sum())
-        latents = leaves.latents
-        error, bias = self._parts(leaves, slope)
-        counted = latents[0].float() * self.counted[:, None]
+        self.latents, self.source = leaves.latents, leaves.moments[-1].source.detach()
+        error, bias = self._parts(leaves.target, slope)
+        counted = self.latents[0].float() * self.counted[:, None]
         return _Expansion(counted, gradient[0].float(), value.item(), error, bias)
 
     @torch.no_grad()
-    def _parts(self, leaves: "_Leaves", slope: Tensor) -> tuple[float, float]:
+    def _parts(self, target: Tensor, slope: Tensor) -> tuple[float, float]:
         """Of x: the SAE's error, and the reconstruction without latents; each times dm/dx."""
-        latents, source, target = leaves.latents, leaves.moments[-1].source, leaves.target
-        recon = self.sae.decode(latents, source)
-        bias = self.sae.decode(torch.zeros_like(latents), source)
+        recon = self.sae.decode(self.latents, self.source)
+        bias = self.sae.decode(torch.zeros_like(self.latents), self.source)
         error = target.float() - recon.to(target.device).float()
         weights = slope.double() * self.counted.to(slope.device)[:, None]
         return float((error * weights).sum()), float((bias.to(weights) * weights).sum())
 
+    def value(self, latents: Float[Tensor, "rows ctx d_sae"]) -> Float[Tensor, " rows"]:
+        """The objective with other latents in each row: m of the module."""
+        source = self.source.expand(len(latents), -1, -1)
+        change = self.sae.decode(latents, source) - self.sae.decode(self.latents, self.source)
+        change = change * self.counted[:, None]
+
+        def write(moment: Moment) -> Tensor:
+            return (moment.target + change.to(moment.target.device)).to(moment.target)
+
+        return self._run(intervene(self.lm, self.sae, write, everywhere=True), len(latents))
+
     def mean_gradient(self, n: int) -> Float[Tensor, "ctx d_sae"]:
         """d objective / d latents, mean over n points from no latents to all."""
-        scales = (torch.arange(n) + 0.5) / n
-        parts = [self._gradients(part).sum(dim=0) for part in scales.split(_ROWS)]
-        return torch.stack(parts).sum(dim=0) / n
-
-    def _gradients(self, scales: Float[Tensor, " rows"]) -> Float[Tensor, "rows ctx d_sae"]:
-        """d objective / d latents at scale * latents, for each scale."""
-        leaves = _Leaves(self.sae, self.counted, scales)
-        with torch.enable_grad():
-            total = self._run(leaves.block(self.lm), len(scales)).sum()
-            return leaves.gradients(total)[0].float()
+        total = torch.zeros_like(self.latents[0], dtype=torch.float32)
+        for scales in ((torch.arange(n) + 0.5) / n).split(_ROWS):
+            latents = self.latents * scales.to(self.latents)[:, None, None]
+            with torch.enable_grad():
+                value = self.value(latents.requires_grad_()).sum()
+            total += torch.autograd.grad(value, latents)[0].float().sum(dim=0)
+        return total / n
 
     @torch.no_grad()
     def ablate(self, chosen: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
         """For each latent: objective - objective without it."""
         effects = []
         for part in chosen.split(_ROWS) if len(chosen) else ():  # none would be one empty part
-
-            def edit(latents: Tensor, part: Tensor = part) -> Tensor:
-                new = latents.clone()
-                for row, latent in enumerate(part, start=1):
-                    new[row, :, latent] = 0
-                return new
-
             # row 0 is the reference: with another batch size, the last bits may differ
-            values = self._edited(edit, len(part) + 1)
+            latents = self.latents.repeat(len(part) + 1, 1, 1)
+            for row, latent in enumerate(part, start=1):
+                latents[row, :, latent] = 0
+            values = self.value(latents)
             effects.append(values[0] - values[1:])
         return torch.cat(effects) if effects else torch.zeros(0)
 

@@ -7,6 +7,8 @@ The Hugging Face Hub is `LoopbackHub`, for tests that ask for `hub`; the others 
 # ruff: noqa: E402 - the environment is set between the imports
 
 import atexit
+import copy
+import json
 import os
 import re
 import shutil
@@ -222,6 +224,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, eos_token=eos, bos_token=bos
     )
+
+
+@pytest.fixture(scope="session")
+def spaced_tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """`tiny_tokenizer` with a token more, "a" after a space, in the place of the last byte."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    vocab = {("Ġa" if i == VOCAB_SIZE - 1 else token): i for token, i in model["vocab"].items()}
+    tokenizer.backend_tokenizer.model = models.BPE(vocab=vocab, merges=[("Ġ", "a")])
+    return tokenizer
 
 
 _SIZES = {

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -89,27 +90,58 @@ def over_three_blocks(kind: str) -> SAE:
     return sae.eval().double().requires_grad_(False)
 
 
+def with_latents(
+    lm: PreTrainedModel, sae: SAE, text: dict[str, Tensor], edit: Callable[[Tensor], Tensor]
+) -> float:
+    """The objective by own hooks: first the model's activations are read, then a crosscoder's three
+    sites hold them with the edit's change, and a transcoder's targets get the change added."""
+    is_clt, seen = sae.config.is_causal, []
+    places = [block.mlp if is_clt else block for block in lm.base_model.h[:3]]
+
+    def read(_, args: tuple, out: Tensor) -> None:
+        seen.append(args[0] if is_clt else out)
+
+    hooks = [place.register_forward_hook(read) for place in places]
+    lm(**text)
+    for hook in hooks:
+        hook.remove()
+    x = torch.cat(seen, dim=-1)
+    latents = sae.encode(x)
+    change = sae.decode(edit(latents), x) - sae.decode(latents, x)
+    change[:, 0] = 0  # BOS is spared
+    parts = dict(zip(places, zip(seen, change.chunk(3, dim=-1), strict=True), strict=True))
+
+    def write(place: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        read_there, part = parts[place]
+        return (out if is_clt else read_there) + part
+
+    hooks = [place.register_forward_hook(write) for place in places]
+    value = float(LOGIT(lm(**text).logits)[0])
+    for hook in hooks:
+        hook.remove()
+    return value
+
+
 @pytest.mark.parametrize("kind", ["batch_topk_sae", "batch_topk_clt"])
-def test_effects_over_several_sites_are_slopes_too(precise_lm: PreTrainedModel, text, kind: str):
+def test_all_estimates_over_several_sites_are_of_one_function_of_the_latents(
+    precise_lm: PreTrainedModel, text, kind: str
+):
     sae = over_three_blocks(kind)
-    found = attribute(precise_lm, sae, text, LOGIT, integration_steps=4, ablate=6)
+    m = partial(with_latents, precise_lm, sae, text)
+    found = attribute(precise_lm, sae, text, LOGIT, integration_steps=100, ablate=1000)
     assert len(found.latents) > 10 and found.gradient.abs()[:10].min() > 1e-3
-    for latent, effect in list(zip(found.latents.tolist(), found.gradient, strict=True))[:10]:
-
-        def edit(latents: Tensor, factor: float, latent: int = latent) -> Tensor:
-            return scaled(latent, factor)(latents) * (1 + 1e-12)  # a change at all tokens
-
-        up, down = (
-            objective_with(precise_lm, sae, text, partial(edit, factor=factor))
-            for factor in (1 + 1e-5, 1 - 1e-5)
-        )
-        assert float(effect) == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-6)
-    clean = float(LOGIT(precise_lm(**text).logits)[0])
+    clean = m(lambda latents: latents)
     assert found.objective == pytest.approx(clean)
-    for latent, effect in zip(found.latents[:6].tolist(), found.ablation, strict=False):
-        without = objective_with(precise_lm, sae, text, scaled(latent, 0.0))
-        assert float(effect) == pytest.approx(clean - without, rel=1e-3, abs=1e-6)
-    assert found.agreement["gradient"].pearson > 0.5
+    for i, latent in enumerate(found.latents.tolist()):
+        slope = (m(scaled(latent, 1 + 1e-5)) - m(scaled(latent, 1 - 1e-5))) / 2e-5
+        assert float(found.gradient[i]) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+        without = clean - m(scaled(latent, 0.0))
+        assert float(found.ablation[i]) == pytest.approx(without, rel=1e-4, abs=1e-6)
+    whole = clean - m(torch.zeros_like)
+    assert found.objective - found.without_latents == pytest.approx(whole, rel=1e-5)
+    assert abs(whole) > 0.1
+    assert float(found.integrated.sum()) == pytest.approx(whole, rel=1e-3)
+    assert abs(float(found.gradient.sum()) - whole) > 0.01 * abs(whole)
 
 
 @pytest.mark.parametrize("variant", ["jumprelu", "gated", "layer_norm"])
@@ -275,6 +307,37 @@ def test_what_cannot_be_attributed_is_refused(tiny_lm: PreTrainedModel, text):
     for batch, objective, options, sentence in cases:
         with pytest.raises(ValueError, match=sentence):
             attribute(tiny_lm, sae, batch, objective, **options)
+
+
+def test_of_a_target_with_and_without_a_space_the_likelier_is_taken_and_said(
+    make_tiny_lm: Callable, spaced_tokenizer, text
+):
+    lm, sae = make_tiny_lm("gpt2"), make_sae("h.1")
+    ids = spaced_tokenizer(["a", " a", "b"], add_special_tokens=False)["input_ids"]
+    (plain,), (spaced,), (b,) = ids
+    read = partial(
+        attribute, lm, sae, text, tokenizer=spaced_tokenizer, ablate=0, integration_steps=0
+    )
+    head = lm.get_output_embeddings().weight.data
+    for likelier, other in ((spaced, plain), (plain, spaced)):
+        with capture(lm, ["ln_f"]) as activations:
+            lm(**text)
+        last = activations["ln_f"][0, -1]
+        head[other] -= (head[other] @ last + 1 - head[likelier] @ last) * last / (last @ last)
+        assert likelier == max(plain, spaced, key=lambda i: lm(**text).logits[0, -1, i])
+        with nullcontext() if likelier == plain else pytest.warns(UserWarning) as told:
+            found = read(target="a", contrast="b")
+        assert (found.target, found.contrast) == (likelier, b)
+        assert found.objective == pytest.approx(
+            float(logit(likelier, b)(lm(**text).logits)), rel=1e-4
+        )
+        if likelier == spaced:
+            assert str(told[0].message) == (
+                "'a' is read as ' a', with a space before it, the likelier of both spellings; for "
+                f"the other, give the token's id: {plain}"
+            )
+        assert read(target=plain).target == plain and read(target=" a").target == spaced
+    assert read(LOGIT).target is None
 
 
 def test_evenness_is_one_for_equal_shares_and_little_for_a_lone_cause():

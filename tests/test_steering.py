@@ -626,8 +626,35 @@ def test_the_suggestion_is_the_largest_strength_within_the_budget(tiny_lm: PreTr
     assert all(t.within and t.kl <= 0.5 for t in within) and within[-1].strength > 0
     assert next(t for t in found.trials if t.strength > found.strength).kl > 0.5
     assert found.table().count("\n") == 7 and "over budget" in found.table()
+    assert found.passed
     assert suggest_strength(tiny_lm, tokens("left"), block, max_kl=0.0, **options).strength == 0
-    assert suggest_strength(tiny_lm, tokens("left"), block, max_kl=1e9, **options).strength == 8
+
+
+def test_strengths_double_until_the_budget_is_passed_or_the_result_says_that_it_was_not(
+    tiny_lm: PreTrainedModel,
+):
+    def block(strength: float):
+        return steer(tiny_lm, sae, {3: strength})
+
+    sae, ids = make_sae(), tokens()["input_ids"][:1]
+    options = {"n_tokens": 6, "max_repetition": None, "strengths": [-0.0625, -0.125], "refine": 3}
+    found = suggest_strength(tiny_lm, ids, block, max_kl=0.5, **options)
+    tried = [trial.strength for trial in found.trials]
+    beyond = next(trial for trial in found.trials if trial.strength < found.strength)
+    assert found.passed and not beyond.within and beyond.kl > 0.5
+    assert found.strength < -0.125 and tried[:4] == [0, -0.0625, -0.125, -0.25]
+    over = min(tried)
+    assert beyond.strength - found.strength == pytest.approx(over / 2 / 2**3)
+    as_dict = suggest_strength(tiny_lm, {"input_ids": ids}, block, max_kl=0.5, **options)
+    row = suggest_strength(tiny_lm, ids[0], block, max_kl=0.5, **options)
+    assert row.table() == as_dict.table() == found.table()
+
+    short = suggest_strength(tiny_lm, ids, block, max_kl=1e9, doublings=3, **options)
+    assert not short.passed and short.strength == -1.0 and len(short.trials) == 6
+    last = short.table().splitlines()[-1]
+    assert last == "the budget was not passed: a larger strength may be within it, too"
+    none = suggest_strength(tiny_lm, ids, block, max_kl=1e9, doublings=0, **options)
+    assert not none.passed and none.strength == -0.125
 
 
 def test_a_suggestion_shows_a_bar_unless_its_progress_goes_elsewhere(tiny_lm, capsys):
@@ -635,9 +662,10 @@ def test_a_suggestion_shows_a_bar_unless_its_progress_goes_elsewhere(tiny_lm, ca
         return steer(tiny_lm, make_sae(), {3: strength})
 
     options = {"n_tokens": 2, "strengths": [1.0, 2.0], "max_kl": 1e9, "max_repetition": None}
-    suggest_strength(tiny_lm, tokens("left"), block, **options)
+    suggest_strength(tiny_lm, tokens("left"), block, doublings=2, **options)
     bar = capsys.readouterr().err
-    assert "strengths:" in bar and "3/3" in bar and "KL" in bar
+    assert "strengths:" in bar and "5/5" in bar and "KL" in bar
+    options["doublings"] = 0
     suggest_strength(tiny_lm, tokens("left"), block, progress=lambda trial: None, **options)
     assert not capsys.readouterr().err
 

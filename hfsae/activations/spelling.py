@@ -4,10 +4,11 @@ Tokens of a byte-level vocabulary may be parts of a character, and SentencePiece
 space at the beginning of a text: this module corrects both.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..machine.refused import Refused
@@ -149,6 +150,50 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     if is_part(tokenizer, token_id):
         return piece
     return _with_space(piece, decoded(tokenizer, [token_id]))
+
+
+def single_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens that a person may mean by a text: itself, and the same after a space, unless it
+    begins with one; where neither is one token, without the spaces around it."""
+    own = (text, f" {text}") if text[:1].strip() else (text,)
+    for spellings in (own, (text.strip(),)):
+        rows = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in spellings if s]
+        if tokens := [int(ids[0]) for ids in rows if len(ids) == 1]:
+            return tokens
+    return []
+
+
+class Meant(NamedTuple):
+    """The token that a person means by a text."""
+
+    token: int
+    typed: int | None = None
+    """the token of the text itself, where the same after a space is likelier, and meant"""
+
+
+def meant(
+    tokenizer: PreTrainedTokenizerBase, text: str, next_logits: Callable[[], Tensor]
+) -> Meant:
+    """The token that a text names as the next one, the likelier of `single_tokens`.
+
+    Args:
+        next_logits: gives the next token's logits, by id; called where there are two spellings.
+
+    Raises:
+        ValueError: it is several tokens.
+    """
+    tokens = single_tokens(tokenizer, text)
+    if not tokens:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        pieces = [str(tokenizer.decode([i])) for i in ids]
+        raise Refused(
+            f"{text[:40]!r} is {len(ids)} tokens, {pieces[:8]}; give one of them, or a token's id"
+        )
+    if len(tokens) == 1:
+        return Meant(tokens[0])
+    logits = next_logits()
+    likelier = max(tokens, key=lambda token: float(logits[token]))
+    return Meant(likelier, None if likelier == tokens[0] else tokens[0])
 
 
 def _with_space(piece: str, text: str) -> str:

@@ -117,6 +117,7 @@ ENDPOINTS = (
     Endpoint(health_actions.compare_saes, "Metrics of two SAEs", queue="look", reads_hub=True),
     _text(beside.side_by_side, "Two SAEs on a text", queue="run", reads_hub=True),
     Endpoint(health_actions.about, "Which SAE this is", queue="look"),
+    Endpoint(health_actions.card, "The model card", queue="look"),
     _text(steer_actions.steer, "Steer a text", queue="run"),
     _text(steer_actions.suggest_strength, "Find a strength for steering", queue="run"),
     _text(why.why, "Why a next token", queue="run"),

@@ -26,6 +26,7 @@ NAMED = 0.5
 ALONE = 0.25
 """Match from which a latent is listed for one word of several."""
 _TITLES = {  # how a reason begins, and what stands above those latents
+    "has this number": "the latent with this number",
     "is named": "named so",
     "goes with": "goes with this label best of all latents",
     "fires on": "fires on it",
@@ -44,9 +45,15 @@ def find(subject: Subject, query: str, n: int = SHOWN) -> list[Hit]:
     query = re.sub(r"^\W+|\W+$", "", query) or query
     hits = _of_all(subject, query, n) or _of_one(subject, words_of(query), n)
     found: dict[int, Hit] = {}
-    for hit in hits or _begun(subject, query, n):
+    for hit in [*numbered(subject, query), *(hits or _begun(subject, query, n))]:
         found.setdefault(hit.latent, hit)
     return [*found.values()][:n]
+
+
+def numbered(subject: Subject, query: str) -> list[Hit]:
+    """The latent with this number, if there is one."""
+    is_index = query.strip().isdecimal() and int(query) < subject.d_sae
+    return [Hit(int(query), 1.0, "has this number")] if is_index else []
 
 
 def title_of(hit: Hit) -> str:

@@ -171,7 +171,7 @@ def measure(subject: Subject, text: str) -> Json:
 
 
 def about(subject: Subject) -> Json:
-    """Which SAE and model this is, and its model card; call it before the other actions.
+    """Which SAE and model this is; call it before the other actions.
 
     Returns:
         name (str): of the SAE.
@@ -185,7 +185,6 @@ def about(subject: Subject) -> Json:
         model_origin (str | None): where its weights come from.
         model_missing (str | None): why no model is loaded; null if one is, or none is needed.
         notes (list[str]): what may make numbers differ here.
-        card (str): the model card, Markdown.
     """
     config, loaded = subject.sae.config, subject.loaded or subject.encoder
     has_model = loaded is not None or subject.unit in (ROW, FRAME)  # of which nothing runs it
@@ -201,8 +200,16 @@ def about(subject: Subject) -> Json:
         "model_origin": public(loaded.origin, "origin") if loaded else None,
         "model_missing": None if has_model else why_not,
         "notes": subject.notes,
-        "card": subject.card,
     }
+
+
+def card(subject: Subject) -> Json:
+    """The model card: what the SAE was trained on, how it was measured, and its limits; long.
+
+    Returns:
+        card (str): Markdown; empty if the SAE comes without one.
+    """
+    return {"card": subject.card}
 
 
 def _counted_on(subject: Subject) -> int | None:

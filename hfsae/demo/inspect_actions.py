@@ -293,10 +293,11 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
 
     Args:
         query: a word; a text; a token; words of a label; or the index of a latent, as text.
-        by: "word" (a word or a subject: latents named so, then those that fire on it in the text
-            that was collected, then those that are about something near), "fires on" (any text,
-            which is read now), "promotes" (a token that their direction makes likelier), "label"
-            (words of their name), or "similar to" (the index of another latent).
+        by: "word" (a word, a subject or an index: the latent with this index, latents named so,
+            then those that fire on it in the text that was collected, then those that are about
+            something near), "fires on" (any text, which is read now), "promotes" (a token that
+            their direction makes likelier; a leading space counts), "label" (words of their name),
+            or "similar to" (the index of another latent).
 
     Returns:
         score (str): what "value" is in "found".

@@ -16,7 +16,7 @@ from .subject import Choice, Subject
 PACKAGED = "packaged"
 """names the SAE in this package"""
 RUNS = Path("runs")
-MOST = 40  # SAEs offered
+MOST, _NEAR = 40, 5  # SAEs offered on the page, and in a sentence
 _REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)((?:/[\w-][\w.-]*)*)")
 
 
@@ -39,9 +39,15 @@ def place_of(subject: Subject, other: str) -> Choice:
     path = Path(os.path.expanduser(other) if subject.only_here else other).resolve()
     if is_local and (subject.only_here or _is_near(subject, path)) and _is_sae(path):
         return Choice(str(path))
-    if names := _REPOSITORY.fullmatch(other):
+    names = _REPOSITORY.fullmatch(other)
+    if names and not (is_local and _is_of_folder(subject, Path(other).parts[0])):
         return Choice(names[1], names[2].strip("/"))
-    raise Refused(_why_not(other, is_local, subject.only_here))
+    raise Refused(_why_not(subject, other))
+
+
+def _is_of_folder(subject: Subject, top: str) -> bool:
+    """Whether a path's first part is a folder here, so that the path is none on the Hub."""
+    return (subject.only_here or top == str(RUNS)) and Path(top).is_dir()
 
 
 def choices(subject: Subject) -> list[str]:
@@ -100,15 +106,16 @@ def _is_sae(path: Path) -> bool:
         return False
 
 
-def _why_not(other: str, is_local: bool, only_here: bool) -> str:
+def _why_not(subject: Subject, other: str) -> str:
     refused, hub = (
         f"{other!r} is not an SAE that can be read from here",
-        "a repository on the Hub as ",
+        "a repository on the Hub as name/repository",
     )
-    hub += "name/repository"
-    if not is_local:
+    if subject.label_home is None:
         return f"{refused}; name {hub}"
-    if only_here:
+    if subject.only_here:
+        near = ", ".join(choices(subject)[:_NEAR])
+        hub += f"; these are here: {near}" if near else ""
         return f"{refused}; name the folder of an SAE, or {hub}"
     return (
         f"{refused}: others may reach this app, so it reads folders of SAEs below the one that it "

@@ -195,6 +195,12 @@ def quoted(text: str) -> str:
     return visible(text).replace(" ", "␣") if not text.strip(" ") else visible(text)
 
 
+def spaced(token: str) -> str:
+    """`visible`, with a sign for each space at the beginning, where it tells tokens apart."""
+    word = token.lstrip(" ")
+    return "␣" * (len(token) - len(word)) + visible(word)
+
+
 def cited(name: str) -> str:
     """A name in quotation marks, for a sentence; marks within it become single ones."""
     return f"“{name.translate(_SINGLE)}”"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..activations.spelling import Tokens
+from ..activations.spelling import Tokens, single_tokens
 from ..features.inspection import Inspection
 from ..machine.refused import Refused
 from . import validate
@@ -64,10 +64,8 @@ def token_id(subject: Subject, text: str) -> int:
     tokenizer = subject.tokenizer
     if text.startswith("#") and text[1:].isdecimal():
         return validate.whole(int(text[1:]), "the token", 0, len(tokenizer) - 1)
-    for spelling in dict.fromkeys((text, f" {text.strip()}", text.strip())):
-        ids = tokenizer(spelling, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1:
-            return int(ids[0])
+    if tokens := single_tokens(tokenizer, text):
+        return tokens[0]
     raise Refused(f"{text[:40]!r} is not one token of this model; use one of its pieces")
 
 

@@ -26,8 +26,8 @@ class Steering:
     ] = "add"
     unit: Annotated[
         str,
-        "of the strengths: max (multiples of a latent's largest activation: 1 is strong), norm "
-        "(per cent of the activation's norm) or raw (activation units)",
+        "of the strengths: max (multiples of a latent's largest activation: 1 to 2 shows in the "
+        "text, more breaks it), norm (per cent of the activation's norm) or raw (activation units)",
         UNITS,
     ] = "max"
     scope: Annotated[

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import count
+from math import log2
 from pathlib import Path
 from typing import Annotated, NamedTuple, cast
 
@@ -15,8 +17,9 @@ from ..machine.refused import Refused
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Suggestion, Unit
 from ..steering.pair import Pair, Phase, Sampling, Shift, generate_pair
 from . import validate
+from .inspect_actions import latent_of
 from .reading import Exchange, conversations, tokens_of
-from .rows import Json
+from .rows import Json, as_rows
 from .settings import N_NEW, PENALTY, TEMPERATURE, Settings, Steering, flat
 from .subject import Subject
 
@@ -50,11 +53,12 @@ def steer(subject: Subject, prompt: str, latents: str, settings: Settings) -> It
     """Continue a prompt twice with the same random numbers: unsteered, and steered.
 
     Args:
-        prompt: the text to go on from.
-        latents: indices of the latents to steer and how strongly, at most 8: `12:1.5, 7:-2` is
-            latent 12 at 1.5 and latent 7 at -2.
+        prompt: the text to go on from, without a space at its end: most words begin with one.
+        latents: which latents to steer and how strongly, at most 8: `12:1.5, sea:-2` is latent 12
+            at 1.5, and at -2 the one that is named "sea" or that a search by this word finds first.
 
     Returns:
+        latents (list[Latent]): those that are steered; "value" is the strength.
         plain (str): the continuation without steering.
         steered (str): the continuation with steering.
         n_plain (int): tokens of the continuation without steering.
@@ -72,7 +76,10 @@ def steer(subject: Subject, prompt: str, latents: str, settings: Settings) -> It
         done (bool): both texts are at their end.
     """
     job = check(subject, prompt, latents, settings)
-    yield from write(subject, job, sampling(settings))
+    steered = [{"latent": latent, "value": value} for latent, value in job.latents.items()]
+    rows = as_rows(subject, steered)
+    for texts in write(subject, job, sampling(settings)):
+        yield {"latents": rows, **texts}
 
 
 def write(
@@ -122,9 +129,9 @@ def suggest_strength(
     """The largest strength that leaves the text within a budget, found by trying.
 
     Args:
-        prompt: the text to go on from.
-        latents: indices of the latents to steer and their proportions, which are kept, at most 8:
-            `12:1, 7:-0.5`.
+        prompt: the text to go on from; see steer.
+        latents: the latents to steer, by index or by a word, and their proportions, which are kept,
+            at most 8: `12:1, sea:-0.5`.
         mode: as for steer.
         unit: of the strengths: max (multiples of a latent's largest activation) or norm (per cent
             of the activation's norm).
@@ -137,6 +144,8 @@ def suggest_strength(
     Returns:
         latents (dict): {latent: its strength}, to be given to steer as `latent:strength`.
         strength (float): the largest of them; 0: no strength that was tried is within the budget.
+        passed (bool): a larger strength was tried and is over the budget; false: a larger one than
+            `strength` may be within it, too.
         trials (list): {strength, kl, repetition, within, text} of each that was tried.
     """
     settings = Steering(mode=mode, unit=unit, scope=scope, error_term=error_term, chat=chat)
@@ -172,6 +181,7 @@ def sweep(
     tried = (_SWEEP if only is None else _AROUND)[settings.unit]
     strengths = [strength / largest for strength in tried]
     how = sampling(settings) if isinstance(settings, Settings) else Sampling()
+    doublings = int(log2(LIMITS[settings.unit] / tried[-1]))
     n, done = 1 + len(strengths) + _REFINED, count(1)
     progress(0, n)
     suggestion = steering.suggest_strength(
@@ -179,6 +189,7 @@ def sweep(
         {"input_ids": torch.tensor([job.tokens.ids])},
         _block(subject, job, cast(Scope, settings.scope), scaled),
         strengths=strengths,
+        doublings=doublings,
         max_kl=validate.number(max_kl, "max_kl", *KL),
         max_repetition=validate.number(max_repetition, "max_repetition", *REPETITION),
         n_tokens=N_TRIED,
@@ -187,7 +198,7 @@ def sweep(
         temperature=how.temperature,
         repetition_penalty=how.repetition_penalty,
         use_cache=not subject.sae.config.needs_whole_text,
-        progress=lambda trial: progress(next(done), n),
+        progress=lambda trial: progress(at := next(done), max(n, at + 1)),
     )
     result = _strength_json(subject, suggestion, scaled, largest)
     kept = {str(i): s for i, s in job.latents.items() if i not in scaled}
@@ -208,7 +219,8 @@ def check(
     """
     mode = validate.choice(settings.mode, "mode", MODES)
     unit = validate.choice(settings.unit, "unit", UNITS)
-    strengths = validate.strengths(latents, subject.d_sae, LIMITS[unit])
+    by_word = partial(latent_of, subject)
+    strengths = validate.strengths(latents, subject.d_sae, LIMITS[unit], by_word)
     if unit == "max" and mode not in ("scale", "ablate"):
         _refuse_unmeasured(subject, list(strengths))
     validate.choice(settings.scope, "scope", SCOPES)
@@ -337,5 +349,6 @@ def _strength_json(
     return {
         "latents": {str(i): round(suggestion.strength * s, 3) for i, s in latents.items()},
         "strength": suggestion.strength * largest,
+        "passed": suggestion.passed,
         "trials": trials,
     }

@@ -18,9 +18,13 @@ A latent has an index, and fires on some tokens with an activation above 0.
 
 Begin with about: the SAE, the language model, and how many latents there are. Find latents with
 search, or with inspect, which lists those that fire in a text; feature shows what one fires on.
-steer continues a prompt with and without changed latents; suggest_strength finds how strongly.
+steer continues a prompt with and without changed latents, given by index or by a word; strengths
+of 1 to 2 show in the text, and suggest_strength finds how strongly is too strongly.
 why explains a next token by latents, and next_tokens lists the candidates. health, measure,
-compare_saes and side_by_side judge the SAE."""
+compare_saes and side_by_side judge the SAE; card, which is long, tells how it was made.
+
+Most words are tokens that begin with a space: " sea" is another token than "sea", and both are
+shown as they are. So a prompt should not end with a space."""
 _OF_PICTURES = """\
 A sparse autoencoder (SAE) describes each activation of a model of pictures, one for each patch, by
 a few of its latents. A latent has an index, and fires on some patches with an activation above 0.

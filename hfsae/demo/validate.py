@@ -1,5 +1,6 @@
 """Checks of input from a browser, a link or a program: the value, or an error in one sentence."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..machine.refused import Refused
@@ -75,8 +76,17 @@ def latent(value: object, d_sae: int) -> int:
     return int(value)
 
 
-def strengths(value: object, d_sae: int, limit: int | float) -> dict[int, float]:
-    """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"; at most +-limit."""
+def strengths(
+    value: object,
+    d_sae: int,
+    limit: int | float,
+    latent_of: Callable[[str], int] | None = None,
+) -> dict[int, float]:
+    """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"; at most +-limit.
+
+    Args:
+        latent_of: gives the latent that a word stands for; None: words are refused.
+    """
     pairs = _pairs(value)
     if not pairs:
         raise Refused("no latent is chosen to steer; add one with its strength, such as 12:1.5")
@@ -84,7 +94,8 @@ def strengths(value: object, d_sae: int, limit: int | float) -> dict[int, float]
         raise Refused(f"{len(pairs)} latents are chosen; at most {MAX_LATENTS} fit here")
     by_latent = {}
     for key, strength in pairs:
-        index = latent(key, d_sae)
+        is_word = isinstance(key, str) and any(map(str.isalpha, key))
+        index = latent_of(key) if latent_of and is_word else latent(key, d_sae)
         if index in by_latent:
             raise Refused(f"latent {index} is given twice; give it one strength")
         name = f"the strength of latent {index}"

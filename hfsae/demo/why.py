@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 
 from ..activations.special_tokens import special_ids
-from ..activations.spelling import Tokens
+from ..activations.spelling import Tokens, meant, single_tokens
 from ..attribution import Attribution, Objective, attribute, logit
 from ..machine.refused import Refused
 from . import validate
-from .parts import cited
+from .parts import cited, spaced
 from .reading import token_id, tokens_of
 from .rows import SHOWN, Json, as_rows, check_latent
 from .subject import Subject
@@ -20,6 +20,7 @@ _CANDIDATES = 8
 ALONE = "#"
 """In place of a contrast: the logit alone is explained."""
 _TOLD, _LITTLE = 2, 0.01  # latents that the sentence names on a side; logits
+_LEVEL = 0.1  # logits: odds of 1.1, below which no token leads
 
 
 def next_tokens(subject: Subject, prompt: str) -> Json:
@@ -31,13 +32,17 @@ def next_tokens(subject: Subject, prompt: str) -> Json:
     Returns:
         next (list): {token, id, probability} of the eight likeliest, the likeliest first.
     """
-    return {"next": _next(subject, tokens_of(subject, prompt))}
+    return {"next": _likeliest(subject, _logits(subject, tokens_of(subject, prompt)))}
 
 
-def _next(subject: Subject, tokens: Tokens) -> list[Json]:
-    ids = tokens.batch(subject.lm.device).input_ids
-    with torch.no_grad():
-        logits = subject.lm(input_ids=ids, use_cache=False).logits[0, -1].float()
+@torch.no_grad()
+def _logits(subject: Subject, tokens: Tokens) -> torch.Tensor:
+    """Of the next token, in float32: in bfloat16 the likeliest tokens are often equal."""
+    ids = tokens.batch(subject.exact_lm.device).input_ids
+    return subject.exact_lm(input_ids=ids, use_cache=False).logits[0, -1].float()
+
+
+def _likeliest(subject: Subject, logits: torch.Tensor) -> list[Json]:
     top = logits.softmax(-1).topk(_CANDIDATES)
     return [
         {**_named(subject, i), "probability": p}
@@ -59,15 +64,18 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
 
     Args:
         prompt: the text.
-        target: the next token to explain, as text or as `#` and its id; empty: the likeliest.
-        contrast: a token to compare it with: the difference of the two logits is explained; empty:
-            the likeliest other one; `#`: none, the logit alone.
+        target: the next token to explain, as text or as `#` and its id; empty: the likeliest. Most
+            words begin with a space, and " sea" is another token than "sea": without a space in
+            front the likelier of both is taken, and "sentence" has which.
+        contrast: a token to compare it with, likewise: the difference of the two logits is
+            explained; empty: the likeliest other one; `#`: none, the logit alone.
 
     Returns:
         sentence (str): the answer in short.
         next (list): {token, id, probability} of the likeliest next tokens.
-        target (dict): {token, id}.
+        target (dict): {token, id}; "token" has its leading space.
         contrast (dict | None): {token, id}.
+        notes (list[str]): sentences on how the typed tokens were read.
         logit (float): the target's logit, less the contrast's.
         rows (list[Latent]): the latents that matter most: "value" is the estimated part in the
             logit, "ablation" the measured one (null: not measured; check_ablation measures it),
@@ -88,6 +96,7 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
         "next": question.next,
         "target": _named(subject, question.target),
         "contrast": None if question.contrast is None else _named(subject, question.contrast),
+        "notes": question.notes,
         "logit": effects.objective,
         "rows": as_rows(subject, [_effect(effects, i, question.tokens) for i in range(n)]),
         "n_latents": len(effects.latents),
@@ -109,20 +118,26 @@ def summary(view: Json) -> str:
         told = zip(strongest, about, strict=True)
         return " and ".join(f"{_called(rows[i])}, {about}{weights[i]:+.2f}" for i, about in told)
 
-    latents = view["shown"] + view["others"]
+    latents, lead = view["shown"] + view["others"], " ".join([*view["notes"], _lead(view)])
     return (
-        f"{_lead(view)}: all latents together give {latents:+.2f} of that, and everything else "
+        f"{lead}: all latents together give {latents:+.2f} of that, and everything else "
         f"{view['total'] - latents:+.2f}. Most for it: {side(1) or 'hardly any latent'}. Most "
         f"against it: {side(-1) or 'hardly any latent'}."
     )
 
 
 def _lead(view: Json) -> str:
-    target, contrast = cited(view["target"]["token"].strip()), view["contrast"]
-    if contrast is None:
+    pair = [token["token"] for token in (view["target"], view["contrast"]) if token]
+    words = [token.strip() for token in pair]
+    if "" in words or len(pair) > len({*words}):  # they differ in spaces
+        words = [spaced(token) for token in pair]
+    target, *others = map(cited, words)
+    if not others:
         return f"{target} has a logit of {view['total']:.2f}"
-    verb = "leads" if view["total"] >= 0 else "trails"
-    return f"{target} {verb} {cited(contrast['token'].strip())} by {abs(view['total']):.2f} logits"
+    if abs(view["total"]) < _LEVEL:
+        return f"{target} and {others[0]} are about as likely ({view['total']:+.2f} logits)"
+    verb = "leads" if view["total"] > 0 else "trails"
+    return f"{target} {verb} {others[0]} by {abs(view['total']):.2f} logits"
 
 
 def _called(row: Json) -> str:
@@ -165,17 +180,23 @@ def disagreement(estimate: float, measured: float) -> str:
 
 
 def spelling(subject: Subject, index: int) -> str:
-    """What to type for a token: its text where that leads back to it, else `#` and its number."""
+    """What to type for a token: its text where that can be no other, else `#` and its number."""
     text = str(subject.tokenizer.decode([index]))
-    return text if text.isprintable() and is_token(subject, text, index) else f"#{index}"
+    is_clear = text.isprintable() and single_tokens(subject.tokenizer, text) == [index]
+    return text if is_clear else f"#{index}"
 
 
 def is_token(subject: Subject, text: str, index: int) -> bool:
-    """Whether a typed token is this one."""
+    """Whether a typed token may be this one: of two spellings either is."""
     try:
-        return bool(text) and token_id(subject, text) == index
+        return bool(text) and index in _meanings(subject, text)
     except ValueError:
         return False
+
+
+def _meanings(subject: Subject, text: str) -> list[int]:
+    is_number = text.startswith("#")
+    return [token_id(subject, text)] if is_number else single_tokens(subject.tokenizer, text)
 
 
 def check_ablation(
@@ -211,23 +232,40 @@ class _Question(NamedTuple):
     objective: Objective
     target: int
     contrast: int | None
+    notes: list[str]
 
 
 def _question(subject: Subject, prompt: object, target: object, contrast: object) -> _Question:
     tokens = tokens_of(subject, prompt)
     target = validate.text(target, "the target token", limit=100)
     contrast = validate.text(contrast, "the contrast token", limit=100)
-    likely = _next(subject, tokens)
-    target_id = token_id(subject, target) if target else likely[0]["id"]
+    logits, notes = _logits(subject, tokens), []
+    likely = _likeliest(subject, logits)
+    target_id = _read(subject, target, logits, notes) if target else likely[0]["id"]
     if contrast in ("", ALONE):
         others = (token["id"] for token in likely if token["id"] != target_id)
         contrast_id = None if contrast == ALONE else next(others)
     else:
-        contrast_id = token_id(subject, contrast)
+        contrast_id = _read(subject, contrast, logits, notes)
     if contrast_id == target_id:
         raise Refused("target and contrast are the same token; choose two different ones")
     batch = {"input_ids": tokens.batch(subject.lm.device).input_ids}
-    return _Question(tokens, likely, batch, logit(target_id, contrast_id), target_id, contrast_id)
+    objective = logit(target_id, contrast_id)
+    return _Question(tokens, likely, batch, objective, target_id, contrast_id, notes)
+
+
+def _read(subject: Subject, text: str, logits: torch.Tensor, notes: list[str]) -> int:
+    """A typed token's id; where its text is read with a space more, a note is added."""
+    if text.startswith("#") and text[1:].isdecimal():
+        return token_id(subject, text)
+    chosen = meant(subject.tokenizer, text, lambda: logits)
+    if chosen.typed is not None:
+        less = float(logits[chosen.token] - logits[chosen.typed])
+        notes.append(
+            f"{cited(text)} is read with a space in front, {cited(spaced(' ' + text))}: without it "
+            f"it is another token, {less:.1f} logits less likely (#{chosen.typed})."
+        )
+    return chosen.token
 
 
 def _effects(subject: Subject, question: _Question, ablate: int | list[int]) -> Attribution:

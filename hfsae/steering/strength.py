@@ -29,7 +29,8 @@ from ..machine.refused import Refused
 from ..ops import gumbel, kl_of_logs
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Multiples of the maximal activation to try by default."""
+"""To try by default, and then on by doubling: whatever the unit is."""
+DOUBLINGS = 12
 NGRAM = 3
 
 
@@ -54,13 +55,21 @@ class Suggestion(NamedTuple):
     trials: list[Trial]
     """By size of strength; the first is strength 0, the unsteered model."""
 
+    @property
+    def passed(self) -> bool:
+        """Whether a larger strength is over the budget; if not, this is the largest that was
+        tried."""
+        return any(abs(t.strength) > abs(self.strength) for t in self.trials if not t.within)
+
     def table(self) -> str:
-        """One line for each trial."""
+        """One line for each trial, and one more where none is over the budget."""
         lines = ["strength  KL nats/token  repetition"]
         for trial in self.trials:
             mark = "" if trial.within else "  over budget"
             numbers = f"{trial.strength:>8.3g}  {trial.kl:>13.3f}  {trial.repetition:>10.3f}"
             lines.append(numbers + mark)
+        if not self.passed:
+            lines.append("the budget was not passed: a larger strength may be within it, too")
         return "\n".join(lines)
 
 
@@ -95,10 +104,11 @@ class SeededSampling(LogitsProcessor):
 @torch.no_grad()
 def suggest_strength(
     lm: PreTrainedModel,
-    tokens: Mapping[str, Tensor],
+    tokens: Mapping[str, Tensor] | Tensor,
     steered: Callable[[float], AbstractContextManager[None]],
     *,
     strengths: Sequence[float] = STRENGTHS,
+    doublings: int = DOUBLINGS,
     max_kl: float | None = 2.0,
     max_repetition: float | None = 0.3,
     n_tokens: int = 32,
@@ -116,13 +126,15 @@ def suggest_strength(
             lambda strength: hfsae.steer(lm, sae, {1234: strength}, mode="clamp"),
         ).strength
 
-    Tries every strength, in order of size, with the same seed. Then it halves the gap between the
-    last strength within the budget and the next one, `refine` times. Definitions: see the module.
+    Tries every strength, in order of size, with the same seed; where all are within the budget, it
+    goes on doubling the last one until one is not. Then it halves the gap between the last strength
+    within the budget and the next one, `refine` times. Definitions: see the module.
 
     Args:
-        tokens: prompts, as for `generate`: several rows are padded on the left.
+        tokens: prompts, as for `generate`: several rows are padded on the left; or token ids alone.
         steered: strength -> a context for generation; any unit, mode and number of latents.
         strengths: numbers of one sign, in the unit that `steered` uses.
+        doublings: the most; where the budget is not passed then, `Suggestion.passed` is False.
         max_kl: nats a token; None: no KL budget. Above about 2, texts of small models are no longer
             sentences.
         max_repetition: 0 to 1; None: no repetition budget. The unsteered model's repetition counts.
@@ -138,6 +150,8 @@ def suggest_strength(
         ValueError: no budget is given, or strengths are empty, of both signs, or not finite.
     """
     order = _ordered(strengths)
+    if isinstance(tokens, Tensor):
+        tokens = {"input_ids": torch.atleast_2d(tokens)}
     if max_kl is None and max_repetition is None:
         raise Refused("no budget: give max_kl (nats a token), max_repetition (0 to 1) or both")
 
@@ -152,7 +166,7 @@ def suggest_strength(
         return trial
 
     with nullcontext(progress) if progress else _bar(1 + len(order) + refine) as note:
-        return _sweep(attempt, order, refine)
+        return _sweep(attempt, order, doublings, refine)
 
 
 def _is_within(value: float, most: float | None) -> bool:
@@ -167,22 +181,27 @@ def _bar(total: int) -> Iterator[Callable[[Trial], object]]:
 
         def advance(trial: Trial) -> None:
             bar.set_postfix_str(f"{trial.strength:.3g}: KL {trial.kl:.3g}", refresh=False)
+            bar.total = max(bar.total, bar.n + 1)  # doubling takes as many as it takes
             bar.update()
 
         yield advance
         bar.total = bar.n  # without a strength over the budget, there is no gap to halve
 
 
-def _sweep(attempt: Callable[[float], Trial], order: list[float], refine: int) -> Suggestion:
+def _sweep(
+    attempt: Callable[[float], Trial], order: list[float], doublings: int, refine: int
+) -> Suggestion:
     trials = [attempt(strength) for strength in (0.0, *order)]
     n_within = next((i for i, t in enumerate(trials[1:]) if not t.within), len(order))
     best = order[n_within - 1] if n_within else 0.0
-    if n_within < len(order):
-        over = order[n_within]
-        for _ in range(refine):
-            trial = attempt((best + over) / 2)
-            trials.append(trial)
-            best, over = (trial.strength, over) if trial.within else (best, trial.strength)
+    over = order[n_within] if n_within < len(order) else None
+    while over is None and len(trials) <= len(order) + doublings:
+        trials.append(attempt(2 * best))
+        best, over = (2 * best, None) if trials[-1].within else (best, 2 * best)
+    for _ in range(refine):
+        if over is not None:
+            trials.append(attempt(middle := (best + over) / 2))
+            best, over = (middle, over) if trials[-1].within else (best, middle)
     return Suggestion(best, sorted(trials, key=lambda trial: abs(trial.strength)))
 
 

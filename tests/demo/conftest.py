@@ -32,6 +32,7 @@ ROOT = Path(__file__).parent.parent.parent
 D_SAE = 48
 ARGUMENTS = {  # of each action, that make sense
     "about": {},
+    "card": {},
     "check_ablation": {"prompt": "the c"},
     "compare_prompts": {"first": "the cat", "second": "a dog"},
     "compare_saes": {},

@@ -5,8 +5,10 @@ import math
 import shutil
 from copy import copy
 from dataclasses import asdict, replace
+from functools import partial
 from types import SimpleNamespace
 
+import gradio as gr
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,10 +17,12 @@ from transformers import AutoConfig, AutoModel
 
 import hfsae
 from hfsae.cards import probing_facts
-from hfsae.demo import Choice, open_subject
+from hfsae.demo import Choice, address, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.inspect_actions import latent_of, weak_match
+from hfsae.demo.pages import SearchPage
 from hfsae.demo.pages.health import overview_panel
+from hfsae.demo.parts import html
 from hfsae.demo.settings import Settings, Steering
 from hfsae.demo.snippet import of_latent, of_texts
 from hfsae.demo.steer_actions import direction
@@ -153,6 +157,40 @@ def test_steering_changes_the_text_in_the_scope_that_is_asked_for(actions):
     assert last(actions.steer("the cat", "3:0", max_new_tokens=8))["kl"] < 1e-4
 
 
+def test_a_word_is_steered_by_the_latent_that_it_finds_and_the_answer_has_which(subject):
+    there = replace(subject, labels={**subject.labels, 7: "rain", 9: "the sea"})
+    steer = partial(Actions(there).steer, "the", max_new_tokens=2, seed=1)
+    done = last(steer("sea:2, 3:-1, rain:0.5"))
+    rows = [(row["latent"], row["label"], row["value"]) for row in done.pop("latents")]
+    assert rows == [(9, "the sea", 2.0), (3, "", -1.0), (7, "rain", 0.5)]
+    by_index = last(steer("9:2, 3:-1, 7:0.5"))
+    assert by_index | done == by_index
+    with pytest.raises(ValueError, match="no latent is found for 'zebra'; write another word"):
+        last(Actions(replace(there, store=None)).steer("the", "zebra:1", unit="norm"))
+    with pytest.raises(ValueError, match="latent 9 is given twice"):
+        last(steer("sea:1, 9:1"))
+    found = Actions(there).suggest_strength("the", "rain:1")
+    assert [*found["latents"]] == ["7"]
+
+
+def test_what_an_agent_reads_first_is_short_and_the_card_is_apart(actions):
+    shipped = Actions(open_subject(Choice(str(SHIPPED_SAE)), with_lm=False))
+    for each in (actions, shipped):
+        assert len(json.dumps(each.about(), ensure_ascii=False)) <= 2000
+        assert each.card() == {"card": each.subject.card} and each.subject.card
+
+
+def test_a_number_opens_its_latent_and_is_the_first_that_a_search_finds(actions):
+    with gr.Blocks():
+        page = SearchPage(actions)
+    assert page._search(" 7 ", "word") == address.Feature(7)
+    for query, by in (("48", "word"), ("7", "promotes"), ("7 seas", "word")):
+        assert page._search(query, by) == address.Search(query, by)
+    found = actions.search("7")["found"]
+    assert (found[0]["latent"], found[0]["why"]) == (7, "has this number")
+    assert all(row["why"] != "has this number" for row in actions.search("48")["found"])
+
+
 @pytest.mark.parametrize("mode", ["add", "clamp", "scale", "ablate", "orthogonal", "cap"])
 @pytest.mark.parametrize("unit", ["max", "norm", "raw"])
 def test_every_mode_and_unit_runs(actions, mode, unit):
@@ -165,6 +203,23 @@ def test_a_strength_is_suggested_within_the_budget(actions):
     within = [t for t in found["trials"] if t["within"]]
     assert found["strength"] == max(t["strength"] for t in within)
     assert found["latents"]["3"] == pytest.approx(found["strength"], abs=1e-3)
+    assert found["passed"]
+
+
+def test_a_search_doubles_up_to_the_apps_limit_and_says_that_the_budget_was_not_passed(actions):
+    wide, told = {"max_kl": 20, "max_repetition": 1}, []
+    progress = lambda *far: told.append(far)  # noqa: E731
+    found = actions.sweep("the cat", "3:1", Steering(), **wide, progress=progress)
+    assert [t["strength"] for t in found["trials"]] == [0, 0.25, 0.5, 1, 2, 4, 8, 16]
+    assert found["strength"] == 16 and not found["passed"]
+    assert all(done < n for done, n in told) and told[-1] == (8, 9)
+    both = actions.sweep("the cat", "3:3,4:-1.5", Steering(), **wide)
+    assert both["latents"] == {"3": 16, "4": -8}
+    only = actions.sweep("the cat", "3:3,4:-1.5", Steering(), **wide, only=4)
+    assert only["latents"] == {"3": 3, "4": -16}
+    shown = {"unit_name": "times", "only": None, "max_kl": 20, "max_repetition": 1, "n_tokens": 24}
+    assert "None that was tried is over it" in html("suggestion", {**found, **shown})
+    assert "None that was tried" not in html("suggestion", {**found, **shown, "passed": True})
 
 
 def test_a_strength_is_looked_for_under_the_settings_it_is_for(actions):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import gradio as gr
 import pytest
@@ -75,6 +77,26 @@ def test_where_only_this_machine_reaches_the_app_any_saes_folder_is_read(
     with pytest.raises(ValueError, match="read from here; name a repository on the Hub"):
         place_of(space, str(elsewhere))
     assert choices(space) == []
+
+
+def test_a_path_below_a_folder_here_is_told_at_once_with_what_is_here(suite, subject, monkeypatch):
+    def asked(*_, **__):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("hfsae.demo.health_actions.list_files", asked)
+    actions = Actions(replace(subject, only_here=True))
+    sentence = (
+        r"'runs/singel' is not an SAE that can be read from here; name the folder of an SAE, or a "
+        r"repository on the Hub as name/repository; these are here: runs/single, runs/suite/a"
+    )
+    for call in (actions.compare_saes, partial(actions.side_by_side, text="the cat")):
+        with pytest.raises(ValueError, match=sentence):
+            call(other="runs/singel")
+    assert place_of(subject, "me/sae") == Choice("me/sae")
+    (suite.parent.parent / "me").mkdir()
+    assert place_of(subject, "me/sae") == Choice("me/sae")  # others learn nothing of folders
+    with pytest.raises(ValueError, match="'me/sae' is not an SAE that can be read from here"):
+        place_of(replace(subject, only_here=True), "me/sae")
 
 
 def test_a_folder_in_another_librarys_format_is_offered_and_compared(suite, subject):

@@ -1,6 +1,8 @@
 """The page that explains a token: its column adds up to the logit, and its fields hold tokens."""
 
+import copy
 import re
+from dataclasses import replace
 
 import gradio as gr
 import pytest
@@ -88,6 +90,35 @@ def test_one_sentence_says_what_speaks_for_it_and_what_against(actions):
     )
     view = actions.why("the c", target="a", contrast="o")
     assert f"<p>{view['sentence']}</p>" in effects_panel(view)
+
+
+def test_of_two_spellings_the_likelier_is_explained_and_said_and_level_tokens_are_told_as_such(
+    subject, spaced_tokenizer
+):
+    lm = copy.deepcopy(subject.lm)
+    there = replace(subject, loaded=subject.loaded._replace(lm=lm, tokenizer=spaced_tokenizer))
+    actions, plain, spaced = Actions(there), token_id(there, "a"), token_id(there, " a")
+    assert spaced == 258 != plain
+    head = copy.deepcopy(lm.get_output_embeddings().weight)
+    lm.get_output_embeddings().weight = head
+    ids = there.tokens("the c", False).batch().input_ids
+    last = lm.model(ids).last_hidden_state[0, -1].detach()
+    for logit, token in ((5.0, spaced), (1.0, plain), (5.05, token_id(there, "o"))):
+        head.data[token] += (logit - head.data[token] @ last) * last / (last @ last)
+    view = actions.why("the c", target="a", contrast="o")
+    assert view["target"] == {"token": " a", "id": spaced}
+    assert view["sentence"].startswith(
+        "“a” is read with a space in front, “␣a”: without it it is another token, 4.0 logits less "
+        f"likely (#{plain}). “a” and “o” are about as likely (-0.05 logits): all latents "
+    )
+    view = actions.why("the c", target="a", contrast=f"#{plain}")
+    assert view["sentence"].split(". ")[1].startswith("“␣a” leads “a” by 4.00 logits")
+    assert actions.check_ablation("the c", view["rows"][0]["latent"], "a", f"#{plain}")
+    assert actions.why("the c", target=" a")["notes"] == []
+    head.data[plain] += 9 * last / (last @ last)
+    view = actions.why("the c", target="a", contrast="o")
+    assert (view["target"]["id"], view["notes"]) == (plain, [])
+    assert (spelling(there, plain), spelling(there, spaced)) == (f"#{plain}", " a")
 
 
 def test_the_exact_copy_of_a_model_gives_no_warning_of_its_dtype(sae_folder, recwarn):

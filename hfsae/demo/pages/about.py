@@ -25,7 +25,7 @@ class AboutPage(Page[at.About]):
         view = actions.about()
         unit = self.subject.unit
         panel(html("notes", view | {"facts": _facts(view, unit), "unit": unit}))
-        card = f'<div class="hf-card prose">{shown_card(view["card"])}</div>'
+        card = f'<div class="hf-card prose">{shown_card(self.subject.card)}</div>'
         panel(card, elem_id="about-card")
 
 

@@ -7,6 +7,7 @@ import gradio as gr
 from .. import address as at
 from ..actions import Actions
 from ..crops import add_strongest
+from ..finding import numbered
 from ..inspect_actions import BY, BY_WITHOUT_TEXT, RAW, SCORES, check_query
 from ..parts import html, number, panel, percent
 from ..presets import searches
@@ -19,7 +20,7 @@ _NAMES = {
     "label": "their label",
     "similar to": "the number of a similar latent",
 }
-_EXAMPLE = "war, or the sea"
+_EXAMPLE = "war, the sea, or a latent's number"
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     SCORES["word"]: ("match", "{:.2f}".format),
     SCORES["fires on"]: ("share of largest", percent),
@@ -88,16 +89,18 @@ class SearchPage(Page[at.Search]):
 
     def wire(self, app: App) -> None:
         """A latent that was found leads to its page, or is steered."""
-        app.on([self.run.click, self.query.submit], self._search, self, progress_on=[self.found])
+        begun = [self.run.click, self.query.submit]
+        app.on(begun, self._search, self, leads_to=("feature",), progress_on=[self.found])
         app.on([self.by.input], self.address, self, progress_on=[self.found])
         app.on([self.random.click], self._random, self, leads_to=("feature",))
         app.on_select(self.examples, self._example, self, progress_on=[self.found])
         app.on_select(self.found, self._clicked, self, leads_to=("feature", "steer"))
 
-    def _search(self, *values: object) -> at.Search:
+    def _search(self, *values: object) -> at.Address:
         address = self.address(*values)
         check_query(address.query)  # there has to be one
-        return address
+        hits = numbered(self.subject, address.query) if address.by == at.Search.by else []
+        return at.Feature(hits[0].latent) if hits else address
 
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Search:
         return at.Search(*one_of(self.choices, number))
