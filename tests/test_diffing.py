@@ -266,10 +266,11 @@ def test_beta_is_that_of_least_squares():
     scaling = Scaling(Sides(sae), of_one, of_second)
     for part in range(0, n, 64):
         at = slice(part, part + 64)
-        scaling.add(x[at], recon[at], latents[at])
-    betas, nu = scaling.betas(), scaling.nu()
+        scaling.add(x[at], recon[at], latents[at], torch.arange(n)[at] // 10)
+    nu = scaling.nu()
     for j, (i, is_second) in enumerate(zip(of_one.tolist(), of_second.tolist(), strict=True)):
         f = latents[:, i].numpy()
+        centred = f - f.mean()
         halves = [slice(0, d), slice(d, 2 * d)]
         rows = [sae.W_dec[i, half].numpy() / c for half, c in zip(halves, scales, strict=True)]
         own = rows[1] if is_second else rows[0]
@@ -278,13 +279,20 @@ def test_beta_is_that_of_least_squares():
             a, written = x[:, half].numpy() / c, recon[:, half].numpy() / c
             ys = {"recon": written, "error": a - (written - np.outer(f, row))}
             for kind, y in ys.items():
-                basis = np.outer(f, own).reshape(-1, 1)
-                beta = np.linalg.lstsq(basis, y.reshape(-1), rcond=None)[0][0]
+                basis = np.outer(centred, own).reshape(-1, 1)
+                beta = np.linalg.lstsq(basis, (y - y.mean(0)).reshape(-1), rcond=None)[0][0]
                 found[kind].append(beta)
         for kind, (first, second) in found.items():
-            assert betas[kind][:, j].tolist() == pytest.approx([first, second], abs=1e-8)
-            ratio = first / second if is_second else second / first
-            assert getattr(nu, kind)[j].item() == pytest.approx(ratio, rel=1e-8)
+            own, other = (second, first) if is_second else (first, second)
+            assert nu[f"own_{kind}"][0, j].item() == pytest.approx(own, rel=1e-8)
+            value, low, high = nu[f"nu_{kind}"][:, j].tolist()
+            assert value == pytest.approx(other / own, rel=1e-8) and low < value < high
+
+
+def of_both(base: torch.Tensor, chat: torch.Tensor, token: torch.Tensor | None = None):
+    """Activations of documents of 50 tokens."""
+    document = torch.arange(len(base)) // 50
+    return ActivationBatch(dict(zip(SITES, (base, chat), strict=True)), document, None, token)
 
 
 def planted(in_first: float, n: int = 4000, d: int = 32):
@@ -301,8 +309,7 @@ def planted(in_first: float, n: int = 4000, d: int = 32):
     first[8] = 0
     reads = torch.cat([torch.zeros_like(directions), directions], dim=1)  # chat's half alone
     sae = of_rows(first, second, reads.T)
-    batch = ActivationBatch(dict(zip(SITES, (base, chat), strict=True)), torch.zeros(n).long())
-    return compared(sae, [batch])
+    return compared(sae, [of_both(base, chat)])
 
 
 def test_a_feature_that_the_dictionary_left_out_of_a_model_is_found_in_its_error():
@@ -310,21 +317,169 @@ def test_a_feature_that_the_dictionary_left_out_of_a_model_is_found_in_its_error
     assert result["latents"]["group"] == ["shared"] * 8 + ["second"]
     assert result["latents"]["nu_error"][8] == pytest.approx(0.3, abs=0.02)
     assert result["latents"]["nu_recon"][8] == pytest.approx(0, abs=0.02)
-    assert not result["latents"]["exclusive"][8]
+    assert result["latents"]["in_other"] == [None] * 8 + ["some"]
     assert result["latents"]["nu_error"][:8] == [None] * 8
     assert result["latents"]["cosine"][:8] == pytest.approx([1] * 8)
 
 
-def test_a_feature_of_one_model_alone_is_exclusive():
+def test_a_feature_of_one_model_alone_has_little_in_the_other():
     result = planted(0.0)
-    assert result["latents"]["exclusive"] == [False] * 8 + [True]
+    assert result["latents"]["in_other"] == [None] * 8 + ["little"]
     assert result["groups"]["second"] == {
         "n": 1,
         "n_fired": 1,
-        "n_exclusive": 1,
+        "n_little": 1,
         "median_cosine": None,
     }
     assert result["groups"]["shared"]["median_cosine"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("spreads", [0, 1.3, 2.7])
+def test_latents_of_one_model_are_judged_the_same_whatever_the_activations_mean(spreads):
+    """Of 32 planted ones nu without an intercept called 32, 14 and 7 exclusive."""
+    torch.manual_seed(0)
+    n, d, n_shared, n_own = 12_800, 64, 16, 32
+    directions = torch.linalg.qr(torch.randn(d, n_shared + n_own)).Q.T
+    sizes = (0.5 + torch.rand(n, len(directions))) * (torch.rand(n, len(directions)) < 0.1)
+    centred = sizes @ directions
+    spread = (centred - centred.mean(0)).square().sum(1).mean().sqrt()
+    mean = spreads * spread * torch.nn.functional.normalize(torch.randn(d), dim=0)
+    base = sizes[:, :n_shared] @ directions[:n_shared] + mean + 0.01 * torch.randn(n, d)
+    chat = centred + mean + 0.01 * torch.randn(n, d)
+    first = directions.clone()
+    first[n_shared:] = 0
+    sae = of_rows(first, directions, torch.cat([torch.zeros_like(directions), directions], 1).T)
+    sae.b_dec.copy_(mean.repeat(2))
+    sae.b_enc.copy_(-0.1 - directions @ mean)
+    columns = compared(sae, [of_both(base, chat)])["latents"]
+    assert columns["in_other"] == [None] * n_shared + ["little"] * n_own
+    of_fires = columns["explained_firing"][n_shared:]
+    assert sum(columns["explained"][n_shared:]) == pytest.approx(0.98, abs=0.01)
+    assert min(of_fires) > 0.1 and max(columns["shuffled_high"][n_shared:]) < 0
+
+
+def test_it_is_undetermined_where_others_write_against_the_latent_on_its_tokens():
+    """Its own coefficient is .3 and the other model's -.7: nu is -2.3, which is no part of it."""
+    torch.manual_seed(0)
+    n, own = 5000, torch.eye(8)[:1]
+    fires = (torch.rand(n, 1) < 0.3).float()
+    directions = torch.cat([-0.7 * own, own])
+    first = torch.cat([-0.7 * own, 0 * own])
+    sae = of_rows(first, directions, torch.zeros(16, 2))
+    sae.W_enc[15] = 1  # a column that tells where both fire
+    base = fires @ first[:1] + 0.01 * torch.randn(n, 8)
+    chat = fires @ directions.sum(0, keepdim=True) + 0.01 * torch.randn(n, 8)
+    chat[:, 7] = fires[:, 0]
+    columns = compared(sae, [of_both(base, chat)])["latents"]
+    assert columns["own_recon"][1] == pytest.approx(0.3, abs=0.01)
+    assert columns["nu_recon"][1] == pytest.approx(-0.7 / 0.3, abs=0.1)
+    assert columns["in_other"][1] == "undetermined"
+
+
+# how much of the change a latent explains
+
+
+def of_change(n: int = 3200, d: int = 12):
+    """A crosscoder of random rows that reads base alone, and activations with a shift of all
+    tokens by b_dec's difference."""
+    torch.manual_seed(1)
+    sae = of_rows(*torch.randn(2, 5, d), torch.zeros(2 * d, 5), (1.5, 0.5))
+    sae.W_enc[:d] = torch.randn(d, 5)
+    sae.b_dec.copy_(torch.randn(2 * d))
+    sae = sae.double()
+    base = torch.randn(n, d).double()
+    change = sae.encode(torch.cat([base, base], 1)) @ (
+        sae.W_dec[:, d:] / 0.5 - sae.W_dec[:, :d] / 1.5
+    )
+    shift = sae.b_dec[d:] / 0.5 - sae.b_dec[:d] / 1.5
+    chat = 0.5 * (base / 1.5 + shift + 0.3 * change + torch.randn(n, d))
+    return sae, base, chat, shift
+
+
+def test_explained_is_one_minus_the_part_of_the_squared_change_that_a_latent_leaves():
+    sae, base, chat, shift = of_change()
+    d = base.shape[1]
+    result = compared(sae, [of_both(base, chat)])
+    f = sae.encode(torch.cat([base, chat], 1)).numpy()
+    rows = (sae.W_dec[:, d:] / 0.5 - sae.W_dec[:, :d] / 1.5).numpy()
+    y = (chat / 0.5 - base / 1.5 - shift).numpy()
+    left_by_all = ((y - f @ rows) ** 2).sum() / (y**2).sum()
+    assert result["change"]["explained"] == pytest.approx(1 - left_by_all, rel=1e-5)
+    columns, document = result["latents"], np.arange(len(y)) // 50
+    draws = np.random.default_rng(0).integers(64, size=(4000, 64))
+    for i, row in enumerate(rows):
+        left, whole = ((y - np.outer(f[:, i], row)) ** 2).sum(1), (y**2).sum(1)
+        for name, where in (("explained", f[:, i] >= 0), ("explained_firing", f[:, i] > 0)):
+            assert columns[name][i] == pytest.approx(
+                1 - left[where].sum() / whole[where].sum(), rel=1e-5
+            )
+            sums = [np.bincount(document[where], part[where], 64) for part in (left, whole)]
+            ends = np.quantile(1 - sums[0][draws].sum(1) / sums[1][draws].sum(1), [0.025, 0.975])
+            found = [columns[f"{name}_low"][i], columns[f"{name}_high"][i]]
+            assert found == pytest.approx(ends.tolist(), abs=0.1 * (ends[1] - ends[0]))
+        elsewhere = (
+            1
+            - ((y - np.outer(np.random.default_rng(0).permutation(f[:, i]), row)) ** 2).sum()
+            / whole.sum()
+        )
+        assert columns["shuffled"][i] == pytest.approx(elsewhere, rel=0.1)
+
+
+def test_a_shift_of_all_tokens_that_b_dec_holds_does_not_count():
+    sae, base, chat, _ = of_change()
+    before = compared(sae, [of_both(base, chat)])
+    more = 3 * torch.ones(base.shape[1]).double()
+    sae.b_dec[base.shape[1] :] += more
+    after = compared(sae, [of_both(base, chat + more)])
+    for name in ("explained", "explained_firing", "shuffled"):
+        assert after["latents"][name] == pytest.approx(before["latents"][name], rel=1e-5)
+    assert after["change"]["explained"] == pytest.approx(before["change"]["explained"], rel=1e-5)
+    assert after["change"]["shift"] > before["change"]["shift"] + 0.1
+
+
+def test_a_latent_that_stands_for_a_shift_of_all_tokens_explains_no_more_than_shuffled():
+    torch.manual_seed(0)
+    row = torch.eye(8)[:1]
+    sae = of_rows(0 * row, row, torch.zeros(16, 1))
+    sae.b_enc.fill_(1)  # fires everywhere
+    base = torch.randn(3200, 8)
+    columns = compared(sae, [of_both(base, base + row + 0.1 * torch.randn(3200, 8))])["latents"]
+    assert columns["explained"][0] > 0.9 and columns["shuffled"][0] == columns["explained"][0]
+    assert "explains no more of the change than as many firings elsewhere" in columns["sentence"][0]
+
+
+def test_a_latent_that_found_the_change_is_told_in_one_sentence_with_its_tokens():
+    torch.manual_seed(0)
+    n, row = 4000, torch.eye(8)[:1]
+    token = torch.randint(10, (n,))
+    changed = token < 2
+    sae = of_rows(0 * row, row, torch.zeros(16, 1))
+    sae.W_enc[8] = 1
+    base = 0.05 * torch.randn(n, 8)
+    base[:, 0] = 0
+    chat = base + 2 * changed[:, None] * row
+    words = [" the", "the", " of"]
+    result = compared(sae, [of_both(base, chat, token)], spell=lambda i: words[i])
+    columns = result["latents"]
+    assert columns["explained"] == columns["explained_firing"] == [1] and columns["n_kinds"] == [1]
+    assert columns["tokens"][0] == [("the", pytest.approx(1, abs=1e-6))]
+    chat[token == 2, 1] += 2
+    chat[token == 2, 0] += 1
+    result = compared(sae, [of_both(base, chat, token)], spell=lambda i: words[i])
+    assert result["latents"]["sentence"] == [
+        "explains 70 % of what changed on `the` and `of`: 70 % of the whole change"
+    ]
+    assert compared(sae, [of_both(base, chat)])["latents"]["sentence"] == [
+        "explains 70 % of what changed where it fires: 70 % of the whole change"
+    ]
+
+
+def test_models_with_the_same_activations_have_no_change_to_explain():
+    sae, base, _, _ = of_change()
+    sae.config.site_scales = [1.0, 1.0]
+    result = compared(sae, [of_both(base, base)])
+    assert result["change"] == {"difference": 0, "shift": None, "explained": None}
+    assert result["latents"]["explained"] == result["latents"]["sentence"] == [None] * 5
 
 
 def test_groups_have_both_of_their_ends():
