@@ -1,6 +1,7 @@
 """Several language models that read the same tokens, and what an SAE over two of them tells."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from hfsae.activations import HarvestArguments, Harvester, TokenBatch
 from hfsae.activations.source import ActivationBatch
 from hfsae.cost.plan import plan
 from hfsae.diffing import GROUPS, Scaling, Sides, diff, groups_of, table
+from hfsae.diffing.report import percent
 from hfsae.diffing.run import compared
+from hfsae.features.labels import write_label
 from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
-from hfsae.machine.files import read_json
+from hfsae.machine.files import printable, read_json
 from hfsae.recipe import Recipe, check, harvest_to, run
 
 from .tiny import make_sae, tiny_recipe, tokens
@@ -518,6 +521,7 @@ def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
     printed = capsys.readouterr().out
     record = read_json(trained / "diff.json")
     assert record["models"] == {"base": "tiny/base", "chat": "tiny/chat"}
+    assert record["change"]["difference"] > 0 and record["n_documents"] > 1
     assert record["n_tokens"] > 100
     assert sum(group["n"] for group in record["groups"].values()) == 32
     l0 = read_json(trained / "evaluation.json")["metrics"]["l0"]["value"]
@@ -539,38 +543,39 @@ def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
     diff(trained, 300)
 
 
-def test_the_table_lists_what_is_exclusive_to_each_model_the_most_frequent_first(tmp_path):
-    group = {"n": 2, "n_fired": 2, "n_exclusive": 1, "median_cosine": None}
-    both = {**group, "n_exclusive": 0, "median_cosine": 0.875}
-    groups = {"first": group, "second": {**group, "n_exclusive": 2}, "shared": both, "other": group}
-    latents = {
-        "group": ["first", "second", "shared", "second", "second"],
-        "share": [0.0, 0.95, 0.5, 1.0, 0.9],
-        "nu_recon": [0.1, 0.01, None, -0.02, 0.9],
-        "nu_error": [0.1, 0.02, None, 0.03, 0.0],
-        "n_firings": [5, 3, 900, 70, 800],
-        "exclusive": [True, True, False, True, False],
-    }
-    record = {"models": {"base": "a", "chat": "b"}, "n_tokens": 1000}
-    (tmp_path / "diff.json").write_text(
-        json.dumps({**record, "groups": groups, "latents": latents})
-    )
-    head, _, chat = table(tmp_path).partition("exclusive to chat")
-    assert "median cosine of the two directions of a latent of both: 0.875" in head
-    of_base = head.partition("exclusive to base")[2].splitlines()[2:]
-    assert [line.split() for line in of_base if line] == [["0", "0.000", "5", "0.100", "0.100"]]
-    rows = [line.split() for line in chat.splitlines()[2:4]]
-    assert rows == [
-        ["3", "1.000", "70", "-0.020", "0.030"],
-        ["1", "0.950", "3", "0.010", "0.020"],
-    ]
-    assert not chat.splitlines()[4], "the others are not exclusive"
-    latents["exclusive"] = [False] * 5
-    (tmp_path / "diff.json").write_text(
-        json.dumps({**record, "groups": groups, "latents": latents})
-    )
-    _, _, chat = table(tmp_path).partition("none is exclusive to chat; mostly chat, most frequent")
-    assert [line.split()[0] for line in chat.splitlines()[2:5]] == ["4", "3", "1"]
+def test_the_table_lists_latents_by_what_they_explain_with_tokens_name_and_example(
+    trained, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    record = diff(folder, 300)
+    columns = record["latents"]
+    fired = [i for i, value in enumerate(columns["explained_firing"]) if value is not None]
+    best = sorted(fired, key=lambda i: -columns["explained"][i])
+    write_label(folder, best[0], "endings of names")
+    lines = table(folder, most=3).splitlines()
+    start = lines.index("latents by how much of the change they explain:") + 2
+    rows = [line.split() for line in lines[start : start + 3]]
+    assert [int(row[0]) for row in rows] == best[:3]
+    shares = [100 * columns[f"explained{end}"][best[0]] for end in ("", "_low", "_high")]
+    expected = f"{shares[0]:.1f} ({shares[1]:.1f} to {shares[2]:.1f})"
+    assert " ".join(rows[0][3:7]) == expected.replace("-0.0", "0.0")
+    (at,) = (n for n, line in enumerate(lines) if line.startswith(f"latent {best[0]} "))
+    assert lines[at] == f"latent {best[0]} (endings of names) {columns['sentence'][best[0]]}"
+    token, share = columns["tokens"][best[0]][0]
+    assert f"`{printable(token)}` {percent(share)}" in lines[at + 1]
+    assert lines[at + 2].startswith("  example") and "«" in lines[at + 2]
+    of_one = {**columns, **{name: [None] * 32 for name in ("explained", "explained_firing")}}
+    (folder / "diff.json").write_text(json.dumps({**record, "latents": of_one}))
+    assert "no latent that differs between them fired" in table(folder)
+    former = {key: value for key, value in record.items() if key != "change"}
+    (folder / "diff.json").write_text(json.dumps(former))
+    assert table(folder).endswith(f"of an earlier hfsae; `hfsae diff {folder}` makes it again")
+
+
+def test_shares_are_told_to_two_digits():
+    shares = [0.713, 0.0713, 0.00713, -0.02, 1.0]
+    assert [percent(x) for x in shares] == ["71 %", "7.1 %", "0.71 %", "-2.0 %", "100 %"]
 
 
 def test_the_app_has_a_page_for_it(
@@ -606,12 +611,16 @@ def test_the_app_has_a_page_for_it(
     assert shares == sorted(shares, reverse=True) and view["models"] == ["base", "chat"]
     firings = [row["n_firings"] for row in Actions(subject).diff(by="firings")["found"]]
     assert firings == sorted(firings, reverse=True)
-    apart = [abs(row["share"] - 0.5) for row in Actions(subject).diff()["found"]]
-    assert apart == sorted(apart, reverse=True), "what differs most comes first"
+    explained = [row["explained"] for row in Actions(subject).diff()["found"]]
+    assert explained == sorted(explained, reverse=True), "what explains most comes first"
+    assert view["change"] == pytest.approx(subject.diff["change"])
     (endpoint,) = (endpoint for endpoint in ENDPOINTS if endpoint.name == "diff")
     closed = {**endpoint.output_schema, "additionalProperties": False}
     jsonschema.validate(view, closed)
     page = html("diff", {**view, "unit": subject.unit})
     assert "mostly chat" in page and page.count("<tr>") >= len(shares)
+    best = max(view["found"], key=lambda row: row["explained"])
+    assert f"<small>{best['sentence'][:9]}" in page
+    assert f"{100 * best['explained_low']:.1f} to {100 * best['explained_high']:.1f}" in page
     with pytest.raises(ValueError, match="group is 'x'"):
         Actions(subject).diff("x")

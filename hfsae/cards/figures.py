@@ -30,7 +30,6 @@ _BLUE, _ORANGE, _INK = "#0072B2", "#D55E00", "#222222"
 _LABEL: dict[str, Any] = {"color": _INK, "va": "top"}
 _LABEL |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # over grid lines
 _MANY_BINS = 60
-_SHARE_BINS = 50
 _LOGGED = ("step", "fvu", "l0")  # what a figure shows of a line of the log
 
 

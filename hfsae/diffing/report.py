@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.result import aligned
 from ..features import FeatureStore, read_names, show
 from ..machine.files import printable, read_json, reading
 from ..machine.names import DIFF, META
@@ -10,6 +11,7 @@ from .groups import FIRST, SECOND, SHARED
 from .scaling import LEAST_OWN, MOST_NU
 
 _NAMED = 3  # tokens in a sentence
+_FREQUENT = 0.03  # share of its firings from which a latent's token is named
 _DESCRIBED = 5  # latents with sentence, tokens and example below the table
 Json = dict[str, Any]
 
@@ -22,7 +24,8 @@ def sentence(columns: Json, i: int) -> str | None:
     tokens, n_kinds = columns["tokens"][i], columns["n_kinds"][i]
     fires, where = "", "where it fires"
     if tokens:
-        words = [f"`{printable(text)}`" for text, _ in tokens[:_NAMED]]
+        frequent = [text for text, share in tokens[:_NAMED] if share >= _FREQUENT]
+        words = [f"`{printable(text)}`" for text in frequent or [tokens[0][0]]]
         if n_kinds > len(words):
             n_more = n_kinds - len(words)
             words.append(f"{n_more:,} other token{'s' * (n_more > 1)}")
@@ -85,9 +88,9 @@ def _head(record: Json) -> list[str]:
     if change["difference"]:
         lines += [
             f"squared difference of their activations: {percent(change['difference'])} of the "
-            f"spread of {first}'s",
-            f"{percent(change['shift'])} of it is the same on all tokens (b_dec); of the rest, the "
-            f"change, all latents together explain {percent(change['explained'])}",
+            f"spread of {first}'s; {percent(change['shift'])} of it",
+            "is the same on all tokens (b_dec); of the rest, the change, all latents together "
+            f"explain {percent(change['explained'])}",
         ]
     else:
         lines.append("both have the same activations here, to the bit: nothing changed")
@@ -103,11 +106,12 @@ def _head(record: Json) -> list[str]:
 
 
 _LEGEND = (
-    "explained: 1 - sum |y - f d|^2 / sum |y|^2 of the change y, with 95 % intervals over "
-    "documents; shuffled: with f permuted over tokens",
-    "nu: how much of a latent of one model is in the other all the same, by other latents (recon) "
-    f"or left out (error); little: both below {MOST_NU:g} in size, some: one above, undetermined: "
-    f"intervals reach too far, or the latent's own coefficient below {LEAST_OWN:g}",
+    "% of the change: 1 - sum |y - f d|^2 / sum |y|^2 of the change y, with 95 % intervals over",
+    "documents; shuffled: where it fires, with f permuted over tokens; nu: how much of a latent of",
+    "one model is in the other all the same, by other latents (recon) or left out (error); little:",
+    f"both below {MOST_NU:g} in size; some: one above; undetermined: intervals reach too far, or "
+    "the latent's",
+    f"own coefficient is below {LEAST_OWN:g}",
 )
 
 
@@ -116,18 +120,16 @@ def _listed(record: Json, best: list[int]) -> list[str]:
     if not best:
         return ["", "no latent that differs between them fired" if record["change"] else ""]
     columns = record["latents"]
-    heads = ("of all that changed", "where it fires", "shuffled", "nu recon", "nu error")
-    names = ("explained", "explained_firing", "shuffled_firing", "nu_recon", "nu_error")
-    lines = ["", "latents by how much of the change they explain:"]
-    titles = "".join(f"{head:>22}" for head in heads)
-    lines.append(f"{'latent':>8}{'r':>7}{'firings':>9}{titles}  in the other")
+    heads = ("latent", "r", "firings", "% of the change", "% where it fires", "shuffled")
+    names = ("explained", "explained_firing", "nu_recon", "nu_error")
+    cells = [[*heads, "nu recon", "nu error", "in the other"]]
     for i in best:
-        cells = "".join(f"{_interval(columns, name, i):>22}" for name in names)
-        word = columns["in_other"][i] or "-"
-        lines.append(
-            f"{i:>8}{columns['share'][i]:>7.3f}{columns['n_firings'][i]:>9,}{cells}  {word}"
-        )
-    return [*lines, *_LEGEND]
+        explained, firing, *nu = (_interval(columns, name, i) for name in names)
+        shuffled = f"{100 * columns['shuffled_firing'][i]:.1f}"
+        share, word = f"{columns['share'][i]:.3f}", columns["in_other"][i] or "-"
+        n_firings = f"{columns['n_firings'][i]:,}"
+        cells.append([str(i), share, n_firings, explained, firing, shuffled, *nu, word])
+    return ["", "latents by how much of the change they explain:", aligned(cells), "", *_LEGEND]
 
 
 def _interval(columns: Json, name: str, i: int) -> str:
@@ -136,8 +138,9 @@ def _interval(columns: Json, name: str, i: int) -> str:
     if value is None:
         return "-"
     factor, digits = (1, 2) if name.startswith("nu") else (100, 1)
-    shown = " to ".join("?" if end is None else f"{factor * end:.{digits}f}" for end in ends)
-    return f"{factor * value:.{digits}f} ({shown})"
+    rounded = ("?" if x is None else round(factor * x, digits) + 0.0 for x in (value, *ends))
+    value, *ends = (x if x == "?" else f"{x:.{digits}f}" for x in rounded)  # -0.0 + 0.0 is 0.0
+    return f"{value} ({' to '.join(ends)})"
 
 
 def _described(folder: Path, columns: Json, latents: list[int]) -> list[str]:
