@@ -23,6 +23,7 @@ from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
 from hfsae.machine.files import printable, read_json
 from hfsae.recipe import Recipe, check, harvest_to, run
 
+from .helpers import script
 from .tiny import make_sae, tiny_recipe, tokens
 
 SITES = ["base/layers.1", "chat/layers.1"]
@@ -339,7 +340,7 @@ def test_a_feature_of_one_model_alone_has_little_in_the_other():
 
 @pytest.mark.parametrize("spreads", [0, 1.3, 2.7])
 def test_latents_of_one_model_are_judged_the_same_whatever_the_activations_mean(spreads):
-    """Of 32 planted ones nu without an intercept called 32, 14 and 7 exclusive."""
+    """Of 32 planted ones nu without an intercept found 32, 10 and 4 of one model alone."""
     torch.manual_seed(0)
     n, d, n_shared, n_own = 12_800, 64, 16, 32
     directions = torch.linalg.qr(torch.randn(d, n_shared + n_own)).Q.T
@@ -624,3 +625,25 @@ def test_the_app_has_a_page_for_it(
     assert f"{100 * best['explained_low']:.1f} to {100 * best['explained_high']:.1f}" in page
     with pytest.raises(ValueError, match="group is 'x'"):
         Actions(subject).diff("x")
+
+
+# scripts/changed_lm.py
+
+
+def test_noise_is_on_each_matrix_in_units_of_its_standard_deviation(make_tiny_lm):
+    before, after = (make_tiny_lm("gemma2", seed=0) for _ in range(2))
+    script("changed_lm").add_noise(after, 0.02)
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        noise = (new - old).detach()
+        expected = 0.02 * float(old.detach().std()) if old.ndim > 1 else 0
+        assert float(noise.square().mean().sqrt()) == pytest.approx(expected, rel=0.2), name
+
+
+def test_the_fine_tuned_copy_has_learned_its_text(make_tiny_lm, tiny_tokenizer):
+    lm = make_tiny_lm("gemma2", seed=0).requires_grad_(False)  # as `load_lm` gives it
+    ids = tiny_tokenizer("def f(x): return x", return_tensors="pt").input_ids
+    before = float(lm(input_ids=ids, labels=ids).loss)
+    texts = [f"def f(x): return x {number}" for number in range(2000)]
+    script("changed_lm").fine_tuned(LoadedLM(lm, tiny_tokenizer, ""), texts)
+    assert lm.dtype == torch.bfloat16 and not lm.training
+    assert float(lm(input_ids=ids, labels=ids).loss) < before - 0.01
