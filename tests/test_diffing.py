@@ -16,6 +16,7 @@ from hfsae.activations import HarvestArguments, Harvester, TokenBatch
 from hfsae.activations.source import ActivationBatch
 from hfsae.cost.plan import plan
 from hfsae.diffing import GROUPS, Scaling, Sides, diff, groups_of, table
+from hfsae.diffing.intervals import resampled
 from hfsae.diffing.report import percent
 from hfsae.diffing.run import compared
 from hfsae.features.labels import write_label
@@ -427,6 +428,15 @@ def test_explained_is_one_minus_the_part_of_the_squared_change_that_a_latent_lea
             / whole.sum()
         )
         assert columns["shuffled"][i] == pytest.approx(elsewhere, rel=0.1)
+
+
+def test_a_latent_that_fires_in_few_documents_has_no_interval_where_it_fires():
+    gain, fired = torch.zeros(2, 64, 2).double()
+    fired[:3, 0], fired[:, 1] = 2, torch.rand(64).double() + 1
+    gain[:, :] = fired * torch.linspace(0.1, 0.9, 64)[:, None]
+    (found,) = resampled({"g": gain, "f": fired}, lambda s: {"q": s["g"] / s["f"]}).values()
+    assert found[:, 0].isnan().tolist() == [False, True, True]
+    assert 0.3 < found[1, 1] < found[0, 1] < found[2, 1] < 0.7
 
 
 def test_a_shift_of_all_tokens_that_b_dec_holds_does_not_count():

@@ -12,6 +12,7 @@ N_GROUPS = 64
 """Documents are resampled in so many groups: sums of each document would not fit in memory."""
 _N_RESAMPLES = 1000
 _AT_ONCE = 1024  # latents
+_MOST_LEFT_OUT = 0.01  # of the resamples: a latent fires in fewer than five groups
 Values = dict[str, Tensor]
 
 
@@ -23,7 +24,8 @@ def resampled(
     Args:
         sums: by group of documents, [groups], or [groups, m] of m latents.
         of: values [..., m] from sums [...] and [..., m] over any groups. One that is NaN in a
-            resample, as where a latent did not fire, is left out of it.
+            resample, as where a latent did not fire, is left out of it; where that is in more than
+            a hundredth of them, there is no interval (NaN).
     """
     n_groups = len(next(iter(sums.values())))
     weights = torch.cat([*bootstrap_weights(n_groups, _N_RESAMPLES, seed)])
@@ -41,7 +43,7 @@ def resampled(
             low, high = of_draws.nanquantile(levels, dim=0) if len(value) else of_draws[:2]
             ends = torch.minimum(low, value), torch.maximum(high, value)  # outside by rounding
             part[name] = torch.stack([value, *ends])
-            if n_groups == 1:
-                part[name][1:] = torch.nan
+            is_rare = of_draws.isnan().double().mean(dim=0) > _MOST_LEFT_OUT
+            part[name][1:, is_rare | (n_groups == 1)] = torch.nan
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
