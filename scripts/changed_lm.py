@@ -57,7 +57,7 @@ def add_noise(lm: nn.Module, noise: float) -> None:
 
 
 def fine_tuned(loaded: LoadedLM, dataset: str) -> None:
-    """Train the model on a text: 16 steps of four rows of 128 tokens, by AdamW at 2e-4."""
+    """Train the model on a text: some 16 steps of four rows of 128 tokens, by AdamW at 2e-4."""
     text = TextArguments(dataset=dataset, context_size=128, max_document_chars=2000)
     lm = loaded.lm.float().requires_grad_(True).train()
     optimizer = torch.optim.AdamW(lm.parameters(), lr=2e-4, weight_decay=0)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from statistics import median_low
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..activations import ActivationBatch
 from ..lm import LoadedLMs
@@ -59,14 +61,17 @@ def diff(folder: str | Path, n_tokens: int = N_TOKENS) -> Json:
     reads, limits = sae.config.reads, norm_limits(sae, placed.folder)
     batches = inputs.source(reads.names, limits).batches(recipe.evaluation.side, n_tokens)
     with token_bar("diff", n_tokens, unit=inputs.unit) as progress:
-        n_at_once, tokenizer = recipe.evaluation.sae_batch_tokens, None
+        n_at_once, spell = recipe.evaluation.sae_batch_tokens, None
         if isinstance(loaded, LoadedLMs):
-            tokenizer = loaded.tokenizer
-        spell = tokenizer and (lambda token: str(tokenizer.decode([token])))
+            spell = partial(_spelt, loaded.tokenizer)
         record = compared(sae, counted(batches, progress), n_at_once, spell)
     record = {"side": recipe.evaluation.side, **record, **stamp(placed.folder)}
     write_whole(placed.folder / DIFF, json.dumps(sealed(record)) + "\n")
     return record
+
+
+def _spelt(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return str(tokenizer.decode([token]))
 
 
 @torch.no_grad()
