@@ -1,16 +1,18 @@
 """Two copies of a language model to compare, for scripts/recipes/diff.yaml: base, and chat with a
-known change.
+change.
 
     python scripts/changed_lm.py [--out runs/models] [--lm google/gemma-3-270m] [--size 0.5]
-        [--tokens 50] [--from 0] [--step 1]
+        [--tokens 50] [--from 0] [--step 1] [--noise 0.02] [--tune packaged:python]
 
 In chat one random vector, `size` times as long as input embeddings are on average, is added to the
 input embeddings of the most frequent tokens of the packaged text, from the rank --from on, each
---step-th of them; with --size 0 chat is an exact copy. Output embeddings stay as they are. Each
-copy is a folder with its tokenizer; OUT/changed.json lists the tokens. `--check RUN` prints, for a
-run that `hfsae diff` has compared, how well latents fire on them, those with the largest share of
-chat first: precision, recall and F1 on held-out text. `--sizes 0 8` prints how large the change is
-in the output of these layers: what one latent could find there.
+--step-th of them; with --size 0 chat is an exact copy. Output embeddings stay as they are. With
+--noise each weight has besides normal noise, in units of its matrix's standard deviation. With
+--tune chat is fine-tuned on 8,192 tokens of a text instead, in a minute or two. Each copy is a
+folder with its tokenizer; OUT/changed.json lists the tokens. `--check RUN` prints, for a run that
+`hfsae diff` has compared, what the latents that explain most explain, and how well they fire on the
+changed tokens: precision, recall and F1 on held-out text. `--sizes 0 8` prints how large the change
+is in the output of these layers: what one latent could find there.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from hfsae.recipe import inputs_of, load_inputs, norm_limits, of_run
 from hfsae.recipe.text import read_rows
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_COUNTED, _CHECKED = 100_000, 20_000  # tokens
+_COUNTED, _CHECKED, _TUNED = 100_000, 20_000, 8192  # tokens
 _SHOWN = 5  # latents
 _SINKS = 4  # tokens at the start of a row, where norms are outliers
 
@@ -45,9 +47,35 @@ def frequent(loaded: LoadedLM, n: int, first: int, step: int) -> list[int]:
     return [token for token, _ in counts.most_common(first + step * n)[first::step]]
 
 
-def write_copies(out: Path, name: str, size: float, ranks: tuple[int, int, int]) -> list[int]:
+def add_noise(lm: nn.Module, noise: float) -> None:
+    """Normal noise on each matrix, `noise` times its standard deviation."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in lm.parameters():
+        if weight.ndim > 1:
+            drawn = torch.randn(weight.shape, generator=generator)
+            weight.data += (noise * weight.float().std() * drawn).to(weight)
+
+
+def fine_tuned(loaded: LoadedLM, dataset: str) -> None:
+    """Train the model on a text: some 16 steps of four rows of 128 tokens, by AdamW at 2e-4."""
+    text = TextArguments(dataset=dataset, context_size=128, max_document_chars=2000)
+    lm = loaded.lm.float().requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=2e-4, weight_decay=0)
+    for batch in PackedRows(loaded.tokenizer, text, "train", rows=4, max_tokens=_TUNED):
+        loss = lm(input_ids=batch.input_ids, labels=batch.input_ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"loss {float(loss.detach()):.3f}", file=sys.stderr)
+    lm.to(torch.bfloat16).requires_grad_(False).eval()
+
+
+def write_copies(
+    out: Path, name: str, size: float, ranks: tuple[int, int, int], noise: float, tune: str | None
+) -> list[int]:
     """Write both models and the list of tokens, which it returns."""
     loaded = hfsae.load_lm(name, dtype="bfloat16")
+    size = 0 if tune else size
     lm, changed = loaded.lm, frequent(loaded, *ranks) if size else []
     embedding = lm.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
@@ -62,6 +90,10 @@ def write_copies(out: Path, name: str, size: float, ranks: tuple[int, int, int])
             vector = torch.randn(weight.shape[1], generator=generator)
             length = size * weight.float().norm(dim=1).mean()
             weight[changed] += (length * vector / vector.norm()).to(weight)
+        if copy == "chat" and noise:
+            add_noise(lm, noise)
+        if copy == "chat" and tune:
+            fine_tuned(loaded, tune)
         lm.save_pretrained(out / copy)
         loaded.tokenizer.save_pretrained(out / copy)
     words = [loaded.tokenizer.decode([token]) for token in changed]
@@ -72,15 +104,13 @@ def write_copies(out: Path, name: str, size: float, ranks: tuple[int, int, int])
 
 @torch.no_grad()
 def check(run: Path, changed: list[int]) -> str:
-    """How well the latents with the largest share of chat fire on the changed tokens."""
+    """What the latents that explain most explain, and how well they fire on changed tokens."""
     placed, columns = of_run(run), read_json(run / DIFF)["latents"]
-    fired_ones = [i for i, n in enumerate(columns["n_firings"]) if n > 0]
-    alone = [i for i in fired_ones if columns["group"][i] == "second"]
-    n_exclusive = sum(columns["exclusive"][i] for i in alone)
-    lines = [f"{len(alone)} latents with r >= .9 fire, {n_exclusive} of them are exclusive"]
-    if not changed:
-        return lines[0]
-    own = sorted(fired_ones, key=lambda i: -columns["share"][i])[:_SHOWN]
+    told = [i for i, sentence in enumerate(columns["sentence"]) if sentence]
+    own = sorted(told, key=lambda i: -columns["explained"][i])[:_SHOWN]
+    lines = [f"latent {i} {columns['sentence'][i]}" for i in own]
+    if not changed or not own:
+        return "\n".join(lines)
     loaded = load_inputs(placed.recipe)
     source = inputs_of(placed.recipe, loaded).source(
         placed.sae.config.reads.names, norm_limits(placed.sae, run)
@@ -99,10 +129,8 @@ def check(run: Path, changed: list[int]) -> str:
     f1 = 2 * both / (fired.sum(0) + truth.sum())
     lines.append(f"{int(truth.sum()):,} of {len(truth):,} held-out tokens are changed ones")
     for place, i in enumerate(own):
-        nu = [(kind, columns[f"nu_{kind}"][i]) for kind in ("recon", "error")]
-        known = "".join(f", nu {kind} {value:.3f}" for kind, value in nu if value is not None)
         lines.append(
-            f"latent {i}: r {columns['share'][i]:.3f}{known}; precision {precision[place]:.3f}, "
+            f"latent {i}: r {columns['share'][i]:.3f}; precision {precision[place]:.3f}, "
             f"recall {recall[place]:.3f}, F1 {f1[place]:.3f}"
         )
     return "\n".join(lines)
@@ -148,6 +176,8 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=50)
     parser.add_argument("--from", type=int, default=0, dest="first", help="rank of the first token")
     parser.add_argument("--step", type=int, default=1, help="ranks from one to the next")
+    parser.add_argument("--noise", type=float, default=0.0, help="on each weight of chat")
+    parser.add_argument("--tune", metavar="TEXT", help="a text to fine-tune chat on")
     parser.add_argument("--check", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", metavar="LAYER")
     options = parser.parse_args()
@@ -162,5 +192,6 @@ if __name__ == "__main__":
         print(sizes(options.out, options.sizes, read_json(options.out / "changed.json")["ids"]))
     else:
         ranks = options.tokens, options.first, options.step
-        ids = write_copies(options.out, options.lm, options.size, ranks)
+        change = options.size, ranks, options.noise, options.tune
+        ids = write_copies(options.out, options.lm, *change)
         print(f"wrote {options.out / 'base'} and {options.out / 'chat'}, {len(ids)} tokens changed")

@@ -1,6 +1,7 @@
 """Several language models that read the same tokens, and what an SAE over two of them tells."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,15 @@ from hfsae.activations import HarvestArguments, Harvester, TokenBatch
 from hfsae.activations.source import ActivationBatch
 from hfsae.cost.plan import plan
 from hfsae.diffing import GROUPS, Scaling, Sides, diff, groups_of, table
+from hfsae.diffing.intervals import resampled
+from hfsae.diffing.report import percent
 from hfsae.diffing.run import compared
+from hfsae.features.labels import write_label
 from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
-from hfsae.machine.files import read_json
+from hfsae.machine.files import printable, read_json
 from hfsae.recipe import Recipe, check, harvest_to, run
 
+from .helpers import script
 from .tiny import make_sae, tiny_recipe, tokens
 
 SITES = ["base/layers.1", "chat/layers.1"]
@@ -266,10 +271,11 @@ def test_beta_is_that_of_least_squares():
     scaling = Scaling(Sides(sae), of_one, of_second)
     for part in range(0, n, 64):
         at = slice(part, part + 64)
-        scaling.add(x[at], recon[at], latents[at])
-    betas, nu = scaling.betas(), scaling.nu()
+        scaling.add(x[at], recon[at], latents[at], torch.arange(n)[at] // 10)
+    nu = scaling.nu()
     for j, (i, is_second) in enumerate(zip(of_one.tolist(), of_second.tolist(), strict=True)):
         f = latents[:, i].numpy()
+        centred = f - f.mean()
         halves = [slice(0, d), slice(d, 2 * d)]
         rows = [sae.W_dec[i, half].numpy() / c for half, c in zip(halves, scales, strict=True)]
         own = rows[1] if is_second else rows[0]
@@ -278,13 +284,20 @@ def test_beta_is_that_of_least_squares():
             a, written = x[:, half].numpy() / c, recon[:, half].numpy() / c
             ys = {"recon": written, "error": a - (written - np.outer(f, row))}
             for kind, y in ys.items():
-                basis = np.outer(f, own).reshape(-1, 1)
-                beta = np.linalg.lstsq(basis, y.reshape(-1), rcond=None)[0][0]
+                basis = np.outer(centred, own).reshape(-1, 1)
+                beta = np.linalg.lstsq(basis, (y - y.mean(0)).reshape(-1), rcond=None)[0][0]
                 found[kind].append(beta)
         for kind, (first, second) in found.items():
-            assert betas[kind][:, j].tolist() == pytest.approx([first, second], abs=1e-8)
-            ratio = first / second if is_second else second / first
-            assert getattr(nu, kind)[j].item() == pytest.approx(ratio, rel=1e-8)
+            own, other = (second, first) if is_second else (first, second)
+            assert nu[f"own_{kind}"][0, j].item() == pytest.approx(own, rel=1e-8)
+            value, low, high = nu[f"nu_{kind}"][:, j].tolist()
+            assert value == pytest.approx(other / own, rel=1e-8) and low < value < high
+
+
+def of_both(base: torch.Tensor, chat: torch.Tensor, token: torch.Tensor | None = None):
+    """Activations of documents of 50 tokens."""
+    document = torch.arange(len(base)) // 50
+    return ActivationBatch(dict(zip(SITES, (base, chat), strict=True)), document, None, token)
 
 
 def planted(in_first: float, n: int = 4000, d: int = 32):
@@ -301,8 +314,7 @@ def planted(in_first: float, n: int = 4000, d: int = 32):
     first[8] = 0
     reads = torch.cat([torch.zeros_like(directions), directions], dim=1)  # chat's half alone
     sae = of_rows(first, second, reads.T)
-    batch = ActivationBatch(dict(zip(SITES, (base, chat), strict=True)), torch.zeros(n).long())
-    return compared(sae, [batch])
+    return compared(sae, [of_both(base, chat)])
 
 
 def test_a_feature_that_the_dictionary_left_out_of_a_model_is_found_in_its_error():
@@ -310,21 +322,178 @@ def test_a_feature_that_the_dictionary_left_out_of_a_model_is_found_in_its_error
     assert result["latents"]["group"] == ["shared"] * 8 + ["second"]
     assert result["latents"]["nu_error"][8] == pytest.approx(0.3, abs=0.02)
     assert result["latents"]["nu_recon"][8] == pytest.approx(0, abs=0.02)
-    assert not result["latents"]["exclusive"][8]
+    assert result["latents"]["in_other"] == [None] * 8 + ["some"]
     assert result["latents"]["nu_error"][:8] == [None] * 8
     assert result["latents"]["cosine"][:8] == pytest.approx([1] * 8)
 
 
-def test_a_feature_of_one_model_alone_is_exclusive():
+def test_a_feature_of_one_model_alone_has_little_in_the_other():
     result = planted(0.0)
-    assert result["latents"]["exclusive"] == [False] * 8 + [True]
+    assert result["latents"]["in_other"] == [None] * 8 + ["little"]
     assert result["groups"]["second"] == {
         "n": 1,
         "n_fired": 1,
-        "n_exclusive": 1,
+        "n_little": 1,
         "median_cosine": None,
     }
     assert result["groups"]["shared"]["median_cosine"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("spreads", [0, 1.3, 2.7])
+def test_latents_of_one_model_are_judged_the_same_whatever_the_activations_mean(spreads):
+    """Of 32 planted ones nu without an intercept found 32, 10 and 4 of one model alone."""
+    torch.manual_seed(0)
+    n, d, n_shared, n_own = 12_800, 64, 16, 32
+    directions = torch.linalg.qr(torch.randn(d, n_shared + n_own)).Q.T
+    sizes = (0.5 + torch.rand(n, len(directions))) * (torch.rand(n, len(directions)) < 0.1)
+    centred = sizes @ directions
+    spread = (centred - centred.mean(0)).square().sum(1).mean().sqrt()
+    mean = spreads * spread * torch.nn.functional.normalize(torch.randn(d), dim=0)
+    base = sizes[:, :n_shared] @ directions[:n_shared] + mean + 0.01 * torch.randn(n, d)
+    chat = centred + mean + 0.01 * torch.randn(n, d)
+    first = directions.clone()
+    first[n_shared:] = 0
+    sae = of_rows(first, directions, torch.cat([torch.zeros_like(directions), directions], 1).T)
+    sae.b_dec.copy_(mean.repeat(2))
+    sae.b_enc.copy_(-0.1 - directions @ mean)
+    columns = compared(sae, [of_both(base, chat)])["latents"]
+    assert columns["in_other"] == [None] * n_shared + ["little"] * n_own
+    of_fires = columns["explained_firing"][n_shared:]
+    assert sum(columns["explained"][n_shared:]) == pytest.approx(0.98, abs=0.01)
+    assert min(of_fires) > 0.1 and max(columns["shuffled_high"][n_shared:]) < 0
+
+
+def test_it_is_undetermined_where_others_write_against_the_latent_on_its_tokens():
+    """Its own coefficient is .3 and the other model's -.7: nu is -2.3, which is no part of it."""
+    torch.manual_seed(0)
+    n, own = 5000, torch.eye(8)[:1]
+    fires = (torch.rand(n, 1) < 0.3).float()
+    directions = torch.cat([-0.7 * own, own])
+    first = torch.cat([-0.7 * own, 0 * own])
+    sae = of_rows(first, directions, torch.zeros(16, 2))
+    sae.W_enc[15] = 1  # a column that tells where both fire
+    base = fires @ first[:1] + 0.01 * torch.randn(n, 8)
+    chat = fires @ directions.sum(0, keepdim=True) + 0.01 * torch.randn(n, 8)
+    chat[:, 7] = fires[:, 0]
+    columns = compared(sae, [of_both(base, chat)])["latents"]
+    assert columns["own_recon"][1] == pytest.approx(0.3, abs=0.01)
+    assert columns["nu_recon"][1] == pytest.approx(-0.7 / 0.3, abs=0.1)
+    assert columns["in_other"][1] == "undetermined"
+
+
+# how much of the change a latent explains
+
+
+def of_change(n: int = 3200, d: int = 12):
+    """A crosscoder of random rows that reads base alone, and activations with a shift of all
+    tokens by b_dec's difference."""
+    torch.manual_seed(1)
+    sae = of_rows(*torch.randn(2, 5, d), torch.zeros(2 * d, 5), (1.5, 0.5))
+    sae.W_enc[:d] = torch.randn(d, 5)
+    sae.b_dec.copy_(torch.randn(2 * d))
+    sae = sae.double()
+    base = torch.randn(n, d).double()
+    change = sae.encode(torch.cat([base, base], 1)) @ (
+        sae.W_dec[:, d:] / 0.5 - sae.W_dec[:, :d] / 1.5
+    )
+    shift = sae.b_dec[d:] / 0.5 - sae.b_dec[:d] / 1.5
+    chat = 0.5 * (base / 1.5 + shift + 0.3 * change + torch.randn(n, d))
+    return sae, base, chat, shift
+
+
+def test_explained_is_one_minus_the_part_of_the_squared_change_that_a_latent_leaves():
+    sae, base, chat, shift = of_change()
+    d = base.shape[1]
+    result = compared(sae, [of_both(base, chat)])
+    f = sae.encode(torch.cat([base, chat], 1)).numpy()
+    rows = (sae.W_dec[:, d:] / 0.5 - sae.W_dec[:, :d] / 1.5).numpy()
+    y = (chat / 0.5 - base / 1.5 - shift).numpy()
+    left_by_all = ((y - f @ rows) ** 2).sum() / (y**2).sum()
+    assert result["change"]["explained"] == pytest.approx(1 - left_by_all, rel=1e-5)
+    columns, document = result["latents"], np.arange(len(y)) // 50
+    draws = np.random.default_rng(0).integers(64, size=(4000, 64))
+    for i, row in enumerate(rows):
+        left, whole = ((y - np.outer(f[:, i], row)) ** 2).sum(1), (y**2).sum(1)
+        for name, where in (("explained", f[:, i] >= 0), ("explained_firing", f[:, i] > 0)):
+            assert columns[name][i] == pytest.approx(
+                1 - left[where].sum() / whole[where].sum(), rel=1e-5
+            )
+            sums = [np.bincount(document[where], part[where], 64) for part in (left, whole)]
+            ends = np.quantile(1 - sums[0][draws].sum(1) / sums[1][draws].sum(1), [0.025, 0.975])
+            found = [columns[f"{name}_low"][i], columns[f"{name}_high"][i]]
+            assert found == pytest.approx(ends.tolist(), abs=0.1 * (ends[1] - ends[0]))
+        elsewhere = (
+            1
+            - ((y - np.outer(np.random.default_rng(0).permutation(f[:, i]), row)) ** 2).sum()
+            / whole.sum()
+        )
+        assert columns["shuffled"][i] == pytest.approx(elsewhere, rel=0.1)
+
+
+def test_a_latent_that_fires_in_few_documents_has_no_interval_where_it_fires():
+    gain, fired = torch.zeros(2, 64, 2).double()
+    fired[:3, 0], fired[:, 1] = 2, torch.rand(64).double() + 1
+    gain[:, :] = fired * torch.linspace(0.1, 0.9, 64)[:, None]
+    (found,) = resampled({"g": gain, "f": fired}, lambda s: {"q": s["g"] / s["f"]}).values()
+    assert found[:, 0].isnan().tolist() == [False, True, True]
+    assert 0.3 < found[1, 1] < found[0, 1] < found[2, 1] < 0.7
+
+
+def test_a_shift_of_all_tokens_that_b_dec_holds_does_not_count():
+    sae, base, chat, _ = of_change()
+    before = compared(sae, [of_both(base, chat)])
+    more = 3 * torch.ones(base.shape[1]).double()
+    sae.b_dec[base.shape[1] :] += more
+    after = compared(sae, [of_both(base, chat + more)])
+    for name in ("explained", "explained_firing", "shuffled"):
+        assert after["latents"][name] == pytest.approx(before["latents"][name], rel=1e-5)
+    assert after["change"]["explained"] == pytest.approx(before["change"]["explained"], rel=1e-5)
+    assert after["change"]["shift"] > before["change"]["shift"] + 0.1
+
+
+def test_a_latent_that_stands_for_a_shift_of_all_tokens_explains_no_more_than_shuffled():
+    torch.manual_seed(0)
+    row = torch.eye(8)[:1]
+    sae = of_rows(0 * row, row, torch.zeros(16, 1))
+    sae.b_enc.fill_(1)  # fires everywhere
+    base = torch.randn(3200, 8)
+    columns = compared(sae, [of_both(base, base + row + 0.1 * torch.randn(3200, 8))])["latents"]
+    assert columns["explained"][0] > 0.9 and columns["shuffled"][0] == columns["explained"][0]
+    assert "explains no more of the change than as many firings elsewhere" in columns["sentence"][0]
+
+
+def test_a_latent_that_found_the_change_is_told_in_one_sentence_with_its_tokens():
+    torch.manual_seed(0)
+    n, row = 4000, torch.eye(8)[:1]
+    token = torch.randint(10, (n,))
+    changed = token < 2
+    sae = of_rows(0 * row, row, torch.zeros(16, 1))
+    sae.W_enc[8] = 1
+    base = 0.05 * torch.randn(n, 8)
+    base[:, 0] = 0
+    chat = base + 2 * changed[:, None] * row
+    words = [" the", "the", " of"]
+    result = compared(sae, [of_both(base, chat, token)], spell=lambda i: words[i])
+    columns = result["latents"]
+    assert columns["explained"] == columns["explained_firing"] == [1] and columns["n_kinds"] == [1]
+    assert columns["tokens"][0] == [("the", pytest.approx(1, abs=1e-6))]
+    chat[token == 2, 1] += 2
+    chat[token == 2, 0] += 1
+    result = compared(sae, [of_both(base, chat, token)], spell=lambda i: words[i])
+    assert result["latents"]["sentence"] == [
+        "explains 70 % of what changed on `the` and `of`: 70 % of the whole change"
+    ]
+    assert compared(sae, [of_both(base, chat)])["latents"]["sentence"] == [
+        "explains 70 % of what changed where it fires: 70 % of the whole change"
+    ]
+
+
+def test_models_with_the_same_activations_have_no_change_to_explain():
+    sae, base, _, _ = of_change()
+    sae.config.site_scales = [1.0, 1.0]
+    result = compared(sae, [of_both(base, base)])
+    assert result["change"] == {"difference": 0, "shift": None, "explained": None}
+    assert result["latents"]["explained"] == result["latents"]["sentence"] == [None] * 5
 
 
 def test_groups_have_both_of_their_ends():
@@ -363,6 +532,7 @@ def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
     printed = capsys.readouterr().out
     record = read_json(trained / "diff.json")
     assert record["models"] == {"base": "tiny/base", "chat": "tiny/chat"}
+    assert record["change"]["difference"] > 0 and record["n_documents"] > 1
     assert record["n_tokens"] > 100
     assert sum(group["n"] for group in record["groups"].values()) == 32
     l0 = read_json(trained / "evaluation.json")["metrics"]["l0"]["value"]
@@ -384,38 +554,39 @@ def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
     diff(trained, 300)
 
 
-def test_the_table_lists_what_is_exclusive_to_each_model_the_most_frequent_first(tmp_path):
-    group = {"n": 2, "n_fired": 2, "n_exclusive": 1, "median_cosine": None}
-    both = {**group, "n_exclusive": 0, "median_cosine": 0.875}
-    groups = {"first": group, "second": {**group, "n_exclusive": 2}, "shared": both, "other": group}
-    latents = {
-        "group": ["first", "second", "shared", "second", "second"],
-        "share": [0.0, 0.95, 0.5, 1.0, 0.9],
-        "nu_recon": [0.1, 0.01, None, -0.02, 0.9],
-        "nu_error": [0.1, 0.02, None, 0.03, 0.0],
-        "n_firings": [5, 3, 900, 70, 800],
-        "exclusive": [True, True, False, True, False],
-    }
-    record = {"models": {"base": "a", "chat": "b"}, "n_tokens": 1000}
-    (tmp_path / "diff.json").write_text(
-        json.dumps({**record, "groups": groups, "latents": latents})
-    )
-    head, _, chat = table(tmp_path).partition("exclusive to chat")
-    assert "median cosine of the two directions of a latent of both: 0.875" in head
-    of_base = head.partition("exclusive to base")[2].splitlines()[2:]
-    assert [line.split() for line in of_base if line] == [["0", "0.000", "5", "0.100", "0.100"]]
-    rows = [line.split() for line in chat.splitlines()[2:4]]
-    assert rows == [
-        ["3", "1.000", "70", "-0.020", "0.030"],
-        ["1", "0.950", "3", "0.010", "0.020"],
-    ]
-    assert not chat.splitlines()[4], "the others are not exclusive"
-    latents["exclusive"] = [False] * 5
-    (tmp_path / "diff.json").write_text(
-        json.dumps({**record, "groups": groups, "latents": latents})
-    )
-    _, _, chat = table(tmp_path).partition("none is exclusive to chat; mostly chat, most frequent")
-    assert [line.split()[0] for line in chat.splitlines()[2:5]] == ["4", "3", "1"]
+def test_the_table_lists_latents_by_what_they_explain_with_tokens_name_and_example(
+    trained, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    record = diff(folder, 300)
+    columns = record["latents"]
+    fired = [i for i, value in enumerate(columns["explained_firing"]) if value is not None]
+    best = sorted(fired, key=lambda i: -columns["explained"][i])
+    write_label(folder, best[0], "endings of names")
+    lines = table(folder, most=3).splitlines()
+    start = lines.index("latents by how much of the change they explain:") + 2
+    rows = [line.split() for line in lines[start : start + 3]]
+    assert [int(row[0]) for row in rows] == best[:3]
+    shares = [100 * columns[f"explained{end}"][best[0]] for end in ("", "_low", "_high")]
+    expected = f"{shares[0]:.1f} ({shares[1]:.1f} to {shares[2]:.1f})"
+    assert " ".join(rows[0][3:7]) == expected.replace("-0.0", "0.0")
+    (at,) = (n for n, line in enumerate(lines) if line.startswith(f"latent {best[0]} "))
+    assert lines[at] == f"latent {best[0]} (endings of names) {columns['sentence'][best[0]]}"
+    token, share = columns["tokens"][best[0]][0]
+    assert f"`{printable(token)}` {percent(share)}" in lines[at + 1]
+    assert lines[at + 2].startswith("  example") and "«" in lines[at + 2]
+    of_one = {**columns, **{name: [None] * 32 for name in ("explained", "explained_firing")}}
+    (folder / "diff.json").write_text(json.dumps({**record, "latents": of_one}))
+    assert "no latent that differs between them fired" in table(folder)
+    former = {key: value for key, value in record.items() if key != "change"}
+    (folder / "diff.json").write_text(json.dumps(former))
+    assert table(folder).endswith(f"of an earlier hfsae; `hfsae diff {folder}` makes it again")
+
+
+def test_shares_are_told_to_two_digits():
+    shares = [0.713, 0.0713, 0.00713, -0.02, 1.0]
+    assert [percent(x) for x in shares] == ["71 %", "7.1 %", "0.71 %", "-2.0 %", "100 %"]
 
 
 def test_the_app_has_a_page_for_it(
@@ -451,12 +622,38 @@ def test_the_app_has_a_page_for_it(
     assert shares == sorted(shares, reverse=True) and view["models"] == ["base", "chat"]
     firings = [row["n_firings"] for row in Actions(subject).diff(by="firings")["found"]]
     assert firings == sorted(firings, reverse=True)
-    apart = [abs(row["share"] - 0.5) for row in Actions(subject).diff()["found"]]
-    assert apart == sorted(apart, reverse=True), "what differs most comes first"
+    explained = [row["explained"] for row in Actions(subject).diff()["found"]]
+    assert explained == sorted(explained, reverse=True), "what explains most comes first"
+    assert view["change"] == pytest.approx(subject.diff["change"])
     (endpoint,) = (endpoint for endpoint in ENDPOINTS if endpoint.name == "diff")
     closed = {**endpoint.output_schema, "additionalProperties": False}
     jsonschema.validate(view, closed)
     page = html("diff", {**view, "unit": subject.unit})
     assert "mostly chat" in page and page.count("<tr>") >= len(shares)
+    best = max(view["found"], key=lambda row: row["explained"])
+    assert f"<small>{best['sentence'][:9]}" in page
+    assert f"{100 * best['explained_low']:.1f} to {100 * best['explained_high']:.1f}" in page
     with pytest.raises(ValueError, match="group is 'x'"):
         Actions(subject).diff("x")
+
+
+# scripts/changed_lm.py
+
+
+def test_noise_is_on_each_matrix_in_units_of_its_standard_deviation(make_tiny_lm):
+    before, after = (make_tiny_lm("gemma2", seed=0) for _ in range(2))
+    script("changed_lm").add_noise(after, 0.02)
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        noise = (new - old).detach()
+        expected = 0.02 * float(old.detach().std()) if old.ndim > 1 else 0
+        assert float(noise.square().mean().sqrt()) == pytest.approx(expected, rel=0.2), name
+
+
+def test_the_fine_tuned_copy_has_learned_its_text(make_tiny_lm, tiny_tokenizer):
+    lm = make_tiny_lm("gemma2", seed=0).requires_grad_(False)  # as `load_lm` gives it
+    ids = tiny_tokenizer("def f(x): return x", return_tensors="pt").input_ids
+    before = float(lm(input_ids=ids, labels=ids).loss)
+    texts = [f"def f(x): return x {number}" for number in range(2000)]
+    script("changed_lm").fine_tuned(LoadedLM(lm, tiny_tokenizer, ""), texts)
+    assert lm.dtype == torch.bfloat16 and not lm.training
+    assert float(lm(input_ids=ids, labels=ids).loss) < before - 0.01

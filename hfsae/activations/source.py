@@ -34,6 +34,8 @@ class ActivationBatch(NamedTuple):
     position: Int64[Tensor, " n"] | None = None
     """The place of each activation in its document, such as a row of a file or a patch of a
     picture; of text, in its row of tokens. None: the source does not tell it."""
+    token: Int64[Tensor, " n"] | None = None
+    """The id of the token that was read there. None: what was read is no text."""
 
 
 class Filling(NamedTuple):
@@ -161,7 +163,8 @@ class TextSource:
         rows = self.rows
         once = PackedRows(rows.tokenizer, rows.args, side, rows=rows.rows, max_tokens=n)
         for harvested in map(self.harvester, once):
-            yield ActivationBatch(harvested.activations, harvested.document, harvested.position)
+            at = harvested.document, harvested.position, harvested.tokens
+            yield ActivationBatch(harvested.activations, *at)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the text, and the norm limits."""

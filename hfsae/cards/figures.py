@@ -30,7 +30,6 @@ _BLUE, _ORANGE, _INK = "#0072B2", "#D55E00", "#222222"
 _LABEL: dict[str, Any] = {"color": _INK, "va": "top"}
 _LABEL |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # over grid lines
 _MANY_BINS = 60
-_SHARE_BINS = 50
 _LOGGED = ("step", "fvu", "l0")  # what a figure shows of a line of the log
 
 
@@ -72,7 +71,7 @@ def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
     threshold = _raw_thresholds(folder, config)
     if threshold is not None:
         yield "thresholds", thresholds_figure(threshold)
-    if compared := _json(folder / DIFF):
+    if "change" in (compared := _json(folder / DIFF) or {}):  # not of an earlier hfsae
         with reading(folder / DIFF):
             yield "diff", diff_figure(compared)
 
@@ -211,43 +210,30 @@ def thresholds_figure(threshold: Float[Tensor, " d_sae"]) -> "Figure":
 
 
 def diff_figure(compared: dict[str, Any]) -> "Figure":
-    """Latents that fire by the share of their decoder row that is the second model's, with
-    those that latent scaling did not find in the other model in another colour.
+    """Latents that fire by the share of their decoder row that is the second model's, and by how
+    much of the change from one model to the other each explains, with intervals.
 
     Args:
         compared: the content of diff.json.
     """
     first, second = compared["models"]
-    columns, groups = compared["latents"], compared["groups"]
-    fired = [
-        (share, exclusive)
-        for share, exclusive, n in zip(
-            columns["share"], columns["exclusive"], columns["n_firings"], strict=True
-        )
-        if n and share is not None
-    ]
-    n_first, n_second = (groups[name]["n_exclusive"] for name in ("first", "second"))
+    columns = compared["latents"]
+    names = ("share", "explained", "explained_low", "explained_high")
+    rows = [row for row in zip(*(columns[name] for name in names), strict=True) if None not in row]
+    n_fired = sum(n > 0 for n in columns["n_firings"])
     figure, (axes,) = _blank(
-        f"{first} and {second}: {len(fired):,} latents that fire\n{n_first:,} are exclusive to "
-        f"{first}, {n_second:,} to {second}, {groups['shared']['n_fired']:,} are of both"
+        f"{first} and {second}: {n_fired:,} latents fire, {len(rows):,} of them write not the same "
+        "in both\nwhat each explains of the change, with 95 % intervals over documents"
     )
-    edges = [i / _SHARE_BINS for i in range(_SHARE_BINS + 1)]
-    parts = [[share for share, exclusive in fired if exclusive == is_] for is_ in (False, True)]
-    axes.hist(
-        parts,
-        bins=edges,
-        stacked=True,
-        color=[_BLUE, _ORANGE],
-        edgecolor="white",
-        linewidth=0.5,
-        label=["all other latents", f"exclusive: both |nu| < {compared['limits']['nu']:g}"],
-    )
-    axes.set(yscale="symlog", xlim=(0.0, 1.0), ylabel="latents (log scale)")
+    for share, value, low, high in rows:
+        axes.plot([share, share], [100 * low, 100 * high], color=_BLUE, linewidth=1.2)
+        axes.plot([share], [100 * value], "o", color=_BLUE, markersize=4)
+    axes.axhline(0, color=_INK, linewidth=0.8)
+    axes.set(xlim=(-0.02, 1.02), ylabel="% of the change")
     axes.set_xlabel(f"r: share of a latent's decoder row that is {second}'s")
     for limit in (0.1, 0.4, 0.6, 0.9):
         _mark(axes, limit)
     axes.margins(y=0.2)
-    axes.legend(frameon=False, loc="upper center")
     return figure
 
 

@@ -83,9 +83,8 @@ VERBS: dict[str, Verb] = {
     "diff": Verb(
         "diff.diff_verb",
         "Compare two language models by a crosscoder over sites of both, which a recipe with lms "
-        "trains: which latents are of one model alone, and which of both. It reads held-out text "
-        "once, checks by latent scaling that a latent of one model is not in the other, too, and "
-        "writes diff.json and a figure.",
+        "trains: how much of what changed each latent explains, on which tokens, and whether it is "
+        "of one model or of both. It reads held-out text once, and writes diff.json and a figure.",
     ),
     "study": Verb(
         "study.study_verb",

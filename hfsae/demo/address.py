@@ -75,7 +75,7 @@ class Diff(Address):
     """Latents of one of two language models or of both, in an order; see `diff_actions`."""
 
     group: str = ""
-    by: str = "apart"
+    by: str = "explained"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ MOSTLY = 0.9
 """from this share on a latent counts to one model"""
 EVEN = (0.4, 0.6)
 """shares of a latent of both models"""
-MOST_NU = 0.2
-"""below it, in both kinds, a latent of one model is called exclusive"""
 _ROUNDING = 1e-9
 
 

@@ -57,6 +57,18 @@ class Sides:
         return self.of(self.sae.W_dec.detach())
 
     @property
+    def moves(self) -> Float[Tensor, "d_sae _"]:
+        """d: the second model's rows less the first one's; 0 for a latent that changes nothing."""
+        first, second = self.rows.values()
+        return second - first
+
+    @property
+    def shift(self) -> Float[Tensor, " _"]:
+        """The difference of the two models that b_dec holds, on all tokens alike."""
+        first, second = self.of(self.sae.b_dec.detach()[None]).values()
+        return (second - first)[0]
+
+    @property
     def share(self) -> Float[Tensor, " d_sae"]:
         """r: the share of each latent's row that is the second model's; NaN for a row of zeros."""
         shares = dict(zip(self.sae.config.writes.names, self.sae.shares.double().T, strict=True))

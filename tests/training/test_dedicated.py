@@ -62,9 +62,9 @@ def best(sae: BatchTopKSAE, source: Changed) -> dict[str, float]:
     f1 = 2 * (fires & truth).sum(0) / (fires.sum(0) + truth.sum())
     i = int(f1.argmax())
     scaling = Scaling(Sides(sae), torch.tensor([i]), torch.tensor([True]))
-    scaling.add(x, sae.decode(latents), latents)
-    nu = scaling.nu()
-    values = {"f1": f1[i], "share": sae.shares[i, 1], "recon": nu.recon[0], "error": nu.error[0]}
+    scaling.add(x, sae.decode(latents), latents, torch.arange(len(x)) // 50)
+    nu = {kind: scaling.nu()[f"nu_{kind}"][0, 0] for kind in ("recon", "error")}
+    values = {"f1": f1[i], "share": sae.shares[i, 1], **nu}
     return {name: float(value) for name, value in values.items()}
 
 

@@ -25,7 +25,7 @@ class DiffPage(Page[at.Diff]):
         super().__init__(actions)
         first, second = models_of(self.subject)
         words = (f"mostly {first}", f"mostly {second}", "of both", "in between")
-        groups = [("all", ""), ("exclusive to one model", "exclusive")]
+        groups = [("all", ""), ("little of it in the other model", "little")]
         groups += list(zip(words, GROUPS, strict=True))
         with gr.Row(elem_classes="hf-buttons"):
             self.group = self.field(
