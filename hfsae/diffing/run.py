@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..activations import ActivationBatch
+from ..lm import LoadedLMs, contract
 from ..machine.files import read_json, reading, write_whole
 from ..machine.names import DIFF
 from ..machine.refused import Refused
@@ -47,11 +48,14 @@ def diff(folder: str | Path, n_tokens: int = N_TOKENS) -> Json:
     sum_products_in_float32()
     loaded = load_inputs(recipe, str(make_accelerator(recipe.training).device))
     inputs = inputs_of(recipe, loaded)
+    if isinstance(loaded, LoadedLMs):
+        contract.hold_together(loaded.lms, sae, loaded.tokenizer)
     sae.to(inputs.device)  # pyright: ignore[reportArgumentType] - transformers' wrapper
     reads, limits = sae.config.reads, norm_limits(sae, placed.folder)
     batches = inputs.source(reads.names, limits).batches(recipe.evaluation.side, n_tokens)
     with token_bar("diff", n_tokens, unit=inputs.unit) as progress:
         record = compared(sae, counted(batches, progress), recipe.evaluation.sae_batch_tokens)
+    record["models"] |= {name: lm.name for name, lm in recipe.models.items() if recipe.lms}
     record = {"side": recipe.evaluation.side, **record, **stamp(placed.folder)}
     write_whole(placed.folder / DIFF, json.dumps(sealed(record)) + "\n")
     return record
