@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..activations import FileSource, check_files
+from ..activations.files import warn_of_equal_documents
 from ..evaluation import EvaluationResult, evaluate_reconstructions
 from ..evaluation.result import in_units
 from ..features import (
@@ -52,12 +53,17 @@ class FileInputs:
 
         Raises:
             ValueError: fewer training rows than a batch, none to evaluate on, one of those that is
-                not finite, or labels that do not fit the documents, or fit too few of them.
+                not finite, shards that are not those of their harvest, or labels that do not fit
+                the documents, or fit too few of them.
         """
         args, source = self.recipe.activations, self.source(self.recipe.sites)
+        source.refuse_other_shards()
+        source.tell_order()
         side = sides_of(self.recipe)[-1]
-        for _ in source.batches(side, self.recipe.sizes.evaluation):
-            pass  # what is not finite is told before training, not after it
+        # what is not finite is told before training, not after it
+        held_out = source.batches(side, self.recipe.sizes.evaluation)
+        training = () if side == "train" else source.batches("train")
+        warn_of_equal_documents(held_out, training, "activations.files")
         if args.labels:
             labels = _labels(args.labels, source)
             held_out = source.rows.document[source.row_numbers(side)]

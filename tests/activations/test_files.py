@@ -154,6 +154,26 @@ def test_rows_of_a_block_are_read_together_and_blocks_change_places(tmp_path):
     assert [row_numbers(part[SITE]) for part in other.fill(len(expected)).parts] != parts
 
 
+@pytest.mark.parametrize("row_group, is_equal", [(64, True), (16, True), (500, False)])
+def test_a_table_gives_the_rows_of_other_formats_in_their_order_or_tells_why_not(
+    tmp_path, row_group, is_equal, caplog
+):
+    x, document = numbered(500), torch.arange(500) // 5
+    save_file({SITE: x, "document": document}, tmp_path / "a.safetensors")
+    table = pa.table({SITE: list(x.numpy()), "document": document.numpy()})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=row_group)
+    args = [arguments_for(tmp_path / name) for name in ("a.safetensors", "a.parquet")]
+    streams = [stream_of(one) for one in args]
+    batches = [[stream.next_batch()[SITE] for _ in range(30)] for stream in streams]
+    assert all(map(torch.equal, *batches)) == is_equal
+    digests = [stream.record["digests"][SITE] for stream in streams]
+    assert (digests[0] == digests[1]) == is_equal
+    for one in args:
+        FileSource(one, [SITE], 16).tell_order()
+    why = "row groups change places as a whole (up to 8 blocks of 64 rows)"
+    assert (why in caplog.text) == (not is_equal) and caplog.text.count("row groups of 64") < 2
+
+
 def test_a_bucket_is_never_larger_than_an_epoch_and_loses_no_row(tmp_path):
     files = made(tmp_path / "a")
     expected = rows_on("train", files)
