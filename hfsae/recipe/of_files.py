@@ -58,7 +58,7 @@ class FileInputs:
         """
         args, source = self.recipe.activations, self.source(self.recipe.sites)
         source.refuse_other_shards()
-        source.tell_order()
+        source.tell_doubts()
         side = sides_of(self.recipe)[-1]
         # what is not finite is told before training, not after it
         held_out = source.batches(side, self.recipe.sizes.evaluation)

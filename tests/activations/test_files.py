@@ -169,7 +169,7 @@ def test_a_table_gives_the_rows_of_other_formats_in_their_order_or_tells_why_not
     digests = [stream.record["digests"][SITE] for stream in streams]
     assert (digests[0] == digests[1]) == is_equal
     for one in args:
-        FileSource(one, [SITE], 16).tell_order()
+        FileSource(one, [SITE], 16).tell_doubts()
     why = "row groups change places as a whole (up to 8 blocks of 64 rows)"
     assert (why in caplog.text) == (not is_equal) and caplog.text.count("row groups of 64") < 2
 
@@ -226,6 +226,24 @@ def test_documents_of_a_table_may_be_texts(tmp_path):
         f"document {names[held_out[8]]}, row {held_out[8] % 7}"
     )
     assert source.documents == [*dict.fromkeys(names)]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "parquet"])
+def test_documents_under_another_name_are_told(tmp_path, form, caplog):
+    document = torch.arange(200) // 5
+    write(tmp_path / "a", form, 11, **{SITE: numbered(200), "documents": document})
+    with pytest.raises(
+        ValueError, match="has no 'document', and 'documents' with a value for each"
+    ):
+        check_files(arguments_for(tmp_path / "a"), [SITE])
+    named = FileSource(arguments_for(tmp_path / "a", documents="documents"), [SITE])
+    named.tell_doubts()
+    assert named.documents == [*range(40)] and "is not read" not in caplog.text
+    assert len(FileSource(arguments_for(tmp_path / "a", documents=""), [SITE]).documents) == 1
+    both = {SITE: numbered(200), "document": document, "documents": document.flip(0)}
+    write(tmp_path / "b", form, 11, **both)
+    FileSource(arguments_for(tmp_path / "b"), [SITE]).tell_doubts()
+    assert "are in 'document' (activations.documents), and 'documents' is not read" in caplog.text
 
 
 def test_without_documents_rows_of_sequences_and_thousands_of_rows_are_documents(tmp_path):

@@ -21,7 +21,7 @@ from ..source import ActivationBatch, Filling, Refusals
 from ..tokens import Split
 from .arguments import ActivationArguments
 from .harvested import refuse_other_shards
-from .rows import KEEP, Rows, places
+from .rows import KEEP, Rows, like_documents, places
 from .shapes import CheckedFiles, checked
 from .shard import Header
 
@@ -269,8 +269,18 @@ class FileSource:
             if not left:
                 return
 
-    def tell_order(self) -> None:
-        """Log where the row groups of tables, and not blocks, change places."""
+    def tell_doubts(self) -> None:
+        """Log tensors that may be meant as documents, but are not read, and where the row groups of
+        tables, and not blocks, change places."""
+        shard, documents = self._files.shards[0], self.args.documents
+        if documents in shard.names:
+            first = self._files.headers[self.sites[0]][0]
+            for name in like_documents(shard, first, documents):
+                logger.warning(
+                    "%s: the documents of rows are in %r (activations.documents), and %r is not "
+                    "read",
+                    *(shard.path, documents, name),
+                )
         n, size = max(Counter(block.unit for block in self.blocks).values()), self.args.block
         if n > 1:
             logger.warning(
