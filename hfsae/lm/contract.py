@@ -181,7 +181,7 @@ def _one_of_several(config: NamesSite, name: str) -> Any:
     return SimpleNamespace(site=config.site, model_name=names.get(name), **own)
 
 
-def _refuse_swapped(name: str, lm: nn.Module, in_training: Mapping[str, Any]) -> None:
+def _refuse_swapped(name: str, lm: PreTrainedModel, in_training: Mapping[str, Any]) -> None:
     """Refuse a model that had another one's name in training."""
     for other, one in in_training.items():
         if other != name and not any(d.field in _WHICH for d in differences(one, lm)):
