@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+import yaml
+from transformers import AutoConfig, AutoModel
 
 import hfsae
 import hfsae.recipe.opening
@@ -21,10 +22,11 @@ from hfsae.diffing.report import percent
 from hfsae.diffing.run import compared
 from hfsae.features.labels import write_label
 from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
+from hfsae.lm.weights_sketch import sketch
 from hfsae.machine.files import printable, read_json
 from hfsae.recipe import Recipe, check, harvest_to, run
 
-from .helpers import script
+from .helpers import refused, script
 from .tiny import make_sae, tiny_recipe, tokens
 
 SITES = ["base/layers.1", "chat/layers.1"]
@@ -232,6 +234,63 @@ def test_what_needs_a_single_model_is_refused(trained, tiny_lm):
     placed = hfsae.recipe.of_run(trained)
     with pytest.raises(ValueError, match=r"over several language models \(base, chat\)"):
         hfsae.recipe.opened(placed)
+
+
+@pytest.mark.parametrize(
+    "names, sentence",
+    [
+        (("tiny/chat", "tiny/base"), "given as base is the one that was chat in training"),
+        (("tiny/base", "tiny/other"), "chat: this SAE is not for this model: its weights differ"),
+    ],
+    ids=["swapped", "another"],
+)
+@pytest.mark.parametrize("verb", ["evaluate", "collect", "diff"])
+def test_each_model_is_compared_with_that_of_the_training(
+    trained, tmp_path, monkeypatch, make_tiny_lm, capsys, names, sentence, verb
+):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    for one, name in zip(recipe["lms"].values(), names, strict=True):
+        one["name"] = name
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    load_two, third = hfsae.recipe.opening.load_lm, make_tiny_lm("gemma2", seed=2)
+
+    def load_lm(name, **options):
+        loaded = load_two(name, **options)
+        return loaded._replace(lm=third) if name.endswith("other") else loaded
+
+    monkeypatch.setattr(hfsae.recipe.opening, "load_lm", load_lm)
+    assert sentence in refused([verb, str(folder)], capsys)
+    assert (folder / "evaluation.json").read_bytes() == (trained / "evaluation.json").read_bytes()
+
+
+def test_the_record_of_a_diff_names_the_models_that_were_read(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    path = folder / "recipe.yaml"
+    path.write_text(path.read_text().replace("tiny/chat", "elsewhere/chat"))
+    assert diff(folder, 300)["models"] == {"base": "tiny/base", "chat": "elsewhere/chat"}
+
+
+@pytest.mark.parametrize("field", ["sites", "site_scales", "model_names"])
+def test_a_config_with_sites_scales_or_models_in_another_order_is_refused(
+    trained, tmp_path, capsys, field
+):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    config = read_json(folder / "config.json")
+    value = config[field]
+    turned = [*(value.values() if isinstance(value, dict) else value)][::-1]
+    config[field] = dict(zip(value, turned, strict=True)) if isinstance(value, dict) else turned
+    (folder / "config.json").write_text(json.dumps(config))
+    for verb in ("evaluate", "show", "diff"):
+        said = refused([verb, str(folder), *(["1"] if verb == "show" else [])], capsys)
+        assert f"has {field} " in said and "put the order of the training back" in said
+
+
+def test_terms_that_differ_between_models_are_kept_by_name(trained, tiny_lm, another_lm):
+    config = hfsae.load(str(trained)).config
+    expected = {"base": sketch(tiny_lm), "chat": sketch(another_lm)}
+    assert config.model_weights == expected and config.model_dtype == "float32"
+    assert AutoConfig.from_pretrained(trained).model_weights == expected
 
 
 def test_a_plan_counts_both_models(tmp_path, loads_two):

@@ -25,9 +25,17 @@ from hfsae.cli import main
 from hfsae.comparison import Comparison, compare
 from hfsae.evaluation import EvaluationArguments
 from hfsae.lm import load_encoder
-from hfsae.recipe import LMArguments, harvest_to, load_trained, read_recipe, run
+from hfsae.recipe import (
+    LMArguments,
+    harvest_to,
+    inputs_of,
+    load_inputs,
+    load_trained,
+    read_recipe,
+    run,
+)
 from tests.helpers import refused
-from tests.tiny import tiny_recipe
+from tests.tiny import TEXTS, tiny_recipe
 from tests.tiny_encoders import block, save_encoder, save_pictures, whole_model
 from tests.training.planted import PlantedStream
 
@@ -152,6 +160,102 @@ def test_a_harvest_goes_on_where_it_was_stopped(loads, tmp_path, monkeypatch):
     for name in names:
         whole, parts = (load_file(tmp_path / f / name) for f in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+@pytest.mark.parametrize("changed", ["text", "model"])
+def test_a_harvest_is_not_resumed_with_another_text_or_model(
+    loads, tmp_path, monkeypatch, make_tiny_lm, changed
+):
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": one}) + "\n" for one in TEXTS))
+    base = tiny_recipe(tmp_path / "files", collect_tokens=0)
+    recipe = replace(base, text=replace(base.text, dataset=str(text)))
+    with monkeypatch.context() as broken:
+        broken.setattr("hfsae.recipe.harvesting._write_held_out", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            harvest_to(recipe, tmp_path / "acts")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "acts").iterdir()}
+    if changed == "text":
+        text.write_text(text.read_text().replace("document", "page"))
+        sentence = "the inputs differ from those of the harvest in .*acts"
+    else:
+        load_lm, other = hfsae.recipe.opening.load_lm, make_tiny_lm("gemma2", seed=3)
+        monkeypatch.setattr(
+            hfsae.recipe.opening, "load_lm", lambda *a, **k: load_lm(*a, **k)._replace(lm=other)
+        )
+        sentence = "the weights of the model differ from those of the harvest"
+    with pytest.raises(ValueError, match=sentence):
+        harvest_to(recipe, tmp_path / "acts")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "acts").iterdir()}
+    assert before == after
+
+
+def _swap(one, other):
+    other.rename(other.with_suffix(".kept"))
+    one.rename(other)
+    other.with_suffix(".kept").rename(one)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda a, b: a.unlink(), "train-00000.safetensors is missing"),
+        (_swap, "train-00000.safetensors is not the file that was written: its hash differs"),
+        (lambda a, b: shutil.copy(a, a.with_name("train-00009.safetensors")), "is none of its"),
+        (lambda a, b: shutil.copy(a, b), "train-00001.safetensors is not the file that was"),
+    ],
+    ids=["missing", "swapped", "doubled", "in the place of another"],
+)
+def test_shards_of_a_harvest_are_those_that_were_written(loads, tmp_path, capsys, change, sentence):
+    path = harvest_to(tiny_recipe(tmp_path / "run", collect_tokens=0), tmp_path / "acts")
+    assert len([*path.parent.glob("train-*")]) > 1
+    change(path.parent / "train-00000.safetensors", path.parent / "train-00001.safetensors")
+    capsys.readouterr()  # the bars of the harvest
+    said = refused(["train", str(path)], capsys)
+    assert sentence in said and "put back what was written" in said
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "collect", "train"])
+def test_results_are_not_made_on_files_that_were_replaced(acts, tmp_path, capsys, verb):
+    path = tmp_path / "acts.safetensors"
+    tensors = load_file(acts)
+    save_file(tensors, path)
+    argv = ["train", "--activations", str(path), "--site", "layer8", *SMALL]
+    argv += ["--training.output_dir", str(tmp_path / "run"), "--collect_tokens", "500"]
+    assert main(argv) == 0
+    shuffled = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+    save_file({**tensors, "layer8": tensors["layer8"][shuffled]}, path)
+    before = (tmp_path / "run" / "evaluation.json").read_bytes()
+    capsys.readouterr()
+    if verb == "train":
+        (tmp_path / "run" / "features" / "meta.json").unlink()
+    said = refused(argv if verb == "train" else [verb, str(tmp_path / "run")], capsys)
+    assert "the activation files differ from those that" in said and "held out may have" in said
+    assert (tmp_path / "run" / "evaluation.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("n_doubled", [0, 40])
+def test_documents_that_are_held_out_and_trained_on_under_another_id_are_told(
+    acts, tmp_path, caplog, n_doubled
+):
+    tensors = load_file(acts)
+    again = {name: x[: n_doubled * PER_DOCUMENT] for name, x in tensors.items()}
+    again["document"] = again["document"] + 10_000
+    path = tmp_path / "acts.safetensors"
+    save_file({name: torch.cat([x, again[name]]) for name, x in tensors.items()}, path)
+    recipe = recipe_of(tmp_path, tmp_path / "run")
+    whole = EvaluationArguments(n_tokens=None)
+    recipe = replace(recipe, sae={**recipe.sae, "site": "layer8"}, evaluation=whole)
+    inputs_of(recipe, load_inputs(recipe)).check()
+    told = re.search(r"(\d+) of (\d+) held-out documents have all of their rows", caplog.text)
+    assert bool(told) == bool(n_doubled)
+    if told:
+        rows = FileSource(recipe.activations, ["layer8"]).rows
+        ids = np.asarray(rows.ids)[rows.document]
+        sides = {i: rows.are_on("test")[ids == i][0] for i in np.unique(ids).tolist()}
+        apart = [i for i in range(n_doubled) if sides[i] != sides[i + 10_000]]
+        assert int(told[1]) == len(apart) > 0
 
 
 def test_a_harvest_of_labelled_pictures_brings_the_labels_of_held_out_ones(tmp_path, caplog):

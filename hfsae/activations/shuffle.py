@@ -112,7 +112,7 @@ class ShuffledActivations:
     def record(self) -> dict[str, Any]:
         """Positions read so far over all processes (kept, dropped_special, dropped_outliers)
         and, by site, the norm above which positions were dropped, and a hash of all activations:
-        where it is equal, two trainings saw the same ones to the bit."""
+        where it is equal, two trainings saw the same ones to the bit, in the same order."""
         by_site = {name: dict(self._after.get(name, {})) for name in ("norm_limits", "digests")}
         return self._after["totals"] | by_site
 
@@ -272,7 +272,6 @@ class ShuffledActivations:
 
     def _fill(self, filling: Filling) -> dict[str, Float[Tensor, "_ _"]]:
         bucket: dict[str, Tensor] = {}
-        sums: dict[str, Tensor] = {}
         n, capacity = 0, filling.capacity
         for part in filling.parts:
             n_before = n
@@ -282,7 +281,6 @@ class ShuffledActivations:
                     bucket[site] = self._room(site, acts, capacity)
                 n = n_before + len(acts)
                 bucket[site][n_before:n] = acts
-                sums[site] = _column_sums(acts) + sums.get(site, 0)
             self.progress(n, capacity)
             if self._is_abandoned():
                 raise _Closed
@@ -295,7 +293,8 @@ class ShuffledActivations:
             too_few = self.source.refusals.too_few
             raise Refused(too_few.format(n=n, batch_size=self.batch_size))
         for site, before in self._digests.items():
-            digest = blake2b(before.encode() + sums[site].cpu().numpy().tobytes(), digest_size=8)
+            sums = _sums_of_bits(bucket[site][:n]).cpu().numpy()
+            digest = blake2b(before.encode() + sums.tobytes(), digest_size=8)
             self._digests[site] = digest.hexdigest()
         return {site: acts[:n] for site, acts in bucket.items()}
 
@@ -314,14 +313,11 @@ def _rows_of(acts: Float[Tensor, "n d"], order: Int64[Tensor, " m"]) -> Float[Te
     return acts.index_select(0, order.to(acts.device)).float()
 
 
-def _column_sums(acts: Float[Tensor, "n d"]) -> Int64[Tensor, " d"]:
-    """For each dimension the sum of the numbers' bits, read as integers: exact, hence the same in
-    any order, on any device, and another one where a single bit differs."""
+def _sums_of_bits(acts: Float[Tensor, "n d"]) -> Int64[Tensor, "parts d"]:
+    """Of each 256 rows, for each dimension, the sum of the numbers' bits, read as integers: exact,
+    hence the same on any device, and another one where a single bit, or the order, differs."""
     as_integers = acts.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[acts.element_size()])
-    total = torch.zeros(acts.shape[1], dtype=torch.int64, device=acts.device)
-    for rows in as_integers.split(_SUMMED_ROWS):
-        total += rows.sum(0, dtype=torch.int64)
-    return total
+    return torch.stack([part.sum(0, dtype=torch.int64) for part in as_integers.split(_SUMMED_ROWS)])
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..machine.files import read_json, reading
-from ..machine.label_words import association_cells
+from ..machine.label_words import association_cells, too_few_to_tell
 from ..machine.names import COLUMNS
 from ..machine.weights import of_others
 
@@ -17,7 +17,8 @@ def labels_section(folder: Path) -> Json:
 
     `rows`: of each label (the first 12) its name, the measure, the best latent and the best raw
     dimension, each with its value on held-out documents; `n`: how many there are; `by`: what a
-    label is of, a document or a row; `n_units`, `n_documents`: how many of them were read.
+    label is of, a document or a row; `n_units`, `n_documents`: how many of them were read; `few`:
+    a sentence where they are too few.
 
     Raises:
         ValueError: features/columns.json is damaged; the sentence names it.
@@ -35,4 +36,5 @@ def labels_section(folder: Path) -> Json:
             "by": str(record["by"]),
             "n_units": int(record["n_units"]),
             "n_documents": int(record["n_documents"]),
+            "few": too_few_to_tell(int(record["n_documents"])),
         }

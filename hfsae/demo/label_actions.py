@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from math import isfinite
 from typing import Any
 
+from ..machine.label_words import too_few_to_tell
 from ..machine.refused import Refused
 from . import validate
 from .rows import Json, as_rows
@@ -44,6 +45,7 @@ def labels(subject: Subject, query: str = "") -> Json:
     return {
         "by": "row" if subject.columns.get("by") == "row" else "document",
         "n_documents": n if isinstance(n, int) else None,
+        "few": too_few_to_tell(n) if isinstance(n, int) else "",
         "n_rows": len(every),
         "found": as_rows(subject, hits[:MOST]),
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..activations import ActivationBatch
-from ..lm import LoadedLMs
+from ..lm import LoadedLMs, contract
 from ..machine.files import write_whole
 from ..machine.names import DIFF
 from ..machine.refused import Refused
@@ -57,6 +57,8 @@ def diff(folder: str | Path, n_tokens: int = N_TOKENS) -> Json:
     sum_products_in_float32()
     loaded = load_inputs(recipe, str(make_accelerator(recipe.training).device))
     inputs = inputs_of(recipe, loaded)
+    if isinstance(loaded, LoadedLMs):
+        contract.hold_together(loaded.lms, sae, loaded.tokenizer)
     sae.to(inputs.device)  # pyright: ignore[reportArgumentType] - transformers' wrapper
     reads, limits = sae.config.reads, norm_limits(sae, placed.folder)
     batches = inputs.source(reads.names, limits).batches(recipe.evaluation.side, n_tokens)
@@ -65,6 +67,7 @@ def diff(folder: str | Path, n_tokens: int = N_TOKENS) -> Json:
         if isinstance(loaded, LoadedLMs):
             spell = partial(_spelt, loaded.tokenizer)
         record = compared(sae, counted(batches, progress), n_at_once, spell)
+    record["models"] |= {name: lm.name for name, lm in recipe.models.items() if recipe.lms}
     record = {"side": recipe.evaluation.side, **record, **stamp(placed.folder)}
     write_whole(placed.folder / DIFF, json.dumps(sealed(record)) + "\n")
     return record

@@ -6,6 +6,7 @@ people give to latents.
 
 import csv
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 IDS = "document"
-"""The name of a first column of document ids."""
+"""The name of a column of document ids."""
 _MOST_WHOLE, _MOST_TEXTS = 20, 100  # classes in a column of whole numbers, and of texts
 ByDocument: TypeAlias = Sequence[object] | Mapping[int, object] | np.ndarray
 
@@ -150,8 +151,9 @@ def read_labels_table(
 ) -> LabelColumns:
     """The labels in a csv or parquet file.
 
-    A first column named "document" holds ids of documents; without it the table has a row for each
-    document, or one for each row of the documents, in their order.
+    A column named "document" holds ids of documents; without it the table has a row for each
+    document, or one for each row of the documents, in their order. A column that holds their ids
+    under another name, or spelt otherwise, is refused: 007, 7.0 and doc7 are spellings of 7.
 
     Args:
         documents: each row's document, in order; or each document once. Its number, or a name;
@@ -161,7 +163,7 @@ def read_labels_table(
 
     Raises:
         ValueError: the file is damaged or of another kind, has another length, an unknown document,
-            one twice, or no column that can be used.
+            one twice, ids in another column, or no column that can be used.
     """
     path, rows = Path(path), np.asarray(documents)
     if rows.dtype.kind in "US":
@@ -172,19 +174,20 @@ def read_labels_table(
     numbers, first = np.unique(number, return_index=True)
     by_id = {str(n if ids is None else ids[n]): n for n in numbers.tolist()}
     table = _read(path, ids_are_texts=ids is not None)
-    has_ids = table.column_names[:1] == [IDS]
-    of_labels = table.column_names[1:] if has_ids else table.column_names
-    columns = {name: table[name].to_pylist() for name in of_labels}
+    has_ids = IDS in table.column_names
+    columns = {name: table[name].to_pylist() for name in table.column_names if name != IDS}
     if not columns:
         raise Refused(f"{path} has no column of labels; give a column to each label")
-    if not has_ids:
-        _refuse_ids_under_another_name(path, columns, {*by_id})
-        logger.info("the rows of %s were matched in order: it has no first column %r", path, IDS)
     if has_ids:
         given = [str(name) for name in table[IDS].to_pylist()]
         labels = LabelColumns(columns, _numbers_of(path, given, by_id))
     else:
         labels = LabelColumns(columns, *_places(path, len(table), number, np.sort(first)))
+        names = {n: name for name, n in by_id.items()}
+        in_order = [names[n] for n in labels.document.tolist()]
+        of_labels = {k: v for k, v in columns.items() if not _are_ids(path, k, v, in_order)}
+        labels = replace(labels, columns=of_labels)
+        logger.info("the rows of %s were matched in order: it has no column %r", path, IDS)
     return labels.comparable()
 
 
@@ -198,15 +201,42 @@ def write_labels_table(
         )
 
 
-def _refuse_ids_under_another_name(
-    path: Path, columns: Mapping[str, list[Any]], every: set[str]
-) -> None:
-    for name, values in columns.items():
-        if len(every) > 1 and len(values) == len(every) == len(every & {*map(str, values)}):
-            raise Refused(
-                f"column {name!r} of {path} holds the ids of the documents; make it the first and "
-                f"call it {IDS!r}, so that rows are matched by it"
-            )
+def _are_ids(path: Path, name: str, values: list[Any], in_order: list[str]) -> bool:
+    """Whether a column holds the ids of the documents, perhaps in another spelling, in the order in
+    which its rows are matched.
+
+    Args:
+        in_order: the id of each of the table's rows, if they are matched in order.
+
+    Raises:
+        ValueError: it holds most of them, in another order.
+    """
+    ours, theirs = map(_plain_id, in_order), map(_plain_id, values)
+    ours, theirs = [*ours], [*theirs]
+    n, n_common = len({*theirs}), len({*theirs} & {*ours})
+    are_distinct = n == len(ours) or n > _MOST_WHOLE  # or else they may be classes of rows
+    if n == 1 or None in theirs or n != len({*ours}) or n_common <= n / 2 or not are_distinct:
+        return False
+    if theirs == ours:
+        logger.info("column %r is left out: it holds the ids of the documents, in order", name)
+        return True
+    row = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if len({*pair}) > 1)
+    raise Refused(
+        f"column {name!r} of {path} holds the ids of the documents in another order than the "
+        f"activations have them (row {row + 1} is {values[row]!r}, and the document there "
+        f"{in_order[row]!r}); call it {IDS!r}, spelt as the activations spell them, so that rows "
+        "are matched by it"
+    )
+
+
+def _plain_id(value: object) -> str | None:
+    """What spellings of an id have in common: its last whole number, or else its letters; None of
+    what is none, such as 0.12."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else None
+    text = str(value).strip().casefold()
+    number = re.search(r"(\d+)(?:\.0+)?$", text)
+    return str(int(number[1])) if number else text
 
 
 def _read(path: Path, *, ids_are_texts: bool) -> "pyarrow.Table":
@@ -266,7 +296,7 @@ def _places(
         n_rows = f" or their {len(number):,} rows" if len(number) > len(first) else ""
         raise Refused(
             f"{path} has {length:,} rows; give one to each of the {len(first):,} documents"
-            f"{n_rows}, or a first column {IDS!r} with their ids"
+            f"{n_rows}, or a column {IDS!r} with their ids"
         )
     order = np.argsort(number, kind="stable")
     starts = np.flatnonzero(np.diff(number[order], prepend=-1))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from ..activations import ActivationBatch
 from ..machine.files import printable
-from ..machine.label_words import association_cells
+from ..machine.label_words import association_cells, too_few_to_tell
 from ..machine.markdown import escaped
 from ..machine.plain import finite
 from ..machine.refused import Refused
@@ -105,6 +105,8 @@ class LabelTable:
             f"{share} and measured on the other, with 95 % intervals (bootstrap over documents); "
             "raw dimensions alike. Low: smaller in the class."
         ]
+        if few := too_few_to_tell(self.n_documents):
+            sentences.insert(0, f"{few}.")
         if passing := [
             f"{a.n_passing:,} of {self.d_sae:,} latents for {_cell(a.column)}"
             for a in self.associations
@@ -188,7 +190,10 @@ def _scored(labels: LabelColumns, sheet: Sheet, halves: Halves) -> list[Scored]:
             reasons.append(f"column {column.name!r} is left out: {why}")
             logger.warning("%s", reasons[-1])
     if not scored:
-        raise Refused(f"too few labels ({'; '.join(reasons)}); give labels to more documents")
+        raise Refused(
+            f"too few labels ({'; '.join(reasons)}); give labels to more documents, or hold out "
+            "more of them (held_out_fraction)"
+        )
     return scored
 
 

@@ -3,6 +3,7 @@
 The best of thousands is flattered on the documents that it was chosen on.
 """
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from ..machine.label_words import too_few_to_tell
 from ..machine.refused import Refused
 from .association import (
     Ordered,
@@ -30,6 +32,7 @@ from .column_files import Column
 from .draws import hashed
 from .units import Sheet
 
+logger = logging.getLogger(__name__)
 Measure = Literal["spearman", "auc", "eta_squared"]
 ALL, CHOOSING, HELD_OUT = range(3)
 _LEAST_DOCUMENTS = 8
@@ -38,7 +41,7 @@ _AT_ONCE = 2**22  # numbers of a block of variables
 
 
 def refuse_few_documents(n: int, more: str = "") -> None:
-    """Check that documents with labels can be halved.
+    """Check that documents with labels can be halved, and log where they tell little.
 
     Args:
         more: how there would be more of them.
@@ -51,6 +54,8 @@ def refuse_few_documents(n: int, more: str = "") -> None:
             f"{n} documents with labels were read; one half chooses latents and the other "
             f"tests them, so give labels and activations of {_LEAST_DOCUMENTS} or more{more}"
         )
+    if few := too_few_to_tell(n):
+        logger.warning("%s%s", few, more)
 
 
 class Halves(NamedTuple):

@@ -32,6 +32,7 @@ import warnings
 from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -51,6 +52,8 @@ Severity = Literal["error", "warning"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OTHER_MODEL = 0.3  # distance of weights: see above
 _MAX_ADDED = 256  # tokens that a longer vocabulary may have more
+_OF_ONE = ("model_revision", "model_dtype", "model_attention", "model_weights")
+_WHICH = ("model_name", "model_weights")  # fields that tell one model from another
 
 
 class Difference(NamedTuple):
@@ -86,6 +89,24 @@ def terms(
         "model_weights": sketch(lm),
         "tokenizer_hash": None if tokenizer is None else tokenizer_hash(tokenizer),
         "bos": bos,
+    }
+
+
+def terms_together(
+    lms: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, bos: str
+) -> dict[str, Any]:
+    """`terms` of several models, and their commits: one value where they share it, else by name."""
+    each = {
+        name: {"model_revision": getattr(lm.config, "_commit_hash", None)}
+        | terms(lm, tokenizer, bos)
+        for name, lm in lms.items()
+    }
+    by_field = {
+        key: {name: of[key] for name, of in each.items()} for key in next(iter(each.values()))
+    }
+    return {
+        key: next(iter(values.values())) if len({*values.values()}) == 1 else values
+        for key, values in by_field.items()
     }
 
 
@@ -131,17 +152,44 @@ def hold_together(
     """`hold` for an SAE over several models, which have a vocabulary in common.
 
     Raises:
-        ValueError: the SAE is of other models by name or tokenizer, or dropout is active.
+        ValueError: a model is missing, is another than in training or has another's name, the
+            tokenizer is another, or dropout is active.
     """
     of = [*(getattr(sae.config, "model_names", None) or ())]
     if missing := [name for name in of if name not in lms]:
         raise Refused(f"this SAE reads {', '.join(of)}, and there is no model {missing[0]!r}")
-    unequal = _of_vocabulary(sae.config, tokenizer)
-    if unequal is not None and unequal.severity == "error":
-        raise Refused(_refusal(unequal))
-    for name, lm in lms.items():
+    in_training = {name: _one_of_several(sae.config, name) for name in of}
+    for name, one in in_training.items():
+        lm = unwrapped(lms[name])
         if active := _dropout(lm):
             raise Refused(f"{name}: {active}")
+        unequal = differences(one, lm, tokenizer)
+        if any(d.field in _WHICH for d in unequal):
+            _refuse_swapped(name, lm, in_training)
+        for difference in unequal:
+            if difference.severity == "error":
+                raise Refused(f"{name}: {_refusal(difference)}")
+            field = None if difference.field == "model_name" else difference.field
+            _warn_once(lm, sae, Difference(field, f"{name}: {difference}", "warning"))
+
+
+def _one_of_several(config: NamesSite, name: str) -> Any:
+    """The terms of one of several models, as in the config of an SAE of that model alone."""
+    values = {field: getattr(config, field, None) for field in (*_OF_ONE, "tokenizer_hash")}
+    own = {field: v.get(name) if isinstance(v, Mapping) else v for field, v in values.items()}
+    names = getattr(config, "model_names", None) or {}
+    return SimpleNamespace(site=config.site, model_name=names.get(name), **own)
+
+
+def _refuse_swapped(name: str, lm: PreTrainedModel, in_training: Mapping[str, Any]) -> None:
+    """Refuse a model that had another one's name in training."""
+    for other, one in in_training.items():
+        if other != name and not any(d.field in _WHICH for d in differences(one, lm)):
+            raise Refused(
+                f"the model given as {name} is the one that was {other} in training, so that the "
+                "SAE would read each in the place of another: give each its own name (lms in "
+                "recipe.yaml)"
+            )
 
 
 def intend(lm: nn.Module, sae: HasConfig, field: str) -> None:

@@ -46,13 +46,13 @@ class SAEConfig(SiteFields):
     model_names: dict | None = None
     """of several language models that it reads at once, the Hub id or folder of each, by the name
     that stands before the slash of its sites (`hfsae.lm.several`)"""
-    model_revision: str | None = None
-    """commit on the Hub"""
-    model_dtype: str | None = None
+    model_revision: str | dict | None = None
+    """commit on the Hub; this and the next three, where several models differ, by their names"""
+    model_dtype: str | dict | None = None
     """dtype of the language model in training, such as 'bfloat16'"""
-    model_attention: str | None = None
+    model_attention: str | dict | None = None
     """its attention implementation: 'eager', 'sdpa', ..."""
-    model_weights: str | None = None
+    model_weights: str | dict | None = None
     """sketch of its weights, by which another copy is compared: see `hfsae.lm.contract`"""
     tokenizer_hash: str | None = None
     """hash of its tokenizer's vocabulary"""
@@ -138,8 +138,10 @@ class SAEConfig(SiteFields):
                 "subtract_b_dec=True: a transcoder's b_dec lies in another space than x; give False"
             )
         self._check_token_norm()
-        if self.model_weights is not None:
-            weights_sketch.parse(self.model_weights)
+        sketches = self.model_weights
+        for sketch in sketches.values() if isinstance(sketches, dict) else [sketches]:
+            if sketch is not None:
+                weights_sketch.parse(sketch)
         if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
             raise Refused(
                 f"target_l0 must lie between 0 and d_sae ({self.d_sae}), got {self.target_l0}"

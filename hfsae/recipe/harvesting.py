@@ -3,7 +3,7 @@
     train-00000.safetensors ...   a bucket each, in the order of training
     test-00000.safetensors ...    of held-out documents, for the evaluation
     labels.csv                    of these documents, where pictures or sounds have labels
-    harvest.json                  how far it came
+    harvest.json                  how far it came, the hash of each file, and of what was read
     recipe.yaml                   trains the same SAEs on these files
 
 A shard's metadata name its side, and that its rows are in order: they are not shuffled a second
@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..activations import ActivationArguments, InputSource, Source, Split
+from ..activations.files import SHARDS, refuse_other_shards, shard_hash
 from ..features import LabelColumns, refuse_few_documents, write_labels_table
 from ..lm import widths_of
 from ..machine.files import read_json, replacing, sweep, write_whole
@@ -69,10 +70,12 @@ def harvest_to(recipe: Recipe, folder: Path) -> Path:
         inputs = inputs_of(recipe, loaded)
         inputs.check()
         sites = [*widths_of(*configs.values())]
-        _write_training(recipe, inputs.source(sites), folder, progress)
+        source = inputs.source(sites)
+        _refuse_other_inputs(source, folder, progress)
+        _write_training(recipe, source, folder, progress)
         if recipe.sizes.evaluation != 0:
             _write_held_out(recipe, inputs, sites, folder, progress)
-        labels = _write_labels(inputs.source(sites), folder, sides_of(recipe)[-1])
+        labels = _write_labels(source, folder, sides_of(recipe)[-1])
         save_recipe(folder, as_plain(_reading(recipe, folder, labels)))
     return folder / RECIPE
 
@@ -87,7 +90,8 @@ def _progress(folder: Path, recipe: Recipe) -> dict[str, Any]:
                 f"the folder {folder} holds something else ({sorted(others)[0]}); give --out a new "
                 "folder"
             )
-        return {"recipe": plain, "n_shards": 0, "n_batches": 0, "state": None, "limits": {}}
+        start = {"n_shards": 0, "n_batches": 0, "state": None, "limits": {}, SHARDS: {}}
+        return {"recipe": plain, **start}
     progress = read_json(path)
     if change := next(differences(progress.get("recipe", {}), plain), None):
         key, old, new = change
@@ -96,6 +100,22 @@ def _progress(folder: Path, recipe: Recipe) -> dict[str, Any]:
             f"{new} here); give --out another"
         )
     return progress
+
+
+def _refuse_other_inputs(source: Source, folder: Path, progress: dict[str, Any]) -> None:
+    """Refuse to go on with other inputs, another model or other shards than the harvest has."""
+    ours = {"content": source.content(), "origin": source.origin()}
+    for key, what in (("content", "inputs"), ("origin", "weights of the model")):
+        if None not in (ours[key], progress.get(key)) and ours[key] != progress[key]:
+            raise Refused(
+                f"the {what} differ from those of the harvest in {folder} (their hash in {HARVEST} "
+                "differs), so that it would hold rows of both; restore them, or give --out another "
+                "folder"
+            )
+    progress |= ours
+    if SHARDS not in progress:  # of a version without hashes
+        progress[SHARDS] = {p.name: shard_hash(p) for p in folder.glob("*.safetensors")}
+    refuse_other_shards([folder / name for name in progress[SHARDS]])
 
 
 def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict[str, Any]) -> None:
@@ -115,7 +135,7 @@ def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict
             n = len(next(iter(tensors.values())))
             if n < t.batch_size:
                 raise Refused(source.refusals.too_few.format(n=n, batch_size=t.batch_size))
-            _save(tensors, folder / shard_name("train", progress["n_shards"]), "train")
+            _save(tensors, folder / shard_name("train", progress["n_shards"]), "train", progress)
             progress["n_shards"] += 1
             progress["n_batches"] += n // t.batch_size * passes
             progress["state"] = source.state_dict()
@@ -133,7 +153,7 @@ def _write_held_out(
     n, source = recipe.sizes.evaluation, inputs.source(sites, progress["limits"])
     with token_bar(f"harvest {side}", n) as advance:
         for number, tensors in enumerate(_in_shards(source, side, n)):
-            _save(tensors, folder / shard_name(side, number), side)
+            _save(tensors, folder / shard_name(side, number), side, progress)
             advance(len(tensors["document"]))
     progress["held_out"] = True
     write_whole(folder / HARVEST, json.dumps(progress) + "\n")
@@ -185,10 +205,11 @@ def _joined(parts: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {site: torch.cat(acts) for site, acts in by_site.items()}
 
 
-def _save(tensors: Mapping[str, Tensor], path: Path, side: Split) -> None:
+def _save(tensors: Mapping[str, Tensor], path: Path, side: Split, progress: dict[str, Any]) -> None:
     with replacing(path) as temporary:
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(whole, temporary, metadata={"side": side, "order": "given"})
+    progress[SHARDS][path.name] = shard_hash(path)
 
 
 def _reading(recipe: Recipe, folder: Path, labels: str) -> Recipe:

@@ -44,7 +44,7 @@ class Inputs(Protocol):  # checkable: types are checked in tests
         """
         ...
 
-    def terms(self) -> dict[str, str | None]:
+    def terms(self) -> dict[str, Any]:
         """Fields for the configs of SAEs that are trained on these (`hfsae.lm.contract`)."""
         ...
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..activations import FileSource, check_files
+from ..activations.files import warn_of_equal_documents
 from ..evaluation import EvaluationResult, evaluate_reconstructions
 from ..evaluation.result import in_units
 from ..features import (
@@ -54,19 +55,22 @@ class FileInputs:
 
         Raises:
             ValueError: fewer training rows than a batch, none to evaluate on, a row that is not
-                finite, or labels that do not fit the documents, or fit too few of them.
+                finite, shards that are not those of their harvest, or labels that do not fit the
+                documents, or fit too few of them.
         """
         args, source, sizes = (
             self.recipe.activations,
             self.source(self.recipe.sites),
             self.recipe.sizes,
         )
+        source.refuse_other_shards()
+        source.tell_doubts()
         side = sides_of(self.recipe)[-1]
         if args.labels:
             labels = _labels(args.labels, source)
-            held_out = source.rows.document[source.row_numbers(side)]
+            documents = source.rows.document[source.row_numbers(side)]
             share = f"; activations.held_out_fraction is {args.held_out_fraction:g}: raise it"
-            refuse_few_documents(len(np.intersect1d(labels.document, held_out)), share)
+            refuse_few_documents(len(np.intersect1d(labels.document, documents)), share)
         n_examples = 0 if source.is_in_order else sizes.examples
         n_evaluated = None if args.labels else sizes.evaluation
         with token_bar("check", None, unit=self.unit, delay=10) as progress:
@@ -76,6 +80,9 @@ class FileInputs:
             for which, n in (("train", n_examples), (side, n_evaluated)):
                 for _ in counted(source.batches(which, n), progress):
                     pass
+        held_out = source.batches(side, sizes.evaluation)
+        training = () if side == "train" else source.batches("train")
+        warn_of_equal_documents(held_out, training, "activations.files")
 
     def terms(self) -> dict[str, str | None]:
         """None: no model to agree with."""

@@ -64,15 +64,9 @@ class SeveralLMs:
                 raise Refused(f"no token of the {side} side is left to read; give more text")
         check_foreign_rows(self.recipe, self.loaded)
 
-    def terms(self) -> dict[str, str | None]:
-        """What the models share of the activation contract: tokenizer and BOS, and their dtype."""
-        each = [
-            contract.terms(one.lm, one.tokenizer, self.recipe.text.bos)
-            for one in self.loaded.each.values()
-        ]
-        same = {key: value for key, value in each[0].items() if all(t[key] == value for t in each)}
-        same.pop("model_weights", None)  # two copies of one model have the same
-        return same
+    def terms(self) -> dict[str, Any]:
+        """The activation contract of each model."""
+        return contract.terms_together(self.loaded.lms, self.loaded.tokenizer, self.recipe.text.bos)
 
     def about(self) -> dict[str, Any]:
         """Each language model: its fields, the copy that was loaded, its commit."""
@@ -92,6 +86,7 @@ class SeveralLMs:
         foreign = read_foreign(self.recipe, self.loaded)
         results = {}
         for name, sae in saes.items():
+            contract.hold_together(self.loaded.lms, sae, self.loaded.tokenizer)
             held_out = read_rows(self.recipe, self.loaded, args.side, n)
             result = self._evaluated("evaluate", n, sae, limits, held_out)
             result.side, result.mask_policy = args.side, _EVERY_TOKEN
@@ -118,6 +113,7 @@ class SeveralLMs:
 
     def collect(self, job: Job) -> FeatureStore:
         """Windows of the text on which latents fire."""
+        contract.hold_together(self.loaded.lms, job.sae, self.loaded.tokenizer)  # before the bar
         return collect_from_text(job, self.loaded)
 
     def illustrate(self, job: Job) -> None:

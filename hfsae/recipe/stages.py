@@ -20,13 +20,14 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from ..activations import ShuffledActivations
+from ..activations import ShuffledActivations, Source
 from ..activations.held_out import DIGEST
 from ..lm import widths_of
 from ..machine import processor
 from ..machine.files import read_json
 from ..machine.lock import is_first_process
 from ..machine.names import CARD, CONFIG, TRAINING
+from ..machine.refused import Refused
 from ..machine.seal import SEALED, changes
 from ..machine.weights import refuse_mixture
 from ..models import SAE, SAEConfig
@@ -198,7 +199,8 @@ def report(
     """Make the results that the folder lacks, and `again`; draw, and write the card.
 
     Raises:
-        ValueError: a result that is kept is damaged, or of other weights.
+        ValueError: a result that is kept is damaged, or of other weights; or the recipe's
+            activation files are others than those of the training.
     """
     refuse_mixture(folder, [TRAINING])  # no later stage remakes it
     missing = {*missing_results(folder, recipe), *again, CARD}
@@ -208,8 +210,23 @@ def report(
         if name not in missing and (folder / name).is_file():
             read_json(folder / name)  # the card needs it: damage is told before the work
     inputs = inputs_of(recipe, loaded)
+    if recipe.kind == "files":
+        _refuse_replaced_files(inputs.source(recipe.sites), folder)
     sae.to(cast(Any, inputs.device))
     job = Job(recipe, inputs, loaded, sae, folder, norm_limits(sae, folder))
     for stage in STAGES:
         if stage.file in missing:
             stage.make(job)
+
+
+def _refuse_replaced_files(source: Source, folder: Path) -> None:
+    """Refuse activation files that are not those of the training: held-out rows of others may have
+    been trained on."""
+    recorded = read_json(folder / TRAINING).get("activations")
+    trained_on = recorded.get("content") if isinstance(recorded, dict) else None
+    if trained_on not in (None, source.content()):
+        raise Refused(
+            f"the activation files differ from those that {folder} was trained on (their hash in "
+            f"{TRAINING} differs), so that rows called held out may have been trained on; restore "
+            "the files, or train on these in another output_dir"
+        )

@@ -154,6 +154,26 @@ def test_rows_of_a_block_are_read_together_and_blocks_change_places(tmp_path):
     assert [row_numbers(part[SITE]) for part in other.fill(len(expected)).parts] != parts
 
 
+@pytest.mark.parametrize("row_group, is_equal", [(64, True), (16, True), (500, False)])
+def test_a_table_gives_the_rows_of_other_formats_in_their_order_or_tells_why_not(
+    tmp_path, row_group, is_equal, caplog
+):
+    x, document = numbered(500), torch.arange(500) // 5
+    save_file({SITE: x, "document": document}, tmp_path / "a.safetensors")
+    table = pa.table({SITE: list(x.numpy()), "document": document.numpy()})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=row_group)
+    args = [arguments_for(tmp_path / name) for name in ("a.safetensors", "a.parquet")]
+    streams = [stream_of(one) for one in args]
+    batches = [[stream.next_batch()[SITE] for _ in range(30)] for stream in streams]
+    assert all(map(torch.equal, *batches)) == is_equal
+    digests = [stream.record["digests"][SITE] for stream in streams]
+    assert (digests[0] == digests[1]) == is_equal
+    for one in args:
+        FileSource(one, [SITE], 16).tell_doubts()
+    why = "row groups change places as a whole (up to 8 blocks of 64 rows)"
+    assert (why in caplog.text) == (not is_equal) and caplog.text.count("row groups of 64") < 2
+
+
 def test_a_bucket_is_never_larger_than_an_epoch_and_loses_no_row(tmp_path):
     files = made(tmp_path / "a")
     expected = rows_on("train", files)
@@ -206,6 +226,24 @@ def test_documents_of_a_table_may_be_texts(tmp_path):
         f"document {names[held_out[8]]}, row {held_out[8] % 7}"
     )
     assert source.documents == [*dict.fromkeys(names)]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "parquet"])
+def test_documents_under_another_name_are_told(tmp_path, form, caplog):
+    document = torch.arange(200) // 5
+    write(tmp_path / "a", form, 11, **{SITE: numbered(200), "documents": document})
+    with pytest.raises(
+        ValueError, match="has no 'document', and 'documents' with a value for each"
+    ):
+        check_files(arguments_for(tmp_path / "a"), [SITE])
+    named = FileSource(arguments_for(tmp_path / "a", documents="documents"), [SITE])
+    named.tell_doubts()
+    assert named.documents == [*range(40)] and "is not read" not in caplog.text
+    assert len(FileSource(arguments_for(tmp_path / "a", documents=""), [SITE]).documents) == 1
+    both = {SITE: numbered(200), "document": document, "documents": document.flip(0)}
+    write(tmp_path / "b", form, 11, **both)
+    FileSource(arguments_for(tmp_path / "b"), [SITE]).tell_doubts()
+    assert "are in 'document' (activations.documents), and 'documents' is not read" in caplog.text
 
 
 def test_without_documents_rows_of_sequences_and_thousands_of_rows_are_documents(tmp_path):

@@ -67,12 +67,41 @@ def test_ids_under_another_name_are_told_and_not_taken_for_labels(tmp_path, capl
     rows, columns = ["b", "b", "a", "c"], {"doc": ["a", "b", "c"], "k": ["x", "y", "x"]}
     path = write(tmp_path, "l.csv", columns)
     with pytest.raises(
-        ValueError, match=r"'doc' of .* holds the ids of the documents; make it the"
+        ValueError, match=r"'doc' of .* holds the ids of the documents in another order"
     ):
         read_labels_table(path, rows)
     with caplog.at_level("INFO"):
         read_labels_table(write(tmp_path, "k.csv", {"k": columns["k"]}), rows)
-    assert "were matched in order: it has no first column 'document'" in caplog.text
+    assert "were matched in order: it has no column 'document'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    [lambda i: f"{i:03}", lambda i: f"doc{i}", float, lambda i: f"acts/{i}", lambda i: i + 2],
+)
+@pytest.mark.parametrize("name", ["l.csv", "l.parquet"])
+def test_ids_that_are_spelt_otherwise_do_not_let_rows_be_matched_in_order(tmp_path, name, spelt):
+    ids = [(7 * i) % 30 for i in range(30)]
+    rows = [i for i in range(30) for _ in range(2)]
+    columns = {"id": [spelt(i) for i in ids], "k": [i % 2 for i in ids]}
+    path = write(tmp_path, name, columns)
+    with pytest.raises(
+        Refused, match=r"column 'id' of .* holds the ids of the documents.*; call it"
+    ):
+        read_labels_table(path, rows, ids=[*range(30)])
+    if spelt(0) != 2:
+        same = {"id": [spelt(i) for i in range(30)], "k": columns["k"], "x": np.arange(30) / 100}
+        labels = read_labels_table(write(tmp_path, f"2{name}", same), rows, ids=[*range(30)])
+        assert labels.document.tolist() == [*range(30)] and [*labels.columns] == ["k", "x"]
+    per_row = {"id": [spelt(i) for i in ids for _ in range(2)], "k": [0, 1] * 30}
+    with pytest.raises(Refused, match=r"column 'id' of .* holds the ids of the documents"):
+        read_labels_table(write(tmp_path, f"3{name}", per_row), rows, ids=[*range(30)])
+
+
+def test_ids_may_stand_in_any_column_of_that_name(tmp_path):
+    columns = {"k": ["a", "b", "a"], "document": [7, 3, 5]}
+    labels = read_labels_table(write(tmp_path, "l.csv", columns), [3, 5, 7])
+    assert labels.document.tolist() == [7, 3, 5] and [*labels.columns] == ["k"]
 
 
 def test_whole_numbers_with_few_values_are_classes(tmp_path):
@@ -97,7 +126,7 @@ def test_columns_that_cannot_be_used_are_logged_and_left_out(tmp_path, caplog):
         "one": [3] * 120,
         "empty": pa.array([None] * 120, pa.float64()),
         "lists": [[1]] * 120,
-        "ids": [f"text {i}" for i in range(120)],
+        "ids": [f"text {7 * i}" for i in range(120)],
         "good": [i % 2 for i in range(120)],
     }
     labels = read_labels_table(write(tmp_path, "l.parquet", columns), np.arange(120))
@@ -113,7 +142,7 @@ def test_columns_that_cannot_be_used_are_logged_and_left_out(tmp_path, caplog):
 REFUSED = {
     "another length": (
         "k\nx\ny\n",
-        r"labels.csv has 2 rows; give one to each of the 3 documents or their 4 rows, or a first",
+        r"labels.csv has 2 rows; give one to each of the 3 documents or their 4 rows, or a col",
     ),
     "an unknown document": (
         "document,k\nab,x\nnoon,y\n",

@@ -10,6 +10,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from hfsae.activations import ActivationBatch
+from hfsae.cards.labels import labels_section
 from hfsae.features import LabelColumns, label_table, read_labels_table
 from hfsae.machine.refused import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
@@ -274,6 +275,21 @@ def test_too_few_documents_and_uneven_columns_are_refused():
     with pytest.raises(Refused, match=r"too few labels \(column 'k' is left out: no class has 2"):
         rare = ["x"] * 39 + ["y"]
         label_table(sae_of_dimensions(), batches(noise(40)), {"k": rare})
+
+
+@pytest.mark.parametrize("n, is_told", [(17, True), (80, False)])
+def test_a_table_from_few_documents_tells_how_to_get_more(tmp_path, caplog, n, is_told):
+    labels = {"age": np.random.default_rng(0).normal(size=n)}
+    table = label_table(sae_of_dimensions(), batches(noise(n)), labels, n_resamples=5)
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features/columns.json").write_text(json.dumps(table.to_dict()))
+    facts = labels_section(tmp_path)
+    assert facts["n_documents"] == n
+    for text in (table.table(), facts["few"], caplog.text):
+        assert (
+            f"{n} documents are too few to tell which latents go with a label" in text
+        ) == is_told
+        assert ("hold out more of them (held_out_fraction)" in text) == is_told
 
 
 def test_labels_of_rows_need_positions():

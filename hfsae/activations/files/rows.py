@@ -100,6 +100,8 @@ def check_rows(shards: Sequence[Shard], headers: Sequence[Header], documents: st
     """
     for name, kinds in ((documents, (*INTEGERS, TEXT)), (KEEP, ("bool",))):
         lacking = [shard for shard in shards if name not in shard.names]
+        if lacking and name == documents == DOCUMENTS:
+            _refuse_another_name(lacking[0], headers[shards.index(lacking[0])])
         if lacking and (len(lacking) < len(shards) or name not in (DOCUMENTS, KEEP, "")):
             path, names = lacking[0].path, lacking[0].names
             raise Refused(
@@ -121,6 +123,27 @@ def check_rows(shards: Sequence[Shard], headers: Sequence[Header], documents: st
                     f"{mark.path} has {mark.n_values:,} values in {name!r} for "
                     f"{header.n_rows:,} rows of activations; give one for each row"
                 )
+
+
+def like_documents(shard: Shard, header: Header, documents: str) -> list[str]:
+    """Other tensors or columns that may hold documents, by their names: a whole number or a text
+    for each row."""
+    near = [n for n in shard.names if n.casefold().startswith("doc") and n != documents]
+    kinds = {name: shard.header(name) for name in near}
+    return [
+        name
+        for name, one in kinds.items()
+        if one.kind in (*INTEGERS, TEXT) and one.n_values == header.n_rows
+    ]
+
+
+def _refuse_another_name(shard: Shard, header: Header) -> None:
+    """Refuse documents under another name, which would be passed over."""
+    for name in like_documents(shard, header, DOCUMENTS):
+        raise Refused(
+            f"{shard.path} has no {DOCUMENTS!r}, and {name!r} with a value for each row: give "
+            f"--activations.documents {name} if these are the rows' documents, or else '' for none"
+        )
 
 
 def places(document: Int64[np.ndarray, " n"], seen: Int64[np.ndarray, " _"]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -19,7 +20,8 @@ from ..arguments import Split
 from ..harvest import rows_not_finite
 from ..source import ActivationBatch, Filling, Refusals
 from .arguments import ActivationArguments
-from .rows import KEEP, Rows, places
+from .harvested import refuse_other_shards
+from .rows import KEEP, Rows, like_documents, places
 from .shapes import CheckedFiles, checked
 from .shard import Header
 
@@ -276,7 +278,36 @@ class FileSource:
             if not left:
                 return
 
+    def tell_doubts(self) -> None:
+        """Log tensors that may be meant as documents, but are not read, and where the row groups of
+        tables, and not blocks, change places."""
+        shard, documents = self._files.shards[0], self.args.documents
+        if documents in shard.names:
+            first = self._files.headers[self.sites[0]][0]
+            for name in like_documents(shard, first, documents):
+                logger.warning(
+                    "%s: the documents of rows are in %r (activations.documents), and %r is not "
+                    "read",
+                    *(shard.path, documents, name),
+                )
+        n, size = max(Counter(block.unit for block in self.blocks).values()), self.args.block
+        if n > 1:
+            logger.warning(
+                "%s: row groups change places as a whole (up to %d blocks of %s rows), so that the "
+                "order of rows, and the SAE, is another than from .safetensors or .npy; with row "
+                "groups of %d rows (pyarrow: row_group_size) it is the same to the bit",
+                *(self._where, n, f"{size:,}", size),
+            )
+
     # What identifies the files.
+
+    def refuse_other_shards(self) -> None:
+        """Refuse shards of a harvest that are missing, swapped, doubled or changed.
+
+        Raises:
+            ValueError: as `refuse_other_shards`.
+        """
+        refuse_other_shards([shard.path for shard in self._files.shards])
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, the place in its order of blocks, the rows of that block that were used."""
@@ -316,9 +347,10 @@ class FileSource:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """All settings, and how much there is on each side."""
+        """All settings, how much there is on each side, and the hash of the files."""
         counts = {f"{side}_rows": self.n_rows(side) for side in get_args(Split)}
         about = {"origin": LOCAL_FILES, "n_documents": len(self.rows.ids), **counts}
+        about["content"] = self.content()
         return {"activations": {**asdict(self.args), **about}}
 
 
