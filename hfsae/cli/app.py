@@ -37,7 +37,7 @@ def demo_verb(argv: list[str]) -> None:
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
     refuse_port(args["host"], args.get("port"))
-    args = _at_results(_at_package(args))
+    args = _at_results(_at_repository(args))
     try:
         from ..demo import launch  # takes seconds, and the demo extra
     except ModuleNotFoundError as error:
@@ -64,8 +64,8 @@ def _with_model(options: dict[str, Any]) -> dict[str, Any]:
     return given_options(options) | ({"model": name} if name else {})
 
 
-def _at_package(args: dict[str, Any]) -> dict[str, Any]:
-    """The same options, with the folder of an SAE that comes in a package of its own."""
+def _at_repository(args: dict[str, Any]) -> dict[str, Any]:
+    """The same options, with the folder of an SAE that comes with hfsae's repository."""
     source = str(args.get("source"))
     name = source.lower()
     if name not in SEPARATE_SAES or Path(source).exists():
