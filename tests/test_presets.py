@@ -77,6 +77,7 @@ def test_candidates_fire_on_few_words_of_content_or_have_a_label():
         (0.2, [" ship", " ship"]),
         (0.2, [" kings", "kings"]),
         (1e-3, [" also", " Also", " because"]),
+        (1e-3, ["inating", "inating", "llium"]),
     ]
     rows = candidates(store(latents), {3: "Kings and queens"})
     assert [(c.latent, c.words) for c in rows] == [

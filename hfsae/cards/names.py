@@ -7,6 +7,7 @@ from typing import Any
 from ..machine.files import printable, read_json, read_table
 from ..machine.labels import labels_in
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
+from ..machine.visible import public
 from ..machine.weights import of_others
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def names_section(folder: Path) -> Json:
         "explainer": record["explainer"],
         "unscored": record.get("unscored"),
         "documents": record.get("n_documents", {}),
+        "text": public(record.get("text", {}).get("dataset", ""), "dataset"),
         "scores": _scores(record.get("scores", {}), record.get(_UNTRAINED, {}), n_scored),
         "are_drawn": record["arguments"]["latents"] is None
         and record["arguments"]["n_latents"] != "all",

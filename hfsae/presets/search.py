@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import tokenise
 from ..features import FeatureStore
-from ..features.function_words import is_content
+from ..features.function_words import content_word
 from ..lm import Moment, activations_read, cast_for, contract, intervene, special_ids, unspared
 from ..machine.bounds import check_least
 from ..machine.files import parse_json, write_whole
@@ -238,16 +238,11 @@ def candidates(store: FeatureStore, labels: Mapping[int, str]) -> list[Candidate
     firings = store.firings(pc.field("kind") == "top")
     words: dict[int, Counter[str]] = {}
     for latent, token in zip(firings.latent, firings.token, strict=True):
-        words.setdefault(latent, Counter())[token.strip().casefold()] += 1
+        words.setdefault(latent, Counter())[content_word(token, _SHORTEST)] += 1
     latents_of = Counter(word for counts in words.values() for word in counts)
     most, density, rows = max(12, _COMMON * len(words)), store.densities.tolist(), []
     for latent, counts in words.items():
-        meant = [
-            word
-            for word, _ in counts.most_common()
-            if word.isalpha() and len(word) >= _SHORTEST and is_content(word)
-            if latents_of[word] <= most
-        ]
+        meant = [w for w, _ in counts.most_common() if w and latents_of[w] <= most]
         share = sum(counts[w] for w in meant[:3]) / counts.total()
         fits = _DENSITIES[0] <= density[latent] <= _DENSITIES[1] and share >= _CLEAR
         label = re.findall(r"\w{4,}|^\w{3}$", labels.get(latent, "").casefold())
