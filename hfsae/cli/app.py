@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from ..explanations.judges import JudgeArguments, Waits
 from ..features import FeatureStore, read_labels
 from ..hub import write_space
 from ..machine.files import printable, printable_lines
@@ -11,8 +12,16 @@ from ..machine.names import META, PRESETS
 from ..machine.refused import Refused
 from ..measurement import default_folder, filled, results_folder
 from ..packaged import SEPARATE_SAES
-from ..presets import Model, PresetArguments, find_presets, save_presets, table
-from ..recipe import PlacedSAE, load, refuse_without_text, remember
+from ..presets import (
+    Model,
+    PresetArguments,
+    find_presets,
+    found_presets,
+    retest,
+    save_presets,
+    table,
+)
+from ..recipe import PlacedSAE, judged_presets, load, refuse_without_text, remember
 from .files import SOURCE, add_choice, add_site, folder_of, given_options
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
@@ -111,15 +120,24 @@ def presets_verb(argv: list[str]) -> None:
     parser.examples = (
         "hfsae presets runs/mine",
         "hfsae presets runs/mine --n_candidates 100 --max_kl 2",
+        "hfsae presets runs/mine --test",
+        "hfsae presets runs/mine --judge MODEL --requests asked",
     )
     add_sae(parser, "lm")
-    names = ("n_candidates", "n_presets", "max_kl", "max_repetition")
+    names = ("n_candidates", "n_presets", "max_kl", "max_repetition", "max_surprise")
     parser.add_fields(PresetArguments, *names)
+    parser.add("--test", action="store_true", help="no search: test those that it has again")
+    asked = ("model", "base_url", "provider", "requests", "answers", "key_env")
+    parser.add_fields(JudgeArguments, *asked, renamed={"model": "judge"})
     options, given = parse_given(parser, argv)
     command = command_of("collect", options, given)
     args = PresetArguments(**parser.take(PresetArguments, options))
     args.check()
+    judge, test = parser.take(JudgeArguments, options), options.pop("test")
     placed = find(options, given)
+    if judge or test:
+        _test(placed, args, JudgeArguments(**judge) if judge else None)
+        return
     _refuse_no_examples(placed, command)
     with filled(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
@@ -128,9 +146,9 @@ def presets_verb(argv: list[str]) -> None:
         if not found.presets:
             print(
                 "No preset visibly changes the text with every seed at a KL of "
-                f"{args.max_kl:g} or less and a repetition of "
-                f"{args.max_repetition:.0%} or less; nothing is written. Try a larger "
-                "--n_candidates, --max_kl or --max_repetition."
+                f"{args.max_kl:g} or less, a repetition of {args.max_repetition:.0%} or less and "
+                f"a surprise of {args.max_surprise:g} or less; nothing is written. Try a larger "
+                "--n_candidates or bound."
             )
             return
         save_presets(placed.folder, found.presets)
@@ -138,6 +156,31 @@ def presets_verb(argv: list[str]) -> None:
     print(
         f"{len(found.presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
         f"{placed.folder}` offers them."
+    )
+
+
+def _test(placed: PlacedSAE, args: PresetArguments, judge: JudgeArguments | None) -> None:
+    """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
+    judge, by what that says."""
+    presets = found_presets(placed.folder) or found_presets(placed.origin or placed.folder)
+    if not presets:
+        raise Refused(f"there are no presets of a search in {placed.folder}; search first")
+    if judge is None:
+        with filled(placed):
+            kept = retest(_opened(placed), presets, args, _say)
+            save_presets(placed.folder, kept)
+    else:
+        try:
+            kept = judged_presets(presets, judge)
+        except Waits as waits:
+            print(waits)
+            return
+        with filled(placed):
+            save_presets(placed.folder, kept)
+    dropped = ", ".join(p["name"] for p in presets if p["name"] not in {k["name"] for k in kept})
+    print(
+        f"{len(kept)} of {len(presets)} presets pass and are in {placed.folder / PRESETS}; "
+        f"dropped: {printable(dropped or 'none')}"
     )
 
 
