@@ -27,7 +27,7 @@ from hfsae.presets import (
     table,
     works,
 )
-from hfsae.presets.texts import _surprise, attempts_of, together, unsteered
+from hfsae.presets.texts import _surprise, attempts_of, surprise_of, together, unsteered
 
 from .helpers import refused
 
@@ -119,16 +119,24 @@ def test_texts_are_as_surprising_as_the_model_as_it_is_finds_them(model):
         losses.append(-float(log[new]))
         row = [*row, new]
     one = {name: rows[3:4] for name, rows in texts.tokens.items()}
-    mean = float(_surprise(model, one, texts.plain[3:4]))
-    assert mean == pytest.approx(sum(losses) / 4, abs=1e-4)
+    mean = pytest.approx(sum(losses) / 4, abs=1e-4)
+    assert float(_surprise(model, one, texts.plain[3:4])) == mean
+    text = model.tokenizer.decode(texts.plain[3])
+    if model.tokenizer(text, add_special_tokens=False)["input_ids"] == texts.plain[3].tolist():
+        assert surprise_of(model, PROMPTS[1], text) == mean
 
 
 def test_presets_are_retest_without_a_search(model):
     latent = model.store.pick(1, max_density=1.0)[0]
-    found = {"name": "seas", "prompt": PROMPTS[2], "latents": {str(latent): 4.0}, "seeds": 3}
+    found = {"name": "seas", "prompt": PROMPTS[2], "steered": " zq zq", "seeds": 3}
+    found["latents"] = {str(latent): 4.0}
     loose = ARGS._replace(max_kl=1e9, max_repetition=1.0, max_surprise=1e9)
     (kept,) = retest(model, [found], loose)
-    assert {**kept, **found} == kept and kept["surprise"] != 0
+    assert {**kept, **found} == kept
+    own = unsteered(model, 4).surprise_shown
+    more = surprise_of(model, PROMPTS[2], " zq zq") - own
+    assert kept["surprise"] == pytest.approx(more, abs=1e-3)
+    assert retest(model, [found], loose._replace(max_surprise=max(more - 0.01, 1e-9))) == []
     assert [o["prompt"] for o in kept["others"]] == [p for p in PROMPTS if p != PROMPTS[2]]
     lines = []
     assert retest(model, [found], loose._replace(max_kl=1e-9), lines.append) == []

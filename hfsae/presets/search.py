@@ -43,8 +43,10 @@ from .texts import (
     Attempt,
     Candidate,
     Model,
+    Texts,
     attempts_of,
     firings,
+    surprise_of,
     together,
     unsteered,
 )
@@ -59,6 +61,7 @@ _ROWS = 32  # candidates screened in one pass
 _CLOSELY = 3  # so many times n_candidates are screened at every strength
 _SCREENED = 2.0  # the strength at which all are
 _NEXT = 1.2  # times max_kl is what the token after a prompt may differ: texts differ less
+_OF_ALL = 1.5  # times max_surprise is the bound of the texts of all prompts
 _SCREENING, _CLOSELY_BY, _TRYING = 0.2, 0.35, 0.6  # of the time, by when each part ends
 
 
@@ -79,8 +82,9 @@ class PresetArguments(NamedTuple):
     """share of three-token sequences that may recur"""
     n_tokens: int = 30
     max_surprise: float = 1.0
-    """nats a token by which the model as it is may find the texts of all prompts less likely than
-    those that it writes itself: beyond, they are hardly language"""
+    """nats a token by which the model as it is may find the text that is shown less likely than
+    those that it writes itself, mean; 1.5 times that for the texts of all prompts: beyond, texts
+    are hardly language"""
     max_seconds: float | None = None
     """limit after which nothing more is screened, tried or confirmed; None: no limit"""
 
@@ -154,7 +158,7 @@ def find_presets(
             continue
         tick("presets confirmed", len(presets), args.n_presets)
         tried = [a for a in attempts if a.candidate == attempt.candidate]
-        if preset := _confirmed(model, attempt, tried, labels, args):
+        if preset := _confirmed(model, attempt, tried, texts, labels, args):
             progress(f"works with {len(SEEDS)} of {len(SEEDS)} seeds: {_line(attempt)}")
             presets.append(preset)
     return Found(presets, attempts)
@@ -284,7 +288,7 @@ def works(attempt: Attempt, args: PresetArguments) -> bool:
 def is_within(attempt: Attempt, args: PresetArguments) -> bool:
     """Whether the texts are near the model's own, do not go round, and are language."""
     within = attempt.kl <= args.max_kl and attempt.repetition <= args.max_repetition
-    return within and attempt.surprise <= args.max_surprise
+    return within and attempt.surprise <= _OF_ALL * args.max_surprise
 
 
 def _striking(attempt: Attempt) -> float:
@@ -295,6 +299,7 @@ def _confirmed(
     model: Model,
     attempt: Attempt,
     tried: Sequence[Attempt],
+    own: Texts,
     labels: Mapping[int, str],
     args: PresetArguments,
 ) -> dict[str, Any] | None:
@@ -308,6 +313,9 @@ def _confirmed(
         if after <= before or (pair.kl or 0) > args.max_kl or again > args.max_repetition:
             return None
     plain, steered, kl = texts[0].plain, texts[0].steered, texts[0].kl or 0.0
+    surprise = surprise_of(model, attempt.prompt, steered) - own.surprise_shown
+    if surprise > args.max_surprise:
+        return None
     return {
         "name": labels.get(latent) or words[0],
         "prompt": attempt.prompt,
@@ -317,14 +325,14 @@ def _confirmed(
         "plain": plain,
         "steered": steered,
         "kl": round(kl, 3),
-        **_measured(attempt.prompt, tried),
+        "surprise": round(surprise, 3),
+        "others": _of_others(attempt.prompt, tried),
     }
 
 
-def _measured(own: str, tried: Sequence[Attempt]) -> dict[str, Any]:
-    """What a preset keeps of all prompts: how surprising its texts are, and those of the others."""
-    others = [{"prompt": a.prompt, "steered": a.steered} for a in tried if a.prompt != own]
-    return {"surprise": round(tried[0].surprise, 3), "others": others}
+def _of_others(own: str, tried: Sequence[Attempt]) -> list[dict[str, str]]:
+    """The texts of other prompts."""
+    return [{"prompt": a.prompt, "steered": a.steered} for a in tried if a.prompt != own]
 
 
 def retest(
@@ -333,8 +341,8 @@ def retest(
     args: PresetArguments = PresetArguments(),
     progress: Callable[[str], object] = logger.info,
 ) -> list[dict[str, Any]]:
-    """Of presets that were found, those whose texts at all prompts, written again, keep the bounds,
-    with what was measured; no other latents are tried."""
+    """Of presets that were found, those whose text and those of all prompts, which are written
+    again, keep the bounds, with what was measured; no other latents are tried."""
     args.check()
     contract.hold(model.lm, model.sae, model.tokenizer)
     texts, kept = unsteered(model, args.n_tokens), []
@@ -343,10 +351,12 @@ def retest(
         candidate = Candidate(int(latent), (preset["name"],), float(strength))
         ((tried),) = attempts_of(model, [candidate], texts, args.n_tokens)
         own = next((a for a in tried if a.prompt == preset["prompt"]), tried[0])
-        holds = is_within(own, args)
-        progress(f"{_line(own)}: {'kept' if holds else 'dropped'}")
+        shown = surprise_of(model, preset["prompt"], preset["steered"]) - texts.surprise_shown
+        holds = is_within(own, args) and shown <= args.max_surprise
+        progress(f"{_line(own)}, of its text {shown:+.2f}: {'kept' if holds else 'dropped'}")
         if holds:
-            kept.append({**preset, **_measured(preset["prompt"], tried)})
+            others = _of_others(preset["prompt"], tried)
+            kept.append({**preset, "surprise": round(shown, 3), "others": others})
     return kept
 
 

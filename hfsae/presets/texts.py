@@ -106,7 +106,9 @@ class Texts(NamedTuple):
     plain: Tensor
     """[rows, n_tokens]"""
     surprise: float
-    """nats a token, without steering, mean"""
+    """of these texts, mean, nats a token"""
+    surprise_shown: float
+    """the same of texts of the app's length and sampling"""
 
 
 @torch.no_grad()
@@ -119,7 +121,20 @@ def unsteered(model: Model, n_tokens: int) -> Texts:
         "attention_mask": torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows]),
     }
     _, plain = sampled_kl(model.lm, tokens, nullcontext(), n_tokens, _sampling())
-    return Texts(tokens, plain, float(_surprise(model, tokens, plain).mean()))
+    app = Sampling.max_new_tokens, _sampling(), Sampling.repetition_penalty
+    _, shown = sampled_kl(model.lm, tokens, nullcontext(), *app)
+    means = (float(_surprise(model, tokens, ids).mean()) for ids in (plain, shown))
+    return Texts(tokens, plain, *means)
+
+
+@torch.no_grad()
+def surprise_of(model: Model, prompt: str, text: str) -> float:
+    """Minus the log-probability of a text behind a prompt, read by the model as it is, nats a
+    token."""
+    row = torch.tensor([model.ids(prompt)])
+    ids = torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
+    tokens = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    return float(_surprise(model, tokens, ids)) if ids.numel() else 0.0
 
 
 def _surprise(model: Model, tokens: Mapping[str, Tensor], ids: Tensor) -> Float[Tensor, " rows"]:
