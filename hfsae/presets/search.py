@@ -6,7 +6,7 @@
     try          texts at this strength, of each prompt and seed, read again by the model as it is:
                  does the latent fire on more of their tokens than on texts without steering?
     confirm      the texts that the app writes, with other seeds: on all of them, or it is dropped
-    test         of all prompts: does the model as it is find them hardly less likely than its own?
+    test         the text that is shown: does the model as it is find it as likely as it expects?
 
 So a text counts as steered if it is about what the latent fires on, whatever words it has for that.
 Bounds: KL from the model as it is in nats a token, the share of sequences of three tokens that
@@ -43,7 +43,6 @@ from .texts import (
     Attempt,
     Candidate,
     Model,
-    Texts,
     attempts_of,
     firings,
     surprise_of,
@@ -61,7 +60,6 @@ _ROWS = 32  # candidates screened in one pass
 _CLOSELY = 3  # so many times n_candidates are screened at every strength
 _SCREENED = 2.0  # the strength at which all are
 _NEXT = 1.2  # times max_kl is what the token after a prompt may differ: texts differ less
-_OF_ALL = 1.5  # times max_surprise is the bound of the texts of all prompts
 _SCREENING, _CLOSELY_BY, _TRYING = 0.2, 0.35, 0.6  # of the time, by when each part ends
 
 
@@ -81,10 +79,10 @@ class PresetArguments(NamedTuple):
     max_repetition: float = 0.3
     """share of three-token sequences that may recur"""
     n_tokens: int = 30
-    max_surprise: float = 1.0
-    """nats a token by which the model as it is may find the text that is shown less likely than
-    those that it writes itself, mean; 1.5 times that for the texts of all prompts: beyond, texts
-    are hardly language"""
+    max_surprise: float = 0.0
+    """nats a token by which the model as it is may find the text that is shown less likely than it
+    expects; texts that it draws at temperature 1 have 0 on average, and beyond they are hardly
+    language"""
     max_seconds: float | None = None
     """limit after which nothing more is screened, tried or confirmed; None: no limit"""
 
@@ -99,8 +97,6 @@ class PresetArguments(NamedTuple):
             raise Refused(f"max_seconds is {self.max_seconds}; it must be larger than 0, or None")
         if not self.max_kl > 0:
             raise Refused(f"max_kl is {self.max_kl}; it must be larger than 0")
-        if not self.max_surprise > 0:
-            raise Refused(f"max_surprise is {self.max_surprise}; it must be larger than 0")
         if not 0 <= self.max_repetition <= 1:
             raise Refused(f"max_repetition is {self.max_repetition}; it must be from 0 to 1")
 
@@ -158,7 +154,7 @@ def find_presets(
             continue
         tick("presets confirmed", len(presets), args.n_presets)
         tried = [a for a in attempts if a.candidate == attempt.candidate]
-        if preset := _confirmed(model, attempt, tried, texts, labels, args):
+        if preset := _confirmed(model, attempt, tried, labels, args):
             progress(f"works with {len(SEEDS)} of {len(SEEDS)} seeds: {_line(attempt)}")
             presets.append(preset)
     return Found(presets, attempts)
@@ -286,9 +282,8 @@ def works(attempt: Attempt, args: PresetArguments) -> bool:
 
 
 def is_within(attempt: Attempt, args: PresetArguments) -> bool:
-    """Whether the texts are near the model's own, do not go round, and are language."""
-    within = attempt.kl <= args.max_kl and attempt.repetition <= args.max_repetition
-    return within and attempt.surprise <= _OF_ALL * args.max_surprise
+    """Whether the texts are near the model's own and do not go round."""
+    return attempt.kl <= args.max_kl and attempt.repetition <= args.max_repetition
 
 
 def _striking(attempt: Attempt) -> float:
@@ -299,7 +294,6 @@ def _confirmed(
     model: Model,
     attempt: Attempt,
     tried: Sequence[Attempt],
-    own: Texts,
     labels: Mapping[int, str],
     args: PresetArguments,
 ) -> dict[str, Any] | None:
@@ -313,7 +307,7 @@ def _confirmed(
         if after <= before or (pair.kl or 0) > args.max_kl or again > args.max_repetition:
             return None
     plain, steered, kl = texts[0].plain, texts[0].steered, texts[0].kl or 0.0
-    surprise = surprise_of(model, attempt.prompt, steered) - own.surprise_shown
+    surprise = surprise_of(model, attempt.prompt, steered)
     if surprise > args.max_surprise:
         return None
     return {
@@ -351,7 +345,7 @@ def retest(
         candidate = Candidate(int(latent), (preset["name"],), float(strength))
         ((tried),) = attempts_of(model, [candidate], texts, args.n_tokens)
         own = next((a for a in tried if a.prompt == preset["prompt"]), tried[0])
-        shown = surprise_of(model, preset["prompt"], preset["steered"]) - texts.surprise_shown
+        shown = surprise_of(model, preset["prompt"], preset["steered"])
         holds = is_within(own, args) and shown <= args.max_surprise
         progress(f"{_line(own)}, of its text {shown:+.2f}: {'kept' if holds else 'dropped'}")
         if holds:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import tokenise
@@ -93,8 +92,7 @@ class Attempt(NamedTuple):
     n_seeds: int
     """texts in which it fires on more tokens than without steering"""
     surprise: float = 0.0
-    """nats a token that the model as it is finds the texts of all prompts less likely than those
-    that it writes itself, mean"""
+    """`surprise_of` the texts of all prompts, mean"""
     steered: str = ""
     """the text of the first seed"""
 
@@ -105,10 +103,6 @@ class Texts(NamedTuple):
     tokens: dict[str, Tensor]
     plain: Tensor
     """[rows, n_tokens]"""
-    surprise: float
-    """of these texts, mean, nats a token"""
-    surprise_shown: float
-    """the same of texts of the app's length and sampling"""
 
 
 @torch.no_grad()
@@ -121,16 +115,14 @@ def unsteered(model: Model, n_tokens: int) -> Texts:
         "attention_mask": torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows]),
     }
     _, plain = sampled_kl(model.lm, tokens, nullcontext(), n_tokens, _sampling())
-    app = Sampling.max_new_tokens, _sampling(), Sampling.repetition_penalty
-    _, shown = sampled_kl(model.lm, tokens, nullcontext(), *app)
-    means = (float(_surprise(model, tokens, ids).mean()) for ids in (plain, shown))
-    return Texts(tokens, plain, *means)
+    return Texts(tokens, plain)
 
 
 @torch.no_grad()
 def surprise_of(model: Model, prompt: str, text: str) -> float:
-    """Minus the log-probability of a text behind a prompt, read by the model as it is, nats a
-    token."""
+    """How much less likely the model as it is finds a text behind a prompt than it expects, nats a
+    token: minus its log-probability, less the entropy of the predictions along it. Of texts drawn
+    from the model at temperature 1 the mean is 0."""
     row = torch.tensor([model.ids(prompt)])
     ids = torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
     tokens = {"input_ids": row, "attention_mask": torch.ones_like(row)}
@@ -138,18 +130,18 @@ def surprise_of(model: Model, prompt: str, text: str) -> float:
 
 
 def _surprise(model: Model, tokens: Mapping[str, Tensor], ids: Tensor) -> Float[Tensor, " rows"]:
-    """Minus the log-probability of texts [rows, n] behind their prompts, read by the model as it
-    is, nats a token."""
+    """`surprise_of`, of texts [rows, n] behind their prompts."""
     whole = torch.cat([tokens["input_ids"], ids], dim=1).to(model.lm.device)
     mask = torch.cat([tokens["attention_mask"], torch.ones_like(ids)], dim=1).to(model.lm.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     n = ids.shape[1]
     logits = model.lm(input_ids=whole, attention_mask=mask, position_ids=positions).logits
-    losses = [
-        cross_entropy(row[-n - 1 : -1].float(), new[-n:])
-        for row, new in zip(logits, whole, strict=True)  # logits may be large: row by row
-    ]
-    return torch.stack(losses).cpu()
+    more = []
+    for row, new in zip(logits, whole, strict=True):  # logits may be large: row by row
+        log = row[-n - 1 : -1].float().log_softmax(-1)
+        entropy = -(log.exp() * log).sum(-1)
+        more.append((-log.gather(-1, new[-n:, None])[:, 0] - entropy).mean())
+    return torch.stack(more).cpu()
 
 
 def together(vocab_size: int, n_tokens: int) -> int:
@@ -177,7 +169,6 @@ def attempts_of(
     surprises = _surprise(model, tokens, generated)
     parts = (each.split(n_rows) for each in (kls, generated, surprises))
     for candidate, kl, rows, surprise in zip(some, *parts, strict=True):
-        more = float(surprise.mean()) - texts.surprise
         before = firings(model, candidate.latent, texts.plain)
         after = firings(model, candidate.latent, rows)
         made = []
@@ -187,7 +178,7 @@ def attempts_of(
             again = max(repetition(row[None]) for row in rows[part])
             hits, n_seeds = sum(gains) / len(gains), sum(gain > 0 for gain in gains)
             steered = str(model.tokenizer.decode(rows[part][0], skip_special_tokens=True))
-            numbers = float(kl.mean()), again, hits, n_seeds, more
+            numbers = float(kl.mean()), again, hits, n_seeds, float(surprise.mean())
             made.append(Attempt(candidate, prompt, *numbers, steered))
         yield made
 
