@@ -104,14 +104,17 @@ def _is_doubtful(row: Mapping[str, Any]) -> bool:
 
 
 def read_names(folder: str | Path) -> dict[int, str]:
-    """{latent: name}, for display: people's labels, and where there is none, the explanation that
-    `hfsae explain` gave, behind its mark: "by a model: ..." or "by its tokens: ...".
+    """{latent: name}, for cards and commands: people's labels, and where there is none, the
+    explanation that `hfsae explain` gave, behind "by a model: " or, of a program, "auto: ".
 
     Raises:
         ValueError: as `read_labels` and `read_automatic`.
     """
     labels = {latent: label for latent, label in read_labels(folder).items() if label}
-    automatic = {i: name.marked for i, name in read_automatic(folder).items()}
+    automatic = {
+        i: name.marked if name.source == "lm" else f"auto: {name.text}"
+        for i, name in read_automatic(folder).items()
+    }
     return {**automatic, **labels}
 
 

@@ -140,7 +140,7 @@ def test_people_s_labels_come_before_automatic_names_which_are_marked(folder, lo
     assert subject.name_of(first) == "the sea" and subject.label(second) == ""
     assert subject.names == names
     subject.take_labels({first: ""})
-    assert subject.name_of(first) == f"auto: {rows[0]['explanation']}"
+    assert subject.name_of(first) == f"by its tokens: {rows[0]['explanation']}"
 
 
 def test_names_of_other_weights_are_refused(folder, loads):
