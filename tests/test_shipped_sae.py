@@ -12,26 +12,32 @@ from transformers import AutoModelForCausalLM
 import hfsae
 from hfsae.cli import main
 from hfsae.features import FeatureStore, read_automatic, read_labels, write_label
+from hfsae.hub.licence import licence_notes, licence_of
 from hfsae.lm import contract
 from hfsae.machine.weights import weights_hash
 from hfsae.models.identity import decoder_hash
-from hfsae.packaged import SHIPPED_SAE
+from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE
 from hfsae.presets import find_presets
 
 from .conftest import every_lm_is
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
+GEMMA = SEPARATE_SAES["gemma"]
+has_gemma = pytest.mark.skipif(
+    not (GEMMA.path / "config.json").is_file(), reason=f"{GEMMA.place} is not there"
+)
 
 
 def test_it_is_smaller_than_fourteen_megabytes():
     assert sum(p.stat().st_size for p in SHIPPED_SAE.rglob("*") if p.is_file()) < 14_000_000
 
 
-def test_its_weights_are_those_that_were_saved():
-    sae = hfsae.load(SHIPPED_SAE)
+@pytest.mark.parametrize("folder", [SHIPPED_SAE, pytest.param(GEMMA.path, marks=has_gemma)])
+def test_its_weights_are_those_that_were_saved(folder):
+    sae = hfsae.load(folder)
     assert sae.verify().ok
     assert sae.threshold.dtype.is_floating_point and str(sae.W_dec.dtype) == "torch.bfloat16"
-    store = FeatureStore.load(SHIPPED_SAE)
+    store = FeatureStore.load(folder)
     assert store.meta["decoder_sha256"] == decoder_hash(sae.W_dec)
     assert len(store) == sae.config.d_sae == 4096
 
@@ -46,6 +52,17 @@ def test_it_is_for_the_packaged_model_and_for_no_other(packaged_lm):
         hfsae.latents(other, sae, "the sea", tokenizer)
     sae.config.model_weights = None
     assert sae.verify().ok, "going on with another model is no damage"
+
+
+@has_gemma
+def test_gemmas_comes_under_gemmas_terms_with_names_and_is_small():
+    assert sum(p.stat().st_size for p in GEMMA.path.rglob("*") if p.is_file()) < 20_000_000
+    assert "subject to the Gemma Terms of Use" in (GEMMA.path / "NOTICE").read_text()
+    card = (GEMMA.path / "README.md").read_text(encoding="utf-8")
+    assert licence_of(card) == "gemma" and licence_notes([card]) == []
+    assert hfsae.load(GEMMA.folder("gemma")).config.model_name == GEMMA.lm
+    names = read_automatic(GEMMA.path)
+    assert sum(name.source == "lm" for name in names.values()) >= 0.95 * 4096
 
 
 _STEMS = {

@@ -8,6 +8,7 @@ from ..activations import held_out_sentence, is_held_out
 from ..machine.files import printable, read_json, read_table
 from ..machine.labels import labels_in
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
+from ..machine.visible import public
 from ..machine.weights import of_others
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def names_section(folder: Path) -> Json:
         "explainer": record["explainer"],
         "unscored": record.get("unscored"),
         "documents": record.get("n_documents", {}),
-        "text": text.get("dataset", ""),
+        "text": public(text.get("dataset", ""), "dataset"),
         "are_held_out": is_held_out(text),
         "why": held_out_sentence(text),
         "scores": _scores(record.get("scores", {}), record.get(_UNTRAINED, {}), n_scored),

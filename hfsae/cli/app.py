@@ -14,7 +14,8 @@ from .recipes import parse_given
 from .source import add_sae, command_of, find, take_choice
 
 if TYPE_CHECKING:
-    from ..presets import Model
+    from ..explanations.judges import JudgeArguments
+    from ..presets import Model, PresetArguments
     from ..recipe import PlacedSAE
 
 
@@ -36,7 +37,7 @@ def demo_verb(argv: list[str]) -> None:
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
     refuse_port(args["host"], args.get("port"))
-    args = _at_results(_at_package(args))
+    args = _at_results(_at_repository(args))
     try:
         from ..demo import launch  # takes seconds, and the demo extra
     except ModuleNotFoundError as error:
@@ -63,8 +64,8 @@ def _with_model(options: dict[str, Any]) -> dict[str, Any]:
     return given_options(options) | ({"model": name} if name else {})
 
 
-def _at_package(args: dict[str, Any]) -> dict[str, Any]:
-    """The same options, with the folder of an SAE that comes in a package of its own."""
+def _at_repository(args: dict[str, Any]) -> dict[str, Any]:
+    """The same options, with the folder of an SAE that comes with hfsae's repository."""
     source = str(args.get("source"))
     name = source.lower()
     if name not in SEPARATE_SAES or Path(source).exists():
@@ -108,6 +109,7 @@ def refuse_port(host: str, port: int | None) -> None:
 
 def presets_verb(argv: list[str]) -> None:
     """`hfsae presets`: see `VERBS`."""
+    from ..explanations.judges import JudgeArguments
     from ..features import read_labels  # takes seconds
     from ..measurement import filled
     from ..presets import PresetArguments, find_presets, save_presets, table
@@ -117,15 +119,24 @@ def presets_verb(argv: list[str]) -> None:
     parser.examples = (
         "hfsae presets runs/mine",
         "hfsae presets runs/mine --n_candidates 100 --max_kl 2",
+        "hfsae presets runs/mine --test",
+        "hfsae presets runs/mine --judge MODEL --requests asked",
     )
     add_sae(parser, "lm")
-    names = ("n_candidates", "n_presets", "max_kl", "max_repetition")
+    names = ("n_candidates", "n_presets", "max_kl", "max_repetition", "max_surprise")
     parser.add_fields(PresetArguments, *names)
+    parser.add("--test", action="store_true", help="no search: test those that it has again")
+    asked = ("model", "base_url", "provider", "requests", "answers", "key_env")
+    parser.add_fields(JudgeArguments, *asked, renamed={"model": "judge"})
     options, given = parse_given(parser, argv)
     command = command_of("collect", options, given)
     args = PresetArguments(**parser.take(PresetArguments, options))
     args.check()
+    judge, test = parser.take(JudgeArguments, options), options.pop("test")
     placed = find(options, given)
+    if judge or test:
+        _test(placed, args, JudgeArguments(**judge) if judge else None)
+        return
     _refuse_no_examples(placed, command)
     with filled(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
@@ -134,9 +145,9 @@ def presets_verb(argv: list[str]) -> None:
         if not found.presets:
             print(
                 "No preset visibly changes the text with every seed at a KL of "
-                f"{args.max_kl:g} or less and a repetition of "
-                f"{args.max_repetition:.0%} or less; nothing is written. Try a larger "
-                "--n_candidates, --max_kl or --max_repetition."
+                f"{args.max_kl:g} or less, a repetition of {args.max_repetition:.0%} or less and "
+                f"a surprise of {args.max_surprise:g} or less; nothing is written. Try a larger "
+                "--n_candidates or bound."
             )
             return
         save_presets(placed.folder, found.presets)
@@ -144,6 +155,36 @@ def presets_verb(argv: list[str]) -> None:
     print(
         f"{len(found.presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
         f"{placed.folder}` offers them."
+    )
+
+
+def _test(placed: "PlacedSAE", args: "PresetArguments", judge: "JudgeArguments | None") -> None:
+    """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
+    judge, by what that says."""
+    from ..explanations.judges import Waits
+    from ..measurement import filled
+    from ..presets import found_presets, retest, save_presets
+    from ..recipe import judged_presets
+
+    presets = found_presets(placed.folder) or found_presets(placed.origin or placed.folder)
+    if not presets:
+        raise Refused(f"there are no presets of a search in {placed.folder}; search first")
+    if judge is None:
+        with filled(placed):
+            kept = retest(_opened(placed), presets, args, _say)
+            save_presets(placed.folder, kept)
+    else:
+        try:
+            kept = judged_presets(presets, judge)
+        except Waits as waits:
+            print(waits)
+            return
+        with filled(placed):
+            save_presets(placed.folder, kept)
+    dropped = ", ".join(p["name"] for p in presets if p["name"] not in {k["name"] for k in kept})
+    print(
+        f"{len(kept)} of {len(presets)} presets pass and are in {placed.folder / PRESETS}; "
+        f"dropped: {printable(dropped or 'none')}"
     )
 
 

@@ -68,7 +68,8 @@ def _score(row: Json) -> str:
 def _note(row: Json, is_unclear: bool) -> str:
     """Some sentences: who gave the name, how certain, and how it was tested."""
     by_model = row["source"] == "lm"
-    giver = (row["judge"] or "a language model") if by_model else row["source"]
+    by_program = "its tokens" if row["source"] == "template" else row["source"]
+    giver = (row["judge"] or "a language model") if by_model else by_program
     certain = "" if row["sure"] is None else f", {row['sure']:.0%} certain"
     said = [f"Named by {giver}{certain}, from {row['n_shown']} windows"]
     if is_unclear:

@@ -41,7 +41,7 @@ from .subject import Subject
 
 _LENS_TOKENS = 10
 _TOLD = 3  # labels that are among the names of a latent
-_GIVERS = {"lm": "a language model", "template": "a program"}
+_GIVERS = {"lm": "a language model", "template": "a program, of its tokens"}
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
 SCORES = {

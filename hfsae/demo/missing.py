@@ -26,6 +26,11 @@ _INPUTS = {
     FRAME: (["--lm.kind", "auto", "--audio.files", "SOUNDS"], "SOUNDS: a folder of sound files."),
 }
 """of each kind of SAE, the inputs in a command, and what they are"""
+_BY_MODEL = ["--explainer", "lm", "--judge", "MODEL_TO_ASK", "--requests", "asked"]
+_JUDGE = (
+    "MODEL_TO_ASK: any language model; the same command with --answers and the file that came back "
+    "writes its names."
+)
 _SITES = {
     TOKEN: "SITE: where in the language model it reads, such as layers.12.",
     ROW: "SITE: the name of the tensor in the files.",
@@ -41,15 +46,21 @@ class Missing(NamedTuple):
 
 
 def missing(subject: Subject, verb: str) -> Missing | None:
-    """How to make what `hfsae VERB` makes (collect, evaluate); None if it is there."""
+    """How to make what `hfsae VERB` makes (collect, evaluate, explain: names by a language model);
+    None if it is there."""
     there = {"collect": subject.store is not None, "evaluate": bool(subject.evaluation)}
+    there["explain"] = "template" not in subject.sources.values()
     if there[verb]:
         return None
     choice, folder, config = subject.choice, subject.folder, subject.sae.config
     is_own = folder is not None and Path(choice.source).exists() and is_of_hfsae(folder)
     parts, notes = ["hfsae", verb, shown_source(choice)], []
+    after = ["Then start the app again."]
+    if verb == "explain":
+        parts += _BY_MODEL
+        after = [_JUDGE, *after]
     if folder is not None and is_own and home_of(folder):
-        return Missing(shlex.join(parts), ["Then start the app again."])
+        return Missing(shlex.join(parts), after)
     parts += [part for k, v in without_source(choice).items() if v for part in (f"--{k}", str(v))]
     if config.where is None:
         parts += ["--site", "SITE"]
@@ -62,12 +73,9 @@ def missing(subject: Subject, verb: str) -> Missing | None:
     given, what = _INPUTS[subject.unit]
     parts += given
     notes.append(what)
-    after = (
-        "Then start the app again."
-        if is_own
-        else ("It prints the folder of its results; `hfsae demo` opens that.")
-    )
-    return Missing(shlex.join(parts), [*notes, after])
+    if not is_own:
+        after[-1] = "It prints the folder of its results; `hfsae demo` opens that."
+    return Missing(shlex.join(parts), [*notes, *after])
 
 
 def without_examples(subject: Subject) -> str:

@@ -31,6 +31,7 @@ from ..machine.refused import Damaged, Refused
 from ..machine.seal import changes
 from ..machine.units import PATCH, unit_of
 from ..machine.weights import KEY, of_others, refuse_mixture, weights_hash
+from ..packaged import shipped_at
 from ..recipe import LMArguments
 from ..recipe.of_encoders import load_for
 from .label_home import is_shown_to_others, label_home
@@ -85,10 +86,11 @@ def open_subject(
     subject.folder = beside(choice.source, _BESIDE, **without_source(choice))
     if subject.folder is not None:
         refuse_mixture(subject.folder)
-    if Path(choice.source).is_dir() and not choice.is_shipped:
+    shipped = shipped_at(choice.source)
+    if Path(choice.source).is_dir() and shipped is None:
         subject.label_home = None if is_shown_to_others() else subject.folder
     else:
-        source = "shipped" if choice.is_shipped else choice.source
+        source = choice.source if shipped is None else shipped.name
         subject.label_home = label_home(source, **without_source(choice))
     for folder in dict.fromkeys((subject.folder, subject.label_home)):
         if folder is not None:
@@ -113,8 +115,8 @@ def open_subject(
 
 
 def _in_python(choice: Choice) -> str:
-    if choice.is_shipped:
-        return "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
+    if shipped := shipped_at(choice.source):
+        return shipped.in_python
     which = without_source(choice)
     options = [f"{name}={value!r}" for name, value in which.items() if value]
     return f"hfsae.load({', '.join([repr(shown_source(choice)), *options])})"

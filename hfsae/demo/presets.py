@@ -1,17 +1,19 @@
-"""Default presets for an SAE without any: latents whose examples are clear; and the search for
-better ones.
+"""What there is to click on: texts to inspect, and for an SAE without presets latents whose
+examples are clear; and the search for better ones.
 
 Latents get no names here: each is described by its label, or by what it fires on.
 """
 
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
-from ..features import FeatureStore
-from ..features.function_words import is_content
+from ..features import Example, FeatureStore
+from ..features.function_words import content_word
 from ..presets import Model, find_presets, save_presets
 from .label_actions import best_rows
 from .subject import Subject
@@ -22,6 +24,13 @@ STRENGTH = 1.5  # of the largest activation: visible in the text, which mostly s
 _DENSITIES = (2e-4, 3e-3)  # often enough to have examples, and not on every page
 _LOOKED_AT = 512  # latents: reading their examples takes some 20 ms, however many there are
 _SHORTEST = 4  # letters of a meaningful word
+_LONGEST, _READ = 200, 8  # characters of an excerpt; latents whose examples are read for some
+_SPECIAL = re.compile(r"<\|?\w+\|?>|\[\w+\]")
+TEXTS = (
+    "The president told Congress that the war with the Soviet Union was over.",
+    "Marie Curie was born in Warsaw and won the Nobel Prize in Physics in 1903.",
+    "The river flows south through the mountains into the Black Sea.",
+)
 
 
 def presets(subject: Subject) -> list[dict[str, Any]]:
@@ -30,6 +39,44 @@ def presets(subject: Subject) -> list[dict[str, Any]]:
         {"name": name, "prompt": PROMPT, "latents": {str(latent): STRENGTH}}
         for latent, name in _described(subject).items()
     ]
+
+
+def why_random(subject: Subject) -> str:
+    """Why its presets are latents drawn at random; "" where they are not."""
+    if subject.presets or _clear(subject):
+        return ""
+    if subject.store is None:
+        return "These latents were drawn at random, as no examples of what latents fire on are here"
+    return (
+        "These latents were drawn at random: none that was looked at has a label, or fires on one "
+        "word of content in all of its strongest examples"
+    )
+
+
+def first_texts(subject: Subject) -> tuple[str, ...]:
+    """Texts to inspect: of an SAE of one's own excerpts of the text that its examples are from,
+    around the strongest firings of clear latents."""
+    return subject.remembered("first texts", lambda: _excerpts(subject) or TEXTS)
+
+
+def _excerpts(subject: Subject) -> tuple[str, ...]:
+    store = subject.store
+    if store is None or subject.choice.is_shipped or not subject.unit.is_text:
+        return ()
+    each = [store[i].examples for i in [*_clear(subject), *_drawn(subject)][:_READ]]
+    texts = [max(map(_excerpt, examples), key=len) for examples in each if examples]
+    return tuple(dict.fromkeys(filter(None, texts)))[: len(TEXTS)]
+
+
+def _excerpt(example: Example) -> str:
+    """The whole words around a firing, as one line: a window may begin and end within a word, and
+    hold the end of another document."""
+    before, after = example.tokens[: example.firing], example.tokens[example.firing :]
+    before = list(takewhile(lambda token: not _SPECIAL.fullmatch(token), reversed(before)))[::-1]
+    window = "".join(before + list(takewhile(lambda token: not _SPECIAL.fullmatch(token), after)))
+    words = window.split()
+    begins, ends = window[:1].isspace(), not window[-1:].isalnum()
+    return " ".join(words[0 if begins else 1 : len(words) if ends else -1] or words)[:_LONGEST]
 
 
 def can_search(subject: Subject) -> bool:
@@ -101,15 +148,20 @@ def clearest(subject: Subject) -> int:
 
 def _described(subject: Subject) -> dict[int, str]:
     """{latent: what it is}, the labelled ones first."""
+    if texts := _clear(subject):
+        return dict(list(texts.items())[:N])
+    drawn = random.Random(0).sample(range(subject.d_sae), min(N, subject.d_sae))
+    return {i: f"latent {i}" for i in drawn}
+
+
+def _clear(subject: Subject) -> dict[int, str]:
+    """Those that have a label, and then those that fire on one word of content."""
     density = subject.density()
     texts = {i: label for i, label in subject.labels.items() if i < len(density) and density[i] > 0}
     if subject.store is not None:
         words = clear_words(subject.store)
         texts |= {i: f"fires on “{word}”" for i, word in words.items() if i not in texts}
-    if not texts:
-        drawn = random.Random(0).sample(range(subject.d_sae), min(N, subject.d_sae))
-        texts = {i: f"latent {i}" for i in drawn}
-    return dict(list(texts.items())[:N])
+    return texts
 
 
 def clear_words(store: FeatureStore) -> dict[int, str]:
@@ -126,13 +178,12 @@ def clear_words(store: FeatureStore) -> dict[int, str]:
     for latent, activation, token in zip(
         firings.latent, firings.activation, firings.token, strict=True
     ):
-        examples.setdefault(latent, []).append((activation, token.strip().casefold()))
+        examples.setdefault(latent, []).append((activation, content_word(token, _SHORTEST)))
     low, high = _DENSITIES
     density, clarity, words = store.densities.tolist(), {}, {}
     for latent, tokens in examples.items():
         ((word, n),) = Counter(word for _, word in tokens).most_common(1)
-        is_meant = len(word) >= _SHORTEST and word.isalpha() and is_content(word)
-        if low <= density[latent] <= high and is_meant:
+        if word and low <= density[latent] <= high:
             activations = [activation for activation, _ in tokens]
             clarity[latent] = n / len(tokens) * min(activations) / max(activations)
             words[latent] = word

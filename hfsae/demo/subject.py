@@ -31,7 +31,7 @@ from ..machine.refused import Refused
 from ..machine.units import TOKEN, Unit
 from ..machine.visible import public_record
 from ..models import SAE
-from ..packaged import SHIPPED_SAE
+from ..packaged import SHIPPED_SAE, shipped_at
 from .label_home import is_shown_to_others
 from .salience import Numbers, numbers, rare_and_strong, telling
 
@@ -56,8 +56,8 @@ class Choice(NamedTuple):
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it is the SAE in this package, however its folder is written."""
-        return Path(self.source).resolve() == SHIPPED_SAE.resolve()
+        """Whether it is an SAE that comes with hfsae, however its folder is written."""
+        return shipped_at(self.source) is not None
 
 
 def default_source() -> str:
@@ -301,8 +301,8 @@ def _in_float32(lm: Any) -> Any:
 def shown_name(choice: Choice) -> str:
     """No path of this machine: pages are shown to others."""
     path = Path(choice.source)
-    if choice.is_shipped:
-        return "the small SAE that comes with hfsae"
+    if shipped := shipped_at(choice.source):
+        return shipped.shown
     return path.name if path.is_absolute() else choice.source
 
 

@@ -30,3 +30,11 @@ FUNCTION_WORDS = frozenset(_CLOSED.split())
 def is_content(word: str) -> bool:
     """Whether a word, in any case, stands for something by itself."""
     return word.casefold() not in FUNCTION_WORDS
+
+
+def content_word(token: str, shortest: int) -> str:
+    """The word, in small letters, that a token with a blank before it spells; "" where it is a
+    piece of a word, has fewer than `shortest` letters or says nothing by itself."""
+    word = token.strip().casefold()
+    is_word = token[:1].isspace() and word.isalpha() and len(word) >= shortest
+    return word if is_word and is_content(word) else ""

@@ -60,9 +60,13 @@ class Automatic(NamedTuple):
         return f"{mark_of(self.source)}: {self.text}"
 
 
+_MARKS = {"lm": "by a model", "template": "by its tokens"}
+
+
 def mark_of(source: str) -> str:
-    """What marks a name that no person gave: "by a model", or "auto" for a program's."""
-    return "by a model" if source == "lm" else "auto"
+    """What marks a name that no person gave: "by a model"; "by its tokens" where a template made it
+    of the tokens that the latent fires on; "auto" where its source is not known."""
+    return _MARKS.get(source, "auto")
 
 
 def read_automatic(folder: str | Path) -> dict[int, Automatic]:
@@ -100,14 +104,17 @@ def _is_doubtful(row: Mapping[str, Any]) -> bool:
 
 
 def read_names(folder: str | Path) -> dict[int, str]:
-    """{latent: name}, for display: people's labels, and where there is none, the explanation that
-    `hfsae explain` gave, behind its mark: "auto: ..." or "by a model: ...".
+    """{latent: name}, for cards and commands: people's labels, and where there is none, the
+    explanation that `hfsae explain` gave, behind "by a model: " or, of a program, "auto: ".
 
     Raises:
         ValueError: as `read_labels` and `read_automatic`.
     """
     labels = {latent: label for latent, label in read_labels(folder).items() if label}
-    automatic = {i: name.marked for i, name in read_automatic(folder).items()}
+    automatic = {
+        i: name.marked if name.source == "lm" else f"auto: {name.text}"
+        for i, name in read_automatic(folder).items()
+    }
     return {**automatic, **labels}
 
 

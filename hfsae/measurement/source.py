@@ -30,7 +30,7 @@ from ..machine.names import (
 from ..machine.refused import Refused, closest
 from ..machine.weights import STAMPED, weights_hash
 from ..models import SAE
-from ..packaged import SHIPPED_SAE
+from ..packaged import shipped_at
 from ..recipe import (
     PlacedSAE,
     Sections,
@@ -312,8 +312,8 @@ def place(choice: Mapping[str, Any], output: str | Path | None) -> tuple[Path, P
 
 
 def _takes_results(folder: Path) -> bool:
-    """Whether an SAE's own folder may be written to: not that of the installed package."""
-    return folder.resolve() != SHIPPED_SAE.resolve() and os.access(folder, os.W_OK)
+    """Whether an SAE's own folder may be written to: not one that comes with hfsae."""
+    return shipped_at(folder) is None and os.access(folder, os.W_OK)
 
 
 def fill_folder(sae: SAE, origin: Path | None, folder: Path) -> None:

@@ -8,7 +8,7 @@ cache      what is made once of a package's files
 lms        language models, as GGUF files
 onnx       a reader of ONNX files
 vision     vision models, out of ONNX files
-saes       SAEs: the one in this package, others in packages of their own
+saes       SAEs: the one in this package, others in its repository
 texts      documents, and texts with two classes
 pictures   photographs, labelled textiles, handwritten digits
 """
@@ -35,6 +35,7 @@ from .pictures import packaged_pictures as packaged_pictures
 from .saes import SEPARATE_SAES as SEPARATE_SAES
 from .saes import SHIPPED_SAE as SHIPPED_SAE
 from .saes import SeparateSAE as SeparateSAE
+from .saes import shipped_at as shipped_at
 from .texts import PROBES as PROBES
 from .texts import check_fractions as check_fractions
 from .texts import packaged_names as packaged_names

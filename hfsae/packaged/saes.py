@@ -1,38 +1,67 @@
-"""SAEs that are installed: the one in this package, and those in packages of their own."""
+"""SAEs that come with hfsae: the one in this package, and those in its repository alone."""
 
 from pathlib import Path
 from typing import NamedTuple
 
+from ..machine.names import CONFIG
 from ..machine.refused import Refused
-from .installed import package_folder
 
 SHIPPED_SAE = Path(__file__).parent.with_name("shipped_sae")
 """A small SAE of SmolLM2-135M, in this package itself: its README.md has its metrics."""
+_CLONE = Path(__file__).parents[2]
 
 
 class SeparateSAE(NamedTuple):
-    """An SAE that is too large for this package: a package of its own, which a script makes."""
+    """An SAE that lies in hfsae's repository and not in what pip installs: its language model, and
+    so it too, comes under terms of its own."""
 
-    module: str
+    place: str
+    """its folder in a clone"""
     lm: str
     """name of its language model"""
 
+    @property
+    def path(self) -> Path:
+        """Its folder, if hfsae runs from a clone."""
+        return _CLONE / self.place
+
     def folder(self, name: str) -> Path:
-        """Where it is installed.
+        """Its folder.
 
         Raises:
-            ValueError: it is not; the sentence names the commands.
+            ValueError: hfsae does not run from a clone; the sentence names what to do.
         """
-        folder = package_folder(self.module)
-        if folder is None:
+        if not (self.path / CONFIG).is_file():
             raise Refused(
-                f"the SAE {name!r} of {self.lm} is not installed: in a clone of hfsae, `python "
-                f"scripts/packaged_sae.py {name}` trains it and makes its package, and `pip "
-                f"install ./dist/{self.module}` installs it; `hfsae train gemma3_270m` trains "
-                "another in minutes"
+                f"the SAE {name!r} of {self.lm} is in hfsae's repository, and not in what pip "
+                f"installs: clone the repository and open its folder {self.place}, or train "
+                "another in minutes, `hfsae train gemma3_270m`"
             )
-        return folder
+        return self.path
 
 
-SEPARATE_SAES = {"gemma": SeparateSAE("hfsae_gemma3_270m", "google/gemma-3-270m")}
+SEPARATE_SAES = {"gemma": SeparateSAE("model_cards/gemma3_270m_shipped", "google/gemma-3-270m")}
 """By the name that `hfsae demo` takes."""
+
+
+class Shipped(NamedTuple):
+    """An SAE that comes with hfsae, in words."""
+
+    name: str
+    """of the folder for what a user adds to it"""
+    shown: str
+    in_python: str
+
+
+def shipped_at(folder: str | Path) -> Shipped | None:
+    """Which SAE that comes with hfsae a folder is, however it is written; None: another one."""
+    resolved = Path(folder).resolve()
+    if resolved == SHIPPED_SAE.resolve():
+        code = "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
+        return Shipped("shipped", "the small SAE that comes with hfsae", code)
+    for name, sae in SEPARATE_SAES.items():
+        if resolved == sae.path.resolve():
+            code = f'hfsae.load(hfsae.packaged.SEPARATE_SAES["{name}"].folder("{name}"))'
+            of = sae.lm.rpartition("/")[2]
+            return Shipped(name, f"the small SAE of {of} that comes with hfsae", code)
+    return None

@@ -6,10 +6,11 @@
     try          texts at this strength, of each prompt and seed, read again by the model as it is:
                  does the latent fire on more of their tokens than on texts without steering?
     confirm      the texts that the app writes, with other seeds: on all of them, or it is dropped
+    test         the text that is shown: does the model as it is find it as likely as it expects?
 
 So a text counts as steered if it is about what the latent fires on, whatever words it has for that.
-Bounds: KL from the model as it is in nats a token, and the share of sequences of three tokens that
-recur (see `hfsae.steering`).
+Bounds: KL from the model as it is in nats a token, the share of sequences of three tokens that
+recur (see `hfsae.steering`), and `max_surprise`.
 """
 
 import json
@@ -18,50 +19,47 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ..activations.spelling import tokenise
 from ..features import FeatureStore
-from ..features.function_words import is_content
-from ..lm import Moment, activations_read, cast_for, contract, intervene, special_ids, unspared
+from ..features.function_words import content_word
+from ..lm import contract
 from ..machine.bounds import check_least
 from ..machine.files import parse_json, write_whole
 from ..machine.names import PRESETS
 from ..machine.refused import Refused
 from ..machine.weights import stamp
-from ..models import SAE
-from ..models.identity import refuse_values_of_others
 from ..ops import kl_of_logs
-from ..steering import SeededSampling, repetition, steer
+from ..steering import repetition
 from ..steering.pair import Pair, Sampling, generate_pair
-from ..steering.strength import sampled_kl
+from .texts import (
+    PROMPTS,
+    SEEDS,
+    Attempt,
+    Candidate,
+    Model,
+    attempts_of,
+    firings,
+    surprise_of,
+    together,
+    unsteered,
+)
 
 logger = logging.getLogger(__name__)
 
-PROMPTS = (
-    "The story is about",
-    "Once upon a time there was a",
-    "My favourite thing to do is",
-    "Today I want to tell you about",
-)
-SEEDS = (16, 17, 18)
-"""The first is the app's."""
 _DENSITIES = (1e-4, 0.02)  # often enough to have examples, and not on every page
 _SHORTEST = 3  # letters of a word that means something
 _COMMON = 0.01  # of all latents: words in the examples of more are function words
-_FIRING = 0.3  # of a latent's largest activation: tokens from there on are about it
 _CLEAR = 0.5  # of the strongest examples that fire on a candidate's words
 _ROWS = 32  # candidates screened in one pass
 _CLOSELY = 3  # so many times n_candidates are screened at every strength
 _SCREENED = 2.0  # the strength at which all are
 _NEXT = 1.2  # times max_kl is what the token after a prompt may differ: texts differ less
-_TOGETHER, _LOGITS = 4, 2**30  # candidates whose texts are one batch; bytes of its logits
 _SCREENING, _CLOSELY_BY, _TRYING = 0.2, 0.35, 0.6  # of the time, by when each part ends
 
 
@@ -81,6 +79,10 @@ class PresetArguments(NamedTuple):
     max_repetition: float = 0.3
     """share of three-token sequences that may recur"""
     n_tokens: int = 30
+    max_surprise: float = 0.0
+    """nats a token by which the model as it is may find the text that is shown less likely than it
+    expects; texts that it draws at temperature 1 have 0 on average, and beyond they are hardly
+    language"""
     max_seconds: float | None = None
     """limit after which nothing more is screened, tried or confirmed; None: no limit"""
 
@@ -97,69 +99,6 @@ class PresetArguments(NamedTuple):
             raise Refused(f"max_kl is {self.max_kl}; it must be larger than 0")
         if not 0 <= self.max_repetition <= 1:
             raise Refused(f"max_repetition is {self.max_repetition}; it must be from 0 to 1")
-
-
-class Model(NamedTuple):
-    """What is steered."""
-
-    lm: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    sae: SAE
-    store: FeatureStore
-
-    def steered(self, latent: int, strength: float) -> AbstractContextManager[None]:
-        """The block in which a latent is added, in multiples of its largest activation."""
-        largest = self.store.max_activations
-        return steer(self.lm, self.sae, {latent: strength}, unit="max", max_activations=largest)
-
-    def each_steered(
-        self, latents: Sequence[int], strengths: float | Sequence[float]
-    ) -> AbstractContextManager[None]:
-        """The block in which each row of a batch has one latent added, as by `steered`."""
-        maxima = self.store.max_activations
-        refuse_values_of_others(maxima, self.sae.W_dec, "max_activations")
-        largest = maxima[latents].to(self.sae.W_dec)
-        amounts = torch.as_tensor(strengths).to(largest) * largest
-        added = (amounts[:, None] * self.sae.W_dec[latents].detach())[:, None]
-        spared = special_ids(self.lm)
-
-        def write(moment: Moment) -> Tensor:
-            new = moment.target + (added * self.sae.row_factor(moment.source)).to(moment.target)
-            is_changed = unspared(moment.input_ids, spared).to(new.device)
-            return new.where(is_changed[..., None], moment.target)
-
-        return intervene(self.lm, self.sae, write)
-
-    def ids(self, prompt: str) -> list[int]:
-        """The tokens of a prompt."""
-        bos = self.sae.config.bos != "none"
-        return tokenise(self.tokenizer, prompt, bos=bos, max_tokens=512).ids
-
-
-class Candidate(NamedTuple):
-    """A latent, and the words that it stands for, in small letters, the commonest first."""
-
-    latent: int
-    words: tuple[str, ...]
-    strength: float = 0.0
-    """at which its texts are written"""
-    raised: float = 0.0
-    """nats: what its words contribute to the KL of the next token"""
-
-
-class Attempt(NamedTuple):
-    """A candidate at one prompt."""
-
-    candidate: Candidate
-    prompt: str
-    kl: float
-    """mean over the texts of all prompts"""
-    repetition: float
-    """largest of the texts"""
-    hits: float
-    """tokens of a text on which the latent fires, mean; less those without steering"""
-    n_seeds: int
-    """texts in which it fires on more tokens than without steering"""
 
 
 class Found(NamedTuple):
@@ -196,13 +135,13 @@ def find_presets(
     chosen = _chosen(model, pool, labels, args, clock, tick)
     progress(f"{len(pool)} candidates screened; {len(chosen)} are tried")
     attempts: list[Attempt] = []
-    texts = _unsteered(model, args.n_tokens)
+    texts = unsteered(model, args.n_tokens)
     at_once = together(model.lm.config.get_text_config().vocab_size, args.n_tokens)
     for i in range(0, len(chosen), at_once):
         if clock.is_past(_TRYING):
             break
         tick("latents tried", i, len(chosen))
-        for tried in _attempts(model, chosen[i : i + at_once], texts, args.n_tokens):
+        for tried in attempts_of(model, chosen[i : i + at_once], texts, args.n_tokens):
             attempts += tried
             progress(_line(max(tried, key=_striking)))
     presets: list[dict[str, Any]] = []
@@ -214,7 +153,8 @@ def find_presets(
         if any(str(attempt.candidate.latent) in preset["latents"] for preset in presets):
             continue
         tick("presets confirmed", len(presets), args.n_presets)
-        if preset := _confirmed(model, attempt, labels, args):
+        tried = [a for a in attempts if a.candidate == attempt.candidate]
+        if preset := _confirmed(model, attempt, tried, labels, args):
             progress(f"works with {len(SEEDS)} of {len(SEEDS)} seeds: {_line(attempt)}")
             presets.append(preset)
     return Found(presets, attempts)
@@ -238,16 +178,11 @@ def candidates(store: FeatureStore, labels: Mapping[int, str]) -> list[Candidate
     firings = store.firings(pc.field("kind") == "top")
     words: dict[int, Counter[str]] = {}
     for latent, token in zip(firings.latent, firings.token, strict=True):
-        words.setdefault(latent, Counter())[token.strip().casefold()] += 1
+        words.setdefault(latent, Counter())[content_word(token, _SHORTEST)] += 1
     latents_of = Counter(word for counts in words.values() for word in counts)
     most, density, rows = max(12, _COMMON * len(words)), store.densities.tolist(), []
     for latent, counts in words.items():
-        meant = [
-            word
-            for word, _ in counts.most_common()
-            if word.isalpha() and len(word) >= _SHORTEST and is_content(word)
-            if latents_of[word] <= most
-        ]
+        meant = [w for w, _ in counts.most_common() if w and latents_of[w] <= most]
         share = sum(counts[w] for w in meant[:3]) / counts.total()
         fits = _DENSITIES[0] <= density[latent] <= _DENSITIES[1] and share >= _CLEAR
         label = re.findall(r"\w{4,}|^\w{3}$", labels.get(latent, "").casefold())
@@ -341,76 +276,14 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> l
     return sorted({tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in spelt})
 
 
-class Texts(NamedTuple):
-    """The prompts with each seed, one row each, and their texts without steering."""
-
-    tokens: dict[str, Tensor]
-    plain: Tensor
-    """[rows, n_tokens]"""
-
-
-@torch.no_grad()
-def _unsteered(model: Model, n_tokens: int) -> Texts:
-    rows = [model.ids(prompt) for prompt in PROMPTS for _ in SEEDS]
-    longest = max(map(len, rows))
-    pad = model.tokenizer.pad_token_id or 0
-    tokens = {
-        "input_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in rows]),
-        "attention_mask": torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows]),
-    }
-    _, plain = sampled_kl(model.lm, tokens, nullcontext(), n_tokens, _sampling())
-    return Texts(tokens, plain)
-
-
-def together(vocab_size: int, n_tokens: int) -> int:
-    """Candidates whose texts are written in one batch: fewer for a large vocabulary."""
-    each = 4 * len(PROMPTS) * len(SEEDS) * n_tokens * vocab_size
-    return max(1, min(_TOGETHER, _LOGITS // each))
-
-
-def _sampling(repeats: int = 1) -> SeededSampling:
-    """The same random numbers at each call, others in each row of texts."""
-    return SeededSampling(SEEDS[0], Sampling.temperature, repeats)
-
-
-@torch.no_grad()
-def _attempts(
-    model: Model, some: Sequence[Candidate], texts: Texts, n_tokens: int
-) -> Iterator[list[Attempt]]:
-    """Each candidate at all prompts; all texts are written at once."""
-    n_rows = len(texts.plain)
-    tokens = {name: rows.repeat(len(some), 1) for name, rows in texts.tokens.items()}
-    each = [candidate for candidate in some for _ in range(n_rows)]
-    block = model.each_steered([c.latent for c in each], [c.strength for c in each])
-    how, cached = _sampling(len(some)), not model.sae.config.needs_whole_text
-    kls, generated = sampled_kl(model.lm, tokens, block, n_tokens, how, use_cache=cached)
-    groups = zip(some, kls.split(n_rows), generated.split(n_rows), strict=True)
-    for candidate, kl, rows in groups:
-        before = _firings(model, candidate.latent, texts.plain)
-        after = _firings(model, candidate.latent, rows)
-        made = []
-        for i, prompt in enumerate(PROMPTS):
-            part = slice(i * len(SEEDS), (i + 1) * len(SEEDS))
-            gains = [new - old for new, old in zip(after[part], before[part], strict=True)]
-            again = max(repetition(row[None]) for row in rows[part])
-            hits, n_seeds = sum(gains) / len(gains), sum(gain > 0 for gain in gains)
-            made.append(Attempt(candidate, prompt, float(kl.mean()), again, hits, n_seeds))
-        yield made
-
-
-def _firings(model: Model, latent: int, ids: Tensor) -> list[int]:
-    """On how many tokens of each row [rows, n] the latent fires, read without steering."""
-    x = activations_read(model.lm, model.sae.config, input_ids=ids.to(model.lm.device))
-    latents = model.sae.encode(cast_for(model.sae, x.flatten(0, 1)))
-    activation = latents[:, latent].float().cpu().reshape(ids.shape)
-    about = activation >= _FIRING * float(model.store.max_activations[latent])
-    return about[:, 1:].sum(1).tolist()  # the first token's activations are outliers
-
-
 def works(attempt: Attempt, args: PresetArguments) -> bool:
     """Whether steering was seen with every seed, within the bounds."""
-    within = attempt.kl <= args.max_kl and attempt.repetition <= args.max_repetition
-    return within and attempt.n_seeds == len(SEEDS)
+    return is_within(attempt, args) and attempt.n_seeds == len(SEEDS)
+
+
+def is_within(attempt: Attempt, args: PresetArguments) -> bool:
+    """Whether the texts are near the model's own and do not go round."""
+    return attempt.kl <= args.max_kl and attempt.repetition <= args.max_repetition
 
 
 def _striking(attempt: Attempt) -> float:
@@ -418,18 +291,25 @@ def _striking(attempt: Attempt) -> float:
 
 
 def _confirmed(
-    model: Model, attempt: Attempt, labels: Mapping[int, str], args: PresetArguments
+    model: Model,
+    attempt: Attempt,
+    tried: Sequence[Attempt],
+    labels: Mapping[int, str],
+    args: PresetArguments,
 ) -> dict[str, Any] | None:
     """The preset, with the app's own texts of the first seed, if these seeds show it too."""
     texts, (latent, words, strength, _) = list[Pair](), attempt.candidate
     for pair in _written(model, attempt):
         texts.append(pair)
         ids = (torch.tensor([new]) for new in (pair.plain_ids, pair.steered_ids))
-        before, after = (_firings(model, latent, row)[0] for row in ids)
+        before, after = (firings(model, latent, row)[0] for row in ids)
         again = repetition(torch.tensor([pair.steered_ids]))
         if after <= before or (pair.kl or 0) > args.max_kl or again > args.max_repetition:
             return None
     plain, steered, kl = texts[0].plain, texts[0].steered, texts[0].kl or 0.0
+    surprise = surprise_of(model, attempt.prompt, steered)
+    if surprise > args.max_surprise:
+        return None
     return {
         "name": labels.get(latent) or words[0],
         "prompt": attempt.prompt,
@@ -439,7 +319,39 @@ def _confirmed(
         "plain": plain,
         "steered": steered,
         "kl": round(kl, 3),
+        "surprise": round(surprise, 3),
+        "others": _of_others(attempt.prompt, tried),
     }
+
+
+def _of_others(own: str, tried: Sequence[Attempt]) -> list[dict[str, str]]:
+    """The texts of other prompts."""
+    return [{"prompt": a.prompt, "steered": a.steered} for a in tried if a.prompt != own]
+
+
+def retest(
+    model: Model,
+    presets: Sequence[Mapping[str, Any]],
+    args: PresetArguments = PresetArguments(),
+    progress: Callable[[str], object] = logger.info,
+) -> list[dict[str, Any]]:
+    """Of presets that were found, those whose text and those of all prompts, which are written
+    again, keep the bounds, with what was measured; no other latents are tried."""
+    args.check()
+    contract.hold(model.lm, model.sae, model.tokenizer)
+    texts, kept = unsteered(model, args.n_tokens), []
+    for preset in presets:
+        ((latent, strength),) = preset["latents"].items()
+        candidate = Candidate(int(latent), (preset["name"],), float(strength))
+        ((tried),) = attempts_of(model, [candidate], texts, args.n_tokens)
+        own = next((a for a in tried if a.prompt == preset["prompt"]), tried[0])
+        shown = surprise_of(model, preset["prompt"], preset["steered"])
+        holds = is_within(own, args) and shown <= args.max_surprise
+        progress(f"{_line(own)}, of its text {shown:+.2f}: {'kept' if holds else 'dropped'}")
+        if holds:
+            others = _of_others(preset["prompt"], tried)
+            kept.append({**preset, "surprise": round(shown, 3), "others": others})
+    return kept
 
 
 def _written(model: Model, attempt: Attempt) -> Iterator[Pair]:
@@ -455,6 +367,14 @@ def _written(model: Model, attempt: Attempt) -> Iterator[Pair]:
             cached=not model.sae.config.needs_whole_text,
         )
         yield pair
+
+
+def found_presets(folder: Path) -> list[dict[str, Any]]:
+    """Those of presets.json that a search found for the folder's weights."""
+    path = folder / PRESETS
+    listed = parse_json(path) if path.is_file() else []
+    rows, ours = (listed, stamp(folder)) if isinstance(listed, list) and listed else ([], {})
+    return [p for p in rows if isinstance(p, dict) and "seeds" in p and {**p, **ours} == p]
 
 
 def save_presets(folder: Path, presets: Sequence[Mapping[str, Any]]) -> None:
@@ -475,8 +395,9 @@ def table(found: Found) -> str:
     for attempt in sorted(found.attempts, key=_striking):
         best[attempt.candidate.latent] = attempt
     lines = [
-        "| latent | words | prompt | strength | seeds | tokens more | KL | repetition | offered |",
-        "|---|---|---|---:|---:|---:|---:|---:|---|",
+        "| latent | words | prompt | strength | seeds | tokens more | KL | repetition | surprise | "
+        "offered |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     offered = {latent for preset in found.presets for latent in preset["latents"]}
     for a in sorted(best.values(), key=_striking, reverse=True):
@@ -485,7 +406,7 @@ def table(found: Found) -> str:
         lines.append(
             f"| {latent} | {', '.join(words)} | {a.prompt} | {strength:g} | "
             f"{a.n_seeds} of {len(SEEDS)} | {a.hits:+.1f} | {a.kl:.2f} | {a.repetition:.0%} | "
-            f"{mark} |"
+            f"{a.surprise:+.2f} | {mark} |"
         )
     return "\n".join(lines)
 
@@ -494,5 +415,6 @@ def _line(a: Attempt) -> str:
     latent, words, strength, _ = a.candidate
     return (
         f"latent {latent} ({', '.join(words)}) at {strength:g} x: "
-        f"{a.n_seeds} of {len(SEEDS)} seeds, {a.hits:+.1f} tokens, KL {a.kl:.2f}"
+        f"{a.n_seeds} of {len(SEEDS)} seeds, {a.hits:+.1f} tokens, KL {a.kl:.2f}, surprise "
+        f"{a.surprise:+.2f}"
     )

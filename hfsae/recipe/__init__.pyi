@@ -57,6 +57,7 @@ from .placed import opened as opened
 from .placed import refuse_without_text as refuse_without_text
 from .placed import remember as remember
 from .placed import remembered as remembered
+from .presetting import judged_presets as judged_presets
 from .probing import probe_arguments as probe_arguments
 from .probing_folders import probe_saes as probe_saes
 from .shipped import find_recipe as find_recipe

@@ -2,12 +2,13 @@
 
 import re
 
+import gradio as gr
 import pytest
 from playwright.sync_api import expect
 
 from hfsae.demo import address as at
 from hfsae.demo.actions import Actions
-from hfsae.demo.pages.steer import Written
+from hfsae.demo.pages.steer import SteerPage, Written
 from hfsae.demo.reading import MAX_TURNS, Exchange, conversations
 from hfsae.demo.settings import Settings, Steering
 from hfsae.demo.steer_actions import check, write
@@ -56,6 +57,28 @@ def test_a_strength_for_one_latent_leaves_the_others(subject):
     found = Actions(subject).sweep("the cat", {3: 1.5, 5: 1.0}, Steering(), only=5)
     assert found["latents"]["3"] == 1.5
     assert found["latents"]["5"] == pytest.approx(found["strength"], abs=1e-3)
+
+
+def steer_page(subject) -> SteerPage:
+    with gr.Blocks():
+        return SteerPage(Actions(subject))
+
+
+def test_chat_is_off_beside_a_story_and_says_why_where_the_model_is_none_for_it(
+    subject, monkeypatch
+):
+    def chat() -> tuple[str, bool]:
+        page = steer_page(subject)
+        assert not page.first().chat and not page.fields["chat"].value
+        assert not page.preset(0, at.Steer(chat=True)).chat, "a preset's prompt is a story"
+        return page.fields["chat"].label, page.fields["chat"].interactive
+
+    named = "Chat: off for lm, as by its name it was not trained for conversations"
+    assert chat() == (named, True)
+    monkeypatch.setattr(subject, "lm_name", "me/tiny-instruct")
+    assert chat() == ("Chat: the prompt is a message, answers go on turn by turn", True)
+    monkeypatch.setattr(subject.tokenizer, "chat_template", None)
+    assert chat() == ("Chat: off for tiny-instruct, as its tokenizer has no chat template", False)
 
 
 @pytest.mark.browser

@@ -95,6 +95,7 @@ def test_a_name_in_quotation_marks_has_none_of_its_own_kind_within(name, shown):
         ("war", "“war”."),
         ('auto: "war" 9%', 'auto: "war" 9%.'),
         ("by a model: war", "by a model: war."),
+        ("by its tokens: war", "by its tokens: war."),
         ("", "It has no label."),
     ],
 )

@@ -12,18 +12,26 @@ import pytest
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.pages.found import PresetSearch
+from hfsae.demo.pages.inspect import InspectPage
+from hfsae.demo.parts import html
 from hfsae.demo.presets import (
     PROMPT,
+    TEXTS,
+    _excerpt,
     can_search,
     clear_words,
+    first_texts,
     presets,
     search_presets,
     searches,
+    why_random,
 )
-from hfsae.features import FeatureStore
+from hfsae.features import Example, FeatureStore
 from hfsae.machine.weights import stamp
 from hfsae.packaged import SHIPPED_SAE
 from hfsae.presets import Found
+
+from .conftest import TEXTS as TEXTS_OF_SAE
 
 GOLD = {"name": "gold", "prompt": "the", "latents": {"3": 2.0}, "mode": "add", "seeds": 3}
 
@@ -35,6 +43,7 @@ LATENTS = {
     "short": (1e-3, [(" a", 9.0), (" a", 9.0)]),
     "says nothing": (1e-3, [(" Also", 9.0), (" also", 9.0)]),
     "no word": (1e-3, [(" 1998", 9.0), (" 1998", 9.0)]),
+    "pieces": (1e-3, [("inating", 9.0), ("inating", 9.0)]),
 }
 
 
@@ -69,6 +78,50 @@ def test_without_a_store_there_is_still_something_to_click(sae_folder, tmp_path)
     subject = open_subject(Choice(str(folder)), with_lm=False)
     assert all(p["name"] == f"latent {next(iter(p['latents']))}" for p in presets(subject))
     assert len(presets(subject)) == 4 and searches(subject)[0][1] == "fires on"
+    assert why_random(subject).startswith("These latents were drawn at random, as no examples")
+    assert first_texts(subject) == TEXTS
+
+
+def test_where_no_latent_fires_on_a_word_of_content_one_sentence_says_so(sae_folder):
+    subject = open_subject(Choice(str(sae_folder)), with_lm=False)
+    subject.labels = {}
+    assert [p["name"].partition(" ")[0] for p in presets(subject)] == ["latent"] * 4
+    why = why_random(subject)
+    assert "has a label, or fires on one word of content" in why
+    drawn = html("presets", ["latent 3"], False, None, why)
+    assert f'<p class="hf-quiet hf-find">{why}.</p>' in drawn
+    subject.store = store()
+    assert presets(subject) and why_random(subject) == ""
+
+
+def test_an_sae_of_ones_own_opens_with_excerpts_of_its_own_text(sae_folder, subject):
+    with gr.Blocks():
+        page = InspectPage(Actions(subject))
+    excerpts = first_texts(subject)
+    assert len(excerpts) == 3 and all(len(excerpt) > 5 for excerpt in excerpts)
+    assert all(
+        any(excerpt in " ".join(text.split()) for text in TEXTS_OF_SAE) for excerpt in excerpts
+    )
+    assert page.first().prompt == page.prompt.value == excerpts[0]
+    assert page._example("example", "1", "", *page.inputs).prompt == excerpts[1]
+    shipped = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
+    assert first_texts(shipped) == TEXTS
+
+
+@pytest.mark.parametrize(
+    "tokens, text",
+    [
+        (["iver", " flows", "\n\n", "south", " to", " the", " S"], "flows south to the"),
+        (
+            ["the end.", "<|endoftext|>", " The", " river", " flows", " south", "."],
+            "The river flows south.",
+        ),
+        (["<bos>", "", "", "sea"], "sea"),
+    ],
+)
+def test_an_excerpt_is_whole_words_of_one_document(tokens, text):
+    example = Example("top", 0, 1, 1, 3, 9.0, 3, tokens, [], [])
+    assert _excerpt(example) == text
 
 
 def test_what_the_shipped_sae_would_show_is_found_and_works():

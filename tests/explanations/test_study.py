@@ -138,9 +138,10 @@ def test_people_s_labels_come_before_automatic_names_which_are_marked(folder, lo
     assert names[first] == "the sea" and names[second] == f"auto: {rows[1]['explanation']}"
     subject = open_subject(Choice(str(folder)), with_lm=False)
     assert subject.name_of(first) == "the sea" and subject.label(second) == ""
-    assert subject.names == names
+    shown = {i: name.replace("auto: ", "by its tokens: ", 1) for i, name in names.items()}
+    assert subject.names == shown
     subject.take_labels({first: ""})
-    assert subject.name_of(first) == f"auto: {rows[0]['explanation']}"
+    assert subject.name_of(first) == f"by its tokens: {rows[0]['explanation']}"
 
 
 def test_names_of_other_weights_are_refused(folder, loads):

@@ -8,8 +8,8 @@ from .. import address as at
 from ..actions import Actions
 from ..others import check_name, choices
 from ..parts import html, panel
+from ..presets import TEXTS
 from ..reading import check_text
-from .inspect import EXAMPLES
 from .page import App, TextPage, Updates, box, whole
 
 
@@ -45,7 +45,7 @@ class ComparePage(TextPage[at.Compare]):
 
     def first(self) -> at.Compare:
         """A text to begin with."""
-        return at.Compare(text=EXAMPLES[0])
+        return at.Compare(text=TEXTS[0])
 
     def render(self, address: at.Compare) -> Updates:
         """The SAEs to choose from; held-out metrics with their winners, and both on the text."""

@@ -107,6 +107,8 @@ class FeaturePage(Page[at.Feature]):
             values = (_EMPTY, *[""] * 3, *[None] * 5)
             return dict(zip(self.outputs, values, strict=True))
         view = self.actions.feature(address.latent)
+        by_template = view["auto"] and view["auto"]["source"] == "template"
+        view["better"] = missing(self.subject, "explain") if by_template else None
         as_json, as_csv = files_of(self.subject, view)
         unit = self.subject.unit
         view |= {"unit": unit, "facts": _facts(view, unit)}

@@ -7,7 +7,7 @@ import gradio as gr
 from ..actions import in_queue
 from ..missing import missing
 from ..parts import html
-from ..presets import can_search, presets, search_presets
+from ..presets import can_search, presets, search_presets, why_random
 from ..runs import Runs
 from .page import Updates
 
@@ -33,7 +33,7 @@ class PresetSearch:
         names = [choice["name"] for choice in self.page.choices]
         subject = self.page.subject
         lacking = None if subject.presets else missing(subject, "collect")
-        return html("presets", names, can_search(subject), lacking)
+        return html("presets", names, can_search(subject), lacking, why_random(subject))
 
     def wire(self) -> None:
         """A button begins it."""

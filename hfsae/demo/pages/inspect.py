@@ -8,6 +8,7 @@ import gradio as gr
 from .. import address as at
 from ..actions import Actions
 from ..parts import html, panel
+from ..presets import first_texts
 from .page import App, TextPage, Updates, box, one_of, whole
 
 _DENSITIES = [
@@ -16,11 +17,6 @@ _DENSITIES = [
     ("hide those on over 1 % of tokens", 0.01),
     ("hide those on over 0.1 % of tokens", 0.001),
 ]
-EXAMPLES = (
-    "The president told Congress that the war with the Soviet Union was over.",
-    "Marie Curie was born in Warsaw and won the Nobel Prize in Physics in 1903.",
-    "The river flows south through the mountains into the Black Sea.",
-)
 
 
 def _nearest(density: float) -> float:
@@ -36,6 +32,7 @@ class InspectPage(TextPage[at.Inspect]):
 
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
+        self.texts = first_texts(self.subject)
         self.prompt = self.field(
             "prompt",
             gr.Textbox,
@@ -46,7 +43,7 @@ class InspectPage(TextPage[at.Inspect]):
         with gr.Row(elem_classes="hf-buttons"):
             self.run = gr.Button("Inspect", variant="primary", min_width=120, scale=0)
             panel(html("keys"))
-        self.examples = panel(html("examples", EXAMPLES))
+        self.examples = panel(html("examples", self.texts))
         with gr.Accordion("Compare with another text, or set options", open=False):
             self.versus = self.field("versus", gr.Textbox, label="Compare with", **box(2))
             self.density = self.field(
@@ -72,7 +69,7 @@ class InspectPage(TextPage[at.Inspect]):
 
     def first(self) -> at.Inspect:
         """The first example."""
-        return at.Inspect(prompt=EXAMPLES[0])
+        return at.Inspect(prompt=first_texts(self.subject)[0])
 
     def render(self, address: at.Inspect) -> Updates:
         """The coloured text, its latents, and what differs from the other text."""
@@ -106,7 +103,7 @@ class InspectPage(TextPage[at.Inspect]):
             app.on_select(part, self._clicked, self, leads_to=("feature", "steer"))
 
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Inspect:
-        text = one_of(EXAMPLES, number)
+        text = one_of(self.texts, number)
         return replace(self.address(*values), prompt=text, versus="", latent=None, token=None)
 
     def _clicked(self, do: str, number: str, to: str, *values: object) -> at.Address:

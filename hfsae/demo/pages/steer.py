@@ -92,9 +92,7 @@ class SteerPage(TextPage[at.Steer]):
                     )
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
                     panel(html("keys"))
-                chat = "Chat: the prompt is a message, answers go on turn by turn"
-                options: dict[str, Any] = {"visible": self.subject.has_chat, "container": False}
-                self.field("chat", gr.Checkbox, label=chat, **options)
+                self.field("chat", gr.Checkbox, **self._chat())
                 self.searching = panel(elem_id="steer-searching")
             with gr.Column(scale=3, min_width=320):
                 self.chips = panel(self.draw_chips(self.opening), elem_id="steer-chips")
@@ -117,6 +115,18 @@ class SteerPage(TextPage[at.Steer]):
         self.noted = (self.strength.added,)
         self.generated: list[Any] = []
         """what `generate` updates; known once the pages are wired"""
+
+    def _chat(self) -> dict[str, Any]:
+        """Options of the box that makes the prompt a message: why it is off, where it is."""
+        label = "Chat: the prompt is a message, answers go on turn by turn"
+        if self.subject.loaded and not self.subject.is_instruct:
+            name = (self.subject.public_lm_name or "").rpartition("/")[2] or "this model"
+            why = "its tokenizer has no chat template"
+            if self.subject.has_chat:
+                why = "by its name it was not trained for conversations"
+            label = f"Chat: off for {name}, as {why}"
+        there, usable = self.subject.loaded is not None, self.subject.has_chat
+        return {"label": label, "visible": there, "interactive": usable, "container": False}
 
     def _settings(self) -> None:
         modes = [(_MODES[mode], mode) for mode in MODES]
@@ -162,9 +172,8 @@ class SteerPage(TextPage[at.Steer]):
         return unit if unit != "max" or self.measured else "norm"
 
     def first(self) -> at.Steer:
-        """The first preset, ready to run; a message, where the model is one for conversations and
-        the preset's texts were not measured as they are."""
-        return replace(self.preset(0), chat=self._begins_with_message)
+        """The first preset, ready to run."""
+        return self.preset(0)
 
     @property
     def _begins_with_message(self) -> bool:
@@ -374,14 +383,14 @@ class SteerPage(TextPage[at.Steer]):
         return at.Feature(latent)
 
     def preset(self, number: int, now: at.Steer | None = None) -> at.Steer:
-        """A preset's prompt, latents, mode and unit; the other settings are those of `now`."""
+        """A preset's prompt, which is no message, latents, mode and unit; the other settings are
+        those of `now`."""
         preset, now = self.choices[number], now or at.Steer()
         strengths = {int(i): float(s) for i, s in preset["latents"].items()}
         mode, unit = str(preset.get("mode", "add")), "max"
         if not self.measured:
             strengths, unit = dict.fromkeys(strengths, _FIRST["norm"]), "norm"
-        prompt, chat = str(preset["prompt"]), now.chat and "steered" not in preset
-        shown = replace(now, prompt=prompt, chat=chat, turns=())
+        shown = replace(now, prompt=str(preset["prompt"]), chat=False, turns=())
         return replace(shown, latents=strengths, mode=mode, unit=unit)
 
     def striking(self) -> at.Steer:

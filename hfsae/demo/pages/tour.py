@@ -5,9 +5,8 @@ from typing import Any, cast
 from .. import address as at
 from ..actions import Actions
 from ..parts import html, panel
-from ..presets import presets
+from ..presets import first_texts, presets
 from ..subject import Subject
-from .inspect import EXAMPLES
 from .page import App, whole
 from .steer import SteerPage
 
@@ -35,14 +34,15 @@ class Tour:
 
     def _word(self) -> at.Inspect:
         """The first example, with the word that its most telling latent fires on."""
-        token = self.actions.inspect(EXAMPLES[0])["ranking"][0]["peak"]
-        return at.Inspect(EXAMPLES[0], token=token)
+        text = first_texts(self.subject)[0]
+        return at.Inspect(text, token=self.actions.inspect(text)["ranking"][0]["peak"])
 
     def _latent(self, shown: str) -> at.Feature:
         """The page of the first latent on the page Inspect, which page.js tells; or of that one."""
         if shown:
             return at.Feature(whole(shown))
-        return at.Feature(self.actions.inspect(EXAMPLES[0])["ranking"][0]["latent"])
+        seen = self.actions.inspect(first_texts(self.subject)[0])
+        return at.Feature(seen["ranking"][0]["latent"])
 
 
 def _view(subject: Subject) -> dict[str, Any]:
