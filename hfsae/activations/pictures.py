@@ -263,7 +263,10 @@ def _fault(path: Path, size: int, changed: int) -> str | None:
 
 
 def rgb_of(
-    file: Path | IO[bytes], formats: Sequence[str] | None = None, *, draft: bool = False
+    file: Path | IO[bytes],
+    formats: list[str] | tuple[str, ...] | None = None,
+    *,
+    draft: bool = False,
 ) -> "Image":
     """A picture in three colours of 8 bits; what shines through is white.
 

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import is_offline_mode
 from transformers import PreTrainedModel
 
-from ..activations import AudioArguments, ImageArguments, InputSource
+from ..activations import AudioArguments, ImageArguments, InputSource, Split
 from ..activations.pictures import Pictures
 from ..evaluation import EvaluationResult, evaluate_reconstructions, output_change
 from ..evaluation.result import in_units
@@ -65,7 +65,9 @@ class EncoderInputs:
         source, sizes = self.source(self.recipe.sites), self.recipe.sizes
         side, labels = sides_of(self.recipe)[-1], source.labels()
         source.fill(min(rows_ahead(self.recipe), source.n_positions("train")))  # nothing runs yet
-        for which, n in (("train", sizes.examples), (side, None if labels else sizes.evaluation)):
+        n_evaluated = None if labels else sizes.evaluation
+        parts: list[tuple[Split, int | None]] = [("train", sizes.examples), (side, n_evaluated)]
+        for which, n in parts:
             if not any([*source.once(which, n)]) and n != 0:
                 raise Refused(f"no {source.reader.noun} on the {which} side can be read")
 

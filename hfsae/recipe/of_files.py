@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..activations import FileSource, check_files
+from ..activations import FileSource, Split, check_files
 from ..activations.files import warn_of_equal_documents
 from ..evaluation import EvaluationResult, evaluate_reconstructions
 from ..evaluation.result import in_units
@@ -77,7 +77,8 @@ class FileInputs:
             if not source.is_in_order:  # which a harvest wrote, and looked at
                 for acts in source.ahead(rows_ahead(self.recipe)):
                     progress(len(next(iter(acts.values()))))
-            for which, n in (("train", n_examples), (side, n_evaluated)):
+            parts: list[tuple[Split, int | None]] = [("train", n_examples), (side, n_evaluated)]
+            for which, n in parts:
                 for _ in counted(source.batches(which, n), progress):
                     pass
         held_out = source.batches(side, sizes.evaluation)
