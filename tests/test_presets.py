@@ -27,7 +27,7 @@ from hfsae.presets import (
     table,
     works,
 )
-from hfsae.presets.texts import _surprise, attempts_of, surprise_of, together, unsteered
+from hfsae.presets.texts import attempts_of, surprise_of, surprises, together, unsteered
 
 from .helpers import refused
 
@@ -118,7 +118,7 @@ def test_texts_are_as_surprising_as_the_model_as_it_is_finds_them(model):
         row = [*row, new]
     one = {name: rows[3:4] for name, rows in texts.tokens.items()}
     mean = pytest.approx(sum(losses) / 4, abs=1e-4)
-    assert float(_surprise(model, one, texts.plain[3:4])) == mean
+    assert float(surprises(model, one, texts.plain[3:4])) == mean
     text = model.tokenizer.decode(texts.plain[3])
     if model.tokenizer(text, add_special_tokens=False)["input_ids"] == texts.plain[3].tolist():
         assert surprise_of(model, PROMPTS[1], text) == mean

@@ -65,7 +65,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
     shown = blocks("text", README)[0].splitlines()
     assert printed[: len(shown)] == shown
     beside = re.findall(r"^print\(.+\)  # (\[[\d, ]+\])$", of_readme[2], re.MULTILINE)
-    assert printed[-len(beside) :] == beside and len(beside) == 2
+    assert printed[-len(beside) :] == beside and len(beside) == 1
     assert ran[0].sae["target_l0"] == 50 and ran[0].text.dataset == "my.jsonl"
     assert len(names["suggestion"].trials) >= 3
 

@@ -188,9 +188,8 @@ def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(
     run(tiny_recipe(**first))
     before = (tmp_path / "out" / "evaluation.json").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(
-            recipes.table, "finish", lambda folder: 1 / 0
-        )  # the evaluation is there by now
+        # the evaluation is there by now
+        patched.setattr(recipes.finishing, "finish", lambda folder: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(tiny_recipe(**first, evaluation=more))
     assert (tmp_path / "out" / "evaluation.json").read_bytes() != before

@@ -27,8 +27,8 @@ DIGEST = "digest"
 class MeasuredText(TextArguments):
     """Text to measure an SAE on. No document is on its test side that the training read.
 
-    Its own fractions choose among the rest; `fractions` and `max_document_chars`, of this text or
-    of the training's, move no document to another side.
+    Its own shares choose among the rest; the fractions of packaged texts and the cutting of long
+    documents, of this text or of the training's, move no document to another side.
     """
 
     trained: TextArguments | None = None

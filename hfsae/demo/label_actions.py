@@ -28,6 +28,7 @@ def labels(subject: Subject, query: str = "") -> Json:
     Returns:
         by (str): what a label is of: document or row.
         n_documents (int | None): documents that have labels and were read.
+        few (str): why so few documents tell nothing; empty where there are enough.
         n_rows (int): rows of the whole table.
         found (list[Latent]): of each row the latent, with "column", "class" (null: of the whole
             column), "measure" (auc: the chance that it is larger in the class than elsewhere;

@@ -64,11 +64,11 @@ def _excerpts(subject: Subject) -> tuple[str, ...]:
     if store is None or subject.choice.is_shipped or not subject.unit.is_text:
         return ()
     each = [store[i].examples for i in [*_clear(subject), *_drawn(subject)][:_READ]]
-    texts = [max(map(_excerpt, examples), key=len) for examples in each if examples]
+    texts = [max(map(excerpt, examples), key=len) for examples in each if examples]
     return tuple(dict.fromkeys(filter(None, texts)))[: len(TEXTS)]
 
 
-def _excerpt(example: Example) -> str:
+def excerpt(example: Example) -> str:
     """The whole words around a firing, as one line: a window may begin and end within a word, and
     hold the end of another document."""
     before, after = example.tokens[: example.firing], example.tokens[example.firing :]

@@ -8,7 +8,6 @@ from numpy.random import default_rng
 
 from ..machine.bounds import check_least
 from ..machine.refused import Refused
-from .judges import Judge, JudgeArguments
 
 E = TypeVar("E")
 LEAST_FIT = 20
@@ -110,23 +109,3 @@ class ScoreArguments:
             return list(explained)
         drawn = default_rng([seed, self.latents]).permutation(len(explained))
         return [explained[i] for i in sorted(drawn[: self.latents].tolist())]
-
-    def scorers(self, judge: Judge | JudgeArguments | None) -> list[Any]:
-        """The `Scorer`s of these scores.
-
-        Raises:
-            ValueError: the judge cannot answer a score's questions, or a score's package is not
-                installed.
-        """
-        from .scorers import SCORERS  # imports torch
-
-        scorers = [
-            SCORERS[name](judge is not None and judge.has_log_likelihood) for name in self.scores
-        ]
-        for scorer in scorers:
-            if scorer.needs_likelihood and (judge is None or not judge.has_log_likelihood):
-                raise Refused(
-                    f"the score {scorer.name!r} needs a model on this machine, for its "
-                    "log-likelihoods; give the judge 'packaged', a Hub id or a folder"
-                )
-        return scorers

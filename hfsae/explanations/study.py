@@ -33,7 +33,7 @@ from .kept import Found, Kept
 from .protocols import by_protocol, sample_of
 from .reading import CUT, MAX_DIRECTIONS, RUN, Reading, read
 from .report import ShownLatent, examples_of, report_of
-from .scorers import Sample, Scorer
+from .scorers import Sample, Scorer, scorers_of
 from .scores import LEXICAL, aggregate, lexical
 from .verdicts import Judged, together
 from .windows import Evidence, Selection, order_of, select
@@ -147,7 +147,7 @@ def explain(
     """
     check_arguments("explanations.explain", lm, sae)
     args = args or ExplainArguments()
-    scorers = inquiry.args.scorers(inquiry.judge)
+    scorers = scorers_of(inquiry.args, inquiry.judge)
     tokenizer = tokenizer or tokenizer_of(lm)
     contract.hold(lm, sae, tokenizer)
     found = keep.found if keep else None

@@ -126,10 +126,10 @@ def surprise_of(model: Model, prompt: str, text: str) -> float:
     row = torch.tensor([model.ids(prompt)])
     ids = torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
     tokens = {"input_ids": row, "attention_mask": torch.ones_like(row)}
-    return float(_surprise(model, tokens, ids)) if ids.numel() else 0.0
+    return float(surprises(model, tokens, ids)) if ids.numel() else 0.0
 
 
-def _surprise(model: Model, tokens: Mapping[str, Tensor], ids: Tensor) -> Float[Tensor, " rows"]:
+def surprises(model: Model, tokens: Mapping[str, Tensor], ids: Tensor) -> Float[Tensor, " rows"]:
     """`surprise_of`, of texts [rows, n] behind their prompts."""
     whole = torch.cat([tokens["input_ids"], ids], dim=1).to(model.lm.device)
     mask = torch.cat([tokens["attention_mask"], torch.ones_like(ids)], dim=1).to(model.lm.device)
@@ -166,8 +166,8 @@ def attempts_of(
     block = model.each_steered([c.latent for c in each], [c.strength for c in each])
     how, cached = _sampling(len(some)), not model.sae.config.needs_whole_text
     kls, generated = sampled_kl(model.lm, tokens, block, n_tokens, how, use_cache=cached)
-    surprises = _surprise(model, tokens, generated)
-    parts = (each.split(n_rows) for each in (kls, generated, surprises))
+    surprise = surprises(model, tokens, generated)
+    parts = (each.split(n_rows) for each in (kls, generated, surprise))
     for candidate, kl, rows, surprise in zip(some, *parts, strict=True):
         before = firings(model, candidate.latent, texts.plain)
         after = firings(model, candidate.latent, rows)

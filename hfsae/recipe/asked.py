@@ -23,7 +23,7 @@ class ExplainRequest:
     in features/labels.json; "file": those in `file`"""
     file: Path | None = None
     """parquet, jsonl or json with latent and explanation, or Neuronpedia's export; with "lm", names
-    that stand, such as those of an earlier explanations.parquet: the judge names what has none"""
+    that stand: the judge names the rest"""
     scores: ScoreArguments = field(default_factory=ScoreArguments)
     judge: JudgeArguments | None = None
     """None: the packaged model, if a judge is needed"""

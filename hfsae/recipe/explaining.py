@@ -27,6 +27,7 @@ from ..explanations.asking import OnProgress, prompts_hash
 from ..explanations.explainers import Name, keeping
 from ..explanations.judges import Counted, Filed, Judge, JudgeArguments, Waits, judge_of
 from ..explanations.kept import Kept
+from ..explanations.scorers import scorers_of
 from ..explanations.stored import UNSCORED, stored_names
 from ..explanations.study import write_record
 from ..explanations.windows import order_of
@@ -99,7 +100,7 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
         logger.info("%s is complete: nothing to do", folder / EXPLANATIONS)
         return finished
     judge = _judge(request, folder)
-    request.scores.scorers(judge)  # so does a judge that cannot answer
+    scorers_of(request.scores, judge)  # so does a judge that cannot answer
     loaded = opened(placed)
     limits = limits_of(placed, loaded)
     with _answer_bar(request.dry_run) as on_progress:
@@ -419,7 +420,7 @@ def _finished(
     same = {**settings, "explainer": request.explainer, "arguments": args.as_plain()}
     same |= {"asked": request.scores.as_plain(), "judge": settings.get("judge")}
     if request.judge is not None:
-        scorers = request.scores.scorers(request.judge)
+        scorers = scorers_of(request.scores, request.judge)
         same |= {"prompts_sha256": prompts_hash(scorers)}  # answers to other questions
     is_same = all(record.get(key) == value for key, value in same.items())
     is_same &= {*request.controls} <= {*record}

@@ -302,7 +302,7 @@ MALFORMED = [
     ("/save_label", {"latent": 3000, "label": "x"}, "there is no latent 3000"),
     ("/search", {"query": {}, "by": "label"}, "the search must be text"),
     ("/search", {"query": "x", "by": []}, "by is []; it can be word"),
-    ("/why", {"prompt": "the", "target": "<b>x</b>"}, "'<b>x</b>' is not one token"),
+    ("/why", {"prompt": "the", "target": "<b>x</b>"}, "'<b>x</b>' is 8 tokens"),
 ]
 
 

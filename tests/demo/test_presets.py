@@ -17,9 +17,9 @@ from hfsae.demo.parts import html
 from hfsae.demo.presets import (
     PROMPT,
     TEXTS,
-    _excerpt,
     can_search,
     clear_words,
+    excerpt,
     first_texts,
     presets,
     search_presets,
@@ -121,7 +121,7 @@ def test_an_sae_of_ones_own_opens_with_excerpts_of_its_own_text(sae_folder, subj
 )
 def test_an_excerpt_is_whole_words_of_one_document(tokens, text):
     example = Example("top", 0, 1, 1, 3, 9.0, 3, tokens, [], [])
-    assert _excerpt(example) == text
+    assert excerpt(example) == text
 
 
 def test_what_the_shipped_sae_would_show_is_found_and_works():

@@ -11,7 +11,7 @@ from hfsae.explanations.explainers import from_labels
 from hfsae.explanations.judges import Answer
 from hfsae.explanations.protocols import by_protocol, sample_of
 from hfsae.explanations.report import verdict_of
-from hfsae.explanations.scorers import SCORERS, Case
+from hfsae.explanations.scorers import SCORERS, Case, scorers_of
 from hfsae.explanations.verdicts import together
 from hfsae.explanations.windows import ExplainArguments, select
 
@@ -348,7 +348,7 @@ def test_likelihood_needs_a_model_on_this_machine_and_embedding_its_package(monk
     asked = ScoreArguments(scores=("lexical", "likelihood"))
     assert asked.scores == ("likelihood",)
     with pytest.raises(ValueError, match="'likelihood' needs a model on this machine"):
-        asked.scorers(Oracle(has_log_likelihood=False))
+        scorers_of(asked, Oracle(has_log_likelihood=False))
     monkeypatch.setitem(sys.modules, "wordllama", None)
     with pytest.raises(ValueError, match="needs the package wordllama"):
-        ScoreArguments(scores=("embedding",)).scorers(None)
+        scorers_of(ScoreArguments(scores=("embedding",)), None)

@@ -192,7 +192,7 @@ def test_a_prediction_is_a_mean_shrunk_by_its_count(planted):
     assert table[kind] == pytest.approx(10.0 * n / (n + 1))
     assert np.count_nonzero(table) == 1
     whole = lexicon.of_half(evidence)
-    n = ((reading.ids == 9) & (reading.half == 0)).sum()
+    n = ((reading.ids == 9) & (reading.half == 0) & reading.computed).sum()
     assert whole[kind] == pytest.approx(10.0 * n / (n + 1))
 
 

@@ -9,6 +9,9 @@ embedding    how near are word vectors; no judge
 saebench     SAEBench's question, for its protocol
 """
 
+from ...machine.refused import Refused
+from ..arguments import ScoreArguments
+from ..judges import Judge, JudgeArguments
 from .base import Case as Case
 from .base import Sample as Sample
 from .base import Scorer as Scorer
@@ -24,3 +27,21 @@ SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer
     for scorer in (Detection, Fuzzing, Likelihood, Simulation, Intruder, Embedding, SAEBench)
 }
+
+
+def scorers_of(args: ScoreArguments, judge: Judge | JudgeArguments | None) -> list[Scorer]:
+    """The scorers of these scores.
+
+    Raises:
+        ValueError: the judge cannot answer a score's questions, or a score's package is not
+            installed.
+    """
+    has_likelihood = judge is not None and judge.has_log_likelihood
+    scorers = [SCORERS[name](has_likelihood) for name in args.scores]
+    for scorer in scorers:
+        if scorer.needs_likelihood and not has_likelihood:
+            raise Refused(
+                f"the score {scorer.name!r} needs a model on this machine, for its "
+                "log-likelihoods; give the judge 'packaged', a Hub id or a folder"
+            )
+    return scorers
