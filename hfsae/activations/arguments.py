@@ -3,7 +3,7 @@ place. Importing them imports no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from ..machine.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..machine.refused import Refused
@@ -18,6 +18,22 @@ _MOST_ROWS = 2**20
 _MOST_PASSES = 10**6
 _MOST_CROPS = 2**16
 _MOST_RATE = 2**20
+
+
+@runtime_checkable
+class Shares(Protocol):
+    """Settings with the expected shares of the held-out sides."""
+
+    held_out_fraction: float
+    validation_fraction: float
+
+
+def side_of(document_id: str, args: Shares) -> Split:
+    """The side of a document, by its hash: 16 hexadecimal digits."""
+    place, test = int(document_id, 16), args.held_out_fraction
+    if place < test * 2**64:
+        return "test"
+    return "validation" if place < (test + args.validation_fraction) * 2**64 else "train"
 
 
 @dataclass
@@ -88,8 +104,6 @@ class TextArguments:
 
     def sides(self) -> Callable[[str], Split]:
         """From a document's id to its side."""
-        from .tokens import side_of  # imports torch
-
         return lambda document_id: side_of(document_id, self)
 
     def none_on(self, split: Split, n_read: int) -> str:

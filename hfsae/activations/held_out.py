@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from ..machine.refused import Refused
 from ..machine.visible import LOCAL_FILES, listed
-from .arguments import Split, TextArguments
+from .arguments import Split, TextArguments, side_of
 from .text_hash import text_digest
-from .tokens import id_of, is_hub, side_of, text_origin, texts
+from .tokens import id_of, is_hub, text_origin, texts
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]

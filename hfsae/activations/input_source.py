@@ -18,14 +18,13 @@ from torch import Tensor
 
 from ..lm import LoadedEncoder
 from ..machine.refused import Refused
-from .arguments import AudioArguments, HarvestArguments, ImageArguments, Split
+from .arguments import AudioArguments, HarvestArguments, ImageArguments, Split, side_of
 from .cache import lm_digest
 from .harvest import Harvester
 from .inputs import InputBatch, Piece, Reader
 from .pictures import Pictures
 from .sounds import Sounds
 from .source import ActivationBatch, Filling, Refusals, harvest_share
-from .tokens import side_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from .tokens import Shares, TokenBatch
+from .arguments import Shares
+from .tokens import TokenBatch
 
 
 class InputBatch(NamedTuple):

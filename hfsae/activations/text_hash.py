@@ -6,9 +6,10 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from ..machine.client import HTTPError
+from ..machine.files import unreadable
 from ..machine.refused import Refused
 from .arguments import TextArguments
-from .tokens import is_hub, local_files, texts, unreadable
+from .tokens import is_hub, local_files, texts
 
 # Bytes: largest file that is hashed as a whole; part of a larger one at each end; block read.
 _WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24

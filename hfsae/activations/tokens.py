@@ -17,13 +17,14 @@ from glob import glob
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..machine.files import unreadable
 from ..machine.refused import Refused, one_line
 from ..machine.regular import refuse_special
 from ..machine.visible import LOCAL_FILES
@@ -83,22 +84,6 @@ def _side(args: TextArguments, split: Split) -> Iterator[Document]:
         raise Refused(args.none_on(split, n_read))
 
 
-@runtime_checkable
-class Shares(Protocol):
-    """Settings with the expected shares of the held-out sides."""
-
-    held_out_fraction: float
-    validation_fraction: float
-
-
-def side_of(document_id: str, args: Shares) -> Split:
-    """The side of a document, by its hash: 16 hexadecimal digits."""
-    place, test = int(document_id, 16), args.held_out_fraction
-    if place < test * 2**64:
-        return "test"
-    return "validation" if place < (test + args.validation_fraction) * 2**64 else "train"
-
-
 def id_of(text: str) -> str:
     """`Document.id` of a whole document."""
     return _hash(" ".join(text.split()))
@@ -142,11 +127,6 @@ def texts(args: TextArguments) -> Iterator[str]:
                 yield from _READERS[path.suffix](path, args.text_column)
             except OSError as error:
                 raise Refused(unreadable(path, error)) from error
-
-
-def unreadable(path: Path, error: OSError) -> str:
-    """The error sentence for a file that cannot be read."""
-    return f"{path} cannot be read ({error}); check it"
 
 
 def is_hub(dataset: str | list[str]) -> bool:

@@ -498,3 +498,8 @@ def open_to_readers(path: Path) -> None:
         path.chmod(beside.stat().st_mode)
     finally:
         beside.unlink()
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """The error sentence for a file that cannot be read."""
+    return f"{path} cannot be read ({error}); check it"

@@ -10,8 +10,7 @@ from jaxtyping import Int64, UInt8
 
 from ...machine.files import printable
 from ...machine.refused import Refused, closest
-from ..arguments import Split
-from ..tokens import Shares, side_of
+from ..arguments import Shares, Split, side_of
 from .arguments import DOCUMENTS
 from .shard import INTEGERS, TEXT, Header, Shard
 

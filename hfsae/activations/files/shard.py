@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...machine.files import unreadable
 from ...machine.refused import Refused
-from ..tokens import unreadable
 
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """The kinds of numbers that activations can be, and torch's dtype of each."""
