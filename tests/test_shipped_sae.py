@@ -23,16 +23,13 @@ from .conftest import every_lm_is
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 GEMMA = SEPARATE_SAES["gemma"]
-has_gemma = pytest.mark.skipif(
-    not (GEMMA.path / "config.json").is_file(), reason=f"{GEMMA.place} is not there"
-)
 
 
 def test_it_is_smaller_than_fourteen_megabytes():
     assert sum(p.stat().st_size for p in SHIPPED_SAE.rglob("*") if p.is_file()) < 14_000_000
 
 
-@pytest.mark.parametrize("folder", [SHIPPED_SAE, pytest.param(GEMMA.path, marks=has_gemma)])
+@pytest.mark.parametrize("folder", [SHIPPED_SAE, GEMMA.path])
 def test_its_weights_are_those_that_were_saved(folder):
     sae = hfsae.load(folder)
     assert sae.verify().ok
@@ -54,7 +51,6 @@ def test_it_is_for_the_packaged_model_and_for_no_other(packaged_lm):
     assert sae.verify().ok, "going on with another model is no damage"
 
 
-@has_gemma
 def test_gemmas_comes_under_gemmas_terms_with_names_and_is_small():
     assert sum(p.stat().st_size for p in GEMMA.path.rglob("*") if p.is_file()) < 20_000_000
     assert "subject to the Gemma Terms of Use" in (GEMMA.path / "NOTICE").read_text()
@@ -132,14 +128,15 @@ def test_its_latents_have_names_that_a_judge_tells_from_others():
     assert len(named) >= 0.99 * alive and all(len(r["explanation"].split()) <= 8 for r in named)
     detection = record["scores"]["detection"]
     assert detection["n_latents"] == 300 and detection["uniform"]["auc"]["difference"][1] > 0
-    assert record["untrained"]["detection"]["auc"] and "intruder" in record["scores"]
+    assert record["untrained"]["detection"]["auc"]
     card = (SHIPPED_SAE / "README.md").read_text()
     assert "Given a latent's own name, a large language model" in card.replace("&#39;", "'")
-    page = (SCRIPTS / "packaged.md").read_text(encoding="utf-8")
+    page = " ".join((SCRIPTS / "packaged.md").read_text(encoding="utf-8").split())
     n_unclear = sum(row["explanation"] == "unclear" for row in rows)
     assert f"{len(rows):,} of 4,096 latents have a name, {n_unclear} of them `unclear`" in page
     means, drawn = detection["uniform"]["auc"], record["untrained"]["detection"]["auc"]
-    columns = [means[key] for key in ("own", "shuffled", "difference", "direction")]
+    columns = [means["own"], detection["by_frequency"]["auc"]["own"]]
+    columns += [means[key] for key in ("shuffled", "difference", "direction")]
     columns += [drawn["untrained"], drawn["trained_minus_untrained"]]
     cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*interval) for interval in columns]
     assert f"| `detection` AUC | {' | '.join(cells)} |".replace("0.", ".") in page
@@ -158,8 +155,8 @@ def test_names_that_are_marked_as_doubtful_are_those_that_a_judge_hardly_tells()
             gain = row["detection_auc"] - row["shuffled_detection_auc"]
             more[row["latent"] in doubtful].append(gain)
     told = {key: f"{sum(gains) / len(gains):.3f}".lstrip("0") for key, gains in more.items()}
-    assert f"{len(more[True])} are marked, and their detection AUC is {told[True]} [" in page
-    assert f"that of the other\n{len(more[False])}, {told[False]} [" in page
+    assert f"{len(more[True])} are marked, and their AUC is {told[True]} [" in page
+    assert f"that of the other {len(more[False])}, {told[False]} [" in " ".join(page.split())
 
 
 def test_its_card_is_honest_about_its_size():
