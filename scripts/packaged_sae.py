@@ -74,9 +74,10 @@ This sparse autoencoder was trained on activations of google/gemma-3-270m.
 """
 IMPORTS, LOAD = "import hfsae, torch, transformers", "transformers.AutoModel.from_pretrained("
 LIMIT = 14_000_000  # bytes of the one in hfsae
-KEPT = "<!-- hfsae:keep -->\n"
+KEPT, INSTALL = "<!-- hfsae:keep -->\n", "`pip install hfsae`, then:"
+IN_CLONE = "lies in hfsae's repository and not in what pip installs"
 NOTE = """\
-**What it is for.** It comes with hfsae, so that `hfsae demo` has something to show before anything
+**What it is for.** It {}, so that `{}` has something to show before anything
 was trained: few latents, in bfloat16, and examples from little text. Many latents stand for several
 things at once. For work, train a larger one (`hfsae recipes`).
 
@@ -201,10 +202,15 @@ def ship(folder: Path, place: Path, n_refit: int) -> None:
     shutil.rmtree(folder / names.FIGURES, ignore_errors=True)  # the app draws them
     (folder / names.CARD).unlink()
     written = cards.write_card(folder)
-    card = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE.format(n_refit)}", 1)
     shipped = shipped_at(place)
     assert shipped is not None
+    is_inside = place == SHIPPED_SAE
+    where = ("comes with hfsae", "hfsae demo") if is_inside else (IN_CLONE, "hfsae demo gemma")
+    note = NOTE.format(*where, n_refit)
+    card = written.read_text(encoding="utf-8")
     for before, now in {  # these folders are in no place that a reader could name
+        KEPT: f"{KEPT}{note}",
+        INSTALL: INSTALL if is_inside else "In a clone of hfsae:",
         IMPORTS: "import hfsae, torch",
         f'{LOAD}"{folder.name}")': shipped.in_python,
     }.items():

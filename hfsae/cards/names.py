@@ -67,12 +67,14 @@ def _headline(record: Json) -> str:
     weighted = judged["by_frequency"][judged["headline"]]
     if own[0] is None or difference[1] is None:
         return ""
+    drawn = record.get(_UNTRAINED, {}).get("detection", {}).get(judged["headline"], {})
+    control = f" (latents of re-drawn weights: {drawn['untrained'][0]:.3f})" if drawn else ""
     return (
         f"Given a latent's own name, {record['judge']['model']} tells texts in which it fires from "
         f"others with an AUC of {own[0]:.3f} ({weighted['own'][0]:.3f} with latents weighted by "
         f"how often they fire); given another latent's name, of {other[0]:.3f} "
         f"({weighted['shuffled'][0]:.3f}): {difference[0]:.3f} [{difference[1]:.3f}, "
-        f"{difference[2]:.3f}] more, over {judged.get('n_latents', record['n_latents'])} latents"
+        f"{difference[2]:.3f}] more{control}, over {judged.get('n_latents', record['n_latents'])} latents"
         f"{'' if difference[1] > 0 else ': this judge cannot tell them apart'}"
     )
 

@@ -111,7 +111,8 @@ def _pairs(value: object) -> list[tuple[Any, Any]]:
     parts = [part.strip() for part in value.split(",") if part.strip()]
     for part in parts:
         if part.count(":") != 1:
-            raise Refused(f"latents are written as 12:1.5, 7:-2; {_short(part)} is not")
+            how = "latents are written as 12:1.5, 7:-2, or by a word, sea:1.5"
+            raise Refused(f"{how}; {_short(part)} is not")
     return [(p.split(":")[0].strip(), p.split(":")[1].strip()) for p in parts]
 
 

@@ -386,7 +386,7 @@ def test_hostile_text_stays_text(visit):
         ("tab=inspect&prompt=+", "there is no text; write a prompt"),
         ("tab=steer&prompt=the&latents=3:nan&run=1", "the strength of latent 3 is nan"),
         ("tab=steer&prompt=the&latents=999:1&run=1", "there is no latent 999"),
-        ("tab=why&prompt=the&target=zz", "'zz' is not one token"),
+        ("tab=why&prompt=the&target=zz", "'zz' is 2 tokens"),
     ],
 )
 def test_what_cannot_be_is_told_in_the_page(visit, query, notice):
