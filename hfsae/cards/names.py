@@ -74,7 +74,8 @@ def _headline(record: Json) -> str:
         f"others with an AUC of {own[0]:.3f} ({weighted['own'][0]:.3f} with latents weighted by "
         f"how often they fire); given another latent's name, of {other[0]:.3f} "
         f"({weighted['shuffled'][0]:.3f}): {difference[0]:.3f} [{difference[1]:.3f}, "
-        f"{difference[2]:.3f}] more{control}, over {judged.get('n_latents', record['n_latents'])} latents"
+        f"{difference[2]:.3f}] more{control}, over "
+        f"{judged.get('n_latents', record['n_latents'])} latents"
         f"{'' if difference[1] > 0 else ': this judge cannot tell them apart'}"
     )
 
