@@ -338,6 +338,7 @@ def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
     [
         ({"sae": {"site": "layers.9"}}, "layers.9.*has 4 layers"),
         ({"sae": {"site": None}}, "names no site"),
+        ({"sae": {"site": ""}}, "names no site"),
         ({"sae": {"site": 12}}, r"sae\.site must be text, such as 'layers\.12', got 12"),
         ({"shuffle": ShuffleArguments(bucket_tokens=20)}, r"\(20\) is smaller than .*\(32\)"),
         ({"saes": {"checkpoints": {}, "b": {}}}, "cannot be called 'checkpoints'"),

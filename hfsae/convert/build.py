@@ -135,10 +135,10 @@ def _causal_jumprelu(state: State, folded: Causal) -> SAE:
 
 
 def shared_fields(sae: SAE) -> dict[str, Any]:
-    """Config fields of every variant: the SAE's places and model, and how it decodes."""
+    """Config fields of every variant: the SAE's places and models, and how it decodes."""
     names = ("site", "target_site", "model_name", "model_revision", "skip_connection", "token_norm")
     names += ("model_dtype", "model_attention", "model_weights", "tokenizer_hash", "bos")
-    names += ("sites", "widths", "site_scales", "scales_folded", "row_norm")
+    names += ("sites", "widths", "site_scales", "scales_folded", "row_norm", "model_names")
     return {name: getattr(sae.config, name) for name in names}
 
 

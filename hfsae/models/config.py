@@ -10,6 +10,8 @@ from ..lm import weights_sketch
 from ..machine.refused import Refused, closest
 from .site_fields import Number, SiteFields
 
+_OF_EACH_MODEL = ("model_revision", "model_dtype", "model_attention", "model_weights")
+
 
 class SAEConfig(SiteFields):
     """Architecture, loss coefficients, and the site in a language model where the SAE belongs.
@@ -138,6 +140,7 @@ class SAEConfig(SiteFields):
                 "subtract_b_dec=True: a transcoder's b_dec lies in another space than x; give False"
             )
         self._check_token_norm()
+        self._check_terms_of_several()
         sketches = self.model_weights
         for sketch in sketches.values() if isinstance(sketches, dict) else [sketches]:
             if sketch is not None:
@@ -151,6 +154,17 @@ class SAEConfig(SiteFields):
                 f"d_out ({self.d_out}) differs from d_in ({self.d_in}), so this is a transcoder: "
                 "name the target_site that it reconstructs"
             )
+
+    def _check_terms_of_several(self) -> None:
+        """Refuse names and terms of several models that are no texts, or of an SAE of one."""
+        for name in ("model_names", *_OF_EACH_MODEL):
+            terms = getattr(self, name)
+            if not isinstance(terms, dict):
+                continue
+            if not all(isinstance(term, str | None) for term in terms.values()):
+                raise Refused(f"{name} must hold a text for each model, got {str(terms)[:80]}")
+            if name != "model_names" and not self.model_names:
+                raise Refused(f"{name} is given by models' names, so it needs model_names")
 
     def _check_token_norm(self) -> None:
         if self.token_norm == "none":

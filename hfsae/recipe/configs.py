@@ -139,7 +139,7 @@ def check_given(recipe: Recipe) -> None:
     if recipe.kind == "text":
         check_lms(recipe.lms, recipe.lm, recipe.sae_fields().values())
     for fields in recipe.sae_fields().values():
-        if fields.get("site") is None and not fields.get("sites"):
+        if fields.get("site") in (None, "") and not fields.get("sites"):
             example = "'layers.12'" if recipe.kind != "files" else "the name of a tensor in them"
             raise Refused(
                 "the recipe's sae section names no site; name a recipe file, or give sae.site, as "

@@ -222,10 +222,14 @@ def test_other_formats_refuse_several_sites(tmp_path):
             save_as(sae, tmp_path / to, to)
 
 
-def test_a_crosscoder_as_jumprelu_keeps_its_sites(tmp_path):
+def test_a_crosscoder_as_jumprelu_keeps_its_sites_and_models(tmp_path):
     state = tensors("CROSSCODER", **NORMALISER)
     sae = hfsae.load(written(tmp_path / "cc", state, {"trainer": {"layer": 1}}))
+    sae.config.model_names = {"base": "a", "chat": "b"}
+    sae.config.model_dtype = {"base": "float32", "chat": "bfloat16"}
     jump = hfsae.convert.to_jumprelu(sae)
     assert jump.config.sites == sae.config.sites
+    assert jump.config.model_names == sae.config.model_names
+    assert jump.config.model_dtype == sae.config.model_dtype
     assert torch.allclose(jump.shares, sae.shares)
     agree(jump, state, "CROSSCODER")
