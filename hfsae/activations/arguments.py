@@ -111,7 +111,7 @@ class TextArguments:
         name = "validation_fraction" if split == "validation" else "held_out_fraction"
         fraction, hint = getattr(self, name), "change it or give more documents"
         if split == "validation" and fraction == 0:
-            hint = "raise it: settings are chosen on these documents"
+            hint = "raise it: settings are chosen, and thresholds set, on these documents"
         elif n_read == 1 and 0 < fraction < 1:
             hint = (
                 "documents are split whole, and a .txt file is one: give several files or a .jsonl "

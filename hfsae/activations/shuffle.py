@@ -148,6 +148,14 @@ class ShuffledActivations:
         written over it."""
         return self._filled()
 
+    def validation(self, n: int) -> dict[str, Float[Tensor, "_ _"]]:
+        """Activations of about n positions of the validation side, whole on every process, in the
+        source's dtype; after the last batch, as the source leaves its place."""
+        self._forget_coming()
+        self.source.load_state_dict(self._after)  # the training's limits of norms
+        parts = [batch.activations for batch in self.source.batches("validation", n)]
+        return {site: torch.cat([part[site].cpu() for part in parts]) for site in self.sites}
+
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream, from which `load_state_dict` continues."""
         content = self._bucket.content if self._bucket else self._expected

@@ -207,6 +207,7 @@ def _seconds(
         training += n * (paces.start(config) + t.total_steps * paces.step(config))
     if t.refit_ridge is not None:  # it encodes a bucket once more
         training += bucket_tokens(recipe) * encode
+    training += t.calibration_tokens * encode
     of_saes = SAEPace(encode, keep)
     if lm is None or paces.lm is None:
         return _seconds_of_saes(recipe, training, of_saes)
@@ -242,7 +243,7 @@ def _seconds_with_lm(
     whole = n_blocks * pace.block + pace.rest + pace.head
     again = (n_blocks - n_below) * pace.block + pace.rest + pace.head
     kept = (context - (recipe.text.bos != "none")) / context
-    n_rows_tokens = t.n_tokens / recipe.shuffle.passes / kept
+    n_rows_tokens = (t.n_tokens / recipe.shuffle.passes + t.calibration_tokens) / kept
     n_evaluated = sizes.evaluation or 0
     if sizes.evaluation != 0:
         n_evaluated += len(recipe.evaluation.texts) * recipe.evaluation.n_foreign_tokens

@@ -236,8 +236,10 @@ def check_arm(name: str, arm: dict[str, Any], keys: set[str]) -> None:
 
 
 def sides_of(recipe: Recipe) -> list[Split]:
-    """The sides of the text that a recipe reads."""
-    return ["train"] if recipe.sizes.evaluation == 0 else ["train", recipe.evaluation.side]
+    """The sides that a recipe reads, the evaluation's last."""
+    calibration: list[Split] = ["validation"] if recipe.training.calibration_tokens else []
+    evaluation: list[Split] = [recipe.evaluation.side] if recipe.sizes.evaluation else []
+    return list(dict.fromkeys(["train", *calibration, *evaluation]))
 
 
 def rows_ahead(recipe: Recipe) -> int:

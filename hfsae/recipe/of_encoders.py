@@ -67,6 +67,8 @@ class EncoderInputs:
         source.fill(min(rows_ahead(self.recipe), source.n_positions("train")))  # nothing runs yet
         n_evaluated = None if labels else sizes.evaluation
         parts: list[tuple[Split, int | None]] = [("train", sizes.examples), (side, n_evaluated)]
+        if calibration := self.recipe.training.calibration_tokens:
+            parts.append(("validation", calibration))
         for which, n in parts:
             if not any([*source.once(which, n)]) and n != 0:
                 raise Refused(f"no {source.reader.noun} on the {which} side can be read")

@@ -78,6 +78,8 @@ class FileInputs:
                 for acts in source.ahead(rows_ahead(self.recipe)):
                     progress(len(next(iter(acts.values()))))
             parts: list[tuple[Split, int | None]] = [("train", n_examples), (side, n_evaluated)]
+            if calibration := self.recipe.training.calibration_tokens:
+                parts.append(("validation", calibration))
             for which, n in parts:
                 for _ in counted(source.batches(which, n), progress):
                     pass

@@ -20,7 +20,7 @@ FREE = {
     "shard_latents",
 }
 # What SAEs on one stream have in common; they may differ in the others.
-SHARED = FREE | {"n_tokens", "batch_size", "gradient_accumulation_steps"}
+SHARED = FREE | {"n_tokens", "batch_size", "gradient_accumulation_steps", "calibration_tokens"}
 
 
 @dataclass
@@ -105,6 +105,10 @@ class TrainingArguments:
     many activations (`training/refit.py`). 0.1 lowers FVU by 4 to 7 % in one pass over 131k tokens,
     by less than 1 % in the quickstart. None: no refit. SAEs whose loss has several reconstructions
     (Matryoshka) are left as they are."""
+    calibration_tokens: int = 0
+    """After the last step, multiply all thresholds by one factor, so that L0 is target_l0 (or k) on
+    so many activations of the validation side, which validation_fraction makes: text that training
+    did not read. 0: thresholds stay as they were trained."""
     dead_after_tokens: int = 10_000_000
     """A latent that has not fired for this many tokens counts as dead."""
     bf16: bool = False
@@ -135,6 +139,7 @@ class TrainingArguments:
                 f"training.output_dir is {self.output_dir!r}; name a folder, such as runs/mine"
             )
         counts = ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps")
+        check_least(self, "training.", calibration_tokens=0)
         for name in (*counts, "dead_after_tokens"):
             check_least(self, "training.", **{name: 1})
             check_most(f"training.{name}", getattr(self, name), MOST_TOKENS)

@@ -1,8 +1,11 @@
-"""L0 control: a warm start with one common threshold, then a controller of lambda.
+"""L0 control: a warm start with one common threshold, then a controller of lambda; at the end one
+factor on all thresholds.
 
 In the warm start (training.warm_start_steps; variants with thresholds) there is no sparsity term:
 the controller adjusts one threshold that all latents share. Then lambda starts at the value for
 which this threshold is right, rises over the sparsity warm-up, and is controlled from there on.
+What is right on batches of training is a few per cent off on other text, so the thresholds of a
+trained SAE can be set on activations that training did not read (training.calibration_tokens).
 """
 
 import torch
@@ -10,12 +13,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..models import SAE
+from ..models.config import l0_goal
 from .arguments import TrainingArguments
 from .schedules import geometric, in_steps, linear_warmup, steer
 from .sharding import whole
 
 _REACH = 1e4  # largest factor by which the controller changes a coefficient, up or down
 _WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
+_MOST_FACTOR = 4.0  # by which the thresholds of a trained SAE are moved, up or down
+_AT_ONCE = 2**11  # activations
 
 
 class L0Control:
@@ -80,6 +86,35 @@ class L0Control:
             return
         elif self.warmup(step) == 1.0:  # during the warm-up it would correct for it and wind up
             self.factor = _within_reach(steer(self.factor, l0, self.target, self.args.l0_gain))
+
+
+@torch.no_grad()
+def set_l0_(sae: SAE, x: Float[Tensor, "n d_in"]) -> float | None:
+    """Multiply all thresholds by the factor with which target_l0 (or k) latents fire, on average.
+
+    Args:
+        sae: with thresholds above 0; others are left as they are.
+        x: activations, raw units, on any device.
+
+    Returns:
+        The factor, 1/4 to 4; None where the SAE has no such thresholds, or no L0 to go to.
+    """
+    goal = l0_goal(sae.config.to_dict())
+    if goal is None or "threshold" not in sae.state_dict():
+        return None
+    threshold = sae.get_parameter("threshold")
+    if not bool((threshold > 0).all()):
+        return None
+    near = []  # of each activation and latent, the factor at which it just does not fire
+    for part in x.split(_AT_ONCE):
+        factors = sae.pre_activations(part.to(sae.device).float()) / (sae.latent_scale * threshold)
+        near.append(factors[factors > 1 / _MOST_FACTOR])
+    ordered = torch.cat(near).sort(descending=True).values
+    n = round(float(goal) * len(x))
+    last = ordered[n - 1 : n + 1].mean() if n < len(ordered) else ordered.new_tensor(0.0)
+    factor = min(max(float(last), 1 / _MOST_FACTOR), _MOST_FACTOR)
+    threshold.mul_(factor)
+    return factor
 
 
 def _within_reach(factor: float) -> float:

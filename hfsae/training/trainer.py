@@ -43,6 +43,7 @@ from . import checkpoint
 from .arguments import TrainingArguments
 from .identity import Identity
 from .interrupt import Interrupt
+from .l0 import set_l0_
 from .refit import refit_
 from .run import Run
 from .schedules import in_steps
@@ -132,7 +133,9 @@ class Trainer(Generic[Trained]):
     Args:
         saes: one SAE, or several by name. The sites that they read and write are keys of
             the stream's batches. An `activation_scale` of None is estimated from the stream.
-        stream: shuffled activations, `args.batch_size` of them a step over all processes.
+        stream: shuffled activations, `args.batch_size` of them a step over all processes. For
+            `calibration_tokens` it needs a method validation(n) -> {site: about n activations that
+            training does not read}, which is called after the last step.
         accelerator: made by `make_accelerator(args)` if not given.
         provenance: further entries for `training.json`: source of the activations, command run.
         text: digest of the stream's text; a checkpoint with another one is refused.
@@ -172,10 +175,18 @@ class Trainer(Generic[Trained]):
                 "has no method held(), which returns {site: activations}; add it, or set "
                 "refit_ridge to None"
             )
+        self.unread = getattr(stream, "validation", None)
+        if args.calibration_tokens and self.unread is None:
+            raise Refused(
+                "training.calibration_tokens sets thresholds on activations that training does not "
+                "read, and this stream has no method validation(n), which returns {site: "
+                "activations}; add it, or set calibration_tokens to 0"
+            )
         self.identity = Identity(args, named, text, own)
         self.interrupt = Interrupt()
         self.steps_done = 0
         self.harvest_seconds, self.sae_seconds = 0.0, dict.fromkeys(named, 0.0)
+        self.threshold_factors: dict[str, float | None] = {}
         args.check_shares(self.accelerator.num_processes)
 
     def train(self) -> Trained:
@@ -372,6 +383,7 @@ class Trainer(Generic[Trained]):
 
     def _finish(self) -> dict[str, SAE]:
         folded = {name: self._finished(name) for name in self.runs}
+        self._calibrate_(folded)
         if self.accelerator.is_main_process:
             for name, sae in folded.items():
                 save_whole(sae, self.output_dir / name, self.record(name))
@@ -389,6 +401,18 @@ class Trainer(Generic[Trained]):
             self.sae_seconds[name] += time.perf_counter() - start
         return sae
 
+    def _calibrate_(self, folded: dict[str, SAE]) -> None:
+        """Set thresholds of the trained SAEs on what training did not read."""
+        if self.unread is None or not self.args.calibration_tokens:
+            return
+        start = time.perf_counter()
+        unread = self.unread(self.args.calibration_tokens)
+        self.harvest_seconds += time.perf_counter() - start
+        for name, sae in folded.items():
+            start = time.perf_counter()
+            self.threshold_factors[name] = set_l0_(sae, sae.config.reads.joined(unread))
+            self.sae_seconds[name] += time.perf_counter() - start
+
     def record(self, name: str) -> dict[str, Any]:
         """The record of the run, for the card: arguments, counts, seconds, versions."""
         run, harvested = self.runs[name], getattr(self.stream, "record", {})
@@ -405,6 +429,7 @@ class Trainer(Generic[Trained]):
                 for name, value in run.sae.config.to_dict().items()
                 if name in ("l0_coefficient", "l1_coefficient")
             },
+            "threshold_factor": self.threshold_factors.get(name),
             "seconds": self._seconds_of(name),
             "n_processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),

@@ -1,5 +1,6 @@
 """After the last step the decoder is fitted once more, by least squares."""
 
+import json
 from typing import Any, cast
 
 import numpy as np
@@ -144,3 +145,38 @@ class Memoryless:
 def test_what_cannot_be_refitted_is_refused_before_the_first_step(stream, d_sae, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         Trainer(make_sae(d_sae=d_sae), cast(Any, stream), arguments(tmp_path, refit_ridge=0.1))
+
+
+class Unread(PlantedStream):
+    """With activations that training does not read: twice as many directions in each."""
+
+    def validation(self, n: int) -> dict[str, torch.Tensor]:
+        self.l0 = 6.0
+        return self.part(10**6, n)
+
+
+def of_k(kind: str, **more) -> hfsae.SAE:
+    torch.manual_seed(0)
+    config = getattr(hfsae, kind + "Config")(d_in=16, d_sae=32, k=4, site="layers.1", **more)
+    return getattr(hfsae, kind)(config)
+
+
+@pytest.mark.parametrize("kind", ["JumpReLUSAE", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"])
+def test_l0_is_what_is_asked_for_on_activations_that_training_did_not_read(kind, tmp_path):
+    trained = {}
+    for n in (0, 4096):
+        sae = make_sae(target_l0=4.0) if kind == "JumpReLUSAE" else of_k(kind)
+        args = arguments(tmp_path / str(n), refit_ridge=0.1, calibration_tokens=n)
+        trained[n] = Trainer(sae, Unread(), args).train()
+    x = Unread().validation(20_000)["layers.1"]
+    l0 = {n: float((sae.encode(x) != 0).sum(-1).float().mean()) for n, sae in trained.items()}
+    assert abs(l0[4096] - 4) < 0.12 < abs(l0[0] - 4)
+    ratio = (trained[4096].threshold / trained[0].threshold).detach().flatten()
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+    record = json.loads((tmp_path / "4096" / "training.json").read_text())
+    assert record["threshold_factor"] == pytest.approx(float(ratio[0]), rel=1e-5)
+
+
+def test_a_stream_that_has_nothing_unread_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(ValueError, match="this stream has no method validation"):
+        Trainer(make_sae(), PlantedStream(), arguments(tmp_path, calibration_tokens=10))
