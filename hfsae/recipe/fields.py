@@ -238,7 +238,7 @@ def check_arm(name: str, arm: dict[str, Any], keys: set[str]) -> None:
 def sides_of(recipe: Recipe) -> list[Split]:
     """The sides that a recipe reads, the evaluation's last."""
     calibration: list[Split] = ["validation"] if recipe.training.calibration_tokens else []
-    evaluation: list[Split] = [recipe.evaluation.side] if recipe.sizes.evaluation else []
+    evaluation: list[Split] = [] if recipe.sizes.evaluation == 0 else [recipe.evaluation.side]
     return list(dict.fromkeys(["train", *calibration, *evaluation]))
 
 
