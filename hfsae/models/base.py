@@ -57,7 +57,7 @@ class Schedule(NamedTuple):
     sparsity: float = 1.0
     """factor on every sparsity coefficient: warm-up times the L0 controller"""
     bandwidth: float = 1.0
-    """factor on the bandwidth of straight-through estimators"""
+    """factor on the bandwidth of straight-through estimators; 0: none of their gradients"""
     dead: Bool[Tensor, " d_sae"] | None = None
     """latents that have not fired for long"""
     summed: Summed = one_process

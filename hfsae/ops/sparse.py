@@ -106,6 +106,12 @@ class Everywhere:
         """For each pair of latents, the sum over tokens of the product of their values."""
         return values.T @ values
 
+    def support(
+        self, values: Float[Tensor, "tokens d_sae"]
+    ) -> tuple["Everywhere", Float[Tensor, "tokens d_sae"]]:
+        """Itself: zeros have their place in a dense matrix."""
+        return self, values
+
 
 EVERYWHERE = Everywhere()
 

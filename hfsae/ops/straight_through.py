@@ -85,6 +85,7 @@ def heaviside(
 
 class _Window(NamedTuple):
     bandwidth: float
+    """0: no window, and no gradient but that of z above the threshold"""
     kernel: str
     ste_to_z: bool
 
@@ -103,6 +104,8 @@ class _JumpReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (z, threshold), window = ctx.saved_tensors, ctx.window
+        if not window.bandwidth:
+            return grad * (z > threshold), torch.zeros_like(threshold), None
         height, dz, dthreshold = threshold / window.bandwidth, grad * (z > threshold), None
         if window.ste_to_z or ctx.needs_input_grad[1]:
             in_window = window.weigh(grad, z, threshold)
@@ -122,6 +125,8 @@ class _Heaviside(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         (z, threshold), window = ctx.saved_tensors, ctx.window
+        if not window.bandwidth:
+            return None, torch.zeros_like(threshold), None
         in_window = window.weigh(grad, z, threshold)
         dz = (in_window / window.bandwidth).to(z.dtype) if window.ste_to_z else None
         return dz, -_batch_sum(in_window, threshold) / window.bandwidth, None

@@ -84,9 +84,10 @@ def _sums(sae: SAE, x: Tensor, target: Tensor) -> _Sums:
         part, wanted = part.to(device).float(), wanted.to(device).float()
         out = sae(part, workspace=workspace)
         error = wanted - out.recon
-        sums.gram.add_(out.at.gram(out.latents))
-        sums.cross.add_(out.at.sums_by_latent(out.latents, error))
-        sums.latents.add_(out.at.totals_by_latent(out.latents))
+        at, latents = out.at.support(out.latents)  # products are of pairs: zeros cost most
+        sums.gram.add_(at.gram(latents))
+        sums.cross.add_(at.sums_by_latent(latents, error))
+        sums.latents.add_(at.totals_by_latent(latents))
         sums.errors.add_(error.sum(dim=0))
     return sums
 

@@ -135,7 +135,10 @@ class Run:
         a, warm_start_steps = self.args, self.control.warm_start_steps
         bandwidth_steps = in_steps(a.bandwidth_steps, a.total_steps)
         since = step - warm_start_steps
-        bandwidth = 1.0 if since < 0 else geometric(since, bandwidth_steps, a.bandwidth_start)
+        if since < 0:  # thresholds are not learnt yet: a window would only cost time
+            bandwidth = float(getattr(self.sae.config, "ste_to_inputs", False))
+        else:
+            bandwidth = geometric(since, bandwidth_steps, a.bandwidth_start)
         dead, summed = self.sae.revivable(self._dead()), self._sum
         if self.mesh is not None:  # each process has the whole batch
             dead, summed = everywhere(dead, self.mesh, is_slice=False), one_process

@@ -108,3 +108,12 @@ def test_bfloat16_inputs_leave_threshold_gradients_in_float32():
     assert out.dtype == z.grad.dtype == torch.bfloat16 and threshold.grad.dtype == torch.float32
     n_in_window = ((z.detach().float() - 0.5).abs() < 0.05).sum(dim=0)
     assert torch.allclose(threshold.grad, -(0.5 / 0.1) * n_in_window.float())
+
+
+@pytest.mark.parametrize("f", [jumprelu, heaviside])
+def test_without_a_window_no_gradient_is_estimated(f):
+    z = torch.tensor([-1.0, 0.5, 2.0], requires_grad=True)  # one lies at its threshold
+    threshold = torch.full((3,), 0.5, requires_grad=True)
+    f(z, threshold, 0.0).sum().backward()
+    assert torch.equal(threshold.grad, torch.zeros(3))
+    assert z.grad is None if f is heaviside else z.grad.tolist() == [0, 0, 1]

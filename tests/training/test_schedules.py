@@ -79,4 +79,4 @@ def test_the_bandwidth_begins_wide_where_the_warm_start_ends(tmp_path):
     more = {"warm_start_steps": 4, "bandwidth_steps": 4, "bandwidth_start": 8.0}
     Trainer(sae, PlantedStream(), arguments(tmp_path, 10, save_steps=0, **more)).train()
     narrowing = [8.0 ** (1 - i / 4) for i in range(5)]
-    assert seen == pytest.approx([*[1.0] * 4, *narrowing, 1.0])
+    assert seen == pytest.approx([*[0.0] * 4, *narrowing, 1.0])  # no window while they are shared
