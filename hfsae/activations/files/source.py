@@ -72,8 +72,9 @@ class FileSource:
             files may have few rows or no held-out ones.
 
     Raises:
-        ValueError: as `check_files`; or there are too few training rows for a batch, or no row on
-            a side whose share is above 0.
+        ValueError: as `check_files`; shards of a harvest are missing, swapped, doubled or changed;
+            or there are too few training rows for a batch, or no row on a side whose share is above
+            0.
     """
 
     refusals = Refusals(
@@ -92,6 +93,7 @@ class FileSource:
     ):
         self.args, self.sites, self.batch_size = args, list(sites), batch_size
         self._files = checked(args, sites)
+        refuse_other_shards([shard.path for shard in self._files.shards])
         self.shapes = self._files.shapes
         self.rows = Rows(self._files.shards, self._files.headers[sites[0]], args.documents, args)
         self.blocks = [*_blocks(self._files, self.rows.starts, args.block)]
@@ -300,14 +302,6 @@ class FileSource:
             )
 
     # What identifies the files.
-
-    def refuse_other_shards(self) -> None:
-        """Refuse shards of a harvest that are missing, swapped, doubled or changed.
-
-        Raises:
-            ValueError: as `refuse_other_shards`.
-        """
-        refuse_other_shards([shard.path for shard in self._files.shards])
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, the place in its order of blocks, the rows of that block that were used."""
