@@ -228,7 +228,7 @@ def test_documents_of_a_table_may_be_texts(tmp_path):
     assert source.documents == [*dict.fromkeys(names)]
 
 
-@pytest.mark.parametrize("form", ["safetensors", "parquet"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_documents_under_another_name_are_told(tmp_path, form, caplog):
     document = torch.arange(200) // 5
     write(tmp_path / "a", form, 11, **{SITE: numbered(200), "documents": document})

@@ -101,6 +101,11 @@ def file_errors(path: Path) -> Iterator[None]:
         raise Refused(unreadable(path, error)) from error
 
 
+def is_like_documents(name: str) -> bool:
+    """Whether a tensor's or column's name may mean the documents of rows."""
+    return name.casefold().startswith("doc")
+
+
 def size_of(path: Path) -> int:
     """A file's bytes."""
     with file_errors(path):
