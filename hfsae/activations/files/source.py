@@ -24,6 +24,7 @@ from .harvested import refuse_other_shards
 from .rows import KEEP, Rows, like_documents, places
 from .shapes import CheckedFiles, checked
 from .shard import Header
+from .tables import TableShard
 
 logger = logging.getLogger(__name__)
 _SHARE_OF: dict[Split, str] = {
@@ -297,8 +298,8 @@ class FileSource:
             logger.warning(
                 "%s: row groups change places as a whole (up to %d blocks of %s rows), so that the "
                 "order of rows, and the SAE, is another than from .safetensors or .npy; with row "
-                "groups of %d rows (pyarrow: row_group_size) it is the same to the bit",
-                *(self._where, n, f"{size:,}", size),
+                "groups of at most %d rows (pyarrow: row_group_size) it is the same to the bit",
+                *(self._where, n, f"{size:,}", 2 * size),
             )
 
     # What identifies the files.
@@ -336,8 +337,10 @@ class FileSource:
     @cached_property
     def _layout(self) -> str:
         """Hash of all that decides which rows a block gives."""
-        digest = blake2b(self.rows.side.data, digest_size=8)
+        digest, shards = blake2b(self.rows.side.data, digest_size=8), self._files.shards
         digest.update(f"{self.args.block}".encode())
+        if any(isinstance(s, TableShard) and s.has_other_blocks(self.args.block) for s in shards):
+            digest.update(b"blocks cut row groups")  # earlier versions joined these
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
