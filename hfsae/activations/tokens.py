@@ -24,7 +24,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..machine.files import unreadable
+from ..machine.files import numbered_lines, unreadable
 from ..machine.refused import Refused, one_line
 from ..machine.regular import refuse_special
 from ..machine.visible import LOCAL_FILES
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 _SHOWN = 10  # names of files that are not read
 _DOCUMENTS_AT_ONCE = 64  # tokenised together: enough to keep a fast tokenizer's threads busy
 _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
+_LONGEST = 2**30  # bytes of a document in a file; all of it is in memory at once
 
 
 class Document(NamedTuple):
@@ -180,6 +181,11 @@ def _log_other_files(folder: Path, n_read: int, others: tuple[Path, ...]) -> Non
 
 
 def _read_txt(path: Path, column: str) -> Iterator[str]:
+    if (size := path.stat().st_size) > _LONGEST:
+        raise Refused(
+            f"{path} has {size:,} bytes, and a .txt file is one document, of {_LONGEST:,} at most; "
+            "split it, or give a .jsonl file with a document on each line"
+        )
     try:
         yield path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -188,11 +194,9 @@ def _read_txt(path: Path, column: str) -> Iterator[str]:
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield text_in(
-                    _parsed(line, f"{path} line {number}"), column, f"{path} line {number}"
-                )
+        for number, line in numbered_lines(lines, _LONGEST):
+            where = f"{path} line {number}"
+            yield text_in(_parsed(line, where), column, where)
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
