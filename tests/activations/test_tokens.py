@@ -345,6 +345,19 @@ def test_a_line_of_many_megabytes_is_a_document_and_an_endless_one_fills_no_memo
         tracemalloc.stop()
 
 
+def test_a_document_of_many_rows_gives_them_without_a_copy_of_the_rest_and_is_told(
+    monkeypatch, caplog
+):
+    monkeypatch.setattr(tokens_module, "_LONG", 10_000)
+    long, cut = words(*range(4, 64)) + " ", []
+    rows = pack([long * 500, words(5, 6)], rows=1)
+    monkeypatch.setattr(rows, "_cut", lambda state, cut_=rows._cut: (cut.append(1), cut_(state)))
+    ids = torch.cat([batch.input_ids for batch in rows])[:, 1:].flatten()
+    assert ids[: 60 * 500].tolist() == [*range(4, 64)] * 500
+    assert len(ids) == 60 * 500 + 3 and len(cut) < 30  # of 10,001 batches
+    assert "document 0 has" in caplog.text and "max_document_chars 1000000" in caplog.text
+
+
 def test_half_a_surrogate_pair_in_json_is_replaced_not_fatal(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "half \\ud83d pair"}')
     assert texts(text_arguments(str(tmp_path / "a.jsonl"))) == ["half ? pair"]
