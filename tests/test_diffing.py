@@ -21,6 +21,7 @@ from hfsae.diffing.intervals import resampled
 from hfsae.diffing.report import percent
 from hfsae.diffing.run import compared
 from hfsae.features.labels import write_label
+from hfsae.hub import write_space
 from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
 from hfsae.lm.weights_sketch import sketch
 from hfsae.machine.files import printable, read_json
@@ -290,6 +291,8 @@ def test_push_refuses_models_in_the_place_of_each_other_and_tells_another_one(
     path.write_text(texts[0])
     with pytest.raises(ValueError, match=rf"{name} has tiny/chat as base, which is chat in config"):
         hfsae.push(folder, "alice/sae", dry_run=True, tell=str)
+    with pytest.raises(ValueError, match=f"{name} has tiny/chat as base"):
+        write_space(tmp_path / "space", str(folder))
     path.write_text(texts[1])
     hfsae.push(folder, "alice/sae", dry_run=True, tell=str)
     assert "elsewhere/chat as chat, and config.json tiny/chat" in caplog.text
