@@ -21,9 +21,11 @@ from hfsae.diffing.intervals import resampled
 from hfsae.diffing.report import percent
 from hfsae.diffing.run import compared
 from hfsae.features.labels import write_label
+from hfsae.hub import write_space
 from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
 from hfsae.lm.weights_sketch import sketch
 from hfsae.machine.files import printable, read_json
+from hfsae.machine.seal import resealed
 from hfsae.recipe import Recipe, check, harvest_to, run
 
 from .helpers import refused, script
@@ -271,7 +273,32 @@ def test_the_record_of_a_diff_names_the_models_that_were_read(trained, tmp_path)
     assert diff(folder, 300)["models"] == {"base": "tiny/base", "chat": "elsewhere/chat"}
 
 
-@pytest.mark.parametrize("field", ["sites", "site_scales", "model_names"])
+@pytest.mark.parametrize("name", ["recipe.yaml", "training.json", "diff.json"])
+def test_push_refuses_models_in_the_place_of_each_other_and_tells_another_one(
+    trained, tmp_path, caplog, name
+):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    diff(folder, 300)
+    hfsae.push(folder, "alice/sae", dry_run=True, tell=str)
+    assert not caplog.records
+    path, texts = folder / name, []
+    for pair in (("tiny/chat", "tiny/base"), ("tiny/base", "elsewhere/chat")):
+        record = yaml.safe_load(path.read_text())
+        models = record["models" if name == "diff.json" else "lms"]
+        for key, lm in zip(("base", "chat"), pair, strict=True):
+            models[key] = {**models[key], "name": lm} if isinstance(models[key], dict) else lm
+        texts.append(json.dumps(resealed(record)))
+    path.write_text(texts[0])
+    with pytest.raises(ValueError, match=rf"{name} has tiny/chat as base, which is chat in config"):
+        hfsae.push(folder, "alice/sae", dry_run=True, tell=str)
+    with pytest.raises(ValueError, match=f"{name} has tiny/chat as base"):
+        write_space(tmp_path / "space", str(folder))
+    path.write_text(texts[1])
+    hfsae.push(folder, "alice/sae", dry_run=True, tell=str)
+    assert "elsewhere/chat as chat, and config.json tiny/chat" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["sites", "site_scales", "model_names", "model_weights"])
 def test_a_config_with_sites_scales_or_models_in_another_order_is_refused(
     trained, tmp_path, capsys, field
 ):

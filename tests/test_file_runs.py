@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import hfsae
 from hfsae.activations import (
     ActivationArguments,
+    AudioArguments,
     FileSource,
     ImageArguments,
     InputSource,
@@ -36,7 +37,7 @@ from hfsae.recipe import (
 )
 from tests.helpers import refused
 from tests.tiny import TEXTS, tiny_recipe
-from tests.tiny_encoders import block, save_encoder, save_pictures, whole_model
+from tests.tiny_encoders import block, save_encoder, save_pictures, save_sounds, whole_model
 from tests.training.planted import PlantedStream
 
 N, D, PER_DOCUMENT = 6000, 16, 20
@@ -214,6 +215,8 @@ def test_shards_of_a_harvest_are_those_that_were_written(loads, tmp_path, capsys
     said = refused(["train", str(path)], capsys)
     assert sentence in said and "put back what was written" in said
     assert not (tmp_path / "run" / "config.json").exists()
+    with pytest.raises(ValueError, match=sentence):
+        FileSource(ActivationArguments(str(path.parent)), ["layers.1"])
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "collect", "train"])
@@ -233,6 +236,33 @@ def test_results_are_not_made_on_files_that_were_replaced(acts, tmp_path, capsys
     said = refused(argv if verb == "train" else [verb, str(tmp_path / "run")], capsys)
     assert "the activation files differ from those that" in said and "held out may have" in said
     assert (tmp_path / "run" / "evaluation.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["pictures", "sounds"])
+def test_results_are_not_made_on_pictures_or_sounds_that_were_replaced(tmp_path, capsys, kind):
+    pytest.importorskip("PIL")
+    pytest.importorskip("scipy")
+    folder, family = tmp_path / kind, "vit" if kind == "pictures" else "wav2vec2"
+    if kind == "pictures":
+        save_pictures(folder, 40)
+        inputs = {"images": ImageArguments(folder=str(folder), held_out_fraction=0.3)}
+    else:
+        save_sounds(folder, [0.5] * 40)
+        inputs = {"audio": AudioArguments(files=str(folder), held_out_fraction=0.3)}
+    lm = LMArguments(name=save_encoder(family, tmp_path / "model"), kind="auto", dtype="float32")
+    sae = {"site": block(whole_model(family), 1), "d_sae": 32, "target_l0": 4}
+    recipe = tiny_recipe(tmp_path / "run", lm=lm, sae=sae, collect_tokens=100, **inputs)
+    (made,) = run(recipe)
+    before = (made / "evaluation.json").read_bytes()
+    if kind == "pictures":
+        save_pictures(folder, 40, seed=1)
+    else:
+        save_sounds(folder, [0.6] * 40)
+    for verb in ("evaluate", "collect"):
+        capsys.readouterr()
+        said = refused([verb, str(made)], capsys)
+        assert f"the {kind} differ from those that {made} was trained on" in said
+    assert (made / "evaluation.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("n_doubled", [0, 40])

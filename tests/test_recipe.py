@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from hfsae import cards
 from hfsae import recipe as recipes
-from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
+from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments, tokens
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore, resume
 from hfsae.hub import published
@@ -517,3 +517,19 @@ def test_a_language_model_that_is_null_is_one_sentence(tmp_path, capsys, field):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"sae: {{d_sae: 32, site: layers.1}}\nlm: {{{field}: null}}\n")
     assert f"lm.{field} is null" in refused(["train", str(path), "--dry_run"], capsys)
+
+
+def test_text_in_its_own_order_is_read_before_training_as_far_as_the_run_reads_it(
+    tmp_path, loads, monkeypatch
+):
+    monkeypatch.setattr(tokens, "_DOCUMENTS_AT_ONCE", 2)
+    path, lines = tmp_path / "a.jsonl", [json.dumps({"text": one}) for one in TEXTS * 20]
+    text = TextArguments(str(path), context_size=16, shuffle_documents=False)
+    text.held_out_fraction = 0.2
+    recipe = tiny_recipe(tmp_path / "run", text=text, collect_tokens=0)
+    path.write_text("\n".join([*lines[:14], lines[14][:20], *lines[15:]]))
+    with pytest.raises(ValueError, match="line 15 is not JSON"):
+        run(recipe)
+    assert not [*tmp_path.glob("run/**/*.*")]
+    path.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # of which the run reads a part
+    assert run(recipe)

@@ -286,10 +286,12 @@ class InputSource:
         return f"SHA-256 of {len(self.reader.ids)} {self.reader.noun} {digest}"
 
     def describe(self) -> dict[str, Any]:
-        """All settings of the pictures or the sound and of the harvest, and how many there are."""
+        """All settings of the pictures or the sound and of the harvest, how many there are, and
+        their hash."""
         reader = self.reader
         counts = {"n_documents": len(reader.ids), "n_unreadable": self.n_faults}
         about = {**asdict(self.arguments), "origin": reader.origin, **counts}
+        about["content"] = self.content()
         return {reader.section: about, "harvest": asdict(self.harvester.args)}
 
     def caption(self, document: int, position: int) -> str:

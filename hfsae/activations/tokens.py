@@ -24,7 +24,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..machine.files import unreadable
+from ..machine.files import numbered_lines, unreadable
 from ..machine.refused import Refused, one_line
 from ..machine.regular import refuse_special
 from ..machine.visible import LOCAL_FILES
@@ -36,7 +36,10 @@ from .special_tokens import special_ids
 logger = logging.getLogger(__name__)
 _SHOWN = 10  # names of files that are not read
 _DOCUMENTS_AT_ONCE = 64  # tokenised together: enough to keep a fast tokenizer's threads busy
+_CHARACTERS_AT_ONCE = 2**22  # each takes a tokenizer about 150 bytes (SmolLM2's: 20 MB, 2.7 GB)
+_LONG = 2**24  # characters of a document
 _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
+_LONGEST = 2**30  # bytes of a document in a file; all of it is in memory at once
 
 
 class Document(NamedTuple):
@@ -180,6 +183,11 @@ def _log_other_files(folder: Path, n_read: int, others: tuple[Path, ...]) -> Non
 
 
 def _read_txt(path: Path, column: str) -> Iterator[str]:
+    if (size := path.stat().st_size) > _LONGEST:
+        raise Refused(
+            f"{path} has {size:,} bytes, and a .txt file is one document, of {_LONGEST:,} at most; "
+            "split it, or give a .jsonl file with a document on each line"
+        )
     try:
         yield path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -188,11 +196,9 @@ def _read_txt(path: Path, column: str) -> Iterator[str]:
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield text_in(
-                    _parsed(line, f"{path} line {number}"), column, f"{path} line {number}"
-                )
+        for number, line in numbered_lines(lines, _LONGEST):
+            where = f"{path} line {number}"
+            yield text_in(_parsed(line, where), column, where)
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
@@ -273,7 +279,8 @@ class PackedRows:
     Resuming reads the text again but tokenises nothing that was used. One iterator may be live at a
     time.
 
-    Memory: what `documents` holds, the tokens of 64 documents and one batch. The state holds less
+    Memory: what `documents` holds, the tokens of 64 documents, or of 4 million characters if these
+    are fewer, and one batch. The state holds less
     than a batch and a document of tokens; max_document_chars bounds it.
 
     Args:
@@ -307,29 +314,39 @@ class PackedRows:
         special = special_ids(tokenizer) if args.exclude_special_tokens else []
         self._special = torch.tensor(special, dtype=torch.int64)
         self._state, self._resumed = _start(), False
+        self._n_taken = 0  # of the leftovers; they are cut seldom, since a document may be long
 
     def __iter__(self) -> Iterator[TokenBatch]:
         self._state = self._state if self._resumed else _start()
-        self._resumed = False
+        self._resumed, self._n_taken = False, 0
         return self._batches(self._state)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: documents used in this epoch, tokens kept, tokens not yet in a row."""
+        self._cut(self._state)
         return copy.deepcopy(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iterator start at the position that `state_dict` returned."""
         self._state, self._resumed = copy.deepcopy(state), True
 
+    def _n_left(self, state: dict[str, Any]) -> int:
+        return len(state["leftover_ids"]) - self._n_taken
+
+    def _cut(self, state: dict[str, Any]) -> None:
+        """Drop leftovers that are in rows."""
+        del state["leftover_ids"][: self._n_taken], state["leftover_document"][: self._n_taken]
+        self._n_taken = 0
+
     def _batches(self, state: dict[str, Any]) -> Iterator[TokenBatch]:
         row_tokens = self.args.context_size - (self.args.bos == "row")
         # A resumed state may hold whole batches of a long document: empty it before reading on.
         for _ in chain([None], self._read_documents(state)):
-            while len(state["leftover_ids"]) >= self.rows * row_tokens:
+            while self._n_left(state) >= self.rows * row_tokens:
                 if state["tokens"] >= self.max_tokens:
                     return
                 yield self._take(state, self.rows, row_tokens)
-        n_rows = len(state["leftover_ids"]) // row_tokens
+        n_rows = self._n_left(state) // row_tokens
         if n_rows and state["tokens"] < self.max_tokens:
             yield self._take(state, n_rows, row_tokens)
         if not state["tokens"]:
@@ -361,8 +378,7 @@ class PackedRows:
     def _tokenised(self, n_skipped: int) -> Iterator[tuple[int, list[int]]]:
         before = [self._bos] if self.args.bos == "document" else []
         after = [] if self._eos is None or [self._eos] == before else [self._eos]
-        pieces = islice(documents(self.args, self.split), n_skipped, None)
-        while chunk := list(islice(pieces, _DOCUMENTS_AT_ONCE)):
+        for chunk in _chunks(islice(documents(self.args, self.split), n_skipped, None)):
             # verbose=False: rows are cut here, so a document longer than the LM's context is fine.
             texts = [piece.text for piece in chunk]
             encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -371,10 +387,12 @@ class PackedRows:
 
     def _take(self, state: dict[str, Any], n_rows: int, row_tokens: int) -> TokenBatch:
         """Move rows from the leftovers to a batch."""
-        n = n_rows * row_tokens
-        ids = torch.tensor(state["leftover_ids"][:n]).view(n_rows, row_tokens)
-        document = torch.tensor(state["leftover_document"][:n]).view(n_rows, row_tokens)
-        del state["leftover_ids"][:n], state["leftover_document"][:n]
+        part = slice(self._n_taken, self._n_taken + n_rows * row_tokens)
+        ids = torch.tensor(state["leftover_ids"][part]).view(n_rows, row_tokens)
+        document = torch.tensor(state["leftover_document"][part]).view(n_rows, row_tokens)
+        self._n_taken = part.stop
+        if self._n_left(state) < self._n_taken:
+            self._cut(state)
         if self.args.bos == "row":
             ids = torch.cat([torch.full((n_rows, 1), self._bos), ids], dim=1)
             document = torch.cat([document[:, :1], document], dim=1)
@@ -383,6 +401,25 @@ class PackedRows:
         n_rows = int((state["tokens"] + kept.cumsum(0) - kept < self.max_tokens).sum())
         state["tokens"] += int(kept[:n_rows].sum())
         return TokenBatch(ids[:n_rows], keep[:n_rows], document[:n_rows])
+
+
+def _chunks(pieces: Iterator[Document]) -> Iterator[list[Document]]:
+    """What is tokenised together; a document of many megabytes is told."""
+    chunk, n = [], 0
+    for piece in pieces:
+        chunk.append(piece)
+        n += len(piece.text)
+        if len(piece.text) > _LONG:
+            logger.warning(
+                "document %d has %s characters, and takes about %.0f GB to tokenise at once; "
+                "text.max_document_chars 1000000 cuts such documents into pieces",
+                *(piece.number, f"{len(piece.text):,}", 150e-9 * len(piece.text)),
+            )
+        if len(chunk) == _DOCUMENTS_AT_ONCE or n >= _CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, n = [], 0
+    if chunk:
+        yield chunk
 
 
 def _start() -> dict[str, Any]:

@@ -33,6 +33,7 @@ _CLEAR = 0.2  # of the windows: a word that stands at fewer peaks is no name
 _WORDS = 5  # named by a template, at most
 _LONGEST_WORD = 30
 _MAX_LINE = 2**20  # bytes of a line of jsonl; embeddings take some ten thousand
+_MAX_FILE = 2**30  # bytes of a .json file, which is in memory as a whole
 _LATENT, _TEXT = ("latent", "index", "feature"), ("explanation", "description", "label")
 
 
@@ -271,7 +272,13 @@ def _jsonl_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
 def _json_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rb") as file:
-        content = _parsed(file.read(), str(path))
+        whole = file.read(_MAX_FILE + 1)
+    if len(whole) > _MAX_FILE:
+        raise Refused(
+            f"{path} unpacks to more than {_MAX_FILE:,} bytes, the most that is read of a .json "
+            "file; give .jsonl, a row on each line"
+        )
+    content = _parsed(whole, str(path))
     yield from content if isinstance(content, list) else [content]
 
 

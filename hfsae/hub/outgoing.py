@@ -1,6 +1,7 @@
 """Which files of an SAE's folder go to the Hub, without local paths, and never with a key."""
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 from huggingface_hub import get_token
 from transformers import AutoConfig
 
-from ..machine.files import read_json, read_table
+from ..machine.files import parse_yaml, read_json, read_table
 from ..machine.keys import holder_of, keys_of_environment
 from ..machine.names import (
     CARD,
     COLUMNS_REPORT,
     CONFIG,
+    DIFF,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     FEATURES,
@@ -22,8 +24,10 @@ from ..machine.names import (
     FINGERPRINTS,
     LABELS,
     PRESETS,
+    RECIPE,
     RECORDS,
     SHARDS,
+    TRAINING,
     WEIGHTS,
     WEIGHTS_INDEX,
     in_folder,
@@ -33,6 +37,7 @@ from ..machine.seal import resealed
 from ..machine.visible import public_record
 from ..models.fingerprint import renamed
 
+logger = logging.getLogger(__name__)
 CODE = Path(__file__).with_name("modeling_hfsae.py")
 _RECORDS = [r.file for r in RECORDS if r.is_pushed and r.file != FINGERPRINT]
 PUSHED = (
@@ -100,6 +105,36 @@ def is_of_hfsae(folder: Path) -> bool:
     """Whether the folder holds an SAE, not a language model."""
     config = folder / CONFIG
     return is_sae(folder) and config.is_file() and "d_sae" in read_json(config)
+
+
+def refuse_swapped_models(home: Path) -> None:
+    """Refuse an SAE over several language models where its run or a record names them in the place
+    of each other; another model than in the config is logged: its copy may have another name.
+
+    Raises:
+        ValueError: the sentence names the file and the model.
+    """
+    ours = read_json(home / CONFIG).get("model_names") or {}
+    recipes = [folder / RECIPE for folder in (home, *home.parents[:3])]
+    recipe = next((path for path in recipes if path.is_file()), home / RECIPE)
+    for path, key in ((recipe, "lms"), (home / TRAINING, "lms"), (home / DIFF, "models")):
+        record = parse_yaml(path.read_text(encoding="utf-8")) if ours and path.is_file() else {}
+        told = record.get(key) or {}
+        for name in [name for name in ours if name in told]:
+            lm = told[name]["name"] if isinstance(told[name], dict) else told[name]
+            if lm == ours[name]:
+                continue
+            if other := next((one for one in ours if ours[one] == lm), ""):
+                raise Refused(
+                    f"{path} has {lm} as {name}, which is {other} in {CONFIG}, so that "
+                    "results are of models in the place of each other; put the names of the "
+                    "training back, and make results again that were made since"
+                )
+            logger.warning(
+                "%s has %s as %s, and %s %s: if it is another model, results are not of this SAE's "
+                "models",
+                *(path, lm, name, CONFIG, ours[name]),
+            )
 
 
 def published(path: Path, include_code: bool = False) -> Path | bytes:

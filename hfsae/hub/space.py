@@ -16,7 +16,14 @@ from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
 from ..machine.weights import PUBLISHED, refuse_mixture
 from .licence import licence_notes, licence_of
-from .outgoing import files_to_publish, is_sae, name_to_publish, published, refuse_keys
+from .outgoing import (
+    files_to_publish,
+    is_sae,
+    name_to_publish,
+    published,
+    refuse_keys,
+    refuse_swapped_models,
+)
 
 logger = logging.getLogger(__name__)
 GRADIO = "6.31.0"
@@ -140,6 +147,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
     refuse_mixture(sae, PUBLISHED)
     refuse_changed(sae)
+    refuse_swapped_models(sae)
     read_names(sae)  # refuses names of other weights
     sources = list(files_to_publish(sae))
     files = {name_to_publish(path, sae): published(path) for path in sources}

@@ -63,6 +63,7 @@ from .outgoing import (
     name_to_publish,
     published,
     refuse_keys,
+    refuse_swapped_models,
 )
 
 logger = logging.getLogger(__name__)
@@ -166,8 +167,9 @@ def push(
 
     Raises:
         ValueError: the folder holds no SAE, or a damaged one; results or names belong to other
-            weights, or were changed since they were written; a file holds a key of this machine; or
-            the repository is not allowed, not found or unreachable.
+            weights, or to models in the place of each other, or were changed since they were
+            written; a file holds a key of this machine; or the repository is not allowed, not found
+            or unreachable.
     """
     if repo_id.count("/") != 1:
         raise Refused(f"repository must be written as 'name/repository', got {repo_id!r}")
@@ -338,6 +340,7 @@ def _homes(folder: Path) -> list[Path]:
             )
         refuse_mixture(home, PUBLISHED)
         refuse_changed(home)
+        refuse_swapped_models(home)
         if any((home / name).is_file() for name in (META, LATENTS, EXAMPLES)):
             FeatureStore.load(home)  # refuses tables that are damaged or missing
         cards.render_card(home, examples=False)  # refuses records that are damaged

@@ -286,7 +286,7 @@ def _refuse_another_order(folder: Path) -> None:
             )
 
 
-_IN_ORDER = ("sites", "target_sites", "site_scales", "model_names")
+_IN_ORDER = ("sites", "target_sites", "site_scales", "model_names", "model_weights")
 
 
 def _listed(names: set[str]) -> str:

@@ -55,15 +55,13 @@ class FileInputs:
 
         Raises:
             ValueError: fewer training rows than a batch, none to evaluate on, a row that is not
-                finite, shards that are not those of their harvest, or labels that do not fit the
-                documents, or fit too few of them.
+                finite, or labels that do not fit the documents, or fit too few of them.
         """
         args, source, sizes = (
             self.recipe.activations,
             self.source(self.recipe.sites),
             self.recipe.sizes,
         )
-        source.refuse_other_shards()
         source.tell_doubts()
         side = sides_of(self.recipe)[-1]
         if args.labels:

@@ -27,7 +27,7 @@ from .fields import Recipe, sides_of
 from .foreign import check_foreign, foreign_result
 from .inputs import EmptyLMs
 from .job import Job
-from .text import counted, read_foreign, read_rows, source_of, token_bar
+from .text import counted, read_ahead, read_foreign, read_rows, source_of, token_bar
 
 _EVERY_TOKEN = (
     "All kept tokens of the held-out documents count; a token whose norm is above its limit at any "
@@ -53,16 +53,19 @@ class SeveralLMs:
         return source_of(self.recipe, self.loaded, sites, limits)
 
     def check(self) -> None:
-        """Read a batch of each side, and of each foreign text.
+        """Read a batch of each side, and of each foreign text; of text that comes in its own order
+        all that the run reads.
 
         Raises:
-            ValueError: a side keeps no token, or a foreign text no prediction.
+            ValueError: a line cannot be read, a side keeps no token, or a foreign text no
+                prediction.
         """
         for side in sides_of(self.recipe):
             rows = read_rows(self.recipe, self.loaded, side, None)
             if not any(batch.keep.any() for batch in rows):
                 raise Refused(f"no token of the {side} side is left to read; give more text")
         check_foreign_rows(self.recipe, self.loaded)
+        read_ahead(self.recipe)
 
     def terms(self) -> dict[str, Any]:
         """The activation contract of each model."""

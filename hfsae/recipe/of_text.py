@@ -22,7 +22,7 @@ from .fields import Recipe, sides_of
 from .foreign import check_foreign
 from .job import Job
 from .probing import check_probing
-from .text import read_rows, source_of
+from .text import read_ahead, read_rows, source_of
 
 
 class TextInputs:
@@ -43,17 +43,19 @@ class TextInputs:
         return source_of(self.recipe, self.loaded, sites, limits)
 
     def check(self) -> None:
-        """Read a batch of each side, and of each foreign text.
+        """Read a batch of each side, and of each foreign text; of text that comes in its own order
+        all that the run reads.
 
         Raises:
-            ValueError: a side keeps no token, or the evaluation's side or a foreign text no
-                prediction.
+            ValueError: a line cannot be read, a side keeps no token, or the evaluation's side or a
+                foreign text no prediction.
         """
         for side in sides_of(self.recipe):
             rows = read_rows(self.recipe, self.loaded, side, None)
             if not any((b.keep if side == "train" else counted_predictions(b)).any() for b in rows):
                 raise Refused(NO_PREDICTION)
         check_foreign_rows(self.recipe, self.loaded)
+        read_ahead(self.recipe)
 
     def terms(self) -> dict[str, str | None]:
         """The activation contract: weights, tokenizer, BOS, dtype and attention."""

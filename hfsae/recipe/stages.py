@@ -22,6 +22,8 @@ from transformers import AutoModel
 
 from ..activations import ShuffledActivations, Source
 from ..activations.held_out import DIGEST
+from ..activations.pictures import Pictures
+from ..activations.sounds import Sounds
 from ..lm import widths_of
 from ..machine import processor
 from ..machine.files import read_json
@@ -29,6 +31,7 @@ from ..machine.lock import is_first_process
 from ..machine.names import CARD, CONFIG, TRAINING
 from ..machine.refused import Refused
 from ..machine.seal import SEALED, changes
+from ..machine.units import section_of
 from ..machine.weights import refuse_mixture
 from ..models import SAE, SAEConfig
 from ..packaged import licence_conflict
@@ -200,7 +203,7 @@ def report(
 
     Raises:
         ValueError: a result that is kept is damaged, or of other weights; or the recipe's
-            activation files are others than those of the training.
+            files are others than those of the training.
     """
     refuse_mixture(folder, [TRAINING])  # no later stage remakes it
     missing = {*missing_results(folder, recipe), *again, CARD}
@@ -210,7 +213,7 @@ def report(
         if name not in missing and (folder / name).is_file():
             read_json(folder / name)  # the card needs it: damage is told before the work
     inputs = inputs_of(recipe, loaded)
-    if recipe.kind == "files":
+    if recipe.kind != "text":
         _refuse_replaced_files(inputs.source(recipe.sites), folder)
     sae.to(cast(Any, inputs.device))
     job = Job(recipe, inputs, loaded, sae, folder, norm_limits(sae, folder))
@@ -220,13 +223,16 @@ def report(
 
 
 def _refuse_replaced_files(source: Source, folder: Path) -> None:
-    """Refuse activation files that are not those of the training: held-out rows of others may have
-    been trained on."""
-    recorded = read_json(folder / TRAINING).get("activations")
+    """Refuse activation files, pictures or sound that are not those of the training: what others
+    hold out may have been trained on."""
+    record = read_json(folder / TRAINING)
+    section = section_of(record)
+    recorded = record.get(section)
     trained_on = recorded.get("content") if isinstance(recorded, dict) else None
     if trained_on not in (None, source.content()):
+        kind = {"images": Pictures.noun, "audio": Sounds.noun}.get(section, "activation files")
         raise Refused(
-            f"the activation files differ from those that {folder} was trained on (their hash in "
-            f"{TRAINING} differs), so that rows called held out may have been trained on; restore "
-            "the files, or train on these in another output_dir"
+            f"the {kind} differ from those that {folder} was trained on (their hash in {TRAINING} "
+            "differs), so that what is called held out may have been trained on; restore them, or "
+            "train on these in another output_dir"
         )

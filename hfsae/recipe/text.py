@@ -1,5 +1,6 @@
 """The source of a run, the token rows that a stage reads, and its progress bar."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,9 +9,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..activations import ActivationBatch, Harvester, PackedRows, Split, TextSource
+from ..activations.tokens import documents, text_origin
 from ..lm import LoadedLM, LoadedLMs
-from .fields import Recipe
+from ..machine.visible import LOCAL_FILES
+from .fields import Recipe, rows_ahead, sides_of
 from .foreign import foreign_text
+
+_CHARACTERS = 16  # of a token, at most: of English text it has 4 or 5
 
 
 def source_of(
@@ -34,6 +39,30 @@ def read_rows(
 ) -> PackedRows:
     """The token rows of one side of the text, once: all of them, or enough for n tokens."""
     return PackedRows(loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n)
+
+
+def read_ahead(recipe: Recipe) -> None:
+    """Read text in files that comes in its own order, as far as the run reads it: other text is
+    read whole at its first use.
+
+    Raises:
+        ValueError: a line or a file cannot be read.
+    """
+    text, sizes, side = recipe.text, recipe.sizes, sides_of(recipe)[-1]
+    if text.shuffle_documents or text_origin(text) != LOCAL_FILES:
+        return
+    parts: list[tuple[Split, int | None]] = [
+        ("train", max(rows_ahead(recipe), sizes.examples)),
+        (side, sizes.evaluation),
+    ]
+    with token_bar("check", None, unit="char", delay=10) as progress:
+        for which, n in parts:
+            left = math.inf if n is None else _CHARACTERS * n
+            for document in documents(text, which):
+                if left <= 0:
+                    break
+                left -= len(document.text)
+                progress(len(document.text))
 
 
 def read_foreign(recipe: Recipe, loaded: LoadedLM | LoadedLMs) -> dict[str, PackedRows]:

@@ -72,10 +72,12 @@ def test_a_parquet_column_may_have_lists_that_could_differ_in_length(tmp_path, l
     assert np.array_equal(shard.reader([SITE])(3, 8)[SITE].numpy(), acts[3:8])
 
 
-def test_units_of_a_parquet_file_are_its_row_groups_and_small_ones_are_joined(tmp_path):
+def test_units_of_a_parquet_file_are_blocks_or_row_groups_larger_than_two_of_them(tmp_path):
     shard = only(saved(tmp_path, "parquet", numbers(50, 3), row_group_size=20))
     assert [*shard.units(50, 7)] == [(0, 20), (20, 40), (40, 50)]
-    assert [*shard.units(50, 30)] == [(0, 40), (40, 50)]
+    assert [*shard.units(50, 10)] == [(i, i + 10) for i in range(0, 50, 10)]
+    assert [*shard.units(50, 30)] == [(0, 30), (30, 50)]
+    assert shard.has_other_blocks(10) and not shard.has_other_blocks(20)
     assert [*shard.units(50, 99)] == [(0, 50)]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import tracemalloc
 
 import datasets
 import pyarrow
@@ -325,6 +326,36 @@ def test_txt_jsonl_and_parquet_are_read_alone_from_a_folder_and_by_glob(tmp_path
     assert texts(text_arguments(str(tmp_path))) == a + b + c
     assert texts(text_arguments(str(tmp_path / "*.jsonl"))) == b
     assert texts(text_arguments(str(tmp_path / "**" / "*.parquet"))) == c
+
+
+def test_a_line_of_many_megabytes_is_a_document_and_an_endless_one_fills_no_memory(
+    tmp_path, monkeypatch
+):
+    long = "word " * 2_000_000
+    write_jsonl(tmp_path / "a.jsonl", [{"text": long}, {"text": "next"}])
+    assert texts(text_arguments(str(tmp_path / "a.jsonl"))) == [long, "next"]
+    monkeypatch.setattr(tokens_module, "_LONGEST", 2**16, raising=False)
+    for name, sentence in (("b.jsonl", "line 1 .* longer than 65,536 bytes"), ("b.txt", "split")):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**26)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=sentence):
+            texts(text_arguments(str(tmp_path / name)))
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+        tracemalloc.stop()
+
+
+def test_a_document_of_many_rows_gives_them_without_a_copy_of_the_rest_and_is_told(
+    monkeypatch, caplog
+):
+    monkeypatch.setattr(tokens_module, "_LONG", 10_000)
+    long, cut = words(*range(4, 64)) + " ", []
+    rows = pack([long * 500, words(5, 6)], rows=1)
+    monkeypatch.setattr(rows, "_cut", lambda state, cut_=rows._cut: (cut.append(1), cut_(state)))
+    ids = torch.cat([batch.input_ids for batch in rows])[:, 1:].flatten()
+    assert ids[: 60 * 500].tolist() == [*range(4, 64)] * 500
+    assert len(ids) == 60 * 500 + 3 and len(cut) < 30  # of 10,001 batches
+    assert "document 0 has" in caplog.text and "max_document_chars 1000000" in caplog.text
 
 
 def test_half_a_surrogate_pair_in_json_is_replaced_not_fatal(tmp_path):

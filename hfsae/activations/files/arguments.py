@@ -39,7 +39,8 @@ class ActivationArguments:
     the training side: the test side stays the same."""
     block: int = 4096
     """Rows that are read together. Each epoch reads the blocks in another order; of a parquet
-    file, which can only be read forward, it is the row groups that change places."""
+    file, which can only be read forward, with row groups of more than two blocks it is these that
+    change places."""
     seed: int = 0
     """Seed of the blocks' order; the sides do not depend on it."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...machine.files import damaged, json_value, reading
 from ...machine.refused import Damaged, Refused
-from .shard import EDGE, FLOATS, INTEGERS, Header, Read, bytes_of, file_errors, size_of
+from .shard import EDGE, FLOATS, INTEGERS, Header, Read, blocks, bytes_of, file_errors, size_of
 
 _STORED = {kind: np.dtype(kind) for kind in ("float32", "float16", "bool", *INTEGERS)}
 _STORED["bfloat16"] = np.dtype("int16")  # numpy has no bfloat16: the same bits
@@ -54,8 +54,7 @@ class ArrayShard:
 
     def units(self, n_rows: int, block: int) -> Iterator[tuple[int, int]]:
         """Blocks."""
-        for start in range(0, n_rows, block):
-            yield start, min(start + block, n_rows)
+        return blocks(n_rows, block)
 
     def edges(self, names: Sequence[str]) -> Iterator[bytes]:
         """Of each tensor: its header, and the bytes at its start and at its end."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...machine.refused import Refused, closest
 from .arrays import ArrayShard, numpy_header, safetensors_shard
-from .shard import FLOATS, Shard
+from .shard import FLOATS, Shard, is_like_documents
 from .tables import TableShard
 
 SUFFIXES = (".safetensors", ".npy", ".parquet")
@@ -165,5 +165,10 @@ def _numpy_shards(
                 f"{found[0].parent} has {len(files[first])} files for {first!r} and {len(found)} "
                 f"for {name!r}; give as many of each"
             )
+    used = {path for found in files.values() for path in found}
+    for name in names:  # `like_documents` tells of one that is not read
+        found = [path for path in paths if _NUMBER.sub("", path.stem) == name]
+        if is_like_documents(name) and used.isdisjoint(found) and len(found) == len(files[first]):
+            files[name] = found
     for i, path in enumerate(files[first]):
         yield ArrayShard(path, {name: numpy_header(found[i]) for name, found in files.items()})

@@ -1,6 +1,7 @@
 """The shards of a harvest: harvest.json has the hash of each, so that a mixture is told."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,7 +15,14 @@ SHARDS = "shards"
 
 
 def shard_hash(path: Path) -> str:
-    """Hash of a shard's name, size, headers, and the first and last MiB of each tensor."""
+    """Hash of a shard's name, size, headers, and the first and last MiB of each tensor; computed
+    once for each state of the file."""
+    about = path.stat()
+    return _hash_of(path, about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@lru_cache(maxsize=2**16)  # a run opens its files several times
+def _hash_of(path: Path, *_about: int) -> str:
     shard = safetensors_shard(path)
     digest = sha256(repr(sorted(shard.metadata.items())).encode())
     for part in shard.edges(sorted(shard.names)):

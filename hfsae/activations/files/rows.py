@@ -12,7 +12,7 @@ from ...machine.files import printable
 from ...machine.refused import Refused, closest
 from ..arguments import Shares, Split, side_of
 from .arguments import DOCUMENTS
-from .shard import INTEGERS, TEXT, Header, Shard
+from .shard import INTEGERS, TEXT, Header, Shard, is_like_documents
 
 KEEP = "keep"
 """The tensor or column that is false for rows to leave out."""
@@ -127,7 +127,7 @@ def check_rows(shards: Sequence[Shard], headers: Sequence[Header], documents: st
 def like_documents(shard: Shard, header: Header, documents: str) -> list[str]:
     """Other tensors or columns that may hold documents, by their names: a whole number or a text
     for each row."""
-    near = [n for n in shard.names if n.casefold().startswith("doc") and n != documents]
+    near = [n for n in shard.names if is_like_documents(n) and n != documents]
     kinds = {name: shard.header(name) for name in near}
     return [
         name

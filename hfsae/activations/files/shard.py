@@ -101,6 +101,17 @@ def file_errors(path: Path) -> Iterator[None]:
         raise Refused(unreadable(path, error)) from error
 
 
+def blocks(n_rows: int, block: int) -> Iterator[tuple[int, int]]:
+    """Ranges of so many rows each, the last of what is left."""
+    for start in range(0, n_rows, block):
+        yield start, min(start + block, n_rows)
+
+
+def is_like_documents(name: str) -> bool:
+    """Whether a tensor's or column's name may mean the documents of rows."""
+    return name.casefold().startswith("doc")
+
+
 def size_of(path: Path) -> int:
     """A file's bytes."""
     with file_errors(path):

@@ -24,6 +24,7 @@ from .harvested import refuse_other_shards
 from .rows import KEEP, Rows, like_documents, places
 from .shapes import CheckedFiles, checked
 from .shard import Header
+from .tables import TableShard
 
 logger = logging.getLogger(__name__)
 _SHARE_OF: dict[Split, str] = {
@@ -72,8 +73,9 @@ class FileSource:
             files may have few rows or no held-out ones.
 
     Raises:
-        ValueError: as `check_files`; or there are too few training rows for a batch, or no row on
-            a side whose share is above 0.
+        ValueError: as `check_files`; shards of a harvest are missing, swapped, doubled or changed;
+            or there are too few training rows for a batch, or no row on a side whose share is above
+            0.
     """
 
     refusals = Refusals(
@@ -92,6 +94,7 @@ class FileSource:
     ):
         self.args, self.sites, self.batch_size = args, list(sites), batch_size
         self._files = checked(args, sites)
+        refuse_other_shards([shard.path for shard in self._files.shards])
         self.shapes = self._files.shapes
         self.rows = Rows(self._files.shards, self._files.headers[sites[0]], args.documents, args)
         self.blocks = [*_blocks(self._files, self.rows.starts, args.block)]
@@ -295,19 +298,11 @@ class FileSource:
             logger.warning(
                 "%s: row groups change places as a whole (up to %d blocks of %s rows), so that the "
                 "order of rows, and the SAE, is another than from .safetensors or .npy; with row "
-                "groups of %d rows (pyarrow: row_group_size) it is the same to the bit",
-                *(self._where, n, f"{size:,}", size),
+                "groups of at most %d rows (pyarrow: row_group_size) it is the same to the bit",
+                *(self._where, n, f"{size:,}", 2 * size),
             )
 
     # What identifies the files.
-
-    def refuse_other_shards(self) -> None:
-        """Refuse shards of a harvest that are missing, swapped, doubled or changed.
-
-        Raises:
-            ValueError: as `refuse_other_shards`.
-        """
-        refuse_other_shards([shard.path for shard in self._files.shards])
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, the place in its order of blocks, the rows of that block that were used."""
@@ -342,8 +337,10 @@ class FileSource:
     @cached_property
     def _layout(self) -> str:
         """Hash of all that decides which rows a block gives."""
-        digest = blake2b(self.rows.side.data, digest_size=8)
+        digest, shards = blake2b(self.rows.side.data, digest_size=8), self._files.shards
         digest.update(f"{self.args.block}".encode())
+        if any(isinstance(s, TableShard) and s.has_other_blocks(self.args.block) for s in shards):
+            digest.update(b"blocks cut row groups")  # earlier versions joined these
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:

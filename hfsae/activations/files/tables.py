@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...machine.files import damaged
 from ...machine.refused import Damaged, Refused, one_line
-from .shard import EDGE, FLOATS, TEXT, Header, Read, bytes_of, file_errors, size_of
+from .shard import EDGE, FLOATS, TEXT, Header, Read, blocks, bytes_of, file_errors, size_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +96,18 @@ class TableShard:
         return np.concatenate(parts)
 
     def units(self, n_rows: int, block: int) -> Iterator[tuple[int, int]]:
-        """Row groups; those smaller than a block are joined."""
+        """Blocks, as of a file without row groups; where a row group has more than two, so that a
+        block would be decoded with many before it, row groups, of which smaller ones are joined."""
+        is_fine = max(np.diff(self._starts), default=0) <= 2 * block
+        return blocks(n_rows, block) if is_fine else self._joined(n_rows, block)
+
+    def has_other_blocks(self, block: int) -> bool:
+        """Whether its blocks cut row groups, which were once kept together."""
+        n_rows = self._starts[-1]
+        joined = [*self._joined(n_rows, block)]
+        return [*self.units(n_rows, block)] != joined
+
+    def _joined(self, n_rows: int, block: int) -> Iterator[tuple[int, int]]:
         start = 0
         for stop in self._starts[1:]:
             if stop - start >= block or (stop == n_rows and stop > start):
