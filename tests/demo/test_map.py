@@ -17,6 +17,7 @@ from hfsae.demo.actions import Actions
 from hfsae.demo.beside import other_of
 from hfsae.demo.cooccurrence import together
 from hfsae.demo.latent_map import find_on_map, latent_map, places_of
+from hfsae.demo.parts import html
 
 from ..helpers import unseal
 from .conftest import D_SAE, HOSTILE
@@ -110,6 +111,25 @@ def test_winners_are_of_metrics_that_have_a_better_side(subject, other):
     rows = {r["name"]: r["winner"] for r in Actions(subject).compare_saes("other")["rows"]}
     assert (rows["fvu"], rows["cosine"], rows["l0"]) == ("second", "first", None)
     assert rows["kl"] is None  # equal
+
+
+@pytest.mark.parametrize(
+    "of, apart",
+    [
+        ({"model_name": "someone/else"}, "models (./lm and someone/else)"),
+        ({"site": "layers.2"}, "sites (layers.1 and layers.2)"),
+        ({"model_name": None}, ""),
+    ],
+)
+def test_saes_of_different_models_or_sites_are_not_ranked(subject, other, of, apart):
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | of))
+    views = Actions(subject).compare_saes("other"), Actions(subject).side_by_side("other", "a cat")
+    assert [view["apart"] for view in views] == [apart] * 2
+    assert bool(apart) == (not any(r["winner"] for r in views[0]["rows"]))
+    for name, view in zip(("versus", "beside"), views, strict=True):
+        drawn = html(name, view)
+        assert ("neither is better" in drawn) == bool(apart) and not (apart and "hf-won" in drawn)
 
 
 def test_an_sae_beside_itself_fires_on_the_same_tokens(subject, other):
