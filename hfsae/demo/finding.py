@@ -192,9 +192,9 @@ def _spellings(text: str) -> list[str]:
 
 def _fires_on(subject: Subject, texts: Iterable[str]) -> list[Hit]:
     """Latents that fire on these tokens, however they are spelt, each once."""
-    search, hits = subject.feature_search, {}
-    for text in dict.fromkeys(form for text in texts for form in _spellings(text)):
-        for hit in search.by_token(text, subject.d_sae):
+    hits: dict[int, Hit] = {}
+    for spelling in dict.fromkeys(spelling for text in texts for spelling in _spellings(text)):
+        for hit in subject.feature_search.by_token(spelling, subject.d_sae):
             before = hits.get(hit.latent, hit._replace(score=0.0))
             hits[hit.latent] = before._replace(score=min(1.0, before.score + hit.score))
     seen = (hit for hit in hits.values() if hit.score >= HARDLY)

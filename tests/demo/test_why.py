@@ -77,15 +77,14 @@ def test_one_sentence_says_what_speaks_for_it_and_what_against(actions):
     ]
     view |= {"shown": 0.7, "others": 0.1, "total": 2.0}
     assert summary({**view, "rows": rows}) == (
-        "“a” leads “o” by 2.00 logits: all latents together give +0.80 of that, and everything "
-        "else +1.20. Most for it: latent 2 (fires on “a”) on “c”, +0.90 and latent 1 (the sea) on "
-        "“c”, "
-        "about +0.50. Most against it: latent 3 (ships) on “c”, about -0.20."
+        "“a” leads “o” by 2.00 logits: the parts of all latents add up to +0.80, those of no "
+        "latent to +1.20. Most for it: latent 2 (fires on “a”) on “c”, +0.90 and latent 1 (the sea) "
+        "on “c”, about +0.50. Most against it: latent 3 (ships) on “c”, about -0.20."
     )
     assert summary({**view, "total": -2.0, "rows": rows[2:3]}).startswith("“a” trails “o” by 2.00 ")
     assert summary({**view, "rows": rows[2:3], "contrast": None}) == (
-        "“a” has a logit of 2.00: all latents together give +0.80 of that, and everything else "
-        "+1.20. Most for it: hardly any latent. Most against it: latent 3 (ships) on “c”, about "
+        "“a” has a logit of 2.00: the parts of all latents add up to +0.80, those of no latent "
+        "to +1.20. Most for it: hardly any latent. Most against it: latent 3 (ships) on “c”, about "
         "-0.20."
     )
     view = actions.why("the c", target="a", contrast="o")
@@ -206,7 +205,7 @@ def test_on_a_phone_the_sum_is_above_the_rows_and_nothing_sticks_out(visit):
     page = visit("tab=why&prompt=the+c", width=390)
     line = page.locator("#why-effects .hf-sum")
     line.wait_for()
-    assert "everything else" in line.inner_text() and "of the two logits" in line.inner_text()
+    assert "later blocks" in line.inner_text() and "of the two logits" in line.inner_text()
     tops = """() => ['.hf-sum', '.hf-id'].map(
         (part) => document.querySelector(`#why-effects ${part}`).getBoundingClientRect().top)"""
     above, below = page.evaluate(tops)  # of one moment: a page that is drawn moves
