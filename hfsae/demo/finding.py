@@ -26,7 +26,8 @@ from .subject import Subject
 FIRES, HARDLY = 0.2, 0.05
 """Share of examples from which a latent fires on a word; those with less come last, if at all."""
 NAMED = 0.5
-"""Share of words in common from which a name is the query's, rather than one that has its words."""
+"""Share of words in common from which a name is the query's, rather than one that has its words;
+and of examples on the word from which a latent is about it, however often it fires."""
 ALONE = 0.25
 """Match from which a latent is listed for one word of several."""
 _EXAMPLE = 0.5
@@ -86,13 +87,14 @@ def _of_all(subject: Subject, query: str, n: int) -> list[Hit]:
     others = {hit.latent for hit in alone}
     near = [hit for hit in _near(subject, query, n) if hit.latent not in others]
     hits = [*so, *_telling(subject, query), *often, *longer, *near, *alone, *seldom]
-    return _dense_last(subject, hits)
+    return _dense_last(subject, hits, {hit.latent for hit in firing if hit.score >= NAMED})
 
 
-def _dense_last(subject: Subject, hits: list[Hit]) -> list[Hit]:
-    """Latents that fire in most texts are about nothing in particular; those with a label stay."""
-    density = subject.density()
-    dense = [h for h in hits if density[h.latent] > DENSE and h.latent not in subject.labels]
+def _dense_last(subject: Subject, hits: list[Hit], stay: set[int]) -> list[Hit]:
+    """Latents that fire in most texts are about nothing in particular, but for those that stay and
+    those with a label."""
+    density, stay = subject.density(), stay | subject.labels.keys()
+    dense = [h for h in hits if density[h.latent] > DENSE and h.latent not in stay]
     if not subject.unit.is_text or len(dense) == len(hits):
         return hits
     rest = [hit for hit in hits if hit not in dense]

@@ -89,13 +89,13 @@ def test_what_a_latent_fires_on_and_the_head_of_its_name_count_more_than_example
     names |= {23: "seas: the ocean, bays", 24: "'of' after ocean", 25: "ocean"}
     named.automatic, named.sources = names, dict.fromkeys(names, "lm")
     named.near = Near({"ocean": {21: 0.6, 23: 0.6, 26: 0.3}})
-    named.fires = {"ocean": [Hit(22, 0.2, "ocean"), Hit(27, 0.9, "ocean")]}
+    named.fires = {"ocean": [Hit(22, 0.2, "ocean"), Hit(27, 0.4, "ocean"), Hit(28, 0.5, "ocean")]}
     named.fires["oceans"] = [Hit(22, 0.6, "oceans")]
-    named.dense = (27,)
+    named.dense = (27, 28)
     hits = find(named, "ocean")
-    assert [h.latent for h in hits] == [25, 22, 21, 23, 26, 24, 20, 27]
+    assert [h.latent for h in hits] == [25, 22, 21, 28, 23, 26, 24, 20, 27]
     # by hand: 2 / (1 + 2) words in common; half of 1 of 1 + (1 + 2 * 0.5); each with what fires
-    assert [round(h.score, 2) for h in hits[1:4]] == [0.9, 0.63, 0.47]
+    assert [round(h.score, 2) for h in hits[1:5]] == [0.9, 0.63, 0.5, 0.47]
     assert title_of(hits[-1]) == "on more than 5 % of tokens, so in most texts"
     assert hits[-1].why == "is in most texts, fires on “ocean”"
 
