@@ -30,6 +30,12 @@ def test_without_steering_both_are_the_same_and_kl_is_zero(lm, tiny_tokenizer):
     assert done.kl == pytest.approx(0.0, abs=1e-5) and done.done
 
 
+def test_where_steering_changes_nothing_kl_is_exactly_zero_also_in_bfloat16(lm, tiny_tokenizer):
+    """One pass over a text rounds otherwise than one for each token: the same is read the same."""
+    done = last(generate_pair(lm.bfloat16(), tiny_tokenizer, PROMPT, unsteered, Sampling(30)))
+    assert done.kl == 0 and set(done.raised) == {0.0}
+
+
 def test_greedy_is_what_generate_gives(lm, tiny_tokenizer):
     sampling = Sampling(10, temperature=0.0, repetition_penalty=1.0)
     done = last(generate_pair(lm, tiny_tokenizer, PROMPT, unsteered, sampling))

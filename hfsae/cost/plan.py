@@ -395,7 +395,8 @@ def _time_line(seconds: dict[str, Number], how: str) -> str:
     if not seconds:
         return f"{'time':<15} not measured: not enough memory"
     unit, word = (60, "min") if sum(seconds.values()) < 2 * 3600 else (3600, "h")
-    after = f"\n{'':<16}{how}" if how else "   if the machine does nothing else"
+    threads = "" if torch.cuda.is_available() else f"on {torch.get_num_threads()} threads, "
+    after = f"\n{'':<16}{how}" if how else f"   {threads}if the machine does nothing else"
     return _sum_line("time", seconds, unit, word) + after
 
 

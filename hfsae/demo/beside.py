@@ -1,6 +1,8 @@
 """Two SAEs on one text: how well each explains it, and which of their latents fire where."""
 
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from torch.nn import functional as F
 
@@ -8,6 +10,8 @@ from ..features.inspection import Inspection
 from ..features.inspection import inspect as inspect_with
 from ..lm import contract
 from ..machine.refused import Refused
+from ..machine.visible import public
+from ..models.site_fields import where_of
 from .opening import open_subject
 from .others import check_name, place_of
 from .reading import inspection_of
@@ -30,8 +34,9 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
         first (dict): of this SAE: {name, kind, site, d_sae, l0, fvu, rows}: latents that fire on a
             token, the fraction of variance that is left unexplained, and the most telling latents.
         second (dict): the same of the other SAE.
-        winner (str | None): first or second, the one that leaves clearly less unexplained at the
-            same site.
+        winner (str | None): first or second, the one that leaves clearly less unexplained.
+        apart (str): in what the two differ so that none can be better: their models, or their
+            sites; empty: in neither.
         equal_l0 (bool): both use about as many latents a token: only then FVU compares fairly.
         tokens (list): {token, l0, latents, activations, cosine}: on each token the strongest latent
             of either SAE, and the cosine of their directions.
@@ -39,13 +44,28 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
     second = other_of(subject, other)
     seen = inspection_of(subject, text), inspect_with(subject.lm, second.sae, subject.tokens(text))
     facts = [_facts(s, i) for s, i in zip((subject, second), seen, strict=True)]
+    different = apart(subject, vars(second.sae.config))
     return {
         "first": {**facts[0], "rows": firing_rows(subject, seen[0], [])[0]},
         "second": {**facts[1], "rows": firing_rows(second, seen[1], [])[0]},
-        "winner": _winner(*facts),
+        "winner": None if different else _winner(*facts),
+        "apart": different,
         "equal_l0": _equal(facts[0]["l0"], facts[1]["l0"]),
         "tokens": _tokens(subject, second, seen),
     }
+
+
+def apart(subject: Subject, other: Mapping[str, Any]) -> str:
+    """Why figures of another SAE, of this config, cannot be ranked beside this one's: they are of
+    different models, or of different sites; what is unknown counts as the same."""
+    own = vars(subject.sae.config)
+    models = [public(config.get("model_name"), "model_name") for config in (own, other)]
+    sites = [where_of(config) for config in (own, other)]
+    return " and ".join(
+        f"{what} ({first} and {second})"
+        for what, (first, second) in (("models", models), ("sites", sites))
+        if first and second and first != second
+    )
 
 
 def other_of(subject: Subject, other: object) -> Subject:
@@ -100,9 +120,9 @@ def _equal(first: float, second: float) -> bool:
 
 
 def _winner(first: Json, second: Json) -> str | None:
-    """Whose reconstructions leave less of the text's variance unexplained, at the same site."""
+    """Whose reconstructions leave less of the text's variance unexplained."""
     ours, theirs = first["fvu"], second["fvu"]
-    if ours is None or theirs is None or first["site"] != second["site"]:
+    if ours is None or theirs is None:
         return None
     if max(ours, theirs) * _BETTER < min(ours, theirs):
         return None

@@ -1,36 +1,45 @@
 """Latents that a word or a subject stands for: one search, whose reasons all have one unit.
 
-First the latents that are named so, by people or by a model; then those that fire on the word; then
-those that have it in a longer name; then those that are about it, by the model's own word vectors;
-last those that fire on it now and then. A match is 1 at most: the share of words that a name has in
-common with the search; the share of a latent's examples that fire on the word, by strength; the
-cosine of both meanings.
+First the latents that are named so, if they fire on it or on what is near to it, and those that
+people named so; then those that fire on the word; then those that have it in a longer name, or as
+an example; then those that are about it, by the model's own word vectors; then those whose name has
+it while they fire on other words; then those that fire on it now and then; last those that are in
+most texts. A match is 1 at most: the share of a latent's examples that fire on the word, by
+strength; the cosine of both meanings; of a name the mean of the larger of these and the share of
+words that it has in common with the search, where those in parentheses or behind a colon count
+half; of a name by people this share alone.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
 from ..features import Hit, search_labels
+from ..features.function_words import is_content
 from ..features.meaning import Meaning, words_of
 from .label_actions import best_of, label_of
 from .parts import cited
-from .rows import SHOWN
+from .rows import DENSE, SHOWN
 from .subject import Subject
 
 FIRES, HARDLY = 0.2, 0.05
 """Share of examples from which a latent fires on a word; those with less come last, if at all."""
 NAMED = 0.5
-"""Share of words in common from which a name is the query's, rather than one that has its words."""
+"""Share of words in common from which a name is the query's, rather than one that has its words;
+and of examples on the word from which a latent is about it, however often it fires."""
 ALONE = 0.25
 """Match from which a latent is listed for one word of several."""
+_EXAMPLE = 0.5
+"""What a word in parentheses or behind a colon counts: a name's head is what it is about."""
 _TITLES = {  # how a reason begins, and what stands above those latents
+    "is in most texts": "on more than 5 % of tokens, so in most texts",
     "has this number": "the latent with this number",
     "is named": "named so",
     "goes with": "goes with this label best of all latents",
     "fires on": "fires on it",
     "fires in": "fires in it",
+    "has it in its name alone": "has it in its name, but fires on other words",
     "has": "has it in a longer name",
     "is about": "about something near, by the model's own word vectors",
     "fires now": "fires on it now and then",
@@ -65,19 +74,31 @@ def title_of(hit: Hit) -> str:
 
 def _of_all(subject: Subject, query: str, n: int) -> list[Hit]:
     named, firing = _named(subject, query), _firing(subject, query, n)
+    so, longer, alone = (
+        [hit for hit in named if hit.why.startswith(begins)]
+        for begins in ("is named", "has it in its name,", "has it in its name alone")
+    )
     often = [hit for hit in firing if hit.score >= FIRES]
     seldom = [
         hit._replace(why=hit.why.replace("fires", "fires now and then", 1))
         for hit in firing
         if hit.score < FIRES
     ]
-    so = [hit for hit in named if hit.score >= NAMED]
-    longer = [
-        hit._replace(why=hit.why.replace("is named", "has it in its name,"))
-        for hit in named
-        if hit.score < NAMED
-    ]
-    return [*so, *_telling(subject, query), *often, *longer, *_near(subject, query, n), *seldom]
+    others = {hit.latent for hit in alone}
+    near = [hit for hit in _near(subject, query, n) if hit.latent not in others]
+    hits = [*so, *_telling(subject, query), *often, *longer, *near, *alone, *seldom]
+    return _dense_last(subject, hits, {hit.latent for hit in firing if hit.score >= NAMED})
+
+
+def _dense_last(subject: Subject, hits: list[Hit], stay: set[int]) -> list[Hit]:
+    """Latents that fire in most texts are about nothing in particular, but for those that stay and
+    those with a label."""
+    density, stay = subject.density(), stay | subject.labels.keys()
+    dense = [h for h in hits if density[h.latent] > DENSE and h.latent not in stay]
+    if not subject.unit.is_text or len(dense) == len(hits):
+        return hits
+    rest = [hit for hit in hits if hit not in dense]
+    return [*rest, *(hit._replace(why=f"is in most texts, {hit.why}") for hit in dense)]
 
 
 def _telling(subject: Subject, query: str) -> list[Hit]:
@@ -111,24 +132,75 @@ def _begun(subject: Subject, query: str, n: int) -> list[Hit]:
 
 def _named(subject: Subject, query: str) -> list[Hit]:
     """Latents whose name has all words of content of the query; of equals people's names first."""
-    hits = [h for n in (subject.labels, written_names(subject)) for h in _matches(n, query)]
-    return sorted(hits, key=lambda h: -h.score)  # stable
+    hits = [_hit(latent, common, name) for latent, common, name in _matches(subject.labels, query)]
+    evidence = _evidence(subject, query)
+    for latent, common, name in _matches(written_names(subject), query):
+        hit = _hit(latent, common, name)
+        if evidence is not None and latent in evidence:
+            hits.append(hit._replace(score=(common + evidence[latent]) / 2))
+        elif evidence is None or common == 1 == len(name.split()):
+            hits.append(hit)
+        else:
+            why = f"has it in its name alone, {cited(name)}"
+            hits.append(Hit(latent, common / 2, why))
+    exact = f" {cited(query)}".casefold()
+    return sorted(hits, key=lambda h: (-h.score, not h.why.casefold().endswith(exact)))  # stable
 
 
-def _matches(names: dict[int, str], query: str) -> Iterator[Hit]:
-    wanted, asked = _roots(words_of(query)), _roots(re.findall(r"\w+", query))
+def _hit(latent: int, common: float, name: str) -> Hit:
+    begins = "is named" if common >= NAMED else "has it in its name,"
+    return Hit(latent, common, f"{begins} {cited(name)}")
+
+
+def _matches(names: dict[int, str], query: str) -> Iterator[tuple[int, float, str]]:
+    """Latents whose name has all words of content of the query: the share of words in common."""
+    asked = _roots(words_of(query)) or _roots(re.findall(r"\w+", query))
     for latent, name in names.items():
-        words = _roots(re.findall(r"\w+", name))
-        is_same = name.casefold().strip() == query.casefold().strip()
-        if is_same or (wanted and wanted <= words):
-            common = 2 * len(asked & words) / (len(asked) + len(words))
-            yield Hit(latent, 1.0 if is_same else common, f"is named {cited(name)}")
+        head, *examples = re.split(r"[(:]", name)
+        words = dict.fromkeys(_roots(_contents(" ".join(examples))), _EXAMPLE)
+        words |= dict.fromkeys(_roots(_contents(head)), 1.0)
+        if name.casefold().strip() == query.casefold().strip():
+            yield latent, 1.0, name
+        elif asked <= words.keys() and words_of(query):
+            common = sum(words[word] for word in asked)
+            yield latent, 2 * common / (len(asked) + sum(words.values())), name
 
 
-def _roots(words: list[str]) -> set[str]:
-    """Words in small letters, without the s of a plural."""
-    small = (word.casefold() for word in words)
-    return {w[:-1] if len(w) > 3 and w[-1] == "s" and w[-2] != "s" else w for w in small}
+def _contents(name: str) -> list[str]:
+    """The words of a name, but for those that say nothing, as in "the word 'sea'"."""
+    return [w for w in re.findall(r"\w+", name) if is_content(w) and w.casefold() != "word"]
+
+
+def _roots(words: Iterable[str]) -> set[str]:
+    """Words in small letters, without the ending of a plural."""
+    return {_root(word.casefold()) for word in words}
+
+
+def _root(word: str) -> str:
+    if len(word) > 4 and (root := re.sub("ies?$", "y", word)) != word:
+        return root
+    if len(word) > 4 and re.search("(ch|sh|ss|x)es$", word):
+        return word[:-2]
+    return word[:-1] if len(word) > 3 and word[-1] == "s" and word[-2] != "s" else word
+
+
+def _spellings(text: str) -> list[str]:
+    """A text in small letters, of a word with and without the endings of a plural."""
+    text = text.strip().casefold()
+    root = _root(text)
+    forms = [text, root, f"{root}s", f"{root}es", f"{root.removesuffix('y')}ies"]
+    return list(dict.fromkeys(forms)) if text.isalpha() else [text]
+
+
+def _fires_on(subject: Subject, texts: Iterable[str]) -> list[Hit]:
+    """Latents that fire on these tokens, however they are spelt, each once."""
+    hits: dict[int, Hit] = {}
+    for spelling in dict.fromkeys(spelling for text in texts for spelling in _spellings(text)):
+        for hit in subject.feature_search.by_token(spelling, subject.d_sae):
+            before = hits.get(hit.latent, hit._replace(score=0.0))
+            hits[hit.latent] = before._replace(score=min(1.0, before.score + hit.score))
+    seen = (hit for hit in hits.values() if hit.score >= HARDLY)
+    return sorted(seen, key=lambda h: -h.score)
 
 
 def _firing(subject: Subject, query: str, n: int) -> list[Hit]:
@@ -139,10 +211,20 @@ def _firing(subject: Subject, query: str, n: int) -> list[Hit]:
         hits = subject.feature_search.by_caption(query, n)
         return [hit._replace(why=f"fires in {cited(hit.why)}") for hit in hits]
     words = words_of(query)
-    typed = [query.strip(), *(words if len(words) == 1 else [])]
-    hits = [h for t in dict.fromkeys(typed) for h in subject.feature_search.by_token(t, n)]
-    seen = (hit for hit in hits if hit.score >= HARDLY)
-    return [hit._replace(why=f"fires on {cited(hit.why)}") for hit in seen]
+    hits = _fires_on(subject, [query, *(words if len(words) == 1 else [])])[:n]
+    return [hit._replace(why=f"fires on {cited(hit.why)}") for hit in hits]
+
+
+def _evidence(subject: Subject, query: str) -> dict[int, float] | None:
+    """{latent: match} of those whose examples are of the query: they fire on one of its words, or
+    near to it; None where nobody knows what latents fire on."""
+    if subject.store is None or not subject.unit.is_text:
+        return None
+    meaning = _meaning(subject)
+    evidence = {} if meaning is None else meaning.fired(query)
+    for hit in _fires_on(subject, words_of(query)):
+        evidence[hit.latent] = max(hit.score, evidence.get(hit.latent, 0.0))
+    return evidence
 
 
 def _near(subject: Subject, query: str, n: int) -> list[Hit]:

@@ -13,12 +13,12 @@ from ..evaluation.metrics import DENSITY, FIDELITY
 from ..evaluation.result import LOSSES
 from ..hub import beside, list_files
 from ..machine.files import read_json
-from ..machine.names import EVALUATION
+from ..machine.names import CONFIG, EVALUATION
 from ..machine.refused import Refused
 from ..machine.seal import CHANGED, is_changed
 from ..machine.units import FRAME, ROW
 from ..machine.visible import public
-from .beside import other_of
+from .beside import apart, other_of
 from .missing import missing
 from .others import check_name, place_of
 from .reading import tokens_of
@@ -94,7 +94,9 @@ def compare_saes(subject: Subject, other: str) -> Json:
         first (str): name of this SAE.
         second (str): name of the other.
         rows (list): {name, unit, first, second, winner} of each metric; "winner" is first or
-            second, and null where they are equal or no side of the metric is better.
+            second, and null where they are equal, no side of the metric is better, or "apart" says
+            in what the two differ.
+        apart (str): their models, or their sites, where these differ: then nothing is better.
     """
     other = check_name(other)
     path = _evaluation_of(subject, other)
@@ -113,9 +115,18 @@ def compare_saes(subject: Subject, other: str) -> Json:
         {"name": name, "unit": m["unit"], "first": ours.get(name), "second": theirs.get(name)}
         for name, m in sorted((theirs | ours).items(), key=_place)
     ]
+    different = apart(subject, _config_beside(path))
     for row in rows:
-        row["winner"] = _winner(row)
-    return {"first": subject.name, "second": other, "rows": rows}
+        row["winner"] = None if different else _winner(row)
+    return {"first": subject.name, "second": other, "rows": rows, "apart": different}
+
+
+def _config_beside(evaluation: Path) -> Json:
+    """What an SAE's config tells of its model and site; nothing, in another library's format."""
+    try:
+        return read_json(evaluation.with_name(CONFIG))
+    except (OSError, ValueError):
+        return {}
 
 
 def _how(subject: Subject, other: str) -> str:
@@ -143,7 +154,7 @@ def _evaluation_of(subject: Subject, other: str) -> Path | None:
         folder = root if root.is_dir() else root.parent
         path = folder / EVALUATION
         return path if path.resolve().parent == folder else None
-    folder = beside(list_files(place.source), [EVALUATION], subfolder=place.subfolder)
+    folder = beside(list_files(place.source), [EVALUATION, CONFIG], subfolder=place.subfolder)
     return None if folder is None else folder / EVALUATION
 
 

@@ -120,7 +120,7 @@ def summary(view: Json) -> str:
 
     latents, lead = view["shown"] + view["others"], " ".join([*view["notes"], _lead(view)])
     return (
-        f"{lead}: all latents together give {latents:+.2f} of that, and everything else "
+        f"{lead}: the parts of all latents add up to {latents:+.2f}, the rest to "
         f"{view['total'] - latents:+.2f}. Most for it: {side(1) or 'hardly any latent'}. Most "
         f"against it: {side(-1) or 'hardly any latent'}."
     )

@@ -34,7 +34,8 @@ class Meaning:
     Args:
         table: the model's embedding.
         ids_of: the tokens of a text, without special ones.
-        names: {latent: name}, each as near as its own words are.
+        names: {latent: name}, each as near as its own words are; those of latents that fire on
+            function words or letters alone are left out: they tell what stands beside these.
     """
 
     def __init__(
@@ -47,7 +48,11 @@ class Meaning:
         self._table, self._ids_of = table.detach(), ids_of
         self._mean, self._common = common_directions(self._table)
         self._words: dict[str, Tensor | None] = {}
-        rows = [*self._of_tokens(store), *self._of_names(names)]
+        counts = _counts(store)
+        silent = {i for i, tokens in counts.items() if all(map(_is_particle, tokens))}
+        telling = {i: name for i, name in names.items() if i not in silent}
+        fired = self._of_tokens(counts)
+        rows, self._n_fired = [*fired, *self._of_names(telling)], len(fired)
         self._latents = [latent for latent, _ in rows]
         self._vectors = torch.stack([v for _, v in rows]) if rows else torch.zeros(0, 1)
         self.least = self._by_chance() if rows else 1.0
@@ -59,17 +64,27 @@ class Meaning:
 
         A query of function words alone, and one whose words the tokenizer does not know, has none.
         """
-        words = [spelt for word in words_of(query) if (spelt := self._spelt(word))]
-        if not words or not self._latents:
-            return {}
-        by_word = torch.stack([self._cosines(torch.stack(w)).amax(dim=1) for w in words], dim=1)
-        cosines = by_word.mean(dim=1).where(by_word.amin(dim=1) >= self.least / 2, -1.0)
+        cosines = self._to(query)
         best: dict[int, float] = {}
         for at in cosines.argsort(descending=True).tolist():
             if float(cosines[at]) < self.least or len(best) == k:
                 break
             best.setdefault(self._latents[at], float(cosines[at]))
         return best
+
+    def fired(self, query: str) -> dict[int, float]:
+        """{latent: cosine} of latents that fire on what is near, whatever their names are."""
+        cosines = self._to(query)[: self._n_fired].tolist()
+        pairs = zip(self._latents, cosines, strict=False)
+        return {latent: cosine for latent, cosine in pairs if cosine >= self.least}
+
+    def _to(self, query: str) -> Float[Tensor, " latents"]:
+        """The cosine of each row: the mean over the query's words, -1 where one is far."""
+        words = [spelt for word in words_of(query) if (spelt := self._spelt(word))]
+        if not words or not self._latents:
+            return torch.full((len(self._latents),), -1.0)
+        by_word = torch.stack([self._cosines(torch.stack(w)).amax(dim=1) for w in words], dim=1)
+        return by_word.mean(dim=1).where(by_word.amin(dim=1) >= self.least / 2, -1.0)
 
     def _cosines(self, words: Float[Tensor, "n d"]) -> Float[Tensor, "latents n"]:
         return self._vectors @ nn.functional.normalize(words, dim=-1).T
@@ -82,15 +97,9 @@ class Meaning:
         cosines = (some @ self._of(list(tokens)).T).flatten()
         return float(cosines.kthvalue(max(1, round((1 - CHANCE) * len(cosines)))).values)
 
-    def _of_tokens(self, store: FeatureStore) -> list[tuple[int, Tensor]]:
+    def _of_tokens(self, counts: Mapping[int, Counter[str]]) -> list[tuple[int, Tensor]]:
         """Of each latent the mean over its strongest examples; where none fires on a word that
         stands for something there is none."""
-        import pyarrow.compute as pc
-
-        firings = store.firings(pc.field("kind") == "top")
-        counts: dict[int, Counter[str]] = {}
-        for latent, token in zip(firings.latent, firings.token, strict=True):
-            counts.setdefault(latent, Counter())[token] += 1
         rows = []
         for latent, tokens in counts.items():
             parts = [
@@ -135,10 +144,25 @@ class Meaning:
         return nn.functional.normalize(rows - rows @ self._common @ self._common.T, dim=-1)
 
 
+def _counts(store: FeatureStore) -> dict[int, Counter[str]]:
+    """{latent: the tokens that its strongest examples fire on}."""
+    import pyarrow.compute as pc
+
+    firings = store.firings(pc.field("kind") == "top")
+    counts: dict[int, Counter[str]] = {}
+    for latent, token in zip(firings.latent, firings.token, strict=True):
+        counts.setdefault(latent, Counter())[token] += 1
+    return counts
+
+
 def words_of(text: str) -> list[str]:
     """The different words of content in a text, in their order."""
     words = re.findall(r"[^\W\d_]+", text)
     return list(dict.fromkeys(word for word in words if _is_word(word)))
+
+
+def _is_particle(token: str) -> bool:
+    return token.strip().isalpha() and not _is_word(token.strip())
 
 
 def _is_word(word: str) -> bool:

@@ -73,7 +73,8 @@ class Pair(NamedTuple):
     steered_ids: list[int]
     kl: float | None
     """KL(steered || plain) of the next token along the steered text, nats per generated token, at
-    temperature 1: the size of the steering's effect. None until the end."""
+    temperature 1: the size of the steering's effect; exactly 0 where steering changes nothing. Once
+    both texts differ, rounding adds to it: about .001 in bfloat16. None until the end."""
     done: bool
     raised: list[float] | None = None
     """nats that the steering added to the log-probability of each token of the steered text, at
@@ -93,14 +94,11 @@ class _Stream:
         ids: Sequence[int],
         sampling: Sampling,
         eos: set[int],
-        *,
-        keeps_logits: bool,
         cached: bool = True,
     ):
         self.lm, self.sampling, self.eos, self.cached = lm, sampling, eos, cached
         cache = {cache_name(lm): DynamicCache(config=lm.config)} if cached else {}
         self.fed, self.ids, self.new = 0, list(ids), []
-        self.logits: list[Tensor] | None = [] if keeps_logits else None
         self.options: dict[str, Any] = {**cache, "use_cache": cached}
         self.penalise = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
 
@@ -113,15 +111,14 @@ class _Stream:
         full = len(self.new) >= self.sampling.max_new_tokens
         return full or bool(self.new and self.new[-1] in self.eos)
 
-    def step(self, noise: Float[Tensor, " vocab"]) -> None:
-        """Run the model on the unread tokens and sample one; noise: independent Gumbel numbers."""
+    def step(self, noise: Float[Tensor, " vocab"]) -> Float[Tensor, " vocab"]:
+        """Run the model on the unread tokens and sample one; noise: independent Gumbel numbers.
+        Returns the model's logits."""
         unread = self.ids[self.fed :] if self.cached else self.ids
         fresh = torch.tensor([unread], device=self.lm.device)
         out = self.lm(input_ids=fresh, **self.options)
-        logits = out.logits[0, -1].float().cpu()
+        logits = raw = out.logits[0, -1].float().cpu()
         self.fed = len(self.ids)
-        if self.logits is not None:
-            self.logits.append(logits)
         if self.sampling.repetition_penalty != 1:
             logits = self.penalise(torch.tensor([self.ids]), logits[None].clone())[0]  # pyright: ignore
         if self.sampling.temperature > 0:
@@ -130,6 +127,7 @@ class _Stream:
         token = int(logits.argmax())
         self.ids.append(token)
         self.new.append(token)
+        return raw
 
 
 @torch.no_grad()
@@ -163,21 +161,24 @@ def generate_pair(
     for ids in (prompt_ids, plain_ids):
         _check_room(lm, len(ids), sampling.max_new_tokens)
     eos = _eos_ids(lm, tokenizer)
-    plain = _Stream(lm, plain_ids, sampling, eos, keeps_logits=False)
-    steered = _Stream(lm, prompt_ids, sampling, eos, keeps_logits=True, cached=cached)
+    plain = _Stream(lm, plain_ids, sampling, eos)
+    steered = _Stream(lm, prompt_ids, sampling, eos, cached)
+    steered_logits: list[Tensor] = []
+    plain_logits: list[Tensor] = []  # as long as both texts are equal
     generator = torch.Generator().manual_seed(sampling.seed)
     while not (plain.finished and steered.finished):
         uniform = torch.rand(_vocabulary(lm), generator=generator, dtype=torch.float64)
-        noise = gumbel(uniform)
+        noise, are_equal = gumbel(uniform), plain.ids == steered.ids
         if not steered.finished:
             with steering(steered.phase):
-                steered.step(noise.float())
+                steered_logits.append(steered.step(noise.float()))
         if not plain.finished:
-            plain.step(noise.float())
+            logits = plain.step(noise.float())
+            plain_logits += [logits] if are_equal else []
         yield _pair(tokenizer, plain, steered, None)
         if stopped():
             break
-    kl, raised, shifts = _divergence(lm, steered)
+    kl, raised, shifts = _divergence(lm, steered, steered_logits, plain_logits)
     ends = {"raised": raised, "likelier": shifts[0], "less_likely": shifts[1]}
     yield _pair(tokenizer, plain, steered, kl)._replace(**ends)
 
@@ -214,20 +215,21 @@ def _pair(
 
 
 def _divergence(
-    lm: PreTrainedModel, steered: _Stream
+    lm: PreTrainedModel, steered: _Stream, logits: list[Tensor], plain: list[Tensor]
 ) -> tuple[float, list[float], tuple[list[Shift], list[Shift]]]:
     """Mean KL(steered || plain) over the generated tokens of the steered text; how much more likely
-    each of them is under steering, nats; and the tokens that became likelier, and less likely."""
-    assert steered.logits is not None
-    ids = torch.tensor([steered.ids[:-1]], device=lm.device)
-    kept: dict[str, Any] = {}
-    if "logits_to_keep" in signature(lm.forward).parameters:
-        kept = {"logits_to_keep": len(steered.new)}  # a prompt's logits may be large
-    plain = lm(input_ids=ids, use_cache=False, **kept).logits[0, -len(steered.new) :]
+    each of them is under steering, nats; and the tokens that became likelier, and less likely.
+    What the plain text's stream has not read is read in one pass."""
+    if n_left := len(logits) - len(plain):
+        ids = torch.tensor([steered.ids[:-1]], device=lm.device)
+        kept: dict[str, Any] = {}
+        if "logits_to_keep" in signature(lm.forward).parameters:
+            kept = {"logits_to_keep": n_left}  # a prompt's logits may be large
+        plain += lm(input_ids=ids, use_cache=False, **kept).logits[0, -n_left:].float().cpu()
     kl, raised, n = 0.0, [], len(steered.new)
-    means = torch.zeros(2, plain.shape[-1], dtype=torch.float64)
-    for token, with_steering, without in zip(steered.new, steered.logits, plain, strict=True):
-        p, q = with_steering.log_softmax(-1), without.float().cpu().log_softmax(-1)
+    means = torch.zeros(2, len(logits[0]), dtype=torch.float64)
+    for token, with_steering, without in zip(steered.new, logits, plain, strict=True):
+        p, q = with_steering.log_softmax(-1), without.log_softmax(-1)
         kl += float(kl_of_logs(p, q))
         raised.append(float(p[token] - q[token]))
         means += torch.stack((q, p)).exp() / n

@@ -116,6 +116,8 @@ def test_every_token_and_every_placeholder_has_enough_contrast(visit, theme):
 
 def test_all_pages_are_at_hand_on_a_phone(visit, subject):
     page = visit(width=390)
+    facts = page.locator("#header .hf-top > dl")
+    assert facts.evaluate("e => e.scrollWidth <= e.clientWidth"), "nothing of the header is cut"
     tabs = page.get_by_role("tab")
     assert tabs.count() == len(pages_of(subject))
     for tab in tabs.all():

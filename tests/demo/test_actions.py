@@ -276,6 +276,8 @@ def test_a_word_that_no_latent_is_about_is_said_so(score, said):
         automatic={},
         sources={},
         loaded=None,
+        d_sae=8,
+        density=lambda: [0.0] * 8,
         store=object(),
         unit=TOKEN,
         columns={},

@@ -4,6 +4,7 @@ from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hfsae.demo.actions import Actions
 from hfsae.demo.finding import find, title_of
@@ -17,8 +18,10 @@ class Near:
     def __init__(self, near: dict[str, dict[int, float]]) -> None:
         self._near = near
 
-    def near(self, query: str, k: int) -> dict[int, float]:
-        return self._near.get(query, {})
+    def near(self, query: str, k: int = 12) -> dict[int, float]:
+        return {**self._near.get(query, {})}
+
+    fired = near
 
 
 class Named(Subject):
@@ -26,6 +29,7 @@ class Named(Subject):
 
     near: Near
     fires: dict[str, list[Hit]] | None = None
+    dense: tuple[int, ...] = ()
 
     def remembered(self, name, make):
         return self.near
@@ -36,6 +40,9 @@ class Named(Subject):
             return super().feature_search
         return SimpleNamespace(by_token=lambda text, k: self.fires.get(text, []))
 
+    def density(self):
+        return torch.zeros(self.d_sae).index_fill_(0, torch.tensor(self.dense, dtype=int), 0.06)
+
 
 @pytest.fixture
 def named(subject):
@@ -44,33 +51,53 @@ def named(subject):
     own.automatic = {9: "rough seas", 10: "the sea in verse", 11: '"sea" 90%'}
     own.automatic[16] = "ships that cross the sea by night"
     own.sources = {9: "lm", 10: "lm", 11: "template", 16: "lm"}
-    own.near = Near({"the sea": {7: 0.9, 12: 0.4}, "climate": {13: 0.5}})
+    own.near = Near({"the sea": {7: 0.9, 10: 0.3, 12: 0.4, 16: 0.2}, "climate": {13: 0.5}})
     return own
 
 
 def test_names_come_first_then_what_fires_then_what_is_near_each_latent_once(named):
     named.fires = {"sea": [Hit(8, 0.5, "sea"), Hit(14, 0.3, "sea"), Hit(15, 0.01, "sea")]}
+    named.fires["seas"] = [Hit(14, 0.1, "seas"), Hit(17, 0.1, "seas")]
     hits = find(named, "the sea")
     assert [(h.latent, round(h.score, 2)) for h in hits] == [
         (7, 1.0),
-        (10, 0.67),
-        (9, 0.5),
-        (8, 0.5),
-        (14, 0.3),
-        (16, 0.44),
+        (8, 0.67),
+        (10, 0.48),
+        (14, 0.4),
+        (16, 0.3),
         (12, 0.4),
+        (9, 0.33),
+        (17, 0.1),
     ]
-    assert hits[0].why == "is named “The sea”" and hits[1].why == "is named “the sea in verse”"
-    assert hits[3].why == "fires on “sea”" and hits[6].why == "is about something near"
-    assert hits[5].why == "has it in its name, “ships that cross the sea by night”"
+    assert hits[0].why == "is named “The sea”" and hits[2].why == "is named “the sea in verse”"
+    assert hits[3].why == "fires on “sea”" and hits[5].why == "is about something near"
+    assert hits[4].why == "has it in its name, “ships that cross the sea by night”"
     assert [title_of(hit) for hit in hits[2:]] == [
         "named so",
         "fires on it",
-        "fires on it",
         "has it in a longer name",
         "about something near, by the model's own word vectors",
+        "has it in its name, but fires on other words",
+        "fires on it now and then",
     ]
     assert all(hit.score <= 1 for hit in hits) and find(named, " the sea?") == hits
+
+
+def test_what_a_latent_fires_on_and_the_head_of_its_name_count_more_than_examples_in_it(named):
+    """As on the packaged SAEs: of mail, of what is beside cities, of many words at once."""
+    names = {20: "'mail' (ocean mail service)", 21: "the word 'sea', ocean", 22: "oceans"}
+    names |= {23: "seas: the ocean, bays", 24: "'of' after ocean", 25: "ocean"}
+    named.automatic, named.sources = names, dict.fromkeys(names, "lm")
+    named.near = Near({"ocean": {21: 0.6, 23: 0.6, 26: 0.3}})
+    named.fires = {"ocean": [Hit(22, 0.2, "ocean"), Hit(27, 0.4, "ocean"), Hit(28, 0.5, "ocean")]}
+    named.fires["oceans"] = [Hit(22, 0.6, "oceans")]
+    named.dense = (27, 28)
+    hits = find(named, "ocean")
+    assert [h.latent for h in hits] == [25, 22, 21, 28, 23, 26, 24, 20, 27]
+    # by hand: 2 / (1 + 2) words in common; half of 1 of 1 + (1 + 2 * 0.5); each with what fires
+    assert [round(h.score, 2) for h in hits[1:5]] == [0.9, 0.63, 0.5, 0.47]
+    assert title_of(hits[-1]) == "on more than 5 % of tokens, so in most texts"
+    assert hits[-1].why == "is in most texts, fires on “ocean”"
 
 
 def test_of_several_words_that_nothing_is_about_each_is_looked_for_alone(named):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import shutil
 from copy import copy
@@ -17,6 +18,8 @@ from hfsae.demo.actions import Actions
 from hfsae.demo.beside import other_of
 from hfsae.demo.cooccurrence import together
 from hfsae.demo.latent_map import find_on_map, latent_map, places_of
+from hfsae.demo.pages.feature import _ticks
+from hfsae.demo.parts import html
 
 from ..helpers import unseal
 from .conftest import D_SAE, HOSTILE
@@ -112,6 +115,25 @@ def test_winners_are_of_metrics_that_have_a_better_side(subject, other):
     assert rows["kl"] is None  # equal
 
 
+@pytest.mark.parametrize(
+    "of, apart",
+    [
+        ({"model_name": "someone/else"}, "models (./lm and someone/else)"),
+        ({"site": "layers.2"}, "sites (layers.1 and layers.2)"),
+        ({"model_name": None}, ""),
+    ],
+)
+def test_saes_of_different_models_or_sites_are_not_ranked(subject, other, of, apart):
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | of))
+    views = Actions(subject).compare_saes("other"), Actions(subject).side_by_side("other", "a cat")
+    assert [view["apart"] for view in views] == [apart] * 2
+    assert bool(apart) == (not any(r["winner"] for r in views[0]["rows"]))
+    for name, view in zip(("versus", "beside"), views, strict=True):
+        drawn = html(name, view)
+        assert ("neither is better" in drawn) == bool(apart) and not (apart and "hf-won" in drawn)
+
+
 def test_an_sae_beside_itself_fires_on_the_same_tokens(subject, other):
     view = Actions(subject).side_by_side("other", "the cat sat")
     assert view["first"]["fvu"] == pytest.approx(view["second"]["fvu"]) and view["equal_l0"]
@@ -175,6 +197,16 @@ def test_on_a_phone_examples_are_folded_and_lists_of_ones_own_stay(visit):
     expect(page.get_by_label("note on latent 3")).to_have_value(HOSTILE)
     page.get_by_role("button", name="remove latent 3 from the list").click()
     expect(page.locator("#feature-list .hf-id")).to_have_count(0)
+
+
+def test_a_histogram_has_round_numbers_at_their_places_on_its_logarithmic_scale():
+    ticks = _ticks(2**1.5, 2**5.5)  # edges of bins, four an octave
+    assert [tick["text"] for tick in ticks] == ["5", "10", "20"]
+    assert [16 * tick["at"] for tick in ticks] == pytest.approx(  # in bars, by hand
+        [4 * math.log2(value) - 6 for value in (5, 10, 20)]
+    )
+    assert [(t["at"], t["text"]) for t in _ticks(38.1, 45.3)] == [(0, "38.1"), (1, "45.3")]
+    assert _ticks(0.0, 1.0) == []
 
 
 @pytest.mark.browser

@@ -77,14 +77,13 @@ def test_one_sentence_says_what_speaks_for_it_and_what_against(actions):
     ]
     view |= {"shown": 0.7, "others": 0.1, "total": 2.0}
     assert summary({**view, "rows": rows}) == (
-        "“a” leads “o” by 2.00 logits: all latents together give +0.80 of that, and everything "
-        "else +1.20. Most for it: latent 2 (fires on “a”) on “c”, +0.90 and latent 1 (the sea) on "
-        "“c”, "
-        "about +0.50. Most against it: latent 3 (ships) on “c”, about -0.20."
+        "“a” leads “o” by 2.00 logits: the parts of all latents add up to +0.80, the rest "
+        "to +1.20. Most for it: latent 2 (fires on “a”) on “c”, +0.90 and latent 1 (the "
+        "sea) on “c”, about +0.50. Most against it: latent 3 (ships) on “c”, about -0.20."
     )
     assert summary({**view, "total": -2.0, "rows": rows[2:3]}).startswith("“a” trails “o” by 2.00 ")
     assert summary({**view, "rows": rows[2:3], "contrast": None}) == (
-        "“a” has a logit of 2.00: all latents together give +0.80 of that, and everything else "
+        "“a” has a logit of 2.00: the parts of all latents add up to +0.80, the rest to "
         "+1.20. Most for it: hardly any latent. Most against it: latent 3 (ships) on “c”, about "
         "-0.20."
     )
@@ -109,7 +108,7 @@ def test_of_two_spellings_the_likelier_is_explained_and_said_and_level_tokens_ar
     assert view["target"] == {"token": " a", "id": spaced}
     assert view["sentence"].startswith(
         "“a” is read with a space in front, “␣a”: without it it is another token, 4.0 logits less "
-        f"likely (#{plain}). “a” and “o” are about as likely (-0.05 logits): all latents "
+        f"likely (#{plain}). “a” and “o” are about as likely (-0.05 logits): the parts of "
     )
     view = actions.why("the c", target="a", contrast=f"#{plain}")
     assert view["sentence"].split(". ")[1].startswith("“␣a” leads “a” by 4.00 logits")
@@ -206,7 +205,7 @@ def test_on_a_phone_the_sum_is_above_the_rows_and_nothing_sticks_out(visit):
     page = visit("tab=why&prompt=the+c", width=390)
     line = page.locator("#why-effects .hf-sum")
     line.wait_for()
-    assert "everything else" in line.inner_text() and "of the two logits" in line.inner_text()
+    assert "later blocks" in line.inner_text() and "of the two logits" in line.inner_text()
     tops = """() => ['.hf-sum', '.hf-id'].map(
         (part) => document.querySelector(`#why-effects ${part}`).getBoundingClientRect().top)"""
     above, below = page.evaluate(tops)  # of one moment: a page that is drawn moves

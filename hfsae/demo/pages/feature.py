@@ -1,5 +1,6 @@
 """All about one latent."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -257,7 +258,22 @@ def _histogram(bars: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:
         }
         for b in bars
     ]
-    return {"bars": drawn, "most": f"{most:,} {unit.many}", "low": low, "high": high}
+    view = {"bars": drawn, "most": f"{most:,} {unit.many}", "low": low, "high": high}
+    return {**view, "ticks": _ticks(bars[0]["low"], bars[-1]["high"]) if bars else []}
+
+
+def _ticks(low: float, high: float) -> list[dict[str, Any]]:
+    """Round numbers between two edges and their places, 0 to 1, on a logarithmic scale; the edges
+    where there are fewer than two."""
+    if not 0 < low < high < math.inf:
+        return []
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    round_ones = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    values = [value for value in round_ones if low <= value <= high]
+    return [
+        {"at": math.log(value / low) / math.log(high / low), "text": number(value)}
+        for value in (values if len(values) > 1 else (low, high))
+    ]
 
 
 def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
