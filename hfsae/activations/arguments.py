@@ -13,6 +13,8 @@ from .listed import listed
 
 Split = Literal["train", "validation", "test"]
 Positions = Literal["patches", "cls", "all"]
+OF_RUN = "run"
+"""of `HarvestArguments.cache`: for as long as a run lasts"""
 _MOST_IN_A_ROW = 2**24
 _MOST_ROWS = 2**20
 _MOST_PASSES = 10**6
@@ -144,7 +146,8 @@ class HarvestArguments:
     Sites must be blocks; evaluation and steering use the uncompiled LM."""
     cache: str | None = None
     """Folder in which activations are kept for later runs. Runs that read the same text with the
-    same LM, `rows` and context size then skip the LM, whatever their other settings."""
+    same LM, `rows` and context size then skip the LM, whatever their other settings. "run": beside
+    the run's checkpoints until it ends, so that examples are not harvested again."""
     cache_gb: float = 100.0
     """Disk space that the cache may use for one LM; activations beyond it are harvested again."""
 

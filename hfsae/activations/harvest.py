@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..lm import Site, blocks_below, by_model, capture, find_module, forward, running_as
 from ..machine.refused import Refused
-from .arguments import HarvestArguments
+from .arguments import OF_RUN, HarvestArguments
 from .cache import ActivationCache, batch_key
 from .inputs import Batch, inputs_of
 from .tokens import TokenBatch
@@ -40,7 +40,7 @@ class _Reader:
         self.paths, self.args = dict(paths), args
         self.places = list(self.paths.values())
         self.cache: ActivationCache | None = None
-        if args.cache is not None:
+        if args.cache is not None and args.cache != OF_RUN:
             self.cache = ActivationCache(args.cache, lm, max_bytes=1e9 * args.cache_gb)
         self._compiled = _compiled_blocks(lm, self.places) if args.compile else {}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..activations import sites_in, tensors_in
+from ..activations.arguments import OF_RUN
 from ..evaluation import EvaluationResult
 from ..lm import LoadedEncoder, LoadedLM, LoadedLMs, load_lm, refuse_other_vocabularies
 from ..machine.refused import Refused
@@ -62,7 +63,7 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
         return check_file_recipe(recipe)
     if recipe.kind != "text":
         return check_encoder_recipe(recipe)
-    if recipe.harvest.cache is not None:
+    if recipe.harvest.cache is not None and recipe.harvest.cache != OF_RUN:
         check_cache(Path(recipe.harvest.cache).expanduser())
     return check_recipe_of_several(recipe) if recipe.lms else check_text_recipe(recipe)
 

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from transformers import AutoModel
 
 from ..activations import ShuffledActivations, Source
+from ..activations.arguments import OF_RUN
 from ..activations.held_out import DIGEST
 from ..activations.pictures import Pictures
 from ..activations.sounds import Sounds
@@ -28,7 +29,7 @@ from ..lm import widths_of
 from ..machine import processor
 from ..machine.files import read_json
 from ..machine.lock import is_first_process
-from ..machine.names import CARD, CONFIG, TRAINING
+from ..machine.names import CARD, CHECKPOINTS, CONFIG, TRAINING
 from ..machine.refused import Refused
 from ..machine.seal import SEALED, changes
 from ..machine.units import section_of
@@ -114,11 +115,19 @@ def _run(
         _train(recipe, loaded, configs, accelerator, command)
     if accelerator.is_main_process:
         for folder in folders:
-            report(recipe, loaded, load_trained(folder), folder, again=stale)
+            report(_with_cache(recipe), loaded, load_trained(folder), folder, again=stale)
         save_recipe(root, as_plain(recipe))
         note_remaking(root, ())
         forget_checkpoints(root)
     return folders
+
+
+def _with_cache(recipe: Recipe) -> Recipe:
+    """The recipe with a folder for the activations that it keeps while it runs."""
+    if recipe.harvest.cache != OF_RUN:
+        return recipe
+    own = str(Path(recipe.training.output_dir) / CHECKPOINTS / "activations")
+    return replace(recipe, harvest=replace(recipe.harvest, cache=own))
 
 
 def _train(
@@ -128,7 +137,7 @@ def _train(
     accelerator: Accelerator,
     command: str,
 ) -> None:
-    inputs = inputs_of(recipe, loaded)
+    cache, inputs = recipe.harvest.cache, inputs_of(_with_cache(recipe), loaded)
     source = inputs.source([*widths_of(*configs.values())])
     stream = ShuffledActivations(
         source,
@@ -145,6 +154,8 @@ def _train(
         torch.manual_seed(recipe.seed)  # for each SAE: others beside it change nothing
         saes[name] = AutoModel.from_config(config)
     about, content = source.describe(), source.content()
+    if "harvest" in about:
+        about["harvest"]["cache"] = cache
     if "text" in about:  # by which a later measure knows whether this text is what lies here
         about["text"] |= {DIGEST: content}
     trainer = Trainer(
