@@ -53,6 +53,8 @@ class VerbParser:
     """further lines of `--help_all`, or of `--help`"""
     fields: dict[str, _Field] = field(default_factory=dict)
     """by option, from `add_fields`"""
+    checks: dict[str, Callable[[Any], None]] = field(default_factory=dict)
+    """by argument, what refuses a value of it, before anything else is imported"""
     parser: "ArgumentParser" = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +121,10 @@ class VerbParser:
         except ArgumentError as error:
             raise Refused(self._sentence(one_line(error))) from error
         args.pop("import")  # already imported
+        for name, check in self.checks.items():
+            values = args[name] if isinstance(args[name], list) else [args[name]]
+            for value in values:
+                check(value)
         return args
 
     def given(self, argv: list[str]) -> dict[str, Any]:
@@ -207,7 +213,7 @@ class VerbParser:
             name = unknown[1].partition("=")[0]
             if not name.startswith("-"):
                 return f"{here} takes no argument {name!r}; usage: {here} {self.usage}"
-            options = [o for a in self._actions() for o in a.option_strings]
+            options = [o for a in self._actions() for o in a.option_strings if not o.endswith("+")]
             return with_names(f"{here} has no option {name!r}", name, options)
         if unknown := re.search(r"(?:[Kk]ey '|option ')([\w.]+)", text):
             names = [action.dest for action in self._actions()]

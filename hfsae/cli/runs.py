@@ -11,7 +11,7 @@ from typing import Any
 from ..machine.files import printable
 from ..machine.lock import is_first_process
 from ..machine.names import CARD, EVALUATION, FIGURES, META, RECIPE, REPORT
-from ..machine.refused import Refused
+from ..machine.refused import Refused, refuse_absent_source
 from ..recipe import Sections, shipped_recipes
 from ..tuning import Tuning
 from .files import add_choice, add_source
@@ -160,6 +160,7 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
         raise Refused(f"name the folder or repository of an SAE: hfsae {verb} SOURCE")
     source, *changes = argv
     options, given = parse_given(parser, changes)
+    refuse_absent_source(source)
     from ..measurement import again, run_folder
     from ..recipe import home_of, locked_run
     from .show import print_folder

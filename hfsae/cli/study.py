@@ -8,6 +8,7 @@ from ..machine.files import printable_lines
 from ..machine.names import REPORT, REPORT_PAGE, STUDY_PLAN
 from ..machine.refused import Refused
 from ..study import StudyArguments
+from ..study.plan import refuse_no_study
 from .app import refuse_port
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
@@ -38,6 +39,11 @@ def study_verb(argv: list[str]) -> None:
 
 def _parser(name: str, usage: str, about: str) -> VerbParser:
     return VerbParser(f"study {name}", usage, about)
+
+
+def _add_study(parser: VerbParser) -> None:
+    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
+    parser.checks["study"] = refuse_no_study
 
 
 def _make(argv: list[str]) -> None:
@@ -75,7 +81,7 @@ def _rate(argv: list[str]) -> None:
         "Serve the page on which people rate; each answer is saved before the next item "
         "appears. ?rater=NAME in the address resumes, and several people rate at once.",
     )
-    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
+    _add_study(parser)
     parser.add("--host", type=str, default="127.0.0.1", help="address to listen on")
     parser.add("--port", type=int | None, help="default: the first free port from 7870")
     parser.add("--code", type=str | None, help="word that raters must enter")
@@ -107,7 +113,7 @@ def _space(argv: list[str]) -> None:
         "Put the page on a Hugging Face Space; the plan and the answers are in a private data set. "
         "New repositories are private. The token is the one from `hf auth login`, or HF_TOKEN.",
     )
-    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
+    _add_study(parser)
     parser.add("space", type=str, help="Space on the Hub, as name/space")
     parser.add("--answers", type=str, required=True, help="data set on the Hub, as name/dataset")
     parser.add("--wheel", type=str | None, help="of hfsae, where its version is not on PyPI")
@@ -126,7 +132,7 @@ def _space(argv: list[str]) -> None:
 
 def _close(argv: list[str]) -> None:
     parser = _parser("close", "STUDY", "End a study: it takes no more answers.")
-    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
+    _add_study(parser)
     study = parser.parse(argv)["study"]
     from ..study.report import close
 
@@ -140,7 +146,7 @@ def _report(argv: list[str]) -> None:
         "STUDY",
         "Write the report of a closed study; of an open one print how far each rater is.",
     )
-    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
+    _add_study(parser)
     parser.add("--about", type=str, default="", help="who or what rated, for the report's top")
     options = parser.parse(argv)
     from ..study.answers import is_closed
