@@ -13,6 +13,7 @@ from inspect import signature
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from ..machine.bounds import in_words
 from ..machine.refused import Refused, closest, one_line
 from .table import VERBS
 
@@ -251,21 +252,6 @@ def _takes(type_: object, choices: Sequence[str] | None) -> dict[str, Any]:
     if get_origin(type_) is Literal:
         choices = get_args(type_)
     return {"choices": list(choices)} if choices else {"type": type_}
-
-
-def in_words(type_: Any) -> str:
-    """A type in words, for an error sentence."""
-    if get_origin(type_) is Literal:
-        return " or ".join(map(repr, get_args(type_)))
-    if get_origin(type_) is dict:
-        is_of_texts = get_args(type_)[1] is str
-        return "names with a text each, as {name: text}" if is_of_texts else "a section of fields"
-    if parts := [part for part in get_args(type_) if part is not type(None)]:
-        parts = [part for part in parts if part is not int or float not in parts]
-        words = " or ".join(map(in_words, parts)) if get_origin(type_) is not list else "a list"
-        return f"{words}, or null" if type(None) in get_args(type_) else words
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names.get(type_, "a section of fields")
 
 
 def with_names(problem: str, name: str, names: list[str]) -> str:
