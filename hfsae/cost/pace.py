@@ -202,7 +202,7 @@ def sae_pace(config: SAEConfig, args: CollectArguments, context: int, device: st
     return SAEPace(encode * size, (encode + keep) * size)
 
 
-def _seconds(work: Callable[[], object], device: str, *, at_least: float = 0.2) -> float:
+def _seconds(work: Callable[[], object], device: str, *, at_least: float = 0.1) -> float:
     """The median of as many runs as fit into `at_least`, after a warm-up run."""
     times: list[float] = []
     while len(times) < 2 or sum(times) < at_least:
