@@ -21,6 +21,7 @@ for command in sys.stdin.read().splitlines():
         code = done.code
     print(code, *sorted({*%r} & {*sys.modules}), sep=" ", file=sys.stderr)
 """
+TYPED = "HuggingFaceTB/SmolLM2-135M-Instrukt --training.output_dir no"
 SOURCE_VERBS = ("evaluate", "collect", "explain", "probe", "show", "card", "list", "verify", "demo")
 SOURCE_VERBS += ("presets", "space")
 REFUSED = {
@@ -32,6 +33,8 @@ REFUSED = {
     "train quickstart --training.learning_rate -1": "positive and finite, got -1",
     "train quickstart --training.output_dir no --lm.name nobody/nothing": "it is not in the cache",
     "train quickstart --training.output_dir no --lm.name ./nowhere": "holds no 'nowhere'",
+    f"train quickstart --lm.name {TYPED}": "closest of those that come in packages: 'HuggingFace",
+    f"train quickstart --lm.source packaged --lm.name {TYPED}": "closest: 'HuggingFaceTB/SmolLM2",
     "harvest quickstart --nonsense 3": "no option '--nonsense'",
     "compare nothing.yaml": "there is no comparison nothing.yaml",
     "compare --arm.x 3": "no option '--arm.x'",
