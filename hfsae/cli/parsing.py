@@ -214,6 +214,8 @@ class VerbParser:
             name = unknown[1].partition("=")[0]
             if not name.startswith("-"):
                 return f"{here} takes no argument {name!r}; usage: {here} {self.usage}"
+            if not name.startswith("--"):
+                return f"{here} has no option {name!r}; options have two dashes, as '-{name}'"
             options = [o for a in self._actions() for o in a.option_strings if not o.endswith("+")]
             return with_names(f"{here} has no option {name!r}", name, options)
         if unknown := re.search(r"(?:[Kk]ey '|option ')([\w.]+)", text):
@@ -227,8 +229,11 @@ class VerbParser:
         wrong = re.match(r'Parser key "([\w.]+)".*?:.*(?:Got|Given) value: (.*)$', text)
         kinds = {a.dest: getattr(a, "_typehint", a.type) for a in self.parser._actions}
         if wrong and wrong[1] in kinds:
-            dashes = "" if wrong[1].partition(".")[0] in self.recipe else "--"
-            return f"{dashes}{wrong[1]} must be {in_words(kinds[wrong[1]])}, got {wrong[2]!r}"
+            action = next(a for a in self.parser._actions if a.dest == wrong[1])
+            name = wrong[1] if wrong[1].partition(".")[0] in self.recipe else f"--{wrong[1]}"
+            name = name if action.option_strings else wrong[1].upper()
+            many = "; leave spaces between several" if action.nargs and "," in wrong[2] else ""
+            return f"{name} must be {in_words(kinds[wrong[1]])}, got {wrong[2]!r}{many}"
         return f"{here}: invalid arguments: {text}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..machine.files import printable_lines
 from ..machine.names import REPORT, REPORT_PAGE, STUDY_PLAN
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest
 from ..study import StudyArguments
 from ..study.plan import refuse_no_study
 from .app import refuse_port
@@ -24,6 +24,9 @@ def study_verb(argv: list[str]) -> None:
     if argv and argv[0] in does:
         does[argv[0]](argv[1:])
         return
+    if argv and not argv[0].startswith("-"):
+        near = closest(argv[0], [*does])
+        raise Refused(f"hfsae study needs one of {_DOES}; got {argv[0]!r}{near}")
     usage = "make SOURCE ... | rate STUDY | space STUDY SPACE | close STUDY | report STUDY"
     parser = verb_parser("study", usage)
     parser.examples = (
@@ -34,7 +37,7 @@ def study_verb(argv: list[str]) -> None:
         "hfsae study report studies/mine",
     )
     parser.add("do", type=str, help=f"{_DOES}; `hfsae study make --help` lists the options of one")
-    raise Refused(f"hfsae study needs one of {_DOES}; got {parser.parse(argv)['do']!r}")
+    parser.parse(argv)  # --help, an unknown option, or nothing
 
 
 def _parser(name: str, usage: str, about: str) -> VerbParser:
