@@ -62,9 +62,14 @@ def __getattr__(name: str) -> object:
         raise ImportError(f"hfsae.{name} needs {error.name}: pip install 'hfsae[train]'") from error
 
 
+def _register_variants() -> None:
+    importlib.import_module(".models", __name__).SAE.push_to_hub = _push_to_hub
+
+
+def _push_to_hub(sae: object, repo_id: str, **kwargs: object) -> str:
+    """Send this SAE to the Hub in one commit; the commit's address. Options as for `hfsae.push`."""
+    return importlib.import_module(".hub", __name__).push_sae(sae, repo_id, **kwargs)
+
+
 # `import hfsae` makes the variants known to `transformers.AutoModel`, without importing either.
-after_importing(
-    "transformers.models.auto.configuration_auto",
-    lambda: importlib.import_module(".models", __name__),
-    own=__name__,
-)
+after_importing("transformers.models.auto.configuration_auto", _register_variants, own=__name__)

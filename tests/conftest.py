@@ -60,7 +60,7 @@ from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-import hfsae.hub
+import hfsae.hub.upload
 import hfsae.machine.client
 from hfsae.cards import figures
 from hfsae.comparison import plots

@@ -51,7 +51,7 @@ def test_help_all_of_train_explains_fields_with_units_and_sources(capsys):
     text = " ".join(help_of(["train", "--help_all"], capsys).split())
     assert "--training.warm_start_steps" in text and "BatchTopK" in text
     assert (
-        "--sae.l0_coefficient (jumprelu_sae, jumprelu_clt, matryoshka_jumprelu_sae) lambda." in text
+        "--sae.l0_coefficient (jumprelu_clt, jumprelu_sae, matryoshka_jumprelu_sae) lambda." in text
         and "--sae.site" in text
     )
     assert "--harvest.max_norm_ratio" in text and "Attention sinks" in text

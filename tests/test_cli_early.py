@@ -6,16 +6,24 @@ import sys
 import pytest
 
 from hfsae.cli.recipes import parse_recipe, recipe_parser
+from hfsae.models import variants
 from hfsae.recipe import read_recipe
+from hfsae.recipe.declared import _declared, _imported
 
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "accelerate", "gradio"}
 RUN = """\
 import sys
 from hfsae.cli import main
 for command in sys.stdin.read().splitlines():
-    code = main(command.split())
+    try:
+        code = main(command.split())
+    except SystemExit as done:  # --help
+        code = done.code
     print(code, *sorted({*%r} & {*sys.modules}), sep=" ", file=sys.stderr)
 """
+TYPED = "HuggingFaceTB/SmolLM2-135M-Instrukt --training.output_dir no"
+SOURCE_VERBS = ("evaluate", "collect", "explain", "probe", "show", "card", "list", "verify", "demo")
+SOURCE_VERBS += ("presets", "space")
 REFUSED = {
     "trian": "closest: 'train'",
     "train quickstart --nonsense 3": "no option '--nonsense'",
@@ -25,6 +33,8 @@ REFUSED = {
     "train quickstart --training.learning_rate -1": "positive and finite, got -1",
     "train quickstart --training.output_dir no --lm.name nobody/nothing": "it is not in the cache",
     "train quickstart --training.output_dir no --lm.name ./nowhere": "holds no 'nowhere'",
+    f"train quickstart --lm.name {TYPED}": "closest of those that come in packages: 'HuggingFace",
+    f"train quickstart --lm.source packaged --lm.name {TYPED}": "closest: 'HuggingFaceTB/SmolLM2",
     "harvest quickstart --nonsense 3": "no option '--nonsense'",
     "compare nothing.yaml": "there is no comparison nothing.yaml",
     "compare --arm.x 3": "no option '--arm.x'",
@@ -35,6 +45,31 @@ REFUSED = {
     "evaluate runs/mine --evaluation.n_token 5": "closest: '--evaluation.n_tokens'",
     "collect runs/mine --collect.top x": "must be a whole number, got 'x'",
     "study make runs/mine --nonsense 3": "no option '--nonsense'",
+    "train quickstart --sae.d_saee 5": "sae has no field 'd_saee'; closest: 'd_sae'",
+    "train quickstart --sae.nonsense 5": "sae has no field 'nonsense'; `--help_all` lists all",
+    "train quickstart --sae.d_sae 4o96": "sae.d_sae must be a whole number, got '4o96'",
+    "train quickstart --sae.k 32": "a jumprelu_sae has no field 'k'; with sae.model_type",
+    "train quickstart --sae.model_type topk": "'topk' is unknown; closest: 'topk_sae'",
+    "tune quickstart --sae.d_saee 5": "closest: 'd_sae'",
+    "probe a/b --nonsense 3": "no option '--nonsense'",
+    "probe a/b --n_texts 5": "n_texts is 5; it must be 100 or more",
+    "diff runs/mine --nonsense 3": "no option '--nonsense'",
+    "diff nowhere": "there is no folder nowhere",
+    "presets a/b --nonsense 3": "no option '--nonsense'",
+    "presets a/b --max_kl x": "--max_kl must be a number, got 'x'",
+    "push a/b c/d --nonsense": "no option '--nonsense'",
+    "push a/b mine": "repository must be written as 'name/repository', got 'mine'",
+    "convert a/b new --to saelenz": "--to must be one of 'hfsae', 'gemma_scope'",
+    **{f"{verb} nowhere": "there is no folder nowhere; a repository" for verb in SOURCE_VERBS},
+    "push nowhere me/x": "there is no folder nowhere",
+    "convert nowhere new --to saelens": "there is no folder nowhere",
+    "study make nowhere": "there is no folder nowhere",
+    **{f"study {do} nowhere": "no study in 'nowhere'" for do in ("rate", "report", "close")},
+    "study mak runs/mine": "close, report; got 'mak'; closest: 'make'",
+    "show a/b x7": "LATENTS must be a whole number, got 'x7'",
+    "explain a/b --latents 17,18": "got '17,18'; leave spaces between several",
+    "train quickstart -sae.d_sae 5": "options have two dashes, as '--sae.d_sae'",
+    "demo gema": "there is no folder gema; closest: 'gemma'",
     "demo --nonsense": "no option '--nonsense'",
     "demo --port 99999999": "it can be 1 to 65535",
     "list a/b --nonsense": "no option '--nonsense'",
@@ -45,16 +80,26 @@ REFUSED = {
 def test_a_mistake_in_a_command_is_told_before_torch_is_imported():
     done = subprocess.run(
         [sys.executable, "-c", RUN % HEAVY],
-        input="\n".join(["recipes", *REFUSED]),
+        input="\n".join(["recipes", "train --help", *REFUSED]),
         capture_output=True,
         text=True,
     )
-    assert "quickstart  " in done.stdout
-    first, *rest = done.stderr.splitlines()
-    assert first == "0", "of `hfsae recipes`"
+    assert "quickstart  " in done.stdout and "--sae.target_l0" in done.stdout
+    first, second, *rest = done.stderr.splitlines()
+    assert first == second == "0", "of `hfsae recipes`, and of help"
     for (command, sentence), said, code in zip(REFUSED.items(), rest[::2], rest[1::2], strict=True):
         assert said.startswith("hfsae: error: ") and sentence in said, command
         assert code == "2", command
+
+
+def test_fields_that_are_known_from_the_source_are_those_of_the_classes():
+    classes = {config.model_type: config for config in variants()}
+    for model_type, known in _declared().items():
+        fields, formula = _imported(classes.pop(model_type))
+        for name in fields.keys() & {"kernel"}:  # its type is an alias, of another room
+            fields[name] = fields[name]._replace(type=None)
+        assert known.formula == formula and known.fields == fields, model_type
+    assert not [c for c in classes.values() if c.__module__.startswith("hfsae.")]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -649,7 +650,7 @@ def test_a_hub_that_cannot_say_what_a_card_holds_does_not_lose_it(hub, pushed, f
 
 def test_a_cache_that_takes_no_note_serves_what_is_in_it(hub, pushed):
     sae = hfsae.load(ID)
-    note = next(Path(hfsae.hub.upload.constants.HF_HUB_CACHE).rglob("refs/main"))
+    note = next(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("refs/main"))
     note.unlink()
     note.mkdir()  # as little as in a folder that can only be read can a file be written there
     assert same(hfsae.load(ID), sae) and note.is_dir()
@@ -850,6 +851,15 @@ def test_a_hub_that_does_not_answer_is_waited_for_once(unreachable_hub):
     assert sum(unreachable_hub.waits) == 15
 
 
+def test_the_plan_of_a_push_without_a_connection_lists_the_files_at_once(
+    unreachable_hub, folder, capsys
+):
+    hfsae.push(folder, "me/sae", token=WRITE, dry_run=True)
+    told = capsys.readouterr().out
+    assert "or the Hub does not answer" in told and "model.safetensors" in told
+    assert unreachable_hub.waits == []
+
+
 def test_a_hub_that_answers_again_is_asked_again_later(hub, pushed):
     hub.faults.append(Fault("*", "", "cut_reply", times=None))
     refused(lambda: hfsae.load(ID, token=WRITE), "the Hub cannot be reached")
@@ -905,14 +915,14 @@ def test_a_download_that_is_cut_goes_on_and_for_good_leaves_no_half(hub, pushed,
     hub.faults.clear()
     assert hfsae.load(ID).verify().ok  # nothing of the half was kept
     hub.faults.append(Fault("GET", DOWNLOADS, "status", times=3, status=503))
-    shutil.rmtree(Path(hfsae.hub.upload.constants.HF_HUB_CACHE))
+    shutil.rmtree(Path(huggingface_hub.constants.HF_HUB_CACHE))
     assert hfsae.load(ID).verify().ok
 
 
 def test_a_file_that_arrives_damaged_is_fetched_again_and_never_kept(hub, pushed):
     hub.faults.append(Fault("GET", DOWNLOADS, "corrupt", times=1, at=-9))
     assert hfsae.load(ID).verify().ok
-    shutil.rmtree(Path(hfsae.hub.upload.constants.HF_HUB_CACHE))
+    shutil.rmtree(Path(huggingface_hub.constants.HF_HUB_CACHE))
     hub.faults.append(Fault("GET", DOWNLOADS, "corrupt", times=None, at=-9))
     refused(lambda: hfsae.load(ID), r"arrives damaged: its checksum is not the Hub's; try again")
     hub.faults.clear()

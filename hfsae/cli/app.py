@@ -4,18 +4,19 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..explanations.judges import JudgeArguments
 from ..machine.files import printable, printable_lines
 from ..machine.names import META, PRESETS
-from ..machine.refused import Refused
+from ..machine.refused import Refused, refuse_absent_source
 from ..packaged import SEPARATE_SAES
+from ..presets import PresetArguments
 from .files import SOURCE, add_choice, add_site, folder_of, given_options
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
 from .source import add_sae, command_of, find, take_choice
 
 if TYPE_CHECKING:
-    from ..explanations.judges import JudgeArguments
-    from ..presets import Model, PresetArguments
+    from ..presets import Model
     from ..recipe import PlacedSAE
 
 
@@ -37,7 +38,10 @@ def demo_verb(argv: list[str]) -> None:
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
     refuse_port(args["host"], args.get("port"))
-    args = _at_results(_at_repository(args))
+    args = _at_repository(args)
+    if "source" in args:
+        refuse_absent_source(args["source"], [*SEPARATE_SAES])
+    args = _at_results(args)
     try:
         from ..demo import launch  # takes seconds, and the demo extra
     except ModuleNotFoundError as error:
@@ -109,12 +113,6 @@ def refuse_port(host: str, port: int | None) -> None:
 
 def presets_verb(argv: list[str]) -> None:
     """`hfsae presets`: see `VERBS`."""
-    from ..explanations.judges import JudgeArguments
-    from ..features import read_labels  # takes seconds
-    from ..measurement import filled
-    from ..presets import PresetArguments, find_presets, save_presets, table
-    from ..recipe import remember
-
     parser = verb_parser("presets", "SOURCE [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae presets runs/mine",
@@ -129,15 +127,20 @@ def presets_verb(argv: list[str]) -> None:
     asked = ("model", "base_url", "provider", "requests", "answers", "key_env")
     parser.add_fields(JudgeArguments, *asked, renamed={"model": "judge"})
     options, given = parse_given(parser, argv)
-    command = command_of("collect", options, given)
     args = PresetArguments(**parser.take(PresetArguments, options))
     args.check()
+    command = command_of("collect", options, given)
     judge, test = parser.take(JudgeArguments, options), options.pop("test")
     placed = find(options, given)
     if judge or test:
         _test(placed, args, JudgeArguments(**judge) if judge else None)
         return
     _refuse_no_examples(placed, command)
+    from ..features import read_labels  # takes seconds
+    from ..measurement import filled
+    from ..presets import find_presets, save_presets, table
+    from ..recipe import remember
+
     with filled(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
         found = find_presets(_opened(placed), labels, args, _say)
@@ -158,7 +161,7 @@ def presets_verb(argv: list[str]) -> None:
     )
 
 
-def _test(placed: "PlacedSAE", args: "PresetArguments", judge: "JudgeArguments | None") -> None:
+def _test(placed: "PlacedSAE", args: PresetArguments, judge: JudgeArguments | None) -> None:
     """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
     judge, by what that says."""
     from ..explanations.judges import Waits
@@ -219,6 +222,7 @@ def space_verb(argv: list[str]) -> None:
     """`hfsae space`: see `VERBS`."""
     parser = verb_parser("space", "SOURCE [--output FOLDER]")
     parser.add("source", type=str, help=SOURCE)
+    parser.checks["source"] = refuse_absent_source
     parser.add("--output", type=str, default="space", help="folder to write")
     parser.add("--title", type=str, default="Inspect and steer", help="title of the Space")
     parser.add("--revision", type=str | None, help="branch, tag or commit")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..machine.files import printable, printable_lines
 from ..machine.names import FINGERPRINT, FINGERPRINTS, existing
+from ..machine.refused import refuse_absent_source
 from .parsing import VerbParser, verb_parser
 
 if TYPE_CHECKING:
@@ -44,11 +45,12 @@ def list_verb(argv: list[str]) -> None:
 
 def push_verb(argv: list[str]) -> None:
     """`hfsae push`: see `VERBS`."""
-    from ..hub import push
+    from ..hub.order import push, refuse_repo_id
 
     parser = verb_parser("push", "SOURCE NAME/REPOSITORY")
     parser.add("source", type=str, help=f"folder that `hfsae train` wrote; or any {SOURCE}")
     parser.add("repo", type=str, help="repository on the Hub, as name/repository")
+    parser.checks = {"source": refuse_absent_source, "repo": refuse_repo_id}
     add_meaning(parser)
     add_site(parser)
     parser.add("--public", action="store_true", help="make a new repository public")
@@ -126,8 +128,7 @@ def _leave(code: int) -> None:
 
 def convert_verb(argv: list[str]) -> None:
     """`hfsae convert`: see `VERBS`."""
-    from ..convert import FORMATS, WRITTEN, save_as, save_set_as
-    from ..hub import load, load_set
+    from ..convert import WRITTEN
 
     parser = verb_parser("convert", "SOURCE DESTINATION --to FORMAT")
     add_source(parser)
@@ -136,6 +137,9 @@ def convert_verb(argv: list[str]) -> None:
     add_choice(parser)
     options = given_options(parser.parse(argv))
     destination, to = options.pop("destination"), options.pop("to")
+    from ..convert import FORMATS, save_as, save_set_as
+    from ..hub import load, load_set
+
     if FORMATS[to].save_set and not {"layer", "width", "l0"} & options.keys():
         saes = load_set(**options)
         print(printable_lines(f"wrote {save_set_as(saes, destination, to)}: {len(saes)} SAEs"))
@@ -161,6 +165,7 @@ def _lost(sae: "SAE", converted: "SAE") -> list[str]:
 def add_source(parser: VerbParser) -> None:
     """Add SOURCE and --revision."""
     parser.add("source", type=str, help=SOURCE)
+    parser.checks["source"] = refuse_absent_source
     parser.add("--revision", type=str | None, help="branch, tag or commit")
 
 

@@ -13,6 +13,7 @@ from inspect import signature
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from ..machine.bounds import in_words
 from ..machine.refused import Refused, closest, one_line
 from .table import VERBS
 
@@ -53,6 +54,8 @@ class VerbParser:
     """further lines of `--help_all`, or of `--help`"""
     fields: dict[str, _Field] = field(default_factory=dict)
     """by option, from `add_fields`"""
+    checks: dict[str, Callable[[Any], None]] = field(default_factory=dict)
+    """by argument, what refuses a value of it, before anything else is imported"""
     parser: "ArgumentParser" = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +122,10 @@ class VerbParser:
         except ArgumentError as error:
             raise Refused(self._sentence(one_line(error))) from error
         args.pop("import")  # already imported
+        for name, check in self.checks.items():
+            values = args[name] if isinstance(args[name], list) else [args[name]]
+            for value in values:
+                check(value)
         return args
 
     def given(self, argv: list[str]) -> dict[str, Any]:
@@ -207,7 +214,9 @@ class VerbParser:
             name = unknown[1].partition("=")[0]
             if not name.startswith("-"):
                 return f"{here} takes no argument {name!r}; usage: {here} {self.usage}"
-            options = [o for a in self._actions() for o in a.option_strings]
+            if not name.startswith("--"):
+                return f"{here} has no option {name!r}; options have two dashes, as '-{name}'"
+            options = [o for a in self._actions() for o in a.option_strings if not o.endswith("+")]
             return with_names(f"{here} has no option {name!r}", name, options)
         if unknown := re.search(r"(?:[Kk]ey '|option ')([\w.]+)", text):
             names = [action.dest for action in self._actions()]
@@ -220,8 +229,11 @@ class VerbParser:
         wrong = re.match(r'Parser key "([\w.]+)".*?:.*(?:Got|Given) value: (.*)$', text)
         kinds = {a.dest: getattr(a, "_typehint", a.type) for a in self.parser._actions}
         if wrong and wrong[1] in kinds:
-            dashes = "" if wrong[1].partition(".")[0] in self.recipe else "--"
-            return f"{dashes}{wrong[1]} must be {in_words(kinds[wrong[1]])}, got {wrong[2]!r}"
+            action = next(a for a in self.parser._actions if a.dest == wrong[1])
+            name = wrong[1] if wrong[1].partition(".")[0] in self.recipe else f"--{wrong[1]}"
+            name = name if action.option_strings else wrong[1].upper()
+            many = "; leave spaces between several" if action.nargs and "," in wrong[2] else ""
+            return f"{name} must be {in_words(kinds[wrong[1]])}, got {wrong[2]!r}{many}"
         return f"{here}: invalid arguments: {text}"
 
 
@@ -245,21 +257,6 @@ def _takes(type_: object, choices: Sequence[str] | None) -> dict[str, Any]:
     if get_origin(type_) is Literal:
         choices = get_args(type_)
     return {"choices": list(choices)} if choices else {"type": type_}
-
-
-def in_words(type_: Any) -> str:
-    """A type in words, for an error sentence."""
-    if get_origin(type_) is Literal:
-        return " or ".join(map(repr, get_args(type_)))
-    if get_origin(type_) is dict:
-        is_of_texts = get_args(type_)[1] is str
-        return "names with a text each, as {name: text}" if is_of_texts else "a section of fields"
-    if parts := [part for part in get_args(type_) if part is not type(None)]:
-        parts = [part for part in parts if part is not int or float not in parts]
-        words = " or ".join(map(in_words, parts)) if get_origin(type_) is not list else "a list"
-        return f"{words}, or null" if type(None) in get_args(type_) else words
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names.get(type_, "a section of fields")
 
 
 def with_names(problem: str, name: str, names: list[str]) -> str:

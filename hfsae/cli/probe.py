@@ -1,5 +1,6 @@
 """The verb `hfsae probe`: what a few latents reveal about texts, beside controls."""
 
+from ..evaluation.probing import ProbeArguments, read_tasks
 from ..machine.files import printable_lines
 from ..machine.names import PROBING, PROBING_REPORT
 from .parsing import verb_parser
@@ -9,9 +10,6 @@ from .source import add_folders, add_saes, find_all
 
 def probe_verb(argv: list[str]) -> None:
     """`hfsae probe`: see `VERBS`."""
-    from ..evaluation.probing import ProbeArguments, read_tasks  # takes seconds
-    from ..measurement import probe, probe_placed
-
     parser = verb_parser("probe", "SOURCE ... [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae probe runs/mine",
@@ -22,15 +20,23 @@ def probe_verb(argv: list[str]) -> None:
     )
     add_saes(parser, "lm")
     add_folders(parser)
-    parser.add_fields(probe, "tasks")
+    parser.add(
+        "--tasks",
+        type=str,
+        default="packaged",
+        help='"packaged": binary sets of the Python package sae-probes; a jsonl file with a text '
+        "and a label a line; or a Hub data set",
+    )
     parser.add_fields(read_tasks, "text_column", "label_column", "group_column", "split")
     parser.add_fields(
         ProbeArguments,
         *("n_tasks", "n_texts", "k", "max_tokens", "n_words", "uniformity_tokens", "seed"),
     )
     options, given = parse_given(parser, argv)
-    placed = find_all(options, given, options.pop("output_dir"))
     args = ProbeArguments(**parser.take(ProbeArguments, options))
+    placed = find_all(options, given, options.pop("output_dir"))
+    from ..measurement import probe_placed  # takes seconds
+
     result = probe_placed(placed, args, **options)  # the tasks, and their columns
     print(printable_lines(result.report))
     folders = dict.fromkeys(str(one.folder) for one in placed)

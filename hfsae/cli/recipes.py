@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_origin
 
-import docstring_parser
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 
@@ -25,12 +24,15 @@ from ..recipe import (
     LMArguments,
     Recipe,
     Sections,
+    check_sae_fields,
     find_recipe,
+    known_variants,
     licence_with,
     read_recipe,
     shipped_recipes,
     stage_of,
 )
+from ..recipe.declared import DeclaredField, refuse_unknown_fields
 from ..recipe.fields import UNUSED
 from ..tuning import Tuning
 from .files import add_choice, add_site
@@ -157,30 +159,21 @@ def train_parser() -> VerbParser:
 
 def _sae_help(everything: bool) -> Iterator[str]:
     """Help for the variants and their most used config fields, or all of them."""
-    from transformers import MODEL_MAPPING  # takes seconds, as does the next
-
-    from ..models import SAEConfig, variants
-    from ..models.site_fields import SiteFields
-
-    classes = dict.fromkeys(c for variant in variants() for c in reversed(variant.mro()))
+    variants, having = known_variants(), dict[tuple[str, DeclaredField], list[str]]()
+    for model_type, variant in variants.items():
+        for name, about in variant.fields.items():
+            having.setdefault((name, about), []).append(model_type)
     yield from ("", "fields of sae:" if everything else "most used fields of sae:")
     yield from explained(
         "--sae.d_sae", "number of latents; usually 8 to 32 times the model's width"
     )
-    for config_class in (c for c in classes if issubclass(c, SiteFields)):
-        for param in docstring_parser.parse_from_object(config_class).params:
-            if everything or param.arg_name in _OFTEN_OF_SAE:
-                default = getattr(config_class, param.arg_name, None)
-                kind = ""
-                if config_class is not SAEConfig and issubclass(config_class, SAEConfig):
-                    kind = f" ({', '.join(v.model_type for v in variants(config_class))})"
-                yield from explained(
-                    f"--sae.{param.arg_name}{kind}", param.description or "", default
-                )
+    for (name, about), types in having.items():
+        if everything or name in _OFTEN_OF_SAE:
+            kind = "" if len(types) == len(variants) else f" ({', '.join(types)})"
+            yield from explained(f"--sae.{name}{kind}", about.text, about.default)
     yield from ("", "variants, by --sae.model_type:")
-    for variant in sorted(variants(), key=lambda v: v.model_type):
-        formula = (MODEL_MAPPING[variant].__doc__ or "").partition("\n")[0]
-        yield from explained(variant.model_type, formula)
+    for model_type, variant in sorted(variants.items()):
+        yield from explained(model_type, variant.formula)
 
 
 def parse_recipe(
@@ -214,13 +207,11 @@ def parse_recipe(
         recipe = replace(recipe, license=licence_with(recipe, lm.get("name", LMArguments.name)))
         if recipe.model_names != [given.get("name") for given in lms.values()] and recipe.lms:
             recipe = replace(recipe, license=None)
-    if not isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
+    if isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
+        refuse_unknown_fields(recipe)
+    else:
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
-        given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
-        if given_now:
-            from ..recipe import refuse_fields_of_others  # takes seconds
-
-            refuse_fields_of_others(recipe, given_now)
+        check_sae_fields(recipe, [n[1] for n in named if n and recipe.sae.get(n[1]) is not None])
     return recipe, options
 
 

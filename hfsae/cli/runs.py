@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..machine.files import printable
+from ..machine.importing import without_collecting
 from ..machine.lock import is_first_process
 from ..machine.names import CARD, EVALUATION, FIGURES, META, RECIPE, REPORT
-from ..machine.refused import Refused
+from ..machine.refused import Refused, refuse_absent_source
 from ..recipe import Sections, shipped_recipes
 from ..tuning import Tuning
 from .files import add_choice, add_source
@@ -34,16 +35,18 @@ def train(argv: list[str]) -> None:
     recipe, options = parse_recipe(train_parser(), argv)
     refuse_absent_models(recipe)
     if options["dry_run"]:
-        from ..cost.plan import plan
+        with without_collecting():
+            from ..cost.plan import plan
 
         print("\n".join(plan(recipe, options["gpu"]).lines))
         return
     if options["gpu"] is not None:
         raise Refused("--gpu needs --dry_run: it only estimates the cost on a GPU")
     command = shlex.join(["hfsae", "train", *argv])
-    from ..cost.shortage import check_memory
-    from ..recipe import run
-    from .show import print_folder, print_next
+    with without_collecting():
+        from ..cost.shortage import check_memory
+        from ..recipe import run
+        from .show import print_folder, print_next
 
     folders = run(recipe, command, check_cost=check_memory)
     if is_first_process():
@@ -160,6 +163,7 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
         raise Refused(f"name the folder or repository of an SAE: hfsae {verb} SOURCE")
     source, *changes = argv
     options, given = parse_given(parser, changes)
+    refuse_absent_source(source)
     from ..measurement import again, run_folder
     from ..recipe import home_of, locked_run
     from .show import print_folder

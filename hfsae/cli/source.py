@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..machine.files import printable
+from ..machine.refused import refuse_absent_source
 from ..recipe import Sections
 from .files import SOURCE, add_choice, add_site, add_source
 from .parsing import VerbParser
@@ -31,6 +32,7 @@ def add_sae(parser: VerbParser, *sections: str) -> None:
 def add_saes(parser: VerbParser, *sections: str) -> None:
     """Add SOURCE ..., and the other options of `add_sae` without the folder of results."""
     parser.add("sources", type=str, nargs="+", help=f"each a {SOURCE}")
+    parser.checks["sources"] = refuse_absent_source
     parser.add("--revision", type=str | None, help="branch, tag or commit of repositories")
     add_choice(parser)
     add_site(parser)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ..machine.files import printable_lines
 from ..machine.names import REPORT, REPORT_PAGE, STUDY_PLAN
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest
 from ..study import StudyArguments
+from ..study.plan import refuse_no_study
 from .app import refuse_port
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
@@ -23,6 +24,9 @@ def study_verb(argv: list[str]) -> None:
     if argv and argv[0] in does:
         does[argv[0]](argv[1:])
         return
+    if argv and not argv[0].startswith("-"):
+        near = closest(argv[0], [*does])
+        raise Refused(f"hfsae study needs one of {_DOES}; got {argv[0]!r}{near}")
     usage = "make SOURCE ... | rate STUDY | space STUDY SPACE | close STUDY | report STUDY"
     parser = verb_parser("study", usage)
     parser.examples = (
@@ -33,11 +37,16 @@ def study_verb(argv: list[str]) -> None:
         "hfsae study report studies/mine",
     )
     parser.add("do", type=str, help=f"{_DOES}; `hfsae study make --help` lists the options of one")
-    raise Refused(f"hfsae study needs one of {_DOES}; got {parser.parse(argv)['do']!r}")
+    parser.parse(argv)  # --help, an unknown option, or nothing
 
 
 def _parser(name: str, usage: str, about: str) -> VerbParser:
     return VerbParser(f"study {name}", usage, about)
+
+
+def _add_study(parser: VerbParser) -> None:
+    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
+    parser.checks["study"] = refuse_no_study
 
 
 def _make(argv: list[str]) -> None:
@@ -75,7 +84,7 @@ def _rate(argv: list[str]) -> None:
         "Serve the page on which people rate; each answer is saved before the next item "
         "appears. ?rater=NAME in the address resumes, and several people rate at once.",
     )
-    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
+    _add_study(parser)
     parser.add("--host", type=str, default="127.0.0.1", help="address to listen on")
     parser.add("--port", type=int | None, help="default: the first free port from 7870")
     parser.add("--code", type=str | None, help="word that raters must enter")
@@ -107,7 +116,7 @@ def _space(argv: list[str]) -> None:
         "Put the page on a Hugging Face Space; the plan and the answers are in a private data set. "
         "New repositories are private. The token is the one from `hf auth login`, or HF_TOKEN.",
     )
-    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
+    _add_study(parser)
     parser.add("space", type=str, help="Space on the Hub, as name/space")
     parser.add("--answers", type=str, required=True, help="data set on the Hub, as name/dataset")
     parser.add("--wheel", type=str | None, help="of hfsae, where its version is not on PyPI")
@@ -126,7 +135,7 @@ def _space(argv: list[str]) -> None:
 
 def _close(argv: list[str]) -> None:
     parser = _parser("close", "STUDY", "End a study: it takes no more answers.")
-    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
+    _add_study(parser)
     study = parser.parse(argv)["study"]
     from ..study.report import close
 
@@ -140,7 +149,7 @@ def _report(argv: list[str]) -> None:
         "STUDY",
         "Write the report of a closed study; of an open one print how far each rater is.",
     )
-    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
+    _add_study(parser)
     parser.add("--about", type=str, default="", help="who or what rated, for the report's top")
     options = parser.parse(argv)
     from ..study.answers import is_closed

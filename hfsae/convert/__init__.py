@@ -20,9 +20,11 @@ and reconstructions equal those of the format's own code (scripts/interop/parity
 both ways); an SAE that a format cannot represent is refused.
 """
 
-from .build import to_jumprelu as to_jumprelu
-from .formats import FORMATS as FORMATS
-from .formats import WRITTEN as WRITTEN
-from .formats import load_folder as load_folder
-from .formats import save_as as save_as
-from .formats import save_set_as as save_set_as
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+WRITTEN = (
+    *("hfsae", "gemma_scope", "gemma_scope_2", "gemma_scope_2_layers", "saelens", "sparsify"),
+    *("dictionary_learning", "circuit_tracer", "circuit_tracer_clt", "openai"),
+)
+"""The formats that are written, too; here, so that a mistyped one is told at once."""

@@ -102,10 +102,6 @@ FORMATS = {
 }
 
 
-WRITTEN = tuple(n for n, form in FORMATS.items() if form.save is not crosscoders.refuse_to_write)
-"""The formats that can be written, too."""
-
-
 def find(paths: Iterable[str]) -> dict[str, str]:
     """From the paths of all files, {path of an SAE: name of its format}.
 

@@ -13,3 +13,5 @@ report         diff.json in words: the table, and a sentence for each latent
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+N_TOKENS = 100_000
+"""The most held-out tokens that `diff` reads."""

@@ -23,6 +23,7 @@ from ..models import SAE
 from ..recipe import check_held_out, inputs_of, load_inputs, norm_limits, of_run
 from ..recipe.text import counted, token_bar
 from ..training.trainer import make_accelerator, sum_products_in_float32
+from . import N_TOKENS
 from .explained import Explained
 from .firing_tokens import FiringTokens
 from .groups import EVEN, FIRST, GROUPS, MOSTLY, SECOND, SHARED, Groups, groups_of
@@ -30,7 +31,6 @@ from .report import sentence
 from .scaling import LEAST_OWN, LITTLE, MOST_NU, Scaling, in_other
 from .sides import Sides
 
-N_TOKENS = 100_000
 Json = dict[str, Any]
 
 

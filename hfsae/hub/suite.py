@@ -25,7 +25,7 @@ from ..convert.saelens import SCALER
 from ..machine.files import read_json
 from ..machine.names import CONFIG, EVALUATION, FINGERPRINTS, WEIGHTS_INDEX
 from ..machine.processor import refuse_absent
-from ..machine.refused import Refused, closest_folders
+from ..machine.refused import Refused, refuse_absent_source
 from ..models import SAE
 from ..models.config import l0_goal
 from .download import HubFile, Listing, fetch, list_files, remember_revision
@@ -319,10 +319,7 @@ def _list(
         return Listing(str(source), None, sorted(_local_files(root), key=lambda f: f.path))
     if root.exists():
         return Listing(str(source), None, [HubFile(root.name, None, None, None)])
-    is_path = isinstance(source, Path) or str(source).startswith((".", "/", "~"))
-    if is_path or "/" not in str(source):
-        or_else = "" if is_path else "; a repository on the Hub is named as name/repository"
-        raise Refused(f"there is no folder {source}{closest_folders(str(source))}{or_else}")
+    refuse_absent_source(source)
     return list_files(
         str(source),
         revision=revision,

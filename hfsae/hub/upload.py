@@ -1,13 +1,12 @@
 """To the Hub: one atomic commit.
 
-`push` sends only files on a list of names, refuses those that hold a key, prints beforehand what
-will be visible to whom, and makes new repositories private by default. What people wrote into a
-card stays. If the Hub's answer to a commit is lost, the retry finds that commit.
+`push` (order.py) sends only files on a list of names, refuses those that hold a key, prints
+beforehand what will be visible to whom, and makes new repositories private by default. What people
+wrote into a card stays. If the Hub's answer to a commit is lost, the retry finds that commit.
 """
 
 import filecmp
 import logging
-import re
 import shutil
 import tempfile
 import time
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -54,6 +53,7 @@ from ..machine.weights import PUBLISHED, refuse_mixture
 from ..models import SAE
 from .download import download, refuse_path
 from .licence import licence_notes
+from .order import Order, push
 from .outgoing import (
     CODE,
     files_to_publish,
@@ -128,76 +128,8 @@ class Plan(NamedTuple):
         return "\n".join(lines)
 
 
-def push(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    subfolder: str = "",
-    include_code: bool = False,
-    replace_model_card: bool = False,
-    no_examples: bool = False,
-    dry_run: bool = False,
-    tell: Callable[[str], None] = print,
-) -> str:
-    """Send the SAE in `folder`, or the SAEs in its subfolders, in one commit; the commit's address.
-
-    Args:
-        folder: what `hfsae train` wrote, or a folder of such folders.
-        repo_id: "name/repository".
-        token: None: the one from `hf auth login`, or the environment's HF_TOKEN.
-        private: whether a new repository is private; None: private. An existing repository stays as
-            it is, and asking for the opposite is an error.
-        revision: branch to commit to, created if missing.
-        create_pr: propose the commit as a pull request.
-        subfolder: folder in the repository.
-        commit_message: message of the commit, instead of "Upload ... with hfsae".
-        include_code: also send code that runs the SAE where hfsae is not installed
-            (AutoModel.from_pretrained(repo, trust_remote_code=True)); a repository that has that
-            file keeps it.
-        replace_model_card: do not keep what people wrote into the existing card.
-        no_examples: send no excerpts of the text: no features folder, no examples in the card; and
-            delete those that the repository holds.
-        dry_run: print what would be sent, and stop; offline, without looking at the repository.
-        tell: called with the plan's text before anything is sent.
-
-    Raises:
-        ValueError: the folder holds no SAE, or a damaged one; results or names belong to other
-            weights, or to models in the place of each other, or were changed since they were
-            written; a file holds a key of this machine; or the repository is not allowed, not found
-            or unreachable.
-    """
-    if repo_id.count("/") != 1:
-        raise Refused(f"repository must be written as 'name/repository', got {repo_id!r}")
-    _refuse_subfolder(subfolder)
-    looks = not (dry_run and constants.HF_HUB_OFFLINE)
-    where = (repo_id, private, revision, create_pr, subfolder)
-    order = _Order(*where, include_code, replace_model_card, no_examples, looks)
-    message = None if dry_run else commit_message or f"Upload {subfolder or 'SAE'} with hfsae"
-    return _carried_out(HfApi(token=token), Path(folder), order, message, tell)
-
-
-class _Order(NamedTuple):
-    """The arguments of `push` that a plan depends on."""
-
-    repo_id: str
-    private: bool | None
-    revision: str | None
-    create_pr: bool
-    subfolder: str
-    include_code: bool
-    replace_model_card: bool
-    no_examples: bool
-    looks: bool
-    """at the repository's content"""
-
-
-def _carried_out(
-    api: HfApi, folder: Path, order: _Order, message: str | None, tell: Callable[[str], None]
+def carried_out(
+    api: HfApi, folder: Path, order: Order, message: str | None, tell: Callable[[str], None]
 ) -> str:
     """The commit's address; None without a message, when only the plan is printed."""
     homes = _homes(folder)
@@ -219,10 +151,10 @@ def _carried_out(
     return done.pr_url or done.commit_url
 
 
-def _plan(api: HfApi, folder: Path, homes: list[Path], order: _Order) -> Plan:
+def _plan(api: HfApi, folder: Path, homes: list[Path], order: Order) -> Plan:
     repo_id, private, revision = order[:3]
     unknown: _There = True, private is not False, set(), None
-    there = _look(api, repo_id, private, revision) if order.looks else unknown
+    there = _look(api, order) if order.looks else unknown
     is_new, is_private, paths, head = there
     has_code = order.include_code or CODE.name in paths
     files, left_out = _collect(folder, homes, order.subfolder, has_code, order.no_examples)
@@ -347,11 +279,6 @@ def _homes(folder: Path) -> list[Path]:
     return homes
 
 
-def _refuse_subfolder(subfolder: str) -> None:
-    if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
-        raise Refused(f"subfolder {subfolder!r} lies outside the repository; name one inside it")
-
-
 def _collect(
     folder: Path, homes: list[Path], subfolder: str, include_code: bool, no_examples: bool
 ) -> tuple[dict[str, Path | bytes], list[str]]:
@@ -422,16 +349,18 @@ def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _look(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> _There:
+def _look(api: HfApi, order: Order) -> _There:
     """The repository's state: whether it is new, whether it is or will be private, its files, and
     its commit; a new branch starts with main's."""
+    repo_id, private, revision = order[:3]
     look = partial(api.model_info, repo_id)
+    ask = partial(patiently, what="model_info", reconnects=order.reconnects)
     try:
-        info = patiently(lambda: look(revision=revision), "model_info")
+        info = ask(lambda: look(revision=revision))
     except GatedRepoError:
         raise
     except RevisionNotFoundError:
-        info = patiently(look, "model_info")
+        info = ask(look)
     except RepositoryNotFoundError:
         return True, private is not False, set(), None
     if private is not None and bool(info.private) != private:

@@ -6,12 +6,14 @@ is refused, and the one sentence for an error of transformers.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
@@ -46,9 +48,37 @@ def config_of(copy: Copy) -> PreTrainedConfig:
     return deepcopy(_gguf_config(file, file.stat().st_mtime_ns))
 
 
-@lru_cache(maxsize=4)  # a read takes seconds: the file's head holds the whole vocabulary
+@lru_cache(maxsize=4)  # the file's head holds the whole vocabulary
 def _gguf_config(file: Path, changed: int) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    with quick_gguf():
+        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+
+
+@contextmanager
+def quick_gguf() -> Iterator[None]:
+    """A block in which transformers reads the head of a .gguf file in a fifth of the time: its
+    reader takes each text of a vocabulary out of a `numpy.memmap`, which is slow at that."""
+    try:
+        import gguf
+    except ModuleNotFoundError:  # then there is none to read
+        yield
+        return
+    usual = gguf.GGUFReader
+
+    class Reader(usual):
+        @property
+        def data(self) -> np.ndarray:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: np.ndarray) -> None:
+            self._plain = np.asarray(mapped)  # the same bytes, still mapped
+
+    gguf.GGUFReader = Reader
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = usual
 
 
 def note_commit_(config: PreTrainedConfig, copy: Copy) -> str | None:

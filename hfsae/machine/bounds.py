@@ -1,5 +1,7 @@
 """Bounds of settings. A number beyond any known use is taken for a mistake, and refused."""
 
+from typing import Any, Literal, get_args, get_origin
+
 from .refused import Refused
 
 MOST_TOKENS = 10**13
@@ -31,6 +33,36 @@ def check_least(settings: object, prefix: str = "", **least: int) -> None:
         value = getattr(settings, name)
         if isinstance(value, int | float) and value < limit:
             raise Refused(f"{prefix}{name} is {value}; it must be {limit} or more")
+
+
+def check_type(name: str, value: object, type_: Any) -> None:
+    """Check that a setting has a value of its type; a number is no truth value.
+
+    Raises:
+        ValueError: it has another one.
+    """
+    if get_origin(type_) is Literal:
+        choices = get_args(type_)
+        if value not in choices:
+            raise Refused(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    elif (isinstance(value, bool) and type_ is not bool) or not isinstance(value, type_):
+        raise Refused(f"{name} must be {in_words(type_)}, got {value!r}")
+
+
+def in_words(type_: Any) -> str:
+    """A type in words, for an error sentence."""
+    if get_origin(type_) is Literal:
+        return " or ".join(map(repr, get_args(type_)))
+    if get_origin(type_) is dict:
+        is_of_texts = get_args(type_)[1] is str
+        return "names with a text each, as {name: text}" if is_of_texts else "a section of fields"
+    if parts := [part for part in get_args(type_) if part is not type(None)]:
+        parts = [part for part in parts if part is not int or float not in parts]
+        is_list = get_origin(type_) is list
+        words = "a list" if is_list else " or ".join(dict.fromkeys(map(in_words, parts)))
+        return f"{words}, or null" if type(None) in get_args(type_) else words
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return {**names, list: "a list", tuple: "a list"}.get(type_, "a section of fields")
 
 
 def check_seed(name: str, value: int) -> None:

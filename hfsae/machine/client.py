@@ -31,9 +31,13 @@ _gave_up: float | None = None  # when the retries of a call were used up, by tim
 _PASSING = (408, 429, 500, 502, 503, 504)
 
 
-def patiently(call: Callable[[], T], what: str) -> T:
+def patiently(call: Callable[[], T], what: str, *, reconnects: bool = True) -> T:
     """The call's result; temporary failures are retried, but not where all retries of a call have
-    failed in the last minute: a verb makes several calls, and each would wait for 15 seconds."""
+    failed in the last minute: a verb makes several calls, and each would wait for 15 seconds.
+
+    Args:
+        reconnects: whether broken connections are, too, not only answers.
+    """
     global _gave_up
     call = partial(_answer, call, what)
     has_given_up = _gave_up is not None and time.monotonic() - _gave_up < _FORGETS
@@ -41,7 +45,7 @@ def patiently(call: Callable[[], T], what: str) -> T:
         try:
             return call()
         except (HTTPError, RuntimeError) as error:
-            if not _may_pass(error):
+            if not _may_pass(error) or not (reconnects or isinstance(error, HfHubHTTPError)):
                 raise
             pause = _retry_after(error) or wait
             logger.warning("%s: %s; again in %.0f s", what, _brief(error), pause)

@@ -33,16 +33,37 @@ def closest(name: str, names: Sequence[str], *, cutoff: float = 0.6) -> str:
     return f"; closest: {', '.join(map(repr, close))}" if close else ""
 
 
-def closest_folders(path: str) -> str:
-    """The end of an error about a folder that does not exist: "; closest: 'runs/a'", or nothing."""
+def closest_folders(path: str, others: Sequence[str] = ()) -> str:
+    """The end of an error about a folder that does not exist: "; closest: 'runs/a'", or nothing.
+
+    Args:
+        others: names that could be meant, too.
+    """
     folder = Path(path).expanduser()
     try:
         beside = [other.name for other in folder.parent.iterdir() if other.is_dir()]
     except OSError:
-        return ""
-    close = get_close_matches(folder.name, beside, n=3)
-    near = (repr(str(folder.parent / name)) for name in close)
-    return f"; closest: {', '.join(near)}" if close else ""
+        beside = []
+    near = get_close_matches(path, others, n=3)
+    near += (str(folder.parent / name) for name in get_close_matches(folder.name, beside, n=3))
+    return f"; closest: {', '.join(map(repr, near))}" if near else ""
+
+
+def refuse_absent_source(source: str | Path, others: Sequence[str] = ()) -> None:
+    """Refuse the source of an SAE that is neither here nor a repository's name.
+
+    Args:
+        others: further names that are taken.
+
+    Raises:
+        ValueError: it is a path that leads nowhere, or a name without a slash.
+    """
+    if Path(source).exists():
+        return
+    is_path = isinstance(source, Path) or source.startswith((".", "/", "~"))
+    if is_path or "/" not in source:
+        or_else = "" if is_path else "; a repository on the Hub is named as name/repository"
+        raise Refused(f"there is no folder {source}{closest_folders(str(source), others)}{or_else}")
 
 
 def one_line(error: BaseException) -> str:

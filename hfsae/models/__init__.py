@@ -53,5 +53,5 @@ from .relu import ReLUSAEConfig as ReLUSAEConfig
 from .topk import TopKSAE as TopKSAE
 from .topk import TopKSAEConfig as TopKSAEConfig
 
-DEFAULT_VARIANT = JumpReLUSAEConfig.model_type
+DEFAULT_VARIANT = "jumprelu_sae"
 """the model_type of a recipe that names none"""

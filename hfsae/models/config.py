@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any, ClassVar, Literal, cast, get_args, get_origin
+from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
 
 from ..lm import weights_sketch
+from ..machine.bounds import check_type
 from ..machine.refused import Refused, closest
 from .site_fields import Number, SiteFields
 
@@ -104,20 +105,7 @@ class SAEConfig(SiteFields):
     def _reject_wrong_types(self) -> None:
         own = own_fields(type(self))
         for name, hint in sorted((f.name, f.type) for f in fields(self) if f.name in own):
-            value = getattr(self, name)
-            if get_origin(hint) is Literal:
-                self._reject_what_is_no_choice(name, get_args(hint))
-                continue
-            is_bool_for_number = isinstance(value, bool) and hint is not bool
-            if is_bool_for_number or not isinstance(value, cast(Any, hint)):
-                kind = getattr(hint, "__name__", str(hint))
-                raise Refused(f"{name} must be {kind}, got {value!r}")
-
-    def _reject_what_is_no_choice(self, name: str, choices: tuple[Any, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            listed = ", ".join(map(repr, choices))
-            raise Refused(f"{name} must be one of {listed}, got {value!r}")
+            check_type(name, getattr(self, name), hint)
 
     def _reject_dtype(self, dtype: object) -> None:
         """Refuse a dtype that is not a float: transformers would cast weights to it silently."""

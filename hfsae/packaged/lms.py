@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest
 from .installed import Package
 
 
@@ -108,7 +108,8 @@ def require_packaged_lm(name: str) -> PackagedLM:
         ValueError: there is no packaged copy, or it or the reader of GGUF files is not installed.
     """
     if name not in PACKAGED_LMS:
-        raise Refused(f"model {name!r} has no packaged copy; these do: {list(PACKAGED_LMS)}")
+        near = closest(name, [*PACKAGED_LMS])
+        raise Refused(f"model {name!r} has no packaged copy; these do: {[*PACKAGED_LMS]}{near}")
     copy = packaged_lm(name)
     if copy is None:
         command = PACKAGED_LMS[name].install_command

@@ -1,7 +1,7 @@
 """Names of the room, and where each is imported from at its first use."""
 
+from .arguments import PresetArguments as PresetArguments
 from .search import Found as Found
-from .search import PresetArguments as PresetArguments
 from .search import candidates as candidates
 from .search import find_presets as find_presets
 from .search import found_presets as found_presets

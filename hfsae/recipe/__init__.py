@@ -5,6 +5,7 @@ call        training in one call
 collecting  examples of what latents fire on, in a run
 configs     the configs of its SAEs, from the model's widths
 controls    names beside those of an SAE of re-drawn weights
+declared    the fields of SAEs' configs, known without importing these
 evaluating  evaluation in a run, on held-out and foreign texts
 explaining  explanations of an SAE's latents
 fields      the sections, and where two recipes differ

@@ -6,7 +6,8 @@ from .asked import ExplainRequest as ExplainRequest
 from .call import train as train
 from .configs import CheckCost as CheckCost
 from .configs import make_configs as make_configs
-from .configs import refuse_fields_of_others as refuse_fields_of_others
+from .declared import check_sae_fields as check_sae_fields
+from .declared import known_variants as known_variants
 from .differing import RESULT_SECTIONS as RESULT_SECTIONS
 from .differing import as_plain as as_plain
 from .differing import differences as differences

@@ -1,7 +1,7 @@
 """The configs of a recipe's SAEs, and what is refused of a recipe before anything is loaded."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from transformers import AutoConfig, PreTrainedModel
 from ..lm import site_width
 from ..machine.refused import Refused
 from ..models import DEFAULT_VARIANT, SAEConfig, variants
-from ..models.config import own_fields
-from ..models.registry import IMPORT_HINT, refuse_configs_alone
+from ..models.registry import refuse_configs_alone
+from .declared import check_model_type, known_variants
 from .fields import Recipe
 from .inputs import Model
 from .lms import check_lms
@@ -85,11 +85,12 @@ def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """
     fields = {"model_type": DEFAULT_VARIANT, **given}
     model_type = fields["model_type"]
-    own = _fields_of_variants().get(model_type)
+    by_variant = {type_: {"model_type", *v.fields} for type_, v in known_variants().items()}
+    own = by_variant.get(model_type)
     if own is None:
         return fields
     subject = f"saes.{name}" if name else "sae"
-    others = set().union(*_fields_of_variants().values()) - own
+    others = set().union(*by_variant.values()) - own
     target = fields.get("target_l0")
     if "k" in fields and "k" in own:
         others.add("target_l0")
@@ -103,30 +104,6 @@ def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
             "%s: fields left out, since a %s does not use them: %s", subject, model_type, listed
         )
     return fields
-
-
-def _fields_of_variants() -> dict[str, set[str]]:
-    return {config.model_type: own_fields(config) | {"model_type"} for config in variants()}
-
-
-def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
-    """Refuse fields that no variant in the recipe has.
-
-    Args:
-        names: fields of sae that the user set explicitly, expecting an effect.
-
-    Raises:
-        ValueError: other variants have such a field, but none in the recipe does.
-    """
-    by_variant = _fields_of_variants()
-    types = {f.get("model_type", DEFAULT_VARIANT) for f in recipe.sae_fields().values()}
-    for name in names:
-        having = sorted(variant for variant, own in by_variant.items() if name in own)
-        if having and types <= {*by_variant} and not types & {*having}:
-            raise Refused(
-                f"a {' or '.join(sorted(types))} has no field {name!r}; with sae.model_type "
-                f"{' or '.join(having)} there is one"
-            )
 
 
 def check_given(recipe: Recipe) -> None:
@@ -147,11 +124,7 @@ def check_given(recipe: Recipe) -> None:
             )
         if fields.get("d_sae") is None:
             raise Refused("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
-        types = sorted(c.model_type for c in variants())
-        if (given := fields.get("model_type", DEFAULT_VARIANT)) not in types:
-            raise Refused(
-                f"sae.model_type {given!r} is unknown; hfsae has {', '.join(types)}; {IMPORT_HINT}"
-            )
+        given = check_model_type(fields)
         causal = sorted(c.model_type for c in variants() if c.is_causal)
         if fields.get("target_sites") and given not in causal:
             raise Refused(

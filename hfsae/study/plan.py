@@ -20,7 +20,7 @@ from typing import Any, Literal
 from ..machine.bounds import check_least
 from ..machine.files import damaged, read_json, reading, write_whole
 from ..machine.names import STUDY_PLAN
-from ..machine.refused import Damaged, Refused
+from ..machine.refused import Damaged, Refused, closest_folders
 from ..machine.seal import content_hash
 
 Kind = Literal["latent", "direction", "repeat", "intruder"]
@@ -149,9 +149,8 @@ class Plan:
         Raises:
             ValueError: there is no plan, it is damaged, or it was changed since it was made.
         """
+        refuse_no_study(folder)
         path = folder / STUDY_PLAN
-        if not path.is_file():
-            raise Refused(f"no study in {str(folder)!r}: `hfsae study make` makes one")
         content = read_json(path)
         with reading(path):
             content["items"] = [_item(plain) for plain in content["items"]]
@@ -221,3 +220,14 @@ def _repeats(own: Sequence[Item], n_blocks: int, args: StudyArguments, sae: int)
 def _id() -> str:
     """Drawn anew for each plan: a rater sees ids, and no seed can tell what they stand for."""
     return secrets.token_hex(6)
+
+
+def refuse_no_study(folder: str | Path) -> None:
+    """Refuse a folder without a plan.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not Path(folder, STUDY_PLAN).is_file():
+        near = closest_folders(str(folder))
+        raise Refused(f"no study in {str(folder)!r}: `hfsae study make` makes one{near}")

@@ -1,5 +1,6 @@
 """Sparse probing: how well a few latents classify texts, beside controls.
 
+arguments.py   the settings of a probing
 tasks.py       texts with two classes: packaged sets, files, Hub data sets
 last_tokens.py activations at the last token of each text, harvested once for all SAEs
 splits.py      texts that fit, choose and test, whole groups on one side

@@ -1,6 +1,6 @@
 """Names of the room, and where each is imported from at its first use."""
 
-from .study import ProbeArguments as ProbeArguments
+from .arguments import ProbeArguments as ProbeArguments
 from .study import Probing as Probing
 from .study import probe as probe
 from .tasks import Task as Task

@@ -9,7 +9,8 @@ import torch
 from ...models import SAE
 from ..untrained import Untrained
 from .absorption import LEAST_F1, LEAST_LETTERS, Coder, Letter, Truth, letters_of, truth_of
-from .words import LEAST_WORDS, LETTERS, Words
+from .arguments import LEAST_WORDS
+from .words import LETTERS, Words
 
 CAUTION = (
     "Small language models and small SAEs say little here: SAEBench advises models of "

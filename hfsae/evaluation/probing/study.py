@@ -4,66 +4,32 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...lm import contract, tokenizer_of
-from ...machine.bounds import check_least
 from ...machine.refused import Refused
 from ...models import SAE
 from ..intervals import Interval, interval
 from ..untrained import Untrained, firings
+from .arguments import LEAST_WORDS, ProbeArguments
 from .last_tokens import LastTokens, last_tokens
 from .letters import first_letters, no_letters
 from .regression import Scores, rank, rank_dense, regress
 from .report import report_of
 from .seeds import arms_of, over_seeds
 from .splits import Split, split
-from .tasks import LEAST, Task
-from .words import LEAST_WORDS, read_words, words_of
+from .tasks import Task
+from .words import read_words, words_of
 
 logger = logging.getLogger(__name__)
 ALL = "all"
 UNTRAINED, DIMENSIONS, TOKENS = "untrained", "model's dimensions", "bag of tokens"
 _POOLED = 8192  # activations on which densities are measured
 _N_NAMED = 5  # latents that a result names
-
-
-@dataclass
-class ProbeArguments:
-    """The tasks, and the numbers of texts and features."""
-
-    n_tasks: int | Literal["all"] = 20
-    """packaged sets, drawn at random, or "all"; of a file all tasks are taken"""
-    n_texts: int = 500
-    """texts of a task, half of them of the class; two fifths are for the test"""
-    k: Sequence[int] = (1, 2, 5, 16)
-    """numbers of latents, or of a control's features, that a probe reads, beside all of them"""
-    max_tokens: int = 128
-    """tokens of a text, its BOS included: of longer ones the end is read"""
-    n_words: int = 6000
-    """words for first-letter absorption, a fifth of them to test on; 0: no absorption"""
-    uniformity_tokens: int = 64
-    """tokens of the tasks' texts for the uniformity of effects; 0: none"""
-    bootstrap_samples: int = 2000
-    """resamples of tasks, letters or tokens, for intervals"""
-    seed: int = 0
-    """seed of all that is drawn"""
-
-    def __post_init__(self) -> None:
-        self.k = sorted({*self.k})
-        if not self.k or self.k[0] < 1:
-            raise Refused(f"k is {list(self.k)}; give numbers of latents, each 1 or more")
-        check_least(self, n_tasks=1, n_texts=2 * LEAST, max_tokens=2, bootstrap_samples=1)
-        check_least(self, seed=0, n_words=0, uniformity_tokens=0)
-        if 0 < self.n_words < LEAST_WORDS:
-            raise Refused(
-                f"n_words is {self.n_words}; give {LEAST_WORDS} or more for 26 letters, or 0 for "
-                "no absorption"
-            )
 
 
 @dataclass

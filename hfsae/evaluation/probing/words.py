@@ -20,7 +20,6 @@ from ...lm import cache_name, capture
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TRAIN_SHARE = 0.8
-LEAST_WORDS = 500
 _WORD = re.compile(r" ?[A-Za-z]+")
 _N_SHOWN = 10  # pairs before a word
 _GROUP = 64  # words that share them, in one forward pass
