@@ -132,6 +132,7 @@ def hfsae(
     args = TrainingArguments() if paper else read_recipe("quickstart").training
     args.n_tokens, args.batch_size = len(problem.train), problem.batch
     args.learning_rate, args.save_steps = problem.rate, 0
+    args.calibration_tokens = 0  # all sides are measured at one L0
     args.warm_start_l0 = 1.0  # the quickstart's 2 has an FVU 1 % larger
     for field, value in (changes or {}).items():
         setattr(args, field, value)
