@@ -1,5 +1,7 @@
 """Names of the room, and where each is imported from at its first use."""
 
+N_TOKENS: int
+
 from .explained import Explained as Explained
 from .groups import GROUPS as GROUPS
 from .groups import Groups as Groups

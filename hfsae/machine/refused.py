@@ -61,7 +61,7 @@ def refuse_absent_source(source: str | Path, others: Sequence[str] = ()) -> None
     if Path(source).exists():
         return
     is_path = isinstance(source, Path) or source.startswith((".", "/", "~"))
-    if is_path or "/" not in source:
+    if is_path or "/" not in str(source):
         or_else = "" if is_path else "; a repository on the Hub is named as name/repository"
         raise Refused(f"there is no folder {source}{closest_folders(str(source), others)}{or_else}")
 
