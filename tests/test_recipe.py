@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +14,13 @@ from transformers import AutoModel
 
 from hfsae import cards
 from hfsae import recipe as recipes
-from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments, tokens
+from hfsae.activations import (
+    ActivationCache,
+    HarvestArguments,
+    ShuffleArguments,
+    TextArguments,
+    tokens,
+)
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore, resume
 from hfsae.hub import published
@@ -322,6 +329,30 @@ def test_activations_come_from_the_cache_where_another_run_left_them(tmp_path, l
     n_new = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors"))
     n_new -= sum(path.stat().st_size for path in shards)
     assert 0 <= n_new < sum(path.stat().st_size for path in shards) / 2, "most were found"
+
+
+def test_a_run_s_own_cache_serves_its_examples_and_is_gone_at_the_end(
+    tmp_path, loads, tiny_lm, monkeypatch
+):
+    read = list[bool]()
+    get = ActivationCache.get
+    monkeypatch.setattr(
+        ActivationCache,
+        "get",
+        lambda self, *key: read.append((found := get(self, *key)) is not None) or found,
+    )
+    harvest = HarvestArguments(rows=8, max_norm_ratio=5.0, cache="run")
+    text = TextArguments(dataset=TEXTS, context_size=16, held_out_fraction=0.2)
+    text = replace(text, validation_fraction=0.2)
+    fields = {"harvest": harvest, "text": text, "training": {"calibration_tokens": 300}}
+    (folder,) = run(tiny_recipe(tmp_path / "out", **fields))
+    assert any(read), "the search for examples reads what the training harvested"
+    assert not (folder / "checkpoints").exists() and not list(tmp_path.rglob("activations"))
+    record = json.loads((folder / "training.json").read_text())
+    assert record["harvest"]["cache"] == "run" and 0.25 <= record["threshold_factor"] <= 4
+    recipe = tiny_recipe(tmp_path / "without", training={"calibration_tokens": 300})
+    with pytest.raises(ValueError, match=r"validation side at text.validation_fraction=0.0; raise"):
+        run(recipe)
 
 
 def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):

@@ -45,6 +45,7 @@ def collect(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     norm_limits: dict[str, float] | None = None,
+    harvest: HarvestArguments | None = None,
     progress: Callable[[int], object] | None = None,
     resume: Path | None = None,
 ) -> FeatureStore:
@@ -59,6 +60,7 @@ def collect(
         tokenizer: None: the one that `hfsae.load_lm` loaded with the model.
         norm_limits: the training Harvester's, so that the same outliers are left out here. (Limits
             of other sites, such as a transcoder's target, are ignored.)
+        harvest: the training's, whose cache may have these activations already.
         progress: called after each batch with its number of tokens.
         resume: a file that keeps what was collected so far, renewed every minute and removed at the
             end: after a stop the same call goes on from it, with the same result to the bit. A file
@@ -74,7 +76,8 @@ def collect(
     tokenizer = tokenizer or tokenizer_of(first)
     _hold(lm, sae, tokenizer)
     args = args or CollectArguments()
-    harvester = Harvester(lm, sae.config.reads.names, HarvestArguments(), norm_limits=norm_limits)
+    names, harvest = sae.config.reads.names, harvest or HarvestArguments()
+    harvester = Harvester(lm, names, harvest, norm_limits=norm_limits)
     sizes = {name: getattr(args, name) for name in ("top", "reservoir", "window", "seed")}
     seen = Seen(sae.config.d_sae, **sizes, device=sae.W_dec.device)
     limits = harvester.norm_limits

@@ -50,7 +50,7 @@ def train(
         d_sae: number of latents; 8 to 32 times the width of activations is usual.
         output_dir: a new folder, or that of the same run.
         target_l0: latents that fire on a token, on average. None: the recipe's.
-        n_tokens: activations to train on, each pass counted; None: the recipe's (3 x 262,144).
+        n_tokens: activations to train on, each pass counted; None: the recipe's (6 x 262,144).
             Later stages follow it, unless the recipe has numbers.
         recipe: all other settings: a `Recipe`, a YAML file, or one that comes with hfsae, by name;
             with another model than a file's own, its `license` does not count. "quickstart" (of

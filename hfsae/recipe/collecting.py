@@ -30,6 +30,7 @@ def collect_from_text(job: Job, loaded: LoadedLM | LoadedLMs) -> FeatureStore:
             recipe.collect,
             tokenizer=loaded.tokenizer,
             norm_limits=job.limits,
+            harvest=recipe.harvest if recipe.harvest.cache else None,
             progress=progress,
             resume=folder / COLLECTING,
         )
