@@ -86,11 +86,15 @@ def _head(record: Json) -> list[str]:
         "",
     ]
     if change["difference"]:
+        shift = change["shift"]
+        same = f"{percent(shift)} of it is the same on all tokens (b_dec)"
+        if shift < 0:  # latents write where the mean would
+            same = f"the difference of b_dec, taken off first, adds {percent(-shift)} to it"
         lines += [
             f"squared difference of their activations: {percent(change['difference'])} of the "
-            f"spread of {first}'s; {percent(change['shift'])} of it",
-            "is the same on all tokens (b_dec); of the rest, the change, all latents together "
-            f"explain {percent(change['explained'])}",
+            f"spread of {first}'s;",
+            f"{same}; of what is left, the change, all latents together explain "
+            f"{percent(change['explained'])}",
         ]
     else:
         lines.append("both have the same activations here, to the bit: nothing changed")

@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="the first of the file; default: all")
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--set", nargs="*", metavar="NAME=VALUE", help="fields of training")
+    parser.add_argument("--batch", type=int, default=BATCH, help="default: %(default)s")
     parser.add_argument("--paper", action="store_true", help="the paper's own method")
     parser.add_argument("--output", type=Path, help="a JSON file that keeps the results, too")
     args = parser.parse_args()
@@ -61,18 +62,20 @@ def main() -> None:
     for name, changes in cases.items():
         rows.append([name])
         for variant in args.variants:
-            problem = Problem(train, BATCH, args.d_sae, L0, args.rate, args.seed)
+            problem = Problem(train, args.batch, args.d_sae, L0, args.rate, args.seed)
             started = perf_counter()
             trained = hfsae(problem, variant, changes, paper=args.paper)
             seconds = perf_counter() - started
             l0 = measure(trained, tensors["validation"], 1.0)["l0"]
             factor = at_l0(trained, tensors["validation"][:8192], L0)
             of = measure(trained, tensors["validation"], factor)
+            test = measure(trained, tensors["test"], factor)
             if args.output:
                 how = {"settings": name, "variant": variant, "paper": args.paper}
                 how |= {"tokens": len(train) // args.passes, "passes": args.passes}
-                how |= {key: getattr(args, key) for key in ("d_sae", "rate", "seed")}
+                how |= {key: getattr(args, key) for key in ("d_sae", "rate", "seed", "batch")}
                 run = {**how, "l0_as_trained": l0, "seconds": seconds, "validation": of}
+                run["test"] = test
                 keep(args.output, run, [*how])
             fvu = f"{of['fvu']:.4f}" if abs(of["l0"] / L0 - 1) < 0.05 else f"none at L0 {L0}"
             rows[-1].append(f"{fvu}, {of['dead']:.1%}, {l0:.1f}, {seconds:.1f}")
