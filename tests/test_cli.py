@@ -121,7 +121,7 @@ def test_a_verb_explains_only_the_fields_that_it_takes(verb, others, capsys):
         (["verify", "a", "--layer", "x"], "--layer must be a whole number, or null, got 'x'"),
         (["space", "a", "--output"], "--output needs a value"),
         (["demo", "--port", "x"], "--port must be a whole number, or null, got 'x'"),
-        (["show", "a", "b"], "latents must be a whole number, got 'b'"),
+        (["show", "a", "b"], "LATENTS must be a whole number, got 'b'"),
         (["explain", "a", "--price_in", "x"], "--price_in must be a number, or null, got 'x'"),
         (
             ["explain", "a", "--protocol", "x"],

@@ -8,7 +8,7 @@ import pytest
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.models import variants
 from hfsae.recipe import read_recipe
-from hfsae.recipe.declared import _declared, _imported
+from hfsae.recipe.declared import declared_variants, imported_variant
 
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "accelerate", "gradio"}
 RUN = """\
@@ -94,8 +94,8 @@ def test_a_mistake_in_a_command_is_told_before_torch_is_imported():
 
 def test_fields_that_are_known_from_the_source_are_those_of_the_classes():
     classes = {config.model_type: config for config in variants()}
-    for model_type, known in _declared().items():
-        fields, formula = _imported(classes.pop(model_type))
+    for model_type, known in declared_variants().items():
+        fields, formula = imported_variant(classes.pop(model_type))
         for name in fields.keys() & {"kernel"}:  # its type is an alias, of another room
             fields[name] = fields[name]._replace(type=None)
         assert known.formula == formula and known.fields == fields, model_type

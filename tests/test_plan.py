@@ -440,12 +440,12 @@ def test_the_pending_shard_of_the_cache_is_counted(no_weights, bucket, shard):
     assert pending == 2 * (shard + 4 * 1024 * 32)
 
 
-@pytest.mark.parametrize("n_tokens", [20_000, 786_432, 10**7, 4 * 10**9])
+@pytest.mark.parametrize("n_tokens", [20_000, 1_572_864, 10**7, 4 * 10**9])
 def test_the_stages_after_a_quickstart_take_less_time_than_its_training(no_weights, n_tokens):
     recipe = recipes.read_recipe("quickstart")
     recipe.training.n_tokens = n_tokens
     n = recipe.sizes
     before = recipe.training.n_tokens / recipe.shuffle.passes * 13 + n_tokens * 7  # blocks of 30
     assert (n.evaluation or 0) * (30 + 3 * 17 + 13) + n.examples * 13 + n.names * 13 < before
-    if n_tokens == 786_432:
+    if n_tokens == 1_572_864:
         assert n == (20_000, 150_000, 50_000, 0, 60)

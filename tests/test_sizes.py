@@ -20,13 +20,13 @@ def test_what_a_recipe_leaves_to_the_training_follows_its_length_and_given_numbe
         open_names: dict[str, Any] = {"explain_tokens": "auto"}
         return Recipe(training=training, **open_names | fields).sizes
 
-    assert sizes(20_000) == (500, 3800, 1300, 0, 0)
+    assert sizes(20_000) == (250, 1900, 640, 0, 0)
     assert sizes(4_000_000_000) == (100_000, 1_000_000, 50_000, 0, 0)
-    assert sizes(20_000, collect_tokens=150_000, explain_tokens=7) == (500, 150_000, 7, 0, 0)
-    assert sizes(20_000, evaluation=EvaluationArguments(n_tokens=None)) == (None, 3800, 1300, 0, 0)
-    assert sizes(20_000, collect_tokens=0) == (500, 0, 0, 0, 0), "names stand beside examples"
-    assert sizes(20_000, collect_tokens=0, explain_tokens=50) == (500, 0, 50, 0, 0)
-    assert sizes(20_000, preset_seconds=9) == (500, 3800, 1300, 0, 9)
+    assert sizes(20_000, collect_tokens=150_000, explain_tokens=7) == (250, 150_000, 7, 0, 0)
+    assert sizes(20_000, evaluation=EvaluationArguments(n_tokens=None)) == (None, 1900, 640, 0, 0)
+    assert sizes(20_000, collect_tokens=0) == (250, 0, 0, 0, 0), "names stand beside examples"
+    assert sizes(20_000, collect_tokens=0, explain_tokens=50) == (250, 0, 50, 0, 0)
+    assert sizes(20_000, preset_seconds=9) == (250, 1900, 640, 0, 9)
     assert sizes(20_000, collect_tokens=0, preset_seconds=9).presets == 0, "nothing to look among"
 
 
@@ -37,7 +37,7 @@ def test_a_run_writes_down_the_numbers_that_it_chose_and_the_same_recipe_finds_i
     open_sizes |= {"evaluation": EvaluationArguments(bootstrap_samples=20)}
     run(tiny_recipe(tmp_path / "out", **open_sizes))
     plain = load_plain(tmp_path / "out")
-    assert (plain["evaluation"]["n_tokens"], plain["collect_tokens"]) == (16, 120)
+    assert (plain["evaluation"]["n_tokens"], plain["collect_tokens"]) == (8, 61)
     assert FeatureStore.load(tmp_path / "out").meta["n_tokens"] < 200
     run(tiny_recipe(tmp_path / "out", **open_sizes))
     assert len(loads) == 1
@@ -56,7 +56,7 @@ def test_results_that_a_folder_has_stand_where_a_recipe_gives_no_other_number(tm
 def test_a_stage_that_was_left_out_is_made_when_a_recipe_leaves_it_to_the_training(tmp_path, loads):
     run(tiny_recipe(tmp_path / "out", collect_tokens=0))
     run(tiny_recipe(tmp_path / "out", collect_tokens="auto"))
-    assert load_plain(tmp_path / "out")["collect_tokens"] == 120
+    assert load_plain(tmp_path / "out")["collect_tokens"] == 61
     assert (tmp_path / "out" / "features" / "meta.json").is_file()
 
 

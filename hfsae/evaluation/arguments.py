@@ -17,7 +17,7 @@ class EvaluationArguments:
     """Settings for measuring the trained SAE on documents that it was not trained on."""
 
     n_tokens: int | Literal["auto"] | None = AUTO
-    """Kept tokens, in whole rows; "auto": 100,000, at most 2.5 % of a training's n_tokens; None:
+    """Kept tokens, in whole rows; "auto": 100,000, at most 1.25 % of a training's n_tokens; None:
     all; 0: no evaluation."""
     side: Side = "test"
     """Documents to measure on: "test" for results, "validation" for choosing settings."""

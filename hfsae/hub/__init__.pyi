@@ -5,6 +5,7 @@ from .download import Listing as Listing
 from .download import fetch as fetch
 from .download import list_files as list_files
 from .download import remember_revision as remember_revision
+from .memory import push_sae as push_sae
 from .order import push as push
 from .outgoing import files_to_publish as files_to_publish
 from .outgoing import is_sae as is_sae
@@ -18,4 +19,3 @@ from .suite import list_saes as list_saes
 from .suite import load as load
 from .suite import load_set as load_set
 from .upload import Plan as Plan
-from .upload import push_sae as push_sae

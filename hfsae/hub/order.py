@@ -3,28 +3,10 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants
 
 from ..machine.refused import Refused
-
-
-class Order(NamedTuple):
-    """The arguments of `push` that a plan depends on."""
-
-    repo_id: str
-    private: bool | None
-    revision: str | None
-    create_pr: bool
-    subfolder: str
-    include_code: bool
-    replace_model_card: bool
-    no_examples: bool
-    looks: bool
-    """at the repository's content"""
-    reconnects: bool
-    """whether it waits where the connection breaks, and tries again"""
 
 
 def push(
@@ -73,11 +55,11 @@ def push(
     refuse_repo_id(repo_id)
     _refuse_subfolder(subfolder)
     looks = not (dry_run and constants.HF_HUB_OFFLINE)
+    from .upload import Order, carried_out  # takes seconds
+
     where = (repo_id, private, revision, create_pr, subfolder)
     order = Order(*where, include_code, replace_model_card, no_examples, looks, not dry_run)
     message = None if dry_run else commit_message or f"Upload {subfolder or 'SAE'} with hfsae"
-    from .upload import carried_out  # takes seconds
-
     return carried_out(HfApi(token=token), Path(folder), order, message, tell)
 
 

@@ -5,7 +5,6 @@ beforehand what will be visible to whom, and makes new repositories private by d
 wrote into a card stays. If the Hub's answer to a commit is lost, the retry finds that commit.
 """
 
-import filecmp
 import logging
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ import warnings
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -31,7 +30,7 @@ from ..convert.formats import load_folder
 from ..features import FeatureStore
 from ..features.labels import read_names
 from ..machine.client import WAITS, HTTPError, in_a_sentence, patiently
-from ..machine.files import passes, read_json
+from ..machine.files import passes
 from ..machine.names import (
     CARD,
     CONFIG,
@@ -44,16 +43,13 @@ from ..machine.names import (
     META,
     PICTURES,
     STEPS,
-    WEIGHTS,
     existing,
 )
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
 from ..machine.weights import PUBLISHED, refuse_mixture
-from ..models import SAE
 from .download import download, refuse_path
 from .licence import licence_notes
-from .order import Order, push
 from .outgoing import (
     CODE,
     files_to_publish,
@@ -68,7 +64,6 @@ from .outgoing import (
 
 logger = logging.getLogger(__name__)
 _OVERTAKEN = (409, 412)  # another commit came in between
-_OF_SAVING = ("transformers_version", "auto_map", "_name_or_path", "dtype", "architectures")
 _There = tuple[bool, bool, set[str], str | None]
 
 
@@ -126,6 +121,23 @@ class Plan(NamedTuple):
         if self.left_out:
             lines.append(f"not sent: {', '.join(self.left_out)}")
         return "\n".join(lines)
+
+
+class Order(NamedTuple):
+    """The arguments of `push` that a plan depends on."""
+
+    repo_id: str
+    private: bool | None
+    revision: str | None
+    create_pr: bool
+    subfolder: str
+    include_code: bool
+    replace_model_card: bool
+    no_examples: bool
+    looks: bool
+    """at the repository's content"""
+    reconnects: bool
+    """whether it waits where the connection breaks, and tries again"""
 
 
 def carried_out(
@@ -389,29 +401,3 @@ def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) ->
             except EntryNotFoundError:
                 pass
         plan.files[path] = text.encode()
-
-
-def push_sae(sae: SAE, repo_id: str, **kwargs: Any) -> str:
-    """Send this SAE to the Hub in one commit; the commit's address. Options as for `hfsae.push`.
-
-    The metrics, figures, features and fingerprint in the folder that it was loaded from go with it,
-    as long as weights and config equal those in that folder.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        sae.save_pretrained(temporary)
-        source = getattr(sae, "_source", {})
-        home = Path(source.get("name", ""), source.get("subfolder", ""))
-        return push(home if _is_same(home, Path(temporary)) else temporary, repo_id, **kwargs)
-
-
-def _is_same(home: Path, other: Path) -> bool:
-    """Whether two folders hold the same SAE: the same weights and config."""
-    names = (WEIGHTS, CONFIG)
-    if not all((home / name).is_file() and (other / name).is_file() for name in names):
-        return False
-    ours, theirs = (
-        {k: v for k, v in read_json(folder / CONFIG).items() if k not in _OF_SAVING}
-        for folder in (home, other)
-    )
-    weights = (folder / WEIGHTS for folder in (home, other))
-    return ours == theirs and filecmp.cmp(*weights, shallow=False)

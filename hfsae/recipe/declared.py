@@ -41,11 +41,11 @@ class Variant(NamedTuple):
 def known_variants() -> dict[str, Variant]:
     """The variants by model_type: those of hfsae, and imported ones."""
     if f"{__name__.partition('.')[0]}.models" not in sys.modules:
-        return _declared()
+        return declared_variants()
     from ..models.config import variants  # which is there already
 
-    others = (config for config in variants() if config.model_type not in _declared())
-    return _declared() | {config.model_type: _imported(config) for config in others}
+    others = (config for config in variants() if config.model_type not in declared_variants())
+    return declared_variants() | {config.model_type: imported_variant(config) for config in others}
 
 
 def check_sae_fields(recipe: Recipe, given: Iterable[str]) -> None:
@@ -118,7 +118,7 @@ def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
             )
 
 
-def _imported(config: Any) -> Variant:
+def imported_variant(config: Any) -> Variant:
     """A variant of a user's own, by its config's class."""
     from dataclasses import fields
 
@@ -136,11 +136,12 @@ def _imported(config: Any) -> Variant:
         for field in fields(config)
         if field.name in own_fields(config)
     }
-    return Variant(declared, (MODEL_MAPPING[config].__doc__ or "").partition("\n")[0])
+    model = MODEL_MAPPING.get(config, None)  # a config may come without its class of SAEs
+    return Variant(declared, (getattr(model, "__doc__", None) or "").partition("\n")[0])
 
 
 @cache
-def _declared() -> dict[str, Variant]:
+def declared_variants() -> dict[str, Variant]:
     """The variants of hfsae."""
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in _ROOM.glob("*.py")]
     nodes = {n.name: n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)}

@@ -73,11 +73,11 @@ class Recipe:
     evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
     collect: CollectArguments = field(default_factory=CollectArguments)
     collect_tokens: Count = AUTO
-    """Tokens to search for examples; "auto": 19 % of training.n_tokens, at most a million; 0
+    """Tokens to search for examples; "auto": 9.5 % of training.n_tokens, at most a million; 0
     leaves this stage out."""
     explain_tokens: Count = 0
     """Held-out tokens on which the names of 100 latents are tested, as by `hfsae explain`; all
-    others with examples get names without scores. "auto": 6.4 % of training.n_tokens, at most
+    others with examples get names without scores. "auto": 3.2 % of training.n_tokens, at most
     50,000, and 0 without examples; 0 leaves this stage out."""
     probe_texts: int = 0
     """Texts of each of 20 packaged sets with which latents are probed, as by `hfsae probe` (500

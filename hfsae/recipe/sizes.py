@@ -7,9 +7,9 @@ from ..evaluation.arguments import AUTO, AUTO_TOKENS
 Count = int | Literal["auto"]
 # Shares of training.n_tokens, and the most tokens. At these shares evaluation, examples and names
 # take less time together than training does; they are the quickstart's, in two digits.
-_EVALUATION = (0.025, AUTO_TOKENS)
-_EXAMPLES = (0.19, 1_000_000)
-_NAMES = (0.064, 50_000)
+_EVALUATION = (0.0125, AUTO_TOKENS)
+_EXAMPLES = (0.095, 1_000_000)
+_NAMES = (0.032, 50_000)
 
 
 class Sizes(NamedTuple):

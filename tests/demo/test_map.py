@@ -18,7 +18,7 @@ from hfsae.demo.actions import Actions
 from hfsae.demo.beside import other_of
 from hfsae.demo.cooccurrence import together
 from hfsae.demo.latent_map import find_on_map, latent_map, places_of
-from hfsae.demo.pages.feature import _ticks
+from hfsae.demo.pages.feature import axis_ticks
 from hfsae.demo.parts import html
 
 from ..helpers import unseal
@@ -200,13 +200,13 @@ def test_on_a_phone_examples_are_folded_and_lists_of_ones_own_stay(visit):
 
 
 def test_a_histogram_has_round_numbers_at_their_places_on_its_logarithmic_scale():
-    ticks = _ticks(2**1.5, 2**5.5)  # edges of bins, four an octave
+    ticks = axis_ticks(2**1.5, 2**5.5)  # edges of bins, four an octave
     assert [tick["text"] for tick in ticks] == ["5", "10", "20"]
     assert [16 * tick["at"] for tick in ticks] == pytest.approx(  # in bars, by hand
         [4 * math.log2(value) - 6 for value in (5, 10, 20)]
     )
-    assert [(t["at"], t["text"]) for t in _ticks(38.1, 45.3)] == [(0, "38.1"), (1, "45.3")]
-    assert _ticks(0.0, 1.0) == []
+    assert [(t["at"], t["text"]) for t in axis_ticks(38.1, 45.3)] == [(0, "38.1"), (1, "45.3")]
+    assert axis_ticks(0.0, 1.0) == []
 
 
 @pytest.mark.browser

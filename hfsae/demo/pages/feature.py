@@ -259,10 +259,10 @@ def _histogram(bars: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:
         for b in bars
     ]
     view = {"bars": drawn, "most": f"{most:,} {unit.many}", "low": low, "high": high}
-    return {**view, "ticks": _ticks(bars[0]["low"], bars[-1]["high"]) if bars else []}
+    return {**view, "ticks": axis_ticks(bars[0]["low"], bars[-1]["high"]) if bars else []}
 
 
-def _ticks(low: float, high: float) -> list[dict[str, Any]]:
+def axis_ticks(low: float, high: float) -> list[dict[str, Any]]:
     """Round numbers between two edges and their places, 0 to 1, on a logarithmic scale; the edges
     where there are fewer than two."""
     if not 0 < low < high < math.inf:
