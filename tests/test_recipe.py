@@ -350,9 +350,20 @@ def test_a_run_s_own_cache_serves_its_examples_and_is_gone_at_the_end(
     assert not (folder / "checkpoints").exists() and not list(tmp_path.rglob("activations"))
     record = json.loads((folder / "training.json").read_text())
     assert record["harvest"]["cache"] == "run" and 0.25 <= record["threshold_factor"] <= 4
-    recipe = tiny_recipe(tmp_path / "without", training={"calibration_tokens": 300})
-    with pytest.raises(ValueError, match=r"validation side at text.validation_fraction=0.0; raise"):
-        run(recipe)
+
+
+def test_thresholds_stay_where_no_document_is_on_the_validation_side(tmp_path, loads, caplog):
+    def trained(fraction: float) -> Path:
+        text = TextArguments(dataset=TEXTS, context_size=16, held_out_fraction=0.2)
+        text = replace(text, validation_fraction=fraction)
+        fields = {"text": text, "training": {"calibration_tokens": 300}}
+        return run(tiny_recipe(tmp_path / str(fraction), **fields))[0]
+
+    folder = trained(1e-9)  # as of a text of few documents
+    assert json.loads((folder / "training.json").read_text())["threshold_factor"] is None
+    assert "thresholds stay as they were trained: none of the" in caplog.text
+    with pytest.raises(ValueError, match=r"calibration_tokens is 300, and no document"):
+        trained(0.0)
 
 
 def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):

@@ -114,7 +114,7 @@ class TextArguments:
         name = "validation_fraction" if split == "validation" else "held_out_fraction"
         fraction, hint = getattr(self, name), "change it or give more documents"
         if split == "validation" and fraction == 0:
-            hint = "raise it: settings are chosen, and thresholds set, on these documents"
+            hint = "raise it: settings are chosen on these documents"
         elif n_read == 1 and 0 < fraction < 1:
             hint = (
                 "documents are split whole, and a .txt file is one: give several files or a .jsonl "
@@ -150,6 +150,11 @@ class HarvestArguments:
     the run's checkpoints until it ends, so that examples are not harvested again."""
     cache_gb: float = 100.0
     """Disk space that the cache may use for one LM; activations beyond it are harvested again."""
+
+    @property
+    def cache_folder(self) -> str | None:
+        """The folder of a cache that outlasts the run."""
+        return None if self.cache == OF_RUN else self.cache
 
     def __post_init__(self):
         if self.rows < 1:

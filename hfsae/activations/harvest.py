@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..lm import Site, blocks_below, by_model, capture, find_module, forward, running_as
 from ..machine.refused import Refused
-from .arguments import OF_RUN, HarvestArguments
+from .arguments import HarvestArguments
 from .cache import ActivationCache, batch_key
 from .inputs import Batch, inputs_of
 from .tokens import TokenBatch
@@ -40,8 +40,8 @@ class _Reader:
         self.paths, self.args = dict(paths), args
         self.places = list(self.paths.values())
         self.cache: ActivationCache | None = None
-        if args.cache is not None and args.cache != OF_RUN:
-            self.cache = ActivationCache(args.cache, lm, max_bytes=1e9 * args.cache_gb)
+        if args.cache_folder is not None:
+            self.cache = ActivationCache(args.cache_folder, lm, max_bytes=1e9 * args.cache_gb)
         self._compiled = _compiled_blocks(lm, self.places) if args.compile else {}
 
     def read(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:

@@ -88,7 +88,7 @@ def _study(recipe: Recipe, loaded: LoadedLM, args: InterpretArguments) -> Iterat
     """A study whose activations are computed once, in the harvest's cache or in a folder of its
     own that ends with it."""
     with TemporaryDirectory() as own:
-        cache = {"cache": recipe.harvest.cache or own, "cache_gb": recipe.harvest.cache_gb}
+        cache = {"cache": recipe.harvest.cache_folder or own, "cache_gb": recipe.harvest.cache_gb}
         yield _Study(recipe, loaded, args, HarvestArguments(**cache))
 
 

@@ -236,10 +236,8 @@ def check_arm(name: str, arm: dict[str, Any], keys: set[str]) -> None:
 
 
 def sides_of(recipe: Recipe) -> list[Split]:
-    """The sides that a recipe reads, the evaluation's last."""
-    calibration: list[Split] = ["validation"] if recipe.training.calibration_tokens else []
-    evaluation: list[Split] = [] if recipe.sizes.evaluation == 0 else [recipe.evaluation.side]
-    return list(dict.fromkeys(["train", *calibration, *evaluation]))
+    """The sides without which a recipe cannot run: of the training, and of its evaluation."""
+    return ["train"] if recipe.sizes.evaluation == 0 else ["train", recipe.evaluation.side]
 
 
 def rows_ahead(recipe: Recipe) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from ..activations import sites_in, tensors_in
-from ..activations.arguments import OF_RUN
 from ..evaluation import EvaluationResult
 from ..lm import LoadedEncoder, LoadedLM, LoadedLMs, load_lm, refuse_other_vocabularies
 from ..machine.refused import Refused
@@ -58,14 +57,27 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
             f"training.batch_size ({recipe.training.batch_size}); use a bucket of 50 "
             "batches or more"
         )
+    _check_calibration(recipe)
     check_given(recipe)
     if recipe.kind == "files":
         return check_file_recipe(recipe)
     if recipe.kind != "text":
         return check_encoder_recipe(recipe)
-    if recipe.harvest.cache is not None and recipe.harvest.cache != OF_RUN:
-        check_cache(Path(recipe.harvest.cache).expanduser())
+    if (cache := recipe.harvest.cache_folder) is not None:
+        check_cache(Path(cache).expanduser())
     return check_recipe_of_several(recipe) if recipe.lms else check_text_recipe(recipe)
+
+
+def _check_calibration(recipe: Recipe) -> None:
+    """Refuse thresholds that would be set on a side that has no share of the documents."""
+    sections = {"text": recipe.text, "files": recipe.activations}
+    sections |= {"pictures": recipe.images, "sounds": recipe.audio}
+    if recipe.training.calibration_tokens and not sections[recipe.kind].validation_fraction:
+        raise Refused(
+            f"training.calibration_tokens is {recipe.training.calibration_tokens}, and no document "
+            "is on the validation side, where thresholds are set; set its validation_fraction to "
+            "0.02, or calibration_tokens to 0"
+        )
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:

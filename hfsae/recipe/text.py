@@ -55,8 +55,6 @@ def read_ahead(recipe: Recipe) -> None:
         ("train", max(rows_ahead(recipe), sizes.examples)),
         (side, sizes.evaluation),
     ]
-    if calibration := recipe.training.calibration_tokens:
-        parts.append(("validation", calibration))
     with token_bar("check", None, unit="char", delay=10) as progress:
         for which, n in parts:
             left = math.inf if n is None else _CHARACTERS * n

@@ -8,6 +8,8 @@ What is right on batches of training is a few per cent off on other text, so the
 trained SAE can be set on activations that training did not read (training.calibration_tokens).
 """
 
+import logging
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from .arguments import TrainingArguments
 from .schedules import geometric, in_steps, linear_warmup, steer
 from .sharding import whole
 
+logger = logging.getLogger(__name__)
 _REACH = 1e4  # largest factor by which the controller changes a coefficient, up or down
 _WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
 _MOST_FACTOR = 4.0  # by which the thresholds of a trained SAE are moved, up or down
@@ -93,7 +96,7 @@ def set_l0_(sae: SAE, x: Float[Tensor, "n d_in"]) -> float | None:
     """Multiply all thresholds by the factor with which target_l0 (or k) latents fire, on average.
 
     Args:
-        sae: with thresholds above 0; others are left as they are.
+        sae: with a threshold above 0; others are left as they are.
         x: activations, raw units, on any device.
 
     Returns:
@@ -103,7 +106,7 @@ def set_l0_(sae: SAE, x: Float[Tensor, "n d_in"]) -> float | None:
     if goal is None or "threshold" not in sae.state_dict():
         return None
     threshold = sae.get_parameter("threshold")
-    if not bool((threshold > 0).all()):
+    if not bool((threshold > 0).any()):
         return None
     near = []  # of each activation and latent, the factor at which it just does not fire
     for part in x.split(_AT_ONCE):
@@ -113,6 +116,13 @@ def set_l0_(sae: SAE, x: Float[Tensor, "n d_in"]) -> float | None:
     n = round(float(goal) * len(x))
     last = ordered[n - 1 : n + 1].mean() if n < len(ordered) else ordered.new_tensor(0.0)
     factor = min(max(float(last), 1 / _MOST_FACTOR), _MOST_FACTOR)
+    if factor != float(last):
+        logger.warning(
+            "L0 is not %g where training did not read, with thresholds %g times as large, the most "
+            "by which they are moved",
+            goal,
+            factor,
+        )
     threshold.mul_(factor)
     return factor
 

@@ -12,6 +12,7 @@ the folded SAE with `training.json`, the record of the run.
 import gc
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import sys
@@ -77,6 +78,7 @@ class ActivationStream(Protocol):  # checkable: shapes and types are checked in 
         ...
 
 
+logger = logging.getLogger(__name__)
 Trained = TypeVar("Trained", bound=SAE | Mapping[str, SAE])
 
 
@@ -406,7 +408,11 @@ class Trainer(Generic[Trained]):
         if self.unread is None or not self.args.calibration_tokens:
             return
         start = time.perf_counter()
-        unread = self.unread(self.args.calibration_tokens)
+        try:
+            unread = self.unread(self.args.calibration_tokens)
+        except Refused as error:  # few documents: the training is whole all the same
+            logger.warning("thresholds stay as they were trained: %s", error)
+            return
         self.harvest_seconds += time.perf_counter() - start
         for name, sae in folded.items():
             start = time.perf_counter()

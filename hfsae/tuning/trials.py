@@ -147,7 +147,7 @@ def recipe_of(tuning: Tuning, trial: Trial, rung: int) -> Recipe:
     recipe = with_values(tuning, trial)
     tokens = n_tokens(tuning, rung)
     folder = tuning.folder / TRIALS / f"{trial.name}-{tokens}"
-    cache = tuning.harvest.cache or str(tuning.folder / "activations")
+    cache = tuning.harvest.cache_folder or str(tuning.folder / "activations")
     section = section_of(as_plain(recipe))
     inputs = getattr(recipe, section)
     share = inputs.validation_fraction or VALIDATION

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import hfsae
 from hfsae.training import Trainer
+from hfsae.training.l0 import set_l0_
 from hfsae.training.refit import MOST_LATENTS, refit_
 
 from ..helpers import D_IN, SCALE, cases, make
@@ -175,6 +176,23 @@ def test_l0_is_what_is_asked_for_on_activations_that_training_did_not_read(kind,
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
     record = json.loads((tmp_path / "4096" / "training.json").read_text())
     assert record["threshold_factor"] == pytest.approx(float(ratio[0]), rel=1e-5)
+
+
+def test_thresholds_of_zero_stay_and_what_cannot_be_reached_is_told(caplog):
+    x = Unread().validation(2000)["layers.1"]
+    sae = make_sae(target_l0=6.0).eval().folded()
+    with torch.no_grad():
+        sae.threshold[3] = 0.0
+        sae.b_enc[3] = -1e6  # silent, for all that
+    while set_l0_(sae, x) in (0.25, 4.0):  # an untrained one's are far off
+        caplog.clear()
+    assert set_l0_(sae, x) == pytest.approx(1) and sae.threshold[3] == 0
+    assert float((sae.encode(x) != 0).sum(-1).float().mean()) == pytest.approx(6, abs=0.05)
+    assert not caplog.text
+    with torch.no_grad():
+        sae.threshold.mul_(100)
+    assert set_l0_(sae, x) == 0.25
+    assert "L0 is not 6 where training did not read" in caplog.text
 
 
 def test_a_stream_that_has_nothing_unread_is_refused_before_the_first_step(tmp_path):
