@@ -3,7 +3,7 @@
 **Floors.** Imports go down, never sideways; import-linter holds them to it.
 
     cli                                  the command
-    demo | comparison | tuning | measurement | diffing | study   the app; arms at equal L0; ratings
+    demo | comparison | tuning | measurement | diffing   the app; arms at equal L0
     cost                                 seconds and bytes of a run, before it is begun
     hub | recipe                         push, fetch, load by meaning; what a run is
     explanations | presets               names for latents, and how certain; what steers well

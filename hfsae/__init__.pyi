@@ -16,7 +16,6 @@ from . import packaged as packaged
 from . import presets as presets
 from . import recipe as recipe
 from . import steering as steering
-from . import study as study
 from . import training as training
 from .activations import PackedRows as PackedRows
 from .activations import TextArguments as TextArguments

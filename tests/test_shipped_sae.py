@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from studies.__main__ import main as studies
 from transformers import AutoModelForCausalLM
 
 import hfsae
@@ -292,8 +293,8 @@ def test_its_weights_in_another_library_s_files_tell_texts_apart(foreign, capsys
 def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
     foreign, capsys, monkeypatch
 ):
-    study = ["--n_latents", "8", "--windows", "4", "--n_tokens", "1500", "--max_density", "0.5"]
-    assert main(["study", "make", foreign, "--output_dir", "study", *study]) == 0
+    few = ["--n_latents", "8", "--windows", "4", "--n_tokens", "1500", "--max_density", "0.5"]
+    assert studies(["make", foreign, "--output_dir", "study", *few]) == 0
     assert "items of 1 SAE: study/plan.json" in capsys.readouterr().out
     assert json.loads(Path("study/folders.json").read_text()) == {"foreign": str(OUT.resolve())}
     search, the_sea = "hfsae.presets.search.", 1774

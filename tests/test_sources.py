@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from studies.__main__ import main as studies
 
 import hfsae
 from hfsae.activations import documents, held_out
@@ -75,8 +76,8 @@ FEW = {
     "explain": ["--n_tokens", "2500", "--latents", *LATENTS],
     "presets": ["--n_candidates", "1", "--max_kl", "1e9", "--max_repetition", "1"],
     "probe": ["--tasks", "tasks.jsonl", "--n_texts", "100", "--k", "1", "--uniformity_tokens", "0"],
-    "study": ["--n_latents", "8", "--windows", "4", "--n_tokens", "2500", "--max_density", "0.5"],
 }
+MAKE = ["make", "--n_latents", "8", "--windows", "4", "--n_tokens", "2500", "--max_density", "0.5"]
 
 
 @pytest.mark.parametrize("form", list(FORMATS))
@@ -105,8 +106,8 @@ def test_an_sae_of_another_library_goes_through_every_verb(
     assert read_json(out / "evaluation.json")["probing"] and "## Names" in _card(out)
     write_label(out, hfsae.FeatureStore.load(out).pick(1, max_density=1.0)[0], "a label")
     assert main(["presets", *which, *FEW["presets"]]) == 0
-    study = ["--output_dir", "study", *FEW["study"]]
-    assert main(["study", "make", *which, *study]) == 0
+    # `studies make` takes folders and repositories, not one SAE of several
+    assert studies([*MAKE, "--output_dir", "study", str(out) if choice else source]) == 0
     assert read_json(Path("study/folders.json")) == {out.name: str(out.resolve())}
     assert {path: path.read_bytes() for path in before} == before, "the source is left as it was"
     assert {p for p in Path(source).rglob("*") if p.is_file()} == {*before}
@@ -155,14 +156,14 @@ def test_an_sae_in_a_repository_goes_through_every_verb_and_again_without_a_conn
     verbs |= {"presets": ["presets", *which, *FEW["presets"]]}
     for verb, argv in verbs.items():
         assert main(argv) == 0, verb
-    assert main(["study", "make", *which, "--output_dir", "study", *FEW["study"]]) == 0
+    assert studies([*MAKE, "--output_dir", "study", str(out) if choice else repo]) == 0
     assert read_json(Path("study/folders.json")) == {out.name: str(out.resolve())}
     assert read_json(out / "features/meta.json")["measured_with"]["source"].startswith(repo)
     request.getfixturevalue("unreachable_hub")
     asked = len(hub.requests)
     for verb, argv in verbs.items():
         assert main(argv) == 0, verb
-    assert main(["study", "make", *which, "--output_dir", "again", *FEW["study"]]) == 0
+    assert studies([*MAKE, "--output_dir", "again", str(out) if choice else repo]) == 0
     capsys.readouterr()
     assert main(["show", repo, "3", *choice]) == 0 and "latent 3: " in capsys.readouterr().out
     assert len(hub.requests) == asked

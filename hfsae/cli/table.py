@@ -86,15 +86,6 @@ VERBS: dict[str, Verb] = {
         "trains: how much of what changed each latent explains, on which tokens, and whether it is "
         "of one model or of both. It reads held-out text once, and writes diff.json and a figure.",
     ),
-    "study": Verb(
-        "study.study_verb",
-        "Let people rate latents without knowing which SAE and latent they see: `make "
-        "SOURCE ...` draws latents, random directions, repeats and intruders, and writes a "
-        "plan with its hash; `rate STUDY` serves a page for several raters, `space STUDY "
-        "NAME/SPACE` puts it on the Hub; `close STUDY` ends it; `report STUDY` writes "
-        "means and differences with intervals, agreement, controls, and correlations with "
-        "automated scores.",
-    ),
     "show": Verb(
         "runs.show_folder",
         "Print an SAE's metrics, and what some of its latents fire on (those that you "

@@ -7,6 +7,13 @@ from .asking import lm_explainer as lm_explainer
 from .explainers import Explainer as Explainer
 from .explainers import from_labels as from_labels
 from .explainers import read_file as read_file
+from .explainers import spelt as spelt
 from .explainers import template as template
+from .reading import Reading as Reading
+from .reading import read as read
 from .study import Explanations as Explanations
 from .study import explain as explain
+from .windows import Evidence as Evidence
+from .windows import Window as Window
+from .windows import order_of as order_of
+from .windows import select as select

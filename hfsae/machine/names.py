@@ -1,4 +1,4 @@
-"""Names of the files that hfsae writes: of a trained SAE, its run, a comparison, and a study.
+"""Names of the files that hfsae writes: of a trained SAE, its run, and a comparison.
 
     runs/mine/  recipe.yaml  checkpoints/step-00001234.pt          of a run
                 config.json  model.safetensors  training.json      of each of its SAEs, which lies
@@ -56,10 +56,10 @@ RESULTS, RESULT_TENSORS = "results.json", "results.safetensors"
 REPORT, REPORT_PAGE = "report.md", "report.html"
 LATENTS_PAGE = "latents.md"
 
-STUDY_PLAN, STUDY_CLOSED, STUDY_FOLDERS = "plan.json", "closed.json", "folders.json"
+STUDY_PLAN = "plan.json"
+"""Beside requests to a judge: which latents are named, settled before the first answer."""
 FOUND = "found*.safetensors"
 """Beside requests, what the pass over the text found: see `explanations.kept`."""
-STUDY_ROWS, STUDY_TABLE, STUDY_ANSWERS = "report.csv", "report.parquet", "answers"
 
 
 class Record(NamedTuple):

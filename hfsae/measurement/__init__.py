@@ -1,7 +1,7 @@
 """Measure any SAE: of a run, or in any format and from anywhere.
 
     source -> `find_sae`: SAE, folder, language model and text -> `filled`: its folder holds it
-           -> evaluate, collect, explain, probe, a study, presets
+           -> evaluate, collect, explain, probe, presets
 
 call       explain and probe in one call
 results    evaluate and collect again

@@ -30,6 +30,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where studies is
+from studies.estimates import compare
+
 from hfsae.evaluation.intervals import holm
 from hfsae.explanations import ExplainArguments, ScoreArguments
 from hfsae.explanations.judges import JudgeArguments
@@ -46,7 +49,6 @@ from hfsae.machine.seal import sealed_lines
 from hfsae.machine.weights import stamp
 from hfsae.recipe import ExplainRequest, PlacedSAE, explain_sae, load, names_apart, read_rows
 from hfsae.recipe.placed import limits_of, of_run
-from hfsae.study.estimates import compare
 
 N_BLOCKS, N_RESAMPLES, LEVEL, POWER = 10, 10_000, 0.05, 0.8
 OWN, OTHER = "detection_auc", "shuffled_detection_auc"

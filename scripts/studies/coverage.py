@@ -1,10 +1,10 @@
 """How often the intervals of a study's report hold the truth, in simulated studies.
 
-    python scripts/studies/coverage.py --n_studies 1000
+    python -m studies.coverage --n_studies 1000    # in scripts/
 
 A study has latents of a true quality, raters who see it with errors and say no, maybe or yes, and a
 score that correlates with the quality. Three tables, on standard output: Spearman's correlation
-corrected for the raters, by Cronbach's alpha (clipped to 1) and as `hfsae.study` has it; the AUC of
+corrected for the raters, by Cronbach's alpha (clipped to 1) and as a report has it; the AUC of
 yes against no, with a percentile bootstrap and as there; and the mean rating over raters and
 latents. One core, some minutes.
 """
@@ -17,10 +17,11 @@ from itertools import product
 import numpy as np
 from scipy import stats
 
-from hfsae.evaluation.intervals import Interval
-from hfsae.machine.markdown import table
-from hfsae.study.correlation import auc_interval, corrected
-from hfsae.study.estimates import over_both, over_latents
+from hfsae.evaluation import Interval
+
+from .correlation import auc_interval, corrected
+from .estimates import over_both, over_latents
+from .report import table
 
 CUTS = (-0.8, 0.2)
 """Quality, with a rater's errors, above which an answer is maybe, and yes."""

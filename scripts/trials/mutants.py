@@ -46,7 +46,6 @@ ROOMS = {
     "tuning": "tuning",
     "cost": "test_plan.py test_pace.py",
     "recipe": "test_recipe.py test_file_runs.py test_table.py test_sizes.py test_causal_recipe.py",
-    "study": "study",
 }
 """Which of the tests are those of a room of hfsae/."""
 _LONGEST = 600  # seconds after which a mutant's tests are taken to hang

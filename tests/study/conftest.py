@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from hfsae.study.answers import Answer, open_ledger
-from hfsae.study.plan import Item, Plan, Shown, StudyArguments, arranged
+from studies.answers import Answer, open_ledger
+from studies.plan import Item, Plan, Shown, StudyArguments, arranged
 
 NAMES = ["jumping", "topping"]  # of SAEs; no page may hold them
 WEIGHTS = b"weights"
@@ -77,7 +76,7 @@ def study(tmp_path) -> Path:
 def serving(study: Path, code: str | None = None, host: str = "127.0.0.1") -> Iterator[str]:
     """The page's address, while a thread serves it as on an address of this machine."""
     uvicorn = pytest.importorskip("uvicorn")
-    from hfsae.study.server import app_of
+    from studies.server import app_of
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(app_of(study, Plan.load(study), code, host), log_level="error")

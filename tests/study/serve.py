@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from hfsae.study.server import rate
+from studies.server import rate
 
 if __name__ == "__main__":
     rate(Path(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), code=None)

@@ -5,8 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-
-from hfsae.study.agreement import counts_of, gwet, jackknife, krippendorff, percent
+from studies.agreement import counts_of, gwet, jackknife, krippendorff, percent
 
 # Krippendorff's data "C": 4 observers, 12 units, 5 levels (Content Analysis, ch. 12; Gwet 2014)
 OBSERVERS = """

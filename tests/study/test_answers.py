@@ -3,10 +3,8 @@
 import json
 
 import pytest
-
-from hfsae import Refused
-from hfsae.study.answers import Answer, checked, ledgers, open_ledger, rater_name
-from hfsae.study.plan import Plan
+from studies.answers import Answer, checked, ledgers, open_ledger, rater_name
+from studies.plan import Plan, Refused
 
 
 @pytest.fixture

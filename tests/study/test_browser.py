@@ -4,10 +4,9 @@ import re
 
 import pytest
 from playwright.sync_api import expect
-
-from hfsae.study.answers import open_ledger
-from hfsae.study.plan import Plan
-from hfsae.study.report import close
+from studies.answers import open_ledger
+from studies.plan import Plan
+from studies.report import close
 
 from ..demo.conftest import WAIT
 from .conftest import HOSTILE, NAMES, serving

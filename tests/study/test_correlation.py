@@ -6,8 +6,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 from scipy import stats
-
-from hfsae.study.correlation import auc_interval, corrected, correlate, rank_correlations
+from studies.correlation import auc_interval, corrected, correlate, rank_correlations
 
 
 def test_correlations_are_scipys_and_are_corrected_for_the_raters_noise():

@@ -6,9 +6,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 from scipy import stats
-
-from hfsae.evaluation.intervals import holm
-from hfsae.study.estimates import (
+from studies.estimates import (
     N_PERMUTATIONS,
     compare,
     over_both,
@@ -16,6 +14,8 @@ from hfsae.study.estimates import (
     share_interval,
     signed_rank,
 )
+
+from hfsae.evaluation import holm
 
 
 def test_intervals_hold_the_true_mean_in_93_to_97_of_100_studies():

@@ -6,13 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from studies.__main__ import main
+from studies.make import items_of, shown_token, visible_marks
+from studies.plan import Item, Plan, Refused, StudyArguments
 
-from hfsae import Refused
-from hfsae.cli import main
 from hfsae.explanations.reading import Reading, read
 from hfsae.recipe import names_apart, run
-from hfsae.study.make import items_of, shown_token, visible_marks
-from hfsae.study.plan import Item, Plan, StudyArguments
 
 from ..conftest import every_lm_is
 from ..planted_tokens import Planted, plant
@@ -123,21 +122,21 @@ def test_the_verb_makes_a_study_of_a_run_and_tells_how_it_goes_on(
     every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
     study = tmp_path / "study"
     options = ["--n_latents", "8", "--windows", "4", "--n_tokens", "2500", "--max_density", "0.5"]
-    command = ["study", "make", str(trained), "--output_dir", str(study), *options]
+    command = ["make", str(trained), "--output_dir", str(study), *options]
     assert main(command) == 0
     plan = Plan.load(study)
     out = capsys.readouterr().out
-    assert plan.hash in out and "next: hfsae study rate" in out
+    assert plan.hash in out and "next: python -m studies rate" in out
     assert [s["name"] for s in plan.saes] == ["sae"] and len(plan.saes[0]["weights_sha256"]) == 64
     assert json.loads((study / "folders.json").read_text()) == {"sae": str(trained)}
     assert main(command) == 2
     assert "holds a study already" in capsys.readouterr().err
-    again = ["study", "make", str(trained), "--output_dir", str(tmp_path / "again"), *options]
+    again = ["make", str(trained), "--output_dir", str(tmp_path / "again"), *options]
     assert main(again) == 0
     other = Plan.load(tmp_path / "again")
     assert [facts(item) for item in other.items] == [facts(item) for item in plan.items]
     assert {item.id for item in other.items}.isdisjoint(item.id for item in plan.items)
-    assert main(["study", "report", str(study)]) == 0
+    assert main(["report", str(study)]) == 0
     assert "is open" in capsys.readouterr().out
 
 
@@ -155,8 +154,7 @@ def facts(item: Item) -> tuple:
         (["make", "FOLDER", "--output_dir", "FOLDER"], "is the folder of an SAE; give a study a f"),
         (["make", "FOLDER", "--explained"], "explanations.parquet is missing"),
         (["make", "nowhere"], "nowhere"),
-        (["rate", "nowhere"], "no study in 'nowhere': `hfsae study make` makes one"),
-        (["vote"], "hfsae study needs one of make, rate, space, close, report; got 'vote'"),
+        (["rate", "nowhere"], "no study in 'nowhere': `python -m studies make` makes one"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -164,5 +162,5 @@ def test_bad_input_is_one_sentence(
 ):
     every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    assert main(["study", *(str(trained) if a == "FOLDER" else a for a in argv)]) == 2
+    assert main([*(str(trained) if a == "FOLDER" else a for a in argv)]) == 2
     assert sentence in capsys.readouterr().err

@@ -7,9 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-
-from hfsae import Refused
-from hfsae.study.plan import Item, Plan, StudyArguments
+from studies.plan import Item, Plan, Refused, StudyArguments
 
 from .conftest import a_plan
 

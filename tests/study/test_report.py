@@ -8,12 +8,10 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from hfsae import Refused
-from hfsae.study.answers import Answer, ledgers, open_ledger
-from hfsae.study.plan import Item, Plan
-from hfsae.study.report import close, progress, write_report
-from hfsae.study.results import Answers, rater_of, results_of, scores_of
+from studies.answers import Answer, ledgers, open_ledger
+from studies.plan import Item, Plan, Refused
+from studies.report import close, progress, write_report
+from studies.results import Answers, rater_of, results_of, scores_of
 
 from .conftest import WEIGHTS, a_plan, answer_all
 
@@ -132,7 +130,7 @@ def test_an_open_study_tells_how_far_raters_are_and_nothing_else(rated):
     study, plan = rated
     text = progress(study)
     assert f"{len(plan.items)} answered" in text and "jumping" not in text
-    with pytest.raises(Refused, match="is open; `hfsae study close"):
+    with pytest.raises(Refused, match="is open; `python -m studies close"):
         write_report(study)
 
 

@@ -1,6 +1,7 @@
 """The page's server: what it gives, what it refuses, and what a kill leaves."""
 
 import json
+import os
 import subprocess
 import sys
 import urllib.error
@@ -10,11 +11,10 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from hfsae import Refused
-from hfsae.study.answers import open_ledger
-from hfsae.study.plan import Plan
-from hfsae.study.report import close
-from hfsae.study.server import rate
+from studies.answers import open_ledger
+from studies.plan import Plan, Refused
+from studies.report import close
+from studies.server import rate
 
 from ..demo.conftest import free_port
 from .conftest import NAMES, ROOT, call, choice_of, first_page, send, serving
@@ -130,7 +130,8 @@ def test_killing_the_server_after_an_answer_loses_none(study):
     plan, port = Plan.load(study), free_port()
     url = f"http://127.0.0.1:{port}/"
     command = [sys.executable, "-m", "tests.study.serve", str(study), str(port)]
-    process = subprocess.Popen(command, cwd=ROOT)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
     try:
         page = first_page(url, process)
         for _ in range(3):

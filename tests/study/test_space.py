@@ -14,13 +14,12 @@ import yaml
 
 pytest.importorskip("uvicorn")
 
-from hfsae import Refused
-from hfsae.cli import main
-from hfsae.study import hosted
-from hfsae.study.answers import ledgers
-from hfsae.study.plan import Plan
-from hfsae.study.report import close
-from hfsae.study.space import push_space
+from studies import hosted
+from studies.__main__ import main
+from studies.answers import ledgers
+from studies.plan import Plan, Refused
+from studies.report import close
+from studies.space import push_space
 
 from ..demo.conftest import free_port
 from ..loopback_hub import LoopbackHub
@@ -32,7 +31,7 @@ WORDS = ("sae", "latent", "densit", "control", "direction", "intruder", "sparse"
 
 @pytest.fixture
 def pushed(hub: LoopbackHub, study: Path) -> Path:
-    push_space(study, SPACE, ANSWERS, token=WRITE, tell=lambda text: None)
+    push_space(study, SPACE, ANSWERS, token=WRITE, print_fn=lambda text: None)
     return study
 
 
@@ -56,7 +55,7 @@ def test_a_spaces_files_hold_nothing_of_the_plan_and_a_private_data_set_has_it(
     plan = Plan.load(study)
     answer_all(study, plan, "bob", lambda item: 0 if item.question == "intruder" else "no")
     monkeypatch.setenv("HF_TOKEN", WRITE)
-    assert main(["study", "space", str(study), SPACE, "--answers", ANSWERS]) == 0
+    assert main(["space", str(study), SPACE, "--answers", ANSWERS]) == 0
     names = [name for name in hub.list_files(SPACE, kind="spaces") if name != ".gitattributes"]
     assert names == ["Dockerfile", "README.md", "app.py", "requirements.txt"]
     files = {name: hub.read_file(SPACE, name, kind="spaces").decode() for name in names}
@@ -68,15 +67,17 @@ def test_a_spaces_files_hold_nothing_of_the_plan_and_a_private_data_set_has_it(
     front = yaml.safe_load(files["README.md"].split("---\n")[1])
     assert front["sdk"] == "docker" and front["app_port"] == hosted.PORT
     assert len(front["short_description"]) <= 60
-    assert "hfsae[study]" in files["requirements.txt"]
+    assert "starlette" in files["requirements.txt"]
     compile(files["app.py"], "app.py", "exec")
-    assert f"from hfsae.study.hosted import host\n\nhost({ANSWERS!r})" in files["app.py"]
+    assert f"from studies.hosted import host\n\nhost({ANSWERS!r})" in files["app.py"]
     assert hub.repos["spaces", SPACE].private and hub.repos["datasets", ANSWERS].private
+    page = {f"studies/{name}" for name in hosted.PAGE}
+    assert page < {*hub.list_files(ANSWERS, kind="datasets")}
     for name in ("plan.json", "answers/bob.jsonl"):
         assert hub.read_file(ANSWERS, name, kind="datasets") == (study / name).read_bytes()
     printed = capsys.readouterr().out
     assert f"new private dataset {ANSWERS}, visible to nobody but those" in printed
-    assert f"hf download {ANSWERS} --repo-type dataset --local-dir {study}" in printed
+    assert f"hf download {ANSWERS} --repo-type dataset --include 'answers/*' --local-dir" in printed
     assert "raters open https://alice-rating.hf.space/?rater=NAME" in printed
 
 
@@ -90,7 +91,7 @@ def test_answers_reach_the_data_set_and_a_restarted_space_resumes(hub, pushed, t
         assert answered(hub) == [first]
     assert answered(hub) == [first, second]  # the last ones, as the Space stops
     # the Space's files and the data set may be sent again: no answer is lost
-    push_space(pushed, SPACE, ANSWERS, token=WRITE, tell=lambda text: None)
+    push_space(pushed, SPACE, ANSWERS, token=WRITE, print_fn=lambda text: None)
     with hosted.kept(ANSWERS, tmp_path / "b", WRITE), serving(tmp_path / "b", code="word") as url:
         third = answer_one(url)
     order = [item.id for item in Plan.load(pushed).order("ada")]
@@ -103,7 +104,8 @@ def test_answers_reach_the_data_set_and_a_restarted_space_resumes(hub, pushed, t
 def test_a_space_that_is_stopped_sends_the_last_answers(hub, pushed, tmp_path):
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
-    program = f"from hfsae.study.hosted import host; host({ANSWERS!r}, port={port})"
+    program = hub.read_file(SPACE, "app.py", kind="spaces").decode()
+    program = program.replace(f"host({ANSWERS!r})", f"host({ANSWERS!r}, port={port})")
     environment = hub.environment(tmp_path, WRITE) | {hosted.CODE: "word"}
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment)
     try:
@@ -118,19 +120,10 @@ def test_a_space_that_is_stopped_sends_the_last_answers(hub, pushed, tmp_path):
 
 def test_a_dry_run_sends_nothing(hub, study):
     lines: list[str] = []
-    push_space(study, SPACE, ANSWERS, token=WRITE, dry_run=True, tell=lines.append)
+    push_space(study, SPACE, ANSWERS, token=WRITE, dry_run=True, print_fn=lines.append)
     assert lines[0].endswith("Dockerfile, README.md, app.py, requirements.txt")
     assert lines[1:] == ["dry run: nothing was sent"]
     assert hub.repos == {} and hub.seen("POST") == []
-
-
-def test_a_wheel_goes_along(hub, study, tmp_path):
-    wheel = tmp_path / "hfsae-9-py3-none-any.whl"
-    wheel.write_bytes(b"wheel")
-    push_space(study, SPACE, ANSWERS, token=WRITE, wheel=wheel, tell=lambda text: None)
-    assert hub.read_file(SPACE, wheel.name, kind="spaces") == b"wheel"
-    needed = hub.read_file(SPACE, "requirements.txt", kind="spaces").decode()
-    assert needed == f"./{wheel.name}[study]\n"
 
 
 def test_what_is_wrong_with_a_push_is_one_sentence_and_nothing_is_sent(hub, study, capsys):
@@ -138,11 +131,10 @@ def test_what_is_wrong_with_a_push_is_one_sentence_and_nothing_is_sent(hub, stud
         with pytest.raises(Refused, match=sentence):
             push_space(study, space, answers, **({"token": WRITE} | options))
 
-    assert main(["study", "space", str(study), SPACE, "--answers", ANSWERS]) == 2
+    assert main(["space", str(study), SPACE, "--answers", ANSWERS]) == 2
     assert "no token to write to the Hub; `hf auth login`, or set HF" in capsys.readouterr().err
     refused("must be written as 'name/repository', got 'rating'", space="rating")
-    refused("that is not a repository id; write 'name/repository'", answers="alice/a b")
-    refused("not a wheel", wheel=study / "none.whl")
+    refused("cannot push to alice/a b: Repo id must use alphanumeric chars", answers="alice/a b")
     hub.add_repo("alice/open", kind="datasets")
     refused("alice/open is public: raters could read the plan", answers="alice/open")
     a_plan(seed=1).save(study.parent / "other")

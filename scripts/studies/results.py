@@ -1,5 +1,6 @@
 """Figures from raters' answers: by SAE, between SAEs, by rater, and beside automated scores."""
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from scipy import stats
 
-from ..evaluation.intervals import Interval, holm
-from ..machine.files import read_json, read_table
-from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, STUDY_FOLDERS
-from ..machine.refused import Refused
-from ..machine.seal import changes
-from ..machine.weights import of_others, weights_hash
+import hfsae
+from hfsae.evaluation import Interval, holm
+from hfsae.machine import refuse_changed, refuse_mixture, weights_hash
+
 from .agreement import counts_of, gwet, jackknife, krippendorff, percent
 from .answers import Answer, Ledger
 from .correlation import Correlation, correlate, rank_correlations
@@ -30,7 +31,7 @@ from .estimates import (
     share_interval,
     signed_rank,
 )
-from .plan import N_ODD, WORDS, Item, Plan
+from .plan import EXPLANATIONS, FOLDERS, N_ODD, WORDS, Item, Plan, Refused
 
 LEAST_PASSED = 0.5
 """Share of the random directions that a rater has to give something else than yes, and of the
@@ -347,15 +348,9 @@ def _scores(answers: Answers, study: Path, seed: int) -> Iterator[AutomatedScore
             own = [i for i in latents if name in ("all", answers.plan.saes[i.sae]["name"])]
             if name != "all" and len(tables) > 1 and len(own) < LEAST_OWN:
                 continue
-            values = [_score(tables[answers.plan.saes[i.sae]["name"]], i, column) for i in own]
-            yield AutomatedScore(
-                column, name, correlate(answers.ratings(own), np.array(values, float), seed)
-            )
-
-
-def _score(table: dict[int, dict[str, Any]], item: Item, column: str) -> float:
-    value = table.get(item.latent, {}).get(column)
-    return math.nan if value is None else float(value)
+            of_items = [tables[answers.plan.saes[i.sae]["name"]].get(i.latent, {}) for i in own]
+            values = np.array([scores.get(column) for scores in of_items], float)  # None: NaN
+            yield AutomatedScore(column, name, correlate(answers.ratings(own), values, seed))
 
 
 def scores_of(
@@ -363,28 +358,33 @@ def scores_of(
 ) -> Iterator[tuple[str, dict[int, dict[str, Any]] | None, str]]:
     """(SAE, scores by latent, why there are none) of each SAE of a study, from
     features/explanations.parquet; scores of controls are left out."""
-    path = study / STUDY_FOLDERS
-    folders = read_json(path) if path.is_file() else {}
+    path, (table, record) = study / FOLDERS, EXPLANATIONS
+    folders = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for sae in plan.saes:
         folder = Path(str(folders.get(sae["name"], "")))
         if sae["name"] not in folders or not folder.is_dir():
             yield sae["name"], None, "its folder is not here"
         elif weights_hash(folder) != sae.get("weights_sha256"):
             yield sae["name"], None, "its folder has other weights now"
-        elif not (folder / EXPLANATIONS).is_file():
+        elif not (folder / table).is_file():
             yield sae["name"], None, "no `hfsae explain` was made"
-        elif any(of_others(folder, [EXPLANATIONS_RECORD, EXPLANATIONS])):
+        elif _is_refused(refuse_mixture, folder, [record, table]):
             yield sae["name"], None, "its explanations are of other weights"
-        elif any(changes(folder, [EXPLANATIONS_RECORD])):
+        elif _is_refused(refuse_changed, folder, [record]):
             yield sae["name"], None, "its explanations were changed after they were written"
         else:
-            yield sae["name"], _table(folder / EXPLANATIONS), ""
+            yield sae["name"], _table(folder / table), ""
+
+
+def _is_refused(check: Callable[[Path, list[str]], None], folder: Path, records: list[str]) -> bool:
+    try:
+        check(folder, records)
+    except hfsae.Refused:
+        return True
+    return False
 
 
 def _table(path: Path) -> dict[int, dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema = pq.read_schema(path)
     columns = [
         field.name
@@ -395,5 +395,5 @@ def _table(path: Path) -> dict[int, dict[str, Any]]:
     ]
     if "latent" not in schema.names:
         raise Refused(f"{path} has no column latent; `hfsae explain` makes it again")
-    rows = read_table(path, ["latent", *columns]).to_pylist()
+    rows = pq.read_table(path, columns=["latent", *columns]).to_pylist()
     return {row.pop("latent"): row for row in rows}

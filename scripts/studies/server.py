@@ -13,19 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
+import uvicorn
+from filelock import FileLock, Timeout
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from ..machine.guard import HostGuard, local_hosts
-from ..machine.refused import Damaged, Refused
-from .answers import Answer, Ledger, checked, is_closed, open_ledger, rater_name
-from .plan import Item, Plan
+from .answers import Answer, Ledger, checked, is_closed, ledgers, open_ledger, rater_name
+from .plan import Damaged, Item, Plan, Refused
 
 logger = logging.getLogger(__name__)
 _HOME = Path(__file__).parent
@@ -37,12 +38,12 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 _MAX_BODY = 10_000  # bytes
 _FIELDS = {"item": str, "answer": (str, int, type(None)), "words": str, "seconds": (int, float)}
 _NEEDED = ("item", "answer")
 _ENOUGH = 3  # answers, before a time is predicted
 CLOSED = "this study is closed: it takes no more answers"
-_UNREADABLE = "your earlier answers cannot be read; tell whoever runs this study"
 
 
 class Wrong(Refused):
@@ -162,7 +163,31 @@ def app_of(study: Path, plan: Plan, code: str | None = None, host: str = "127.0.
     routes = [Route(path, _asset(name)) for path, name in _ASSETS.items()]
     routes += [Route("/item", item), Route("/answer", answer, methods=["POST"])]
     routes += [Route("/undo", undo, methods=["POST"])]
-    return Starlette(routes=routes, middleware=[Middleware(HostGuard, hosts=local_hosts(host))])
+    name = host.strip("[]").lower()
+    is_local = name in _LOCAL or name.startswith("127.")
+    hosts = {*_LOCAL, name}
+
+    async def host_check(request: Request, go_on: RequestResponseEndpoint) -> Response:
+        """A page from elsewhere, whose name its owner lets resolve to 127.0.0.1, could use this one
+        as if it were its own ("DNS rebinding"): its Host and its Origin reveal it."""
+        addresses = [f"//{request.headers.get('host', '')}"]
+        addresses += [o for o in [request.headers.get("origin")] if o is not None]
+        if is_local and not all(_host_name(address) in hosts for address in addresses):
+            sentence = f"this page is for {', '.join(_LOCAL)}, not for {', '.join(addresses)}"
+            return PlainTextResponse(f"{sentence}; --host opens it", 403)
+        return await go_on(request)
+
+    return Starlette(
+        routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=host_check)]
+    )
+
+
+def _host_name(address: str) -> str | None:
+    """The host of an address, without its port; None if it has none."""
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None
 
 
 def _asset(name: str) -> Callable[[Request], Response]:
@@ -204,7 +229,8 @@ async def _answered(
         return JSONResponse(await run_in_threadpool(act), headers=_HEADERS)
     except Damaged as error:  # it names files, and a folder may be called after its SAEs
         logger.error("%s", error)
-        return JSONResponse({"error": _UNREADABLE}, 500, headers=_HEADERS)
+        sentence = "your earlier answers cannot be read; tell whoever runs this study"
+        return JSONResponse({"error": sentence}, 500, headers=_HEADERS)
     except Refused as error:
         status = error.status if isinstance(error, Wrong) else 400
         return JSONResponse({"error": str(error)}, status, headers=_HEADERS)
@@ -226,15 +252,16 @@ def rate(
         ValueError: there is no plan, it is closed, another process serves it, or an answer's file
             is damaged or of another plan.
     """
-    import uvicorn
-
-    from ..machine.lock import locked
-    from .answers import ledgers
-
     plan = Plan.load(study)
     if is_closed(study):
-        raise Refused(f"{study} is closed: it takes no more answers; `hfsae study report {study}`")
+        raise Refused(
+            f"{study} is closed: it takes no more answers; `python -m studies report {study}`"
+        )
     ledgers(study, plan)
-    with locked(study):
+    try:
+        lock = FileLock(study / ".in-use", timeout=0).acquire()
+    except Timeout as error:
+        raise Refused(f"another process serves {study}; end it, or rate on its page") from error
+    with lock:
         ready()
         uvicorn.run(app_of(study, plan, code, host), host=host, port=port, log_level="warning")

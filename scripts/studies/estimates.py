@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ..evaluation.intervals import Interval, around, resampled_means
+from hfsae.evaluation import Interval, around, resampled_means
 
 N_RESAMPLES = 2000
 N_PERMUTATIONS = 10_000
@@ -45,7 +45,7 @@ def over_both(ratings: np.ndarray, seed: int, highest: float = 2.0) -> Interval:
     """The mean over ratings [raters, latents], with a 95 % interval for other raters and other
     latents: that of `over_latents`, and a t-interval for the raters' differences, combined as
     `_around_difference` does. In simulated studies of 3 or 5 raters it covers the truth in 93 to
-    98 %, of 2 raters in 92 to 98 %, and there it is wide (scripts/studies/coverage.py). NaN bounds
+    98 %, of 2 raters in 92 to 98 %, and there it is wide (coverage.py). NaN bounds
     for a single rater, and where too few latents have several ratings."""
     ratings = ratings[~np.isnan(ratings).all(1)][:, ~np.isnan(ratings).all(0)]
     own = over_latents(ratings, seed, highest)

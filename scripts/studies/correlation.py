@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from scipy import optimize, stats
 
-from ..evaluation.intervals import Interval, around
+from hfsae.evaluation import Interval, around
+
 from .estimates import N_RESAMPLES, NO_INTERVAL
 
 LEAST = 5
@@ -70,7 +71,7 @@ def corrected(ratings: np.ndarray, scores: np.ndarray) -> Interval:
 
     The 95 % interval has the values at which numerator and value times denominator do not differ,
     as Fieller's for a quotient, but in Fisher's z; variances are jackknifes over latents. In
-    simulated studies it covers the truth in 93 to 97 % (scripts/studies/coverage.py). NaNs where
+    simulated studies it covers the truth in 93 to 97 % (coverage.py). NaNs where
     the denominator may be 0, as the raters' agreement may be none: of two raters, for example, of
     whom one answers at random.
 
@@ -155,7 +156,7 @@ def auc_interval(yes: np.ndarray, no: np.ndarray) -> Interval:
     and McNeil's variance at that value. Where the variance of DeLong et al. (1988) is larger, as
     for classes that are not spread alike, the variance is larger by their ratio. In simulated
     studies it covers the truth in 96 to 98 %, and where the smaller class is spread two or three
-    times as widely in 89 % at the least (scripts/studies/coverage.py). NaN bounds for fewer than 5
+    times as widely in 89 % at the least (coverage.py). NaN bounds for fewer than 5
     of a class.
 
     Args:

@@ -14,11 +14,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..machine.files import damaged, json_lines
-from ..machine.names import STUDY_ANSWERS, STUDY_CLOSED
-from ..machine.refused import Damaged, Refused
-from ..machine.seal import content_hash
-from .plan import INTRUDER, WORDS, Item, Plan
+from .plan import (
+    ANSWERS,
+    CLOSED,
+    INTRUDER,
+    WORDS,
+    Damaged,
+    Item,
+    Plan,
+    Refused,
+    content_hash,
+    damaged,
+)
 
 MAX_WORDS = 300
 """Characters of an answer in words."""
@@ -69,17 +76,13 @@ class Ledger:
     def _append(self, line: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
-            is_torn = file.tell() and not _ends_with_newline(self.path)
-            text = json.dumps(line, ensure_ascii=True) + "\n"
-            file.write((b"\n" if is_torn else b"") + text.encode())
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a killed server left half a line
+                    file.write(b"\n")
+            file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def _now() -> str:
@@ -107,12 +110,16 @@ def open_ledger(study: Path, plan: Plan, rater: str) -> Ledger:
     Raises:
         ValueError: the name cannot be a file's, or its file is damaged or belongs to another plan.
     """
-    path = study / STUDY_ANSWERS / f"{rater_name(rater)}.jsonl"
+    path = study / ANSWERS / f"{rater_name(rater)}.jsonl"
     ledger = Ledger(path, plan.hash)
     if not path.is_file():
         return ledger
     items = {item.id: item for item in plan.items}
-    for number, line in json_lines(path):
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except ValueError:  # a killed server left half a line
+            continue
         if line.get("plan") != plan.hash[:16]:
             raise Damaged(
                 f"{path} has answers to plan {line.get('plan')!r}, and the study's is "
@@ -125,7 +132,7 @@ def open_ledger(study: Path, plan: Plan, rater: str) -> Ledger:
         try:
             ledger.given.append(checked(Answer(**line), items))
         except (TypeError, ValueError) as error:
-            raise Damaged(damaged(path, f"line {number}: {error}")) from error
+            raise damaged(path, f"line {number}: {error}") from error
     return ledger
 
 
@@ -157,7 +164,7 @@ def ledgers(study: Path, plan: Plan) -> dict[str, Ledger]:
     Raises:
         ValueError: a file is damaged or belongs to another plan.
     """
-    files = sorted((study / STUDY_ANSWERS).glob("*.jsonl"))
+    files = sorted((study / ANSWERS).glob("*.jsonl"))
     return {path.stem: open_ledger(study, plan, path.stem) for path in files}
 
 
@@ -172,4 +179,4 @@ def answer_hashes(given: Mapping[str, Ledger]) -> dict[str, str]:
 
 def is_closed(study: Path) -> bool:
     """Whether the study takes no more answers."""
-    return (study / STUDY_CLOSED).is_file()
+    return (study / CLOSED).is_file()

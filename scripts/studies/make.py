@@ -6,36 +6,47 @@ import logging
 import random
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..explanations import ExplainArguments
-from ..explanations.arguments import LEAST_FIT
-from ..explanations.explainers import spelt
-from ..explanations.reading import MAX_DIRECTIONS, Reading, read
-from ..explanations.windows import Evidence, Window, order_of, select
-from ..machine.files import printable, read_json, read_table, write_whole
-from ..machine.names import (
-    CONFIG,
-    EVALUATION,
-    EXPLANATIONS,
-    EXPLANATIONS_RECORD,
-    RECIPE,
-    STUDY_FOLDERS,
-    STUDY_PLAN,
-    TRAINING,
+from hfsae.explanations import (
+    Evidence,
+    ExplainArguments,
+    Reading,
+    Window,
+    order_of,
+    read,
+    select,
+    spelt,
 )
-from ..machine.refused import Refused
-from ..machine.seal import refuse_changed
-from ..machine.weights import refuse_mixture, stamp
-from ..recipe import PlacedSAE, check_held_out, limits_of, names_apart, opened, read_rows
-from ..recipe.text import token_bar
-from .plan import N_ODD, Item, Kind, Plan, Shown, StudyArguments, arranged
+from hfsae.machine import refuse_changed, refuse_mixture, weights_hash
+from hfsae.recipe import PlacedSAE, check_held_out, limits_of, names_apart, opened, read_rows
+
+from .plan import (
+    EXPLANATIONS,
+    FOLDERS,
+    N_ODD,
+    PLAN,
+    Item,
+    Kind,
+    Plan,
+    Refused,
+    Shown,
+    StudyArguments,
+    arranged,
+    printable,
+    write_whole,
+)
 
 logger = logging.getLogger(__name__)
+_MOST_DIRECTIONS = 100  # each takes 4 bytes a token
+_LEAST_LATENTS = 20  # that a selection of latents needs
 _LONGEST = 40  # characters of a token that is shown
 _APART = 0.1  # difference of L0 that is worth a warning
 
@@ -52,21 +63,30 @@ def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan
     check_study(placed, study)
     folders = [one.folder for one in placed]
     for folder in folders:
-        refuse_mixture(folder, [TRAINING])
-        refuse_changed(folder, [EVALUATION])  # whose L0 goes into the plan
+        refuse_mixture(folder, ["training.json"])
+        refuse_changed(folder, ["evaluation.json"])  # whose L0 goes into the plan
     recipe = placed[0].recipe
     loaded = opened(*placed)
     items = []
     for number, one in enumerate(placed):
         rows = read_rows(one.recipe, loaded, "test", args.n_tokens)
-        settings = _settings(args, one, limits_of(one, loaded), len(placed))
-        with token_bar(one.folder.name, args.n_tokens) as progress:
-            reading = read(loaded.lm, one.sae, rows, progress=progress, **settings)
+        with tqdm(total=args.n_tokens, desc=one.folder.name, unit="token") as bar:
+            reading = read(
+                loaded.lm,
+                one.sae,
+                rows,
+                order_of(_drawing(args), one.sae.config.d_sae, _explained(args, one.folder)),
+                n_directions=min(_MOST_DIRECTIONS, args.n_of("controls") * len(placed)),
+                keep_all=False,
+                seed=args.seed,
+                norm_limits=limits_of(one, loaded),
+                progress=bar.update,
+            )
         items.append(items_of(reading, args, loaded.tokenizer, number, len(placed), one.folder))
     plan = Plan(vars(args), recipe.lm.name, _described(folders), arranged(items, args))
     plan.save(study)
     paths = {sae["name"]: str(f.resolve()) for sae, f in zip(plan.saes, folders, strict=True)}
-    write_whole(study / STUDY_FOLDERS, json.dumps(paths, indent=1) + "\n")
+    write_whole(study / FOLDERS, json.dumps(paths, indent=1) + "\n")
     return plan
 
 
@@ -77,10 +97,12 @@ def check_study(placed: Sequence[PlacedSAE], study: Path) -> None:
         ValueError: the folder has a plan already, or is an SAE's; SAEs are of different language
             models; one is named twice, or has no held-out text.
     """
-    if (study / STUDY_PLAN).exists():
+    if (study / PLAN).exists():
         raise Refused(f"{study} holds a study already; give another folder")
     taken = {folder.resolve() for one in placed for folder in (one.folder, one.root)}
-    if study.resolve() in taken or any((study / name).exists() for name in (CONFIG, RECIPE)):
+    if study.resolve() in taken or any(
+        (study / name).exists() for name in ("config.json", "recipe.yaml")
+    ):
         raise Refused(f"{study} is the folder of an SAE; give a study a folder of its own")
     first = placed[0]
     for one in placed:
@@ -95,25 +117,10 @@ def check_study(placed: Sequence[PlacedSAE], study: Path) -> None:
         check_held_out(one, "people rate text")
 
 
-def _settings(
-    args: StudyArguments, placed: PlacedSAE, norm_limits: dict[str, float], n_saes: int
-) -> dict[str, Any]:
-    n_directions = min(MAX_DIRECTIONS, args.n_of("controls") * n_saes)
-    explained = _explained(args, placed.folder)
-    order = order_of(_drawing(args), placed.sae.config.d_sae, explained)
-    return {
-        "order": order,
-        "n_directions": n_directions,
-        "keep_all": False,
-        "seed": args.seed,
-        "norm_limits": norm_limits,
-    }
-
-
 def _drawing(args: StudyArguments) -> ExplainArguments:
     """As `hfsae explain` draws latents: the same order for the same seed."""
     return ExplainArguments(
-        n_latents=max(LEAST_FIT, args.n_latents),
+        n_latents=max(_LEAST_LATENTS, args.n_latents),
         n_tokens=args.n_tokens,
         min_density=args.min_density,
         max_density=args.max_density,
@@ -128,12 +135,13 @@ def _explained(args: StudyArguments, folder: Path) -> list[int] | None:
     """Latents that have scores; None: all."""
     if not args.explained:
         return None
-    path = folder / EXPLANATIONS
+    table, record = EXPLANATIONS
+    path = folder / table
     if not path.is_file():
         raise Refused(f"{path} is missing, and --explained draws from it; `hfsae explain {folder}`")
-    refuse_mixture(folder, [EXPLANATIONS_RECORD, EXPLANATIONS])
-    refuse_changed(folder, [EXPLANATIONS_RECORD])
-    columns = read_table(path, ["latent", "pearson"]).to_pydict()
+    refuse_mixture(folder, [record, table])
+    refuse_changed(folder, [record])
+    columns = pq.read_table(path, columns=["latent", "pearson"]).to_pydict()
     pairs = zip(columns["latent"], columns["pearson"], strict=True)
     return [latent for latent, score in pairs if score is not None]
 
@@ -159,7 +167,12 @@ def items_of(
     rng = random.Random(f"{args.seed} {sae}")
     latents = rng.sample(chosen.latents, min(args.n_latents, len(chosen.latents)))
     directions = chosen.directions[sae::n_saes][: args.n_of("controls")]
-    _refuse_few(len(latents), len(directions), args)
+    if len(latents) < args.n_latents or len(directions) < args.n_of("controls"):
+        raise Refused(
+            f"{len(latents)} latents and {len(directions)} random directions have {args.windows} "
+            f"windows on each half of the text, and a study needs {args.n_latents} and "
+            f"{args.n_of('controls')}; give more --n_tokens, or fewer --windows or --n_latents"
+        )
     pages = _Pages(reading, tokenizer, sae)
     intruders = rng.sample(latents, args.n_of("intruders"))
     return [
@@ -167,15 +180,6 @@ def items_of(
         *(pages.meaning("direction", evidence) for evidence in directions),
         *(pages.intruder(evidence, latents, rng) for evidence in intruders),
     ]
-
-
-def _refuse_few(n_latents: int, n_directions: int, args: StudyArguments) -> None:
-    if n_latents < args.n_latents or n_directions < args.n_of("controls"):
-        raise Refused(
-            f"{n_latents} latents and {n_directions} random directions have {args.windows} windows "
-            f"on each half of the text, and a study needs {args.n_latents} and "
-            f"{args.n_of('controls')}; give more --n_tokens, or fewer --windows or --n_latents"
-        )
 
 
 class _Pages:
@@ -257,9 +261,11 @@ def _described(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Name, L0 and weights of each SAE; L0s far apart are worth a warning."""
     saes = []
     for folder, name in zip(folders, names_apart(folders), strict=True):
-        path = folder / EVALUATION
-        l0 = _l0(read_json(path)) if path.is_file() else None
-        saes.append({"name": name, "l0": l0, **stamp(folder)})
+        l0, path = None, folder / "evaluation.json"
+        if path.is_file():
+            with suppress(LookupError, TypeError, ValueError):
+                l0 = round(float(json.loads(path.read_text())["metrics"]["l0"]["value"]), 2)
+        saes.append({"name": name, "l0": l0, "weights_sha256": weights_hash(folder)})
     l0s = [sae["l0"] for sae in saes if sae["l0"]]
     if l0s and max(l0s) > (1 + _APART) * min(l0s):
         logger.warning(
@@ -267,10 +273,3 @@ def _described(folders: Sequence[Path]) -> list[dict[str, Any]]:
             ", ".join(f"{l0:.1f}" for l0 in l0s),
         )
     return saes
-
-
-def _l0(evaluation: dict[str, Any]) -> float | None:
-    try:
-        return round(float(evaluation["metrics"]["l0"]["value"]), 2)
-    except (KeyError, TypeError, ValueError):
-        return None

@@ -9,20 +9,20 @@ Items are in blocks with as many of each SAE and kind; a rater has blocks, and t
 in an order of their own.
 """
 
+import hashlib
 import json
+import os
 import random
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..machine.bounds import check_least
-from ..machine.files import damaged, read_json, reading, write_whole
-from ..machine.names import STUDY_PLAN
-from ..machine.refused import Damaged, Refused, closest_folders
-from ..machine.seal import content_hash
-
+PLAN, FOLDERS, CLOSED, ANSWERS = "plan.json", "folders.json", "closed.json", "answers"
+"""Files of a study, and the folder with a file a rater."""
+EXPLANATIONS = "features/explanations.parquet", "features/explanations.json"
+"""What `hfsae explain` writes beside an SAE: the scores, and their record."""
 Kind = Literal["latent", "direction", "repeat", "intruder"]
 MEANING, INTRUDER = "meaning", "intruder"
 WORDS = ("no", "maybe", "yes")
@@ -30,6 +30,42 @@ WORDS = ("no", "maybe", "yes")
 N_ODD = 5
 """Windows of an intruder item."""
 _IN_BLOCK = 5  # items of an SAE, about
+
+
+class Refused(ValueError):
+    """Bad input, in one sentence. This module needs no hfsae: the page's Space has none."""
+
+
+class Damaged(Refused):
+    """A file of a study is damaged, or not what it was."""
+
+
+def content_hash(content: object) -> str:
+    """SHA-256 of plain content as canonical JSON: the same before it is written and when it is read
+    again."""
+    plain = json.loads(json.dumps(content))  # keys become text, tuples lists
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file: nobody reads half of it, and a killed process leaves the old one."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def printable(text: str) -> str:
+    """Text that is safe to print: line ends become ↵; control characters (escape, NUL) and marks
+    that reverse or hide text become escape sequences."""
+    joiners = "\u200d\u200c"  # in emoji, and in Persian and Indian scripts
+    text = text.replace("\n", "↵")
+    return "".join(c if c.isprintable() or c in joiners else ascii(c)[1:-1] for c in text)
+
+
+def damaged(path: Path, why: object) -> Damaged:
+    """The error for a file that cannot be read."""
+    return Damaged(f"{path} is damaged ({why}); restore an intact copy")
 
 
 @dataclass
@@ -61,7 +97,10 @@ class StudyArguments:
     """seed of all that is drawn"""
 
     def __post_init__(self) -> None:
-        check_least(self, n_latents=2, windows=N_ODD - 1, window=1, n_tokens=1, seed=0)
+        least = {"n_latents": 2, "windows": N_ODD - 1, "window": 1, "n_tokens": 1, "seed": 0}
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise Refused(f"{name} is {getattr(self, name)}; it must be {lowest} or more")
         for name in ("controls", "repeats", "intruders"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refused(
@@ -105,7 +144,8 @@ class Item:
     """the latent that it is of"""
     repeats: str | None = None
     """id of the item that this one repeats"""
-    id: str = ""
+    id: str = field(default_factory=lambda: secrets.token_hex(6))
+    """drawn anew for each plan: a rater sees ids, and no seed can tell what they stand for"""
     block: int = 0
 
     @property
@@ -140,7 +180,7 @@ class Plan:
         lines = ",\n".join(json.dumps(item) for item in plain.pop("items"))
         head = json.dumps({"plan_sha256": self.hash} | plain, indent=1).removesuffix("\n}")
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / STUDY_PLAN, f'{head},\n "items": [\n{lines}\n ]\n}}\n')
+        write_whole(folder / PLAN, f'{head},\n "items": [\n{lines}\n ]\n}}\n')
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":
@@ -150,16 +190,19 @@ class Plan:
             ValueError: there is no plan, it is damaged, or it was changed since it was made.
         """
         refuse_no_study(folder)
-        path = folder / STUDY_PLAN
-        content = read_json(path)
-        with reading(path):
+        path = folder / PLAN
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
             content["items"] = [_item(plain) for plain in content["items"]]
-            given = content.pop("plan_sha256")
+            recorded = content.pop("plan_sha256")
             plan = cls(**content)
-            if plan.hash != given:
-                raise Damaged(damaged(path, "it was changed after it was made: its hash differs"))
-            if len({item.id for item in plan.items}) < len(plan.items):
-                raise Damaged(damaged(path, "two items have one id"))
+            is_changed = plan.hash != recorded
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise damaged(path, f"{type(error).__name__}: {error}") from error
+        if is_changed:
+            raise damaged(path, "it was changed after it was made: its hash differs")
+        if len({item.id for item in plan.items}) < len(plan.items):
+            raise damaged(path, "two items have one id")
         return plan
 
     def order(self, rater: str) -> list[Item]:
@@ -188,38 +231,28 @@ def _item(plain: dict[str, Any]) -> Item:
 
 
 def arranged(items: Sequence[Sequence[Item]], args: StudyArguments) -> list[Item]:
-    """The items of each SAE in blocks, with repeats in other blocks than what they repeat, and ids.
+    """The items of each SAE in blocks, with repeats in other blocks than what they repeat.
 
     Args:
         items: of each SAE: latents, directions, intruders; as many of a kind of each SAE.
     """
     n_blocks = max(1, round((len(items[0]) + args.n_of("repeats")) / _IN_BLOCK))
-    placed = []
+    all_items = []
     for sae, own in enumerate(items):
         for number, item in enumerate(own):
             item.block = number % n_blocks
-            item.id = _id()
-        placed += [*own, *_repeats(own, n_blocks, args, sae)]
-    return placed
-
-
-def _repeats(own: Sequence[Item], n_blocks: int, args: StudyArguments, sae: int) -> Iterator[Item]:
-    """Some latents' items once more."""
-    latents = [item for item in own if item.kind == "latent"]
-    random.Random(f"{args.seed} repeats {sae}").shuffle(latents)
-    for number in range(len(own), len(own) + args.n_of("repeats")):
-        block = number % n_blocks
-        elsewhere = [item for item in latents if item.block != block or n_blocks == 1]
-        first = (elsewhere or latents)[0]
-        latents.remove(first)
-        again = Item("repeat", first.sae, first.latent, first.density, first.windows)
-        again.repeats, again.block, again.id = first.id, block, _id()
-        yield again
-
-
-def _id() -> str:
-    """Drawn anew for each plan: a rater sees ids, and no seed can tell what they stand for."""
-    return secrets.token_hex(6)
+        all_items += own
+        latents = [item for item in own if item.kind == "latent"]
+        random.Random(f"{args.seed} repeats {sae}").shuffle(latents)
+        for number in range(len(own), len(own) + args.n_of("repeats")):
+            block = number % n_blocks
+            elsewhere = [item for item in latents if item.block != block or n_blocks == 1]
+            first = (elsewhere or latents)[0]
+            latents.remove(first)
+            again = Item("repeat", first.sae, first.latent, first.density, first.windows)
+            again.repeats, again.block = first.id, block
+            all_items.append(again)
+    return all_items
 
 
 def refuse_no_study(folder: str | Path) -> None:
@@ -228,6 +261,5 @@ def refuse_no_study(folder: str | Path) -> None:
     Raises:
         ValueError: there is none.
     """
-    if not Path(folder, STUDY_PLAN).is_file():
-        near = closest_folders(str(folder))
-        raise Refused(f"no study in {str(folder)!r}: `hfsae study make` makes one{near}")
+    if not Path(folder, PLAN).is_file():
+        raise Refused(f"no study in {str(folder)!r}: `python -m studies make` makes one")

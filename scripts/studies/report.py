@@ -9,23 +9,26 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.intervals import Interval
-from ..machine.files import damaged, printable, read_json, reading, replacing, write_whole
-from ..machine.markdown import table
-from ..machine.names import (
-    REPORT,
-    REPORT_PAGE,
-    STUDY_ANSWERS,
-    STUDY_CLOSED,
-    STUDY_PLAN,
-    STUDY_ROWS,
-    STUDY_TABLE,
-)
-from ..machine.refused import Damaged, Refused
-from ..machine.seal import CHANGED, is_changed, sealed
+import pyarrow as pa
+import pyarrow.parquet as pq
+from markdown_it import MarkdownIt
+
+from hfsae.evaluation import Interval
+
 from .answers import Ledger, answer_hashes, is_closed, ledgers
 from .correlation import LEAST
-from .plan import Plan
+from .plan import (
+    ANSWERS,
+    CLOSED,
+    PLAN,
+    Damaged,
+    Plan,
+    Refused,
+    content_hash,
+    damaged,
+    printable,
+    write_whole,
+)
 from .results import (
     CHANCE_P,
     FAILURES,
@@ -42,13 +45,14 @@ from .results import (
     scores_of,
 )
 
+REPORT, REPORT_PAGE, ROWS, TABLE = "report.md", "report.html", "report.csv", "report.parquet"
 _STYLE = """:root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px;display:block;overflow-x:auto}
 td,th{border:1px solid #8886;padding:.25rem .6rem;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}code{overflow-wrap:anywhere}"""
 _EXAMPLES = 12  # answers in words
-_HASHES = "answers_sha256"  # in closed.json
+_HASHES, _SEAL = "answers_sha256", "content_sha256"  # in closed.json
 
 
 def close(study: Path) -> None:
@@ -60,34 +64,40 @@ def close(study: Path) -> None:
     """
     plan = Plan.load(study)
     if is_closed(study):
-        raise Refused(f"{study} is closed already; `hfsae study report {study}` writes its report")
+        raise Refused(f"{study} is closed already; `python -m studies report {study}` reports it")
     given = ledgers(study, plan)
     answers = {name: len(ledger.latest) for name, ledger in given.items()}
     if not any(answers.values()):
-        raise Refused(f"nobody has answered in {study}; `hfsae study rate {study}` opens its page")
+        raise Refused(
+            f"nobody has answered in {study}; `python -m studies rate {study}` opens its page"
+        )
     at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     content = {"plan_sha256": plan.hash, "closed_at": at, "answers": answers}
     content |= {_HASHES: answer_hashes(given)}
-    write_whole(study / STUDY_CLOSED, json.dumps(sealed(content), indent=1) + "\n")
+    content |= {_SEAL: content_hash(content)}
+    write_whole(study / CLOSED, json.dumps(content, indent=1) + "\n")
 
 
 def _refuse_other_answers(study: Path, plan: Plan, given: Mapping[str, Ledger]) -> None:
     """Refuse a closed study whose plan or answers are others now. Studies that were closed before
     closed.json had hashes are accepted."""
-    path = study / STUDY_CLOSED
-    closed = read_json(path)
-    if is_changed(closed):
-        raise Damaged(damaged(path, CHANGED))
-    if _HASHES not in closed:
-        return
-    with reading(path):
+    path = study / CLOSED
+    try:
+        closed = json.loads(path.read_text(encoding="utf-8"))
+        seal = closed.pop(_SEAL, None)
+        if seal not in (None, content_hash(closed)):
+            raise damaged(path, f"it was changed after it was written: its {_SEAL} differs")
+        if _HASHES not in closed:
+            return
         then, now = dict(closed[_HASHES]), answer_hashes(given)
         is_other_plan = closed["plan_sha256"] != plan.hash
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise damaged(path, error) from error
     if is_other_plan:
-        raise Refused(f"{study} was closed with another plan; put back its {STUDY_PLAN}")
+        raise Refused(f"{study} was closed with another plan; put back its {PLAN}")
     for name in sorted({*then, *now}):
         if then.get(name) != now.get(name):
-            file = study / STUDY_ANSWERS / f"{name}.jsonl"
+            file = study / ANSWERS / f"{name}.jsonl"
             what = "were changed" if name in now else "are missing"
             raise Damaged(
                 f"the answers of {name} {what if name in then else 'were added'} after {study} was "
@@ -107,7 +117,7 @@ def progress(study: Path) -> str:
     for name, ledger in ledgers(study, plan).items():
         lines.append(f"  {name:<20}{len(ledger.latest):>5} answered")
     lines.append(
-        f"Figures are shown after `hfsae study close {study}`, which ends it: looking at "
+        f"Figures are shown after `python -m studies close {study}`, which ends it: looking at "
         "them earlier could influence the ratings."
     )
     return "\n".join(lines)
@@ -126,7 +136,7 @@ def write_report(study: Path, about: str = "") -> str:
     """
     plan = Plan.load(study)
     if not is_closed(study):
-        raise Refused(f"{study} is open; `hfsae study close {study}` ends it")
+        raise Refused(f"{study} is open; `python -m studies close {study}` ends it")
     given = ledgers(study, plan)
     _refuse_other_answers(study, plan, given)
     answers = Answers(plan, given)
@@ -143,7 +153,8 @@ def _parts(
     raters = [rater_of(answers, name) for name in answers.raters]
     failed = [rater.name for rater in raters if not rater.passes]
     yield "# Ratings of latents"
-    yield _about(plan, raters, read_json(study / STUDY_CLOSED), about)
+    closed = json.loads((study / CLOSED).read_text(encoding="utf-8"))
+    yield _about(plan, raters, closed, about)
     yield from _results(answers, study, "" if not failed else "all raters, ")
     if failed:
         yield " ".join(_reasons(raters))
@@ -336,6 +347,13 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its head, and all columns but the first are right-aligned."""
+    head, *body = rows
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
 def shown(interval: Interval, *, signed: bool = False) -> str:
     """A value and its interval; "-" where there is none."""
     if math.isnan(interval.value):
@@ -355,8 +373,6 @@ def _number(value: float, digits: int = 2) -> str:
 
 def _html(text: str) -> str:
     """The report as one HTML file."""
-    from markdown_it import MarkdownIt
-
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -368,14 +384,11 @@ def _html(text: str) -> str:
 
 def _write_rows(rows: Sequence[dict[str, Any]], study: Path) -> None:
     """report.csv and report.parquet: an answer a row."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(study / STUDY_ROWS, text.getvalue())
+    write_whole(study / ROWS, text.getvalue())
     kinds = {
         "latent": pa.int64(),
         "rating": pa.int64(),
@@ -384,5 +397,5 @@ def _write_rows(rows: Sequence[dict[str, Any]], study: Path) -> None:
     }
     kinds |= {"density": pa.float64(), "seconds": pa.float64()}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in rows[0]])
-    with replacing(study / STUDY_TABLE) as path:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")
+    rows_table = pa.Table.from_pylist(list(rows), schema=schema)
+    pq.write_table(rows_table, study / TABLE, compression="zstd")
