@@ -27,11 +27,9 @@ from torch import nn
 import hfsae
 from hfsae.activations import Harvester, PackedRows, TextArguments, TokenBatch
 from hfsae.lm import LoadedLM
-from hfsae.machine.files import read_json
-from hfsae.machine.names import DIFF
-from hfsae.recipe import inputs_of, load_inputs, norm_limits, of_run
-from hfsae.recipe.text import read_rows
+from hfsae.recipe import inputs_of, load_inputs, norm_limits, of_run, read_rows
 
+DIFF = "diff.json"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _COUNTED, _CHECKED, _TUNED = 100_000, 20_000, 8192  # tokens
 _SHOWN = 5  # latents
@@ -105,7 +103,7 @@ def write_copies(
 @torch.no_grad()
 def check(run: Path, changed: list[int]) -> str:
     """What the latents that explain most explain, and how well they fire on changed tokens."""
-    placed, columns = of_run(run), read_json(run / DIFF)["latents"]
+    placed, columns = of_run(run), json.loads((run / DIFF).read_text(encoding="utf-8"))["latents"]
     told = [i for i, sentence in enumerate(columns["sentence"]) if sentence]
     own = sorted(told, key=lambda i: -columns["explained"][i])[:_SHOWN]
     lines = [f"latent {i} {columns['sentence'][i]}" for i in own]
@@ -186,10 +184,10 @@ if __name__ == "__main__":
         if not needed.is_file():
             print(f"{needed} is missing: diffing.md has the commands that make it", file=sys.stderr)
             sys.exit(2)
-    if options.check:
-        print(check(options.check, read_json(options.out / "changed.json")["ids"]))
-    elif options.sizes:
-        print(sizes(options.out, options.sizes, read_json(options.out / "changed.json")["ids"]))
+    if made:
+        ids = json.loads(made[0].read_text(encoding="utf-8"))["ids"]
+        by_layer = (options.out, options.sizes, ids)
+        print(check(options.check, ids) if options.check else sizes(*by_layer))
     else:
         ranks = options.tokens, options.first, options.step
         change = options.size, ranks, options.noise, options.tune

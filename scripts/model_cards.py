@@ -19,9 +19,7 @@ import yaml
 from transformers import AutoConfig
 
 from hfsae import cards
-from hfsae.machine.names import FINGERPRINT, WEIGHTS, existing
-from hfsae.machine.seal import resealed, sealed
-from hfsae.machine.visible import public_record
+from hfsae.machine import public_record, resealed, sealed
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 RECIPES = Path(__file__).parent / "recipes"
@@ -37,7 +35,7 @@ def main(argv: list[str]) -> None:
     for name, (recipe, sae, d_in) in PLANNED.items():
         plan(RECIPES / recipe, sae, d_in, CARDS / name)
     for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
-        if (folder / WEIGHTS).is_file():
+        if (folder / "model.safetensors").is_file():
             continue
         text = cards.render_card(folder)
         (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
@@ -52,7 +50,7 @@ def take_over(run: Path, folder: Path) -> None:
         record = public_record(json.loads((run / f"{name}.json").read_text(encoding="utf-8")), run)
         record.pop("density", None)
         write_json(folder / f"{name}.json", resealed(record))
-    shutil.copy(existing(run, FINGERPRINT), folder / FINGERPRINT)
+    shutil.copy(run / "fingerprint.safetensors", folder)
     chosen = [latent["latent"] for latent in cards.shown_latents(run)]
     (folder / "features").mkdir()
     columns = ["latent", "density", "promoted_tokens"]

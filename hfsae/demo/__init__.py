@@ -37,5 +37,8 @@ from .app import build as build
 from .app import launch as launch
 from .app import looks as looks
 from .opening import open_subject as open_subject
+from .salience import numbers as numbers
+from .salience import telling as telling
 from .subject import Choice as Choice
 from .subject import Subject as Subject
+from .subject import default_source as default_source

@@ -9,6 +9,8 @@ from .columns import Association as Association
 from .columns import LabelTable as LabelTable
 from .columns import label_table as label_table
 from .held_out import refuse_few_documents as refuse_few_documents
+from .inspection import Inspection as Inspection
+from .inspection import Ranked as Ranked
 from .labels import Automatic as Automatic
 from .labels import blank_label as blank_label
 from .labels import mark_of as mark_of
@@ -19,6 +21,8 @@ from .labels import write_label as write_label
 from .layout import NEAR as NEAR
 from .layout import nearest_rows as nearest_rows
 from .layout import plane as plane
+from .pictures import Grid as Grid
+from .pictures import Pictures as Pictures
 from .rows import collect_rows as collect_rows
 from .search import FeatureSearch as FeatureSearch
 from .search import Hit as Hit

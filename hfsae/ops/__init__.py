@@ -1,5 +1,6 @@
 """Functions on tensors, without configs, modules or files."""
 
+from . import sparse as sparse
 from .nested import nested_sums as nested_sums
 from .sampling import gumbel as gumbel
 from .sampling import kl_of_logs as kl_of_logs

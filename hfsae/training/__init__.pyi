@@ -1,4 +1,9 @@
 """Names of the room, and where each is imported from at its first use."""
 
+from . import checkpoint as checkpoint
 from .arguments import TrainingArguments as TrainingArguments
+from .refit import refit_ as refit_
+from .run import Run as Run
+from .start import sample_size as sample_size
+from .start import start_ as start_
 from .trainer import Trainer as Trainer

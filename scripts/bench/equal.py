@@ -28,8 +28,7 @@ from hfsae.activations import (
     TextSource,
 )
 from hfsae.lm import load_lm
-from hfsae.training import TrainingArguments
-from hfsae.training.run import Run
+from hfsae.training import Run, TrainingArguments
 
 SITE = "layers.15"
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -10,6 +10,7 @@ the density there is for `SPARSE_BELOW` of hfsae/training/kind.py, which was mea
 """
 
 import argparse
+import importlib.util
 import statistics
 import sys
 import time
@@ -46,7 +47,11 @@ def main() -> None:
         )
         sys.exit(2)
     size = {name: getattr(args, name) for name in SIZES}
-    triton = "" if sparse._has_triton() else ", without Triton: the first two sides are the same"
+    triton = (
+        ""
+        if importlib.util.find_spec("triton")
+        else ", without Triton: the first two sides are the same"
+    )
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}{triton}, {size}\n")
     print(f"| L0 | density | {' | '.join(SIDES)} |\n|{' --- |' * (2 + len(SIDES))}")
     for l0 in tqdm(args.l0, unit="L0", leave=False):

@@ -7,6 +7,8 @@ these files by `scripts/pages/write.py`.
 """
 
 import json
+import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,9 +17,7 @@ from typing import Any
 
 import torch
 
-from hfsae.machine.files import read_json, write_whole
-from hfsae.machine.processor import name_of
-from hfsae.machine.visible import public_record
+from hfsae.machine import public_record
 
 
 def keep(path: Path, run: Mapping[str, Any], settings: Sequence[str]) -> None:
@@ -26,12 +26,29 @@ def keep(path: Path, run: Mapping[str, Any], settings: Sequence[str]) -> None:
     Args:
         settings: keys whose values tell runs apart.
     """
-    runs = read_json(path)["runs"] if path.is_file() else []
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
     others = [old for old in runs if any(old.get(key) != run[key] for key in settings)]
-    about = {"command": _command(), "machine": name_of(torch.device("cpu"))}
+    about = {"command": _command(), "machine": machine()}
     kept = {"runs": [*others, public_record({**about, **run})]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(kept, indent=1) + "\n")
+    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def machine() -> str:
+    """The processor, such as "AMD EPYC 9R14 (AVX512, 2 threads)"."""
+    about, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    if about.is_file() and (match := re.search(r"model name\s*: (.+)", about.read_text())):
+        name = match[1].strip()
+    n = torch.get_num_threads()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()}, {n} thread{'s' if n > 1 else ''})"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is its head, and all columns but the first are
+    right-aligned."""
+    head, *body = rows
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
 def _command() -> str:

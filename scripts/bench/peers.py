@@ -16,20 +16,16 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
+from kept import machine
 from quality import harvest, script_of, train_apart
 from quality_losses import sae_of
 from quality_sides import SIDES
 from safetensors import safe_open
 
-from hfsae.cli.recipes import parse_recipe, recipe_parser
-from hfsae.comparison import Comparison
-from hfsae.comparison.across_sites import at_site
-from hfsae.comparison.arms import ArmRun, arm_runs
-from hfsae.machine import processor
-from hfsae.machine.names import TRAINING
-from hfsae.machine.refused import Refused
-from hfsae.training.trainer import save_whole
+import hfsae
+from hfsae.cli import parse_recipe, recipe_parser
+from hfsae.comparison import ArmRun, Comparison, arm_runs
+from hfsae.machine import weights_hash
 
 
 def main() -> None:
@@ -44,11 +40,10 @@ def main() -> None:
     reader = recipe_parser("compare", Comparison)
     try:
         comparison, _ = parse_recipe(reader, [args.comparison, *overrides], Comparison)
-    except Refused as error:
+    except hfsae.Refused as error:
         parser.error(str(error))
     comparison.seeds = args.seeds or comparison.seeds
-    at_sites = [at_site(comparison, site) for site in comparison.at_sites] or [comparison]
-    runs = [run for own in at_sites for run in arm_runs(own) if run.made_by]
+    runs = [run for run in arm_runs(comparison) if run.made_by]
     if not runs:
         parser.error(f"{args.comparison} has no arm with made_by")
     others = SIDES.keys() - {"hfsae"}
@@ -61,7 +56,7 @@ def main() -> None:
             parser.error(f"no {python}; scripts/interop/environments.sh makes it")
     for run in runs:
         for name, folder in run.folders.items():
-            if not (folder / TRAINING).is_file():
+            if not (folder / "training.json").is_file():
                 _train(run, name, folder, args)
 
 
@@ -95,10 +90,13 @@ def _train(run: ArmRun, name: str, folder: Path, given: argparse.Namespace) -> N
         "harvested": harvested,
         "n_tokens": args.n_tokens,
         "seconds": {"harvest": 0.0, "train": seconds, "sae": seconds},
-        "machine": processor.name_of(torch.device("cpu")),
+        "machine": machine(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_whole(sae.eval().folded(), folder, record)
+    sae.eval().folded().save_pretrained(folder)
+    record["weights_sha256"] = weights_hash(folder)
+    # last: `hfsae compare` takes a folder with it for a whole one
+    (folder / "training.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
     print(f"{folder}: {measured['validation']}, {seconds} s", flush=True)
 
 

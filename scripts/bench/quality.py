@@ -31,16 +31,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from kept import keep
+from kept import keep, table
 from quality_sides import SIDES, write_start
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hfsae.activations import ShuffledActivations
-from hfsae.comparison.estimates import t_interval
-from hfsae.machine.files import write_tensors, write_whole
-from hfsae.machine.markdown import table
-from hfsae.recipe import Recipe, load, read_recipe
-from hfsae.recipe.text import source_of
+from hfsae.comparison import t_interval
+from hfsae.recipe import Recipe, inputs_of, load, read_recipe
 
 BATCH, N_MEASURED, N_LOSSES = 256, 30_000, 8_192
 RATES = {"hfsae": 3e-3, "saelens": 2.4e-3, "dictionary_learning": 4.8e-3, "sparsify": 4.8e-3}
@@ -107,7 +104,7 @@ def harvest(recipe: Recipe, n_tokens: int, paths: dict[str, Path]) -> None:
     share = recipe.text.validation_fraction or 0.05
     recipe = replace(recipe, text=replace(recipe.text, validation_fraction=share))
     loaded, sites = load(recipe.lm), list(paths)
-    source = source_of(recipe, loaded, sites)
+    source = inputs_of(recipe, loaded).source(sites)
     stream = ShuffledActivations(source, recipe.shuffle, BATCH)
     sides = {"train": [stream.next_batch() for _ in range(n_tokens // BATCH)]}
     for side in ("validation", "test"):
@@ -117,7 +114,7 @@ def harvest(recipe: Recipe, n_tokens: int, paths: dict[str, Path]) -> None:
             side: torch.cat([batch[site].bfloat16() for batch in batches])
             for side, batches in sides.items()
         }
-        write_tensors(path, tensors, {"site": site, "record": json.dumps(stream.record)})
+        save_file(tensors, path, {"site": site, "record": json.dumps(stream.record)})
 
 
 class Side(NamedTuple):
@@ -153,7 +150,7 @@ def _add_losses(paths: Sequence[Path], args: argparse.Namespace) -> None:
     losses = delta_losses(read_recipe(args.recipe), weights, args.l0, N_LOSSES)
     for path in missing:
         runs[path]["test"]["delta_loss"] = losses[path]
-        write_whole(path, json.dumps(runs[path]))
+        path.write_text(json.dumps(runs[path]), encoding="utf-8")
 
 
 def _measured(args: argparse.Namespace, side: Side) -> tuple[float, list[str]]:

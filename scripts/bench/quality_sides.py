@@ -156,7 +156,7 @@ def write_start(train: Tensor, d_sae: int, seed: int, path: Path) -> None:
     """Write the weights at which the quickstart's recipe starts on these activations."""
     from hfsae import BatchTopKSAE, BatchTopKSAEConfig
     from hfsae.recipe import read_recipe
-    from hfsae.training.start import sample_size, start_
+    from hfsae.training import sample_size, start_
 
     torch.manual_seed(seed)
     d_in, args = train.shape[1], read_recipe("quickstart").training

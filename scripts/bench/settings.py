@@ -18,11 +18,10 @@ from pathlib import Path
 from time import perf_counter
 
 import yaml
-from kept import keep
+from kept import keep, table
 from quality_sides import Problem, again, at_l0, hfsae, measure, parser_of
 from safetensors.torch import load_file
 
-from hfsae.machine.markdown import table
 from hfsae.training import TrainingArguments
 
 PAPER = {"init_cluster_rounds": 0, "init_decoder_data": 0.0, "init_encoder_scale": 1.0}

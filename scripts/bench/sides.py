@@ -52,8 +52,7 @@ def _hfsae(problem: Problem, sparse: str, bf16: bool = False, n_sites: int = 1, 
     from accelerate import Accelerator
     from transformers import AutoConfig, AutoModel
 
-    from hfsae.training import TrainingArguments
-    from hfsae.training.run import Run
+    from hfsae.training import Run, TrainingArguments
 
     widths = {"d_in": problem.d_in, "d_sae": problem.d_sae, "activation_scale": 1.0}
     sites = [f"x{i}" for i in range(n_sites)]

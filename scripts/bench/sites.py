@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kept import keep
+from kept import keep, table
 from quality import BATCH, harvest, script_of
 from quality_sides import OF_HFSAE
 
-from hfsae.comparison.estimates import t_interval
-from hfsae.machine.markdown import table
+from hfsae.comparison import t_interval
 from hfsae.recipe import read_recipe
 
 SITES = {

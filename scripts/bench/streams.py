@@ -49,8 +49,7 @@ def our_training(
     from transformers import AutoConfig, AutoModel
 
     from hfsae.ops import Workspace
-    from hfsae.training import TrainingArguments
-    from hfsae.training.run import Run
+    from hfsae.training import Run, TrainingArguments
 
     stream = _our_stream(o, **stream_options)
     workspace, steps = Workspace(), o.tokens // o.batch

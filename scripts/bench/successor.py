@@ -16,14 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import table
 from torch import Tensor
 
 import hfsae
 from hfsae.activations import HarvestArguments, Harvester, PackedRows, TextArguments
-from hfsae.evaluation import EvaluationArguments, EvaluationResult, evaluate_all
-from hfsae.evaluation.metrics import FIDELITY, bootstrap_weights
-from hfsae.evaluation.result import LOSSES
-from hfsae.machine.markdown import table
+from hfsae.evaluation import (
+    FIDELITY,
+    LOSSES,
+    EvaluationArguments,
+    EvaluationResult,
+    bootstrap_weights,
+    evaluate_all,
+)
 from hfsae.models import SAE
 from hfsae.recipe import norm_limits
 

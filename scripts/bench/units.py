@@ -11,11 +11,10 @@ test documents. bfloat16 activations are made float32 first, since a shift would
 from collections.abc import Callable
 
 import torch
+from kept import table
 from quality_sides import Problem, hfsae, measure, parser_of
 from safetensors.torch import load_file
 from torch import Tensor
-
-from hfsae.machine.markdown import table
 
 BATCH, L0 = 256, 50
 

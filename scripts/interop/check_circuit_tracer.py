@@ -21,7 +21,7 @@ from torch import Tensor
 
 import hfsae
 from hfsae import JumpReLUCLT, JumpReLUCLTConfig, ReLUSAE, ReLUSAEConfig
-from hfsae.convert.formats import save_set_as
+from hfsae.convert import save_set_as
 
 LAYERS, D, D_SAE, N = 4, 16, 64, 32
 READ = [f"layers.{i}.mlp:in" for i in range(LAYERS)]

@@ -24,8 +24,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 import hfsae
-from hfsae.convert import FORMATS, load_folder, save_as
-from hfsae.convert.formats import find
+from hfsae.convert import FORMATS, find, load_folder, save_as
 
 TOLERANCE = 1e-5
 OUR_DIRECTION, THEIR_DIRECTION = "hfsae -> theirs", "theirs -> hfsae"

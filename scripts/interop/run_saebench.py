@@ -28,7 +28,7 @@ from sae_bench.evals.core.main import multiple_evals
 from transformers import AutoModel
 
 import hfsae
-from hfsae.convert.saebench import SAEBenchSAE
+from hfsae.convert import SAEBenchSAE
 
 # SAEBench's group and name, and ours (a metric of evaluation.json), of which "1 - " is taken
 ROWS = (

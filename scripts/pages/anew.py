@@ -4,11 +4,11 @@ A table is found by its head and a sentence by its words, whatever their numbers
 no marks, and a sentence whose words were changed on one side alone is an error.
 """
 
+import json
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
-
-from hfsae.machine import markdown
+from pathlib import Path
+from typing import Any, NamedTuple
 
 NUMBER = r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?![\w])"
 
@@ -47,7 +47,15 @@ class Claim(NamedTuple):
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first row is its head, and all columns but the first are
     right-aligned."""
-    return markdown.table(rows).replace("|  |", "| |").replace("|  |", "| |")
+    head, *body = rows
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    text = "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+    return text.replace("|  |", "| |").replace("|  |", "| |")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file of results."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def written(page: str, told: Told) -> str:

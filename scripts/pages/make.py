@@ -23,20 +23,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+from kept import machine
 
-from hfsae.evaluation.probing.extract import extract as extract_probing
-from hfsae.machine import names
-from hfsae.machine.files import read_json, write_whole
-from hfsae.machine.processor import name_of
-from hfsae.machine.visible import public_record
+from hfsae.machine import public_record
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results")
 QUICKSTART, REDRAWN, PACKAGED = "runs/quickstart", "runs/redrawn", "hfsae/shipped_sae"
 ARMS = "runs/compare/interpretability/*/seed_*/*_50"
-LEFT_OUT = (names.CARD, names.CHECKPOINTS, names.EVALUATION, "probing.*", "explanations.*")
-LEFT_OUT += (Path(names.CALLS).name, Path(names.EVIDENCE).name)
+LEFT_OUT = ("README.md", "checkpoints", "evaluation.json", "probing.*", "explanations.*")
+LEFT_OUT += ("calls.jsonl", "evidence.parquet")
 TEXTS = "{news: packaged:news, medicine: packaged:medicine, code: packaged:python}"
 Json = dict[str, Any]
 
@@ -66,20 +63,30 @@ KINDS = {"untrained": "untrained", "model's dimensions": "dimensions", "bag of t
 
 def probed(record: Mapping[str, Any]) -> Json:
     """AUC by features and k, absorption and uniformity, of the latents and beside controls."""
-    own = extract_probing(record)
+
+    def is_own(entry: Mapping[str, Any]) -> bool:
+        """Whether an entry is of the record's SAE, or of a control for it."""
+        if entry["features"] in record["saes"]:
+            return entry["features"] == record["sae"]
+        return entry["of"] in ("", record["sae"], record["site"])
+
     auc: dict[str, Json] = {}
-    for entry in own["means"]:
+    for entry in filter(is_own, record["means"]):
         k, kind = str(entry["k"]), KINDS.get(entry["features"], "own")
         auc.setdefault(kind, {})[k] = entry["auc"]
         if kind == "own":
             auc.setdefault("gain", {})[k] = entry["auc_above_untrained"]
     made: Json = {"seed": record["arguments"]["seed"], "n_tasks": len(record["tasks"]), "auc": auc}
-    rows = own.get("absorption", {}).get("rows", [])
+    rows = [*filter(is_own, record.get("absorption", {}).get("rows", []))]
     if rows and "refused" not in rows[0]:
-        made["absorption"] = {KINDS.get(row["features"], "own"): row for row in rows}
-        f1 = [*next(iter(own["absorption"]["probe_f1"].values())).values()]
+        for row in rows:
+            means = {key: value for key, value in row.items() if key != "letters"}
+            means |= {"n_letters": len(row["letters"])} if "letters" in row else {}
+            made.setdefault("absorption", {})[KINDS.get(row["features"], "own")] = means
+        f1 = [*next(iter(record["absorption"]["probe_f1"].values())).values()]
         made["absorption"]["probe_mean_f1"] = sum(f1) / len(f1)
-    for uniformity in own.get("uniformity", {}).get("saes", {}).values():
+    of_saes = record.get("uniformity", {}).get("saes", {})
+    if uniformity := of_saes.get(record["sae"]):
         parts = {"own": "mean", "untrained": "untrained", "n_tokens": "n_tokens"}
         made["uniformity"] = {name: uniformity[key] for name, key in parts.items()}
     return made
@@ -139,11 +146,11 @@ class Made(NamedTuple):
 
 
 def _explain(sae: str, options: str) -> Made:
-    return Made(sae, "explain", options, names.EXPLANATIONS_RECORD, explained)
+    return Made(sae, "explain", options, "features/explanations.json", explained)
 
 
 def _probe(sae: str, options: str) -> Made:
-    return Made(sae, "probe", options, names.PROBING, probed)
+    return Made(sae, "probe", options, "probing.json", probed)
 
 
 _FEW_TOKENS = "--evaluation.n_tokens 10000 --evaluation.n_foreign_tokens 5000"
@@ -156,7 +163,7 @@ MADE = {
     "probing_drawn": _probe(QUICKSTART, ""),
     "probing_packaged": _probe(PACKAGED, "--n_words 0 --uniformity_tokens 48"),
     "probing_arms": _probe(ARMS, "--n_words 0 --uniformity_tokens 0")._replace(extract=probed_arms),
-    "texts": Made(QUICKSTART, "evaluate", _ON_TEXTS, names.EVALUATION, on_texts),
+    "texts": Made(QUICKSTART, "evaluate", _ON_TEXTS, "evaluation.json", on_texts),
 }
 
 
@@ -165,20 +172,20 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{__doc__}\nNAME can be {', '.join(MADE)}")
     made = MADE[argv[0]]
     saes = [Path(folder) for folder in argv[1:]] or found(made.saes)
-    if missing := [sae for sae in saes if not (sae / names.CONFIG).is_file()]:
+    if missing := [sae for sae in saes if not (sae / "config.json").is_file()]:
         sys.exit(f"no SAE in {missing[0]}; train one there, or give the folder of another")
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary, "of", *sae.resolve().parts[1:]) for sae in saes]
         for sae, folder in zip(saes, folders, strict=True):
             shutil.copytree(sae, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
         used = run(made, folders)
-        result = made.extract(read_json(folders[0] / made.record))
+        result = made.extract(json.loads((folders[0] / made.record).read_text("utf-8")))
         command = " ".join(["hfsae", made.verb, *map(str, saes), made.options]).strip()
-        kept = {"command": command, "machine": _machine(), **used, **result}
+        kept = {"command": command, "machine": machine(), **used, **result}
         kept = public_record(kept, folders[0])
     path = RESULTS / f"{argv[0]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(kept, indent=1) + "\n")
+    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(path)
 
 
@@ -202,10 +209,6 @@ def run(made: Made, folders: list[Path]) -> Json:
     seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
     return {"cpu_seconds": round(seconds, 1), "peak_memory_bytes": after.ru_maxrss * unit}
-
-
-def _machine() -> str:
-    return name_of(torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from anew import Claim, Told, table
+from anew import Claim, Told, read_json, table
 
-from hfsae.comparison.estimates import t_interval
-from hfsae.machine.files import read_json
+from hfsae.comparison import t_interval
 
 PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"

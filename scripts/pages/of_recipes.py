@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from anew import Claim, Told, table
-
-from hfsae.machine.files import read_json
+from anew import Claim, Told, read_json, table
 
 RECIPES, LATENTS = "scripts/recipes", "scripts/comparisons/latents.md"
 NAMES, PROBING = (f"{RECIPES}/{name}.md" for name in ("names", "probing"))

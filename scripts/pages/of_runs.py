@@ -1,14 +1,14 @@
 """The tables and sentences that rest on trained SAEs whose records are kept: cards, comparisons."""
 
+import io
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from anew import Told, table
+from anew import Told, read_json, table
 
-from hfsae.cli.show import _summary
-from hfsae.evaluation.result import aligned
-from hfsae.machine.files import read_json
+from hfsae import cli
 
 README, RECIPES = "README.md", "scripts/recipes"
 QUICKSTART = f"{RECIPES}/quickstart.md"
@@ -45,7 +45,9 @@ def measured(folder: Path, names: tuple[str, ...] = ORDER) -> str:
     metrics = metrics_of(folder)
     rows = [("metric", "value", "95 % interval", "unit")]
     rows += [_line(name, metrics[name]) for name in ORDER]
-    head, *lines = aligned(rows).split("\n")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows)
+    head, *lines = ["  ".join(cells).rstrip() for cells in padded]
     return "\n".join([head, *(line for line in lines if line.split()[0] in names)])
 
 
@@ -56,7 +58,10 @@ def _line(name: str, metric: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def trained(folder: Path) -> Iterator[str]:
-    yield _summary(folder, "runs/quickstart")
+    with redirect_stdout(io.StringIO()) as printed:
+        cli.main(["show", str(folder)])
+    (line,) = (line for line in printed.getvalue().split("\n") if ": trained on " in line)
+    yield line.replace(str(folder), "runs/quickstart")
     evaluation = read_json(folder / "evaluation.json")
     yield f"{evaluation['n_tokens']:,} held-out tokens of {evaluation['n_documents']} documents:"
     seconds = read_json(folder / "training.json")["seconds"]

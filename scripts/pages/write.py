@@ -16,9 +16,7 @@ from pathlib import Path
 import of_bench
 import of_recipes
 import of_runs
-from anew import Claim, Told, written
-
-from hfsae.machine.files import read_json
+from anew import Claim, Told, read_json, written
 
 ROOT = Path(__file__).parents[2]
 

@@ -34,13 +34,11 @@ from safetensors.torch import load_file, save_file
 
 import hfsae
 from hfsae import cli
-from hfsae.activations import TextArguments
-from hfsae.activations import tokens as text_files
+from hfsae.activations import TextArguments, check_text
 from hfsae.comparison import results
 from hfsae.demo import Choice, open_subject
 from hfsae.features import FeatureStore, read_labels
-from hfsae.machine.seal import SEALED, unsealed
-from hfsae.steering.export import load_steering_vector
+from hfsae.steering import load_steering_vector
 from hfsae.training import checkpoint
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "convert" / "fixtures"
@@ -89,7 +87,7 @@ def _app(folder: Path) -> None:
 
 def _text(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
-        text_files.check_text(TextArguments(dataset=str(path)), "train")
+        check_text(TextArguments(dataset=str(path)), "train")
 
 
 _ACTIONS: dict[str, Action] = {
@@ -196,9 +194,11 @@ def _make_bases(root: Path) -> None:
 
 def _unseal(run: Path) -> None:
     """As of an earlier version: else a seal would refuse most files before anything reads them."""
-    for path in (run / name for name in SEALED):
-        if path.is_file() and path.suffix == ".json":
-            path.write_text(json.dumps(unsealed(json.loads(path.read_text())), indent=1) + "\n")
+    for path in run.rglob("*.json"):
+        record = json.loads(path.read_text())
+        if "content_sha256" in record:
+            kept = {k: v for k, v in record.items() if k not in ("content_sha256", "files_sha256")}
+            path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def _make_report(folder: Path) -> None:
