@@ -1,7 +1,6 @@
-"""What `--dry_run` says of memory beside what is then measured; what it says of Gemma 2 on GPUs.
+"""What `--dry_run` says of memory beside what is then measured.
 
-    python scripts/bench/plan.py [NAME ...]     said and measured, here; all of RUNS by default
-    python scripts/bench/plan.py --gpus H100    a table by formula: no run, no card needed
+    python scripts/bench/plan.py [NAME ...]     all of RUNS by default
 
 Measured is the peak resident memory of each process of a short run on the packaged SmolLM2, up to
 the trained SAE, whole and beyond what the process held when its language model was loaded; of two
@@ -9,7 +8,6 @@ processes the larger. Time is not compared: what is said of it is right on a qui
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -17,15 +15,7 @@ import tempfile
 from pathlib import Path
 
 import children
-import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
-
-from hfsae.cli.recipes import parse_recipe, recipe_parser
-from hfsae.cost.cards import CARDS
-from hfsae.cost.footprint import memory
-from hfsae.cost.plan import RunCost, estimate
-from hfsae.recipe import check, make_configs
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "scripts" / "recipes" / "quickstart.yaml"
@@ -59,23 +49,17 @@ RUNS = {  # name -> processes and what differs
     "two processes, dense 32k": (2, {"sae.d_sae": 32768, "training.sparse": "never"}),
     "two processes, spread 32k": (2, {"sae.d_sae": 32768, "training.shard_latents": "true"}),
 }
-_GEMMA_SIZES = {  # hidden, layers, heads, heads of keys, MLP
-    "2b": (2304, 26, 8, 4, 9216),
-    "9b": (3584, 42, 16, 8, 14336),
-}
-_WIDTHS = {"16k": (2**14, 4e9), "131k": (2**17, 8e9), "1M": (2**20, 16e9)}  # latents, tokens
-_COUNTS = (1, 2, 4, 8)
 _MEASURE = """
 import resource, sys
 from pathlib import Path
-from hfsae import recipe
 from hfsae.cli import main
-train = recipe._train
+from hfsae.training import Trainer
+train = Trainer.train
 def noted(*args):
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     print(f"\\nbase_kib={pages * resource.getpagesize() // 1024}\\n", flush=True)
-    train(*args)
-recipe._train = noted
+    return train(*args)
+Trainer.train = noted
 code = main(["train", *sys.argv[1:]])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(f"\\npeak_kib={peak}\\n", flush=True)
@@ -88,11 +72,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", choices=[*RUNS, []], metavar="NAME")
-    parser.add_argument("--gpus", choices=list(CARDS), metavar="CARD", help=", ".join(CARDS))
     args = parser.parse_args()
-    if args.gpus:
-        print("\n".join(table(args.gpus)))
-        return
     print("| run | said, GB | measured | ratio | beyond the model: said | measured | ratio |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     children.end_on_signals()
@@ -110,8 +90,15 @@ def compared(n: int, differing: dict[str, object]) -> list[tuple[float, float]]:
         if "harvest.cache" in fields:
             fields["harvest.cache"] = f"{folder}/cache"
         argv = [str(RECIPE), *(str(x) for k, v in fields.items() for x in (f"--{k}", v))]
-        recipe, _ = parse_recipe(recipe_parser("train"), argv)
-        said = sum(memory(recipe, *check(recipe), on_gpu=False).main.values())
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        plan = children.run(
+            [sys.executable, "-m", "hfsae", "train", *argv, "--dry_run"], environment
+        )
+        found = re.search(r"^memory .*\((.*)\)", plan.stdout, re.MULTILINE)
+        if found is None:
+            raise ValueError(f"no memory in the plan: {(plan.stdout + plan.stderr).strip()}")
+        # the parts have two digits after the point, their sum one
+        said = sum(1e9 * float(part) for part in re.findall(r" ([\d.]+)(?=,|$)", found[1]))
         peak, base = measured(Path(folder), n, argv)
         return [(said, peak), (said - base, peak - base)]
 
@@ -128,59 +115,6 @@ def measured(folder: Path, n: int, argv: list[str]) -> tuple[float, float]:
         raise ValueError(f"the run failed: {done.stderr.strip().splitlines()[-1]}")
     peak, base = (re.findall(rf"{name}_kib=(\d+)", done.stdout) for name in ("peak", "base"))
     return tuple(1024 * max(map(int, found)) for found in (peak, base))
-
-
-def gemma(size: str) -> PreTrainedModel:
-    """Gemma 2 at its published sizes, without weights."""
-    d, layers, heads, kv_heads, d_mlp = _GEMMA_SIZES[size]
-    config = Gemma2Config(
-        hidden_size=d,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=256,
-        intermediate_size=d_mlp,
-    )
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).eval()
-
-
-def table(card: str) -> list[str]:
-    """One SAE on the residual stream, the recipes' settings but bfloat16 products."""
-    counts = " / ".join(map(str, _COUNTS))
-    lines = [
-        f"| Gemma 2, latents, tokens | GB of each of {counts} {card} | hours | disk, GB |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for size in _GEMMA_SIZES:
-        lm = gemma(size)
-        for width, (d_sae, n_tokens) in _WIDTHS.items():
-            plans = [_gemma_plan(lm, size, d_sae, n_tokens, n, card) for n in _COUNTS]
-            fits = [p.gpu_bytes <= CARDS[card].memory for p in plans]
-            memory = " / ".join(f"{p.gpu_bytes / 1e9:.0f}" for p in plans)
-            both = zip(plans, fits, strict=True)
-            hours = " / ".join(f"{p.seconds / 3600:.0f}" if fit else "-" for p, fit in both)
-            disk = f"{plans[0].disk_bytes / 1e9:.0f}"
-            tokens = f"{n_tokens / 1e9:.0f} billion"
-            lines.append(f"| {size.upper()}, {width}, {tokens} | {memory} | {hours} | {disk} |")
-    return lines
-
-
-def _gemma_plan(
-    lm: PreTrainedModel, size: str, d_sae: int, n_tokens: float, n: int, card: str
-) -> RunCost:
-    fields = {
-        "sae.d_sae": d_sae,
-        "training.n_tokens": int(n_tokens),
-        "training.num_processes": n,
-        "training.bf16": "true",
-        "training.shard_latents": json.dumps(d_sae == 2**20),
-        "evaluation.sae_batch_tokens": min(4096, 2**29 // d_sae),
-    }
-    argv = [str(x) for k, v in fields.items() for x in (f"--{k}", v)]
-    recipe_file = ROOT / "scripts" / "recipes" / f"gemma2_{size}_131k.yaml"
-    recipe, _ = parse_recipe(recipe_parser("train"), [str(recipe_file), *argv])
-    return estimate(recipe, lm, make_configs(recipe, lm), CARDS[card])
 
 
 if __name__ == "__main__":

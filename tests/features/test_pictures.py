@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sheet import sheet
 
 from hfsae.features import FeatureStore, pictures
 from hfsae.features.pictures import Box, Grid, Pictures, write_pictures
-from hfsae.features.sheet import sheet
 from hfsae.machine.names import EXAMPLES, PICTURES
 
 from ..wordless import GRID, PATCH, SIDE, TOP, folder_of_pictures, folder_of_rows
