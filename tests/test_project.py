@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -183,7 +182,50 @@ def test_the_reference_and_the_guides_are_made_without_a_warning_or_a_broken_lin
     assert not [*broken_links(tmp_path)]
 
 
-def test_the_package_keeps_its_shape():
-    shape = runpy.run_path(str(ROOT / "scripts/shape.py"))
-    outside = [str(figure) for figure in shape["figures"]() if not figure.holds]
+@pytest.fixture(scope="module")
+def shape():
+    pytest.importorskip("grimp")
+    return import_module("shape")
+
+
+def test_the_package_keeps_its_shape(shape):
+    outside = [str(figure) for figure in shape.figures() if not figure.holds]
     assert not outside, outside
+
+
+# TODO: to be emptied, once comparisons are scripts on public names. hostile_files.py damages a
+# comparison's results, whose names move with them.
+PRIVATE_STILL = ("comparisons/", "trials/hostile_files.py")
+
+
+def test_scripts_import_public_names_only(shape):
+    """`hfsae.X`, or a name of a room's `__init__`: what else a script needs is a missing one."""
+    folder = ROOT / "scripts"
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+    assert len(paths) > 50
+    found = {
+        name: private
+        for name, path in paths.items()
+        if not name.startswith(PRIVATE_STILL) and (private := [*shape.private_imports(path)])
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("line", "private"),
+    [
+        ("import hfsae", []),
+        ("from hfsae import Refused, recipe", []),
+        ("from hfsae.recipe import read_recipe", []),
+        ("from hfsae.cli import main, parse_recipe", []),
+        (
+            "def f():\n    from hfsae.machine.files import read_json",
+            ["hfsae.machine.files.read_json"],
+        ),
+        ("from hfsae.machine import files", ["hfsae.machine.files"]),
+        ("import hfsae.machine.files", ["hfsae.machine.files"]),
+    ],
+)
+def test_a_name_is_public_where_an_init_lists_it(shape, line, private, tmp_path):
+    (tmp_path / "script.py").write_text(line + "\n")
+    assert [*shape.private_imports(tmp_path / "script.py")] == private
