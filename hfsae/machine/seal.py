@@ -4,10 +4,10 @@
     files_sha256     {name: hash} of files beside it that were written with it
 
 The records that `names.RECORDS` calls sealed have one, some with tables that were written with them
-(the feature store's, and those of names and windows); so has
-each line of features/calls.jsonl. A change since then is told where results are only shown (`hfsae
-show`, the app), and refused where they are published (cards, `push`, `space`) or computed with.
-Code that changes a record on purpose seals it again. A record without a seal is older than seals,
+(the feature store's, and those of names and windows); so has each line of features/calls.jsonl. A
+change since then is told where results are only shown (`hfsae show`, the app), and refused where
+they are published (cards, `push`, `space`) or computed with. Code that changes a record on purpose
+seals it again. A record without a seal is older than seals,
 and accepted: seals guard against mistakes, not against forgers.
 """
 
