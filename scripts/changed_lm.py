@@ -29,8 +29,7 @@ from hfsae.activations import Harvester, PackedRows, TextArguments, TokenBatch
 from hfsae.lm import LoadedLM
 from hfsae.machine.files import read_json
 from hfsae.machine.names import DIFF
-from hfsae.recipe import inputs_of, load_inputs, norm_limits, of_run
-from hfsae.recipe.text import read_rows
+from hfsae.recipe import inputs_of, load_inputs, norm_limits, of_run, read_rows
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _COUNTED, _CHECKED, _TUNED = 100_000, 20_000, 8192  # tokens

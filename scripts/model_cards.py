@@ -19,7 +19,7 @@ import yaml
 from transformers import AutoConfig
 
 from hfsae import cards
-from hfsae.machine.names import FINGERPRINT, WEIGHTS, existing
+from hfsae.machine.names import FINGERPRINT, WEIGHTS
 from hfsae.machine.seal import resealed, sealed
 from hfsae.machine.visible import public_record
 
@@ -52,7 +52,7 @@ def take_over(run: Path, folder: Path) -> None:
         record = public_record(json.loads((run / f"{name}.json").read_text(encoding="utf-8")), run)
         record.pop("density", None)
         write_json(folder / f"{name}.json", resealed(record))
-    shutil.copy(existing(run, FINGERPRINT), folder / FINGERPRINT)
+    shutil.copy(run / FINGERPRINT, folder / FINGERPRINT)
     chosen = [latent["latent"] for latent in cards.shown_latents(run)]
     (folder / "features").mkdir()
     columns = ["latent", "density", "promoted_tokens"]

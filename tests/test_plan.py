@@ -57,7 +57,7 @@ def no_weights(monkeypatch, make_tiny_lm) -> list[str]:
     def empty_lm(name, **kwargs):
         return gemma(name) if name in SIZES else make_tiny_lm("llama", num_hidden_layers=16)
 
-    monkeypatch.setattr(recipes.of_text, "empty_lm", empty_lm)
+    monkeypatch.setattr(recipes.opening, "empty_lm", empty_lm)
     monkeypatch.setattr(
         recipes.of_text, "check_text", lambda args, side: None
     )  # it lies on the Hub

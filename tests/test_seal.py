@@ -27,7 +27,7 @@ from hfsae.machine.seal import (
     sealed_lines,
 )
 from hfsae.machine.weights import stamp
-from hfsae.recipe.evaluating import with_probing
+from hfsae.recipe.probing import with_probing
 from tests.planted_tokens import plant
 from tests.probed import probing_record
 

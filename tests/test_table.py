@@ -5,9 +5,9 @@ from dataclasses import fields
 
 from hfsae.machine.names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, RECORDS
 from hfsae.recipe import Recipe, as_plain, run
-from hfsae.recipe.differing import value_at, with_value
 from hfsae.recipe.fields import TRAINING_SECTIONS
-from hfsae.recipe.table import STAGES, Stage
+from hfsae.recipe.recipe_files import value_at, with_value
+from hfsae.recipe.results import STAGES, Stage
 
 from .tiny import tiny_recipe
 
@@ -48,15 +48,15 @@ def test_a_further_line_of_the_table_is_a_stage_of_a_run(tmp_path, loads, monkey
 
     def count(job):
         made.append([stage.file for stage in STAGES if (job.folder / stage.file).exists()])
-        (job.folder / "count.json").write_text(f'{{"n": {job.sae.config.d_sae}}}')
+        record = {"n": job.sae.config.d_sae, **job.more}
+        (job.folder / "count.json").write_text(json.dumps(record))
 
     at = next(i for i, stage in enumerate(STAGES) if stage.file == CARD)
     longer = (*STAGES[:at], Stage("count.json", count, sections=("collect",)), *STAGES[at:])
-    for module in ("folder", "stages"):
-        monkeypatch.setattr(f"hfsae.recipe.{module}.STAGES", longer)
+    monkeypatch.setattr("hfsae.recipe.results.STAGES", longer)
     before = ["evaluation.json", "features/meta.json", "fingerprint.safetensors"]
     (folder,) = run(tiny_recipe(tmp_path / "sae"))
-    assert (folder / "count.json").read_text() == '{"n": 32}' and made == [before]
+    assert json.loads((folder / "count.json").read_text())["n"] == 32 and made == [before]
     run(tiny_recipe(tmp_path / "sae"))
     assert made == [before], "it is kept"
     (folder / "count.json").unlink()

@@ -43,7 +43,6 @@ from ..machine.names import (
     FINGERPRINT,
     LATENTS,
     TRAINING,
-    existing,
 )
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import refuse_changed
@@ -147,7 +146,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             measured=measured,
             measured_text=_measured_text(measured),
             kind_of_documents=_kind_of_documents(evaluation),
-            has_fingerprint=existing(folder, FINGERPRINT).is_file(),
+            has_fingerprint=(folder / FINGERPRINT).is_file(),
             misgivings=reasons_against(config, record, evaluation),
             figures=_figures(folder / FIGURES, unit_of(record)),
             latents=[{**row, "name": names.get(row["latent"])} for row in latents],

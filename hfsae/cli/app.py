@@ -17,7 +17,7 @@ from .source import add_sae, command_of, find, take_choice
 
 if TYPE_CHECKING:
     from ..presets import Model
-    from ..recipe import PlacedSAE
+    from ..recipe import SAEInContext
 
 
 def demo_verb(argv: list[str]) -> None:
@@ -161,7 +161,7 @@ def presets_verb(argv: list[str]) -> None:
     )
 
 
-def _test(placed: "PlacedSAE", args: PresetArguments, judge: JudgeArguments | None) -> None:
+def _test(placed: "SAEInContext", args: PresetArguments, judge: JudgeArguments | None) -> None:
     """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
     judge, by what that says."""
     from ..explanations.judges import Waits
@@ -191,7 +191,7 @@ def _test(placed: "PlacedSAE", args: PresetArguments, judge: JudgeArguments | No
     )
 
 
-def _refuse_no_examples(placed: "PlacedSAE", command: str) -> None:
+def _refuse_no_examples(placed: "SAEInContext", command: str) -> None:
     homes = (placed.folder, placed.origin)
     if not any(home is not None and (home / META).is_file() for home in homes):
         raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
@@ -201,7 +201,7 @@ def _say(line: str) -> None:
     print(printable_lines(line), flush=True)
 
 
-def _opened(placed: "PlacedSAE") -> "Model":
+def _opened(placed: "SAEInContext") -> "Model":
     from ..features import FeatureStore
     from ..presets import Model
     from ..recipe import load, refuse_without_text

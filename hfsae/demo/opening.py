@@ -33,7 +33,7 @@ from ..machine.units import PATCH, unit_of
 from ..machine.weights import KEY, of_others, refuse_mixture, weights_hash
 from ..packaged import shipped_at
 from ..recipe import LMArguments
-from ..recipe.of_encoders import load_for
+from ..recipe.inputs_encoders import load_for
 from .label_home import is_shown_to_others, label_home
 from .subject import Choice, Subject, shown_name, shown_source, without_source
 

@@ -21,7 +21,7 @@ from ..machine.seal import sealed
 from ..machine.weights import stamp
 from ..models import SAE
 from ..recipe import check_held_out, inputs_of, load_inputs, norm_limits, of_run
-from ..recipe.text import counted, token_bar
+from ..recipe.job import counted, token_bar
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import N_TOKENS
 from .explained import Explained

@@ -28,8 +28,6 @@ EVALUATION = "evaluation.json"
 PROBING, PROBING_REPORT = "probing.json", "probing.md"
 DIFF = "diff.json"
 FINGERPRINT = "fingerprint.safetensors"
-FINGERPRINTS = (FINGERPRINT, "probe.safetensors")
-"""Its name, and the one that it had in version 0.1, under which it is still read."""
 CARD = "README.md"
 PRESETS = "presets.json"
 MEASURED = "measured.json"
@@ -98,12 +96,6 @@ MADE_BY[DIFF] = "diff"
 def shard_name(side: str, number: int) -> str:
     """The name of a file of harvested activations."""
     return f"{side}-{number:05}.safetensors"
-
-
-def existing(folder: Path, name: str) -> Path:
-    """The path of a file of an SAE, under its former name if the folder has only that."""
-    names = FINGERPRINTS if name == FINGERPRINT else (name,)
-    return next((folder / n for n in names if (folder / n).exists()), folder / name)
 
 
 def in_folder(path: Path) -> tuple[Path, str]:

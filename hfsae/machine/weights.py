@@ -22,7 +22,6 @@ from .names import (
     RECORDS,
     SHARDS,
     WEIGHTS,
-    existing,
 )
 from .refused import Refused
 
@@ -57,7 +56,7 @@ def of_others(
     Args:
         weights: folder of the weights, if they lie elsewhere.
     """
-    paths = {name: existing(folder, name) for name in records}
+    paths = {name: folder / name for name in records}
     recorded = {name: _recorded(path) for name, path in paths.items() if path.is_file()}
     if not any(map(any, recorded.values())):
         return
@@ -88,7 +87,7 @@ def refuse_mixture(
         if verb := MADE_BY.get(name):
             remedy = f"`hfsae {verb} {folder}` makes it again"
         raise Refused(
-            f"{existing(folder, name)} was made with other weights than those in "
+            f"{folder / name} was made with other weights than those in "
             f"{weights or folder} now (its {KEY} differs); {remedy}"
         )
 

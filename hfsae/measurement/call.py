@@ -14,7 +14,7 @@ from ..explanations.judges import JudgeArguments
 from ..machine.refused import Refused, closest
 from ..recipe import (
     ExplainRequest,
-    PlacedSAE,
+    SAEInContext,
     Sections,
     check_explain,
     explain_sae,
@@ -89,7 +89,7 @@ def explain(
 
 
 def explain_placed(
-    placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest
+    placed: SAEInContext, args: ExplainArguments, request: ExplainRequest
 ) -> Explanations:
     """Explain latents of an SAE that `find_sae` found; a dry run writes nothing.
 
@@ -166,7 +166,7 @@ def probe(
 
 
 def probe_placed(
-    placed: Sequence[PlacedSAE], args: ProbeArguments, tasks: str = "packaged", **columns: str
+    placed: Sequence[SAEInContext], args: ProbeArguments, tasks: str = "packaged", **columns: str
 ) -> Probing:
     """Probe SAEs that `find_saes` found.
 

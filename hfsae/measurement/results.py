@@ -13,8 +13,8 @@ from ..machine.visible import public_record
 from ..machine.weights import refuse_mixture
 from ..recipe import (
     Job,
-    PlacedSAE,
     Recipe,
+    SAEInContext,
     as_plain,
     check_foreign,
     differences,
@@ -22,14 +22,13 @@ from ..recipe import (
     inputs_of,
     limits_of,
     load_inputs,
+    load_lm_for,
     load_plain,
     load_trained,
+    make_results,
     norm_limits,
-    note_remaking,
-    opened,
-    remaking,
+    outdated,
     remember,
-    report,
     save_recipe,
     stage_of,
 )
@@ -72,8 +71,8 @@ def again(
     """Make one result of a finished run again, with its figures and card. Lock the run's folder
     first (`hfsae.recipe.locked_run`).
 
-    If the recipe's sections for this result changed, or a remake was interrupted, the result is
-    made again for all SAEs of the run: one recipe.yaml describes them all.
+    Where the recipe's sections for this result changed, it is made again for all SAEs of the run:
+    one recipe.yaml describes them all.
 
     Args:
         recipe: the run's recipe, with changed fields in the sections that affect this result.
@@ -94,11 +93,9 @@ def again(
     refuse_no_tokens(recipe, result)
     if result == EVALUATION:
         check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
-    others: list[Path] = []
-    unfinished = remaking(home)
-    if result in unfinished or next(differences(old, new, sections), None):
-        siblings = (home / name for name in recipe.sae_fields())
-        others = [f for f in siblings if (f / CONFIG).is_file() and not f.samefile(folder)]
+    siblings = (home / name for name in recipe.sae_fields())
+    others = [f for f in siblings if (f / CONFIG).is_file() and not f.samefile(folder)]
+    others = [other for other in others if result in outdated(other, recipe)]
     sum_products_in_float32()
     device = str(make_accelerator(recipe.training).device)
     sae = load_trained(folder)  # first: a damaged file fails before the language model loads
@@ -107,15 +104,13 @@ def again(
     loaded = load_inputs(recipe, device)
     if others:
         tell(f"{verb}: all {1 + len(others)} SAEs of {home}, since they share one recipe.yaml")
-    note_remaking(home, {*unfinished, result})
-    report(recipe, loaded, sae, folder, again=[result])
+    make_results(recipe, loaded, sae, folder, again=[result])
     for other in others:
-        report(recipe, loaded, load_trained(other), other, again=[result])
+        make_results(recipe, loaded, load_trained(other), other, again=[result])
     save_recipe(home, new)
-    note_remaking(home, {*unfinished} - {result})
 
 
-def measure(placed: PlacedSAE, result: str) -> None:
+def measure(placed: SAEInContext, result: str) -> None:
     """Make one result of an SAE from elsewhere in its folder, and its figures and card again.
 
     Only the test side of the text is read; evaluation may be set to another. The result has under
@@ -128,7 +123,7 @@ def measure(placed: PlacedSAE, result: str) -> None:
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder
     refuse_mixture(folder, [TRAINING, FINGERPRINT])  # no measurement remakes these
     _refuse_changed_others(folder, result)
-    loaded = opened(placed)
+    loaded = load_lm_for(placed)
     limits = limits_of(placed, loaded)
     revision = getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision
     note = {
@@ -139,7 +134,8 @@ def measure(placed: PlacedSAE, result: str) -> None:
     }
     more = public_record({"measured_with": note})
     inputs = inputs_of(recipe, loaded)
-    stage_of(result).make(Job(recipe, inputs, loaded, sae, folder, limits, side="test", more=more))
+    job = Job(recipe, inputs, loaded, sae, folder, limits, side="test", more=more)
+    stage_of(result).make(job)
     remember(placed)
     finish(folder)
 

@@ -20,7 +20,6 @@ from ..machine.names import (
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
-    FINGERPRINTS,
     LABELS,
     LATENTS,
     LOG,
@@ -32,7 +31,7 @@ from ..machine.weights import STAMPED, weights_hash
 from ..models import SAE
 from ..packaged import shipped_at
 from ..recipe import (
-    PlacedSAE,
+    SAEInContext,
     Sections,
     changed,
     finish,
@@ -45,7 +44,7 @@ from ..recipe import (
 )
 from .settings import known_fields, recipe_of, trained_digest, trained_text
 
-_ABOUT = (CONFIG, LOG, *STAMPED, *FINGERPRINTS[1:], LATENTS, EXAMPLES, LABELS, PRESETS)
+_ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS, PRESETS)
 _ABOUT += (EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, EVIDENCE)
 _PARTS = ("subfolder", "layer", "width", "l0")
 
@@ -56,7 +55,7 @@ def find_sae(
     *,
     site: str | None = None,
     output_dir: str | Path | None = None,
-) -> PlacedSAE:
+) -> SAEInContext:
     """The SAE of a source, the folder of its results, and the language model and text of its
     measures. Nothing is written: `filled` does that.
 
@@ -103,7 +102,7 @@ def find_sae(
     _complete(sae, known.get("site"), recipe.lm.name, str(choice["source"]))
     if not names_all and origin != target:
         origin = None  # its config is written anew, with the site
-    return PlacedSAE(target, sae, recipe, None, origin, _in_words(choice))
+    return SAEInContext(target, sae, recipe, None, origin, _in_words(choice))
 
 
 def find_saes(
@@ -112,7 +111,7 @@ def find_saes(
     *,
     site: str | None = None,
     output_dir: str | Path | None = None,
-) -> list[PlacedSAE]:
+) -> list[SAEInContext]:
     """Several SAEs as `find_sae` finds each.
 
     Args:
@@ -174,7 +173,7 @@ def _in_words(choice: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def filled(placed: PlacedSAE) -> Iterator[PlacedSAE]:
+def filled(placed: SAEInContext) -> Iterator[SAEInContext]:
     """A block in which the SAE's folder is locked and holds its weights.
 
     Raises:

@@ -10,7 +10,7 @@ from ..machine.refused import Refused
 from ..models import SAE
 from .fields import Recipe
 from .folder import load_trained
-from .shipped import licence_with, read_recipe
+from .recipe_files import licence_with, read_recipe
 from .stages import run
 
 

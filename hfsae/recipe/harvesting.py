@@ -34,13 +34,11 @@ from ..machine.lock import locked
 from ..machine.names import HARVEST, LABELS_TABLE, RECIPE, shard_name
 from ..machine.refused import Refused
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .differing import as_plain, differences
 from .fields import LMArguments, Recipe, bucket_tokens, sides_of
-from .folder import save_recipe
-from .job import Inputs
+from .job import Inputs, token_bar
 from .opening import check, inputs_of, load_inputs
-from .table import LEFT_OUT
-from .text import token_bar
+from .recipe_files import as_plain, differences, save_recipe
+from .results import LEFT_OUT
 
 logger = logging.getLogger(__name__)
 _HELD_OUT_ROWS = 2**17
@@ -113,8 +111,6 @@ def _refuse_other_inputs(source: Source, folder: Path, progress: dict[str, Any])
                 "folder"
             )
     progress |= ours
-    if SHARDS not in progress:  # of a version without hashes
-        progress[SHARDS] = {p.name: shard_hash(p) for p in folder.glob("*.safetensors")}
     refuse_other_shards([folder / name for name in progress[SHARDS]])
 
 

@@ -31,8 +31,8 @@ from ..machine.names import (
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
 from ..machine.weights import refuse_mixture, stamp
-from ..recipe import PlacedSAE, check_held_out, limits_of, names_apart, opened, read_rows
-from ..recipe.text import token_bar
+from ..recipe import SAEInContext, check_held_out, limits_of, load_lm_for, names_apart, read_rows
+from ..recipe.job import token_bar
 from .plan import N_ODD, Item, Kind, Plan, Shown, StudyArguments, arranged
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _LONGEST = 40  # characters of a token that is shown
 _APART = 0.1  # difference of L0 that is worth a warning
 
 
-def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan:
+def make(placed: Sequence[SAEInContext], study: Path, args: StudyArguments) -> Plan:
     """Write the plan of a study of SAEs into a folder.
 
     Args:
@@ -55,7 +55,7 @@ def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan
         refuse_mixture(folder, [TRAINING])
         refuse_changed(folder, [EVALUATION])  # whose L0 goes into the plan
     recipe = placed[0].recipe
-    loaded = opened(*placed)
+    loaded = load_lm_for(*placed)
     items = []
     for number, one in enumerate(placed):
         rows = read_rows(one.recipe, loaded, "test", args.n_tokens)
@@ -70,7 +70,7 @@ def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan
     return plan
 
 
-def check_study(placed: Sequence[PlacedSAE], study: Path) -> None:
+def check_study(placed: Sequence[SAEInContext], study: Path) -> None:
     """Check a study's folder and its SAEs.
 
     Raises:
@@ -96,7 +96,7 @@ def check_study(placed: Sequence[PlacedSAE], study: Path) -> None:
 
 
 def _settings(
-    args: StudyArguments, placed: PlacedSAE, norm_limits: dict[str, float], n_saes: int
+    args: StudyArguments, placed: SAEInContext, norm_limits: dict[str, float], n_saes: int
 ) -> dict[str, Any]:
     n_directions = min(MAX_DIRECTIONS, args.n_of("controls") * n_saes)
     explained = _explained(args, placed.folder)

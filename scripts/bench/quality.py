@@ -39,8 +39,7 @@ from hfsae.activations import ShuffledActivations
 from hfsae.comparison.estimates import t_interval
 from hfsae.machine.files import write_tensors, write_whole
 from hfsae.machine.markdown import table
-from hfsae.recipe import Recipe, load, read_recipe
-from hfsae.recipe.text import source_of
+from hfsae.recipe import Recipe, inputs_of, load, read_recipe
 
 BATCH, N_MEASURED, N_LOSSES = 256, 30_000, 8_192
 RATES = {"hfsae": 3e-3, "saelens": 2.4e-3, "dictionary_learning": 4.8e-3, "sparsify": 4.8e-3}
@@ -107,7 +106,7 @@ def harvest(recipe: Recipe, n_tokens: int, paths: dict[str, Path]) -> None:
     share = recipe.text.validation_fraction or 0.05
     recipe = replace(recipe, text=replace(recipe.text, validation_fraction=share))
     loaded, sites = load(recipe.lm), list(paths)
-    source = source_of(recipe, loaded, sites)
+    source = inputs_of(recipe, loaded).source(sites)
     stream = ShuffledActivations(source, recipe.shuffle, BATCH)
     sides = {"train": [stream.next_batch() for _ in range(n_tokens // BATCH)]}
     for side in ("validation", "test"):

@@ -23,16 +23,16 @@ from ..models import SAE
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .fields import LMArguments, Recipe, Sections
 from .folder import home_of, load_trained, norm_limits
-from .opening import load
-from .shipped import read_recipe
-from .text import read_rows
+from .inputs_text import read_rows
+from .job import load
+from .recipe_files import read_recipe
 
 """Fields of a recipe: {section: {field: value}}, or {section: value} of one without fields."""
 _KINDS = {"lm": LMArguments, "text": TextArguments, "harvest": HarvestArguments}
 
 
 @dataclass
-class PlacedSAE:
+class SAEInContext:
     """An SAE, the folder of its results, and the recipe that these follow."""
 
     folder: Path
@@ -53,7 +53,7 @@ class PlacedSAE:
         return self.home or self.folder
 
 
-def of_run(folder: Path) -> PlacedSAE:
+def of_run(folder: Path) -> SAEInContext:
     """The SAE in the folder of a run.
 
     Raises:
@@ -65,7 +65,7 @@ def of_run(folder: Path) -> PlacedSAE:
             f"{folder} belongs to no run: without a recipe.yaml its language model and held-out "
             "text are unknown; `hfsae train` writes one"
         )
-    return PlacedSAE(folder, load_trained(folder), read_recipe(home / RECIPE), home)
+    return SAEInContext(folder, load_trained(folder), read_recipe(home / RECIPE), home)
 
 
 def changed(
@@ -104,7 +104,7 @@ def changed(
     return replace(new, text=apart(new.text, trained, fraction, digest))
 
 
-def check_held_out(placed: PlacedSAE, why: str) -> None:
+def check_held_out(placed: SAEInContext, why: str) -> None:
     """Check that the text of an SAE holds out documents.
 
     Args:
@@ -125,7 +125,7 @@ def check_held_out(placed: PlacedSAE, why: str) -> None:
         check_text(text, "test")
 
 
-def limits_of(placed: PlacedSAE, loaded: LoadedLM) -> dict[str, float]:
+def limits_of(placed: SAEInContext, loaded: LoadedLM) -> dict[str, float]:
     """By site, the largest norm of an activation that counts: from the record of the training; for
     an SAE from elsewhere from the first rows, if a ratio is given. Without either, no limits."""
     recipe, sae = placed.recipe, placed.sae
@@ -139,7 +139,7 @@ def limits_of(placed: PlacedSAE, loaded: LoadedLM) -> dict[str, float]:
     return norm_limits(sae, placed.folder) if has_record else {}
 
 
-def refuse_without_text(placed: PlacedSAE) -> None:
+def refuse_without_text(placed: SAEInContext) -> None:
     """Refuse an SAE of activations that are not text's, where a language model is needed.
 
     Raises:
@@ -158,7 +158,7 @@ def refuse_without_text(placed: PlacedSAE) -> None:
         )
 
 
-def opened(*placed: PlacedSAE) -> LoadedLM:
+def load_lm_for(*placed: SAEInContext) -> LoadedLM:
     """The language model of SAEs that share one, with them on its device; from here on the process
     sums products in float32."""
     recipe = placed[0].recipe
@@ -170,7 +170,7 @@ def opened(*placed: PlacedSAE) -> LoadedLM:
     return loaded
 
 
-def remember(placed: PlacedSAE) -> None:
+def remember(placed: SAEInContext) -> None:
     """Keep the language model, the text and the site of a measure in the folder of an SAE from
     elsewhere: the next measure takes the same. The file holds paths of this machine, and is never
     published."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..activations import FileSource, Split, check_files
+from ..activations import FileSource, Split
 from ..activations.files import warn_of_equal_documents
 from ..evaluation import EvaluationResult, evaluate_reconstructions
 from ..evaluation.result import in_units
@@ -19,14 +19,10 @@ from ..features import (
     read_labels_table,
 )
 from ..features.held_out import refuse_few_documents
-from ..machine.refused import Refused
 from ..machine.units import UNITS
-from ..models import SAE, SAEConfig
-from .configs import make_configs
+from ..models import SAE
 from .fields import Recipe, rows_ahead, sides_of
-from .inputs import NoModel
-from .job import Job
-from .text import counted, token_bar
+from .job import Job, NoModel, counted, token_bar
 
 _EVERY_ROW = "All rows of the held-out documents count, apart from those that the file leaves out."
 
@@ -57,11 +53,8 @@ class FileInputs:
             ValueError: fewer training rows than a batch, none to evaluate on, a row that is not
                 finite, or labels that do not fit the documents, or fit too few of them.
         """
-        args, source, sizes = (
-            self.recipe.activations,
-            self.source(self.recipe.sites),
-            self.recipe.sizes,
-        )
+        args, sizes = self.recipe.activations, self.recipe.sizes
+        source = self.source(self.recipe.sites)
         source.tell_doubts()
         side = sides_of(self.recipe)[-1]
         if args.labels:
@@ -133,15 +126,3 @@ class FileInputs:
 
 def _labels(path: str, source: FileSource) -> LabelColumns:
     return read_labels_table(path, source.rows.document, source.documents)
-
-
-def check_file_recipe(recipe: Recipe) -> tuple[None, dict[str, SAEConfig]]:
-    """No model, and each SAE's config; only the files' headers are read.
-
-    Raises:
-        ValueError: files that cannot be read, or a site that they lack.
-    """
-    if recipe.evaluation.texts:
-        raise Refused("evaluation.texts needs a language model, and activations.files has none")
-    files = check_files(recipe.activations, recipe.sites)
-    return None, make_configs(recipe, files.widths)

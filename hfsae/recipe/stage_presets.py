@@ -22,7 +22,7 @@ from .job import Job
 logger = logging.getLogger(__name__)
 
 
-def look_for_presets(job: Job) -> None:
+def stage_presets(job: Job) -> None:
     """Search presets as `hfsae presets` does, and write those that were found beside those that
     people wrote; an empty list, too, so that a finished run is not searched again."""
     folder, seconds = job.folder, job.recipe.sizes.presets
@@ -36,7 +36,7 @@ def look_for_presets(job: Job) -> None:
         save_presets(folder, [])
         logger.info("note: presets cannot be found: %s; %s", error, again)
         return
-    save_presets(folder, found.presets)
+    save_presets(folder, [{**preset, **(job.more or {})} for preset in found.presets])
     names = ", ".join(preset["name"] for preset in found.presets) or "none"
     n_tried = len({attempt.candidate.latent for attempt in found.attempts})
     said = "presets that work with three seeds each, of %d latents tried: %s; %s"
