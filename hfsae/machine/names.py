@@ -10,7 +10,7 @@
                 columns.{json, md}, calls.jsonl,
                 pictures.parquet}
                 figures/*.png
-                README.md  presets.json
+                README.md  presets.json  presets_search.json
                 measured.json                                      of an SAE from elsewhere: what
                                                                    its measures took
 
@@ -29,7 +29,7 @@ PROBING, PROBING_REPORT = "probing.json", "probing.md"
 DIFF = "diff.json"
 FINGERPRINT = "fingerprint.safetensors"
 CARD = "README.md"
-PRESETS = "presets.json"
+PRESETS, PRESETS_SEARCH = "presets.json", "presets_search.json"
 MEASURED = "measured.json"
 FEATURES, FIGURES = "features", "figures"
 META = f"{FEATURES}/meta.json"

@@ -35,7 +35,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..machine.files import parse_json, passes, read_json
+from ..machine.files import passes, read_json
 from ..machine.names import (
     CARD,
     COLUMNS,
@@ -45,6 +45,7 @@ from ..machine.names import (
     FINGERPRINT,
     META,
     PRESETS,
+    PRESETS_SEARCH,
     PROBING,
     RECIPE,
     STEPS,
@@ -127,11 +128,12 @@ STAGES = (
     # The card shows the results of the stages before it.
     Stage(CARD, lambda job: _in("stages", "finish")(job.folder)),
     Stage(
-        PRESETS,
+        PRESETS_SEARCH,
         _in("stage_presets", "stage_presets"),
         sections=("preset_seconds", "collect", "collect_tokens"),
         setting="preset_seconds",
         size=lambda recipe: recipe.sizes.presets,
+        is_finished=lambda record: record.exists() and record.with_name(PRESETS).exists(),
     ),
 )
 
@@ -192,10 +194,6 @@ def outdated(folder: Path, recipe: Recipe, again: Collection[str] = ()) -> dict[
 
 def _hash_in(path: Path) -> str | None:
     """The hash in a result of what it was made from; None if it carries none."""
-    if path.name == Path(PRESETS).name:
-        listed = parse_json(path)
-        entries = listed if isinstance(listed, list) else []
-        return next((p[MADE_FROM] for p in entries if isinstance(p, dict) and MADE_FROM in p), None)
     return read_json(path).get(MADE_FROM) if path.suffix == ".json" else None
 
 
