@@ -255,7 +255,7 @@ def test_each_model_is_compared_with_that_of_the_training(
     for one, name in zip(recipe["lms"].values(), names, strict=True):
         one["name"] = name
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    load_two, third = hfsae.recipe.opening.load_lm, make_tiny_lm("gemma2", seed=2)
+    load_two, third = hfsae.recipe.job.load_lm, make_tiny_lm("gemma2", seed=2)
 
     def load_lm(name, **options):
         loaded = load_two(name, **options)

@@ -32,7 +32,7 @@ from ..recipe import (
     shipped_recipes,
     stage_of,
 )
-from ..recipe.declared import DeclaredField, refuse_unknown_fields
+from ..recipe.declared import DeclaredField
 from ..recipe.fields import UNUSED
 from ..tuning import Tuning
 from .files import add_choice, add_site
@@ -208,7 +208,7 @@ def parse_recipe(
         if recipe.model_names != [given.get("name") for given in lms.values()] and recipe.lms:
             recipe = replace(recipe, license=None)
     if isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
-        refuse_unknown_fields(recipe)
+        check_sae_fields(recipe)
     else:
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
         check_sae_fields(recipe, [n[1] for n in named if n and recipe.sae.get(n[1]) is not None])

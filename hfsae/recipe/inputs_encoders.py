@@ -19,14 +19,14 @@ from ..machine.units import UNITS
 from ..models import SAE
 from ..packaged import PACKAGED_ENCODERS, packaged_encoder
 from .fields import LMArguments, Recipe, rows_ahead, sides_of
-from .job import Job, counted, token_bar
+from .job import Inputs, Job, counted, token_bar
 
 _EVERY_POSITION = (
     "All kept positions of the held-out documents count; which these are is a setting of the inputs"
 )
 
 
-class EncoderInputs:
+class EncoderInputs(Inputs):
     """Pictures or sound through a vision or audio model."""
 
     def __init__(self, recipe: Recipe, loaded: LoadedEncoder) -> None:

@@ -1,7 +1,6 @@
 """Activations that are read from files, as the inputs of a run: no model, and no text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,6 @@ from ..evaluation import EvaluationResult, evaluate_reconstructions
 from ..evaluation.result import in_units
 from ..features import (
     FeatureStore,
-    LabelColumns,
     LabelTable,
     collect_rows,
     label_table,
@@ -22,12 +20,12 @@ from ..features.held_out import refuse_few_documents
 from ..machine.units import UNITS
 from ..models import SAE
 from .fields import Recipe, rows_ahead, sides_of
-from .job import Job, NoModel, counted, token_bar
+from .job import Inputs, Job, NoModel, counted, token_bar
 
 _EVERY_ROW = "All rows of the held-out documents count, apart from those that the file leaves out."
 
 
-class FileInputs:
+class FileInputs(Inputs):
     """Rows of activations in files."""
 
     section = "activations"
@@ -58,7 +56,7 @@ class FileInputs:
         source.tell_doubts()
         side = sides_of(self.recipe)[-1]
         if args.labels:
-            labels = _labels(args.labels, source)
+            labels = read_labels_table(args.labels, source.rows.document, source.documents)
             documents = source.rows.document[source.row_numbers(side)]
             share = f"; activations.held_out_fraction is {args.held_out_fraction:g}: raise it"
             refuse_few_documents(len(np.intersect1d(labels.document, documents)), share)
@@ -77,14 +75,6 @@ class FileInputs:
         held_out = source.batches(side, sizes.evaluation)
         training = () if side == "train" else source.batches("train")
         warn_of_equal_documents(held_out, training, "activations.files")
-
-    def terms(self) -> dict[str, str | None]:
-        """None: no model to agree with."""
-        return {}
-
-    def about(self) -> dict[str, Any]:
-        """None: no model."""
-        return {}
 
     def evaluate(
         self, saes: Mapping[str, SAE], limits: dict[str, float], *, losses: bool = True
@@ -113,16 +103,10 @@ class FileInputs:
                 unit=self.unit,
             )
 
-    def illustrate(self, job: Job) -> None:
-        """Nothing: rows have no picture."""
-
     def tabulate(self, job: Job) -> LabelTable:
         """How latents go with the labels of documents, or of rows, on the held-out side."""
         source = self.source(job.sae.config.reads.names)
-        labels = _labels(self.recipe.activations.labels, source)
+        path = self.recipe.activations.labels
+        labels = read_labels_table(path, source.rows.document, source.documents)
         batches = source.batches(sides_of(self.recipe)[-1])
         return label_table(job.sae, batches, labels, seed=self.recipe.seed)
-
-
-def _labels(path: str, source: FileSource) -> LabelColumns:
-    return read_labels_table(path, source.rows.document, source.documents)

@@ -38,7 +38,7 @@ from ..evaluation import (
 )
 from ..evaluation.fidelity import counted_predictions
 from ..evaluation.result import NO_PREDICTION, ForeignText
-from ..features import FeatureStore, LabelTable, collect
+from ..features import FeatureStore, collect
 from ..lm import LoadedLM, LoadedLMs, contract
 from ..machine.names import COLLECTING
 from ..machine.refused import Refused
@@ -46,7 +46,7 @@ from ..machine.visible import LOCAL_FILES, public_record
 from ..models import SAE
 from ..packaged import packaged_names, text_licence
 from .fields import Recipe, rows_ahead, sides_of
-from .job import Job, counted, token_bar
+from .job import Inputs, Job, counted, token_bar
 
 _CHARACTERS = 16  # of a token, at most: of English text it has 4 or 5
 _EVERY_TOKEN = (
@@ -55,7 +55,7 @@ _EVERY_TOKEN = (
 )
 
 
-class TextInputs:
+class TextInputs(Inputs):
     """Text through a causal language model, or through several."""
 
     unit = "tok"
@@ -229,13 +229,6 @@ class TextInputs:
                 progress=progress,
                 resume=job.folder / COLLECTING,
             )
-
-    def illustrate(self, job: Job) -> None:
-        """Nothing: examples are words."""
-
-    def tabulate(self, job: Job) -> LabelTable:
-        """Never: `hfsae probe` tells what latents reveal about labelled texts."""
-        raise Refused("a table of labels is made of files, pictures and sound; see `hfsae probe`")
 
 
 def _harvested(harvester: Harvester, rows: Iterable[TokenBatch]) -> Iterator[ActivationBatch]:

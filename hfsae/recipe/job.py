@@ -57,7 +57,7 @@ def load(args: LMArguments, device: str | None = None) -> LoadedLM:
 
 @runtime_checkable
 class Inputs(Protocol):  # checkable: types are checked in tests
-    """A recipe's inputs, opened."""
+    """A recipe's inputs, opened: its classes are those of text, of files, of pictures and sound."""
 
     unit: str
     """a position in words, such as "tok" """
@@ -85,11 +85,11 @@ class Inputs(Protocol):  # checkable: types are checked in tests
 
     def terms(self) -> dict[str, Any]:
         """Fields for the configs of SAEs that are trained on these (`hfsae.lm.contract`)."""
-        ...
+        return {}
 
     def about(self) -> dict[str, Any]:
         """Entries on the model for training.json; empty without one."""
-        ...
+        return {}
 
     def evaluate(
         self, saes: Mapping[str, SAE], limits: dict[str, float], *, losses: bool = True
@@ -106,12 +106,11 @@ class Inputs(Protocol):  # checkable: types are checked in tests
         ...
 
     def illustrate(self, job: "Job") -> None:
-        """Write what shows saved examples beyond their words."""
-        ...
+        """Write what shows saved examples beyond their words: pictures have more."""
 
     def tabulate(self, job: "Job") -> LabelTable:
         """How the latents of the job's SAE go with labels of documents."""
-        ...
+        raise Refused("a table of labels is made of files, pictures and sound; see `hfsae probe`")
 
 
 class Job(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .. import cards
 from ..activations import TokenBatch
@@ -146,11 +146,19 @@ def probe_loaded(
         ValueError: as `hfsae.evaluation.probing.probe`.
     """
     texts: list[str] = []
+
+    def noted() -> Iterator[Task]:
+        """The tasks; some texts of each are noted as they pass."""
+        rng = np.random.default_rng(args.seed)
+        for task in tasks:
+            texts.extend(task.texts[i] for i in rng.permutation(len(task.texts))[:_NOTED])
+            yield task
+
     with tqdm(total=n_texts + args.n_words, desc="probe", unit="text") as bar:
         result = probe(
             loaded.lm,
             saes,
-            _noting(tasks, texts, args.seed),
+            noted(),
             args,
             tokenizer=loaded.tokenizer,
             norm_limits=limits,
@@ -187,14 +195,6 @@ def with_probing(evaluation: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return sealed(plain | ({PROBING_KEY: probing} if probing else {}))
 
 
-def _noting(tasks: Iterable[Task], texts: list[str], seed: int) -> Iterator[Task]:
-    """The tasks; some texts of each are noted as they pass."""
-    rng = np.random.default_rng(seed)
-    for task in tasks:
-        texts += [task.texts[i] for i in rng.permutation(len(task.texts))[:_NOTED]]
-        yield task
-
-
 def _uniformity(
     loaded: LoadedLM,
     saes: Mapping[str, SAE],
@@ -204,38 +204,26 @@ def _uniformity(
 ) -> dict[str, Any]:
     """r_L0 of each SAE, and of untrained latents, at tokens of the tasks' texts, which follow each
     other in rows."""
-    results = {}
+    lm, results, n = loaded.lm, {}, args.uniformity_tokens
     for name, sae in saes.items():
         bos = getattr(sae.config, "bos", None) != "none"
         ids = packed_rows(loaded.tokenizer, texts, args.max_tokens, bos=bos, seed=args.seed)
-        own = _evenness(loaded.lm, sae, ids, args)
-        untrained = _untrained(loaded.lm, sae, ids, args.seed, norm_limits)
+        whole = TokenBatch(ids, unspared(ids, special_ids(lm)), torch.zeros_like(ids))
+        parts = (part.split(_ROWS) for part in whole)
+        rows = (TokenBatch(*part) for part in zip(*parts, strict=True))
+        x = sample(lm, sae.config.reads, rows, norm_limits=norm_limits).float()
+        # random directions that fire as often on tokens of these rows
+        untrained = Untrained(x.cpu(), firings(sae, x).cpu() / len(x), args.seed).as_sae(sae)
+        own, drawn = (
+            uniformity(lm, one, ids, n_tokens=n, seed=args.seed).per_token.tolist()
+            for one in (sae, untrained)
+        )
         results[name] = {
             "mean": mean_interval(own, args),
             "n_tokens": len(own),
-            "untrained": mean_interval(_evenness(loaded.lm, untrained, ids, args), args),
+            "untrained": mean_interval(drawn, args),
         }
     return {"saes": results, "about": _ABOUT_UNIFORMITY}
-
-
-def _evenness(
-    lm: PreTrainedModel, sae: SAE, ids: torch.Tensor, args: ProbeArguments
-) -> list[float]:
-    n = args.uniformity_tokens
-    return uniformity(lm, sae, ids, n_tokens=n, seed=args.seed).per_token.tolist()
-
-
-def _untrained(
-    lm: PreTrainedModel, sae: SAE, ids: torch.Tensor, seed: int, norm_limits: Mapping[str, float]
-) -> SAE:
-    """Latents of random directions that fire as often on tokens of these rows."""
-    keep = unspared(ids, special_ids(lm))
-    whole = TokenBatch(ids, keep, torch.zeros_like(ids))
-    parts = (part.split(_ROWS) for part in whole)
-    rows = (TokenBatch(*part) for part in zip(*parts, strict=True))
-    x = sample(lm, sae.config.reads, rows, norm_limits=norm_limits).float()
-    densities = firings(sae, x).cpu() / len(x)
-    return Untrained(x.cpu(), densities, seed).as_sae(sae)
 
 
 _ROWS = 16  # in one batch
