@@ -19,8 +19,8 @@ import yaml
 from transformers import AutoConfig
 
 from hfsae import cards
+from hfsae.machine.checksums import resealed, sealed
 from hfsae.machine.names import FINGERPRINT, WEIGHTS
-from hfsae.machine.seal import resealed, sealed
 from hfsae.machine.visible import public_record
 
 CARDS = Path(__file__).parent.parent / "model_cards"

@@ -34,10 +34,9 @@ from hfsae.cli import main as hfsae_command
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.explanations.study import write_record
 from hfsae.machine import names
+from hfsae.machine.checksums import FILES, file_hash, resealed, stamp
 from hfsae.machine.files import read_json
-from hfsae.machine.seal import FILES, resealed
 from hfsae.machine.visible import public_record
-from hfsae.machine.weights import file_hash, stamp
 from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE, shipped_at
 from hfsae.training.refit import refit_
 

@@ -24,8 +24,8 @@ from hfsae.features.labels import write_label
 from hfsae.hub import write_space
 from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
 from hfsae.lm.weights_sketch import sketch
+from hfsae.machine.checksums import resealed
 from hfsae.machine.files import printable, read_json
-from hfsae.machine.seal import resealed
 from hfsae.recipe import Recipe, check, harvest_to, run
 
 from .helpers import refused, script

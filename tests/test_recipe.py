@@ -25,8 +25,8 @@ from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore, resume
 from hfsae.hub import published
 from hfsae.lm.weights_sketch import sketch
+from hfsae.machine.checksums import STAMPED
 from hfsae.machine.names import COLLECTING
-from hfsae.machine.weights import STAMPED
 from hfsae.recipe import make_configs, run
 from hfsae.training import Trainer
 

@@ -23,6 +23,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import ChainableUndefined, Environment, Template, TemplateError
 
 from ..activations import held_out_sentence
+from ..machine.checksums import refuse_changed, refuse_mixture
 from ..machine.files import (
     damaged,
     printable,
@@ -45,10 +46,8 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Damaged, Refused
-from ..machine.seal import refuse_changed
 from ..machine.units import Unit, section_of, unit_of
 from ..machine.visible import is_folder, listed, public_record
-from ..machine.weights import refuse_mixture
 from ..models import SAE
 from ..models.registry import class_of
 from ..models.site_fields import where_in_short_of, where_to_of

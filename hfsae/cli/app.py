@@ -129,7 +129,6 @@ def presets_verb(argv: list[str]) -> None:
     from ..features import read_labels  # takes seconds
     from ..measurement import filled
     from ..presets import find_presets, save_presets, table
-    from ..recipe import remember
 
     with filled(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
@@ -144,7 +143,6 @@ def presets_verb(argv: list[str]) -> None:
             )
             return
         save_presets(placed.folder, found.presets)
-        remember(placed)
     print(
         f"{len(found.presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
         f"{placed.folder}` offers them."

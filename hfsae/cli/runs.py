@@ -190,12 +190,10 @@ def _measure(
         fields = given[section]
         name = f"{section}.{next(iter(fields))}" if isinstance(fields, dict) and fields else section
         raise Refused(f"`hfsae {verb}` cannot change {name}")
-    from ..measurement import filled, find_sae, measure, refuse_no_tokens, refuse_texts
+    from ..measurement import filled, find_sae, measure, refuse_unmeasurable
 
     placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
-    refuse_no_tokens(placed.recipe, result)
-    if result == EVALUATION:
-        refuse_texts(placed.recipe, placed.origin)
+    refuse_unmeasurable(placed, result)
     tell_text(verb, placed)
     with filled(placed):
         measure(placed, result)

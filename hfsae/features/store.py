@@ -2,7 +2,7 @@
 
 `features/latents.parquet` has a row per latent, `features/examples.parquet` a row per example, and
 `features/meta.json` records their origin and the meaning of each column (COLUMNS), and seals the
-two (`hfsae.machine.seal`).
+two (`hfsae.machine.checksums`).
 """
 
 import json
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..machine.checksums import file_hash, refuse_changed, refuse_mixture, sealed, unsealed
 from ..machine.files import (
     damaged,
     printable,
@@ -33,9 +34,7 @@ from ..machine.files import (
 )
 from ..machine.names import EXAMPLES, FEATURES, LATENTS, META
 from ..machine.refused import Damaged, Refused
-from ..machine.seal import refuse_changed, sealed, unsealed
 from ..machine.units import UNITS as _KINDS_OF_UNITS
-from ..machine.weights import file_hash, refuse_mixture
 from ..models.identity import DECODER, marked
 
 if TYPE_CHECKING:

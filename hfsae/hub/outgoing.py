@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import get_token
 from transformers import AutoConfig
 
+from ..machine.checksums import resealed
 from ..machine.files import parse_yaml, read_json, read_table
 from ..machine.keys import holder_of, keys_of_environment
 from ..machine.names import (
@@ -32,7 +33,6 @@ from ..machine.names import (
     in_folder,
 )
 from ..machine.refused import Refused
-from ..machine.seal import resealed
 from ..machine.visible import public_record
 from ..models.fingerprint import renamed
 

@@ -10,11 +10,10 @@ from typing import Any
 import yaml
 
 from ..features.labels import read_names
+from ..machine.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..machine.files import read_json
 from ..machine.names import CARD, CONFIG
 from ..machine.refused import Refused
-from ..machine.seal import refuse_changed
-from ..machine.weights import PUBLISHED, refuse_mixture
 from .licence import licence_notes, licence_of
 from .outgoing import (
     files_to_publish,

@@ -29,6 +29,7 @@ from .. import cards
 from ..convert.formats import load_folder
 from ..features import FeatureStore
 from ..features.labels import read_names
+from ..machine.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..machine.client import WAITS, HTTPError, in_a_sentence, patiently
 from ..machine.files import passes
 from ..machine.names import (
@@ -44,8 +45,6 @@ from ..machine.names import (
     STEPS,
 )
 from ..machine.refused import Refused
-from ..machine.seal import refuse_changed
-from ..machine.weights import PUBLISHED, refuse_mixture
 from .download import download, refuse_path
 from .licence import licence_notes
 from .outgoing import (

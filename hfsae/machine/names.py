@@ -11,10 +11,9 @@
                 pictures.parquet}
                 figures/*.png
                 README.md  presets.json  presets_search.json
-                measured.json                                      of an SAE from elsewhere: what
-                                                                   its measures took
 
-Those of an SAE are paths below its folder.
+Those of an SAE are paths below its folder. One from elsewhere that was measured has a recipe.yaml
+of what its measures took.
 """
 
 from pathlib import Path
@@ -30,7 +29,6 @@ DIFF = "diff.json"
 FINGERPRINT = "fingerprint.safetensors"
 CARD = "README.md"
 PRESETS, PRESETS_SEARCH = "presets.json", "presets_search.json"
-MEASURED = "measured.json"
 FEATURES, FIGURES = "features", "figures"
 META = f"{FEATURES}/meta.json"
 LATENTS, EXAMPLES = f"{FEATURES}/latents.parquet", f"{FEATURES}/examples.parquet"
@@ -65,9 +63,9 @@ class Record(NamedTuple):
 
     file: str
     is_stamped: bool = True
-    """it has the hash of the weights that it is about (`machine.weights`)"""
+    """it has the hash of the weights that it is about (`machine.checksums`)"""
     is_sealed: bool = True
-    """it has a hash of its own content (`machine.seal`)"""
+    """it has a hash of its own content (`machine.checksums`)"""
     is_pushed: bool = True
     """it goes to the Hub with the SAE"""
 

@@ -19,7 +19,6 @@ from ..recipe import (
     check_explain,
     explain_sae,
     probe_saes,
-    remember,
 )
 from .source import chosen, filled, find_sae, find_saes
 
@@ -98,10 +97,7 @@ def explain_placed(
     """
     check_explain(placed, args)
     with nullcontext() if request.dry_run else filled(placed):
-        found = explain_sae(placed, args, request)
-        if not request.dry_run:
-            remember(placed)
-    return found
+        return explain_sae(placed, args, request)
 
 
 def probe(
@@ -176,10 +172,7 @@ def probe_placed(
     for one in placed:
         with filled(one):
             pass  # each run's folder is free while texts are read, which takes long
-    result = probe_saes(placed, args, tasks, **columns)
-    for one in placed:
-        remember(one)
-    return result
+    return probe_saes(placed, args, tasks, **columns)
 
 
 def _given(model: str | None, dataset: str | list[str] | None) -> Sections:

@@ -32,10 +32,10 @@ from ..activations.spelling import tokenise
 from ..features import FeatureStore
 from ..features.function_words import content_word
 from ..lm import Moment, activations_read, cast_for, contract, intervene, special_ids, unspared
+from ..machine.checksums import stamp
 from ..machine.files import parse_json, write_whole
 from ..machine.names import PRESETS
 from ..machine.refused import Refused
-from ..machine.weights import stamp
 from ..models import SAE
 from ..models.identity import refuse_values_of_others
 from ..ops import kl_of_logs

@@ -1,20 +1,18 @@
 """Names of the room, and where each is imported from at its first use."""
 
-from .asked import CONTROLS as CONTROLS
-from .asked import EXPLAINERS as EXPLAINERS
-from .asked import ExplainRequest as ExplainRequest
 from .call import train as train
 from .context import SAEInContext as SAEInContext
-from .context import changed as changed
 from .context import check_held_out as check_held_out
 from .context import limits_of as limits_of
 from .context import load_lm_for as load_lm_for
 from .context import of_run as of_run
 from .context import refuse_without_text as refuse_without_text
 from .context import remember as remember
-from .context import remembered as remembered
 from .declared import check_sae_fields as check_sae_fields
 from .declared import known_variants as known_variants
+from .explain_request import CONTROLS as CONTROLS
+from .explain_request import EXPLAINERS as EXPLAINERS
+from .explain_request import ExplainRequest as ExplainRequest
 from .explaining import check_explain as check_explain
 from .explaining import explain_sae as explain_sae
 from .fields import LMArguments as LMArguments

@@ -43,6 +43,7 @@ from ..explanations.windows import TooFew, order_of
 from ..features import FeatureStore
 from ..features.labels import read_labels
 from ..lm import LoadedLM
+from ..machine.checksums import changes, refuse_changed, refuse_mixture, stamp
 from ..machine.files import read_json, read_table, reading, write_whole
 from ..machine.names import (
     CALLS,
@@ -57,12 +58,10 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Refused
-from ..machine.seal import changes, refuse_changed
 from ..machine.visible import public_record
-from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE
-from .asked import JUDGE, UNTRAINED, ExplainRequest
 from .context import SAEInContext, check_held_out, limits_of, load_lm_for
+from .explain_request import JUDGE, UNTRAINED, ExplainRequest
 from .fields import Recipe
 from .folder import locked_run
 from .inputs_text import read_rows

@@ -16,6 +16,7 @@ from ..machine.refused import Damaged, Refused
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
 from .fields import TAKEN_FOLDERS, Recipe
+from .recipe_files import is_of_training
 
 
 @contextmanager
@@ -98,8 +99,9 @@ def is_of_a_run(source: str) -> bool:
 
 def home_of(folder: Path) -> Path | None:
     """The folder of an SAE's run: the SAE's own, or a parent if the run has several SAEs."""
-    homes = [f for f in (folder, *folder.parents[:3]) if (f / RECIPE).is_file()]
-    return homes[0] if homes else None
+    recipes = (home / RECIPE for home in (folder, *folder.parents[:3]))
+    found = next((path for path in recipes if path.is_file()), None)
+    return found.parent if found and is_of_training(found) else None
 
 
 def trained_folder(folder: str) -> Path:

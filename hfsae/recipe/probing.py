@@ -23,12 +23,11 @@ from ..evaluation.probing.study import chosen_names, mean_interval
 from ..evaluation.probing.tasks import FAULTY, packaged_names
 from ..evaluation.untrained import Untrained, firings, sample
 from ..lm import LoadedLM, special_ids, unspared
+from ..machine.checksums import of_others, refuse_changed, refuse_mixture, sealed, stamp
 from ..machine.files import read_json, write_whole
 from ..machine.names import CARD, EVALUATION, PROBING, PROBING_REPORT, TRAINING
 from ..machine.plain import finite
 from ..machine.refused import Refused
-from ..machine.seal import refuse_changed, sealed
-from ..machine.weights import of_others, refuse_mixture, stamp
 from ..models import SAE, SAEConfig
 from ..packaged import PROBES
 from ..training.trainer import sum_products_in_float32

@@ -19,6 +19,8 @@ from ..training.arguments import FREE
 from .fields import TRAINING_SECTIONS, UNUSED, Recipe
 
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
+SOURCE = "source"
+"""The first key of the recipe of an SAE from elsewhere: where it is from."""
 # Settings that do not change the result.
 _FREE = {*FREE, "cache", "cache_gb", "prefetch", "labels"}
 # The wheel has them inside the package, a clone beside its scripts.
@@ -94,6 +96,12 @@ def load_plain(root: Path) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise Damaged(damaged(path, "no sections"))
     return plain
+
+
+def is_of_training(path: Path) -> bool:
+    """Whether a recipe.yaml is of a training, and not of an SAE from elsewhere."""
+    with open(path, encoding="utf-8") as file:
+        return not file.readline().startswith(f"{SOURCE}:")
 
 
 def save_recipe(root: Path, plain: dict[str, Any]) -> None:

@@ -2,9 +2,9 @@
 
 A result carries two hashes: `made_from_sha256` of what it was made from (the weights, the sections
 of the recipe that its stage reads, the stage's version), and `content_sha256` of its own content,
-with that of files written beside it (`machine.seal`). A result is made where it is missing or one
-of its hashes differs, and nothing else is kept about it. The card shows the others, and is written
-where one of them is newer.
+with that of files written beside it (`machine.checksums`). A result is made where it is missing or
+one of its hashes differs, and nothing else is kept about it. The card shows the others, and is
+written where one of them is newer.
 
     the output folder has                          `hfsae train`
     nothing, or recipe.yaml and no training yet    takes it, whatever recipe.yaml says
@@ -35,6 +35,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..machine.checksums import changes, content_hash, of_others, weights_hash
 from ..machine.files import passes, read_json
 from ..machine.names import (
     CARD,
@@ -52,8 +53,6 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Refused
-from ..machine.seal import changes, content_hash
-from ..machine.weights import of_others, weights_hash
 from .fields import AUTO, TRAINING_SECTIONS, Recipe
 from .recipe_files import as_plain, differences, load_plain, value_at, what_is_set, with_value
 

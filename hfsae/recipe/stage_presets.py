@@ -11,11 +11,10 @@ from tqdm.auto import tqdm
 
 from ..features import FeatureStore
 from ..features.labels import read_labels
+from ..machine.checksums import sealed, stamp
 from ..machine.files import write_whole
 from ..machine.names import PRESETS_SEARCH
 from ..machine.refused import Refused
-from ..machine.seal import sealed
-from ..machine.weights import stamp
 from ..presets import Model, PresetArguments, find_presets, save_presets
 from .job import Job
 

@@ -31,6 +31,7 @@ from ..activations.sounds import Sounds
 from ..cards import figures
 from ..lm import widths_of
 from ..machine import processor
+from ..machine.checksums import refuse_changed, refuse_mixture, sealed, stamp
 from ..machine.files import read_json, write_whole
 from ..machine.lock import is_first_process
 from ..machine.names import (
@@ -45,9 +46,7 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Refused
-from ..machine.seal import refuse_changed, sealed
 from ..machine.units import section_of
-from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE, SAEConfig
 from ..models.fingerprint import N_TOKENS, write_fingerprint
 from ..packaged import licence_conflict

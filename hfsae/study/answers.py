@@ -14,10 +14,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..machine.checksums import content_hash
 from ..machine.files import damaged, json_lines
 from ..machine.names import STUDY_ANSWERS, STUDY_CLOSED
 from ..machine.refused import Damaged, Refused
-from ..machine.seal import content_hash
 from .plan import INTRUDER, WORDS, Item, Plan
 
 MAX_WORDS = 300

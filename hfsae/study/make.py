@@ -17,6 +17,7 @@ from ..explanations.arguments import LEAST_FIT
 from ..explanations.explainers import spelt
 from ..explanations.reading import MAX_DIRECTIONS, Reading, read
 from ..explanations.windows import Evidence, Window, order_of, select
+from ..machine.checksums import refuse_changed, refuse_mixture, stamp
 from ..machine.files import printable, read_json, read_table, write_whole
 from ..machine.names import (
     CONFIG,
@@ -29,8 +30,6 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Refused
-from ..machine.seal import refuse_changed
-from ..machine.weights import refuse_mixture, stamp
 from ..recipe import SAEInContext, check_held_out, limits_of, load_lm_for, names_apart, read_rows
 from ..recipe.job import token_bar
 from .plan import N_ODD, Item, Kind, Plan, Shown, StudyArguments, arranged

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..machine.bounds import check_least
+from ..machine.checksums import content_hash
 from ..machine.files import damaged, read_json, reading, write_whole
 from ..machine.names import STUDY_PLAN
 from ..machine.refused import Damaged, Refused, closest_folders
-from ..machine.seal import content_hash
 
 Kind = Literal["latent", "direction", "repeat", "intruder"]
 MEANING, INTRUDER = "meaning", "intruder"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.intervals import Interval
+from ..machine.checksums import CHANGED, is_changed, sealed
 from ..machine.files import damaged, printable, read_json, reading, replacing, write_whole
 from ..machine.markdown import table
 from ..machine.names import (
@@ -22,7 +23,6 @@ from ..machine.names import (
     STUDY_TABLE,
 )
 from ..machine.refused import Damaged, Refused
-from ..machine.seal import CHANGED, is_changed, sealed
 from .answers import Ledger, answer_hashes, is_closed, ledgers
 from .correlation import LEAST
 from .plan import Plan

@@ -13,11 +13,10 @@ import numpy as np
 from scipy import stats
 
 from ..evaluation.intervals import Interval, holm
+from ..machine.checksums import changes, of_others, weights_hash
 from ..machine.files import read_json, read_table
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, STUDY_FOLDERS
 from ..machine.refused import Refused
-from ..machine.seal import changes
-from ..machine.weights import of_others, weights_hash
 from .agreement import counts_of, gwet, jackknife, krippendorff, percent
 from .answers import Answer, Ledger
 from .correlation import Correlation, correlate, rank_correlations

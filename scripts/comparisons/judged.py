@@ -38,12 +38,11 @@ from hfsae.explanations.prompts import N_LEVELS, quoted
 from hfsae.explanations.reading import read
 from hfsae.explanations.scores import auc, decided
 from hfsae.explanations.windows import order_of, select
+from hfsae.machine.checksums import sealed_lines, stamp
 from hfsae.machine.files import read_json, read_table, replacing, write_whole
 from hfsae.machine.markdown import table
 from hfsae.machine.names import CALLS, EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
 from hfsae.machine.refused import Refused
-from hfsae.machine.seal import sealed_lines
-from hfsae.machine.weights import stamp
 from hfsae.recipe import (
     ExplainRequest,
     SAEInContext,

@@ -39,7 +39,7 @@ from hfsae.activations import tokens as text_files
 from hfsae.comparison import results
 from hfsae.demo import Choice, open_subject
 from hfsae.features import FeatureStore, read_labels
-from hfsae.machine.seal import SEALED, unsealed
+from hfsae.machine.checksums import SEALED, unsealed
 from hfsae.steering.export import load_steering_vector
 from hfsae.training import checkpoint
 

@@ -11,10 +11,9 @@ import pytest
 from hfsae.cards import probing_section
 from hfsae.evaluation.probing import ProbeArguments
 from hfsae.evaluation.probing.extract import extract
+from hfsae.machine.checksums import changes, weights_hash
 from hfsae.machine.names import PROBING
 from hfsae.machine.refused import Refused
-from hfsae.machine.seal import changes
-from hfsae.machine.weights import weights_hash
 from hfsae.measurement import find_saes, probe_placed
 from hfsae.recipe import Recipe, run
 
