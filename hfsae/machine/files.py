@@ -1,7 +1,7 @@
 """The files beside an SAE's weights: read with a sentence for damage, written whole.
 
-Files may come from anywhere, so there are limits for sizes and nesting. Text from files goes through
-`printable` before it reaches a terminal.
+Files may come from anywhere, so there are limits for sizes and nesting. Text from files goes
+through `printable` before it reaches a terminal.
 """
 
 import json
