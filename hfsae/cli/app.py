@@ -162,7 +162,8 @@ def _say(line: str) -> None:
 def _opened(placed: "SAEInContext") -> "Model":
     from ..features import FeatureStore
     from ..presets import Model
-    from ..recipe import load, refuse_without_text
+    from ..recipe.context import refuse_without_text
+    from ..recipe.job import load
 
     refuse_without_text(placed)
     store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)

@@ -20,20 +20,11 @@ from ..lm.located import refuse_absent
 from ..machine.files import check_yaml, parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
 from ..machine.refused import Refused
-from ..recipe import (
-    LMArguments,
-    Recipe,
-    Sections,
-    check_sae_fields,
-    find_recipe,
-    known_variants,
-    licence_with,
-    read_recipe,
-    shipped_recipes,
-    stage_of,
-)
-from ..recipe.declared import DeclaredField
+from ..recipe import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
+from ..recipe.declared import DeclaredField, check_sae_fields, known_variants
 from ..recipe.fields import UNUSED
+from ..recipe.recipe_files import licence_with
+from ..recipe.results import stage_of
 from ..tuning import Tuning
 from .files import add_choice, add_site
 from .parsing import VerbParser, explained, with_names

@@ -24,7 +24,7 @@ from ..measurement import known_fields
 from ..models import SAE
 from ..models.config import check_latent
 from ..models.site_fields import where_of
-from ..recipe import home_of
+from ..recipe.folder import home_of
 
 NO_EXAMPLES = "no examples of what latents fire on"
 _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3

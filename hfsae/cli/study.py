@@ -63,7 +63,7 @@ def _make(argv: list[str]) -> None:
     args = StudyArguments(**parser.take(StudyArguments, options))
     placed = find_all(options, given)
     from ..measurement import filled  # what takes time, after the arguments are checked
-    from ..recipe import remember
+    from ..recipe.context import remember
     from ..study.make import check_study, make
 
     check_study(placed, study)

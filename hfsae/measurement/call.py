@@ -12,14 +12,9 @@ from ..evaluation.probing import ProbeArguments, Probing, read_tasks
 from ..explanations import ExplainArguments, Explanations, ScoreArguments
 from ..explanations.judges import JudgeArguments
 from ..machine.refused import Refused, closest
-from ..recipe import (
-    ExplainRequest,
-    SAEInContext,
-    Sections,
-    check_explain,
-    explain_sae,
-    probe_saes,
-)
+from ..recipe import ExplainRequest, SAEInContext, Sections
+from ..recipe.explaining import check_explain, explain_sae
+from ..recipe.probing import probe_saes
 from .source import chosen, filled, find_sae, find_saes
 
 logger = logging.getLogger(__name__)

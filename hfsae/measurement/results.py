@@ -10,27 +10,15 @@ from ..machine.files import read_json, reading
 from ..machine.names import CONFIG, EVALUATION, FINGERPRINT, MADE_BY, TRAINING
 from ..machine.refused import Refused
 from ..machine.visible import public_record
-from ..recipe import (
-    Job,
-    Recipe,
-    SAEInContext,
-    as_plain,
-    check_foreign,
-    differences,
-    finish,
-    inputs_of,
-    limits_of,
-    load_inputs,
-    load_lm_for,
-    load_plain,
-    load_trained,
-    make_results,
-    norm_limits,
-    outdated,
-    save_recipe,
-    stage_of,
-)
-from ..recipe.results import make
+from ..recipe import Recipe, SAEInContext, load_plain, load_trained
+from ..recipe.context import limits_of, load_lm_for
+from ..recipe.folder import norm_limits
+from ..recipe.inputs_text import check_foreign
+from ..recipe.job import Job
+from ..recipe.opening import inputs_of, load_inputs
+from ..recipe.recipe_files import as_plain, differences, save_recipe
+from ..recipe.results import make, outdated, stage_of
+from ..recipe.stages import finish, make_results
 from ..training.trainer import make_accelerator, sum_products_in_float32
 
 

@@ -30,18 +30,10 @@ from ..machine.names import (
 from ..machine.refused import Refused, closest
 from ..models import SAE
 from ..packaged import shipped_at
-from ..recipe import (
-    SAEInContext,
-    Sections,
-    finish,
-    home_of,
-    is_of_a_run,
-    locked_run,
-    of_run,
-    read_recipe,
-    remember,
-    trained_folder,
-)
+from ..recipe import SAEInContext, Sections, read_recipe
+from ..recipe.context import of_run, remember
+from ..recipe.folder import home_of, is_of_a_run, locked_run, trained_folder
+from ..recipe.stages import finish
 from .settings import known_fields, recipe_of, trained_text, with_given
 
 _ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS, PRESETS)
