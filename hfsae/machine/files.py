@@ -171,7 +171,7 @@ def parse_yaml(text: str) -> Any:
     import yaml  # a dependency of an extra
 
     class EachKeyOnce(yaml.SafeLoader):
-        def compose_mapping_node(self, anchor: object) -> "yaml.Node":
+        def compose_mapping_node(self, anchor: Any) -> "yaml.Node":
             node = super().compose_mapping_node(anchor)
             _refuse_twice(self, [key for key, _ in node.value])
             return node

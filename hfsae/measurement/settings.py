@@ -19,8 +19,10 @@ from ..machine.visible import LOCAL_FILES, is_folder
 from ..recipe import LMArguments, Recipe, Sections, load_plain
 from ..recipe.recipe_files import is_of_training
 
-_CHOICES = {"dtype": ("bfloat16", "float16", "float32")}
-_CHOICES["attn_implementation"] = ("eager", "sdpa")  # others may not be installed
+_CHOICES = {
+    "dtype": ["bfloat16", "float16", "float32"],
+    "attn_implementation": ["eager", "sdpa"],  # others may not be installed
+}
 _OF_CONFIG = {"name": "model_name", "revision": "model_revision"}
 _OF_CONFIG |= {"dtype": "model_dtype", "attn_implementation": "model_attention"}
 _RULE_OF_USERS = "given"

@@ -72,14 +72,7 @@ def train(
             "hfsae.train needs a model, a site and a dataset, or activations in files; for "
             "pictures and sound give a recipe to hfsae.recipe.run"
         )
-    if activations is not None and recipe == "quickstart":
-        recipe = "activations"
-    base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    if base.saes:
-        raise Refused(
-            "hfsae.train trains one SAE, but the recipe has several in its section saes; run it "
-            "with hfsae.recipe.run(recipe)"
-        )
+    base = _for_one(recipe if activations is None or recipe != "quickstart" else "activations")
     if activations is not None:
         files = {"files": _paths(activations)} | ({} if labels is None else {"labels": str(labels)})
         base = replace(base, activations=replace(base.activations, **files))
@@ -111,3 +104,14 @@ def _paths(files: str | Path | Sequence[str]) -> str | list[str]:
             ".npy, or train on them by hfsae.activations.TensorSource"
         )
     return str(files) if isinstance(files, str | Path) else [str(path) for path in files]
+
+
+def _for_one(recipe: Recipe | str | Path) -> Recipe:
+    """The recipe, of one SAE."""
+    base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    if base.saes:
+        raise Refused(
+            "hfsae.train trains one SAE, but the recipe has several in its section saes; run it "
+            "with hfsae.recipe.run(recipe)"
+        )
+    return base
