@@ -37,12 +37,10 @@ import importlib
 
 import lazy_loader
 
-from .machine.former import warn_of_former
 from .machine.importing import after_importing
 
 __version__ = "0.1.0"
 _import, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-_FORMER = {"write_probe": "write_fingerprint"}
 
 
 def __getattr__(name: str) -> object:
@@ -51,9 +49,6 @@ def __getattr__(name: str) -> object:
     Raises:
         ImportError: the name needs an extra that is not installed.
     """
-    if present := _FORMER.get(name):
-        warn_of_former(f"hfsae.{name}", f"hfsae.{present}")
-        name = present
     try:
         return _import(name)
     except ModuleNotFoundError as error:

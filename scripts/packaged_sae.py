@@ -148,8 +148,8 @@ def measure(folder: Path, options: list[str]) -> None:
         for more in (WITHOUT_TEXT, TO_SHOW)
     )
     loaded, sae = recipe.load(shown.lm, "cpu"), recipe.load_trained(folder)
-    recipe.report(measured, loaded, sae, folder)
-    recipe.report(shown, loaded, sae, folder)
+    recipe.make_results(measured, loaded, sae, folder)
+    recipe.make_results(shown, loaded, sae, folder)
 
 
 def have_same_weights(one: Path, other: Path) -> bool:

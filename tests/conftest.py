@@ -503,9 +503,9 @@ def every_lm_is(
         seen.append(name)
         return LoadedLM(lm, tokenizer, "a test")
 
-    monkeypatch.setattr("hfsae.recipe.opening.load_lm", load_lm)
+    monkeypatch.setattr("hfsae.recipe.job.load_lm", load_lm)
     monkeypatch.setattr("hfsae.cli.recipes.refuse_absent", lambda *where: None)
-    monkeypatch.setattr("hfsae.recipe.of_text.empty_lm", lambda name, **kwargs: lm)
+    monkeypatch.setattr("hfsae.recipe.opening.empty_lm", lambda name, **kwargs: lm)
     return seen
 
 

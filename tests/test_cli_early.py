@@ -4,11 +4,14 @@ import subprocess
 import sys
 
 import pytest
+from docstring_parser import parse_from_object
+from transformers import MODEL_MAPPING
 
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.models import variants
+from hfsae.models.config import own_fields
 from hfsae.recipe import read_recipe
-from hfsae.recipe.declared import declared_variants, imported_variant
+from hfsae.recipe.declared import declared_variants
 
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "accelerate", "gradio"}
 RUN = """\
@@ -88,13 +91,23 @@ def test_a_mistake_in_a_command_is_told_before_torch_is_imported():
         assert code == "2", command
 
 
+def docs_of(kind: type) -> list:
+    """The texts under the fields that a class declares."""
+    return parse_from_object(kind).params if "__annotations__" in vars(kind) else []
+
+
 def test_fields_that_are_known_from_the_source_are_those_of_the_classes():
     classes = {config.model_type: config for config in variants()}
     for model_type, known in declared_variants().items():
-        fields, formula = imported_variant(classes.pop(model_type))
-        for name in fields.keys() & {"kernel"}:  # its type is an alias, of another room
-            fields[name] = fields[name]._replace(type=None)
-        assert known.formula == formula and known.fields == fields, model_type
+        config = classes.pop(model_type)
+        formula = (MODEL_MAPPING[config].__doc__ or "").partition("\n")[0]
+        assert known.formula == formula and {*known.fields} == own_fields(config), model_type
+        texts = {p.arg_name: p.description for b in config.mro()[::-1] for p in docs_of(b)}
+        for name, (kind, default, text) in known.fields.items():
+            # the type of "kernel" is an alias, of another room
+            assert kind == config.__dataclass_fields__[name].type or name == "kernel", name
+            assert default == getattr(config, name, None), name
+            assert text == " ".join((texts.get(name) or "").split()), name
     assert not [c for c in classes.values() if c.__module__.startswith("hfsae.")]
 
 

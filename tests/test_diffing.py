@@ -24,8 +24,8 @@ from hfsae.features.labels import write_label
 from hfsae.hub import write_space
 from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
 from hfsae.lm.weights_sketch import sketch
+from hfsae.machine.checksums import resealed
 from hfsae.machine.files import printable, read_json
-from hfsae.machine.seal import resealed
 from hfsae.recipe import Recipe, check, harvest_to, run
 
 from .helpers import refused, script
@@ -127,9 +127,9 @@ def loads_two(monkeypatch, tiny_lm, another_lm, tiny_tokenizer):
     def load_lm(name, **_):
         return LoadedLM(lm(name), tiny_tokenizer, f"the Hub, {name}")
 
-    monkeypatch.setattr(hfsae.recipe.opening, "load_lm", load_lm)
-    monkeypatch.setattr(hfsae.recipe.of_lms, "empty_lm", lambda name, **_: lm(name))
-    monkeypatch.setattr(hfsae.recipe.of_lms, "load_tokenizer", lambda name, **_: tiny_tokenizer)
+    monkeypatch.setattr(hfsae.recipe.job, "load_lm", load_lm)
+    monkeypatch.setattr(hfsae.recipe.opening, "empty_lm", lambda name, **_: lm(name))
+    monkeypatch.setattr(hfsae.recipe.opening, "load_tokenizer", lambda name, **_: tiny_tokenizer)
 
 
 def recipe_of_two(folder: Path, **fields) -> Recipe:
@@ -235,7 +235,7 @@ def test_what_needs_a_single_model_is_refused(trained, tiny_lm):
         hfsae.steer(tiny_lm, sae, {0: 1.0}).__enter__()
     placed = hfsae.recipe.of_run(trained)
     with pytest.raises(ValueError, match=r"over several language models \(base, chat\)"):
-        hfsae.recipe.opened(placed)
+        hfsae.recipe.load_lm_for(placed)
 
 
 @pytest.mark.parametrize(
@@ -255,13 +255,13 @@ def test_each_model_is_compared_with_that_of_the_training(
     for one, name in zip(recipe["lms"].values(), names, strict=True):
         one["name"] = name
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    load_two, third = hfsae.recipe.opening.load_lm, make_tiny_lm("gemma2", seed=2)
+    load_two, third = hfsae.recipe.job.load_lm, make_tiny_lm("gemma2", seed=2)
 
     def load_lm(name, **options):
         loaded = load_two(name, **options)
         return loaded._replace(lm=third) if name.endswith("other") else loaded
 
-    monkeypatch.setattr(hfsae.recipe.opening, "load_lm", load_lm)
+    monkeypatch.setattr(hfsae.recipe.job, "load_lm", load_lm)
     assert sentence in refused([verb, str(folder)], capsys)
     assert (folder / "evaluation.json").read_bytes() == (trained / "evaluation.json").read_bytes()
 

@@ -15,8 +15,8 @@ from hfsae.demo.parts import html
 from hfsae.evaluation import EvaluationArguments, EvaluationResult, evaluate
 from hfsae.machine.files import read_json
 from hfsae.machine.names import EVALUATION
-from hfsae.recipe import load_trained, norm_limits, run, stale_stages
-from hfsae.recipe.foreign import foreign_text
+from hfsae.recipe import load_trained, norm_limits, outdated, run
+from hfsae.recipe.inputs_text import foreign_text
 
 from .helpers import make, refused
 from .tiny import tiny_recipe
@@ -48,7 +48,7 @@ def test_a_run_measures_foreign_texts_as_a_call_does(
     for new in ("texts", "n_foreign_tokens"):
         del plain["evaluation"][new]  # as runs of older versions left it
     (folder / "recipe.yaml").write_text(yaml.safe_dump(plain))
-    assert stale_stages(recipe) == []
+    assert outdated(folder, recipe) == {}
     fields = ["--evaluation.texts", f"{{code: {foreign}}}", "--evaluation.n_foreign_tokens", "200"]
     held_out = read_json(folder / EVALUATION)["metrics"]
     assert main(["evaluate", str(folder), *fields]) == 0
@@ -73,7 +73,7 @@ def test_a_run_measures_foreign_texts_as_a_call_does(
     assert again.to_dict()["texts"] == record["texts"]
     del record["texts"]  # as older versions wrote it
     assert EvaluationResult.from_dict(record).texts == {}
-    assert stale_stages(recipe) == [EVALUATION]  # which has no foreign text
+    assert EVALUATION in outdated(folder, recipe)  # which has no foreign text
 
 
 def metric(value: float | None, low: float | None, high: float | None) -> dict:

@@ -28,7 +28,7 @@ from hfsae.features import write_label
 from hfsae.hub import write_space
 from hfsae.hub.suite import beside as files_beside
 from hfsae.hub.suite import width_of
-from hfsae.machine.weights import stamp
+from hfsae.machine.checksums import stamp
 from hfsae.models import SAE, SAEConfig
 
 from .helpers import activations, make, save_store, variants

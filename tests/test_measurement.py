@@ -67,6 +67,9 @@ def test_an_sae_of_another_format_is_evaluated_collected_shown_and_has_a_card(
     capsys.readouterr()
     assert main(["show", str(out), "3"]) == 0 and "latent 3: " in capsys.readouterr().out
     assert main(["evaluate", str(out), *text, *EVALUATION]) == 0  # in place
+    recipe = str(out / "recipe.yaml")
+    capsys.readouterr()
+    assert refused(["train", recipe], capsys).startswith("a recipe has no section 'source'")
     hfsae.save_as(make(hfsae.JumpReLUSAEConfig, d_in=16, d_sae=8).eval(), "other", "saelens")
     capsys.readouterr()
     there = ["--output_dir", str(out), "--site", "layers.1", "--lm.name", "a/b"]

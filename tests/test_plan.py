@@ -57,9 +57,9 @@ def no_weights(monkeypatch, make_tiny_lm) -> list[str]:
     def empty_lm(name, **kwargs):
         return gemma(name) if name in SIZES else make_tiny_lm("llama", num_hidden_layers=16)
 
-    monkeypatch.setattr(recipes.of_text, "empty_lm", empty_lm)
+    monkeypatch.setattr(recipes.opening, "empty_lm", empty_lm)
     monkeypatch.setattr(
-        recipes.of_text, "check_text", lambda args, side: None
+        recipes.opening, "check_text", lambda args, side: None
     )  # it lies on the Hub
     given("lm_pace", LMPace(block=1e-3, rest=2e-3, head=5e-3))
     given("sae_pace", SAEPace(encode=1e-4, collect=3e-4))

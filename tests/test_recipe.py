@@ -25,8 +25,8 @@ from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore, resume
 from hfsae.hub import published
 from hfsae.lm.weights_sketch import sketch
+from hfsae.machine.checksums import STAMPED
 from hfsae.machine.names import COLLECTING
-from hfsae.machine.weights import STAMPED
 from hfsae.recipe import make_configs, run
 from hfsae.training import Trainer
 
@@ -148,7 +148,7 @@ def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipes.collecting, "collect", interrupt)
+        patched.setattr(recipes.inputs_text, "collect", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(parts)
     assert not (tmp_path / "parts" / "README.md").exists()
@@ -196,7 +196,7 @@ def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(
     before = (tmp_path / "out" / "evaluation.json").read_bytes()
     with monkeypatch.context() as patched:
         # the evaluation is there by now
-        patched.setattr(recipes.finishing, "finish", lambda folder: 1 / 0)
+        patched.setattr(recipes.stages, "finish", lambda folder: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(tiny_recipe(**first, evaluation=more))
     assert (tmp_path / "out" / "evaluation.json").read_bytes() != before
@@ -443,7 +443,7 @@ def half_written(folder: Path, name: str) -> Path:
 def test_a_kill_before_there_is_a_recipe_leaves_a_folder_for_any_run(tmp_path, loads):
     half_written(tmp_path, "recipe.yaml")
     (tmp_path / ".in-use").write_text("")
-    assert recipes.stale_stages(tiny_recipe(tmp_path)) == []
+    recipes.refuse_another_training(tiny_recipe(tmp_path))
     assert len(list(tmp_path.iterdir())) == 2, "who only looks changes nothing"
     run(tiny_recipe(tmp_path, collect_tokens=0, evaluation=NO_EVALUATION))
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
@@ -534,7 +534,7 @@ def test_saes_of_several_variants_share_a_section(tiny_lm, tmp_path, caplog):
 def test_a_record_of_training_without_norm_limits_is_damaged(tmp_path, loads):
     (tmp_path / "training.json").write_text('{"seconds": "long"}')
     sae = AutoModel.from_config(
-        make_configs(tiny_recipe(tmp_path), recipes.of_text.empty_lm("tiny"))[""]
+        make_configs(tiny_recipe(tmp_path), recipes.opening.empty_lm("tiny"))[""]
     )
     with pytest.raises(ValueError, match=r"training\.json is damaged \(it has no norm limits\)"):
         recipes.norm_limits(sae, tmp_path)

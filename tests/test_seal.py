@@ -15,9 +15,7 @@ from hfsae.cli import main
 from hfsae.features import CollectArguments, FeatureStore
 from hfsae.hub import write_space
 from hfsae.hub.outgoing import published
-from hfsae.machine.names import CALLS, EVALUATION, EXAMPLES, META, PROBING
-from hfsae.machine.refused import Damaged
-from hfsae.machine.seal import (
+from hfsae.machine.checksums import (
     CONTENT,
     changes,
     content_hash,
@@ -25,9 +23,11 @@ from hfsae.machine.seal import (
     refuse_changed,
     sealed,
     sealed_lines,
+    stamp,
 )
-from hfsae.machine.weights import stamp
-from hfsae.recipe.evaluating import with_probing
+from hfsae.machine.names import CALLS, EVALUATION, EXAMPLES, META, PROBING
+from hfsae.machine.refused import Damaged
+from hfsae.recipe.probing import with_probing
 from tests.planted_tokens import plant
 from tests.probed import probing_record
 

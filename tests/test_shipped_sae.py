@@ -15,7 +15,7 @@ from hfsae.cli import main
 from hfsae.features import FeatureStore, read_automatic, read_labels, write_label
 from hfsae.hub.licence import licence_notes, licence_of
 from hfsae.lm import contract
-from hfsae.machine.weights import weights_hash
+from hfsae.machine.checksums import weights_hash
 from hfsae.models.identity import decoder_hash
 from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE
 from hfsae.presets import find_presets

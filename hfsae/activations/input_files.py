@@ -11,9 +11,9 @@ from glob import glob
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from ..machine.checksums import file_hash
 from ..machine.refused import Refused, closest
 from ..machine.regular import refuse_special
-from ..machine.weights import file_hash
 
 logger = logging.getLogger(__name__)
 _SHOWN = 10  # names of files that are not read

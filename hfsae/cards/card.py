@@ -23,6 +23,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import ChainableUndefined, Environment, Template, TemplateError
 
 from ..activations import held_out_sentence
+from ..machine.checksums import refuse_changed, refuse_mixture
 from ..machine.files import (
     damaged,
     printable,
@@ -43,13 +44,10 @@ from ..machine.names import (
     FINGERPRINT,
     LATENTS,
     TRAINING,
-    existing,
 )
 from ..machine.refused import Damaged, Refused
-from ..machine.seal import refuse_changed
 from ..machine.units import Unit, section_of, unit_of
 from ..machine.visible import is_folder, listed, public_record
-from ..machine.weights import refuse_mixture
 from ..models import SAE
 from ..models.registry import class_of
 from ..models.site_fields import where_in_short_of, where_to_of
@@ -147,7 +145,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             measured=measured,
             measured_text=_measured_text(measured),
             kind_of_documents=_kind_of_documents(evaluation),
-            has_fingerprint=existing(folder, FINGERPRINT).is_file(),
+            has_fingerprint=(folder / FINGERPRINT).is_file(),
             misgivings=reasons_against(config, record, evaluation),
             figures=_figures(folder / FIGURES, unit_of(record)),
             latents=[{**row, "name": names.get(row["latent"])} for row in latents],

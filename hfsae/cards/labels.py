@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from ..machine.checksums import of_others
 from ..machine.files import read_json, reading
 from ..machine.label_words import association_cells, too_few_to_tell
 from ..machine.names import COLUMNS
-from ..machine.weights import of_others
 
 Json = dict[str, Any]
 _MOST = 12

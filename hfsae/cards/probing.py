@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..machine.checksums import of_others
 from ..machine.files import read_json, reading
 from ..machine.names import EVALUATION, PROBING
-from ..machine.weights import of_others
 from .names import interval_text
 
 Json = dict[str, Any]

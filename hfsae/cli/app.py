@@ -4,7 +4,6 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..explanations.judges import JudgeArguments
 from ..machine.files import printable, printable_lines
 from ..machine.names import META, PRESETS
 from ..machine.refused import Refused, refuse_absent_source
@@ -17,7 +16,7 @@ from .source import add_sae, command_of, find, take_choice
 
 if TYPE_CHECKING:
     from ..presets import Model
-    from ..recipe import PlacedSAE
+    from ..recipe import SAEInContext
 
 
 def demo_verb(argv: list[str]) -> None:
@@ -117,29 +116,19 @@ def presets_verb(argv: list[str]) -> None:
     parser.examples = (
         "hfsae presets runs/mine",
         "hfsae presets runs/mine --n_candidates 100 --max_kl 2",
-        "hfsae presets runs/mine --test",
-        "hfsae presets runs/mine --judge MODEL --requests asked",
     )
     add_sae(parser, "lm")
     names = ("n_candidates", "n_presets", "max_kl", "max_repetition", "max_surprise")
     parser.add_fields(PresetArguments, *names)
-    parser.add("--test", action="store_true", help="no search: test those that it has again")
-    asked = ("model", "base_url", "provider", "requests", "answers", "key_env")
-    parser.add_fields(JudgeArguments, *asked, renamed={"model": "judge"})
     options, given = parse_given(parser, argv)
     args = PresetArguments(**parser.take(PresetArguments, options))
     args.check()
     command = command_of("collect", options, given)
-    judge, test = parser.take(JudgeArguments, options), options.pop("test")
     placed = find(options, given)
-    if judge or test:
-        _test(placed, args, JudgeArguments(**judge) if judge else None)
-        return
     _refuse_no_examples(placed, command)
     from ..features import read_labels  # takes seconds
     from ..measurement import filled
     from ..presets import find_presets, save_presets, table
-    from ..recipe import remember
 
     with filled(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
@@ -154,44 +143,13 @@ def presets_verb(argv: list[str]) -> None:
             )
             return
         save_presets(placed.folder, found.presets)
-        remember(placed)
     print(
         f"{len(found.presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
         f"{placed.folder}` offers them."
     )
 
 
-def _test(placed: "PlacedSAE", args: PresetArguments, judge: JudgeArguments | None) -> None:
-    """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
-    judge, by what that says."""
-    from ..explanations.judges import Waits
-    from ..measurement import filled
-    from ..presets import found_presets, retest, save_presets
-    from ..recipe import judged_presets
-
-    presets = found_presets(placed.folder) or found_presets(placed.origin or placed.folder)
-    if not presets:
-        raise Refused(f"there are no presets of a search in {placed.folder}; search first")
-    if judge is None:
-        with filled(placed):
-            kept = retest(_opened(placed), presets, args, _say)
-            save_presets(placed.folder, kept)
-    else:
-        try:
-            kept = judged_presets(presets, judge)
-        except Waits as waits:
-            print(waits)
-            return
-        with filled(placed):
-            save_presets(placed.folder, kept)
-    dropped = ", ".join(p["name"] for p in presets if p["name"] not in {k["name"] for k in kept})
-    print(
-        f"{len(kept)} of {len(presets)} presets pass and are in {placed.folder / PRESETS}; "
-        f"dropped: {printable(dropped or 'none')}"
-    )
-
-
-def _refuse_no_examples(placed: "PlacedSAE", command: str) -> None:
+def _refuse_no_examples(placed: "SAEInContext", command: str) -> None:
     homes = (placed.folder, placed.origin)
     if not any(home is not None and (home / META).is_file() for home in homes):
         raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
@@ -201,10 +159,11 @@ def _say(line: str) -> None:
     print(printable_lines(line), flush=True)
 
 
-def _opened(placed: "PlacedSAE") -> "Model":
+def _opened(placed: "SAEInContext") -> "Model":
     from ..features import FeatureStore
     from ..presets import Model
-    from ..recipe import load, refuse_without_text
+    from ..recipe.context import refuse_without_text
+    from ..recipe.job import load
 
     refuse_without_text(placed)
     store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)

@@ -19,7 +19,8 @@ def diff_verb(argv: list[str]) -> None:
     )
     options = parser.parse(argv)
     from ..diffing import diff, table  # takes seconds
-    from ..recipe import finish, home_of, locked_run, trained_folder
+    from ..recipe.folder import home_of, locked_run, trained_folder
+    from ..recipe.stages import finish
 
     folder = trained_folder(options["run"])
     with locked_run(home_of(folder) or folder, [folder]):

@@ -8,7 +8,8 @@ from ..explanations.arguments import SCORES
 from ..explanations.judges import JudgeArguments
 from ..machine.files import printable_lines
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT
-from ..recipe import CONTROLS, EXPLAINERS, ExplainRequest
+from ..recipe import ExplainRequest
+from ..recipe.explain_request import CONTROLS, EXPLAINERS
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
 from .source import add_sae, find, tell_text

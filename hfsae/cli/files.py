@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..machine.files import printable, printable_lines
-from ..machine.names import FINGERPRINT, FINGERPRINTS, existing
+from ..machine.names import FINGERPRINT
 from ..machine.refused import refuse_absent_source
 from .parsing import VerbParser, verb_parser
 
@@ -102,8 +102,8 @@ def verify_verb(argv: list[str]) -> None:
     from ..hub import beside, load
 
     sae = load(**options)
-    home = beside(names=FINGERPRINTS, **{k: v for k, v in options.items() if k != "dtype"})
-    if home is None or not existing(home, FINGERPRINT).is_file():
+    home = beside(names=(FINGERPRINT,), **{k: v for k, v in options.items() if k != "dtype"})
+    if home is None or not (home / FINGERPRINT).is_file():
         _tell(f"NOT COMPARED: {options['source']} has no {FINGERPRINT}; {_as_it_is(sae)}")
         _leave(3)
     verification = sae.verify(home)

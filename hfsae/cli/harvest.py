@@ -14,7 +14,7 @@ def harvest_verb(argv: list[str]) -> None:
     if options["out"] is None:
         raise Refused("hfsae harvest needs --out FOLDER, where the files go")
     refuse_absent_models(recipe)
-    from ..recipe import harvest_to
+    from ..recipe.harvesting import harvest_to
 
     written = harvest_to(recipe, options["out"])
     print(f"wrote {options['out']}; the same SAE from it: hfsae train {written}")

@@ -20,20 +20,11 @@ from ..lm.located import refuse_absent
 from ..machine.files import check_yaml, parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
 from ..machine.refused import Refused
-from ..recipe import (
-    LMArguments,
-    Recipe,
-    Sections,
-    check_sae_fields,
-    find_recipe,
-    known_variants,
-    licence_with,
-    read_recipe,
-    shipped_recipes,
-    stage_of,
-)
-from ..recipe.declared import DeclaredField, refuse_unknown_fields
+from ..recipe import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
+from ..recipe.declared import DeclaredField, check_sae_fields, known_variants
 from ..recipe.fields import UNUSED
+from ..recipe.recipe_files import licence_with
+from ..recipe.results import stage_of
 from ..tuning import Tuning
 from .files import add_choice, add_site
 from .parsing import VerbParser, explained, with_names
@@ -208,7 +199,7 @@ def parse_recipe(
         if recipe.model_names != [given.get("name") for given in lms.values()] and recipe.lms:
             recipe = replace(recipe, license=None)
     if isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
-        refuse_unknown_fields(recipe)
+        check_sae_fields(recipe)
     else:
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
         check_sae_fields(recipe, [n[1] for n in named if n and recipe.sae.get(n[1]) is not None])

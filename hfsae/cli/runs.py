@@ -132,7 +132,8 @@ def card(argv: list[str]) -> None:
     options = parser.parse(argv)
     from ..hub import load as load_any
     from ..measurement import fill_folder, place, run_folder
-    from ..recipe import finish, home_of, locked_run
+    from ..recipe.folder import home_of, locked_run
+    from ..recipe.stages import finish
 
     output, choice = options["output_dir"], take_choice(options)
     folder = run_folder(choice) if output is None else None
@@ -165,7 +166,7 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
     options, given = parse_given(parser, changes)
     refuse_absent_source(source)
     from ..measurement import again, run_folder
-    from ..recipe import home_of, locked_run
+    from ..recipe.folder import home_of, locked_run
     from .show import print_folder
 
     choice = take_choice({"source": source, **options})
@@ -190,12 +191,10 @@ def _measure(
         fields = given[section]
         name = f"{section}.{next(iter(fields))}" if isinstance(fields, dict) and fields else section
         raise Refused(f"`hfsae {verb}` cannot change {name}")
-    from ..measurement import filled, find_sae, measure, refuse_no_tokens, refuse_texts
+    from ..measurement import filled, find_sae, measure, refuse_unmeasurable
 
     placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
-    refuse_no_tokens(placed.recipe, result)
-    if result == EVALUATION:
-        refuse_texts(placed.recipe, placed.origin)
+    refuse_unmeasurable(placed, result)
     tell_text(verb, placed)
     with filled(placed):
         measure(placed, result)

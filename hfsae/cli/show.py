@@ -15,17 +15,16 @@ from ..diffing import table
 from ..evaluation import EvaluationResult
 from ..evaluation.result import KINDS_OF_DOCUMENTS, aligned
 from ..features import ANSI, PLAIN, FeatureStore, read_names, show
+from ..machine.checksums import changes, refuse_mixture
 from ..machine.files import printable, printable_lines, read_json, reading
 from ..machine.names import CONFIG, DIFF, EVALUATION, FEATURES, META, TRAINING
 from ..machine.refused import Refused
-from ..machine.seal import changes
 from ..machine.units import TOKEN, section_of, unit_of
-from ..machine.weights import refuse_mixture
 from ..measurement import known_fields
 from ..models import SAE
 from ..models.config import check_latent
 from ..models.site_fields import where_of
-from ..recipe import home_of
+from ..recipe.folder import home_of
 
 NO_EXAMPLES = "no examples of what latents fire on"
 _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
@@ -144,7 +143,7 @@ def _unnamed(folder: Path | None, config: Mapping[str, Any] | None) -> Iterator[
         yield "--lm.name MODEL"
     if "dataset" not in known["text"]:
         yield "--text.dataset TEXT"
-    if not (where_of(config) or known.get("site")):
+    if not (where_of(config) or known.get("sae", {}).get("site")):
         yield "--site SITE"
 
 

@@ -15,7 +15,7 @@ from .parsing import VerbParser
 from .recipes import add_output, add_sections
 
 if TYPE_CHECKING:
-    from ..recipe import PlacedSAE
+    from ..recipe import SAEInContext
 
 _CHOICE = ("source", "subfolder", "layer", "width", "l0", "revision")
 
@@ -66,7 +66,7 @@ def command_of(verb: str, options: dict[str, Any], given: Sections) -> str:
     return shlex.join(["hfsae", verb, source, *words])
 
 
-def find(options: dict[str, Any], given: Sections) -> "PlacedSAE":
+def find(options: dict[str, Any], given: Sections) -> "SAEInContext":
     """The SAE that the options of `add_sae` describe, which are taken out of all.
 
     Args:
@@ -82,7 +82,7 @@ def find(options: dict[str, Any], given: Sections) -> "PlacedSAE":
 
 def find_all(
     options: dict[str, Any], given: Sections, output_dir: str | None = None
-) -> "list[PlacedSAE]":
+) -> "list[SAEInContext]":
     """SAEs of several sources, each chosen by the same options: those of `add_saes`, which are
     taken out of all."""
     from ..measurement import chosen, find_saes
@@ -93,7 +93,7 @@ def find_all(
     return find_saes(choices, given, site=site, output_dir=output_dir)
 
 
-def tell_text(verb: str, placed: "PlacedSAE", folder: Path | None = None) -> None:
+def tell_text(verb: str, placed: "SAEInContext", folder: Path | None = None) -> None:
     """Print, for an SAE from elsewhere, its text, the language model that reads it, and the folder
     of the results."""
     if placed.home is None:

@@ -15,10 +15,10 @@ from ..attribution import uniformity
 from ..evaluation.causal import ACTIONS, COUNTS, KINDS, ORDERS, CausalControl, causal_control
 from ..hub import is_sae
 from ..lm import LoadedLM
+from ..machine.checksums import stamp
 from ..machine.files import write_tensors
 from ..machine.names import CAUSES
 from ..machine.refused import Refused
-from ..machine.weights import stamp
 from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
 from .arms import CausalArguments

@@ -19,13 +19,13 @@ from ..explanations.scores import LEXICAL
 from ..explanations.study import write_record
 from ..hub import is_sae
 from ..lm import LoadedLM
+from ..machine.checksums import of_others, stamp
 from ..machine.files import read_json
 from ..machine.names import CALLS, EXPLANATIONS, EXPLANATIONS_RECORD
 from ..machine.refused import Refused
-from ..machine.weights import of_others, stamp
 from ..models import SAE
 from ..recipe import Recipe, load_trained, norm_limits, read_rows
-from ..recipe.naming import TEMPLATE, save_named, settings_of
+from ..recipe.explaining import TEMPLATE, save_named, settings_of
 from .arms import InterpretArguments
 from .latent_scores import Columns, Explained, write_judged, write_lexical
 from .results import Measured

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..explanations.report import ShownLatent
+from ..machine.checksums import of_others, stamp
 from ..machine.files import read_tensors, write_tensors
 from ..machine.names import EXPLAINED, JUDGED
-from ..machine.weights import of_others, stamp
 
 Columns = Mapping[str, Float[Tensor, " n"]]
 

@@ -25,11 +25,10 @@ from ..evaluation.metrics import Metric
 from ..evaluation.probing.extract import KEY as PROBING_KEY
 from ..evaluation.probing.extract import kept_extract
 from ..hub import is_sae
+from ..machine.checksums import CONTENT, of_others
 from ..machine.files import damaged, read_json, read_tensors, write_tensors, write_whole
 from ..machine.names import CAUSES, DOCUMENTS, EVALUATION, RESULT_TENSORS, RESULTS, TRAINING
 from ..machine.refused import Damaged, Refused
-from ..machine.seal import CONTENT
-from ..machine.weights import of_others
 from ..models import SAE
 from ..recipe import (
     RESULT_SECTIONS,

@@ -15,7 +15,7 @@ from ..cost.shortage import check_memory
 from ..lm import LoadedLM
 from ..machine.files import read_json, sweep, write_whole
 from ..machine.lock import locked
-from ..machine.names import CHECKPOINTS, CONFIG, FINGERPRINT, REPORT, TRAINING, existing
+from ..machine.names import CHECKPOINTS, CONFIG, FINGERPRINT, REPORT, TRAINING
 from ..machine.refused import Refused
 from ..recipe import (
     Loaded,
@@ -28,9 +28,9 @@ from ..recipe import (
     load_all_trained,
     load_inputs,
     locked_run,
+    refuse_another_training,
     run,
     save_recipe,
-    stale_stages,
 )
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import across_sites, causes, explaining, results, together
@@ -198,7 +198,7 @@ def _refuse_invalid_at_site(comparison: Comparison) -> None:
                     "time"
                 )
         if not each.made_by:
-            stale_stages(each.recipe)
+            refuse_another_training(each.recipe)
 
 
 def _refuse_absent(runs: Sequence[ArmRun]) -> None:
@@ -273,7 +273,7 @@ def _train_and_evaluate_alone(
 
 def _is_trained(each: ArmRun) -> bool:
     is_left = Path(each.recipe.training.output_dir, CHECKPOINTS).exists()
-    made = (existing(f, file) for f in each.folders.values() for file in (CONFIG, FINGERPRINT))
+    made = (f / file for f in each.folders.values() for file in (CONFIG, FINGERPRINT))
     return bool(each.made_by) or (all(path.is_file() for path in made) and not is_left)
 
 

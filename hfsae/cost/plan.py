@@ -24,7 +24,7 @@ from ..recipe import (
     check,
     first_model,
     probe_arguments,
-    stale_stages,
+    refuse_another_training,
     with_lone_site,
 )
 from ..recipe.fields import bucket_tokens
@@ -330,7 +330,7 @@ def _alike(configs: dict[str, SAEConfig]) -> list[tuple[SAEConfig, int]]:
 def _clash(recipe: Recipe) -> list[str]:
     """A note on what would keep this recipe from running in its output folder."""
     try:
-        stale_stages(recipe)
+        refuse_another_training(recipe)
     except ValueError as error:
         return [f"note            it would be refused: {error}"]
     return []

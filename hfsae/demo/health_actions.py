@@ -12,10 +12,10 @@ from ..evaluation import EvaluationArguments, evaluate
 from ..evaluation.metrics import DENSITY, FIDELITY
 from ..evaluation.result import LOSSES
 from ..hub import beside, list_files
+from ..machine.checksums import CHANGED, is_changed
 from ..machine.files import read_json
 from ..machine.names import CONFIG, EVALUATION
 from ..machine.refused import Refused
-from ..machine.seal import CHANGED, is_changed
 from ..machine.units import FRAME, ROW
 from ..machine.visible import public
 from .beside import apart, other_of

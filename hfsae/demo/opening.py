@@ -10,6 +10,7 @@ from ..features import FeatureStore, read_automatic, read_labels
 from ..features.pictures import Grid, Pictures
 from ..hub import beside, load
 from ..lm import contract, load_lm
+from ..machine.checksums import KEY, changes, of_others, refuse_mixture, weights_hash
 from ..machine.files import MAX_TEXT, damaged, parse_json, reading
 from ..machine.names import (
     CARD,
@@ -28,12 +29,10 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Damaged, Refused
-from ..machine.seal import changes
 from ..machine.units import PATCH, unit_of
-from ..machine.weights import KEY, of_others, refuse_mixture, weights_hash
 from ..packaged import shipped_at
 from ..recipe import LMArguments
-from ..recipe.of_encoders import load_for
+from ..recipe.inputs_encoders import load_for
 from .label_home import is_shown_to_others, label_home
 from .subject import Choice, Subject, shown_name, shown_source, without_source
 

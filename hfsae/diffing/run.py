@@ -14,14 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ..activations import ActivationBatch
 from ..lm import LoadedLMs, contract
+from ..machine.checksums import sealed, stamp
 from ..machine.files import write_whole
 from ..machine.names import DIFF
 from ..machine.refused import Refused
-from ..machine.seal import sealed
-from ..machine.weights import stamp
 from ..models import SAE
 from ..recipe import check_held_out, inputs_of, load_inputs, norm_limits, of_run
-from ..recipe.text import counted, token_bar
+from ..recipe.job import counted, token_bar
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import N_TOKENS
 from .explained import Explained

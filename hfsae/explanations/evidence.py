@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..machine.checksums import file_hash
 from ..machine.files import replacing
 from ..machine.names import EVIDENCE
-from ..machine.weights import file_hash
 from .explainers import spelt
 from .reading import Reading
 from .windows import Evidence

@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ..machine.checksums import content_hash
 from ..machine.files import replacing
-from ..machine.seal import content_hash
 from .reading import Reading, Trace
 from .windows import Evidence, Selection, Window
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, TokenBatch
 from ..lm import check_arguments, contract, tokenizer_of
+from ..machine.checksums import file_hash, sealed
 from ..machine.files import replacing, write_whole
 from ..machine.labels import MAX_LENGTH
 from ..machine.names import (
@@ -22,8 +23,6 @@ from ..machine.names import (
     FEATURES,
 )
 from ..machine.plain import finite
-from ..machine.seal import sealed
-from ..machine.weights import file_hash
 from ..models import SAE
 from .arguments import ExplainArguments, ScoreArguments
 from .asking import ANY_TEXT, Inquiry, cases_of, judged, prompts_hash

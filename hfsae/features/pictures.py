@@ -11,11 +11,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..machine.checksums import FILES, file_hash
 from ..machine.files import damaged, read_json, read_table, reading, replacing, table_metadata
 from ..machine.names import EXAMPLES, META, PICTURES
 from ..machine.refused import Damaged, Refused
-from ..machine.seal import FILES
-from ..machine.weights import file_hash
 from .store import FeatureStore
 
 if TYPE_CHECKING:

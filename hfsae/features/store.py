@@ -2,7 +2,7 @@
 
 `features/latents.parquet` has a row per latent, `features/examples.parquet` a row per example, and
 `features/meta.json` records their origin and the meaning of each column (COLUMNS), and seals the
-two (`hfsae.machine.seal`).
+two (`hfsae.machine.checksums`).
 """
 
 import json
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..machine.checksums import file_hash, refuse_changed, refuse_mixture, sealed, unsealed
 from ..machine.files import (
     damaged,
     printable,
@@ -31,12 +32,10 @@ from ..machine.files import (
     text_columns,
     write_whole,
 )
-from ..machine.names import EXAMPLES, FEATURES, LATENTS, META, WEIGHTS
+from ..machine.names import EXAMPLES, FEATURES, LATENTS, META
 from ..machine.refused import Damaged, Refused
-from ..machine.seal import refuse_changed, sealed, unsealed
 from ..machine.units import UNITS as _KINDS_OF_UNITS
-from ..machine.weights import KEY, file_hash, refuse_mixture
-from ..models.identity import DECODER, decoder_hash_of, marked
+from ..models.identity import DECODER, marked
 
 if TYPE_CHECKING:
     import pandas
@@ -79,7 +78,7 @@ COLUMNS = {
 UNITS = {unit.one: unit.many for unit in _KINDS_OF_UNITS.values()}
 """What a store's latents were read at, meta.json's `unit`, and its plural. Stores of text have no
 unit, and read as "token"."""
-_ADDED = {"map_x", "map_y"}  # columns that stores of earlier versions lack
+_MAP = {"map_x", "map_y"}  # columns that a store has where a map was made
 _MAX_TEXT = 2**24  # bytes that the tokens of one latent take; real ones take some 10,000
 _MAX_TEXTS = 2**30  # bytes of the tokens that all examples fire on
 _KINDS: dict[str, str] = dict.fromkeys(("latent", "n_firings", "histogram", "neighbours"), "whole")
@@ -213,7 +212,7 @@ class FeatureStore:
     @property
     def places(self) -> Float[Tensor, "d_sae 2"] | None:
         """Each latent's place on the map, mostly -1 to 1; None if it was not made."""
-        if not {*self.latents.column_names} >= _ADDED:
+        if not {*self.latents.column_names} >= _MAP:
             return None
         columns = [self.latents[name].to_numpy().astype("float32") for name in ("map_x", "map_y")]
         return torch.nan_to_num(torch.stack([torch.from_numpy(c) for c in columns], dim=1))
@@ -329,16 +328,7 @@ class FeatureStore:
             if (unit := meta.get("unit", "token")) not in UNITS:
                 raise Refused(f"the unit is {unit!r}, not one of {', '.join(UNITS)}")
         _refuse_out_of_range(home / LATENTS, latents, n_bins=len(edges) - 1)
-        return cls(latents, examples, meta={**_decoder_of(home, meta), **unsealed(meta)})
-
-
-def _decoder_of(home: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """The hash of the decoder that a store of earlier versions lacks, from the weights beside it,
-    which are those that its meta.json names."""
-    path = home / WEIGHTS
-    if DECODER in meta or KEY not in meta or not path.is_file():
-        return {}
-    return {DECODER: decoder_hash_of(path)}
+        return cls(latents, examples, meta=unsealed(meta))
 
 
 def _columns_of(path: Path) -> list[str]:
@@ -347,7 +337,7 @@ def _columns_of(path: Path) -> list[str]:
 
     with reading(path):
         there = pq.read_schema(path).names
-    return [name for name in COLUMNS["latents"] if name in there or name not in _ADDED]
+    return [name for name in COLUMNS["latents"] if name in there or name not in _MAP]
 
 
 def _refuse_misfits(path: Path, table: "pyarrow.Table") -> None:

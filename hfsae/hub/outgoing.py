@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import get_token
 from transformers import AutoConfig
 
+from ..machine.checksums import resealed
 from ..machine.files import parse_yaml, read_json, read_table
 from ..machine.keys import holder_of, keys_of_environment
 from ..machine.names import (
@@ -21,7 +22,6 @@ from ..machine.names import (
     FEATURES,
     FIGURES,
     FINGERPRINT,
-    FINGERPRINTS,
     LABELS,
     PRESETS,
     RECIPE,
@@ -33,7 +33,6 @@ from ..machine.names import (
     in_folder,
 )
 from ..machine.refused import Refused
-from ..machine.seal import resealed
 from ..machine.visible import public_record
 from ..models.fingerprint import renamed
 
@@ -47,7 +46,7 @@ PUSHED = (
     WEIGHTS_INDEX,
     CARD,
     *_RECORDS,
-    *reversed(FINGERPRINTS),  # the present name wins
+    FINGERPRINT,
     CODE.name,
     f"{FIGURES}/*.png",
     f"{FEATURES}/*.parquet",
@@ -74,12 +73,6 @@ def files_to_publish(home: Path) -> Iterator[Path]:
                 raise Refused(link_refusal(link, home))
             if path.is_file():
                 yield path
-
-
-def name_to_publish(path: Path, home: Path) -> str:
-    """The path below an SAE's folder under which others see a file of it: never a former name."""
-    name = path.relative_to(home).as_posix()
-    return FINGERPRINT if name in FINGERPRINTS else name
 
 
 def link_refusal(link: Path, folder: Path) -> str:
@@ -140,7 +133,7 @@ def refuse_swapped_models(home: Path) -> None:
 def published(path: Path, include_code: bool = False) -> Path | bytes:
     """A file's public version: records lose the paths of this machine, and are sealed again."""
     home, name = in_folder(path)
-    if name in FINGERPRINTS:
+    if name == FINGERPRINT:
         return _published_fingerprint(path)
     if name not in (CONFIG, *_RECORDS):
         return path

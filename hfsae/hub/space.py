@@ -10,16 +10,14 @@ from typing import Any
 import yaml
 
 from ..features.labels import read_names
+from ..machine.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..machine.files import read_json
 from ..machine.names import CARD, CONFIG
 from ..machine.refused import Refused
-from ..machine.seal import refuse_changed
-from ..machine.weights import PUBLISHED, refuse_mixture
 from .licence import licence_notes, licence_of
 from .outgoing import (
     files_to_publish,
     is_sae,
-    name_to_publish,
     published,
     refuse_keys,
     refuse_swapped_models,
@@ -150,7 +148,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     refuse_swapped_models(sae)
     read_names(sae)  # refuses names of other weights
     sources = list(files_to_publish(sae))
-    files = {name_to_publish(path, sae): published(path) for path in sources}
+    files = {path.relative_to(sae).as_posix(): published(path) for path in sources}
     refuse_keys(files, [sae])
     shutil.rmtree(target, ignore_errors=True)
     for name, content in files.items():

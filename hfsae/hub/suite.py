@@ -23,7 +23,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from ..convert.formats import FORMATS, find, load_folder, matching
 from ..convert.saelens import SCALER
 from ..machine.files import read_json
-from ..machine.names import CONFIG, EVALUATION, FINGERPRINTS, WEIGHTS_INDEX
+from ..machine.names import CONFIG, EVALUATION, FINGERPRINT, WEIGHTS_INDEX
 from ..machine.processor import refuse_absent
 from ..machine.refused import Refused, refuse_absent_source
 from ..models import SAE
@@ -40,7 +40,7 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
 _LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
 _MAX_FETCHED = 2**24  # bytes of a JSON file, to load or list an SAE; a config is a few thousand
-_OPTIONAL = {"hfsae": FINGERPRINTS, "saelens": (SCALER,)}
+_OPTIONAL = {"hfsae": (FINGERPRINT,), "saelens": (SCALER,)}
 _OPTIONAL["gemma_scope_2_layers"] = (CONFIG,)
 
 

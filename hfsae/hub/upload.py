@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from .. import cards
 from ..convert.formats import load_folder
 from ..features import FeatureStore
 from ..features.labels import read_names
+from ..machine.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..machine.client import WAITS, HTTPError, in_a_sentence, patiently
 from ..machine.files import passes
 from ..machine.names import (
@@ -37,17 +38,13 @@ from ..machine.names import (
     EXAMPLES,
     FEATURES,
     FINGERPRINT,
-    FINGERPRINTS,
     LABELS,
     LATENTS,
     META,
     PICTURES,
     STEPS,
-    existing,
 )
 from ..machine.refused import Refused
-from ..machine.seal import refuse_changed
-from ..machine.weights import PUBLISHED, refuse_mixture
 from .download import download, refuse_path
 from .licence import licence_notes
 from .outgoing import (
@@ -56,7 +53,6 @@ from .outgoing import (
     is_of_hfsae,
     is_sae,
     link_refusal,
-    name_to_publish,
     published,
     refuse_keys,
     refuse_swapped_models,
@@ -175,7 +171,7 @@ def _plan(api: HfApi, folder: Path, homes: list[Path], order: Order) -> Plan:
         others = _others(api, repo_id, prefix, paths, revision)
         files[top] = _suite_card(folder, homes, others)
     has_text = any(path.endswith(EXAMPLES) for path in files)
-    deleted = [path for path in sorted(paths) if _is_former(path, files)]
+    deleted: list[str] = []
     if order.no_examples:
         stores = [_at(folder, home, prefix) + f"{FEATURES}/" for home in homes]
         deleted += [path for path in sorted(paths) if _is_of_store(path, stores)]
@@ -184,12 +180,6 @@ def _plan(api: HfApi, folder: Path, homes: list[Path], order: Order) -> Plan:
     _write_cards(api, plan, revision, order.replace_model_card)
     refuse_keys(plan.files, homes, api.token if isinstance(api.token, str) else None)
     return plan
-
-
-def _is_former(path: str, files: Collection[str]) -> bool:
-    """Whether a file of the repository is what one that is sent was called formerly."""
-    folder, _, name = path.rpartition("/")
-    return name in FINGERPRINTS[1:] and f"{folder}/{FINGERPRINT}".lstrip("/") in files
 
 
 def _is_of_store(path: str, stores: list[str]) -> bool:
@@ -276,7 +266,7 @@ def _homes(folder: Path) -> list[Path]:
     for home in homes:
         sae = load_folder(home, "hfsae", str(home))  # refuses damaged or inconsistent files
         read_names(home)  # so does this
-        recorded = existing(home, FINGERPRINT)
+        recorded = home / FINGERPRINT
         if recorded.is_file() and (damaged := sae.verify(home).damaged):
             raise Refused(
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({recorded.name}); "
@@ -301,7 +291,7 @@ def _collect(
     for home in homes:
         at = _at(folder, home, prefix)
         for path in files_to_publish(home):
-            name = name_to_publish(path, home)
+            name = path.relative_to(home).as_posix()
             if not (no_examples and name.startswith(f"{FEATURES}/") and name != LABELS):
                 files[at + name] = published(path, include_code)
                 sent.add(path.resolve())

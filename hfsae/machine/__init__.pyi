@@ -4,9 +4,9 @@ from .refused import Damaged as Damaged
 from .refused import Diverged as Diverged
 from .refused import HubRefused as HubRefused
 from .refused import Refused as Refused
-from .seal import refuse_changed as refuse_changed
-from .seal import resealed as resealed
-from .seal import sealed as sealed
+from .checksums import refuse_changed as refuse_changed
+from .checksums import resealed as resealed
+from .checksums import sealed as sealed
 from .visible import public_record as public_record
-from .weights import refuse_mixture as refuse_mixture
-from .weights import weights_hash as weights_hash
+from .checksums import refuse_mixture as refuse_mixture
+from .checksums import weights_hash as weights_hash

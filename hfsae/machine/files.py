@@ -1,7 +1,7 @@
 """The files beside an SAE's weights: read with a sentence for damage, written whole.
 
-Files may come from anywhere, so there are limits for sizes, nesting, and the expansion of YAML's
-aliases. Text from files goes through `printable` before it reaches a terminal.
+Files may come from anywhere, so there are limits for sizes and nesting. Text from files goes
+through `printable` before it reaches a terminal.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from gzip import GzipFile
 from pathlib import Path
@@ -32,7 +32,6 @@ T = TypeVar("T")
 
 MAX_TEXT = 2**26  # bytes of a JSON or YAML file; a large evaluation takes a few million
 _MAX_HEADER = 2**22  # bytes of a safetensors header; it takes about 100 a tensor
-_MAX_NODES = 100_000  # extra nodes from a YAML text's aliases, beyond ten times its own nodes
 # Bytes that a table may unpack to. A repeated value takes no space in a file: of histograms of
 # silent latents, all 0, an honest column is 1,000 times its size. Whole rows are not.
 _MAX_ROW = 2**24  # a latent's real ones take 2,000, the longest windows some millions
@@ -167,11 +166,26 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text: plain values, each key once.
 
     Raises:
-        ValueError: the text is not YAML, has a key twice, or is too large, aliases included.
+        ValueError: the text is not YAML, has a key twice, or is too large.
     """
     import yaml  # a dependency of an extra
 
-    return _in_a_sentence(lambda: _construct(yaml.SafeLoader(text), text))
+    class EachKeyOnce(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> "yaml.Node":
+            node = super().compose_mapping_node(anchor)
+            _refuse_twice(self, [key for key, _ in node.value])
+            return node
+
+    if len(text) > MAX_TEXT:
+        raise Refused(f"{len(text):,} characters, over the limit of {MAX_TEXT:,}")
+    try:
+        return yaml.load(text, EachKeyOnce)
+    except RecursionError:
+        raise Refused("nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: for example February 30
+        raise Refused(one_line(error)) from error
+    except (AttributeError, KeyError, TypeError) as error:  # !!bool "maybe", !!timestamp "never"
+        raise Refused(f"a value does not match its tag's type ({error})") from error
 
 
 def check_yaml(text: str) -> None:
@@ -181,55 +195,6 @@ def check_yaml(text: str) -> None:
         ValueError: as `parse_yaml`.
     """
     parse_yaml(text)
-
-
-def _in_a_sentence(parse: Callable[[], T]) -> T:
-    import yaml
-
-    try:
-        return parse()
-    except RecursionError:
-        raise Refused("nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: for example February 30
-        raise Refused(one_line(error)) from error
-    except (AttributeError, KeyError, TypeError) as error:  # !!bool "maybe", !!timestamp "never"
-        raise Refused(f"a value does not match its tag's type ({error})") from error
-
-
-def _construct(loader: "yaml.SafeLoader", text: str) -> Any:
-    if len(text) > MAX_TEXT:
-        raise Refused(f"{len(text):,} characters, over the limit of {MAX_TEXT:,}")
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return None
-        counts: dict[int, int] = {}
-        if _count_nodes(loader, root, counts, depth=0) > _MAX_NODES + 10 * len(counts):
-            raise Refused(f"its aliases expand to more than {_MAX_NODES:,} values")
-        return loader.construct_document(root)
-    finally:
-        loader.dispose()
-
-
-def _count_nodes(
-    loader: "yaml.SafeLoader", node: "yaml.Node", counts: dict[int, int], depth: int
-) -> int:
-    """Number of nodes below a node, with aliases expanded; visits each node once."""
-    line = node.start_mark.line + 1
-    if id(node) in counts:
-        if counts[id(node)] == 0:
-            raise Refused(f"line {line} contains itself by an alias")
-        return counts[id(node)]
-    if depth > _MAX_DEPTH:
-        raise Refused(f"line {line} is nested too deeply")
-    counts[id(node)] = 0  # being counted
-    children = node.value if isinstance(node.value, list) else []
-    if any(isinstance(child, tuple) for child in children):
-        _refuse_twice(loader, [key for key, _ in children])
-        children = [part for pair in children for part in pair]
-    total = 1 + sum(_count_nodes(loader, child, counts, depth + 1) for child in children)
-    counts[id(node)] = total
-    return total
 
 
 def _refuse_twice(loader: "yaml.SafeLoader", keys: "list[yaml.Node]") -> None:

@@ -10,11 +10,10 @@
                 columns.{json, md}, calls.jsonl,
                 pictures.parquet}
                 figures/*.png
-                README.md  presets.json
-                measured.json                                      of an SAE from elsewhere: what
-                                                                   its measures took
+                README.md  presets.json  presets_search.json
 
-Those of an SAE are paths below its folder.
+Those of an SAE are paths below its folder. One from elsewhere that was measured has a recipe.yaml
+of what its measures took.
 """
 
 from pathlib import Path
@@ -28,11 +27,8 @@ EVALUATION = "evaluation.json"
 PROBING, PROBING_REPORT = "probing.json", "probing.md"
 DIFF = "diff.json"
 FINGERPRINT = "fingerprint.safetensors"
-FINGERPRINTS = (FINGERPRINT, "probe.safetensors")
-"""Its name, and the one that it had in version 0.1, under which it is still read."""
 CARD = "README.md"
-PRESETS = "presets.json"
-MEASURED = "measured.json"
+PRESETS, PRESETS_SEARCH = "presets.json", "presets_search.json"
 FEATURES, FIGURES = "features", "figures"
 META = f"{FEATURES}/meta.json"
 LATENTS, EXAMPLES = f"{FEATURES}/latents.parquet", f"{FEATURES}/examples.parquet"
@@ -67,9 +63,9 @@ class Record(NamedTuple):
 
     file: str
     is_stamped: bool = True
-    """it has the hash of the weights that it is about (`machine.weights`)"""
+    """it has the hash of the weights that it is about (`machine.checksums`)"""
     is_sealed: bool = True
-    """it has a hash of its own content (`machine.seal`)"""
+    """it has a hash of its own content (`machine.checksums`)"""
     is_pushed: bool = True
     """it goes to the Hub with the SAE"""
 
@@ -98,12 +94,6 @@ MADE_BY[DIFF] = "diff"
 def shard_name(side: str, number: int) -> str:
     """The name of a file of harvested activations."""
     return f"{side}-{number:05}.safetensors"
-
-
-def existing(folder: Path, name: str) -> Path:
-    """The path of a file of an SAE, under its former name if the folder has only that."""
-    names = FINGERPRINTS if name == FINGERPRINT else (name,)
-    return next((folder / n for n in names if (folder / n).exists()), folder / name)
 
 
 def in_folder(path: Path) -> tuple[Path, str]:

@@ -3,10 +3,8 @@
     source -> `find_sae`: SAE, folder, language model and text -> `filled`: its folder holds it
            -> evaluate, collect, explain, probe, presets
 
-call       explain and probe in one call
-results    evaluate and collect again
-settings   the language model and the text that an SAE's files name
-source     from a folder or a repository, in any format, to a folder of the SAE's own
+`source` finds an SAE and puts it into a folder of its own, `settings` makes its recipe from what
+its files name, `results` evaluates and collects again, and `call` explains and probes in one call.
 """
 
 import lazy_loader

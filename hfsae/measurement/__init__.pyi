@@ -6,8 +6,7 @@ from .call import probe as probe
 from .call import probe_placed as probe_placed
 from .results import again as again
 from .results import measure as measure
-from .results import refuse_no_tokens as refuse_no_tokens
-from .results import refuse_texts as refuse_texts
+from .results import refuse_unmeasurable as refuse_unmeasurable
 from .settings import known_fields as known_fields
 from .source import chosen as chosen
 from .source import default_folder as default_folder

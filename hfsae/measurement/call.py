@@ -12,15 +12,9 @@ from ..evaluation.probing import ProbeArguments, Probing, read_tasks
 from ..explanations import ExplainArguments, Explanations, ScoreArguments
 from ..explanations.judges import JudgeArguments
 from ..machine.refused import Refused, closest
-from ..recipe import (
-    ExplainRequest,
-    PlacedSAE,
-    Sections,
-    check_explain,
-    explain_sae,
-    probe_saes,
-    remember,
-)
+from ..recipe import ExplainRequest, SAEInContext, Sections
+from ..recipe.explaining import check_explain, explain_sae
+from ..recipe.probing import probe_saes
 from .source import chosen, filled, find_sae, find_saes
 
 logger = logging.getLogger(__name__)
@@ -89,7 +83,7 @@ def explain(
 
 
 def explain_placed(
-    placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest
+    placed: SAEInContext, args: ExplainArguments, request: ExplainRequest
 ) -> Explanations:
     """Explain latents of an SAE that `find_sae` found; a dry run writes nothing.
 
@@ -98,10 +92,7 @@ def explain_placed(
     """
     check_explain(placed, args)
     with nullcontext() if request.dry_run else filled(placed):
-        found = explain_sae(placed, args, request)
-        if not request.dry_run:
-            remember(placed)
-    return found
+        return explain_sae(placed, args, request)
 
 
 def probe(
@@ -166,7 +157,7 @@ def probe(
 
 
 def probe_placed(
-    placed: Sequence[PlacedSAE], args: ProbeArguments, tasks: str = "packaged", **columns: str
+    placed: Sequence[SAEInContext], args: ProbeArguments, tasks: str = "packaged", **columns: str
 ) -> Probing:
     """Probe SAEs that `find_saes` found.
 
@@ -176,10 +167,7 @@ def probe_placed(
     for one in placed:
         with filled(one):
             pass  # each run's folder is free while texts are read, which takes long
-    result = probe_saes(placed, args, tasks, **columns)
-    for one in placed:
-        remember(one)
-    return result
+    return probe_saes(placed, args, tasks, **columns)
 
 
 def _given(model: str | None, dataset: str | list[str] | None) -> Sections:

@@ -5,65 +5,46 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..activations import text_origin, text_record
+from ..machine.checksums import SEALED, refuse_changed, refuse_mixture
 from ..machine.files import read_json, reading
 from ..machine.names import CONFIG, EVALUATION, FINGERPRINT, MADE_BY, TRAINING
 from ..machine.refused import Refused
-from ..machine.seal import SEALED, refuse_changed
 from ..machine.visible import public_record
-from ..machine.weights import refuse_mixture
-from ..recipe import (
-    Job,
-    PlacedSAE,
-    Recipe,
-    as_plain,
-    check_foreign,
-    differences,
-    finish,
-    inputs_of,
-    limits_of,
-    load_inputs,
-    load_plain,
-    load_trained,
-    norm_limits,
-    note_remaking,
-    opened,
-    remaking,
-    remember,
-    report,
-    save_recipe,
-    stage_of,
-)
+from ..recipe import Recipe, SAEInContext, load_plain, load_trained
+from ..recipe.context import limits_of, load_lm_for
+from ..recipe.folder import norm_limits
+from ..recipe.inputs_text import check_foreign
+from ..recipe.job import Job
+from ..recipe.opening import inputs_of, load_inputs
+from ..recipe.recipe_files import as_plain, differences, save_recipe
+from ..recipe.results import make, outdated, stage_of
+from ..recipe.stages import finish, make_results
 from ..training.trainer import make_accelerator, sum_products_in_float32
 
 
-def refuse_no_tokens(recipe: Recipe, result: str) -> None:
-    """Refuse to make a result for which the recipe has 0 tokens.
+def refuse_unmeasurable(placed: SAEInContext, result: str) -> None:
+    """Check a result of an SAE from elsewhere, before a model is loaded.
 
     Raises:
-        ValueError: the recipe gives this result 0 tokens.
+        ValueError: its recipe gives this result 0 tokens; or a foreign text of the evaluation
+            cannot be read, or is a part of the training text.
     """
+    _refuse_no_tokens(placed.recipe, result)
+    path = placed.origin / TRAINING if placed.origin is not None else None
+    trained_on = None
+    if path is not None and path.is_file():
+        with reading(path):
+            trained_on = read_json(path).get("text", {}).get("dataset")
+    if result == EVALUATION:
+        check_foreign(placed.recipe.evaluation, placed.recipe.text, trained_on)
+
+
+def _refuse_no_tokens(recipe: Recipe, result: str) -> None:
     stage = stage_of(result)
     if stage.size(recipe) == 0:
         raise Refused(
             f"{stage.setting} is 0, so `hfsae {MADE_BY[result]}` would do nothing; give 1 or more"
         )
-
-
-def refuse_texts(recipe: Recipe, origin: Path | None) -> None:
-    """Check the evaluation's foreign texts for an SAE without a recipe.
-
-    Args:
-        origin: folder of an SAE in hfsae's own format; its training's record names the text.
-
-    Raises:
-        ValueError: a text cannot be read, or is a part of the training text.
-    """
-    path = None if origin is None else origin / TRAINING
-    trained_on = None
-    if path is not None and path.is_file():
-        with reading(path):
-            trained_on = read_json(path).get("text", {}).get("dataset")
-    check_foreign(recipe.evaluation, recipe.text, trained_on)
 
 
 def again(
@@ -72,8 +53,8 @@ def again(
     """Make one result of a finished run again, with its figures and card. Lock the run's folder
     first (`hfsae.recipe.locked_run`).
 
-    If the recipe's sections for this result changed, or a remake was interrupted, the result is
-    made again for all SAEs of the run: one recipe.yaml describes them all.
+    Where the recipe's sections for this result changed, it is made again for all SAEs of the run:
+    one recipe.yaml describes them all.
 
     Args:
         recipe: the run's recipe, with changed fields in the sections that affect this result.
@@ -91,31 +72,27 @@ def again(
             f"`hfsae {verb}` cannot change {key}, only {' and '.join(sections)}: the rest "
             "describes how this SAE was trained"
         )
-    refuse_no_tokens(recipe, result)
+    _refuse_no_tokens(recipe, result)
     if result == EVALUATION:
         check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
-    others: list[Path] = []
-    unfinished = remaking(home)
-    if result in unfinished or next(differences(old, new, sections), None):
-        siblings = (home / name for name in recipe.sae_fields())
-        others = [f for f in siblings if (f / CONFIG).is_file() and not f.samefile(folder)]
+    siblings = (home / name for name in recipe.sae_fields())
+    others = [f for f in siblings if (f / CONFIG).is_file() and not f.samefile(folder)]
+    others = [other for other in others if result in outdated(other, recipe)]
     sum_products_in_float32()
     device = str(make_accelerator(recipe.training).device)
     sae = load_trained(folder)  # first: a damaged file fails before the language model loads
     norm_limits(sae, folder)
-    _refuse_changed_others(folder, result)
+    refuse_changed(folder, [name for name in SEALED if name != result])  # else: no card
     loaded = load_inputs(recipe, device)
     if others:
         tell(f"{verb}: all {1 + len(others)} SAEs of {home}, since they share one recipe.yaml")
-    note_remaking(home, {*unfinished, result})
-    report(recipe, loaded, sae, folder, again=[result])
+    make_results(recipe, loaded, sae, folder, again=[result])
     for other in others:
-        report(recipe, loaded, load_trained(other), other, again=[result])
+        make_results(recipe, loaded, load_trained(other), other, again=[result])
     save_recipe(home, new)
-    note_remaking(home, {*unfinished} - {result})
 
 
-def measure(placed: PlacedSAE, result: str) -> None:
+def measure(placed: SAEInContext, result: str) -> None:
     """Make one result of an SAE from elsewhere in its folder, and its figures and card again.
 
     Only the test side of the text is read; evaluation may be set to another. The result has under
@@ -127,8 +104,8 @@ def measure(placed: PlacedSAE, result: str) -> None:
     """
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder
     refuse_mixture(folder, [TRAINING, FINGERPRINT])  # no measurement remakes these
-    _refuse_changed_others(folder, result)
-    loaded = opened(placed)
+    refuse_changed(folder, [name for name in SEALED if name != result])  # else: no card
+    loaded = load_lm_for(placed)
     limits = limits_of(placed, loaded)
     revision = getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision
     note = {
@@ -139,11 +116,6 @@ def measure(placed: PlacedSAE, result: str) -> None:
     }
     more = public_record({"measured_with": note})
     inputs = inputs_of(recipe, loaded)
-    stage_of(result).make(Job(recipe, inputs, loaded, sae, folder, limits, side="test", more=more))
-    remember(placed)
+    job = Job(recipe, inputs, loaded, sae, folder, limits, side="test", more=more)
+    make(stage_of(result), job)
     finish(folder)
-
-
-def _refuse_changed_others(folder: Path, result: str) -> None:
-    """Refuse what would keep the card from being written, before anything is measured."""
-    refuse_changed(folder, [name for name in SEALED if name != result])

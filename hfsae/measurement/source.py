@@ -12,6 +12,7 @@ from ..cards import refuse_card_of_others
 from ..convert import save_as
 from ..hub import beside
 from ..hub import load as load_sae
+from ..machine.checksums import STAMPED, weights_hash
 from ..machine.files import passes, read_json
 from ..machine.names import (
     CONFIG,
@@ -20,7 +21,6 @@ from ..machine.names import (
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
-    FINGERPRINTS,
     LABELS,
     LATENTS,
     LOG,
@@ -28,24 +28,15 @@ from ..machine.names import (
     RECIPE,
 )
 from ..machine.refused import Refused, closest
-from ..machine.weights import STAMPED, weights_hash
 from ..models import SAE
 from ..packaged import shipped_at
-from ..recipe import (
-    PlacedSAE,
-    Sections,
-    changed,
-    finish,
-    home_of,
-    is_of_a_run,
-    locked_run,
-    of_run,
-    read_recipe,
-    trained_folder,
-)
-from .settings import known_fields, recipe_of, trained_digest, trained_text
+from ..recipe import SAEInContext, Sections, read_recipe
+from ..recipe.context import of_run, remember
+from ..recipe.folder import home_of, is_of_a_run, locked_run, trained_folder
+from ..recipe.stages import finish
+from .settings import known_fields, recipe_of, trained_text, with_given
 
-_ABOUT = (CONFIG, LOG, *STAMPED, *FINGERPRINTS[1:], LATENTS, EXAMPLES, LABELS, PRESETS)
+_ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS, PRESETS)
 _ABOUT += (EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, EVIDENCE)
 _PARTS = ("subfolder", "layer", "width", "l0")
 
@@ -56,7 +47,7 @@ def find_sae(
     *,
     site: str | None = None,
     output_dir: str | Path | None = None,
-) -> PlacedSAE:
+) -> SAEInContext:
     """The SAE of a source, the folder of its results, and the language model and text of its
     measures. Nothing is written: `filled` does that.
 
@@ -74,36 +65,43 @@ def find_sae(
         ValueError: there is no such SAE, or neither it nor the arguments name a language model or a
             site.
     """
-    given, folder = given or {}, run_folder(choice)
+    given, folder, source = given or {}, run_folder(choice), str(choice["source"])
     if folder is not None and output_dir is None:
         placed = of_run(folder)
-        _put_at(placed.sae, site, str(choice["source"]))
-        own = placed.recipe.text
-        how = (own, own.held_out_fraction, trained_digest([folder]))
-        placed.recipe = changed(placed.recipe, given, *how)
+        _put_at(placed.sae, site, source)
+        own, (_, digest) = placed.recipe.text, trained_text([folder])
+        how = (own, own.held_out_fraction, digest)
+        placed.recipe = with_given(placed.recipe, given, *how)
         return placed
     sae = load_at(choice, site)
+    config, known = sae.config, Sections()
     target, origin = place(choice, output_dir)
     if folder is not None:
-        base, known = read_recipe(Path(home_of(folder) or folder) / RECIPE), {}
+        base = read_recipe(Path(home_of(folder) or folder) / RECIPE)
         trained, fraction = base.text, base.text.held_out_fraction
-        folders = {folder: None}
+        _, digest = trained_text([folder])
     else:
-        folders = dict.fromkeys(path for path in (target, origin) if path is not None)
-        known = known_fields(sae.config.to_dict(), [*folders])
-        base, trained = recipe_of(known), trained_text([*reversed(folders)])
+        folders = [*dict.fromkeys(path for path in (target, origin) if path is not None)]
+        known = known_fields(config.to_dict(), folders)
+        base, (trained, digest) = recipe_of(known), trained_text(folders[::-1])
         fraction = known["text"].get("held_out_fraction")
-        if not {"name"} & {*known["lm"], *given.get("lm", {})}:
+        if "name" not in {**known["lm"], **given.get("lm", {})}:
             raise Refused(
-                f"{choice['source']} does not name its language model; give --lm.name (in Python "
-                "model=)"
+                f"{source} does not name its language model; give --lm.name (in Python model=)"
             )
-    recipe = changed(base, given, trained, fraction, trained_digest([*reversed(folders)]))
-    names_all = sae.config.where is not None
-    _complete(sae, known.get("site"), recipe.lm.name, str(choice["source"]))
-    if not names_all and origin != target:
-        origin = None  # its config is written anew, with the site
-    return PlacedSAE(target, sae, recipe, None, origin, _in_words(choice))
+    recipe = with_given(base, given, trained, fraction, digest)
+    if config.where is None:
+        config.site = known.get("sae", {}).get("site")
+        if config.where is None:
+            raise Refused(
+                f"{source} does not name its site; give --site (in Python site=), such as "
+                "'layers.12'"
+            )
+        origin = origin if origin == target else None  # its config is written anew, with the site
+    config.model_name = config.model_name or recipe.lm.name
+    named = Path(source).resolve().name if Path(source).exists() else source
+    words = [named, *(f"{k}={v}" for k, v in choice.items() if k != "source" and v)]
+    return SAEInContext(target, sae, recipe, None, origin, " ".join(words))
 
 
 def find_saes(
@@ -112,22 +110,19 @@ def find_saes(
     *,
     site: str | None = None,
     output_dir: str | Path | None = None,
-) -> list[PlacedSAE]:
+) -> list[SAEInContext]:
     """Several SAEs as `find_sae` finds each.
 
     Args:
         output_dir: for one SAE its folder; for several, where each gets a folder of its own.
     """
-    single = len(choices) == 1
     found = []
     for choice in choices:
-        own = output_dir if single or output_dir is None else _below(output_dir, choice)
+        own = output_dir
+        if output_dir is not None and len(choices) > 1:
+            own = Path(output_dir) / default_folder(choice).name
         found.append(find_sae(choice, given, site=site, output_dir=own))
     return found
-
-
-def _below(folder: str | Path, choice: Mapping[str, Any]) -> Path:
-    return Path(folder) / default_folder(choice).name
 
 
 def chosen(source: str | Path, **options: object) -> dict[str, Any]:
@@ -155,27 +150,10 @@ def chosen(source: str | Path, **options: object) -> dict[str, Any]:
     return {"source": "/".join(parts[:2]), "subfolder": "/".join(parts[2:]), **choice}
 
 
-def _complete(sae: SAE, site: str | None, lm_name: str, source: str) -> None:
-    """Put the site and the language model into the config of an SAE that does not name them."""
-    config = sae.config
-    if config.sites is None:
-        config.site = config.site or site
-    if config.where is None:
-        raise Refused(
-            f"{source} does not name its site; give --site (in Python site=), such as 'layers.12'"
-        )
-    config.model_name = config.model_name or lm_name
-
-
-def _in_words(choice: Mapping[str, Any]) -> str:
-    source = str(choice["source"])
-    named = Path(source).resolve().name if Path(source).exists() else source
-    return " ".join([named, *(f"{k}={v}" for k, v in choice.items() if k != "source" and v)])
-
-
 @contextmanager
-def filled(placed: PlacedSAE) -> Iterator[PlacedSAE]:
-    """A block in which the SAE's folder is locked and holds its weights.
+def filled(placed: SAEInContext) -> Iterator[SAEInContext]:
+    """A block in which the SAE's folder is locked and holds its weights; at its end the folder has
+    a recipe, too.
 
     Raises:
         ValueError: the folder holds another SAE, something else, or a card that hfsae did not
@@ -186,6 +164,7 @@ def filled(placed: PlacedSAE) -> Iterator[PlacedSAE]:
             refuse_card_of_others(placed.folder)
             fill_folder(placed.sae, placed.origin, placed.folder)
         yield placed
+        remember(placed)
 
 
 @contextmanager
@@ -200,12 +179,10 @@ def own_folder(choice: Mapping[str, Any], site: str | None = None) -> Iterator[P
     if folder == origin:
         yield folder
         return
-    with _staged(choice, site) as staged:
-        if _is_same(folder, staged):
-            yield folder
-        else:
+    with _staged(choice, site) as (staged, is_measured):
+        if not is_measured:
             finish(staged)
-            yield staged
+        yield folder if is_measured else staged
 
 
 def results_folder(choice: Mapping[str, Any]) -> Path | None:
@@ -221,23 +198,21 @@ def results_folder(choice: Mapping[str, Any]) -> Path | None:
     folder, origin = place(choice, None)
     if folder == origin or not (folder / CONFIG).is_file():
         return origin
-    with _staged(choice) as staged:
-        return folder if _is_same(folder, staged) else origin
+    with _staged(choice) as (_, is_measured):
+        return folder if is_measured else origin
 
 
 @contextmanager
-def _staged(choice: Mapping[str, Any], site: str | None = None) -> Iterator[Path]:
-    """A temporary folder with the SAE of a choice in hfsae's own format."""
+def _staged(choice: Mapping[str, Any], site: str | None = None) -> Iterator[tuple[Path, bool]]:
+    """A temporary folder with the SAE of a choice in hfsae's own format, and whether runs/NAME
+    holds the same."""
     folder, origin = place(choice, None)
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / folder.name
         staged.mkdir()
         fill_folder(load_at(choice, site), origin, staged)
-        yield staged
-
-
-def _is_same(folder: Path, staged: Path) -> bool:
-    return (folder / CONFIG).is_file() and weights_hash(folder) == weights_hash(staged)
+        is_there = (folder / CONFIG).is_file() and weights_hash(folder) == weights_hash(staged)
+        yield staged, is_there
 
 
 def run_folder(choice: Mapping[str, Any]) -> Path | None:
@@ -303,17 +278,13 @@ def _put_at(sae: SAE, site: str | None, source: str) -> None:
 
 
 def place(choice: Mapping[str, Any], output: str | Path | None) -> tuple[Path, Path | None]:
-    """The folder for an SAE's results, and its own folder if it is in hfsae's own format."""
+    """The folder for an SAE's results, and its own folder if it is in hfsae's own format: the same,
+    where it may be written to and does not come with hfsae."""
     origin = origin_of(choice)
-    is_here = origin is not None and Path(choice["source"]).exists()
-    if origin is not None and output is None and is_here and _takes_results(origin):
+    is_here = origin is not None and output is None and Path(choice["source"]).exists()
+    if origin is not None and is_here and shipped_at(origin) is None and os.access(origin, os.W_OK):
         return origin, origin
     return Path(output) if output else default_folder(choice), origin
-
-
-def _takes_results(folder: Path) -> bool:
-    """Whether an SAE's own folder may be written to: not one that comes with hfsae."""
-    return shipped_at(folder) is None and os.access(folder, os.W_OK)
 
 
 def fill_folder(sae: SAE, origin: Path | None, folder: Path) -> None:
@@ -332,26 +303,19 @@ def fill_folder(sae: SAE, origin: Path | None, folder: Path) -> None:
         if origin is None:
             save_as(sae, staged, "hfsae")
         else:
-            _copy(origin, staged)
+            weights = [path.name for path in origin.glob("model*.safetensors*")]
+            for name in (*weights, *_ABOUT):
+                if (origin / name).is_file():
+                    (staged / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(origin / name, staged / name)
         held = sorted(p.name for p in folder.iterdir() if not passes(p))
         if held and weights_hash(folder) != weights_hash(staged):
             what = "another SAE" if CONFIG in held else f"something else ({held[0]})"
             raise Refused(f"the folder {folder} holds {what}; give another --output_dir")
-        if CONFIG not in held:
-            _move(staged, folder)
-
-
-def _move(staged: Path, folder: Path) -> None:
-    """Copy weights first, the config last: so a folder with a config is complete."""
-    files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
-    for name in sorted(files, key=lambda n: (n.name == CONFIG, n.suffix != ".safetensors")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staged / name, folder / name)
-
-
-def _copy(origin: Path, staged: Path) -> None:
-    weights = [path.name for path in origin.glob("model*.safetensors*")]
-    for name in (*weights, *_ABOUT):
-        if (origin / name).is_file():
-            (staged / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(origin / name, staged / name)
+        if CONFIG in held:
+            return
+        # Weights first, the config last: so a folder with a config is complete.
+        files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
+        for name in sorted(files, key=lambda n: (n.name == CONFIG, n.suffix != ".safetensors")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged / name, folder / name)

@@ -42,7 +42,6 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
-from ..machine.former import former_property
 from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
@@ -202,8 +201,6 @@ class SAE(Places, Strict):
     def to_saelens(self) -> Any:
         """The same function as a `sae_lens.SAE`: see `hfsae.convert.saelens.to_sae_lens_object`."""
         return import_module("hfsae.convert.saelens").to_sae_lens_object(self)
-
-    scale = former_property("latent_scale", "sae.scale", "sae.latent_scale, or sae.write_scale")
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc, in raw units (of the target).

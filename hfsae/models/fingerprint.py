@@ -19,15 +19,15 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..machine.checksums import stamp
 from ..machine.files import json_value, opened_tensors, write_tensors
-from ..machine.names import FINGERPRINT, FINGERPRINTS
+from ..machine.names import FINGERPRINT
 from ..machine.refused import Damaged, Refused, one_line
-from ..machine.weights import stamp
 from .config import SAEConfig
 
 N_TOKENS = 64
-_KEYS = tuple(Path(name).stem for name in FINGERPRINTS)
-"""Keys of the hash of the recorded tensors: the present one, and those of former versions."""
+_KEY = "fingerprint"
+"""Key of the hash of the recorded tensors."""
 _TENSORS = ("x", "counts", "indices", "values", "recon")
 _FULL = (torch.float32, torch.float64)
 _FLOATS, _INTEGERS = (*_FULL, torch.bfloat16, torch.float16), (torch.int64,)
@@ -95,11 +95,9 @@ def write_fingerprint(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) 
         "recon": recon.cpu().contiguous(),
     }
     hashes = {name: _hash(t) for name, t in sae.state_dict().items()}
-    hashes |= {"config": _hash_config(sae.config), _KEYS[0]: _hash_all(tensors)}
+    hashes |= {"config": _hash_config(sae.config), _KEY: _hash_all(tensors)}
     path = Path(folder) / FINGERPRINT
     write_tensors(path, tensors, {"sha256": json.dumps(hashes), **stamp(path.parent)})
-    for former in FINGERPRINTS[1:]:
-        path.with_name(former).unlink(missing_ok=True)
     return path
 
 
@@ -130,8 +128,7 @@ def verify(sae: Any, path: Path) -> Verification:
         ValueError: the fingerprint is damaged, or belongs to an SAE with other widths.
     """
     tensors, hashes = _read(path)
-    recorded = next((hashes[key] for key in _KEYS if key in hashes), None)
-    damaged = [] if _hash_all(tensors) == recorded else [_KEYS[0]]
+    damaged = [] if _hash_all(tensors) == hashes.get(_KEY) else [_KEY]
     if _hash_config(sae.config) != hashes.get("config"):
         damaged.append("config")
     state = {name: tensor for name, tensor in sae.state_dict().items()}

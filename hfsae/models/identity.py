@@ -4,14 +4,10 @@ An SAE in memory has no file whose hash could be compared, and may be in another
 folded, where its latents are the same.
 """
 
-from pathlib import Path
-
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ..machine.files import opened_tensors
 from ..machine.refused import Refused
 from .fingerprint import state_hash
 
@@ -30,16 +26,6 @@ def decoder_hash(W_dec: Float[Tensor, "d_sae d_out"]) -> str | None:
     entries = W_dec.detach().reshape(-1)
     entries = entries[:: -(-len(entries) // _MOST)].to(torch.bfloat16)
     return state_hash({"W_dec": entries}) if len(entries) else None
-
-
-def decoder_hash_of(path: Path) -> str | None:
-    """The hash of the decoder in a file of an SAE's weights; None where it cannot be read, which
-    code that loads the weights reports."""
-    try:
-        with opened_tensors(path) as file:
-            return decoder_hash(file.get_tensor("W_dec"))
-    except (SafetensorError, OSError, ValueError):
-        return None
 
 
 def marked(values: Tensor, decoder_sha256: str | None) -> Tensor:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 from transformers import PreTrainedConfig
 
 from ..lm.sites import Sites
-from ..machine.former import warn_of_former
 from ..machine.refused import Refused
 
 Number = int | float
@@ -239,12 +238,6 @@ class SiteFields(PreTrainedConfig):
     def where(self) -> str | None:
         """The place, or the places, that it reads: 'layers.12', or 'a, b'; None: it names none."""
         return where_of(vars(self))
-
-    @property
-    def places(self) -> tuple[str, str]:
-        """The former name of `reads.only_site` and `writes.only_site`."""
-        warn_of_former("config.places", "config.reads and config.writes")
-        return self.reads.only_site, self.writes.only_site
 
 
 def where_in_short_of(config: Mapping[str, Any]) -> str | None:

@@ -12,17 +12,8 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..machine.files import opened_tensors, read_json, reading
-from ..machine.former import warn_of_former
 from ..machine.loading import one_at_a_time
-from ..machine.names import (
-    CONFIG,
-    FINGERPRINT,
-    FINGERPRINTS,
-    TRAINING,
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    existing,
-)
+from ..machine.names import CONFIG, FINGERPRINT, TRAINING, WEIGHTS, WEIGHTS_INDEX
 from ..machine.refused import Refused, one_line
 from .config import SAEConfig
 from .fingerprint import Verification, verify
@@ -80,25 +71,19 @@ class Strict(PreTrainedModel):
         model._source = {"name": where, **place}
         return loaded if wants_info else model
 
-    def verify(
-        self, fingerprint: str | Path | None = None, *, probe: str | Path | None = None
-    ) -> Verification:
+    def verify(self, fingerprint: str | Path | None = None) -> Verification:
         """Compare this SAE with its fingerprint: are the weights those that were saved, and do they
         give the same latents on this machine?
 
         Args:
             fingerprint: a fingerprint.safetensors, or a folder that holds one; by default the one
                 in the folder or repository that this SAE was loaded from.
-            probe: the former name of `fingerprint`.
 
         Raises:
             ValueError: there is no fingerprint, or it is damaged.
         """
-        if probe is not None:
-            warn_of_former("verify(probe=...)", "verify(fingerprint=...)")
-            fingerprint = probe
         path = Path(self._find_fingerprint() if fingerprint is None else fingerprint)
-        path = existing(path, FINGERPRINT) if path.is_dir() else path
+        path = path / FINGERPRINT if path.is_dir() else path
         if not path.is_file():
             raise Refused(
                 f"there is no {path}; `hfsae train` and `hfsae.write_fingerprint` make it"
@@ -112,13 +97,10 @@ class Strict(PreTrainedModel):
             raise Refused("this SAE was not loaded from a folder; name its fingerprint's folder")
         if Path(name).is_dir():
             return Path(name, source.get("subfolder", ""))
-        reasons = []
-        for file in FINGERPRINTS:
-            try:
-                return Path(cast(str, cached_file(name, file, **source)))
-            except OSError as error:
-                reasons.append(error)
-        raise Refused(f"{name} holds no {FINGERPRINT} to verify against") from reasons[0]
+        try:
+            return Path(cast(str, cached_file(name, FINGERPRINT, **source)))
+        except OSError as error:
+            raise Refused(f"{name} holds no {FINGERPRINT} to verify against") from error
 
 
 def _variant_at(name: str, options: dict[str, Any]) -> Any:

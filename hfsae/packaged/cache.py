@@ -7,10 +7,10 @@ from pathlib import Path
 
 from huggingface_hub.constants import HF_HOME
 
+from ..machine.checksums import file_hash
 from ..machine.files import write_whole
 from ..machine.lock import locked
 from ..machine.names import WEIGHTS
-from ..machine.weights import file_hash
 
 _HASH = "weights.sha256"  # written last: a folder that has it is whole
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
+from ..machine.checksums import file_hash
 from ..machine.files import replacing
 from ..machine.names import CONFIG, WEIGHTS
 from ..machine.refused import Refused, closest
-from ..machine.weights import file_hash
 from .cache import made_once
 from .installed import Package
 from .onnx import OnnxFile, read_onnx

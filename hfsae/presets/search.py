@@ -19,39 +19,42 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..activations.spelling import tokenise
 from ..features import FeatureStore
 from ..features.function_words import content_word
-from ..lm import contract
+from ..lm import Moment, activations_read, cast_for, contract, intervene, special_ids, unspared
+from ..machine.checksums import stamp
 from ..machine.files import parse_json, write_whole
 from ..machine.names import PRESETS
 from ..machine.refused import Refused
-from ..machine.weights import stamp
+from ..models import SAE
+from ..models.identity import refuse_values_of_others
 from ..ops import kl_of_logs
-from ..steering import repetition
+from ..steering import SeededSampling, repetition, steer
 from ..steering.pair import Pair, Sampling, generate_pair
+from ..steering.strength import sampled_kl
 from .arguments import PresetArguments
-from .texts import (
-    PROMPTS,
-    SEEDS,
-    Attempt,
-    Candidate,
-    Model,
-    attempts_of,
-    firings,
-    surprise_of,
-    together,
-    unsteered,
-)
 
 logger = logging.getLogger(__name__)
-
+PROMPTS = (
+    "The story is about",
+    "Once upon a time there was a",
+    "My favourite thing to do is",
+    "Today I want to tell you about",
+)
+SEEDS = (16, 17, 18)
+"""The first is the app's."""
+_FIRING = 0.3  # of a latent's largest activation: tokens from there on are about it
+_TOGETHER, _LOGITS = 4, 2**30  # candidates whose texts are one batch; bytes of its logits
 _DENSITIES = (1e-4, 0.02)  # often enough to have examples, and not on every page
 _SHORTEST = 3  # letters of a word that means something
 _COMMON = 0.01  # of all latents: words in the examples of more are function words
@@ -61,6 +64,168 @@ _CLOSELY = 3  # so many times n_candidates are screened at every strength
 _SCREENED = 2.0  # the strength at which all are
 _NEXT = 1.2  # times max_kl is what the token after a prompt may differ: texts differ less
 _SCREENING, _CLOSELY_BY, _TRYING = 0.2, 0.35, 0.6  # of the time, by when each part ends
+
+
+class Model(NamedTuple):
+    """What is steered."""
+
+    lm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sae: SAE
+    store: FeatureStore
+
+    def steered(self, latent: int, strength: float) -> AbstractContextManager[None]:
+        """The block in which a latent is added, in multiples of its largest activation."""
+        largest = self.store.max_activations
+        return steer(self.lm, self.sae, {latent: strength}, unit="max", max_activations=largest)
+
+    def each_steered(
+        self, latents: Sequence[int], strengths: float | Sequence[float]
+    ) -> AbstractContextManager[None]:
+        """The block in which each row of a batch has one latent added, as by `steered`."""
+        maxima = self.store.max_activations
+        refuse_values_of_others(maxima, self.sae.W_dec, "max_activations")
+        largest = maxima[latents].to(self.sae.W_dec)
+        amounts = torch.as_tensor(strengths).to(largest) * largest
+        added = (amounts[:, None] * self.sae.W_dec[latents].detach())[:, None]
+        spared = special_ids(self.lm)
+
+        def write(moment: Moment) -> Tensor:
+            new = moment.target + (added * self.sae.row_factor(moment.source)).to(moment.target)
+            is_changed = unspared(moment.input_ids, spared).to(new.device)
+            return new.where(is_changed[..., None], moment.target)
+
+        return intervene(self.lm, self.sae, write)
+
+    def ids(self, prompt: str) -> list[int]:
+        """The tokens of a prompt."""
+        bos = self.sae.config.bos != "none"
+        return tokenise(self.tokenizer, prompt, bos=bos, max_tokens=512).ids
+
+
+class Candidate(NamedTuple):
+    """A latent, and the words that it stands for, in small letters, the commonest first."""
+
+    latent: int
+    words: tuple[str, ...]
+    strength: float = 0.0
+    """at which its texts are written"""
+    raised: float = 0.0
+    """nats: what its words contribute to the KL of the next token"""
+
+
+class Attempt(NamedTuple):
+    """A candidate at one prompt."""
+
+    candidate: Candidate
+    prompt: str
+    kl: float
+    """mean over the texts of all prompts"""
+    repetition: float
+    """largest of the texts"""
+    hits: float
+    """tokens of a text on which the latent fires, mean; less those without steering"""
+    n_seeds: int
+    """texts in which it fires on more tokens than without steering"""
+    surprise: float = 0.0
+    """`surprise_of` the texts of all prompts, mean"""
+    steered: str = ""
+    """the text of the first seed"""
+
+
+class Texts(NamedTuple):
+    """The prompts with each seed, one row each, and their texts without steering."""
+
+    tokens: dict[str, Tensor]
+    plain: Tensor
+    """[rows, n_tokens]"""
+
+
+@torch.no_grad()
+def unsteered(model: Model, n_tokens: int) -> Texts:
+    rows = [model.ids(prompt) for prompt in PROMPTS for _ in SEEDS]
+    longest = max(map(len, rows))
+    pad = model.tokenizer.pad_token_id or 0
+    tokens = {
+        "input_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in rows]),
+        "attention_mask": torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows]),
+    }
+    _, plain = sampled_kl(model.lm, tokens, nullcontext(), n_tokens, _sampling())
+    return Texts(tokens, plain)
+
+
+@torch.no_grad()
+def surprise_of(model: Model, prompt: str, text: str) -> float:
+    """How much less likely the model as it is finds a text behind a prompt than it expects, nats a
+    token: minus its log-probability, less the entropy of the predictions along it. Of texts drawn
+    from the model at temperature 1 the mean is 0."""
+    row = torch.tensor([model.ids(prompt)])
+    ids = torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
+    tokens = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    return float(surprises(model, tokens, ids)) if ids.numel() else 0.0
+
+
+def surprises(model: Model, tokens: Mapping[str, Tensor], ids: Tensor) -> Float[Tensor, " rows"]:
+    """`surprise_of`, of texts [rows, n] behind their prompts."""
+    whole = torch.cat([tokens["input_ids"], ids], dim=1).to(model.lm.device)
+    mask = torch.cat([tokens["attention_mask"], torch.ones_like(ids)], dim=1).to(model.lm.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    n = ids.shape[1]
+    logits = model.lm(input_ids=whole, attention_mask=mask, position_ids=positions).logits
+    more = []
+    for row, new in zip(logits, whole, strict=True):  # logits may be large: row by row
+        log = row[-n - 1 : -1].float().log_softmax(-1)
+        entropy = -(log.exp() * log).sum(-1)
+        more.append((-log.gather(-1, new[-n:, None])[:, 0] - entropy).mean())
+    return torch.stack(more).cpu()
+
+
+def together(vocab_size: int, n_tokens: int) -> int:
+    """Candidates whose texts are written in one batch: fewer for a large vocabulary."""
+    each = 4 * len(PROMPTS) * len(SEEDS) * n_tokens * vocab_size
+    return max(1, min(_TOGETHER, _LOGITS // each))
+
+
+def _sampling(repeats: int = 1) -> SeededSampling:
+    """The same random numbers at each call, others in each row of texts."""
+    return SeededSampling(SEEDS[0], Sampling.temperature, repeats)
+
+
+@torch.no_grad()
+def attempts_of(
+    model: Model, some: Sequence[Candidate], texts: Texts, n_tokens: int
+) -> Iterator[list[Attempt]]:
+    """Each candidate at all prompts; all texts are written at once."""
+    n_rows = len(texts.plain)
+    tokens = {name: rows.repeat(len(some), 1) for name, rows in texts.tokens.items()}
+    each = [candidate for candidate in some for _ in range(n_rows)]
+    block = model.each_steered([c.latent for c in each], [c.strength for c in each])
+    how, cached = _sampling(len(some)), not model.sae.config.needs_whole_text
+    kls, generated = sampled_kl(model.lm, tokens, block, n_tokens, how, use_cache=cached)
+    surprise = surprises(model, tokens, generated)
+    parts = (each.split(n_rows) for each in (kls, generated, surprise))
+    for candidate, kl, rows, surprise in zip(some, *parts, strict=True):
+        before = firings(model, candidate.latent, texts.plain)
+        after = firings(model, candidate.latent, rows)
+        made = []
+        for i, prompt in enumerate(PROMPTS):
+            part = slice(i * len(SEEDS), (i + 1) * len(SEEDS))
+            gains = [new - old for new, old in zip(after[part], before[part], strict=True)]
+            again = max(repetition(row[None]) for row in rows[part])
+            hits, n_seeds = sum(gains) / len(gains), sum(gain > 0 for gain in gains)
+            steered = str(model.tokenizer.decode(rows[part][0], skip_special_tokens=True))
+            numbers = float(kl.mean()), again, hits, n_seeds, float(surprise.mean())
+            made.append(Attempt(candidate, prompt, *numbers, steered))
+        yield made
+
+
+def firings(model: Model, latent: int, ids: Tensor) -> list[int]:
+    """On how many tokens of each row [rows, n] the latent fires, read without steering."""
+    x = activations_read(model.lm, model.sae.config, input_ids=ids.to(model.lm.device))
+    latents = model.sae.encode(cast_for(model.sae, x.flatten(0, 1)))
+    activation = latents[:, latent].float().cpu().reshape(ids.shape)
+    about = activation >= _FIRING * float(model.store.max_activations[latent])
+    return about[:, 1:].sum(1).tolist()  # the first token's activations are outliers
 
 
 class Found(NamedTuple):
@@ -115,8 +280,7 @@ def find_presets(
         if any(str(attempt.candidate.latent) in preset["latents"] for preset in presets):
             continue
         tick("presets confirmed", len(presets), args.n_presets)
-        tried = [a for a in attempts if a.candidate == attempt.candidate]
-        if preset := _confirmed(model, attempt, tried, labels, args):
+        if preset := _confirmed(model, attempt, labels, args):
             progress(f"works with {len(SEEDS)} of {len(SEEDS)} seeds: {_line(attempt)}")
             presets.append(preset)
     return Found(presets, attempts)
@@ -239,13 +403,10 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> l
 
 
 def works(attempt: Attempt, args: PresetArguments) -> bool:
-    """Whether steering was seen with every seed, within the bounds."""
-    return is_within(attempt, args) and attempt.n_seeds == len(SEEDS)
-
-
-def is_within(attempt: Attempt, args: PresetArguments) -> bool:
-    """Whether the texts are near the model's own and do not go round."""
-    return attempt.kl <= args.max_kl and attempt.repetition <= args.max_repetition
+    """Whether steering was seen with every seed, in texts that are near the model's own and do not
+    go round."""
+    is_within = attempt.kl <= args.max_kl and attempt.repetition <= args.max_repetition
+    return is_within and attempt.n_seeds == len(SEEDS)
 
 
 def _striking(attempt: Attempt) -> float:
@@ -255,13 +416,20 @@ def _striking(attempt: Attempt) -> float:
 def _confirmed(
     model: Model,
     attempt: Attempt,
-    tried: Sequence[Attempt],
     labels: Mapping[int, str],
     args: PresetArguments,
 ) -> dict[str, Any] | None:
     """The preset, with the app's own texts of the first seed, if these seeds show it too."""
     texts, (latent, words, strength, _) = list[Pair](), attempt.candidate
-    for pair in _written(model, attempt):
+    for seed in SEEDS:
+        *_, pair = generate_pair(
+            model.lm,
+            model.tokenizer,
+            model.ids(attempt.prompt),
+            lambda phase: model.steered(latent, strength),
+            Sampling(seed=seed),
+            cached=not model.sae.config.needs_whole_text,
+        )
         texts.append(pair)
         ids = (torch.tensor([new]) for new in (pair.plain_ids, pair.steered_ids))
         before, after = (firings(model, latent, row)[0] for row in ids)
@@ -282,61 +450,7 @@ def _confirmed(
         "steered": steered,
         "kl": round(kl, 3),
         "surprise": round(surprise, 3),
-        "others": _of_others(attempt.prompt, tried),
     }
-
-
-def _of_others(own: str, tried: Sequence[Attempt]) -> list[dict[str, str]]:
-    """The texts of other prompts."""
-    return [{"prompt": a.prompt, "steered": a.steered} for a in tried if a.prompt != own]
-
-
-def retest(
-    model: Model,
-    presets: Sequence[Mapping[str, Any]],
-    args: PresetArguments = PresetArguments(),
-    progress: Callable[[str], object] = logger.info,
-) -> list[dict[str, Any]]:
-    """Of presets that were found, those whose text and those of all prompts, which are written
-    again, keep the bounds, with what was measured; no other latents are tried."""
-    args.check()
-    contract.hold(model.lm, model.sae, model.tokenizer)
-    texts, kept = unsteered(model, args.n_tokens), []
-    for preset in presets:
-        ((latent, strength),) = preset["latents"].items()
-        candidate = Candidate(int(latent), (preset["name"],), float(strength))
-        ((tried),) = attempts_of(model, [candidate], texts, args.n_tokens)
-        own = next((a for a in tried if a.prompt == preset["prompt"]), tried[0])
-        shown = surprise_of(model, preset["prompt"], preset["steered"])
-        holds = is_within(own, args) and shown <= args.max_surprise
-        progress(f"{_line(own)}, of its text {shown:+.2f}: {'kept' if holds else 'dropped'}")
-        if holds:
-            others = _of_others(preset["prompt"], tried)
-            kept.append({**preset, "surprise": round(shown, 3), "others": others})
-    return kept
-
-
-def _written(model: Model, attempt: Attempt) -> Iterator[Pair]:
-    """The app's two texts with each seed."""
-    latent, _, strength, _ = attempt.candidate
-    for seed in SEEDS:
-        *_, pair = generate_pair(
-            model.lm,
-            model.tokenizer,
-            model.ids(attempt.prompt),
-            lambda phase: model.steered(latent, strength),
-            Sampling(seed=seed),
-            cached=not model.sae.config.needs_whole_text,
-        )
-        yield pair
-
-
-def found_presets(folder: Path) -> list[dict[str, Any]]:
-    """Those of presets.json that a search found for the folder's weights."""
-    path = folder / PRESETS
-    listed = parse_json(path) if path.is_file() else []
-    rows, ours = (listed, stamp(folder)) if isinstance(listed, list) and listed else ([], {})
-    return [p for p in rows if isinstance(p, dict) and "seeds" in p and {**p, **ours} == p]
 
 
 def save_presets(folder: Path, presets: Sequence[Mapping[str, Any]]) -> None:

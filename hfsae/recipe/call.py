@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from ..activations.listed import Columns, listed
 from ..machine.refused import Refused
 from ..models import SAE
 from .fields import Recipe
 from .folder import load_trained
-from .shipped import licence_with, read_recipe
+from .recipe_files import licence_with, read_recipe
 from .stages import run
 
 
@@ -63,69 +63,37 @@ def train(
     """
     if not isinstance(output_dir, str | Path):
         raise Refused(f"output_dir must be a folder, such as 'runs/mine', got {output_dir!r}")
-    base = _base(recipe, (model, site, dataset), activations, labels)
-    fields = {**_placed(site), "d_sae": d_sae, "target_l0": target_l0, **sae}
-    given = {name: value for name, value in fields.items() if value is not None}
-    budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}
-    training = replace(base.training, output_dir=str(output_dir), **budget)
-    whole = replace(base, sae={**_elsewhere(base.sae, site), **given}, training=training)
-    of = "activations" if model is None else f"{model=}"
-    return load_trained(run(whole, command=f"hfsae.train({of}, ...)")[0])
-
-
-def _base(
-    recipe: Recipe | str | Path,
-    of_model: tuple[str | None, Any, Any],
-    activations: str | Path | Sequence[str] | None,
-    labels: str | Path | None,
-) -> Recipe:
-    """The recipe with what it reads: a model's text, as model, site and data set, or files."""
-    if activations is None and labels is None:
-        return _with_text(recipe, *of_model)
-    if activations is None:
+    if activations is None and labels is not None:
         raise Refused("labels belong to activations in files; name these, or give a recipe")
-    model, _, dataset = of_model
-    if model is not None or dataset is not None:
+    if activations is not None and (model is not None or dataset is not None):
         raise Refused("activations stand in the place of model and dataset; give one of them")
-    return _with_files(recipe, activations, labels)
-
-
-def _placed(site: str | Sequence[str] | None) -> dict[str, object]:
-    """The field of the SAE's config that a place, or several, is the value of."""
-    return {"site": site} if isinstance(site, str | None) else {"sites": list(site)}
-
-
-def _elsewhere(sae: dict[str, Any], site: object) -> dict[str, Any]:
-    """The fields of a recipe without its own place, if another is given."""
-    return {k: v for k, v in sae.items() if k not in ("site", "sites") or site is None}
-
-
-def _with_text(
-    recipe: Recipe | str | Path,
-    model: str | None,
-    site: str | Sequence[str] | None,
-    dataset: str | Path | Sequence[str] | Columns | None,
-) -> Recipe:
-    if model is None or site is None or dataset is None:
+    if activations is None and (model is None or site is None or dataset is None):
         raise Refused(
             "hfsae.train needs a model, a site and a dataset, or activations in files; for "
             "pictures and sound give a recipe to hfsae.recipe.run"
         )
-    base = _for_one(recipe)
-    return replace(
-        base,
-        license=licence_with(base, model) if isinstance(recipe, str | Path) else base.license,
-        lm=replace(base.lm, name=model),
-        text=replace(base.text, dataset=listed(dataset, base.text.text_column), fractions={}),
-    )
-
-
-def _with_files(
-    recipe: Recipe | str | Path, files: str | Path | Sequence[str], labels: str | Path | None
-) -> Recipe:
-    base = _for_one("activations" if recipe == "quickstart" else recipe)
-    given = {"files": _paths(files)} | ({} if labels is None else {"labels": str(labels)})
-    return replace(base, activations=replace(base.activations, **given))
+    base = _for_one(recipe if activations is None or recipe != "quickstart" else "activations")
+    if activations is not None:
+        files = {"files": _paths(activations)} | ({} if labels is None else {"labels": str(labels)})
+        base = replace(base, activations=replace(base.activations, **files))
+    elif model is not None and dataset is not None:
+        if not isinstance(recipe, Recipe):
+            base = replace(base, license=licence_with(base, model))
+        texts = listed(dataset, base.text.text_column)
+        text = replace(base.text, dataset=texts, fractions={})
+        base = replace(base, lm=replace(base.lm, name=model), text=text)
+    place = {"site": site} if isinstance(site, str | None) else {"sites": list(site)}
+    fields = {**place, "d_sae": d_sae, "target_l0": target_l0, **sae}
+    given = {name: value for name, value in fields.items() if value is not None}
+    own = {k: v for k, v in base.sae.items() if k not in ("site", "sites") or site is None}
+    training = replace(base.training, output_dir=str(output_dir))
+    if n_tokens is not None:
+        if not isinstance(n_tokens, SupportsFloat) or float(n_tokens) % 1:  # 2e6 is one
+            raise Refused(f"n_tokens must be a whole number, got {n_tokens!r}")
+        training = replace(training, n_tokens=int(float(n_tokens)))
+    whole = replace(base, sae={**own, **given}, training=training)
+    of = "activations" if model is None else f"{model=}"
+    return load_trained(run(whole, command=f"hfsae.train({of}, ...)")[0])
 
 
 def _paths(files: str | Path | Sequence[str]) -> str | list[str]:
@@ -147,10 +115,3 @@ def _for_one(recipe: Recipe | str | Path) -> Recipe:
             "with hfsae.recipe.run(recipe)"
         )
     return base
-
-
-def _whole(n_tokens: object) -> int:
-    """A number of tokens, which may be written as 2e6."""
-    if not isinstance(n_tokens, SupportsFloat) or float(n_tokens) % 1:
-        raise Refused(f"n_tokens must be a whole number, got {n_tokens!r}")
-    return int(float(n_tokens))

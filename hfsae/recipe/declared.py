@@ -1,4 +1,5 @@
-"""The fields of SAEs' configs, known without importing these, which takes seconds.
+"""The fields of SAEs' configs, known without importing these, which takes seconds: so that a wrong
+option is told at once.
 
 They are read from the source of hfsae/models: a field is an annotated name in the body of a class,
 with its default and the text under it, and a class also has its bases' fields. Variants in users'
@@ -34,21 +35,26 @@ class Variant(NamedTuple):
     """A variant as its classes declare it."""
 
     fields: dict[str, DeclaredField]
-    """those of its bases first"""
     formula: str
 
 
 def known_variants() -> dict[str, Variant]:
     """The variants by model_type: those of hfsae, and imported ones."""
-    if f"{__name__.partition('.')[0]}.models" not in sys.modules:
-        return declared_variants()
-    from ..models.config import variants  # which is there already
+    known = dict(declared_variants())
+    if f"{__name__.partition('.')[0]}.models" in sys.modules:
+        from ..models.config import own_fields, variants  # which is there already
 
-    others = (config for config in variants() if config.model_type not in declared_variants())
-    return declared_variants() | {config.model_type: imported_variant(config) for config in others}
+        for config in variants():
+            if config.model_type not in known:
+                every, fields = config.__dataclass_fields__, {}
+                for name in sorted(own_fields(config)):
+                    kind, default = every[name].type, getattr(config, name, None)
+                    fields[name] = DeclaredField(kind, default, "")
+                known[config.model_type] = Variant(fields, "a variant of your own")
+    return known
 
 
-def check_sae_fields(recipe: Recipe, given: Iterable[str]) -> None:
+def check_sae_fields(recipe: Recipe, given: Iterable[str] = ()) -> None:
     """Check fields of SAEs' configs, as far as that needs neither a model nor torch.
 
     Args:
@@ -58,28 +64,25 @@ def check_sae_fields(recipe: Recipe, given: Iterable[str]) -> None:
         ValueError: an unknown model_type, a field that no variant has, a given one that no variant
             in the recipe has, or one with a value of another type.
     """
-    refuse_unknown_fields(recipe)
-    refuse_fields_of_others(recipe, given)
-    for fields in recipe.sae_fields().values():
-        declared = known_variants()[check_model_type(fields)].fields
-        for name in declared.keys() & fields.keys() & {*given}:
-            if declared[name].type is not None:
-                check_type(f"sae.{name}", fields[name], declared[name].type)
-
-
-def refuse_unknown_fields(recipe: Recipe) -> None:
-    """Refuse fields that no variant has.
-
-    Raises:
-        ValueError: there is such a field, or an unknown model_type.
-    """
-    variants = known_variants()
+    variants, saes = known_variants(), recipe.sae_fields().values()
     every = {*_EVERY_MODEL, *(name for v in variants.values() for name in v.fields)}
-    for fields in recipe.sae_fields().values():
+    for fields in saes:
         own = variants[check_model_type(fields)].fields
         for name in fields.keys() - every:
             near = closest(name, [*own]) or closest(name, sorted(every))
             raise Refused(f"sae has no field {name!r}{near or '; `--help_all` lists all'}")
+    types = {check_model_type(fields) for fields in saes}
+    for name in given:
+        having = sorted(t for t, variant in variants.items() if name in variant.fields)
+        if having and not types & {*having}:
+            raise Refused(
+                f"a {' or '.join(sorted(types))} has no field {name!r}; with sae.model_type "
+                f"{' or '.join(having)} there is one"
+            )
+        for fields in saes:
+            declared = variants[check_model_type(fields)].fields.get(name)
+            if declared and declared.type is not None and name in fields:
+                check_type(f"sae.{name}", fields[name], declared.type)
 
 
 def check_model_type(fields: Mapping[str, Any]) -> str:
@@ -88,7 +91,7 @@ def check_model_type(fields: Mapping[str, Any]) -> str:
     Raises:
         ValueError: no variant has it.
     """
-    given = fields.get("model_type", _default_variant())
+    given = fields.get("model_type", _names(_parsed(_ROOM / "__init__.py"))["DEFAULT_VARIANT"])
     if given not in (known := known_variants()):
         raise Refused(
             f"sae.model_type {given!r} is unknown{closest(str(given), [*known])}; hfsae has "
@@ -98,78 +101,41 @@ def check_model_type(fields: Mapping[str, Any]) -> str:
     return given
 
 
-def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
-    """Refuse fields that no variant in the recipe has.
-
-    Args:
-        names: fields of sae that the user set explicitly, expecting an effect.
-
-    Raises:
-        ValueError: other variants have such a field, but none in the recipe does.
-    """
-    variants = known_variants()
-    types = {check_model_type(fields) for fields in recipe.sae_fields().values()}
-    for name in names:
-        having = sorted(t for t, variant in variants.items() if name in variant.fields)
-        if having and not types & {*having}:
-            raise Refused(
-                f"a {' or '.join(sorted(types))} has no field {name!r}; with sae.model_type "
-                f"{' or '.join(having)} there is one"
-            )
-
-
-def imported_variant(config: Any) -> Variant:
-    """A variant of a user's own, by its config's class."""
-    from dataclasses import fields
-
-    from docstring_parser import parse_from_object
-    from transformers import MODEL_MAPPING
-
-    from ..models.config import own_fields
-
-    bases = (base for base in reversed(config.mro()) if "__annotations__" in vars(base))
-    texts = {p.arg_name: p.description for b in bases for p in parse_from_object(b).params}
-    declared = {
-        field.name: DeclaredField(
-            field.type, getattr(config, field.name, None), _in_one_line(texts.get(field.name))
-        )
-        for field in fields(config)
-        if field.name in own_fields(config)
-    }
-    model = MODEL_MAPPING.get(config, None)  # a config may come without its class of SAEs
-    return Variant(declared, (getattr(model, "__doc__", None) or "").partition("\n")[0])
-
-
 @cache
 def declared_variants() -> dict[str, Variant]:
     """The variants of hfsae."""
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in _ROOM.glob("*.py")]
-    nodes = {n.name: n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)}
-    shells: dict[str, type] = {}
+    statements = [node for path in _ROOM.glob("*.py") for node in _parsed(path)]
+    nodes = {node.name: node for node in statements if isinstance(node, ast.ClassDef)}
 
-    def shell(name: str) -> type:
-        """An empty class with the bases of the class: Python orders them."""
+    def fields_of(name: str) -> dict[str, DeclaredField]:
         bases = [b.id for b in nodes[name].bases if isinstance(b, ast.Name) and b.id in nodes]
-        if name not in shells:
-            shells[name] = type(name, tuple(map(shell, bases)), {})
-        return shells[name]
+        fields = {k: v for base in reversed(bases) for k, v in fields_of(base).items()}
+        for node, after in pairwise([*nodes[name].body, ast.Pass()]):
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+                continue
+            if ast.unparse(node.annotation).startswith("ClassVar"):
+                continue
+            under = after.value if isinstance(after, ast.Expr) else None
+            text = str(under.value) if isinstance(under, ast.Constant) else ""
+            default = node.value and _evaluated(node.value)
+            fields[node.target.id] = DeclaredField(
+                _evaluated(node.annotation), default, " ".join(text.split())
+            )
+        return fields
 
     variants = {}
     for node in nodes.values():
         config = _names(node.body).get("config_class")
         model_type = config and _names(nodes[config].body).get("model_type")
         if config and model_type:
-            mro = [base.__name__ for base in reversed(shell(config).mro()[:-1])]
-            fields = {k: v for name in mro for k, v in _own_fields(nodes[name]).items()}
             formula = (ast.get_docstring(node) or "").partition("\n")[0]
-            variants[model_type] = Variant(fields, formula)
+            variants[model_type] = Variant(fields_of(config), formula)
     return dict(sorted(variants.items()))
 
 
 @cache
-def _default_variant() -> str:
-    tree = ast.parse((_ROOM / "__init__.py").read_text(encoding="utf-8"))
-    return _names(tree.body)["DEFAULT_VARIANT"]
+def _parsed(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
 
 
 def _names(body: list[ast.stmt]) -> dict[str, str]:
@@ -184,29 +150,9 @@ def _names(body: list[ast.stmt]) -> dict[str, str]:
     return names
 
 
-def _own_fields(node: ast.ClassDef) -> dict[str, DeclaredField]:
-    fields = {}
-    for statement, after in pairwise([*node.body, ast.Pass()]):
-        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-            continue
-        annotation = ast.unparse(statement.annotation)
-        if annotation.startswith("ClassVar"):
-            continue
-        told = after.value if isinstance(after, ast.Expr) else None
-        text = told.value if isinstance(told, ast.Constant) else ""
-        default = statement.value and _evaluated(statement.value)
-        kind = _evaluated(statement.annotation)
-        fields[statement.target.id] = DeclaredField(kind, default, _in_one_line(text))
-    return fields
-
-
 def _evaluated(node: ast.expr) -> Any:
     """The value of an expression of numbers, texts and built-in types; None for another."""
     try:
         return eval(ast.unparse(node), dict(_ANNOTATIONS))
     except NameError:
         return None
-
-
-def _in_one_line(text: object) -> str:
-    return " ".join(str(text or "").split())

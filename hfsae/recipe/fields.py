@@ -1,10 +1,19 @@
-"""A recipe's sections, and the SAE configs that they make."""
+"""A recipe: its sections, and what they hold in full. Importing this imports no torch.
+
+Many places are written in few words: `layers.{10..15}`, or `layers.{10..15}.mlp:in ->
+layers.{}.mlp`. `{10..15}` is each number from 10 to 15, `{10,13,16}` each that is listed, and `{}`
+the same one again; `a -> b` reads at a and reconstructs b. In `sae.site` they make an SAE at each
+place; in `sae.sites`, a list or a text with commas, one SAE over all, and arrows fill
+`sae.target_sites`, for cross-layer transcoders.
+"""
 
 import logging
 import os
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..activations import (
     ActivationArguments,
@@ -16,18 +25,19 @@ from ..activations import (
     TextArguments,
 )
 from ..evaluation import EvaluationArguments
+from ..evaluation.arguments import AUTO, AUTO_TOKENS
 from ..features import CollectArguments
+from ..lm import Site
+from ..lm.places import SLASH
 from ..machine.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..machine.names import CHECKPOINTS, FEATURES, FIGURES
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest
 from ..packaged import packaged_labels
 from ..training import TrainingArguments
 from ..training.arguments import SHARED
-from .lms import LMArguments, spelt_lms
-from .shorthand import spelt
-from .sizes import AUTO, Count, Sizes, sizes_of
 
 logger = logging.getLogger(__name__)
+Count = int | Literal["auto"]
 # The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "lms", "text", "harvest", "activations")
 TRAINING_SECTIONS += ("images", "audio")
@@ -44,6 +54,62 @@ UNUSED: dict[Kind, tuple[str, ...]] = {
     "sounds": ("lms", "text", "activations", "images"),
 }
 """Sections that a recipe does not use."""
+
+
+# Shares of training.n_tokens, and the most tokens. At these shares evaluation, examples and names
+# take less time together than training does; they are the quickstart's, in two digits.
+_EVALUATION = (0.0125, AUTO_TOKENS)
+_EXAMPLES = (0.095, 1_000_000)
+_NAMES = (0.032, 50_000)
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LISTED = re.compile(r"\{(\w+(?:,\w+)+)\}")
+_ARROW = "->"
+_BETWEEN = re.compile(r",(?![^{}]*\})")  # commas that are not within braces
+_MOST_PLACES = 1000
+
+
+@dataclass
+class LMArguments:
+    """The language model, and the dtype to load it in."""
+
+    name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Hub id or folder of a causal language model, or a .gguf file."""
+    kind: Literal["auto"] | None = None
+    """"auto": `name` is a vision or audio model that `AutoModel` loads; it reads the images
+    or audio of the recipe. None: a causal language model."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    """dtype of the LM's weights and of harvested activations."""
+    source: Literal["auto", "hub", "packaged"] = "auto"
+    """"auto": the Hub, or if it cannot be reached, the copy in a Python package."""
+    attn_implementation: str | None = None
+    """As in transformers; Gemma 2 needs "eager"."""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "dtype", "source"):
+            if getattr(self, name) is None:
+                raise Refused(f"lm.{name} is null; leave it out for the usual one, or give text")
+        if isinstance(self.name, Path):
+            self.name = str(self.name)
+        if not isinstance(self.name, str):
+            raise Refused(
+                f"the language model must be a Hub id or a folder, as text, got a "
+                f"{type(self.name).__name__}"
+            )
+
+
+class Sizes(NamedTuple):
+    """The size of each stage after training, in tokens that it reads; 0: the stage is left out."""
+
+    evaluation: int | None
+    """None: all held-out text"""
+    examples: int
+    names: int
+    probing: int
+    """texts of a task"""
+    presets: int
+    """seconds"""
 
 
 @dataclass
@@ -92,8 +158,8 @@ class Recipe:
     recipe's file is for its own language model: with another lm.name it has to be given, too."""
 
     def __post_init__(self) -> None:
-        self.sae, self.saes = spelt(self.sae, self.saes)
-        self.lms = spelt_lms(self.lms)
+        self.sae, self.saes = _saes_in_full(self.sae, self.saes)
+        self.lms = _lms_in_full(self.lms)
         check_seed("seed", self.seed)
         for name in ("collect_tokens", "explain_tokens"):
             if (n_tokens := getattr(self, name)) == AUTO:
@@ -174,12 +240,22 @@ class Recipe:
 
     @property
     def sizes(self) -> Sizes:
-        """The size of each stage after training, with a number for "auto"."""
-        names, probing, presets = self.explain_tokens, self.probe_texts, self.preset_seconds
-        if self.kind != "text" or self.lms:  # these need a single language model
-            names, probing, presets = 0, 0, 0
-        given = (self.evaluation.n_tokens, self.collect_tokens, names, probing, presets)
-        return sizes_of(self.training.n_tokens, *given)
+        """The size of each stage after training: the recipe's numbers, and for "auto" a share of
+        the training's tokens, of two significant digits. Names are shown beside examples: without
+        those, "auto" makes no names. Presets are looked for among examples."""
+
+        def number(size: Count | None, share: float, most: int) -> Any:
+            n = int(float(f"{share * self.training.n_tokens:.1e}"))
+            return min(most, max(1, n)) if size == AUTO else size
+
+        evaluation = number(self.evaluation.n_tokens, *_EVALUATION)
+        examples = number(self.collect_tokens, *_EXAMPLES)
+        if self.kind != "text" or self.lms:  # the others need a single language model
+            return Sizes(evaluation, examples, 0, 0, 0)
+        no_names = self.explain_tokens == AUTO and not examples
+        names = 0 if no_names else number(self.explain_tokens, *_NAMES)
+        presets = self.preset_seconds if examples else 0
+        return Sizes(evaluation, examples, names, self.probe_texts, presets)
 
     @property
     def sites(self) -> list[str]:
@@ -189,6 +265,113 @@ class Recipe:
         lists = ("sites", "target_sites")
         every += [at for f in several for name in lists for at in f.get(name) or ()]
         return list(dict.fromkeys(site for site in every if site))
+
+
+def _lms_in_full(lms: object) -> dict[str, dict[str, Any]]:
+    """The section lms with all fields of each model."""
+    if not lms:
+        return {}
+    if not isinstance(lms, Mapping) or not all(isinstance(one, Mapping) for one in lms.values()):
+        raise Refused(
+            "lms must hold language models by name, such as {base: {name: ...}, chat: {name: "
+            f"...}}}}, got {lms!r}"
+        )
+    if len(lms) == 1:
+        raise Refused(f"lms has one model, {next(iter(lms))}; give lm for a single one")
+    known = [field.name for field in fields(LMArguments) if field.name != "kind"]
+    in_full = {}
+    for name, given in lms.items():
+        if not isinstance(name, str) or not name or SLASH in name:
+            raise Refused(f"lms cannot have {name!r}: a name stands before the slash of sites")
+        if unknown := [key for key in given if key not in known]:
+            near = closest(str(unknown[0]), known) or f"; it has {', '.join(known)}"
+            raise Refused(f"lms.{name} has no field {unknown[0]!r}{near}")
+        if "name" not in given:
+            raise Refused(f"lms.{name} has no name, the Hub id or folder of a language model")
+        try:
+            plain = asdict(LMArguments(**given))
+        except Refused as error:
+            raise Refused(f"lms.{name}: {error}") from error
+        in_full[name] = {key: value for key, value in plain.items() if key != "kind"}
+    return in_full
+
+
+def _saes_in_full(
+    sae: Mapping[str, Any], saes: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The sections sae and saes with places in full: a site for several makes an SAE at each."""
+    sae = _sites_in_full(sae)
+    saes = {name: _sites_in_full(own) for name, own in saes.items()}
+    if not _is_short(site := sae.get("site")):
+        return sae, saes
+    places = _places_in(str(site))
+    if saes or sae.get("target_site"):
+        other = "saes names SAEs" if saes else "there is a target_site"
+        raise Refused(
+            f"sae.site {site!r} makes an SAE at each place, and {other} too; leave out one"
+        )
+    if len(places) == 1:
+        return {**sae, "site": places[0][0], "target_site": places[0][1]}, saes
+    del sae["site"]
+    each = {Site.parse(at).module: {"site": at, "target_site": to} for at, to in places}
+    return sae, {name: {k: v for k, v in own.items() if v} for name, own in each.items()}
+
+
+def _sites_in_full(sae: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an SAE with each place of its `sites` and `target_sites` on its own."""
+    in_full = dict(sae)
+    for name in ("sites", "target_sites"):
+        if not (given := in_full.get(name)):
+            continue
+        texts = _BETWEEN.split(given) if isinstance(given, str) else given
+        if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+            raise Refused(f"sae.{name} must be a list of places such as 'layers.12', got {given!r}")
+        each = [_places_in(t) if _is_short(t) else [(t, None)] for t in map(str.strip, texts)]
+        places = [place for some in each for place in some]
+        targets = [target for _, target in places if target]
+        in_full[name] = [site for site, _ in places]
+        if not targets:
+            continue
+        if name == "target_sites" or sae.get("target_sites"):
+            raise Refused(
+                f"sae.{name} has an arrow ({_ARROW}), and sae.target_sites names targets too; "
+                "leave out one"
+            )
+        if len(targets) != len(places):
+            raise Refused("sae.sites has places with an arrow and places without; write all alike")
+        in_full["target_sites"] = targets
+    return in_full
+
+
+def _is_short(site: object) -> bool:
+    return isinstance(site, str) and ("{" in site or _ARROW in site)
+
+
+def _places_in(text: str) -> list[tuple[str, str | None]]:
+    """Each place that a text in few words names, with its target or None."""
+    ranges, lists = _RANGE.findall(text), _LISTED.findall(text)
+    rest = _LISTED.sub("", _RANGE.sub("", text)).replace("{}", "")
+    if len(ranges) + len(lists) > 1 or "{" in rest or (not ranges and not lists and "{}" in text):
+        raise Refused(
+            f"site {text!r} has braces of another form; use {{10..15}} or {{10,13,16}} once, and "
+            "{} for the same number again"
+        )
+    values = lists[0].split(",") if lists else [""]
+    if ranges:
+        first, last = map(int, ranges[0])
+        if not first <= last < first + _MOST_PLACES:
+            raise Refused(
+                f"site {text!r} counts from {first} to {last}; give the smaller number first"
+            )
+        values = [str(number) for number in range(first, last + 1)]
+    places = []
+    for value in values:
+        one = _LISTED.sub(value, _RANGE.sub(value, text)).replace("{}", value)
+        site, arrow, target = (part.strip() for part in one.partition(_ARROW))
+        if arrow and not (site and target):
+            raise Refused(f"site {text!r} lacks a side of its arrow; write `a -> b`")
+        places.append((site, target or None))
+    return places
 
 
 def changed_training(args: TrainingArguments, given: object, subject: str) -> TrainingArguments:

@@ -1,33 +1,22 @@
-"""The contents of a run's folder: its recipe, finished stages, stages that a change made stale."""
+"""Folders of runs and of their SAEs: locked, found, loaded."""
 
 import os
-import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from transformers import AutoModel
 
 from ..lm import widths_of
-from ..machine.files import damaged, parse_yaml, passes, read_json, sweep, write_whole
+from ..machine.files import damaged, read_json, sweep
 from ..machine.lock import is_first_process, locked
-from ..machine.names import CARD, CHECKPOINTS, CONFIG, RECIPE, STEPS, TRAINING, existing
+from ..machine.names import CHECKPOINTS, CONFIG, RECIPE, STEPS, TRAINING
 from ..machine.refused import Damaged, Refused
-from ..machine.seal import changes
-from ..machine.weights import of_others
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
-from .differing import as_plain, differences, value_at, with_value
-from .fields import TAKEN_FOLDERS, TRAINING_SECTIONS, Recipe
-from .sizes import AUTO
-from .table import STAGES
-
-_REMAKING = ".remaking"
-_N_SHOWN = 3
+from .fields import TAKEN_FOLDERS, Recipe
+from .recipe_files import is_of_training
 
 
 @contextmanager
@@ -74,111 +63,6 @@ def own_output_dir(recipe: Recipe) -> Path:
     return root
 
 
-def forget_checkpoints(root: Path) -> None:
-    """Delete the checkpoints, which a finished run does not need and the Hub should not get."""
-    shutil.rmtree(root / CHECKPOINTS, ignore_errors=True)
-
-
-def stale_stages(recipe: Recipe) -> list[str]:
-    """Results in the output folder that are out of date, since a section of the recipe changed.
-
-    Raises:
-        ValueError: the folder holds something else, or a run of another recipe.
-    """
-    root = own_output_dir(recipe)
-    held = sorted(p.name for p in root.iterdir() if not passes(p)) if root.exists() else []
-    if not held:
-        return []
-    if not (root / RECIPE).is_file():
-        raise Refused(
-            f"the folder {root} holds something else ({held[0]}, and no recipe.yaml); give another "
-            "training.output_dir"
-        )
-    if not any(next(root.rglob(made), None) for made in (STEPS, CONFIG)):
-        return []  # claimed, but no result yet: another recipe may take it
-    theirs, ours = load_plain(root), as_plain(recipe)
-    if changes := list(differences(theirs, ours, TRAINING_SECTIONS)):
-        listed = [f"{key} is {old} there and {new} here" for key, old, new in changes[:_N_SHOWN]]
-        more = f"; {len(changes) - _N_SHOWN} more" if len(changes) > _N_SHOWN else ""
-        key, old, _ = changes[0]
-        is_one_word = len(changes) == 1 and re.fullmatch(r"'?[\w./:-]+'?", old) and old != "None"
-        same = f"give --{key} {old} to go on with it, or " if is_one_word else "give "
-        raise Refused(
-            f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); {same}"
-            "another training.output_dir, or delete the folder"
-        )
-    unfinished = remaking(root)
-    return [
-        stage.file
-        for stage in STAGES
-        if stage.size(recipe) != 0
-        and (stage.file in unfinished or next(differences(theirs, ours, stage.sections), None))
-    ]
-
-
-def settled(recipe: Recipe, root: Path) -> Recipe:
-    """The recipe with numbers of tokens for "auto". Results that the folder has from this training
-    stand, whatever their number: nobody gave another."""
-    held = load_plain(root) if (root / RECIPE).is_file() else {}
-    plain = as_plain(recipe)
-    if next(differences(held, plain, TRAINING_SECTIONS), None):
-        held = {}
-    for stage in STAGES:
-        if value_at(plain, stage.setting) == AUTO:
-            ours, theirs = stage.size(recipe), value_at(held, stage.setting)
-            stands = isinstance(theirs, int | None) and 0 not in (ours, theirs)
-            recipe = with_value(recipe, stage.setting, theirs if stands else ours)
-    return recipe
-
-
-def claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
-    """Write recipe.yaml, and list the stages to be remade, so that an interrupted remake is not
-    mistaken for a finished one."""
-    plain = as_plain(recipe)
-    if (root / RECIPE).is_file() and next(root.rglob(CONFIG), None):
-        theirs = load_plain(root)
-        sections = {section for stage in STAGES for section in stage.sections}
-        plain |= {key: theirs[key] for key in sections & {*theirs}}
-    note_remaking(root, {*remaking(root), *stale})
-    save_recipe(root, plain)
-
-
-def remaking(root: Path) -> list[str]:
-    """Results whose remake was interrupted: they may belong to the old recipe or the new."""
-    path = root / _REMAKING
-    return path.read_text(encoding="utf-8").split() if path.is_file() else []
-
-
-def note_remaking(root: Path, results: Iterable[str]) -> None:
-    """List in a file the results being remade; without any, remove the file."""
-    if listed := sorted(results):
-        write_whole(root / _REMAKING, "\n".join(listed) + "\n")
-    else:
-        (root / _REMAKING).unlink(missing_ok=True)
-
-
-def load_plain(root: Path) -> dict[str, Any]:
-    """The folder's recipe.yaml, by section.
-
-    Raises:
-        Damaged: it is no YAML mapping.
-    """
-    path = root / RECIPE
-    try:
-        plain = parse_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Damaged(damaged(path, error)) from error
-    if not isinstance(plain, dict):
-        raise Damaged(damaged(path, "no sections"))
-    return plain
-
-
-def save_recipe(root: Path, plain: dict[str, Any]) -> None:
-    """Write the folder's recipe.yaml."""
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-    write_whole(root / RECIPE, text)
-
-
 def load_trained(folder: Path) -> SAE:
     """The SAE in a folder that `hfsae train` wrote."""
     return AutoModel.from_pretrained(folder).eval()
@@ -205,22 +89,6 @@ def load_all_trained(
     return saes, limits
 
 
-def missing_results(folder: Path, recipe: Recipe) -> list[str]:
-    """Results of the recipe that the folder lacks, has of other weights, or has changed since they
-    were written; a card older than its data counts as missing."""
-    included = [stage for stage in STAGES if stage.size(recipe) != 0]
-    names = [stage.file for stage in included]
-    on_card = names[: names.index(CARD)]
-    unfit = {*of_others(folder, on_card), *(change.record for change in changes(folder, on_card))}
-    paths = {name: existing(folder, name) for name in (TRAINING, *names)}
-    missing = [s.file for s in included if s.file in unfit or not s.is_finished(paths[s.file])]
-    card = folder / CARD
-    data = [paths[name] for name in (TRAINING, *on_card) if paths[name].exists()]
-    if card.exists() and any(p.stat().st_mtime > card.stat().st_mtime for p in data):
-        missing.append(CARD)
-    return missing
-
-
 def is_of_a_run(source: str) -> bool:
     """Whether a source is the folder of a run, or one with an SAE in hfsae's own format."""
     folder = Path(source)
@@ -231,8 +99,9 @@ def is_of_a_run(source: str) -> bool:
 
 def home_of(folder: Path) -> Path | None:
     """The folder of an SAE's run: the SAE's own, or a parent if the run has several SAEs."""
-    homes = [f for f in (folder, *folder.parents[:3]) if (f / RECIPE).is_file()]
-    return homes[0] if homes else None
+    recipes = (home / RECIPE for home in (folder, *folder.parents[:3]))
+    found = next((path for path in recipes if path.is_file()), None)
+    return found.parent if found and is_of_training(found) else None
 
 
 def trained_folder(folder: str) -> Path:

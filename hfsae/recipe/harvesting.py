@@ -12,7 +12,7 @@ time before the bucket is (`hfsae.activations.files`), so that training takes th
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from itertools import count, takewhile
@@ -34,13 +34,11 @@ from ..machine.lock import locked
 from ..machine.names import HARVEST, LABELS_TABLE, RECIPE, shard_name
 from ..machine.refused import Refused
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .differing import as_plain, differences
 from .fields import LMArguments, Recipe, bucket_tokens, sides_of
-from .folder import save_recipe
-from .job import Inputs
+from .job import Inputs, token_bar
 from .opening import check, inputs_of, load_inputs
-from .table import LEFT_OUT
-from .text import token_bar
+from .recipe_files import as_plain, differences, save_recipe
+from .results import LEFT_OUT
 
 logger = logging.getLogger(__name__)
 _HELD_OUT_ROWS = 2**17
@@ -71,12 +69,25 @@ def harvest_to(recipe: Recipe, folder: Path) -> Path:
         inputs.check()
         sites = [*widths_of(*configs.values())]
         source = inputs.source(sites)
-        _refuse_other_inputs(source, folder, progress)
+        ours = {"content": source.content(), "origin": source.origin()}
+        for key, what in (("content", "inputs"), ("origin", "weights of the model")):
+            if None not in (ours[key], progress.get(key)) and ours[key] != progress[key]:
+                raise Refused(
+                    f"the {what} differ from those of the harvest in {folder} (their hash in "
+                    f"{HARVEST} differs), so that it would hold rows of both; restore them, or "
+                    "give --out another folder"
+                )
+        progress |= ours
+        refuse_other_shards([folder / name for name in progress[SHARDS]])
         _write_training(recipe, source, folder, progress)
         if recipe.sizes.evaluation != 0:
             _write_held_out(recipe, inputs, sites, folder, progress)
         labels = _write_labels(source, folder, sides_of(recipe)[-1])
-        save_recipe(folder, as_plain(_reading(recipe, folder, labels)))
+        whole = replace(recipe.evaluation, n_tokens=None, texts={})  # what was harvested for it
+        fields: dict[str, Any] = {**LEFT_OUT, "collect_tokens": recipe.collect_tokens}
+        fields |= {"lm": LMArguments(), "lms": {}, "evaluation": whole}
+        files = ActivationArguments(files=str(folder), labels=labels)
+        save_recipe(folder, as_plain(replace(recipe, activations=files, **fields)))
     return folder / RECIPE
 
 
@@ -84,8 +95,7 @@ def _progress(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """How far a harvest in the folder came: its shards, batches, and the source's position."""
     path, plain = folder / HARVEST, as_plain(recipe)
     if not path.is_file():
-        others = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
-        if others:
+        if others := [p.name for p in folder.iterdir() if not p.name.startswith(".")]:
             raise Refused(
                 f"the folder {folder} holds something else ({sorted(others)[0]}); give --out a new "
                 "folder"
@@ -102,22 +112,6 @@ def _progress(folder: Path, recipe: Recipe) -> dict[str, Any]:
     return progress
 
 
-def _refuse_other_inputs(source: Source, folder: Path, progress: dict[str, Any]) -> None:
-    """Refuse to go on with other inputs, another model or other shards than the harvest has."""
-    ours = {"content": source.content(), "origin": source.origin()}
-    for key, what in (("content", "inputs"), ("origin", "weights of the model")):
-        if None not in (ours[key], progress.get(key)) and ours[key] != progress[key]:
-            raise Refused(
-                f"the {what} differ from those of the harvest in {folder} (their hash in {HARVEST} "
-                "differs), so that it would hold rows of both; restore them, or give --out another "
-                "folder"
-            )
-    progress |= ours
-    if SHARDS not in progress:  # of a version without hashes
-        progress[SHARDS] = {p.name: shard_hash(p) for p in folder.glob("*.safetensors")}
-    refuse_other_shards([folder / name for name in progress[SHARDS]])
-
-
 def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict[str, Any]) -> None:
     """A file for each bucket that training fills, until it has its batches."""
     t, passes = recipe.training, recipe.shuffle.passes
@@ -128,8 +122,12 @@ def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict
         advance(min(total, progress["n_batches"] * t.batch_size // passes))
         while progress["n_batches"] < t.total_steps:
             filling = source.fill(bucket_tokens(recipe), 0, 1)
+            by_site: dict[str, list[Tensor]] = {}
             with closing(filling.parts):
-                tensors = _joined(filling.parts)
+                for part in filling.parts:
+                    for site, acts in part.items():
+                        by_site.setdefault(site, []).append(acts.cpu())
+            tensors = {site: torch.cat(acts) for site, acts in by_site.items()}
             if filling.documents:
                 tensors["document"] = torch.cat(filling.documents)
             n = len(next(iter(tensors.values())))
@@ -151,10 +149,24 @@ def _write_held_out(
     if (folder / shard_name(side, 0)).is_file() and progress.get("held_out"):
         return
     n, source = recipe.sizes.evaluation, inputs.source(sites, progress["limits"])
+    parts: dict[str, list[Tensor]] = {}
+    n_rows, number = 0, count()
+
+    def save() -> None:
+        tensors = {name: torch.cat(some) for name, some in parts.items()}
+        _save(tensors, folder / shard_name(side, next(number)), side, progress)
+        advance(n_rows)
+
     with token_bar(f"harvest {side}", n) as advance:
-        for number, tensors in enumerate(_in_shards(source, side, n)):
-            _save(tensors, folder / shard_name(side, number), side, progress)
-            advance(len(tensors["document"]))
+        for batch in source.batches(side, n):
+            for name, part in {**batch.activations, "document": batch.document}.items():
+                parts.setdefault(name, []).append(part.cpu())
+            n_rows += len(batch.document)
+            if n_rows >= _HELD_OUT_ROWS:
+                save()
+                parts, n_rows = {}, 0
+        if n_rows:
+            save()
     progress["held_out"] = True
     write_whole(folder / HARVEST, json.dumps(progress) + "\n")
 
@@ -166,43 +178,20 @@ def _write_labels(source: Source, folder: Path, side: Split) -> str:
     if not labels:
         return ""
     shards = takewhile(Path.is_file, (folder / shard_name(side, i) for i in count()))
-    held_out = sorted({number for path in shards for number in _documents_of(path)})
-    columns = {name: [of[number] for number in held_out] for name, of in labels.items()}
+    held_out: set[int] = set()
+    for path in shards:
+        with safe_open(path, "np") as shard:
+            held_out |= {*np.unique(shard.get_tensor("document")).tolist()}
+    documents = sorted(held_out)
+    columns = {name: [of[number] for number in documents] for name, of in labels.items()}
     try:
-        refuse_few_documents(len(held_out))
-        LabelColumns(columns, np.array(held_out)).numbered()
+        refuse_few_documents(len(documents))
+        LabelColumns(columns, np.array(documents)).numbered()
     except Refused as why:
         logger.warning("labels are left out: %s", why)
         return ""
-    write_labels_table(folder / LABELS_TABLE, held_out, columns)
+    write_labels_table(folder / LABELS_TABLE, documents, columns)
     return str(folder / LABELS_TABLE)
-
-
-def _documents_of(path: Path) -> list[int]:
-    with safe_open(path, "np") as shard:
-        return np.unique(shard.get_tensor("document")).tolist()
-
-
-def _in_shards(source: Source, side: Split, n: int | None) -> Iterator[dict[str, Tensor]]:
-    parts: dict[str, list[Tensor]] = {}
-    n_rows = 0
-    for batch in source.batches(side, n):
-        for name, part in {**batch.activations, "document": batch.document}.items():
-            parts.setdefault(name, []).append(part.cpu())
-        n_rows += len(batch.document)
-        if n_rows >= _HELD_OUT_ROWS:
-            yield {name: torch.cat(tensors) for name, tensors in parts.items()}
-            parts, n_rows = {}, 0
-    if n_rows:
-        yield {name: torch.cat(tensors) for name, tensors in parts.items()}
-
-
-def _joined(parts: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    by_site: dict[str, list[Tensor]] = {}
-    for part in parts:
-        for site, acts in part.items():
-            by_site.setdefault(site, []).append(acts.cpu())
-    return {site: torch.cat(acts) for site, acts in by_site.items()}
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, side: Split, progress: dict[str, Any]) -> None:
@@ -210,12 +199,3 @@ def _save(tensors: Mapping[str, Tensor], path: Path, side: Split, progress: dict
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(whole, temporary, metadata={"side": side, "order": "given"})
     progress[SHARDS][path.name] = shard_hash(path)
-
-
-def _reading(recipe: Recipe, folder: Path, labels: str) -> Recipe:
-    """The recipe that trains the same SAEs on the files."""
-    files = ActivationArguments(files=str(folder), labels=labels)
-    whole = replace(recipe.evaluation, n_tokens=None, texts={})  # what was harvested for it
-    fields: dict[str, Any] = {**LEFT_OUT, "collect_tokens": recipe.collect_tokens}
-    fields |= {"lm": LMArguments(), "lms": {}}
-    return replace(recipe, activations=files, evaluation=whole, **fields)

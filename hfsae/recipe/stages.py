@@ -4,60 +4,61 @@
     them -> figures and card -> look for presets
 
 Each stage's result lies in the run's folder, so a second run of the same recipe resumes what was
-interrupted and reuses what was finished; a changed section repeats only the stages that it affects.
+interrupted and keeps what was finished (`results`).
 """
 
+import json
 import logging
 import platform
-from collections.abc import Iterable
-from contextlib import closing
+import shutil
+from collections.abc import Collection
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
+from .. import cards
 from ..activations import ShuffledActivations, Source
 from ..activations.arguments import OF_RUN
 from ..activations.held_out import DIGEST
 from ..activations.pictures import Pictures
 from ..activations.sounds import Sounds
+from ..cards import figures
 from ..lm import widths_of
 from ..machine import processor
-from ..machine.files import read_json
+from ..machine.checksums import refuse_changed, refuse_mixture, sealed, stamp
+from ..machine.files import read_json, write_whole
 from ..machine.lock import is_first_process
-from ..machine.names import CARD, CHECKPOINTS, CONFIG, TRAINING
+from ..machine.names import (
+    CARD,
+    CHECKPOINTS,
+    COLUMNS,
+    COLUMNS_REPORT,
+    CONFIG,
+    EVALUATION,
+    FEATURES,
+    FINGERPRINT,
+    TRAINING,
+)
 from ..machine.refused import Refused
-from ..machine.seal import SEALED, changes
 from ..machine.units import section_of
-from ..machine.weights import refuse_mixture
 from ..models import SAE, SAEConfig
+from ..models.fingerprint import N_TOKENS, write_fingerprint
 from ..packaged import licence_conflict
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .configs import CheckCost
-from .differing import as_plain
-from .fields import Recipe, bucket_tokens
-from .folder import (
-    claim,
-    forget_checkpoints,
-    load_trained,
-    locked_run,
-    missing_results,
-    norm_limits,
-    note_remaking,
-    own_output_dir,
-    save_recipe,
-    settled,
-    stale_stages,
-)
-from .inputs import Loaded
-from .job import Inputs, Job
-from .opening import check, inputs_of, load_inputs, with_lone_site
-from .table import STAGES
+from . import results
+from .fields import Recipe, bucket_tokens, sides_of
+from .folder import load_trained, locked_run, norm_limits, own_output_dir
+from .job import Job, Loaded
+from .opening import CheckCost, check, inputs_of, load_inputs, with_lone_site
+from .probing import evaluation_text
+from .recipe_files import as_plain, save_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -79,47 +80,38 @@ def run(
         ValueError: anything in the recipe that is invalid or impossible.
     """
     root, recipe = own_output_dir(recipe), with_lone_site(recipe)
-    with locked_run(root, [root / name for name in recipe.sae_fields()]):
-        return _run(recipe, command, loaded, check_cost)
-
-
-def _run(
-    recipe: Recipe, command: str, loaded: Loaded | None, check_cost: CheckCost | None
-) -> list[Path]:
-    root = Path(recipe.training.output_dir)
-    try:
-        recipe = settled(recipe, root)
-        stale = stale_stages(recipe)
-    except ValueError:
-        check(recipe)  # what is invalid anywhere, before what clashes with this folder
-        raise
     folders = [root / name for name in recipe.sae_fields()]
-    done = [all((f / file).exists() for f in folders) for file in (TRAINING, CONFIG)]
-    if all(done) and not stale and all(not missing_results(f, recipe) for f in folders):
-        if is_first_process():
-            forget_checkpoints(root)  # of a run that was killed just before its end
-        logger.info("%s is complete: nothing to do", root)
+    with locked_run(root, folders):
+        try:
+            recipe = results.resolve_auto_sizes(recipe)
+            results.refuse_another_training(recipe)
+        except ValueError:
+            check(recipe)  # what is invalid anywhere, before what clashes with this folder
+            raise
+        is_trained = all((f / file).exists() for f in folders for file in (TRAINING, CONFIG))
+        if is_trained and not any(results.outdated(folder, recipe) for folder in folders):
+            if is_first_process():  # checkpoints of a run that was killed just before its end
+                shutil.rmtree(root / CHECKPOINTS, ignore_errors=True)
+            logger.info("%s is complete: nothing to do", root)
+            return folders
+        sum_products_in_float32()
+        accelerator = make_accelerator(recipe.training)
+        recipe.shuffle.check_device()  # by now a process has its GPU
+        lm, configs = check(recipe)
+        if check_cost is not None and not is_trained:
+            check_cost(recipe, lm, configs, accelerator.device)
+        loaded = loaded or load_inputs(recipe, str(accelerator.device))
+        inputs_of(recipe, loaded).check()
+        if accelerator.is_main_process:
+            save_recipe(root, as_plain(recipe))
+        if not is_trained:
+            _warn_of_licence(recipe)
+            _train(recipe, loaded, configs, accelerator, command)
+        if accelerator.is_main_process:
+            for folder in folders:
+                make_results(_with_cache(recipe), loaded, load_trained(folder), folder)
+            shutil.rmtree(root / CHECKPOINTS, ignore_errors=True)  # which the Hub should not get
         return folders
-    sum_products_in_float32()
-    accelerator = make_accelerator(recipe.training)
-    recipe.shuffle.check_device()  # by now a process has its GPU
-    lm, configs = check(recipe)
-    if check_cost is not None and not all(done):
-        check_cost(recipe, lm, configs, accelerator.device)
-    loaded = loaded or load_inputs(recipe, str(accelerator.device))
-    inputs_of(recipe, loaded).check()
-    if accelerator.is_main_process:
-        claim(root, recipe, stale)
-    if not all(done):
-        _warn_of_licence(recipe)
-        _train(recipe, loaded, configs, accelerator, command)
-    if accelerator.is_main_process:
-        for folder in folders:
-            report(_with_cache(recipe), loaded, load_trained(folder), folder, again=stale)
-        save_recipe(root, as_plain(recipe))
-        note_remaking(root, ())
-        forget_checkpoints(root)
-    return folders
 
 
 def _with_cache(recipe: Recipe) -> Recipe:
@@ -158,12 +150,25 @@ def _train(
         about["harvest"]["cache"] = cache
     if "text" in about:  # by which a later measure knows whether this text is what lies here
         about["text"] |= {DIGEST: content}
+    versions = {"python": platform.python_version()}
+    for name in ("hfsae", "torch", "transformers", "accelerate", "datasets", "huggingface_hub"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     trainer = Trainer(
         saes,
         stream,
         recipe.training,
         accelerator=accelerator,
-        provenance=_provenance(recipe, inputs, about, command),
+        provenance={
+            **inputs.about(),
+            **about,
+            "shuffle": asdict(recipe.shuffle),
+            "seed": recipe.seed,
+            "card": {"license": recipe.license},
+            "command": command,
+            "versions": versions,
+            "machine": processor.name_of(inputs.device),
+        },
         text=content,
         unit=inputs.unit,
         own={name: recipe.training_of(name) for name in recipe.saes},
@@ -181,56 +186,29 @@ def _warn_of_licence(recipe: Recipe) -> None:
             logger.warning("%s; " + remedy, conflict.sentence, conflict.licence_id)
 
 
-def _provenance(
-    recipe: Recipe, inputs: Inputs, of_source: dict[str, Any], command: str
-) -> dict[str, Any]:
-    names = ("hfsae", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
-    return {
-        **inputs.about(),
-        **of_source,
-        "shuffle": asdict(recipe.shuffle),
-        "seed": recipe.seed,
-        "card": {"license": recipe.license},
-        "command": command,
-        "versions": {"python": platform.python_version(), **_versions(names)},
-        "machine": processor.name_of(inputs.device),
-    }
-
-
-def _versions(names: tuple[str, ...]) -> dict[str, str]:
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def report(
-    recipe: Recipe, loaded: Loaded, sae: SAE, folder: Path, again: Iterable[str] = ()
+def make_results(
+    recipe: Recipe, loaded: Loaded, sae: SAE, folder: Path, again: Collection[str] = ()
 ) -> None:
-    """Make the results that the folder lacks, and `again`; draw, and write the card.
+    """Make the results that the folder lacks or that are out of date, and `again`; draw, and write
+    the card.
 
     Raises:
         ValueError: a result that is kept is damaged, or of other weights; or the recipe's
             files are others than those of the training.
     """
     refuse_mixture(folder, [TRAINING])  # no later stage remakes it
-    missing = {*missing_results(folder, recipe), *again, CARD}
-    for change in changes(folder, [name for name in SEALED if name in missing]):
-        logger.warning("%s: %s; %s is made again", change.path, change.why, change.record)
-    for name in (stage.file for stage in STAGES if stage.file in SEALED):
-        if name not in missing and (folder / name).is_file():
-            read_json(folder / name)  # the card needs it: damage is told before the work
+    why = results.outdated(folder, recipe, again)
+    for name, reason in why.items():
+        if (folder / name).exists() and name not in (*again, CARD):
+            logger.warning("%s; %s is made again", reason, name)
     inputs = inputs_of(recipe, loaded)
     if recipe.kind != "text":
         _refuse_replaced_files(inputs.source(recipe.sites), folder)
-    sae.to(cast(Any, inputs.device))
+    sae.to(cast(torch.device, inputs.device))
     job = Job(recipe, inputs, loaded, sae, folder, norm_limits(sae, folder))
-    for stage in STAGES:
-        if stage.file in missing:
-            stage.make(job)
+    for stage in results.STAGES:
+        if stage.file in {*why, CARD}:
+            results.make(stage, job)
 
 
 def _refuse_replaced_files(source: Source, folder: Path) -> None:
@@ -247,3 +225,63 @@ def _refuse_replaced_files(source: Source, folder: Path) -> None:
             "differs), so that what is called held out may have been trained on; restore them, or "
             "train on these in another output_dir"
         )
+
+
+def stage_evaluation(job: Job) -> None:
+    """Evaluate by the recipe's evaluation section, and write evaluation.json."""
+    result = job.inputs.evaluate({"": job.sae}, job.limits)[""]
+    write_whole(job.folder / EVALUATION, evaluation_text(result, job.folder, job.more))
+
+
+def stage_examples(job: Job) -> None:
+    """Collect by the recipe's collect section, and write the files of a feature store; a collection
+    of text that was interrupted goes on."""
+    store = job.inputs.collect(job)
+    store.meta |= {**stamp(job.folder), **(job.more or {})}
+    store.save(job.folder)
+    job.inputs.illustrate(job)
+
+
+def stage_labels(job: Job) -> None:
+    """Write features/columns.json, how latents go with labels of documents, and, to read,
+    columns.md."""
+    table = job.inputs.tabulate(job)
+    (job.folder / FEATURES).mkdir(exist_ok=True)  # there may be no examples
+    record = sealed({**table.to_dict(), **stamp(job.folder), **(job.more or {})})
+    write_whole(job.folder / COLUMNS_REPORT, table.table())
+    write_whole(job.folder / COLUMNS, json.dumps(record, indent=1) + "\n")
+
+
+def stage_fingerprint(job: Job) -> None:
+    """Write fingerprint.safetensors, with which copies of the SAE are verified: activations of some
+    tokens, of held-out text if there is any, and the latents and reconstructions they give.
+
+    Raises:
+        ValueError: all activations are above the norm limits.
+    """
+    reads = job.sae.config.reads
+    source = job.inputs.source(reads.names, job.limits)
+    for batch in source.batches(sides_of(job.recipe)[-1]):
+        activations = reads.joined(batch.activations)
+        if n := len(activations):
+            some = activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()
+            write_fingerprint(job.sae, some, job.folder)
+            return
+    raise Refused(
+        f"no activation is left for {FINGERPRINT}: all positions are above the norm limits of the "
+        "training; give other text"
+    )
+
+
+def finish(folder: Path) -> None:
+    """Draw the figures and write the card, from the results in the folder.
+
+    Raises:
+        ValueError: the folder mixes results of different weights, one was changed, or the card has
+            no block to keep.
+    """
+    refuse_mixture(folder)
+    refuse_changed(folder)
+    cards.refuse_card_of_others(folder)
+    figures.draw(folder)
+    cards.write_card(folder)

@@ -6,7 +6,6 @@ decoder gradient) -> clip -> Adam -> after_step_ (unit norms) -> count firings -
 
 import logging
 from contextlib import nullcontext
-from itertools import zip_longest
 from typing import Any, cast
 
 import torch
@@ -274,18 +273,18 @@ class Run:
         return x.cpu() if self.accelerator.is_main_process else x.new_empty(0)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `state_dict` returned, in this or an earlier version."""
+        """Continue from a state that `state_dict` returned."""
         device = self.accelerator.device
         for name, p in self.sae.named_parameters():
             local(p.detach()).copy_(part(state["sae"][name], like=p))
         self.optimiser.load_moments(state["moments"])
         config = self.sae.config
-        for name, scale in zip_longest(config.scale_names, state["scales"]):
-            setattr(config, name, scale)  # older checkpoints have fewer
+        for name, scale in zip(config.scale_names, state["scales"], strict=True):
+            setattr(config, name, scale)
         self.control.factor, self.variance = state["sparsity"], state["variance"]
         self.kind.is_sparse = state["is_sparse"]
         self.tokens_since_fired = state["tokens_since_fired"].to(device)
-        self.last_fvu = state.get("last_fvu")  # not in older checkpoints
+        self.last_fvu = state["last_fvu"]
         self.readings.previous = state["previous"]
         if state["previous"]:
             state["previous"]["threshold"] = state["previous"]["threshold"].to(device)

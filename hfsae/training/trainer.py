@@ -31,13 +31,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..activations.harvest import refuse_not_finite
+from ..machine.checksums import stamp
 from ..machine.files import free_space, reading, sweep, write_whole
 from ..machine.lock import locked
 from ..machine.names import CHECKPOINTS, CONFIG, LOG, TRAINING
 from ..machine.processor import without_denormals
 from ..machine.refused import Diverged, Refused
 from ..machine.units import ROW
-from ..machine.weights import stamp
 from ..models import SAE
 from ..ops import Workspace
 from . import checkpoint
@@ -368,9 +368,7 @@ class Trainer(Generic[Trained]):
             torch.set_rng_state(state["rng"])
             self.steps_done, seconds = state["steps_done"], state["seconds"]
             self.harvest_seconds = seconds["harvest"]
-            # Checkpoints that are older than the seconds of each SAE have the sum.
-            alike = dict.fromkeys(self.runs, seconds.get("train", 0.0) / len(self.runs))
-            self.sae_seconds = dict(seconds.get("saes", alike))
+            self.sae_seconds = dict(seconds["saes"])
         except KeyError as error:
             raise Refused(
                 f"the checkpoint {path} lacks {error}, which this version of hfsae needs; resume "

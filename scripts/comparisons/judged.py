@@ -30,9 +30,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where studies is
-from studies.estimates import compare
-
 from hfsae.evaluation.intervals import holm
 from hfsae.explanations import ExplainArguments, ScoreArguments
 from hfsae.explanations.judges import JudgeArguments
@@ -41,14 +38,22 @@ from hfsae.explanations.prompts import N_LEVELS, quoted
 from hfsae.explanations.reading import read
 from hfsae.explanations.scores import auc, decided
 from hfsae.explanations.windows import order_of, select
+from hfsae.machine.checksums import sealed_lines, stamp
 from hfsae.machine.files import read_json, read_table, replacing, write_whole
 from hfsae.machine.markdown import table
 from hfsae.machine.names import CALLS, EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
 from hfsae.machine.refused import Refused
-from hfsae.machine.seal import sealed_lines
-from hfsae.machine.weights import stamp
-from hfsae.recipe import ExplainRequest, PlacedSAE, explain_sae, load, names_apart, read_rows
-from hfsae.recipe.placed import limits_of, of_run
+from hfsae.recipe import (
+    ExplainRequest,
+    SAEInContext,
+    explain_sae,
+    limits_of,
+    load,
+    names_apart,
+    of_run,
+    read_rows,
+)
+from hfsae.study.estimates import compare
 
 N_BLOCKS, N_RESAMPLES, LEVEL, POWER = 10, 10_000, 0.05, 0.8
 OWN, OTHER = "detection_auc", "shuffled_detection_auc"
@@ -132,7 +137,7 @@ def write_results(out: Path, seed: int) -> None:
     print(page(results, plan))
 
 
-def planned(args: argparse.Namespace, placed: Mapping[str, PlacedSAE]) -> dict[str, Any]:
+def planned(args: argparse.Namespace, placed: Mapping[str, SAEInContext]) -> dict[str, Any]:
     """Which latents are named, by run; drawn once, and then read from OUT/plan.json."""
     path = args.out / "plan.json"
     if path.is_file():
@@ -166,7 +171,7 @@ def planned(args: argparse.Namespace, placed: Mapping[str, PlacedSAE]) -> dict[s
     return plan
 
 
-def settings_of(args: argparse.Namespace, placed: Mapping[str, PlacedSAE]) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, placed: Mapping[str, SAEInContext]) -> dict[str, Any]:
     """What a plan is of."""
     numbers = ("n_latents", "n_directions", "n_tokens", "seed")
     return {
@@ -177,7 +182,7 @@ def settings_of(args: argparse.Namespace, placed: Mapping[str, PlacedSAE]) -> di
 
 
 def checked(
-    plan: dict[str, Any], args: argparse.Namespace, placed: Mapping[str, PlacedSAE]
+    plan: dict[str, Any], args: argparse.Namespace, placed: Mapping[str, SAEInContext]
 ) -> dict[str, Any]:
     """A plan that was read, if it is of these runs and settings and was not changed."""
     given = settings_of(args, placed)
@@ -197,7 +202,7 @@ def hash_of(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def densities_of(placed: PlacedSAE, args: argparse.Namespace) -> dict[int, float]:
+def densities_of(placed: SAEInContext, args: argparse.Namespace) -> dict[int, float]:
     """By latent that has windows enough on both halves of the text, the share of tokens on which it
     fires."""
     every = ExplainArguments(n_latents="all", n_tokens=args.n_tokens, seed=args.seed)
@@ -217,7 +222,7 @@ def densities_of(placed: PlacedSAE, args: argparse.Namespace) -> dict[int, float
 
 
 def asked(
-    args: argparse.Namespace, placed: PlacedSAE, latents: Mapping[str, int], name: str
+    args: argparse.Namespace, placed: SAEInContext, latents: Mapping[str, int], name: str
 ) -> str:
     """Names and detection of a run's latents in its folder; what waits for answers, or ""."""
     is_first = placed.folder == args.runs[0]

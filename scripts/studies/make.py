@@ -26,7 +26,7 @@ from hfsae.explanations import (
     spelt,
 )
 from hfsae.machine import refuse_changed, refuse_mixture, weights_hash
-from hfsae.recipe import PlacedSAE, check_held_out, limits_of, names_apart, opened, read_rows
+from hfsae.recipe import SAEInContext, check_held_out, limits_of, names_apart, load_lm_for, read_rows
 
 from .plan import (
     EXPLANATIONS,
@@ -51,7 +51,7 @@ _LONGEST = 40  # characters of a token that is shown
 _APART = 0.1  # difference of L0 that is worth a warning
 
 
-def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan:
+def make(placed: Sequence[SAEInContext], study: Path, args: StudyArguments) -> Plan:
     """Write the plan of a study of SAEs into a folder.
 
     Args:
@@ -66,7 +66,7 @@ def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan
         refuse_mixture(folder, ["training.json"])
         refuse_changed(folder, ["evaluation.json"])  # whose L0 goes into the plan
     recipe = placed[0].recipe
-    loaded = opened(*placed)
+    loaded = load_lm_for(*placed)
     items = []
     for number, one in enumerate(placed):
         rows = read_rows(one.recipe, loaded, "test", args.n_tokens)
@@ -90,7 +90,7 @@ def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan
     return plan
 
 
-def check_study(placed: Sequence[PlacedSAE], study: Path) -> None:
+def check_study(placed: Sequence[SAEInContext], study: Path) -> None:
     """Check a study's folder and its SAEs.
 
     Raises:

@@ -219,7 +219,6 @@ def recipes() -> Iterator[Try]:
         ("tabs", "training:\n\tn_tokens: 5\n", "bad.yaml"),
         ("an unknown alias", "lm: *nothing", "bad.yaml"),
         ("a Python object", "seed: !!python/object/apply:os.getcwd []", "bad.yaml"),
-        ("an alias of itself", "sae: &a {x: *a}", "bad.yaml"),
         ("deep lists", "sae: " + "[" * 5000, "bad.yaml"),
         ("deep maps", "sae: " + "{a: " * 3000 + "1" + "}" * 3000, "bad.yaml"),
         ("a key that is a list", "? [a]\n: 1\n", "bad.yaml"),

@@ -260,14 +260,7 @@ def _pickled_type(folder: Path, name: str, canary: Path) -> None:
 
 
 def _of_yaml(base: str, name: str, canary: Path) -> Iterator[Case]:
-    bomb = ["a0: &a0 [x, x]"]
-    bomb += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
-    merges = ["a0: &a0 {x: 1}"]
-    merges += [f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     texts = {
-        "aliases that explode": "\n".join(bomb),
-        "merges that explode": "\n".join(merges),
-        "an alias of itself": "a: &a [*a]",
         "deep lists": "sae: " + "[" * _DEEP,
         "deep blocks": "\n".join(" " * i + "a:" for i in range(500)),
         "a key twice": "seed: 1\nsae: {d_sae: 1}\nseed: 2",

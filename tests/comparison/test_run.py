@@ -13,9 +13,9 @@ from transformers import AutoModel
 
 from hfsae.comparison import CausalArguments, Comparison, compare
 from hfsae.machine import processor
+from hfsae.machine.checksums import KEY
 from hfsae.machine.files import read_tensors, write_tensors
-from hfsae.machine.weights import KEY
-from hfsae.recipe.evaluating import with_probing
+from hfsae.recipe.probing import with_probing
 
 from ..conftest import every_lm_is
 from ..helpers import held_elsewhere

@@ -29,7 +29,7 @@ from hfsae.demo.steer_actions import direction
 from hfsae.demo.subject import Subject, default_source
 from hfsae.evaluation.probing.extract import extract
 from hfsae.features.search import Hit
-from hfsae.machine.seal import sealed
+from hfsae.machine.checksums import sealed
 from hfsae.machine.units import TOKEN
 from hfsae.packaged import SHIPPED_SAE
 from hfsae.presets import save_presets

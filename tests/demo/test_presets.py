@@ -27,7 +27,7 @@ from hfsae.demo.presets import (
     why_random,
 )
 from hfsae.features import Example, FeatureStore
-from hfsae.machine.weights import stamp
+from hfsae.machine.checksums import stamp
 from hfsae.packaged import SHIPPED_SAE
 from hfsae.presets import Found
 

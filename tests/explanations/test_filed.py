@@ -28,8 +28,8 @@ from hfsae.explanations.study import explain
 from hfsae.explanations.windows import ExplainArguments, select
 from hfsae.features import FeatureStore, read_names
 from hfsae.machine.refused import Refused
-from hfsae.recipe.controls import untrained
-from hfsae.recipe.placed import limits_of, of_run, opened
+from hfsae.recipe import limits_of, load_lm_for, of_run
+from hfsae.recipe.explaining import shuffled_weights
 
 from .. import forked
 from ..helpers import refused
@@ -712,7 +712,7 @@ def check_headline(folder, card, record, capsys):
 
 def test_a_judge_that_fails_for_a_moment_leaves_no_result_of_the_control(folder, loads):
     placed = of_run(folder)
-    loaded = opened(placed)
+    loaded = load_lm_for(placed)
 
     def away(materials):
         raise Refused("the server is away")
@@ -720,7 +720,7 @@ def test_a_judge_that_fails_for_a_moment_leaves_no_result_of_the_control(folder,
     args, asked = ExplainArguments(n_tokens=2500), ScoreArguments(("detection",))
     limits, how = limits_of(placed, loaded), {"explainer": away, "inquiry": Inquiry(asked)}
     with pytest.raises(Refused, match="the server is away"):
-        untrained(placed.recipe, loaded, placed.sae, args, limits, **how)
+        shuffled_weights(placed.recipe, loaded, placed.sae, args, limits, **how)
     none_fits = replace(args, min_density=1.0, max_density=1.0)
-    too_few = untrained(placed.recipe, loaded, placed.sae, none_fits, limits, **how)
+    too_few = shuffled_weights(placed.recipe, loaded, placed.sae, none_fits, limits, **how)
     assert "qualifies; scores need 20" in str(too_few)

@@ -23,8 +23,8 @@ from hfsae.explanations.judges.remote import Remote
 from hfsae.explanations.judges.replies import without_thoughts
 from hfsae.explanations.judges.tokens import by_tokenizer
 from hfsae.explanations.judges.transport import chat_url, retry_after
+from hfsae.machine.checksums import unsealed
 from hfsae.machine.refused import Refused
-from hfsae.machine.seal import unsealed
 
 from ..forked import CONTEXT
 from .loopback_judge import (

@@ -9,7 +9,7 @@ import pytest
 
 import hfsae
 from hfsae.features import blank_label, read_labels, write_label
-from hfsae.machine.weights import stamp
+from hfsae.machine.checksums import stamp
 
 from ..helpers import make, refused, save_store
 

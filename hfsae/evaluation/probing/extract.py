@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...machine.checksums import of_others, refuse_changed
 from ...machine.files import read_json, reading
 from ...machine.names import EVALUATION, PROBING
 from ...machine.plain import finite
 from ...machine.refused import Refused
-from ...machine.seal import refuse_changed
-from ...machine.weights import of_others
 
 logger = logging.getLogger(__name__)
 KEY = "probing"

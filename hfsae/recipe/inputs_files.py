@@ -1,37 +1,31 @@
 """Activations that are read from files, as the inputs of a run: no model, and no text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from ..activations import FileSource, Split, check_files
+from ..activations import FileSource, Split
 from ..activations.files import warn_of_equal_documents
 from ..evaluation import EvaluationResult, evaluate_reconstructions
 from ..evaluation.result import in_units
 from ..features import (
     FeatureStore,
-    LabelColumns,
     LabelTable,
     collect_rows,
     label_table,
     read_labels_table,
 )
 from ..features.held_out import refuse_few_documents
-from ..machine.refused import Refused
 from ..machine.units import UNITS
-from ..models import SAE, SAEConfig
-from .configs import make_configs
+from ..models import SAE
 from .fields import Recipe, rows_ahead, sides_of
-from .inputs import NoModel
-from .job import Job
-from .text import counted, token_bar
+from .job import Inputs, Job, NoModel, counted, token_bar
 
 _EVERY_ROW = "All rows of the held-out documents count, apart from those that the file leaves out."
 
 
-class FileInputs:
+class FileInputs(Inputs):
     """Rows of activations in files."""
 
     section = "activations"
@@ -57,15 +51,12 @@ class FileInputs:
             ValueError: fewer training rows than a batch, none to evaluate on, a row that is not
                 finite, or labels that do not fit the documents, or fit too few of them.
         """
-        args, source, sizes = (
-            self.recipe.activations,
-            self.source(self.recipe.sites),
-            self.recipe.sizes,
-        )
+        args, sizes = self.recipe.activations, self.recipe.sizes
+        source = self.source(self.recipe.sites)
         source.tell_doubts()
         side = sides_of(self.recipe)[-1]
         if args.labels:
-            labels = _labels(args.labels, source)
+            labels = read_labels_table(args.labels, source.rows.document, source.documents)
             documents = source.rows.document[source.row_numbers(side)]
             share = f"; activations.held_out_fraction is {args.held_out_fraction:g}: raise it"
             refuse_few_documents(len(np.intersect1d(labels.document, documents)), share)
@@ -84,14 +75,6 @@ class FileInputs:
         held_out = source.batches(side, sizes.evaluation)
         training = () if side == "train" else source.batches("train")
         warn_of_equal_documents(held_out, training, "activations.files")
-
-    def terms(self) -> dict[str, str | None]:
-        """None: no model to agree with."""
-        return {}
-
-    def about(self) -> dict[str, Any]:
-        """None: no model."""
-        return {}
 
     def evaluate(
         self, saes: Mapping[str, SAE], limits: dict[str, float], *, losses: bool = True
@@ -120,28 +103,10 @@ class FileInputs:
                 unit=self.unit,
             )
 
-    def illustrate(self, job: Job) -> None:
-        """Nothing: rows have no picture."""
-
     def tabulate(self, job: Job) -> LabelTable:
         """How latents go with the labels of documents, or of rows, on the held-out side."""
         source = self.source(job.sae.config.reads.names)
-        labels = _labels(self.recipe.activations.labels, source)
+        path = self.recipe.activations.labels
+        labels = read_labels_table(path, source.rows.document, source.documents)
         batches = source.batches(sides_of(self.recipe)[-1])
         return label_table(job.sae, batches, labels, seed=self.recipe.seed)
-
-
-def _labels(path: str, source: FileSource) -> LabelColumns:
-    return read_labels_table(path, source.rows.document, source.documents)
-
-
-def check_file_recipe(recipe: Recipe) -> tuple[None, dict[str, SAEConfig]]:
-    """No model, and each SAE's config; only the files' headers are read.
-
-    Raises:
-        ValueError: files that cannot be read, or a site that they lack.
-    """
-    if recipe.evaluation.texts:
-        raise Refused("evaluation.texts needs a language model, and activations.files has none")
-    files = check_files(recipe.activations, recipe.sites)
-    return None, make_configs(recipe, files.widths)

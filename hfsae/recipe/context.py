@@ -1,38 +1,30 @@
-"""An SAE in a folder of its own, with the language model and the text that it is measured on."""
+"""An SAE in a folder of its own, with the language model and the text that it is measured on.
 
-import json
-from dataclasses import asdict, dataclass, replace
+That of a run has the run's recipe. One from elsewhere gets a recipe.yaml beside it with its first
+measure: its source, and the sections lm, text, harvest and sae.site that the next measure takes.
+"""
+
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from ..activations import (
-    HarvestArguments,
-    Harvester,
-    MeasuredText,
-    TextArguments,
-    apart,
-    check_text,
-    plain_text,
-)
-from ..activations.held_out import HELD_OUT
+import torch
+
+from ..activations import HarvestArguments, Harvester, MeasuredText, check_text, plain_text
 from ..lm import LoadedLM, widths_of
-from ..machine.files import read_json, reading, write_whole
-from ..machine.names import MEASURED, RECIPE, TRAINING
+from ..machine.names import RECIPE, TRAINING
 from ..machine.refused import Refused
 from ..models import SAE
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .fields import LMArguments, Recipe, Sections
+from .fields import Recipe
 from .folder import home_of, load_trained, norm_limits
-from .opening import load
-from .shipped import read_recipe
-from .text import read_rows
-
-"""Fields of a recipe: {section: {field: value}}, or {section: value} of one without fields."""
-_KINDS = {"lm": LMArguments, "text": TextArguments, "harvest": HarvestArguments}
+from .inputs_text import read_rows
+from .job import load
+from .recipe_files import SOURCE, read_recipe, save_recipe
 
 
 @dataclass
-class PlacedSAE:
+class SAEInContext:
     """An SAE, the folder of its results, and the recipe that these follow."""
 
     folder: Path
@@ -53,7 +45,7 @@ class PlacedSAE:
         return self.home or self.folder
 
 
-def of_run(folder: Path) -> PlacedSAE:
+def of_run(folder: Path) -> SAEInContext:
     """The SAE in the folder of a run.
 
     Raises:
@@ -65,46 +57,10 @@ def of_run(folder: Path) -> PlacedSAE:
             f"{folder} belongs to no run: without a recipe.yaml its language model and held-out "
             "text are unknown; `hfsae train` writes one"
         )
-    return PlacedSAE(folder, load_trained(folder), read_recipe(home / RECIPE), home)
+    return SAEInContext(folder, load_trained(folder), read_recipe(home / RECIPE), home)
 
 
-def changed(
-    recipe: Recipe,
-    given: Sections,
-    trained: TextArguments | None,
-    fraction: float | None = None,
-    digest: str | None = None,
-) -> Recipe:
-    """The recipe with these fields. Another language model has no revision of the old one's; of
-    every text only documents that training has not read are on the test side.
-
-    Args:
-        trained: the text of the SAE's training; None: unknown.
-        fraction: the share of the recipe's text that a user wanted held out, if one did.
-        digest: of the training's text as it was; None: not known.
-
-    Raises:
-        ValueError: a value that a field cannot have.
-    """
-    lm, text = (dict(given.get(name, {})) for name in ("lm", "text"))
-    base = recipe
-    if lm.get("name", recipe.lm.name) != recipe.lm.name:
-        kept = {"dtype": recipe.lm.dtype, "attn_implementation": recipe.lm.attn_implementation}
-        base = replace(base, lm=LMArguments(**kept))
-    if text.get("dataset", recipe.text.dataset) != recipe.text.dataset:
-        size, bos = recipe.text.context_size, recipe.text.bos
-        base, fraction = replace(base, text=TextArguments(context_size=size, bos=bos)), None
-    sections: dict[str, Any] = {}
-    for name, value in given.items():
-        old = getattr(base, name)
-        has_fields = hasattr(old, "__dataclass_fields__")
-        sections[name] = replace(old, **value) if has_fields else value
-    new = replace(base, **sections)
-    fraction = text.get("held_out_fraction", fraction)
-    return replace(new, text=apart(new.text, trained, fraction, digest))
-
-
-def check_held_out(placed: PlacedSAE, why: str) -> None:
+def check_held_out(placed: SAEInContext, why: str) -> None:
     """Check that the text of an SAE holds out documents.
 
     Args:
@@ -125,7 +81,7 @@ def check_held_out(placed: PlacedSAE, why: str) -> None:
         check_text(text, "test")
 
 
-def limits_of(placed: PlacedSAE, loaded: LoadedLM) -> dict[str, float]:
+def limits_of(placed: SAEInContext, loaded: LoadedLM) -> dict[str, float]:
     """By site, the largest norm of an activation that counts: from the record of the training; for
     an SAE from elsewhere from the first rows, if a ratio is given. Without either, no limits."""
     recipe, sae = placed.recipe, placed.sae
@@ -139,7 +95,7 @@ def limits_of(placed: PlacedSAE, loaded: LoadedLM) -> dict[str, float]:
     return norm_limits(sae, placed.folder) if has_record else {}
 
 
-def refuse_without_text(placed: PlacedSAE) -> None:
+def refuse_without_text(placed: SAEInContext) -> None:
     """Refuse an SAE of activations that are not text's, where a language model is needed.
 
     Raises:
@@ -158,7 +114,7 @@ def refuse_without_text(placed: PlacedSAE) -> None:
         )
 
 
-def opened(*placed: PlacedSAE) -> LoadedLM:
+def load_lm_for(*placed: SAEInContext) -> LoadedLM:
     """The language model of SAEs that share one, with them on its device; from here on the process
     sums products in float32."""
     recipe = placed[0].recipe
@@ -166,39 +122,24 @@ def opened(*placed: PlacedSAE) -> LoadedLM:
     sum_products_in_float32()
     loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
     for one in placed:
-        one.sae.to(cast(Any, loaded.lm.device))
+        one.sae.to(cast(torch.device, loaded.lm.device))
     return loaded
 
 
-def remember(placed: PlacedSAE) -> None:
-    """Keep the language model, the text and the site of a measure in the folder of an SAE from
-    elsewhere: the next measure takes the same. The file holds paths of this machine, and is never
-    published."""
+def remember(placed: SAEInContext) -> None:
+    """Write the recipe of an SAE from elsewhere into its folder: the next measure takes the same.
+    It holds paths of this machine, and is never published."""
     if placed.home is not None:
         return
     recipe = placed.recipe
-    sections = {name: asdict(getattr(recipe, name)) for name in ("lm", "harvest")}
-    rule = {HELD_OUT: {"rule": recipe.text.rule}} if isinstance(recipe.text, MeasuredText) else {}
-    sections["text"] = {**plain_text(recipe.text), **rule}
+    text = plain_text(recipe.text)
+    is_given = isinstance(recipe.text, MeasuredText) and recipe.text.rule == "given"
+    if text["held_out_fraction"] == 1 and not is_given:
+        del text["held_out_fraction"]  # which follows from the text of the training
+    plain = {"lm": asdict(recipe.lm), "text": text, "harvest": asdict(recipe.harvest)}
     for section, field in (("lm", "name"), ("text", "dataset")):
-        value = sections[section][field]
+        value = plain[section][field]
         if isinstance(value, str) and Path(value).exists():
-            sections[section][field] = str(Path(value).absolute())
-    plain = {**sections, "site": placed.sae.config.site}
-    write_whole(placed.folder / MEASURED, json.dumps(plain, indent=1) + "\n")
-
-
-def remembered(folder: Path) -> Sections:
-    """What `remember` kept in a folder; empty without it.
-
-    Raises:
-        Damaged: the file is damaged.
-    """
-    path = folder / MEASURED
-    if not path.is_file():
-        return {}
-    plain = read_json(path)
-    with reading(path):
-        for name, kind in _KINDS.items():
-            kind(**{key: value for key, value in plain[name].items() if key != HELD_OUT})
-    return plain
+            plain[section][field] = str(Path(value).absolute())
+    sae = {"sae": {"site": placed.sae.config.site}}
+    save_recipe(placed.folder, {SOURCE: placed.source, **plain, **sae})

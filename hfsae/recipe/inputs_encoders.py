@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode
-from transformers import PreTrainedModel
 
 from ..activations import AudioArguments, ImageArguments, InputSource, Split
 from ..activations.pictures import Pictures
@@ -14,22 +13,20 @@ from ..evaluation import EvaluationResult, evaluate_reconstructions, output_chan
 from ..evaluation.result import in_units
 from ..features import FeatureStore, LabelTable, collect_rows, label_table
 from ..features.pictures import write_pictures
-from ..lm import LoadedEncoder, contract, empty_encoder, encoder_width, load_encoder
+from ..lm import LoadedEncoder, contract, load_encoder
 from ..machine.refused import Refused
 from ..machine.units import UNITS
-from ..models import SAE, SAEConfig
+from ..models import SAE
 from ..packaged import PACKAGED_ENCODERS, packaged_encoder
-from .configs import make_configs
 from .fields import LMArguments, Recipe, rows_ahead, sides_of
-from .job import Job
-from .text import counted, token_bar
+from .job import Inputs, Job, counted, token_bar
 
 _EVERY_POSITION = (
     "All kept positions of the held-out documents count; which these are is a setting of the inputs"
 )
 
 
-class EncoderInputs:
+class EncoderInputs(Inputs):
     """Pictures or sound through a vision or audio model."""
 
     def __init__(self, recipe: Recipe, loaded: LoadedEncoder) -> None:
@@ -108,6 +105,10 @@ class EncoderInputs:
     def collect(self, job: Job) -> FeatureStore:
         """Pictures, or moments of sound, on which the latents of the job's SAE fire."""
         n, source = self.recipe.sizes.examples, self.source(job.sae.config.reads.names, job.limits)
+        where_patches_lie: dict[str, Any] = {}
+        if isinstance(source.reader, Pictures):
+            grid = source.reader.grid
+            where_patches_lie = {"grid": [grid.rows, grid.columns], "patch": list(grid.step)}
         with token_bar("collect", n, unit=self.unit) as progress:
             return collect_rows(
                 job.sae,
@@ -115,7 +116,7 @@ class EncoderInputs:
                 self.recipe.collect,
                 caption=source.caption,
                 unit=self.unit,
-                meta=_grid_of(source),
+                meta=where_patches_lie,
             )
 
     def illustrate(self, job: Job) -> None:
@@ -131,29 +132,9 @@ class EncoderInputs:
         return label_table(job.sae, batches, source.labels(), seed=self.recipe.seed)
 
 
-def _grid_of(source: InputSource) -> dict[str, Any]:
-    """Where the patches lie, for who draws them."""
-    if not isinstance(source.reader, Pictures):
-        return {}
-    grid = source.reader.grid
-    return {"grid": [grid.rows, grid.columns], "patch": list(grid.step)}
-
-
-def check_encoder_recipe(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
-    """The model without its weights, and each SAE's config; nothing is written.
-
-    Raises:
-        ValueError: anything wrong that can be found without running: model, sites, widths.
-    """
-    if recipe.evaluation.texts:
-        raise Refused("evaluation.texts needs a language model; this recipe reads no text")
-    model = empty_encoder(_copy_of(recipe.lm), revision=recipe.lm.revision)
-    return model, make_configs(recipe, {site: encoder_width(model, site) for site in recipe.sites})
-
-
 def load_for(args: LMArguments, device: str | None = None) -> LoadedEncoder:
     """The recipe's vision or audio model."""
-    copy = _copy_of(args)
+    copy = loaded_copy(args)
     loaded = load_encoder(
         copy,
         revision=args.revision,
@@ -167,7 +148,7 @@ def load_for(args: LMArguments, device: str | None = None) -> LoadedEncoder:
     return loaded._replace(origin=PACKAGED_ENCODERS[args.name].origin)
 
 
-def _copy_of(args: LMArguments) -> str:
+def loaded_copy(args: LMArguments) -> str:
     """The name to load: the model's, or the folder of its packaged copy."""
     is_packaged = args.source == "packaged" or (args.source == "auto" and is_offline_mode())
     if args.source == "packaged" or (is_packaged and args.name in PACKAGED_ENCODERS):

@@ -1,13 +1,14 @@
-"""The table of stages: what a run makes after training, in which order, and when anew."""
+"""The results of a run: what is made after training, in which order, and when anew."""
 
 import json
 from dataclasses import fields
 
+from hfsae.machine.checksums import sealed
 from hfsae.machine.names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, RECORDS
-from hfsae.recipe import Recipe, as_plain, run
-from hfsae.recipe.differing import value_at, with_value
+from hfsae.recipe import Recipe, as_plain, outdated, run, stage_of
 from hfsae.recipe.fields import TRAINING_SECTIONS
-from hfsae.recipe.table import STAGES, Stage
+from hfsae.recipe.recipe_files import value_at, what_is_set, with_value
+from hfsae.recipe.results import MADE_FROM, STAGES, Stage, made_from
 
 from .tiny import tiny_recipe
 
@@ -48,15 +49,15 @@ def test_a_further_line_of_the_table_is_a_stage_of_a_run(tmp_path, loads, monkey
 
     def count(job):
         made.append([stage.file for stage in STAGES if (job.folder / stage.file).exists()])
-        (job.folder / "count.json").write_text(f'{{"n": {job.sae.config.d_sae}}}')
+        record = {"n": job.sae.config.d_sae, **job.more}
+        (job.folder / "count.json").write_text(json.dumps(record))
 
     at = next(i for i, stage in enumerate(STAGES) if stage.file == CARD)
     longer = (*STAGES[:at], Stage("count.json", count, sections=("collect",)), *STAGES[at:])
-    for module in ("folder", "stages"):
-        monkeypatch.setattr(f"hfsae.recipe.{module}.STAGES", longer)
+    monkeypatch.setattr("hfsae.recipe.results.STAGES", longer)
     before = ["evaluation.json", "features/meta.json", "fingerprint.safetensors"]
     (folder,) = run(tiny_recipe(tmp_path / "sae"))
-    assert (folder / "count.json").read_text() == '{"n": 32}' and made == [before]
+    assert json.loads((folder / "count.json").read_text())["n"] == 32 and made == [before]
     run(tiny_recipe(tmp_path / "sae"))
     assert made == [before], "it is kept"
     (folder / "count.json").unlink()
@@ -77,3 +78,35 @@ def test_a_stage_that_takes_all_text_is_made_anew_where_its_section_changes(tmp_
     recipe.evaluation.bootstrap_samples += 10
     run(recipe)
     assert (folder / "evaluation.json").read_bytes() != before and len(loads) == 2
+
+
+def test_a_result_carries_the_hash_of_its_settings_its_weights_and_its_stages_version():
+    recipe, stage = Recipe(), stage_of(EVALUATION)
+    made = made_from(stage, recipe, "weights")
+    assert made_from(stage, Recipe(seed=1), "weights") == made, "no section of its own"
+    recipe.evaluation.n_foreign_tokens += 1
+    others = {made_from(stage, recipe, "weights"), made_from(stage, Recipe(), "other")}
+    others |= {made_from(stage._replace(version=2), Recipe(), "weights")}
+    assert len(others) == 3 and made not in others
+    assert what_is_set(Recipe(), stage.sections) == {"evaluation": {}}, "of defaults nothing counts"
+
+
+def test_which_results_are_made_again_is_told_with_the_reason(tmp_path, loads, caplog):
+    (folder,) = run(tiny_recipe(tmp_path / "sae"))
+    assert outdated(folder, tiny_recipe(tmp_path / "sae")) == {}
+    other = tiny_recipe(tmp_path / "sae")
+    other.evaluation.bootstrap_samples += 1
+    run(other)
+    said = f"{folder / EVALUATION} was made with other settings (evaluation); {EVALUATION} is made"
+    assert said in caplog.text and META not in caplog.text
+
+
+def test_names_that_were_asked_for_by_a_verb_stand(tmp_path, loads):
+    """Where a stage's settings differ, it makes what it made, and no more."""
+    (folder,) = run(tiny_recipe(tmp_path / "sae", explain_tokens=2000))
+    path = folder / EXPLANATIONS_RECORD
+    record = {k: v for k, v in json.loads(path.read_text()).items() if k != MADE_FROM}
+    path.write_text(json.dumps(sealed(record)))
+    before = path.read_bytes()
+    run(tiny_recipe(tmp_path / "sae", explain_tokens=1500))
+    assert path.read_bytes() == before
