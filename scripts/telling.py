@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hfsae.demo import Choice, Subject, open_subject
 from hfsae.demo.rows import DENSE
-from hfsae.demo.salience import COMMON, Numbers, numbers, telling
+from hfsae.demo.salience import COMMON, Numbers, by_salience, numbers
 from hfsae.demo.subject import default_source
 from hfsae.features.inspection import Inspection, Ranked
 
@@ -108,7 +108,7 @@ def peaks(subject: Subject, of: Numbers, text: str) -> Peak:
 def order(peak: Peak, key: Callable[[Peak, Ranked], float] | None, folds: bool) -> list[Ranked]:
     """The first latents by a key, or in the app's order."""
     density = peak.subject.density()
-    ranking = telling(peak.numbers, peak.seen) if key is None else peak.seen.ranking()
+    ranking = by_salience(peak.numbers, peak.seen) if key is None else peak.seen.ranking()
     ranking = [r for r in ranking if not folds or density[r.latent] <= DENSE]
     if key is not None:
         ranking.sort(key=lambda r: -key(peak, r))

@@ -56,16 +56,16 @@ def why_random(subject: Subject) -> str:
 def first_texts(subject: Subject) -> tuple[str, ...]:
     """Texts to inspect: of an SAE of one's own excerpts of the text that its examples are from,
     around the strongest firings of clear latents."""
-    return subject.remembered("first texts", lambda: _excerpts(subject) or TEXTS)
 
+    def make() -> tuple[str, ...]:
+        store = subject.store
+        if store is None or subject.choice.is_shipped or not subject.unit.is_text:
+            return TEXTS
+        each = [store[i].examples for i in [*_clear(subject), *_drawn(subject)][:_READ]]
+        texts = [max(map(excerpt, examples), key=len) for examples in each if examples]
+        return tuple(dict.fromkeys(filter(None, texts)))[: len(TEXTS)] or TEXTS
 
-def _excerpts(subject: Subject) -> tuple[str, ...]:
-    store = subject.store
-    if store is None or subject.choice.is_shipped or not subject.unit.is_text:
-        return ()
-    each = [store[i].examples for i in [*_clear(subject), *_drawn(subject)][:_READ]]
-    texts = [max(map(excerpt, examples), key=len) for examples in each if examples]
-    return tuple(dict.fromkeys(filter(None, texts)))[: len(TEXTS)]
+    return subject.remembered("first texts", make)
 
 
 def excerpt(example: Example) -> str:
@@ -108,22 +108,17 @@ def search_presets(subject: Subject, tick: Callable[[str, int, int], object]) ->
 
 def searches(subject: Subject) -> list[tuple[str, str]]:
     """(query, by) that find something."""
-    if not subject.unit.is_text:
-        return _searches_of_documents(subject)
-    words: list[str] = []
-    if subject.store is not None:
-        names = [preset["name"] for preset in subject.presets]
-        words = [name for name in names if subject.feature_search.by_token(name, 1)]
-        words = [*dict.fromkeys([*words, *clear_words(subject.store).values()])]
-    examples = [(word, "word") for word in words[:N]]
-    examples += [(label, "label") for label in list(subject.labels.values())[:1]]
-    return examples or [("The river flows into the sea", "fires on")]
-
-
-def _searches_of_documents(subject: Subject) -> list[tuple[str, str]]:
-    """(query, by): labels of people and of documents, and documents that latents fire in."""
-    examples = [(label, "label") for label in list(subject.labels.values())[:1]]
-    examples += [(row["class"], "word") for row in best_rows(subject) if row["class"]][:2]
+    labels = [(label, "label") for label in list(subject.labels.values())[:1]]
+    if subject.unit.is_text:
+        words: list[str] = []
+        if subject.store is not None:
+            names = [preset["name"] for preset in subject.presets]
+            words = [name for name in names if subject.feature_search.by_token(name, 1)]
+            words = [*dict.fromkeys([*words, *clear_words(subject.store).values()])]
+        examples = [*((word, "word") for word in words[:N]), *labels]
+        return examples or [("The river flows into the sea", "fires on")]
+    # labels of people and of documents, and documents that latents fire in
+    examples = labels + [(r["class"], "word") for r in best_rows(subject) if r["class"]][:2]
     if subject.store is not None:
         records = (subject.store[latent] for latent in _drawn(subject))
         captions = (r.examples[0].tokens[r.examples[0].firing] for r in records if r.examples)
@@ -142,8 +137,8 @@ def clearest(subject: Subject) -> int:
     if subject.unit.is_text:
         return next(iter(_described(subject)))
     labelled = [i for i in subject.labels if i < subject.d_sae]
-    told = [row["latent"] for row in best_rows(subject)]
-    return [*labelled, *told, *_drawn(subject)][0]
+    of_labels = [row["latent"] for row in best_rows(subject)]
+    return [*labelled, *of_labels, *_drawn(subject)][0]
 
 
 def _described(subject: Subject) -> dict[int, str]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from ..machine.units import PATCH
 from ..steering.pair import Sampling
+from .address import Settings
 from .rows import largest_of
-from .settings import Settings
 from .subject import Subject
 
 _N_TOKENS = 30

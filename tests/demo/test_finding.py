@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hfsae.demo.actions import Actions
-from hfsae.demo.finding import find, title_of
 from hfsae.demo.subject import Subject
+from hfsae.demo.word_search import find, title_of
 from hfsae.features import Hit
 
 

@@ -24,13 +24,12 @@ from hfsae.demo import Choice, Subject, build, open_subject
 from hfsae.demo import address as at
 from hfsae.demo.actions import Actions
 from hfsae.demo.app import pages_of
-from hfsae.demo.crops import heat
-from hfsae.demo.documented import documented
-from hfsae.demo.finding import find
-from hfsae.demo.missing import missing
-from hfsae.demo.seeing import MOST_BYTES, decoded, upload
+from hfsae.demo.how_to_make import how_to_make
+from hfsae.demo.pages.page import Visit
+from hfsae.demo.picture_latents import MOST_BYTES, as_rgb, heat, upload
+from hfsae.demo.schemas import docstring, instructions
 from hfsae.demo.snippet import of_latent
-from hfsae.demo.tools import instructions
+from hfsae.demo.word_search import find
 from hfsae.features.pictures import Grid
 
 from ..wordless import COLOURS, D_SAE, GRID, folder_of_pictures, folder_of_rows, folder_of_sound
@@ -112,15 +111,8 @@ def test_a_model_for_files_is_refused_in_a_sentence(of_rows):
 def test_a_link_to_a_page_that_does_not_fit_says_which_there_are(of_rows):
     restore = next(f.fn for f in build(of_rows).fns.values() if f.name == "prepare")
     request = gr.Request(None, query_params={"tab": "steer", "latents": "3:1"})
-    texts = " ".join(map(str, restore(request, gr.State().value or Visited()).values()))
+    texts = " ".join(map(str, restore(request, Visit()).values()))
     assert f"no page &#39;steer&#39;; its pages: {', '.join(pages_of(of_rows))}" in texts
-
-
-class Visited:
-    """What is known of a browser's page, at the start."""
-
-    def __init__(self) -> None:
-        self.drawn, self.click, self.opened, self.selected = set(), 0, None, False
 
 
 def test_examples_of_rows_show_their_captions_and_the_rows_around(of_rows):
@@ -210,17 +202,17 @@ def test_what_is_no_picture_is_refused_in_a_sentence(of_pictures, picture, why):
         Actions(of_pictures).inspect_picture(picture)
 
 
-def test_pictures_that_are_too_large_are_refused_before_they_are_decoded(monkeypatch):
+def test_pictures_that_are_too_large_are_refused_before_they_are_as_rgb(monkeypatch):
     with pytest.raises(ValueError, match=r"8,000,001 bytes; at most 8,000,000"):
-        decoded(bytes(MOST_BYTES + 1))
+        as_rgb(bytes(MOST_BYTES + 1))
     monkeypatch.setattr("hfsae.activations.pictures.MOST_PIXELS", 99)
     with pytest.raises(ValueError, match="pixels; make it smaller"):
-        decoded(png(Image.new("L", (10, 10))))
+        as_rgb(png(Image.new("L", (10, 10))))
 
 
 def test_what_shines_through_is_white_and_a_picture_is_held_by_its_content(of_pictures):
     clear = png(Image.new("RGBA", (4, 4), (255, 0, 0, 0)))
-    assert decoded(clear).getpixel((1, 1)) == (255, 255, 255)
+    assert as_rgb(clear).getpixel((1, 1)) == (255, 255, 255)
     name = upload(of_pictures, clear)
     assert name.startswith("own-") and upload(of_pictures, clear) == name
     others = {upload(of_pictures, png(Image.new("L", (4, 4), i))) for i in range(16)}
@@ -290,7 +282,7 @@ def test_commands_for_what_is_missing_name_the_inputs_of_the_kind(of_rows, of_pi
     commands = {}
     for subject in (of_rows, of_pictures, of_sound):
         store, subject.store = subject.store, None
-        commands[subject.unit.one] = missing(subject, "collect").command.partition("/sae ")[2]
+        commands[subject.unit.one] = how_to_make(subject, "collect").command.partition("/sae ")[2]
         subject.store = store
     assert commands["row"] == "--activations.files FILES.safetensors"
     assert commands["patch"].endswith("--lm.kind auto --images.folder PICTURES")
@@ -311,7 +303,7 @@ def test_agents_are_told_of_the_tools_that_there_are(of_rows, of_pictures):
 )
 def test_every_argument_and_every_key_of_an_answer_is_described(of_pictures, name, given):
     (endpoint,) = (e for e in Actions(of_pictures).fitting() if e.name == name)
-    parts = documented(endpoint.function)
+    parts = docstring(endpoint.function)
     assert parts.summary and endpoint.title
     assert list(parts.arguments) == [*endpoint.signature.parameters]
     answer = getattr(Actions(of_pictures), name)(**given)
