@@ -1,6 +1,7 @@
 """Opening an SAE for the app: its weights, its model, and the files beside it."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from ..machine.weights import KEY, of_others, refuse_mixture, weights_hash
 from ..packaged import shipped_at
 from ..recipe import LMArguments
 from ..recipe.of_encoders import load_for
+from .diff_actions import check_diff
+from .label_actions import label_rows
 from .subject import (
     Choice,
     Subject,
@@ -151,7 +154,7 @@ def _read_beside(subject: Subject, folder: Path) -> None:
     if card.is_file() and card.stat().st_size < MAX_TEXT:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
     subject.evaluation = _read_json(folder / EVALUATION, dict, notes)
-    subject.diff = _read_json(folder / DIFF, dict, notes)
+    subject.diff = _read_json(folder / DIFF, dict, notes, lambda d: check_diff(d, subject.d_sae))
 
     presets = _read_json(folder / PRESETS, list, notes)
     presets = [preset for preset in presets if _is_preset(preset, subject.d_sae)]
@@ -173,7 +176,9 @@ def _read_beside(subject: Subject, folder: Path) -> None:
                 f"its features/ has {len(store):,} latents, and the SAE has "
                 f"{subject.d_sae:,}: it is left out"
             )
-    subject.columns = _read_json(folder / COLUMNS, dict, notes)
+    columns = _read_json(folder / COLUMNS, dict, notes, lambda c: label_rows(c, subject.d_sae))
+    subject.columns = columns
+    subject.label_rows = label_rows(columns, subject.d_sae) if columns else []
     if subject.store is None:
         return
     try:
@@ -197,13 +202,17 @@ def _is_preset(preset: object, d_sae: int) -> bool:
     )
 
 
-def _read_json(path: Path, kind: type, notes: list[str]) -> Any:
+def _read_json(
+    path: Path, kind: type, notes: list[str], check: Callable[[Any], object] = lambda content: None
+) -> Any:
     """The content of a JSON file; an empty `kind` if it is missing, and, with a note, if it is
-    damaged or of another kind."""
+    damaged, of another kind, or not what `check` accepts."""
     try:
         content = parse_json(path)
         if not isinstance(content, kind):
             raise Damaged(damaged(path, f"not a JSON {'object' if kind is dict else 'array'}"))
+        with reading(path):
+            check(content)
     except (OSError, ValueError) as error:
         if path.exists():
             logger.warning("%s is left out: %s", path, error)

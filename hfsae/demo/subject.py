@@ -98,7 +98,8 @@ class Subject:
     pictures: Pictures | None = None
     """of the documents that the store's examples are from, where those are pictures"""
     columns: dict[str, Any] = field(default_factory=dict)
-    """which latents go with labels of documents; see `label_actions`"""
+    """of the table of latents that go with labels of documents; see `label_actions`"""
+    label_rows: list[dict[str, Any]] = field(default_factory=list)
     diff: dict[str, Any] = field(default_factory=dict)
     """which latents are of one of two language models; see `diff_actions`"""
     evaluation: dict[str, Any] = field(default_factory=dict)

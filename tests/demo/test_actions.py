@@ -280,7 +280,7 @@ def test_a_word_that_no_latent_is_about_is_said_so(score, said):
         density=lambda: [0.0] * 8,
         store=object(),
         unit=TOKEN,
-        columns={},
+        label_rows=[],
         feature_search=search,
         label=lambda i: "",
     )

@@ -238,7 +238,7 @@ def test_an_sae_of_the_cls_vector_reads_it_alone(of_pictures, tmp_path):
     assert (view["rows"], view["columns"], view["l0"], view["fvu"]) == (1, 1, 3.0, None)
 
 
-def test_the_table_of_labels_links_latents_and_leaves_damaged_rows_out(of_rows, tmp_path):
+def test_the_table_of_labels_links_latents(of_rows):
     view = Actions(of_rows).labels()
     assert [(r["column"], r["class"], r["latent"]) for r in view["found"]] == [
         ("colour", "red", 3),
@@ -249,13 +249,28 @@ def test_the_table_of_labels_links_latents_and_leaves_damaged_rows_out(of_rows, 
     page = shown(of_rows, at.Labels())
     assert 'data-do="open" data-at="3"' in page and "AUC <b>0.97</b>" in page
     assert "colour = red" in shown(of_rows, at.Feature(3))  # among its names
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"latent": {"index": D_SAE, "value": 1}},
+        {"latent": {"index": 1}},
+        {"latent": {"index": 1, "value": "much"}},
+        {"latent": 7},
+        {"measure": "p"},
+    ],
+)
+def test_a_damaged_table_of_labels_is_left_out_with_a_sentence(of_rows, tmp_path, damage):
     folder = Path(shutil.copytree(of_rows.folder, tmp_path / "sae"))
     good = {"column": "kept", "measure": "auc", "latent": {"index": 1, "value": 0.5}}
-    rows = [good | {"latent": best} for best in ({"index": D_SAE, "value": 1}, {"index": 1}, 7)]
-    rows += [good | {"measure": "p"}, good | {"column": 3}, None, good]
-    (folder / "features/columns.json").write_text(json.dumps({"associations": rows}))
-    found = Actions(open_subject(Choice(str(folder)))).labels()["found"]
-    assert [row["column"] for row in found] == ["kept"]
+    table = folder / "features/columns.json"
+    table.write_text(json.dumps({"associations": [good]}))
+    assert Actions(open_subject(Choice(str(folder)))).labels()["found"][0]["column"] == "kept"
+    table.write_text(json.dumps({"associations": [good, good | damage]}))
+    subject = open_subject(Choice(str(folder)))
+    assert subject.notes[0].startswith("its columns.json is left out: ")
+    assert not subject.columns and "labels" not in pages_of(subject)
 
 
 def test_a_search_finds_latents_by_document_and_by_label(of_rows, of_pictures):

@@ -7,7 +7,7 @@ import gradio as gr
 
 from .. import address as at
 from ..actions import Actions
-from ..diff_actions import GROUPS, ORDERS, models_of
+from ..diff_actions import GROUPS, ORDERS
 from ..how_to_make import how_to_make
 from ..inspect_actions import BY, BY_WITHOUT_TEXT, RAW, SCORES, check_query
 from ..latent_map import latent_map
@@ -228,7 +228,7 @@ class DiffPage(_ListPage[at.Diff]):
 
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
-        first, second = models_of(self.subject)
+        first, second = self.subject.diff["models"]
         words = (f"mostly {first}", f"mostly {second}", "of both", "in between")
         groups = [("all", ""), ("little of it in the other model", "little")]
         groups += list(zip(words, GROUPS, strict=True))
