@@ -19,7 +19,7 @@ from .actions import ENDPOINTS, Actions, in_queue
 from .address import Address, Feature, Inspect, Steer, from_query, page_of, to_query
 from .opening import open_subject
 from .pages import ALL
-from .pages.page import App, Page, Updates, Visit, leading, whole
+from .pages.page import App, Page, Updates, Visit, lead_text, whole
 from .parts import html, number, panel, style
 from .picture_latents import MOST_BYTES
 from .presets import first_texts, presets
@@ -209,7 +209,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
             notice = {first_page.notice: html("error", str(error))}
         visit.opened = address
         visit.drawn.add(page_of(address))
-        always = {app.link: updates.pop(app.link), app.lead: leading(0, address)}
+        always = {app.link: updates.pop(app.link), app.lead: lead_text(0, address)}
         return {**always, **changed(updates), **notice}
 
     def restore(visit: Visit) -> Updates:
@@ -236,7 +236,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     opened = opened.then(restore, app.visit, outputs, **seen)
     if steer := app.pages.get("steer"):
         inputs = [app.visit, *steer.inputs]
-        opened.then(rerun, inputs, steer.generated, **in_queue("run"), **options)
+        opened.then(rerun, inputs, steer.written_parts, **in_queue("run"), **options)
 
 
 def launch(

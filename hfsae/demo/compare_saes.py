@@ -187,7 +187,7 @@ def other_of(subject: Subject, other: object) -> Subject:
         raise Refused(
             "a second SAE's weights are not loaded here; run `hfsae demo` on your own machine"
         )
-    second = _opened(place_of(subject, other))
+    second = _open_second(place_of(subject, other))
     wrong = [
         d
         for d in contract.differences(second.sae.config, subject.lm, subject.tokenizer)
@@ -205,7 +205,7 @@ def other_of(subject: Subject, other: object) -> Subject:
 
 
 @lru_cache(maxsize=2)
-def _opened(choice: Choice) -> Subject:
+def _open_second(choice: Choice) -> Subject:
     subject = open_subject(choice, with_lm=False)
     subject.name = f"{subject.name}/{choice.subfolder}".rstrip("/")  # of a suite's several
     return subject
@@ -269,7 +269,7 @@ def sae_choices(subject: Subject) -> list[str]:
             return False
         return width in (None, subject.sae.config.d_in)
 
-    siblings = subject.remembered("siblings", lambda: _inside(subject.choice))
+    siblings = subject.cached("siblings", lambda: _inside(subject.choice))
     own = {key(subject.choice.source), key(str(subject.folder or ""))}
     names = dict.fromkeys([*_inside(Choice(str(RUNS))), *siblings, PACKAGED])
     if subject.choice.is_shipped:

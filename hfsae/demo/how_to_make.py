@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..hub.outgoing import is_of_hfsae
 from ..machine.units import FRAME, PATCH, ROW, TOKEN
 from ..recipe import home_of
-from .subject import Subject, shown_source, without_source
+from .subject import Subject, public_source, without_source
 
 _TEXT = "TEXTS.jsonl"
 _INPUTS = {
@@ -54,7 +54,7 @@ def how_to_make(subject: Subject, verb: str) -> HowToMake | None:
         return None
     choice, folder, config = subject.choice, subject.folder, subject.sae.config
     is_own = folder is not None and Path(choice.source).exists() and is_of_hfsae(folder)
-    parts, notes = ["hfsae", verb, shown_source(choice)], []
+    parts, notes = ["hfsae", verb, public_source(choice)], []
     after = ["Then start the app again."]
     if verb == "explain":
         parts += _BY_MODEL

@@ -21,15 +21,15 @@ from ..machine.refused import Refused
 from . import validate
 from .automatic import automatic_name
 from .how_to_make import without_examples
-from .label_actions import label_of, measured, told_apart
+from .label_actions import label_of, rows_of_latent, score_text
 from .parts import cited
 from .rows import (
     SHOWN,
     Json,
     as_rows,
     check_latent,
+    denser_than,
     firing_rows,
-    hidden,
     largest_of,
     threshold_of,
     token_rows,
@@ -93,7 +93,7 @@ def inspect(
         l0 (float): latents that fire on a token, on average.
         fvu (float | None): fraction of the activations' variance that the SAE leaves unexplained.
     """
-    seen, hide = subject.inspection(prompt, chat), hidden(subject, max_density)
+    seen, hide = subject.inspection(prompt, chat), denser_than(subject, max_density)
     ranking, dense = firing_rows(subject, seen, hide)
     on_token = []
     if token is not None:
@@ -142,7 +142,7 @@ def compare_prompts(
         second (list[Token]): likewise of the second text.
     """
     pair = [subject.inspection(text, chat) for text in (first, second)]
-    ranking = compare(pair[0], pair[1], SHOWN, hide=hidden(subject, max_density))
+    ranking = compare(pair[0], pair[1], SHOWN, hide=denser_than(subject, max_density))
     rows = as_rows(subject, [{**d._asdict(), "value": max(d.first, d.second)} for d in ranking])
     traces = [s.trace(ranking[0].latent) if ranking else [0.0] * len(s.tokens.ids) for s in pair]
     usual = largest_of(subject, ranking[0].latent if ranking else None)
@@ -261,7 +261,7 @@ def together(subject: Subject, latent: int) -> Json:
         order = np.argsort(place, kind="stable")
         return place[order], latents[order]
 
-    place, latents = subject.remembered("firings", firings)
+    place, latents = subject.cached("firings", firings)
     own = place[latents == latent]
     first, last = (np.searchsorted(place, own, side) for side in ("left", "right"))
     beside = [latents[a:b] for a, b in zip(first, last, strict=True)]
@@ -453,8 +453,8 @@ def _names(subject: Subject, facts: Json) -> list[Json]:
     if auto is not None:
         by = _GIVERS.get(auto["source"], str(auto["source"]))
         rows.append((auto["explanation"], by, auto["score"]))
-    best = told_apart(subject, facts["latent"])[:_LABELS]
-    rows += [(label_of(r), "a label that it goes with best", measured(r)) for r in best]
+    best = rows_of_latent(subject, facts["latent"])[:_LABELS]
+    rows += [(label_of(r), "a label that it goes with best", score_text(r)) for r in best]
     what = subject.unit.many if subject.unit.is_text else subject.unit.wholes
     rows.append((", ".join(row.get("fires_on", [])), f"{what} of its strongest examples", ""))
     promoted = ", ".join(token.strip() for token in row.get("promotes", []))

@@ -78,12 +78,12 @@ def best_rows(subject: Subject) -> list[Json]:
     return sorted(subject.label_rows, key=lambda row: -abs(row["value"]))
 
 
-def told_apart(subject: Subject, latent: int) -> list[Json]:
+def rows_of_latent(subject: Subject, latent: int) -> list[Json]:
     """The rows of the table that a latent is in, the best first."""
     return [row for row in best_rows(subject) if row["latent"] == latent]
 
 
-def best_of(subject: Subject, word: str) -> list[Json]:
+def rows_of_label(subject: Subject, word: str) -> list[Json]:
     """The rows whose class, or column, is this word."""
     word = word.strip().casefold()
     names = ((row, (row["class"] or row["column"], label_of(row))) for row in subject.label_rows)
@@ -95,6 +95,6 @@ def label_of(row: Json) -> str:
     return row["column"] if row["class"] is None else f"{row['column']} = {row['class']}"
 
 
-def measured(row: Json) -> str:
+def score_text(row: Json) -> str:
     """The value of a row with the name of its measure: "AUC 0.97"."""
     return f"{MEASURES[row['measure']]} {row['value']:.2f}"

@@ -71,7 +71,7 @@ def places_of(subject: Subject) -> torch.Tensor:
         rows = subject.sae.W_dec.detach().float()
         return plane(rows, *nearest_rows(rows, NEAR))
 
-    return subject.remembered("map", make)
+    return subject.cached("map", make)
 
 
 def names_of(subject: Subject) -> list[str]:
@@ -89,7 +89,7 @@ def names_of(subject: Subject) -> list[str]:
                     names[latent].append(token)
         return [", ".join(tokens) for tokens in names]
 
-    names = list(subject.remembered("tokens", fires_on))
+    names = list(subject.cached("tokens", fires_on))
     for latent, name in subject.names.items():
         if latent < len(names):
             names[latent] = name

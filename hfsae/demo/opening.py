@@ -40,10 +40,10 @@ from .label_actions import label_rows
 from .subject import (
     Choice,
     Subject,
-    is_shown_to_others,
+    is_space,
     label_home,
-    shown_name,
-    shown_source,
+    public_name,
+    public_source,
     without_source,
 )
 
@@ -93,15 +93,15 @@ def open_subject(
     sae.config.site = sae.config.site or (None if sae.config.sites else site)
     shipped, which = shipped_at(choice.source), without_source(choice)
     options = [f"{name}={value!r}" for name, value in which.items() if value]
-    code = f"hfsae.load({', '.join([repr(shown_source(choice)), *options])})"
+    code = f"hfsae.load({', '.join([repr(public_source(choice)), *options])})"
     code = shipped.in_python if shipped else code
-    subject = Subject(sae, shown_name(choice), in_python=code, choice=choice)
+    subject = Subject(sae, public_name(choice), in_python=code, choice=choice)
     subject.lm_name = sae.config.model_name
     subject.folder = beside(choice.source, _BESIDE, **which)
     if subject.folder is not None:
         refuse_mixture(subject.folder)
     if Path(choice.source).is_dir() and shipped is None:
-        subject.label_home = None if is_shown_to_others() else subject.folder
+        subject.label_home = None if is_space() else subject.folder
     else:
         source = choice.source if shipped is None else shipped.name
         subject.label_home = label_home(source, **which)

@@ -8,8 +8,6 @@ which it does not fire are darkened: orange alone is lost on skin and wood.
 import base64
 import binascii
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
@@ -27,7 +25,7 @@ from ..lm import capture, cast_for, contract, forward
 from ..machine.refused import Refused, one_line
 from . import validate
 from .parts import data_link
-from .rows import Json, check_latent, firing_rows, hidden, largest_of
+from .rows import Json, check_latent, denser_than, firing_rows, largest_of
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ _MOST_HELD = 16  # uploaded pictures
 _REMEMBERED = 32  # pictures that were read
 _PART = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?")  # a document, or a crop of one
 _OWN = "own-"  # in front of the hash that names an uploaded picture
-_NOT_HERE = "that picture is no longer here; upload it again"
 _HOT = (240, 140, 26)
 _DARK = (15, 23, 38, round(0.5 * 255))
 _FAINTEST, _MOST_OPAQUE = 0.1, 0.6  # what is in the picture is seen through it
@@ -97,7 +94,7 @@ def inspect_picture(
     """
     if latent is not None:
         latent = check_latent(subject, latent)
-    hide, here = hidden(subject, max_density), picture_latents(subject, picture)
+    hide, here = denser_than(subject, max_density), picture_latents(subject, picture)
     inspection = here.inspection
     ranking, dense = firing_rows(subject, inspection, hide)
     if latent is None and ranking:
@@ -117,43 +114,21 @@ def inspect_picture(
     }
 
 
-class Uploads:
-    """The last pictures that people uploaded, by a name that follows from their content."""
-
-    def __init__(self) -> None:
-        self._held: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def add(self, content: bytes) -> str:
-        """Its name, under which `get` has it until others have come."""
-        key = f"{_OWN}{sha256(content).hexdigest()[:16]}"
-        with self._lock:
-            self._held[key] = content
-            self._held.move_to_end(key)
-            while len(self._held) > _MOST_HELD:
-                self._held.popitem(last=False)
-        return key
-
-    def get(self, key: str) -> bytes:
-        """The picture with this name.
-
-        Raises:
-            ValueError: it is not held any more.
-        """
-        with self._lock:
-            if key not in self._held:
-                raise Refused(_NOT_HERE)
-            return self._held[key]
-
-
 def upload(subject: Subject, content: bytes) -> str:
-    """The name of a picture that somebody uploaded, once it is seen to be one.
+    """The name of a picture that somebody uploaded, which follows from its content. Some are held,
+    until others have come.
 
     Raises:
         ValueError: it is none that can be read.
     """
     as_rgb(content)
-    return subject.remembered("uploads", Uploads).add(content)
+    name = f"{_OWN}{sha256(content).hexdigest()[:16]}"
+    held: dict[str, bytes] = subject.cached("uploads", dict)
+    held.pop(name, None)
+    held[name] = content
+    for old in list(held)[:-_MOST_HELD]:
+        held.pop(old, None)
+    return name
 
 
 def as_rgb(content: bytes) -> "Image.Image":
@@ -206,11 +181,12 @@ def picture_latents(subject: Subject, picture: object) -> PictureLatents:
                 )
             name, content = copies[key]
         else:
-            name = "your picture"
-            content = subject.remembered("uploads", Uploads).get(text)
+            name, content = "your picture", subject.cached("uploads", dict).get(text)
+            if content is None:
+                raise Refused("that picture is no longer here; upload it again")
         return _read(subject, name, as_rgb(content))
 
-    return subject.remembered("pictures read", lambda: lru_cache(_REMEMBERED)(read))(text)
+    return subject.cached("pictures read", lambda: lru_cache(_REMEMBERED)(read))(text)
 
 
 def is_upload(picture: str) -> bool:

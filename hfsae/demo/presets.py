@@ -37,7 +37,7 @@ def presets(subject: Subject) -> list[dict[str, Any]]:
     """The SAE's own presets, else some from its latents: name, prompt, {latent: strength}."""
     return subject.presets or [
         {"name": name, "prompt": PROMPT, "latents": {str(latent): STRENGTH}}
-        for latent, name in _described(subject).items()
+        for latent, name in _descriptions(subject).items()
     ]
 
 
@@ -61,11 +61,11 @@ def first_texts(subject: Subject) -> tuple[str, ...]:
         store = subject.store
         if store is None or subject.choice.is_shipped or not subject.unit.is_text:
             return TEXTS
-        each = [store[i].examples for i in [*_clear(subject), *_drawn(subject)][:_READ]]
+        each = [store[i].examples for i in [*_clear(subject), *_sample(subject)][:_READ]]
         texts = [max(map(excerpt, examples), key=len) for examples in each if examples]
         return tuple(dict.fromkeys(filter(None, texts)))[: len(TEXTS)] or TEXTS
 
-    return subject.remembered("first texts", make)
+    return subject.cached("first texts", make)
 
 
 def excerpt(example: Example) -> str:
@@ -120,13 +120,13 @@ def searches(subject: Subject) -> list[tuple[str, str]]:
     # labels of people and of documents, and documents that latents fire in
     examples = labels + [(r["class"], "word") for r in best_rows(subject) if r["class"]][:2]
     if subject.store is not None:
-        records = (subject.store[latent] for latent in _drawn(subject))
+        records = (subject.store[latent] for latent in _sample(subject))
         captions = (r.examples[0].tokens[r.examples[0].firing] for r in records if r.examples)
         examples += [(name, "word") for name in dict.fromkeys(map(subject.unit.short, captions))]
     return examples[:N] or [(str(clearest(subject)), "similar to")]
 
 
-def _drawn(subject: Subject) -> list[int]:
+def _sample(subject: Subject) -> list[int]:
     """Some latents, those that fire neither everywhere nor hardly anywhere, if there are any."""
     drawn = [] if subject.store is None else subject.store.pick(N)
     return drawn or random.Random(0).sample(range(subject.d_sae), min(N, subject.d_sae))
@@ -135,13 +135,13 @@ def _drawn(subject: Subject) -> list[int]:
 def clearest(subject: Subject) -> int:
     """A latent that people can make sense of; without labels and a feature store, any."""
     if subject.unit.is_text:
-        return next(iter(_described(subject)))
+        return next(iter(_descriptions(subject)))
     labelled = [i for i in subject.labels if i < subject.d_sae]
     of_labels = [row["latent"] for row in best_rows(subject)]
-    return [*labelled, *of_labels, *_drawn(subject)][0]
+    return [*labelled, *of_labels, *_sample(subject)][0]
 
 
-def _described(subject: Subject) -> dict[int, str]:
+def _descriptions(subject: Subject) -> dict[int, str]:
     """{latent: what it is}, the labelled ones first."""
     if texts := _clear(subject):
         return dict(list(texts.items())[:N])

@@ -24,7 +24,7 @@ def check_latent(subject: Subject, index: object) -> int:
     return validate.latent(index, subject.d_sae)
 
 
-def hidden(subject: Subject, max_density: object) -> list[int]:
+def denser_than(subject: Subject, max_density: object) -> list[int]:
     """Latents that fire on more than this share of tokens."""
     limit = validate.number(max_density, "max_density", *validate.SHARE)
     if limit >= 1:

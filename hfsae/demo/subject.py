@@ -149,7 +149,7 @@ class Subject:
     @property
     def shown_lm_name(self) -> str | None:
         """The name of its model, in code for those who see the page."""
-        return self.public_lm_name if is_shown_to_others() else self.lm_name
+        return self.public_lm_name if is_space() else self.lm_name
 
     @property
     def lm_in_python(self) -> str:
@@ -262,10 +262,10 @@ class Subject:
 
     def inspection(self, text: object, chat: object = False) -> Inspection:
         """What fires in a caller's text; with `chat`, in a user's message."""
-        return self._inspected(validate.prompt(text), validate.flag(chat, "chat"))
+        return self._inspection_cache(validate.prompt(text), validate.flag(chat, "chat"))
 
     @cached_property
-    def _inspected(self) -> Callable[[str, bool], Inspection]:
+    def _inspection_cache(self) -> Callable[[str, bool], Inspection]:
         """The last texts are remembered, since a person looks at one token and latent after
         another."""
 
@@ -282,7 +282,7 @@ class Subject:
             return seen.ranking(hide=hide)
         if not self.unit.is_text:
             return by_rarity(store, seen, hide)
-        return by_salience(self.remembered("numbers", lambda: numbers(store)), seen, hide)
+        return by_salience(self.cached("numbers", lambda: numbers(store)), seen, hide)
 
     @cached_property
     def feature_search(self) -> FeatureSearch:
@@ -295,7 +295,7 @@ class Subject:
     def exact_lm(self) -> Any:
         """The model in float32: in bfloat16 the effect of one latent drowns in rounding. It is the
         model itself if that is in float32, or the copy would be too large."""
-        return self.remembered("exact lm", self._lm_in_float32)
+        return self.cached("exact lm", self._lm_in_float32)
 
     def _lm_in_float32(self) -> Any:
         lm: Any = self.lm
@@ -309,7 +309,7 @@ class Subject:
         contract.intend(lm, self.sae, "model_dtype")
         return lm
 
-    def remembered(self, name: str, make: Callable[[], Any]) -> Any:
+    def cached(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once, at its first use; a second caller waits for it."""
         with _MAKING:
             if name not in self._memory:
@@ -328,7 +328,7 @@ class Subject:
         return Path(folder)
 
 
-def is_shown_to_others() -> bool:
+def is_space() -> bool:
     """Whether this is a Space, whose visitors have no access to this machine's folders."""
     return "SPACE_ID" in os.environ
 
@@ -340,7 +340,7 @@ def label_home(source: str, subfolder: str = "", **picked: object) -> Path | Non
     Args:
         picked: which SAE of the source; None counts as nothing.
     """
-    if is_shown_to_others():
+    if is_space():
         return None
     home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
     parts = [source, subfolder]
@@ -348,7 +348,7 @@ def label_home(source: str, subfolder: str = "", **picked: object) -> Path | Non
     return home / "labels" / re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
 
 
-def shown_name(choice: Choice) -> str:
+def public_name(choice: Choice) -> str:
     """No path of this machine: pages are shown to others."""
     path = Path(choice.source)
     if shipped := shipped_at(choice.source):
@@ -356,10 +356,10 @@ def shown_name(choice: Choice) -> str:
     return path.name if path.is_absolute() else choice.source
 
 
-def shown_source(choice: Choice) -> str:
+def public_source(choice: Choice) -> str:
     """A folder's whole path, to those who may use it; else its name, or that of a repository."""
-    here = Path(choice.source).exists() and not is_shown_to_others()
-    return str(Path(choice.source).resolve()) if here else shown_name(choice)
+    here = Path(choice.source).exists() and not is_space()
+    return str(Path(choice.source).resolve()) if here else public_name(choice)
 
 
 def without_source(choice: Choice) -> dict[str, Any]:

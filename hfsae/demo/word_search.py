@@ -18,7 +18,7 @@ from torch import nn
 from ..features import Hit, search_labels
 from ..features.function_words import is_content
 from ..features.meaning import Meaning, words_of
-from .label_actions import best_of, label_of
+from .label_actions import label_of, rows_of_label
 from .parts import cited
 from .rows import DENSE, SHOWN
 from .subject import Subject
@@ -63,12 +63,12 @@ def find(subject: Subject, query: str, n: int = SHOWN) -> list[Hit]:
             for hit in begun
         ]
     found: dict[int, Hit] = {}
-    for hit in [*numbered(subject, query), *hits]:
+    for hit in [*by_number(subject, query), *hits]:
         found.setdefault(hit.latent, hit)
     return [*found.values()][:n]
 
 
-def numbered(subject: Subject, query: str) -> list[Hit]:
+def by_number(subject: Subject, query: str) -> list[Hit]:
     """The latent with this number, if there is one."""
     is_index = query.strip().isdecimal() and int(query) < subject.d_sae
     return [Hit(int(query), 1.0, "has this number")] if is_index else []
@@ -98,7 +98,7 @@ def _of_all(subject: Subject, query: str, n: int) -> list[Hit]:
     )
     of_label = [
         Hit(row["latent"], abs(row["value"]), f"goes with {cited(label_of(row))}")
-        for row in best_of(subject, query)
+        for row in rows_of_label(subject, query)
     ]
     often = [hit for hit in firing if hit.score >= FIRES]
     seldom = [
@@ -238,4 +238,4 @@ def _meaning(subject: Subject) -> Meaning | None:
         names = {**written_names(subject), **subject.labels}
         return Meaning(store, embedding.weight, ids_of, names)
 
-    return subject.remembered("meaning", make)
+    return subject.cached("meaning", make)

@@ -254,11 +254,11 @@ def test_a_check_that_comes_late_is_not_put_into_another_answer(subject):
     drawn = functions["restore"](Visit(opened=asked)).values()
     view = next(part for part in drawn if isinstance(part, dict) and "rows" in part)
     latent = view["rows"][-1]["latent"]
-    _, checked = functions["_noted"]((asked, latent, 0.5), view).values()
+    _, checked = functions["_note_check"]((asked, latent, 0.5), view).values()
     rows = [*view["rows"][:-1], view["rows"][-1] | {"ablation": 0.5}]
     assert checked == {**view, "rows": rows, "sentence": summary({**view, "rows": rows})}
     assert checked["sentence"] != view["sentence"]
-    (left,) = functions["_noted"]((at.Why("the d"), latent, 0.5), view).values()
+    (left,) = functions["_note_check"]((at.Why("the d"), latent, 0.5), view).values()
     assert "rows" not in left
 
 

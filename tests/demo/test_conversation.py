@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 from hfsae.demo import address as at
 from hfsae.demo.actions import Actions
 from hfsae.demo.address import Settings, Steering
-from hfsae.demo.pages.steer import SteerPage, Written
+from hfsae.demo.pages.steer import SteeredTexts, SteerPage
 from hfsae.demo.steer_actions import check, write
 from hfsae.demo.subject import MAX_TURNS, Exchange
 from hfsae.steering.pair import Sampling
@@ -45,7 +45,7 @@ def test_a_conversation_that_is_too_long_is_refused(subject):
 
 def test_turns_are_written_again_only_under_other_settings_or_after_other_messages():
     exchanges = (Exchange("a", "1", "2"), Exchange("b", "3", "4"))
-    written = Written(at.Steer("b", {3: 1.0}, chat=True, turns=("a",)), exchanges, {})
+    written = SteeredTexts(at.Steer("b", {3: 1.0}, chat=True, turns=("a",)), exchanges, {})
     ask = {"latents": {3: 1.0}, "chat": True}
     assert written.before(at.Steer("c", turns=("a", "b"), **ask)) == exchanges
     assert written.before(at.Steer("x", turns=("a",), **ask)) == exchanges[:1]

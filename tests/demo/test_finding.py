@@ -31,7 +31,7 @@ class Named(Subject):
     fires: dict[str, list[Hit]] | None = None
     dense: tuple[int, ...] = ()
 
-    def remembered(self, name, make):
+    def cached(self, name, make):
         return self.near
 
     @property

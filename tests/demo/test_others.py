@@ -42,7 +42,7 @@ def test_a_choice_is_compared_at_a_click(suite, subject):
         page = ComparePage(Actions(subject))
     first = page.first()
     assert 'data-to="runs/suite/b"' in page.choices.value
-    address = page._chosen("other", "", "runs/suite/b", *page.values(first))
+    address = page._choose("other", "", "runs/suite/b", *page.values(first))
     drawn = page.render(address)
     assert address.text == first.text and "cosine of the two" in drawn[page.result]
 

@@ -179,11 +179,11 @@ def test_a_token_is_spelt_as_it_is_typed_or_by_its_number(subject):
 
 def test_a_chosen_token_fills_its_field_with_its_text(page, subject):
     a, o = str(subject.token_id("a")), str(subject.token_id("o"))
-    chosen = page._chosen("target", a, "", "the c", "", "o")
+    chosen = page._choose("target", a, "", "the c", "", "o")
     assert chosen == address.Why("the c", "a", "o")
-    assert page._chosen("target", o, "", "the c", "a", "o") == address.Why("the c", "o", "")
-    assert page._chosen("contrast", o, "", "the c", "a", "") == address.Why("the c", "a", "o")
-    alone = page._chosen("alone", o, "", "the c", "a", "o")  # a second click takes it back
+    assert page._choose("target", o, "", "the c", "a", "o") == address.Why("the c", "o", "")
+    assert page._choose("contrast", o, "", "the c", "a", "") == address.Why("the c", "a", "o")
+    alone = page._choose("alone", o, "", "the c", "a", "o")  # a second click takes it back
     assert alone == address.Why("the c", "a", ALONE)
     likely = page.actions.why("the c")["next"]
     drawn = page.render(address.Why("the c"))[page.next]

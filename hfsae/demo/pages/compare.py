@@ -66,8 +66,8 @@ class ComparePage(TextPage[at.Compare]):
         """A latent of the SAE that the app shows leads to its page."""
         triggers = [self.run.click, self.other.submit, self.text.submit]
         app.on(triggers, self._compare, self, progress_on=[self.result])
-        app.on_select(self.choices, self._chosen, self, progress_on=[self.result])
-        app.on_select(self.result, self._clicked, self, leads_to=("feature",))
+        app.on_select(self.choices, self._choose, self, progress_on=[self.result])
+        app.on_select(self.result, self._click, self, leads_to=("feature",))
 
     def _compare(self, *values: object) -> at.Compare:
         address = self.address(*values)
@@ -75,12 +75,12 @@ class ComparePage(TextPage[at.Compare]):
         validate.prompt(address.text)
         return address
 
-    def _chosen(self, do: str, index: str, name: str, *values: object) -> at.Compare:
+    def _choose(self, do: str, index: str, name: str, *values: object) -> at.Compare:
         address = replace(self.address(*values), other=check_name(name))
         validate.prompt(address.text)
         return address
 
-    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
+    def _click(self, do: str, index: str, to: str, *values: object) -> at.Address:
         return at.Feature(whole(index))
 
 

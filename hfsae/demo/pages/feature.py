@@ -166,7 +166,7 @@ class FeaturePage(Page[at.Feature]):
             app.on([self.try_it.click, self.text.submit], self.address, self)
             app.on([self.steer.click], self._to_steer, self, leads_to=("steer",))
         for part in (self.main, self.aside, self.tried, self.own):
-            app.on_select(part, self._clicked, self, leads_to=("steer", "picture"))
+            app.on_select(part, self._click, self, leads_to=("steer", "picture"))
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for trigger in (self.save.click, self.label.submit):
             trigger(
@@ -195,7 +195,7 @@ class FeaturePage(Page[at.Feature]):
     def _to_steer(self, *values: object) -> at.Steer:
         return at.Steer(latents={latent_of(self.subject, values[0]): 1.0})
 
-    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
+    def _click(self, do: str, index: str, to: str, *values: object) -> at.Address:
         if do == "token":
             return self.address(*values)
         if do == "steer":

@@ -327,14 +327,14 @@ class App:
             if steer and of_steer:
                 fields += steer.inputs
                 if isinstance(address, Steer):
-                    address, added = steer.joined(address, *of_steer)
+                    address, added = steer.join(address, *of_steer)
             updates = self.show(address) | added
             if steer and isinstance(address, Steer) and address.run:
                 visit.ask("texts", *steer.values(address))
         except ValueError as error:
             return {page.notice: html("error", str(error))}
         if click is not None:
-            updates[self.lead] = leading(click, address)
+            updates[self.lead] = lead_text(click, address)
         visit.drawn.add(page_of(address))
         seen = dict(zip(fields, values, strict=True))
         return {part: new for part, new in updates.items() if part not in seen or new != seen[part]}
@@ -360,7 +360,7 @@ class App:
         )
 
 
-def leading(click: int, address: Address) -> str:
+def lead_text(click: int, address: Address) -> str:
     """What `App.lead` holds when a click leads to an address's page."""
     return f"{click} {page_of(address)}"
 

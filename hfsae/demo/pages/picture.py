@@ -42,7 +42,7 @@ class PicturePage(Page[at.Picture]):
 
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
-        self.offered = _offered(self.subject)
+        self.offered = _example_pictures(self.subject)
         with gr.Row(elem_classes="hf-buttons"):
             self.upload = gr.UploadButton(
                 "Upload a picture",
@@ -68,7 +68,7 @@ class PicturePage(Page[at.Picture]):
 
     def first(self) -> at.Picture:
         """The first picture that examples are from."""
-        offered = _offered(self.subject)[:1] if self.subject.encoder is not None else []
+        offered = _example_pictures(self.subject)[:1] if self.subject.encoder is not None else []
         return at.Picture("".join(p["picture"] for p in offered))
 
     def render(self, address: at.Picture) -> Updates:
@@ -98,7 +98,7 @@ class PicturePage(Page[at.Picture]):
         """An uploaded picture is shown; clicks on latents keep it."""
         self.app = app
         self.upload.upload(
-            self._uploaded,
+            self._upload,
             self.upload,
             app.outputs("picture"),
             show_progress="minimal",
@@ -108,9 +108,9 @@ class PicturePage(Page[at.Picture]):
         )
         app.on_select(self.examples, self._example, self, progress_on=[self.shown])
         for part in (self.shown, self.latents):
-            app.on_select(part, self._clicked, self, leads_to=("feature",))
+            app.on_select(part, self._click, self, leads_to=("feature",))
 
-    def _uploaded(self, path: str | None) -> Updates:
+    def _upload(self, path: str | None) -> Updates:
         if path is None:
             return {self.notice: gr.skip()}
         try:
@@ -125,13 +125,13 @@ class PicturePage(Page[at.Picture]):
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Picture:
         return at.Picture(number)
 
-    def _clicked(self, do: str, number: str, to: str, *values: object) -> at.Address:
+    def _click(self, do: str, number: str, to: str, *values: object) -> at.Address:
         if do == "colour":
             return replace(self.address(*values), latent=whole(number))
         return at.Feature(latent=whole(number))
 
 
-def _offered(subject: Subject) -> list[dict[str, Any]]:
+def _example_pictures(subject: Subject) -> list[dict[str, Any]]:
     """Pictures that examples are from, spread over all."""
     if subject.pictures is None or subject.encoder is None:
         return []

@@ -15,7 +15,7 @@ from ..parts import html, number, panel, percent
 from ..picture_latents import add_strongest
 from ..presets import searches
 from ..subject import Subject
-from ..word_search import numbered
+from ..word_search import by_number
 from .page import App, Page, Updates, one_of, whole
 
 A = TypeVar("A", bound=at.Address)
@@ -47,7 +47,7 @@ class _ListPage(Page[A]):
         options |= {"label": label, "placeholder": placeholder, "scale": 4, "min_width": 200}
         self.query = self.field("query", gr.Textbox, **options)
 
-    def clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
+    def open_or_steer(self, do: str, index: str, to: str, *values: object) -> at.Address:
         """Where a click in a list leads."""
         if do == "steer":
             return at.Steer(latents={whole(index): 1.0})
@@ -108,12 +108,12 @@ class SearchPage(_ListPage[at.Search]):
         app.on([self.by.input], self.address, self, progress_on=[self.hits])
         app.on([self.random.click], self._random, self, leads_to=("feature",))
         app.on_select(self.examples, self._example, self, progress_on=[self.hits])
-        app.on_select(self.hits, self.clicked, self, leads_to=("feature", "steer"))
+        app.on_select(self.hits, self.open_or_steer, self, leads_to=("feature", "steer"))
 
     def _search(self, *values: object) -> at.Address:
         address = self.address(*values)
         check_query(address.query)  # there has to be one
-        hits = numbered(self.subject, address.query) if address.by == at.Search.by else []
+        hits = by_number(self.subject, address.query) if address.by == at.Search.by else []
         return at.Feature(hits[0].latent) if hits else address
 
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Search:
@@ -172,7 +172,7 @@ class MapPage(_ListPage[at.Map]):
                 trigger_mode="always_last",
             )
         for part in (self.map, self.hits):
-            app.on_select(part, self.clicked, self, leads_to=("feature", "steer"))
+            app.on_select(part, self.open_or_steer, self, leads_to=("feature", "steer"))
 
     def _highlight(self, *values: object) -> dict[Any, Any]:
         try:
@@ -212,7 +212,7 @@ class LabelsPage(_ListPage[at.Labels]):
     def wire(self, app: App) -> None:
         """A latent leads to its page."""
         app.on([self.run.click, self.query.submit], self.address, self, progress_on=[self.table])
-        app.on_select(self.table, self.clicked, self, leads_to=("feature",))
+        app.on_select(self.table, self.open_or_steer, self, leads_to=("feature",))
 
 
 class DiffPage(_ListPage[at.Diff]):
@@ -258,4 +258,4 @@ class DiffPage(_ListPage[at.Diff]):
         """A latent leads to its page."""
         app.on([self.run.click, self.by.input], self.address, self, progress_on=[self.table])
         app.on([self.group.input], self.address, self, progress_on=[self.table])
-        app.on_select(self.table, self.clicked, self, leads_to=("feature",))
+        app.on_select(self.table, self.open_or_steer, self, leads_to=("feature",))

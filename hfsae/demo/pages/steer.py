@@ -69,7 +69,7 @@ _UNDER_WAY = (
 _CHOICES: dict[str, tuple[str, ...]] = {"mode": MODES, "scope": SCOPES, "unit": UNITS}
 
 
-class Written(NamedTuple):
+class SteeredTexts(NamedTuple):
     """What a visit's last run wrote: texts of an address, and of a conversation's turns."""
 
     address: at.Steer
@@ -102,7 +102,7 @@ class SteerPage(TextPage[at.Steer]):
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.prompt = self.field("prompt", gr.Textbox, label="Prompt", **box(3))
-                self.presets = panel(self.offered(), elem_id="steer-examples")
+                self.presets = panel(self.presets_html(), elem_id="steer-examples")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.run = gr.Button(
                         "Generate", variant="primary", min_width=120, scale=0, elem_id="steer-run"
@@ -201,7 +201,7 @@ class SteerPage(TextPage[at.Steer]):
             check_latent(self.subject, latent)
         updates: Updates = {self.chips: self.draw_chips(address)}
         updates |= {self.matched: "", self.suggestion: ""}
-        if (offered := self.offered()) != self.presets.value:  # they were found meanwhile
+        if (offered := self.presets_html()) != self.presets.value:  # they were found meanwhile
             updates[self.presets] = offered
         shown = replace(address, run=False)
         for i, preset in enumerate(self.choices):
@@ -210,7 +210,7 @@ class SteerPage(TextPage[at.Steer]):
                 break
         return updates
 
-    def offered(self) -> str:
+    def presets_html(self) -> str:
         """HTML of the presets to click, and of the search, where there can be one."""
         names = [choice["name"] for choice in self.choices]
         subject = self.subject
@@ -248,7 +248,7 @@ class SteerPage(TextPage[at.Steer]):
         redrawn = [self.mode.input, self.unit.input]
         last: dict[str, Any] = {"trigger_mode": "always_last", **quietly}
         gr.on(redrawn, self._redraw_chips, self.inputs, self.chips, **last)
-        app.on_select(self.chips, self._clicked, self, leads_to=("feature",))
+        app.on_select(self.chips, self._click, self, leads_to=("feature",))
         self.then_run(app.on_select(self.presets, self._preset, self))
         outputs = [self.added, *app.outputs("steer")]
         for trigger in (self.add.click, self.new.submit):
@@ -283,7 +283,7 @@ class SteerPage(TextPage[at.Steer]):
         self.output.select(self._share, visit, self.share, api_visibility="private", **drawn)
 
     @property
-    def generated(self) -> list[Any]:
+    def written_parts(self) -> list[Any]:
         """What `generate` updates."""
         return [self.notice, self.output, self.share, self.app.link]
 
@@ -294,7 +294,7 @@ class SteerPage(TextPage[at.Steer]):
         progress |= {"show_progress_on": [self.output]} if seen else {}
         options: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
         options |= {**in_queue("run"), **progress}
-        event.then(self.generate, self.app.visit, self.generated, **options)
+        event.then(self.generate, self.app.visit, self.written_parts, **options)
 
     def _redraw_chips(self, *values: object) -> Any:
         try:
@@ -322,7 +322,7 @@ class SteerPage(TextPage[at.Steer]):
     def _add_random(self, *values: object) -> Updates:
         return self._add(self.actions.random_latent()["latent"], *values)
 
-    def joined(self, other: at.Steer, *values: object) -> tuple[at.Steer, Updates]:
+    def join(self, other: at.Steer, *values: object) -> tuple[at.Steer, Updates]:
         """This page's state plus the latent that another page asked for, which then gets a strength
         that suits it, and its text, if any."""
         now = self._own(self.address(*values))
@@ -354,7 +354,7 @@ class SteerPage(TextPage[at.Steer]):
         strength = 1.0 if now.mode == "scale" else _FIRST[now.unit]
         return replace(now, latents={**now.latents, latent: strength})
 
-    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
+    def _click(self, do: str, index: str, to: str, *values: object) -> at.Address:
         now, latent = self.address(*values), whole(index)
         if do == "remove":
             return replace(now, latents={i: s for i, s in now.latents.items() if i != latent})
@@ -441,12 +441,12 @@ class SteerPage(TextPage[at.Steer]):
             if not turns:
                 code = of_texts(subject, address.prompt, address.latents, address)
                 yield {self.output: html("pair", view | {"code": code})}
-            visit.written = Written(address, exchanges if address.chat else (), view)
+            visit.written = SteeredTexts(address, exchanges if address.chat else (), view)
         elif run.stopped and view:
             view |= {"done": True}
             notice = html("said", f"Stopped after {view['n_steered']} tokens.")
             yield {self.notice: notice, self.output: html("pair", view)}
-            visit.written = Written(address, (), view)
+            visit.written = SteeredTexts(address, (), view)
         else:  # Gradio sends what came last again at the end, where others' texts may stand by now
             yield {self.notice: gr.skip()}
 
@@ -531,7 +531,7 @@ class SteerPage(TextPage[at.Steer]):
         """One search at a time; what it finds is offered to all."""
         run = visit.begin("presets")
         if run is None or not can_search(self.subject):
-            return {self.presets: self.offered(), **({} if run is None else {self.notice: ""})}
+            return {self.presets: self.presets_html(), **({} if run is None else {self.notice: ""})}
 
         def tell(what: str, done: int, n: int) -> None:
             if run.over:
@@ -550,7 +550,7 @@ class SteerPage(TextPage[at.Steer]):
             notice = html("said", "The search for presets was stopped; nothing is written.")
         finally:
             self.searcher, run.over = None, True
-        return {self.notice: notice, self.presets: self.offered()}
+        return {self.notice: notice, self.presets: self.presets_html()}
 
 
 class _StoppedError(Exception):

@@ -84,8 +84,8 @@ class WhyPage(TextPage[at.Why]):
             progress_on=[self.effects],
         )
         app.on_select(self.examples, self._example, self, progress_on=[self.effects])
-        app.on_select(self.next, self._chosen, self, progress_on=[self.effects])
-        app.on_select(self.effects, self._clicked, self, leads_to=("feature",))
+        app.on_select(self.next, self._choose, self, progress_on=[self.effects])
+        app.on_select(self.effects, self._click, self, leads_to=("feature",))
         self.effects.ablate(
             self._ablate,
             self.checked,
@@ -93,7 +93,7 @@ class WhyPage(TextPage[at.Why]):
             api_visibility="private",
             show_progress_on=[self.effects],
         ).then(
-            self._noted,
+            self._note_check,
             [self.ablated, self.checked],
             [self.effects, self.checked],
             api_visibility="private",
@@ -108,7 +108,7 @@ class WhyPage(TextPage[at.Why]):
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Why:
         return at.Why(one_of(EXAMPLES, number))
 
-    def _chosen(self, do: str, token: str, to: str, *values: object) -> at.Why:
+    def _choose(self, do: str, token: str, to: str, *values: object) -> at.Why:
         now, index = self.address(*values), whole(token)
         typed = spelling(self.subject, index)
         if do == "alone":
@@ -118,7 +118,7 @@ class WhyPage(TextPage[at.Why]):
         is_contrast = is_token(self.subject, now.contrast, index)
         return replace(now, target=typed, contrast="" if is_contrast else now.contrast)
 
-    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Feature:
+    def _click(self, do: str, index: str, to: str, *values: object) -> at.Feature:
         return at.Feature(whole(index))
 
     def _ablate(self, event: gr.EventData, view: Json) -> Updates:
@@ -133,7 +133,7 @@ class WhyPage(TextPage[at.Why]):
             return {self.notice: html("error", str(error))}
         return {self.notice: "", self.ablated: (address, latent, result["ablation"])}
 
-    def _noted(self, ablated: tuple[at.Why, int, float] | None, view: Json) -> Updates:
+    def _note_check(self, ablated: tuple[at.Why, int, float] | None, view: Json) -> Updates:
         """A check in its row, unless another question is shown by now."""
         address, latent, ablation = ablated or (None, None, None)
         if address is None or view.get("address") != address:
