@@ -298,6 +298,17 @@ def test_malformed_input_gets_a_sentence(running_command, name, arguments, sente
     assert client.predict(latent=3, api_name="/feature")["label"] == before
 
 
+@pytest.mark.parametrize("path", ["gradio_api/call/feature", "gradio_api/mcp/"])
+def test_a_deeply_nested_body_is_refused_and_the_app_goes_on(running_command, path):
+    body = b'{"data": [%s]}' % (b"[" * 5000 + b"]" * 5000)
+    headers = _JSON | {"Accept": "application/json, text/event-stream"}
+    with pytest.raises(HTTPError) as refused:
+        urlopen(Request(f"{running_command}{path}", body, headers)).close()
+    assert refused.value.code in (400, 500)
+    with urlopen(f"{running_command}config") as answer:
+        assert answer.status == 200
+
+
 def test_view_api_describes_every_argument_and_every_answer(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     for name in ARGUMENTS:
