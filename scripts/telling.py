@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hfsae.demo import Choice, Subject, default_source, numbers, open_subject, telling
+from hfsae.demo import Choice, Subject, by_salience, default_source, numbers, open_subject
 from hfsae.features import Inspection, Ranked
 
 TEXTS = (
@@ -110,7 +110,7 @@ def peaks(subject: Subject, of: Any, text: str) -> Peak:
 def order(peak: Peak, key: Callable[[Peak, Ranked], float] | None, folds: bool) -> list[Ranked]:
     """The first latents by a key, or in the app's order."""
     density = peak.subject.density()
-    ranking = telling(peak.numbers, peak.seen) if key is None else peak.seen.ranking()
+    ranking = by_salience(peak.numbers, peak.seen) if key is None else peak.seen.ranking()
     ranking = [r for r in ranking if not folds or density[r.latent] <= DENSE]
     if key is not None:
         ranking.sort(key=lambda r: -key(peak, r))

@@ -212,7 +212,7 @@ def test_twenty_words_find_what_a_person_expects(packaged_lm):
     """The first three latents are about it; of a made-up word there is nothing."""
     pytest.importorskip("gradio")
     from hfsae.demo import Choice, open_subject
-    from hfsae.demo.finding import find
+    from hfsae.demo.word_search import find
 
     subject = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
     subject.loaded = packaged_lm

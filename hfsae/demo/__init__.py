@@ -1,34 +1,16 @@
 """`hfsae demo`: inspect a model through an SAE, and steer a language model, in a browser.
 
-    subject                       what is shown: an SAE, its model, the files beside them
-    opening                       how it is read from a folder or the Hub
-    units                         what it reads, in words: tokens, rows, patches or frames
-    inspect_actions | why
-    | steer_actions | latent_map
-    | health_actions | beside
-    | picture_actions
-    | label_actions
-    | diff_actions
-    | cooccurrence                what can be done: functions, plain values in, plain values out
-    reading, seeing, rows,
-    validate                      what they share: text to tokens, pictures to patches, latents to
-                                  rows, checked input
-    automatic, label_home         names that `hfsae explain` gave, with their tests; people's labels
-    actions                       the table of endpoints of the API, and of tools for agents
-    documented                    docstrings of actions as words and schemas
-    tools                         what agents are told, and their answers as JSON
-    settings                      how to steer, and how to draw tokens
-    salience                      which latents of a text come first
-    presets                       latents and words to begin with
-    address                       what is shown, as a link
-    picture, picture.html         a steered text to share
-    crops                         pictures of examples, with a latent's activations over them
-    export                        a latent to take away
-    parts, parts.html, style.css  pieces of pages: all markup is made here, and escapes text
-    pages/                        widgets, a page each
-    bodies                        what a request may carry
-    sessions                      what is remembered of callers, and of how many
-    app                           the pages together
+A `Subject` (`subject`; `opening` reads it) is an SAE with its model and the files beside it. What
+can be done with it are plain functions, of plain values to plain values: `inspect_actions`,
+`picture_latents`, `steer_actions`, `why`, `health_actions`, `compare_saes`, `label_actions`,
+`diff_actions` and `latent_map`; they share `validate` (input), `rows` (latents as rows of a table),
+`word_search`, `salience`, `automatic` (names and their tests), `presets` and `how_to_make`.
+`actions` has them in one table, and `schemas` makes an API and tools for agents of it. A page
+(`pages/`) has widgets and shows an `address`, which is its link; markup is made in `parts`, code in
+`snippet`, pictures to share in `share`; `app` puts the pages together.
+
+To follow a click on Generate: `pages/steer` (`SteerPage.wire`, `_ask`, `generate`, `_write`), whose
+`Visit` and `App` are in `pages/page`, `steer_actions` (`check`, `write`), `hfsae.steering.pair`.
 
 Needs the `demo` extra.
 """
@@ -37,8 +19,8 @@ from .app import build as build
 from .app import launch as launch
 from .app import looks as looks
 from .opening import open_subject as open_subject
+from .salience import by_salience as by_salience
 from .salience import numbers as numbers
-from .salience import telling as telling
 from .subject import Choice as Choice
 from .subject import Subject as Subject
 from .subject import default_source as default_source

@@ -4,8 +4,7 @@ import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -15,107 +14,53 @@ from gradio.events import api
 
 from ..machine.units import PATCH
 from . import (
-    beside,
+    compare_saes,
     diff_actions,
     health_actions,
     inspect_actions,
     label_actions,
     latent_map,
-    picture_actions,
+    picture_latents,
     steer_actions,
     why,
 )
-from .documented import documented, input_schema, output_schema
-from .rows import Json
+from .schemas import Endpoint, docstring
 from .subject import Subject
 
 QUEUES = {"look": 8, "run": 2, "search": 1}
 """how many calls of a queue run at once"""
-
-
-def _every(subject: Subject) -> bool:
-    return True
-
-
-def _of_text(subject: Subject) -> bool:
-    return subject.unit.is_text
-
-
-def _of_pictures(subject: Subject) -> bool:
-    return subject.unit == PATCH
-
-
-def _labelled(subject: Subject) -> bool:
-    return bool(subject.columns)
-
-
-def _compared(subject: Subject) -> bool:
-    return bool(subject.diff)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An action: a function of the subject and of a caller's arguments."""
-
-    function: Callable[..., Any]
-    """its docstring is shown to users of the API, and to agents; see `documented`"""
-    title: str = ""
-    """of the tool for agents"""
-    queue: str | None = None
-    """of the API; None: only pages call it"""
-    gpu: bool = False
-    """whether it runs a model: on ZeroGPU each such call is a process with a GPU"""
-    writes: bool = False
-    """whether it changes anything that stays"""
-    reads_hub: bool = False
-    """whether it may read from the Hub"""
-    fits: Callable[[Subject], bool] = _every
-    """the subjects that have it"""
-
-    @property
-    def name(self) -> str:
-        """Of the endpoint, and of the method of `Actions`."""
-        return self.function.__name__
-
-    @property
-    def signature(self) -> inspect.Signature:
-        """A caller's parameters: all but the subject."""
-        whole = inspect.signature(self.function)
-        return whole.replace(parameters=list(whole.parameters.values())[1:])
-
-    @cached_property
-    def input_schema(self) -> Json:
-        """Of a caller's arguments, as one object."""
-        return input_schema(self.function, self.signature)
-
-    @cached_property
-    def output_schema(self) -> Json:
-        """Of the answer."""
-        return output_schema(self.function)
-
-
-_text = partial(Endpoint, gpu=True, fits=_of_text)
+_text = partial(Endpoint, gpu=True, fits=lambda subject: subject.unit.is_text)
 ENDPOINTS = (
     _text(inspect_actions.inspect, "What fires in a text", queue="look"),
     _text(inspect_actions.compare_prompts, "Two texts compared", queue="look"),
     Endpoint(
-        picture_actions.inspect_picture,
+        picture_latents.inspect_picture,
         "What fires in a picture",
         queue="look",
         gpu=True,
-        fits=_of_pictures,
+        fits=lambda subject: subject.unit == PATCH,
     ),
     Endpoint(inspect_actions.feature, "One latent, with examples", queue="look"),
     _text(inspect_actions.try_text, "One latent on a text", queue="look"),
     Endpoint(inspect_actions.random_latent, "A latent at random", queue="look"),
     Endpoint(inspect_actions.search, "Find latents", queue="look", gpu=True),
     Endpoint(inspect_actions.save_label, "Name a latent", queue="look", writes=True),
-    Endpoint(label_actions.labels, "Latents that go with labels", queue="look", fits=_labelled),
-    Endpoint(diff_actions.diff, "Latents of two models", queue="look", fits=_compared),
+    Endpoint(
+        label_actions.labels,
+        "Latents that go with labels",
+        queue="look",
+        fits=lambda subject: bool(subject.columns),
+    ),
+    Endpoint(
+        diff_actions.diff,
+        "Latents of two models",
+        queue="look",
+        fits=lambda subject: bool(subject.diff),
+    ),
     _text(why.next_tokens, "The likeliest next tokens", queue="look"),
     Endpoint(health_actions.health, "How good the SAE is", queue="look"),
-    Endpoint(health_actions.compare_saes, "Metrics of two SAEs", queue="look", reads_hub=True),
-    _text(beside.side_by_side, "Two SAEs on a text", queue="run", reads_hub=True),
+    Endpoint(compare_saes.compare_saes, "Metrics of two SAEs", queue="look", reads_hub=True),
+    _text(compare_saes.side_by_side, "Two SAEs on a text", queue="run", reads_hub=True),
     Endpoint(health_actions.about, "Which SAE this is", queue="look"),
     Endpoint(health_actions.card, "The model card", queue="look"),
     _text(steer_actions.steer, "Steer a text", queue="run"),
@@ -150,11 +95,21 @@ class Actions(SimpleNamespace):
 
     def serve(self) -> None:
         """Make each action an endpoint of the current Blocks, and a tool where MCP is on."""
+        blocks: Any = get_blocks_context()
         for endpoint in self.fitting():
-            if endpoint.queue is not None:
-                action = _in_a_sentence(getattr(self, endpoint.name), endpoint.signature)
-                added = api(action, api_name=endpoint.name, **in_queue(endpoint.queue))
-                _describe(endpoint, added["id"])
+            if endpoint.queue is None:
+                continue
+            action = _in_a_sentence(getattr(self, endpoint.name), endpoint)
+            added = api(action, api_name=endpoint.name, **in_queue(endpoint.queue))
+            # parameters and answer get the schemas that Gradio's clients show
+            event = blocks.fns[added["id"]]
+            schemas = endpoint.input_schema["properties"]
+            for component, (name, schema) in zip(event.inputs, schemas.items(), strict=True):
+                component.label = name
+                component._api_info = {**schema, "additional_description": schema["description"]}
+            (answer,) = event.outputs
+            answer.label, words = "answer", docstring(endpoint.function).answer
+            answer._api_info = {**endpoint.output_schema, "description": words}
 
 
 def in_queue(name: str) -> dict[str, Any]:
@@ -162,21 +117,7 @@ def in_queue(name: str) -> dict[str, Any]:
     return {"concurrency_id": name, "concurrency_limit": QUEUES[name]}
 
 
-def _describe(endpoint: Endpoint, index: int) -> None:
-    """Give the endpoint's parameters and its answer the schemas that Gradio's clients show."""
-    blocks: Any = get_blocks_context()
-    event = blocks.fns[index]
-    schemas = endpoint.input_schema["properties"]
-    for component, (name, schema) in zip(event.inputs, schemas.items(), strict=True):
-        component.label = name
-        component._api_info = {**schema, "additional_description": schema["description"]}
-    (answer,) = event.outputs
-    answer.label = "answer"
-    words = documented(endpoint.function).answer
-    answer._api_info = {**endpoint.output_schema, "description": words}
-
-
-def _in_a_sentence(action: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
+def _in_a_sentence(action: Callable[..., Any], endpoint: Endpoint) -> Callable[..., Any]:
     """The same function, whose ValueErrors become gr.Error: shown to the caller, not logged."""
 
     @functools.wraps(action)
@@ -194,8 +135,8 @@ def _in_a_sentence(action: Callable[..., Any], signature: inspect.Signature) -> 
             raise gr.Error(str(error), print_exception=False) from error
 
     wrapper = streamed if inspect.isgeneratorfunction(action) else called
-    vars(wrapper)["__signature__"] = signature
-    wrapper.__doc__ = documented(action).in_lines
+    vars(wrapper)["__signature__"] = endpoint.signature
+    wrapper.__doc__ = docstring(endpoint.function).in_lines
     return wrapper
 
 

@@ -1,7 +1,7 @@
 """The state of the app as a link: which page, and its fields.
 
-A page's state is one frozen dataclass, here or in the page's own file; a link has the fields that
-differ from their defaults. So a page can be sent to somebody else, and opened again.
+A page's state is one frozen dataclass; a link has the fields that differ from their defaults. So a
+page can be sent to somebody else, and opened again.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from urllib.parse import urlencode
 
 from ..machine.refused import Refused
-from .settings import Settings
+from ..steering.pair import Sampling
 from .validate import MAX_CHARACTERS
 
 
@@ -79,6 +79,31 @@ class Diff(Address):
 
 
 @dataclass(frozen=True)
+class Steering:
+    """How to steer; `steer_actions.check` refuses what is invalid."""
+
+    mode: str = "add"
+    unit: str = "max"
+    """of the strengths: multiples of the largest activation, per cent of the norm, raw"""
+    scope: str = "all"
+    """which tokens are steered: all, those of the prompt, or those generated"""
+    error_term: bool = True
+    """whether what the SAE does not explain is kept"""
+    chat: bool = False
+    """whether the prompt is a user's message in the model's chat template"""
+
+
+@dataclass(frozen=True)
+class Settings(Steering):
+    """How to steer, and how to draw the tokens of both texts."""
+
+    temperature: float = Sampling.temperature
+    max_new_tokens: int = Sampling.max_new_tokens
+    repetition_penalty: float = Sampling.repetition_penalty
+    seed: int = Sampling.seed
+
+
+@dataclass(frozen=True)
 class _Prompt:
     prompt: str = ""
     latents: dict[int, float] = field(default_factory=dict)
@@ -124,11 +149,6 @@ class About(Address):
     """The card."""
 
 
-def _known() -> dict[str, type[Address]]:
-    """Of all pages, by their names in links."""
-    return {kind.__name__.lower(): kind for kind in Address.__subclasses__()}
-
-
 def page_of(address: Address) -> str:
     """The name of its page, as links have it."""
     return type(address).__name__.lower()
@@ -140,11 +160,18 @@ def to_query(address: Address) -> str:
     pairs = [("tab", page_of(address))]
     default = type(address)()
     for f in fields(address):
-        value = getattr(address, f.name)
-        text = _written(value)
-        refused = isinstance(value, str | tuple) and len(text) > MAX_CHARACTERS
-        if value not in (None, getattr(default, f.name)) and not refused:
-            pairs.append((f.name, text))
+        value = text = getattr(address, f.name)
+        if isinstance(value, dict):
+            text = ",".join(f"{latent}:{strength:g}" for latent, strength in value.items())
+        elif isinstance(value, tuple):
+            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        elif isinstance(value, bool):
+            text = str(int(value))
+        elif isinstance(value, float):
+            text = f"{value:g}"
+        is_refused = isinstance(value, str | tuple) and len(text) > MAX_CHARACTERS
+        if value not in (None, getattr(default, f.name)) and not is_refused:
+            pairs.append((f.name, str(text)))
     return urlencode(pairs)
 
 
@@ -154,23 +181,12 @@ def from_query(query: dict[str, str]) -> Address:
     Raises:
         ValueError: an unknown page, or a value that cannot be read.
     """
-    known = _known()
-    tab = query.get("tab") or query.get("page") or next(iter(known))  # people guess `page`
-    if tab not in known:
-        raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(known)}")
-    kinds = get_type_hints(known[tab])
-    values = {n: _read(n, query[n], kind) for n, kind in kinds.items() if n in query}
-    return known[tab](**values)
-
-
-def _written(value: object) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{latent}:{strength:g}" for latent, strength in value.items())
-    if isinstance(value, tuple):
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if isinstance(value, bool):
-        return str(int(value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    kinds = {kind.__name__.lower(): kind for kind in Address.__subclasses__()}
+    tab = query.get("tab") or query.get("page") or next(iter(kinds))  # people guess `page`
+    if tab not in kinds:
+        raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(kinds)}")
+    hints = get_type_hints(kinds[tab])
+    return kinds[tab](**{n: _read(n, query[n], hint) for n, hint in hints.items() if n in query})
 
 
 def _read(name: str, text: str, kind: object) -> Any:
@@ -181,15 +197,12 @@ def _read(name: str, text: str, kind: object) -> Any:
         if kind is bool:
             return {"0": False, "1": True}[text]
         if kind == tuple[str, ...]:
-            return tuple(_texts(json.loads(text)))
+            texts = json.loads(text)
+            if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+                raise ValueError("not a list of texts")
+            return tuple(texts)
         if kind is str:
             return text
         return float(text) if kind is float else int(text)
     except (ValueError, KeyError, RecursionError):
         raise Refused(f"this link is damaged: {name} is {text[:40]!r}") from None
-
-
-def _texts(value: object) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError("not a list of texts")
-    return value

@@ -1,13 +1,12 @@
 """The app: pages in tabs, the link in the address bar, the endpoints, and how it is started."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gradio as gr
-from gradio import routes
 from gradio.themes import Base
 from gradio.utils import colab_check
 from starlette.middleware import Middleware
@@ -16,17 +15,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..machine.guard import HostGuard, local_hosts
 from ..machine.kernels import keep_few_kernels
 from ..machine.units import ROW
-from .actions import Actions, in_queue
-from .address import Address, Inspect, Steer, from_query, page_of, to_query
-from .bodies import BodyLimits
+from .actions import ENDPOINTS, Actions, in_queue
+from .address import Address, Feature, Inspect, Steer, from_query, page_of, to_query
 from .opening import open_subject
-from .pages import ALL, SteerPage, Tour
-from .pages.page import App, Page, Updates, Visit, leading
+from .pages import ALL
+from .pages.page import App, Page, Updates, Visit, lead_text, whole
 from .parts import html, number, panel, style
-from .seeing import MOST_BYTES
-from .sessions import few_sessions
+from .picture_latents import MOST_BYTES
+from .presets import first_texts, presets
+from .schemas import as_tools
 from .subject import Choice, Subject, default_source
-from .tools import as_tools
 
 _SCRIPTS = [
     Path(__file__).with_name(name) for name in ("page.js", "focus.js", "map.js", "lists.js")
@@ -58,6 +56,10 @@ _READABLE = {
     "input_placeholder_color": "*neutral_600",
     "input_placeholder_color_dark": "*neutral_300",
 }
+SESSIONS = 128
+"""Callers that Gradio remembers, at some 0.5 MB each; it forgets the oldest: programs come as
+new ones with every call. A page that is forgotten while it is open goes on, as if its other tabs
+had not been opened before."""
 _TO_LINK = "(query) => { hfsae.link(query); }"
 _TO_PAGE = "(lead) => hfsae.lead(lead)"
 
@@ -66,16 +68,15 @@ def build(subject: Subject) -> gr.Blocks:
     """The app for one SAE. `launch` starts it with its theme."""
     # else Gradio sums up, for its page /monitoring, the times of all past events after each one
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
-    actions = Actions(subject)
+    actions, pages = Actions(subject), pages_of(subject)
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
         header = html("header", _facts(actions), subject.unit, subject.runs_text)
         panel(header, elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
         lead = gr.Textbox(visible="hidden", elem_id="lead")
-        visit, tour = gr.State(Visit()), Tour(actions) if subject.runs_text else None
-        pages = pages_of(subject)
+        app = App(link, lead, gr.State(Visit()))
+        tour = panel(_tour(subject), elem_id="tour") if subject.runs_text else None
         with gr.Tabs(selected=next(iter(pages)), overflow_behavior="wrap") as tabs:
-            app = App(link, lead, visit)
             tab_of = {}
             for name, page_class in pages.items():
                 with gr.Tab(page_class.title, id=name, elem_id=f"tab-{name}") as tab_of[name]:
@@ -84,7 +85,7 @@ def build(subject: Subject) -> gr.Blocks:
             page.wire(app)
             _follow(app, tab_of[name], name)
         if tour is not None:
-            tour.wire(app)
+            _wire_tour(tour, app, actions)
         link.change(None, link, None, js=_TO_LINK, api_visibility="private")
         lead.change(None, lead, tabs, js=_TO_PAGE, api_visibility="private")
         _restore(blocks, app)
@@ -95,6 +96,52 @@ def build(subject: Subject) -> gr.Blocks:
 def pages_of(subject: Subject) -> dict[str, type[Page]]:
     """The pages that fit an SAE, by their names in links; the first is open at the start."""
     return {page.state.__name__.lower(): page for page in ALL if page.fits(subject)}
+
+
+def _facts(actions: Actions) -> list[dict[str, str]]:
+    about, health = actions.about(), actions.health()
+    model = ("model", (about["model"] or "unknown").rpartition("/")[2])
+    facts = [
+        ("SAE", about["name"]),
+        ("reads", "files of activations") if actions.subject.unit == ROW else model,
+        ("site", about["site"] or "unknown"),
+        ("latents", f"{about['d_sae']:,}"),
+    ]
+    values = {m["name"]: m["value"] for m in health["metrics"]}
+    facts += [
+        (n, number(values[key])) for key, n in (("l0", "L0"), ("fvu", "FVU")) if key in values
+    ]
+    return [{"name": name, "value": value} for name, value in facts]
+
+
+def _tour(subject: Subject) -> str:
+    """The first minute: what a latent is, and three steps to a steered text. The visitor hides the
+    panel, or goes the steps on the pages themselves: page.js marks those done, and remembers a
+    hidden tour."""
+    name = subject.public_lm_name
+    view = {
+        "n": f"{subject.d_sae:,}",
+        "model": name.rpartition("/")[2] if name else "a language model",
+        "site": subject.sae.config.where_in_short,
+        "preset": presets(subject)[0]["name"],
+    }
+    return html("tour", view)
+
+
+def _wire_tour(tour: gr.HTML, app: App, actions: Actions) -> None:
+    """A click on a step shows it; the last one generates its texts."""
+    steer = app.pages["steer"]
+
+    def step(do: str, number: str, shown: str, *values: object) -> Address:
+        if number == "2":
+            return replace(steer.preset(0), run=True)
+        if number == "1" and shown:  # the first latent on the page Inspect, which page.js tells
+            return Feature(whole(shown))
+        text = first_texts(actions.subject)[0]
+        first = actions.inspect(text)["ranking"][0]
+        return Feature(first["latent"]) if number == "1" else Inspect(text, token=first["peak"])
+
+    steer.then_run(app.on_select(tour, step, steer, leads_to=("inspect", "feature")))
 
 
 def _follow(app: App, tab: gr.Tab, name: str) -> None:
@@ -137,94 +184,59 @@ def _progress(*pages: Page, panel: int = 0) -> dict[str, Any]:
 def _restore(blocks: gr.Blocks, app: App) -> None:
     """When the page opens, show the link's state, a generated text included. What is so already is
     not updated: somebody may have typed there, or pressed a button, by now."""
-    opened_at = gr.State(None)
+    name, first_page = next(iter(app.pages.items()))
+    subject: Subject = first_page.subject
+    if name != "feature" and not (subject.loaded or subject.encoder):  # it lacks its model
+        first_page = app.pages["feature"]
+
+    def changed(updates: Updates) -> Updates:
+        """Those that differ from what the components began with."""
+        return {part: new for part, new in updates.items() if new != part.value}
 
     def prepare(request: gr.Request, visit: Visit) -> Updates:
         """At once: the page to open, and the fields."""
-        notice: Updates = {}
+        query, notice = {key: str(value) for key, value in request.query_params.items()}, {}
         try:
-            address = _address_in(request, app)
+            address = from_query(query)
+            if address == Inspect() and "tab" not in query:
+                address = first_page.first()
+            elif address == (page := app.page_of(address)).state():
+                address = page.first()
             updates = app.fill(address)
         except ValueError as error:
-            address = _first(app)
+            address = first_page.first()
             updates = app.fill(address)
-            notice = {app.page_of(address).notice: html("error", str(error))}
+            notice = {first_page.notice: html("error", str(error))}
         visit.opened = address
         visit.drawn.add(page_of(address))
-        always = {app.link: updates.pop(app.link), app.lead: leading(0, address)}
-        return {opened_at: address, **always, **_changed(updates), **notice}
+        always = {app.link: updates.pop(app.link), app.lead: lead_text(0, address)}
+        return {**always, **changed(updates), **notice}
 
-    def restore(address: Address) -> Updates:
-        page = app.page_of(address)
+    def restore(visit: Visit) -> Updates:
+        assert visit.opened is not None
+        page = app.page_of(visit.opened)
         try:
-            return {opened_at: address, **_changed(page.render(address))}
+            return {app.link: gr.skip(), **changed(page.render(visit.opened))}
         except ValueError as error:
             return {page.notice: html("error", str(error))}
 
+    def rerun(visit: Visit, *values: object) -> Iterator[Updates]:
+        """Write the texts that the link asks for, once its page is shown."""
+        if isinstance(visit.opened, Steer) and visit.opened.run:
+            visit.ask("texts", *values)
+            yield from app.pages["steer"].generate(visit)
+        else:
+            yield {app.pages["steer"].notice: gr.skip()}
+
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    outputs = [opened_at, *app.outputs(*app.pages)]
+    outputs = app.outputs(*app.pages)
     opened = blocks.load(prepare, app.visit, outputs, **options)
     # the tab is selected meanwhile, and the end of that event hides the sign on the first panel
     seen = {**options, **_progress(*app.pages.values(), panel=1)}
-    opened = opened.then(restore, opened_at, outputs, **seen)
-    if "steer" in app.pages:
-        _rerun(cast(SteerPage, app.pages["steer"]), opened.then, opened_at, options)
-
-
-def _rerun(
-    steer: SteerPage, then: Callable[..., Any], opened_at: gr.State, options: dict[str, Any]
-) -> None:
-    """Write the texts that the link asks for, once its page is shown."""
-
-    def rerun(request: gr.Request, address: Address, *values: object) -> Iterator[Updates]:
-        if isinstance(address, Steer) and address.run:
-            steer.ask(request, *values)
-            yield from steer.generate(request)  # nothing was written before
-        else:
-            yield {steer.notice: gr.skip()}
-
-    inputs = [opened_at, *steer.inputs]
-    then(rerun, inputs, steer.generated, **in_queue("run"), **options)
-
-
-def _changed(updates: Updates) -> Updates:
-    """Those that differ from what the components began with."""
-    return {part: new for part, new in updates.items() if new != part.value}
-
-
-def _address_in(request: gr.Request, app: App) -> Address:
-    """The address in a request; what its page shows first, where that is empty."""
-    query = {key: str(value) for key, value in request.query_params.items()}
-    address = from_query(query)
-    if address == Inspect() and "tab" not in query:
-        return _first(app)
-    page = app.page_of(address)
-    return page.first() if address == page.state() else address
-
-
-def _first(app: App) -> Address:
-    """The first page's content, before any request; without a model that of the page Feature."""
-    name, page = next(iter(app.pages.items()))
-    subject = page.subject
-    lacks_model = name != "feature" and not (subject.loaded or subject.encoder)
-    return app.pages["feature" if lacks_model else name].first()
-
-
-def _facts(actions: Actions) -> list[dict[str, str]]:
-    about, health = actions.about(), actions.health()
-    values = {m["name"]: m["value"] for m in health["metrics"]}
-    model = (about["model"] or "unknown").rpartition("/")[2]
-    reads = {"name": "reads", "value": "files of activations"}
-    facts = [
-        {"name": "SAE", "value": about["name"]},
-        reads if actions.subject.unit == ROW else {"name": "model", "value": model},
-        {"name": "site", "value": about["site"] or "unknown"},
-        {"name": "latents", "value": f"{about['d_sae']:,}"},
-    ]
-    named = {"l0": "L0", "fvu": "FVU"}
-    return facts + [
-        {"name": name, "value": number(values[key])} for key, name in named.items() if key in values
-    ]
+    opened = opened.then(restore, app.visit, outputs, **seen)
+    if steer := app.pages.get("steer"):
+        inputs = [app.visit, *steer.inputs]
+        opened.then(rerun, inputs, steer.written_parts, **in_queue("run"), **options)
 
 
 def launch(
@@ -290,21 +302,15 @@ def looks(server_name: str | None = None, *, uploads: bool = False) -> dict[str,
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "max_file_size": MOST_BYTES if uploads else "1mb",
+        "state_session_capacity": SESSIONS,
         "app_kwargs": {
             "middleware": [
                 Middleware(HostGuard, hosts=app_hosts(server_name)),
-                Middleware(_Opened),
-                Middleware(BodyLimits),
+                Middleware(_PagePolicy),
             ],
-            "lifespan": _as_it_runs,
+            "lifespan": lambda app: as_tools(app, ENDPOINTS),
         },
     }
-
-
-@asynccontextmanager
-async def _as_it_runs(app: routes.App) -> AsyncIterator[None]:
-    async with few_sessions(app), as_tools(app):
-        yield
 
 
 def app_hosts(server_name: str | None) -> frozenset[str]:
@@ -314,7 +320,7 @@ def app_hosts(server_name: str | None) -> frozenset[str]:
     return frozenset() if is_shared else local_hosts(name)
 
 
-class _Opened:
+class _PagePolicy:
     """Middleware: serve the page for any link, and under a policy.
 
     A `page` unknown to Gradio would be an error 500; the link is read when the page opens, see
@@ -332,13 +338,10 @@ class _Opened:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), _policy()]
+                policy = "; ".join(f"{name} {sources}" for name, sources in POLICY.items())
+                header = b"content-security-policy", policy.encode()
+                message["headers"] = [*message.get("headers", []), header]
             await send(message)
 
         opens = scope["type"] == "http" and scope["path"] == "/"
         await self.app({**scope, "query_string": b""} if opens else scope, receive, send_guarded)
-
-
-def _policy() -> tuple[bytes, bytes]:
-    rules = "; ".join(f"{name} {sources}" for name, sources in POLICY.items())
-    return b"content-security-policy", rules.encode()

@@ -1,7 +1,6 @@
 """A latent's automatic name: its score beside the control's, and the windows that tested it."""
 
 from pathlib import Path
-from typing import Any
 
 from ..machine.files import columns_of, read_json, read_table, reading, refuse_long_texts
 from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
@@ -29,20 +28,7 @@ def automatic_name(subject: Subject, latent: int) -> Json | None:
     folder, explanation = subject.folder, subject.automatic.get(latent)
     if folder is None or not explanation:
         return None
-    row = _row(folder, latent)
-    return {
-        "explanation": explanation,
-        "source": row["source"],
-        "doubtful": latent in subject.doubtful,
-        "note": _note(row, is_unclear=explanation == UNCLEAR),
-        "score": _score(row),
-        "groups": _groups(folder, latent),
-    }
-
-
-def _row(folder: Path, latent: int) -> Json:
-    """The latent's row of explanations.parquet, with "judge", who named it or was asked; scores
-    where there are any."""
+    # the latent's row, with scores where there are any
     path, record = folder / EXPLANATIONS, read_json(folder / EXPLANATIONS_RECORD)
     scores = record.get("scores", {})
     columns = ["latent", "source", "n_shown"]
@@ -52,24 +38,29 @@ def _row(folder: Path, latent: int) -> Json:
         columns += [f"{control}{_JUDGED}_auc" for control in ("", "shuffled_")]
     with reading(path):
         columns += ["sure"] if "sure" in columns_of(path) else []
-        rows = read_table(path, columns, [("latent", "=", latent)]).to_pylist()
+        row = read_table(path, columns, [("latent", "=", latent)]).to_pylist()[0]
+        row = {_SCORE: None, "n_shown": None, "sure": None, **row}
         judge = record.get("judge", {}).get("model", "")
-        return {_SCORE: None, "n_shown": None, "sure": None, "judge": judge, **rows[0]}
+    score, by_model = "", row["source"] == "lm"
+    if (judged := row.get(f"{_JUDGED}_auc")) is not None:  # a judge read its words
+        score = f"AUC {judged:.2f}"
+    elif not by_model and row[_SCORE] is not None:  # it is tokens, which were tested
+        score = f"Pearson {row[_SCORE]:.2f}"
+    return {
+        "explanation": explanation,
+        "source": row["source"],
+        "doubtful": latent in subject.doubtful,
+        "note": _note(row, judge, is_unclear=explanation == UNCLEAR),
+        "score": score,
+        "groups": _groups(folder, latent),
+    }
 
 
-def _score(row: Json) -> str:
-    """How the name itself was tested: a judge read its words; or its tokens, where it is tokens."""
-    if (judged := row.get(f"{_JUDGED}_auc")) is not None:
-        return f"AUC {judged:.2f}"
-    by_model = row["source"] == "lm"
-    return "" if by_model or row[_SCORE] is None else f"Pearson {row[_SCORE]:.2f}"
-
-
-def _note(row: Json, is_unclear: bool) -> str:
+def _note(row: Json, judge: str, is_unclear: bool) -> str:
     """Some sentences: who gave the name, how certain, and how it was tested."""
     by_model = row["source"] == "lm"
     by_program = "its tokens" if row["source"] == "template" else row["source"]
-    giver = (row["judge"] or "a language model") if by_model else by_program
+    giver = (judge or "a language model") if by_model else by_program
     certain = "" if row["sure"] is None else f", {row['sure']:.0%} certain"
     said = [f"Named by {giver}{certain}, from {row['n_shown']} windows"]
     if is_unclear:
@@ -99,24 +90,17 @@ def _groups(folder: Path, latent: int) -> list[Json]:
     if not (path := folder / EVIDENCE).is_file():
         return []
     columns = ["latent", "kind", "activation", "firing", "tokens", "activations"]
+    groups: dict[str, list[Json]] = {}
     with reading(path):
         table = read_table(path, columns, [("latent", "=", latent)])
         refuse_long_texts(table, _MAX_TEXTS)
         rows = table.to_pylist()
         largest = max((max(row["activations"], default=0.0) for row in rows), default=0.0) or 1.0
-        groups: dict[str, list[Json]] = {}
         for row in rows:
-            title = _KINDS.get(row["kind"], _FIRES)
-            groups.setdefault(title, []).append(_window(row, largest))
+            tokens = [
+                {"text": text, "activation": a, "share": a / largest, "firing": i == row["firing"]}
+                for i, (text, a) in enumerate(zip(row["tokens"], row["activations"], strict=True))
+            ]
+            window = {"activation": row["activation"], "tokens": tokens}
+            groups.setdefault(_KINDS.get(row["kind"], _FIRES), []).append(window)
     return [{"title": title, "examples": windows} for title, windows in groups.items()]
-
-
-def _window(row: dict[str, Any], largest: float) -> Json:
-    tokens = zip(row["tokens"], row["activations"], strict=True)
-    return {
-        "activation": row["activation"],
-        "tokens": [
-            {"text": text, "activation": a, "share": a / largest, "firing": i == row["firing"]}
-            for i, (text, a) in enumerate(tokens)
-        ],
-    }

@@ -1,9 +1,8 @@
 """Latents of one of two language models, and of both.
 
-It is diff.json, which `hfsae diff` writes (`hfsae.diffing`). Damaged rows are left out.
+It is diff.json, which `hfsae diff` writes (`hfsae.diffing`).
 """
 
-from math import isfinite
 from typing import Annotated, Any
 
 from ..machine.refused import Refused
@@ -31,6 +30,18 @@ _NUMBERS = (
 )
 _WORDS = ("in_other", "sentence")
 _CHANGE = ("difference", "shift", "explained")
+
+
+def check_diff(record: dict[str, Any], d_sae: int) -> None:
+    """Raises an error that `reading` reports as damage, if the file is none of `hfsae diff`."""
+    _, _ = record["models"]
+    kinds = dict.fromkeys((*_NUMBERS, "n_firings"), (int, float))
+    for name, kind in {**kinds, **dict.fromkeys((*_WORDS, "group"), str)}.items():
+        column = record["latents"][name]
+        if len(column) != d_sae or any(not isinstance(v, kind) for v in column if v is not None):
+            raise Refused(f"{name} is no column of {d_sae:,} latents")
+    for value in (record["n_tokens"], *(record["change"][name] for name in _CHANGE)):
+        _ = None if value is None else float(value)
 
 
 def diff(
@@ -68,87 +79,42 @@ def diff(
     """
     if not subject.diff:
         raise Refused("this SAE comes without diff.json; `hfsae diff` writes one")
-    if not isinstance(subject.diff.get("change"), dict):
-        raise Refused("diff.json is of an earlier hfsae; `hfsae diff` writes it again")
     group = validate.choice(group, "group", CHOICES)
     by = validate.choice(by, "by", tuple(ORDERS))
-    every = _rows(subject)
-    hits = [row for row in every if _is_of(row, group)]
-    hits.sort(key=lambda row: _rank(row, by))
-    n_tokens = subject.diff.get("n_tokens")
+    columns, rows = subject.diff["latents"], []
+    names = ("group", *_NUMBERS, *_WORDS, "n_firings")
+    for latent, values in enumerate(zip(*(columns[name] for name in names), strict=True)):
+        row = {"latent": latent, **dict(zip(names, values, strict=True))}
+        if row["n_firings"]:
+            rows.append(row)
+
+    def rank(row: Json) -> tuple[bool, float]:
+        """Rows without the number come last."""
+        share, nus = row["share"], [row["nu_recon"], row["nu_error"]]
+        value = {
+            "explained": None if row["explained"] is None else -row["explained"],
+            "apart": None if share is None else -abs(share - 0.5),
+            "firings": -row["n_firings"],
+            "share": None if share is None else -share,
+            "cosine": row["cosine"],
+            "nu": None if None in nus else max(map(abs, nus)),
+        }[by]
+        return value is None, value or 0.0
+
+    groups = []
+    for name in GROUPS:
+        inside = [row for row in rows if row["group"] == name]
+        n_little = sum(row["in_other"] == "little" for row in inside)
+        counts = {"n": columns["group"].count(name), "n_fired": len(inside), "n_little": n_little}
+        groups.append({"name": name, **counts})
+    hits = [row for row in rows if not group or group in (row["group"], row["in_other"])]
+    hits.sort(key=rank)
     return {
-        "models": models_of(subject),
-        "n_tokens": n_tokens if isinstance(n_tokens, int) else None,
+        "models": [*subject.diff["models"]],
+        "n_tokens": subject.diff["n_tokens"],
         "n_dedicated": subject.sae.config.dedicated or 0,
-        "change": {key: _number(subject.diff["change"].get(key)) for key in _CHANGE},
-        "groups": [_summary(every, name, subject) for name in GROUPS],
+        "change": {name: subject.diff["change"][name] for name in _CHANGE},
+        "groups": groups,
         "n_hits": len(hits),
         "found": as_rows(subject, hits[:MOST]),
     }
-
-
-def models_of(subject: Subject) -> list[str]:
-    """The names of the two models, as sites have them."""
-    names = subject.diff.get("models")
-    names = [*names] if isinstance(names, dict) else []
-    return names if len(names) == 2 else ["the first model", "the second model"]
-
-
-def _is_of(row: Json, group: str) -> bool:
-    return not group or (group in (row["group"], row["in_other"]))
-
-
-def _rank(row: Json, by: str) -> tuple[bool, float]:
-    """Rows without the number come last."""
-    share = row["share"]
-    value = {
-        "explained": None if row["explained"] is None else -row["explained"],
-        "apart": None if share is None else -abs(share - 0.5),
-        "firings": -row["n_firings"],
-        "share": None if share is None else -share,
-        "cosine": row["cosine"],
-        "nu": _nu(row),
-    }[by]
-    return value is None, value or 0.0
-
-
-def _nu(row: Json) -> float | None:
-    both = [row["nu_recon"], row["nu_error"]]
-    return None if None in both else max(map(abs, both))
-
-
-def _summary(rows: list[Json], name: str, subject: Subject) -> Json:
-    inside = [row for row in rows if row["group"] == name]
-    listed = _columns(subject).get("group")
-    n = listed.count(name) if isinstance(listed, list) else len(inside)
-    n_little = sum(row["in_other"] == "little" for row in inside)
-    return {"name": name, "n": n, "n_fired": len(inside), "n_little": n_little}
-
-
-def _columns(subject: Subject) -> dict[str, Any]:
-    columns = subject.diff.get("latents")
-    return columns if isinstance(columns, dict) else {}
-
-
-def _rows(subject: Subject) -> list[Json]:
-    """The latents that fired."""
-    columns = _columns(subject)
-    names = ("group", *_NUMBERS, *_WORDS, "n_firings")
-    lists = [columns.get(name) for name in names]
-    if not all(isinstance(one, list) and len(one) == subject.d_sae for one in lists):
-        return []
-    rows = []
-    for latent, values in enumerate(zip(*(one or [] for one in lists), strict=True)):
-        row = {"latent": latent, **dict(zip(names, values, strict=True))}
-        row |= {name: _number(row[name]) for name in _NUMBERS}
-        row |= {name: row[name] if isinstance(row[name], str) else None for name in _WORDS}
-        is_count = type(row["n_firings"]) is int and row["n_firings"] > 0
-        if is_count and row["group"] in GROUPS:
-            rows.append(row)
-    return rows
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        return None
-    return float(value)

@@ -2,7 +2,6 @@
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,23 +10,12 @@ from .. import cards
 from ..evaluation import EvaluationArguments, evaluate
 from ..evaluation.metrics import DENSITY, FIDELITY
 from ..evaluation.result import LOSSES
-from ..hub import beside, list_files
-from ..machine.checksums import CHANGED, is_changed
-from ..machine.files import read_json
-from ..machine.names import CONFIG, EVALUATION
-from ..machine.refused import Refused
 from ..machine.units import FRAME, ROW
 from ..machine.visible import public
-from .beside import apart, other_of
-from .missing import missing
-from .others import check_name, place_of
-from .reading import tokens_of
 from .rows import Json
 from .subject import Subject
 
 _BINS = 40
-_LESS_IS_BETTER = {"fvu", "delta_loss", "ce_spliced", "kl", "dead_share"}
-_MORE_IS_BETTER = {"cosine", "loss_recovered_mean", "loss_recovered_zero"}
 _ORDER = {name: i for i, name in enumerate([*FIDELITY, *DENSITY, *LOSSES])}
 _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
 
@@ -51,111 +39,36 @@ def health(subject: Subject) -> Json:
         texts (dict): metrics on foreign texts, where they were measured.
         names (dict): scores of names beside controls, where latents were named.
     """
-    density = subject.density()
+    density, evaluation, folder = subject.density(), subject.evaluation, subject.folder
+    counted_on = evaluation.get("n_tokens")
+    if subject.store is not None:
+        counted_on = subject.store.meta.get("n_tokens")
+    # tokens by number of latents, from the first that is not empty
+    counts = [int(n) for n in evaluation.get("l0_histogram") or []]
+    filled = [i for i, n in enumerate(counts) if n] or [0]
+    step = max(1, math.ceil((filled[-1] + 1 - filled[0]) / _BINS))
+    starts = range(filled[0], filled[-1] + 1, step) if any(counts) else ()
+    threshold = getattr(subject.sae, "threshold", None)
+    if isinstance(threshold, torch.Tensor) and threshold.numel() == subject.d_sae:
+        thresholds = _bins(threshold.detach().float().cpu() * subject.sae.latent_scale)
+    else:
+        thresholds = []
     return {
         "name": subject.name,
-        "metrics": _metrics(subject.evaluation),
-        "n_tokens": subject.evaluation.get("n_tokens"),
-        "l0": _l0_bins(subject.evaluation.get("l0_histogram") or []),
-        "density": _log_bins(density),
+        "metrics": metric_rows(evaluation),
+        "n_tokens": evaluation.get("n_tokens"),
+        "l0": [{"low": i, "high": i + step, "count": sum(counts[i : i + step])} for i in starts],
+        "density": _bins(density[density > 0].log10()),
         "dead": int((density == 0).sum()) if subject.is_counted else None,
-        "counted_on": _counted_on(subject),
+        "counted_on": counted_on,
         "d_sae": subject.d_sae,
-        "thresholds": _threshold_bins(subject),
-        "probing": _probing(subject),
-        "texts": _texts(subject),
-        "names": cards.names_section(subject.folder) if subject.folder is not None else {},
+        "thresholds": thresholds,
+        "probing": cards.probing_section(folder, evaluation) if folder is not None else {},
+        "texts": cards.texts_section(folder, vars(subject.sae.config), evaluation)
+        if folder is not None
+        else {},
+        "names": cards.names_section(folder) if folder is not None else {},
     }
-
-
-def _probing(subject: Subject) -> Json:
-    """What a few latents reveal about texts, absorption and uniformity, beside untrained ones."""
-    if subject.folder is None:
-        return {}
-    return cards.probing_section(subject.folder, subject.evaluation)
-
-
-def _texts(subject: Subject) -> Json:
-    """Foreign texts beside the held-out one, and warnings."""
-    if subject.folder is None:
-        return {}
-    return cards.texts_section(subject.folder, vars(subject.sae.config), subject.evaluation)
-
-
-def compare_saes(subject: Subject, other: str) -> Json:
-    """Held-out metrics of this SAE beside those of another.
-
-    Args:
-        other: the other SAE: a repository on the Hub, as name/repository; or, on your own machine,
-            the folder of an SAE below the one that the app was started in, or the one that it
-            shows.
-
-    Returns:
-        first (str): name of this SAE.
-        second (str): name of the other.
-        rows (list): {name, unit, first, second, winner} of each metric; "winner" is first or
-            second, and null where they are equal, no side of the metric is better, or "apart" says
-            in what the two differ.
-        apart (str): their models, or their sites, where these differ: then nothing is better.
-    """
-    other = check_name(other)
-    path = _evaluation_of(subject, other)
-    if path is None or not path.is_file():
-        raise Refused(f"{other} has no evaluation.json to compare; {_how(subject, other)}")
-    try:
-        results = read_json(path)
-    except ValueError as error:  # whose sentence may name a folder of this machine
-        raise Refused(f"the evaluation.json of {other} is damaged; make it again") from error
-    if is_changed(results):
-        raise Refused(f"the evaluation.json of {other} cannot be compared: {CHANGED}")
-    ours, theirs = (
-        {m["name"]: m for m in _metrics(evaluation)} for evaluation in (subject.evaluation, results)
-    )
-    rows = [
-        {"name": name, "unit": m["unit"], "first": ours.get(name), "second": theirs.get(name)}
-        for name, m in sorted((theirs | ours).items(), key=_place)
-    ]
-    different = apart(subject, _config_beside(path))
-    for row in rows:
-        row["winner"] = None if different else _winner(row)
-    return {"first": subject.name, "second": other, "rows": rows, "apart": different}
-
-
-def _config_beside(evaluation: Path) -> Json:
-    """What an SAE's config tells of its model and site; nothing, in another library's format."""
-    try:
-        return read_json(evaluation.with_name(CONFIG))
-    except (OSError, ValueError):
-        return {}
-
-
-def _how(subject: Subject, other: str) -> str:
-    """How to measure the other SAE."""
-    how = None
-    if Path(place_of(subject, other).source).is_absolute():
-        how = missing(other_of(subject, other), "evaluate")
-    return f"`{how.command}` makes it" if how else "run `hfsae evaluate` first"
-
-
-def _winner(row: Json) -> str | None:
-    """Which of the two is better by a metric that has a better side, if they differ."""
-    sign = -1 if row["name"] in _LESS_IS_BETTER else int(row["name"] in _MORE_IS_BETTER)
-    if not sign or not row["first"] or not row["second"]:
-        return None
-    gain = sign * (row["first"]["value"] - row["second"]["value"])
-    return None if not gain else "first" if gain > 0 else "second"
-
-
-def _evaluation_of(subject: Subject, other: str) -> Path | None:
-    """Its evaluation.json."""
-    place = place_of(subject, other)
-    root = Path(place.source)
-    if root.is_absolute():
-        folder = root if root.is_dir() else root.parent
-        path = folder / EVALUATION
-        return path if path.resolve().parent == folder else None
-    folder = beside(list_files(place.source), [EVALUATION, CONFIG], subfolder=place.subfolder)
-    return None if folder is None else folder / EVALUATION
 
 
 def measure(subject: Subject, text: str) -> Json:
@@ -173,7 +86,7 @@ def measure(subject: Subject, text: str) -> Json:
         delta_loss (float | None): the difference of the two.
         kl (float | None): KL(model || spliced model) of the next token, nats.
     """
-    batch = tokens_of(subject, text).batch(subject.lm.device)
+    batch = subject.tokens(text).batch(subject.lm.device)
     arguments = EvaluationArguments(n_tokens=None, bootstrap_samples=1)
     result = evaluate(subject.lm, subject.sae, [batch], arguments)
     return {"n_tokens": result.n_tokens} | {
@@ -223,25 +136,11 @@ def card(subject: Subject) -> Json:
     return {"card": subject.card}
 
 
-def _counted_on(subject: Subject) -> int | None:
-    """Tokens that densities were counted on."""
-    if subject.store is not None:
-        return subject.store.meta.get("n_tokens")
-    return subject.evaluation.get("n_tokens")
-
-
-def _threshold_bins(subject: Subject) -> list[Json]:
-    threshold = getattr(subject.sae, "threshold", None)
-    if not isinstance(threshold, torch.Tensor) or threshold.numel() != subject.d_sae:
-        return []
-    return _bins(threshold.detach().float().cpu() * subject.sae.latent_scale)
-
-
-def _metrics(evaluation: Json) -> list[Json]:
+def metric_rows(evaluation: Json) -> list[Json]:
     """Name, value, interval and unit; what is not a number is left out."""
     metrics = evaluation.get("metrics")
     rows = []
-    for name, m in sorted((metrics if isinstance(metrics, dict) else {}).items(), key=_place):
+    for name, m in sorted((metrics if isinstance(metrics, dict) else {}).items(), key=metric_order):
         if isinstance(m, dict) and _finite(m.get("value")) is not None:
             numbers = {key: _finite(m.get(key)) for key in ("value", "low", "high")}
             unit = "" if m.get("unit") == "1" else str(m.get("unit", ""))
@@ -249,7 +148,7 @@ def _metrics(evaluation: Json) -> list[Json]:
     return rows
 
 
-def _place(metric: tuple[str, Any]) -> int:
+def metric_order(metric: tuple[str, Any]) -> int:
     """Of a metric in a table: as `evaluate` has them, whatever the order in a file."""
     return _ORDER.get(metric[0], len(_ORDER))
 
@@ -270,19 +169,3 @@ def _bins(values: torch.Tensor) -> list[Json]:
         {"low": low + i * step, "high": low + (i + 1) * step, "count": int(n)}
         for i, n in enumerate(counts)
     ]
-
-
-def _log_bins(density: torch.Tensor) -> list[Json]:
-    """Of the logarithms to base ten of living latents' densities."""
-    return _bins(density[density > 0].log10())
-
-
-def _l0_bins(histogram: list[Any]) -> list[Json]:
-    """Tokens by number of latents, in at most forty bins, from the first that is not empty."""
-    counts = [int(n) for n in histogram]
-    filled = [i for i, n in enumerate(counts) if n]
-    if not filled:
-        return []
-    step = max(1, math.ceil((filled[-1] + 1 - filled[0]) / _BINS))
-    starts = range(filled[0], filled[-1] + 1, step)
-    return [{"low": i, "high": i + step, "count": sum(counts[i : i + step])} for i in starts]

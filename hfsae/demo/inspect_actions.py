@@ -3,11 +3,11 @@
 import random
 from typing import Annotated
 
+import numpy as np
+
 from ..activations.spelling import token_text
 from ..features import (
     PLAIN,
-    Example,
-    Hit,
     blank_label,
     firing_on,
     promoting,
@@ -18,29 +18,28 @@ from ..features import (
 from ..features.inspection import compare
 from ..features.logit_lens import lens_of
 from ..machine.refused import Refused
-from ..machine.units import Unit
 from . import validate
 from .automatic import automatic_name
-from .cooccurrence import together
-from .finding import find, title_of
-from .label_actions import label_of, measured, told_apart
-from .missing import without_examples
+from .how_to_make import without_examples
+from .label_actions import label_of, rows_of_latent, score_text
 from .parts import cited
-from .reading import inspection_of, token_id, token_rows, tokens_of
 from .rows import (
     SHOWN,
     Json,
     as_rows,
     check_latent,
+    denser_than,
     firing_rows,
-    hidden,
     largest_of,
     threshold_of,
+    token_rows,
 )
 from .subject import Subject
+from .word_search import find, title_of
 
 _LENS_TOKENS = 10
-_TOLD = 3  # labels that are among the names of a latent
+_LABELS = 3  # of documents, among the names of a latent
+_BESIDE, _LEAST = 5, 2  # latents that fire beside another, on at least so many of its examples
 _GIVERS = {"lm": "a language model", "template": "a program, of its tokens"}
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
@@ -94,7 +93,7 @@ def inspect(
         l0 (float): latents that fire on a token, on average.
         fvu (float | None): fraction of the activations' variance that the SAE leaves unexplained.
     """
-    seen, hide = inspection_of(subject, prompt, chat), hidden(subject, max_density)
+    seen, hide = subject.inspection(prompt, chat), denser_than(subject, max_density)
     ranking, dense = firing_rows(subject, seen, hide)
     on_token = []
     if token is not None:
@@ -142,8 +141,8 @@ def compare_prompts(
         first (list[Token]): tokens of the first text, with the activation of "latent" on each.
         second (list[Token]): likewise of the second text.
     """
-    pair = [inspection_of(subject, text, chat) for text in (first, second)]
-    ranking = compare(pair[0], pair[1], SHOWN, hide=hidden(subject, max_density))
+    pair = [subject.inspection(text, chat) for text in (first, second)]
+    ranking = compare(pair[0], pair[1], SHOWN, hide=denser_than(subject, max_density))
     rows = as_rows(subject, [{**d._asdict(), "value": max(d.first, d.second)} for d in ranking])
     traces = [s.trace(ranking[0].latent) if ranking else [0.0] * len(s.tokens.ids) for s in pair]
     usual = largest_of(subject, ranking[0].latent if ranking else None)
@@ -152,19 +151,6 @@ def compare_prompts(
         "latent": ranking[0].latent if ranking else None,
         "first": token_rows(pair[0], traces[0], usual),
         "second": token_rows(pair[1], traces[1], usual),
-    }
-
-
-def _places(subject: Subject, latent: int) -> Json:
-    """Where a latent of an SAE of several sites reads and writes."""
-    config = subject.sae.config
-    if not config.has_several_sites:
-        return {"reads": "", "sites": []}
-    own = config.reads.names[latent * len(config.reads) // config.d_sae]
-    shares = zip(config.writes.names, subject.sae.shares[latent].tolist(), strict=True)
-    return {
-        "reads": own if config.is_causal else "",
-        "sites": [{"site": site, "share": share} for site, share in shares],
     }
 
 
@@ -199,19 +185,43 @@ def feature(subject: Subject, latent: int) -> Json:
             The "text" of an example has the token that it fires on between « and »; of an SAE that
             reads no text, it says which row, patch or frame that is.
     """
-    index = check_latent(subject, latent)
-    facts = {
+    index, config, store = check_latent(subject, latent), subject.sae.config, subject.store
+    reads, sites = "", []
+    if config.has_several_sites:
+        shares = zip(config.writes.names, subject.sae.shares[index].tolist(), strict=True)
+        sites = [{"site": site, "share": share} for site, share in shares]
+        if config.is_causal:
+            reads = config.reads.names[index * len(config.reads) // config.d_sae]
+    facts: Json = {
         "latent": index,
         "label": subject.label(index),
         "auto": automatic_name(subject, index),
         "threshold": threshold_of(subject, index),
-        **_places(subject, index),
+        "reads": reads,
+        "sites": sites,
     }
-    store = subject.store
-    if store is None:
-        return {**facts, "names": _names(subject, facts), "collected": False}
-    record = store[index]
     facts["names"] = _names(subject, facts)
+    if store is None:
+        return {**facts, "collected": False}
+    record, edges = store[index], store.meta["histogram_edges"]
+    filled = [i for i, n in enumerate(record.histogram) if n]
+    bins = range(filled[0], filled[-1] + 1) if filled else ()
+    largest = record.max_activation or 1.0
+    groups: dict[str, list[Json]] = {}
+    for example in record.examples:
+        texts, activations = example.tokens, example.activations
+        tokens = [
+            {"text": text, "activation": a, "share": a / largest, "firing": i == example.firing}
+            for i, (text, a) in enumerate(zip(texts, activations, strict=True))
+        ]
+        row: Json = {"activation": example.activation, "document": example.document}
+        row["position"], own = example.position, texts[example.firing]
+        if subject.unit.is_text:
+            pieces = [*texts[: example.firing], f"{PLAIN[0]}{own}{PLAIN[1]}"]
+            row["text"] = "".join(pieces + texts[example.firing + 1 :])
+        else:  # in the window stand places; the caption stands alone
+            row |= {"places": example.token_ids, "text": own}
+        groups.setdefault(example.kind, []).append({**row, "tokens": tokens})
     return {
         **facts,
         "collected": True,
@@ -220,14 +230,46 @@ def feature(subject: Subject, latent: int) -> Json:
         "n_tokens": store.meta.get("n_tokens"),
         "max_activation": record.max_activation,
         "mean_activation": record.mean_activation,
-        "histogram": _filled(record.histogram, store.meta["histogram_edges"]),
+        "histogram": [
+            {"low": edges[i], "high": edges[i + 1], "count": record.histogram[i]} for i in bins
+        ],
         "promoted": [{"token": t, "logit": v} for t, v in record.promoted],
         "suppressed": [{"token": t, "logit": v} for t, v in record.suppressed],
         "neighbours": as_rows(subject, [{"latent": i, "value": c} for i, c in record.neighbours]),
         "together": together(subject, index),
         "n_groups": store.meta["arguments"]["quantiles"],
-        "groups": _groups(record.examples, record.max_activation, subject.unit),
+        "groups": [{"kind": kind, "examples": members} for kind, members in groups.items()],
     }
+
+
+def together(subject: Subject, latent: int) -> Json:
+    """Latents that have examples on the same tokens as this one, the most such tokens first.
+
+    Returns {"n", the number of its examples; "rows", whose "value" is the share of them}. Examples
+    are few of a latent's firings, the strongest and some drawn at random: a latent that is missing
+    here may fire beside it all the same.
+    """
+    store = subject.store
+    if store is None:
+        return {"n": 0, "rows": []}
+
+    def firings() -> tuple[np.ndarray, np.ndarray]:
+        """Of all examples the tokens, in their order, and the latents that fire there."""
+        table = store.examples.to_table(columns=["latent", "row", "position"])
+        latents, row, position = (table[name].to_numpy() for name in table.column_names)
+        place = row.astype(np.int64) * 2**24 + position
+        order = np.argsort(place, kind="stable")
+        return place[order], latents[order]
+
+    place, latents = subject.cached("firings", firings)
+    own = place[latents == latent]
+    first, last = (np.searchsorted(place, own, side) for side in ("left", "right"))
+    beside = [latents[a:b] for a, b in zip(first, last, strict=True)]
+    others, n = np.unique(np.concatenate([*beside, [latent]]), return_counts=True)
+    kept = (others != latent) & (n >= _LEAST)
+    ranked = sorted(zip(n[kept].tolist(), others[kept].tolist(), strict=True), reverse=True)
+    rows = [{"latent": int(i), "value": count / len(own)} for count, i in ranked[:_BESIDE]]
+    return {"n": len(own), "rows": as_rows(subject, rows)}
 
 
 def promoted(subject: Subject, latent: int) -> Json:
@@ -261,7 +303,7 @@ def try_text(subject: Subject, latent: int, text: str) -> Json:
         max (float): its largest activation here.
         usual_max (float | None): its largest activation anywhere.
     """
-    index, seen = check_latent(subject, latent), inspection_of(subject, text)
+    index, seen = check_latent(subject, latent), subject.inspection(text)
     trace, usual = seen.trace(index), largest_of(subject, index)
     rows = token_rows(seen, trace, usual)
     return {"latent": index, "tokens": rows, "max": max(trace), "usual_max": usual}
@@ -304,13 +346,33 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
         found (list[Latent]): at most 12, the best first; "why" is the reason, "title" its kind.
     """
     by = validate.choice(by, "by", BY if subject.unit.is_text else BY_WITHOUT_TEXT)
-    query = check_query(query)
-    hits = _hits(subject, query, by)
+    query, sae = check_query(query), subject.sae
+    if by == "word":
+        hits = find(subject, query)
+        if not hits and subject.store is None:
+            raise Refused(without_examples(subject))
+    elif by == "label":
+        hits = search_labels(subject.names, query, SHOWN)
+    elif by == "similar to":
+        index = int(query) if query.strip().isdecimal() else query
+        hits = similar_latents(sae, check_latent(subject, index), SHOWN)
+    elif by == "promotes":
+        hits = promoting(subject.lm, sae, subject.token_id(query), SHOWN)
+        hits = [hit for hit in hits if hit.score > 0]
+    else:
+        tokens = {"input_ids": subject.tokens(query).batch(subject.lm.device).input_ids}
+        hits = firing_on(subject.lm, sae, tokens, SHOWN, max_activations=subject.largest())
+    rows = [
+        {
+            "latent": hit.latent,
+            "value": hit.score,
+            "why": hit.why,
+            "title": title_of(hit) if by == "word" else "",
+        }
+        for hit in hits
+    ]
     score = RAW if by == "fires on" and subject.largest() is None else SCORES[by]
-    found = [{"latent": h.latent, "value": h.score, "why": h.why} for h in hits]
-    for row, hit in zip(found, hits, strict=True):
-        row["title"] = title_of(hit) if by == "word" else ""
-    return {"score": score, "found": as_rows(subject, found)}
+    return {"score": score, "found": as_rows(subject, rows)}
 
 
 def latent_of(subject: Subject, typed: object) -> int:
@@ -384,26 +446,6 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
     return {"latent": index, "label": subject.label(index)}
 
 
-def _hits(subject: Subject, query: str, by: str) -> list[Hit]:
-    """The latents found."""
-    sae = subject.sae
-    if by == "word":
-        hits = find(subject, query)
-        if not hits and subject.store is None:
-            raise Refused(without_examples(subject))
-        return hits
-    if by == "label":
-        return search_labels(subject.names, query, SHOWN)
-    if by == "similar to":
-        index = int(query) if query.strip().isdecimal() else query
-        return similar_latents(sae, check_latent(subject, index), SHOWN)
-    if by == "promotes":
-        hits = promoting(subject.lm, sae, token_id(subject, query), SHOWN)
-        return [hit for hit in hits if hit.score > 0]
-    tokens = {"input_ids": tokens_of(subject, query).batch(subject.lm.device).input_ids}
-    return firing_on(subject.lm, sae, tokens, SHOWN, max_activations=subject.largest())
-
-
 def _names(subject: Subject, facts: Json) -> list[Json]:
     """All names of a latent: the text, who or what gave it, and how it did when it was tested."""
     (row,), auto = as_rows(subject, [{"latent": facts["latent"]}]), facts["auto"]
@@ -411,48 +453,10 @@ def _names(subject: Subject, facts: Json) -> list[Json]:
     if auto is not None:
         by = _GIVERS.get(auto["source"], str(auto["source"]))
         rows.append((auto["explanation"], by, auto["score"]))
-    told = told_apart(subject, facts["latent"])[:_TOLD]
-    rows += [(label_of(r), "a label that it goes with best", measured(r)) for r in told]
+    best = rows_of_latent(subject, facts["latent"])[:_LABELS]
+    rows += [(label_of(r), "a label that it goes with best", score_text(r)) for r in best]
     what = subject.unit.many if subject.unit.is_text else subject.unit.wholes
     rows.append((", ".join(row.get("fires_on", [])), f"{what} of its strongest examples", ""))
     promoted = ", ".join(token.strip() for token in row.get("promotes", []))
     rows.append((promoted, "tokens that it makes likelier", ""))
     return [{"text": t, "origin": o, "score": s} for t, o, s in rows if t.strip(" ,")]
-
-
-def _filled(counts: list[int], edges: list[float]) -> list[Json]:
-    """The bins of a histogram from the first to the last that is not empty."""
-    filled = [i for i, n in enumerate(counts) if n]
-    if not filled:
-        return []
-    bins = range(filled[0], filled[-1] + 1)
-    return [{"low": edges[i], "high": edges[i + 1], "count": counts[i]} for i in bins]
-
-
-def _groups(examples: list[Example], largest: float, unit: Unit) -> list[Json]:
-    """Examples under headings, the strongest first."""
-    groups: dict[str, list[Json]] = {}
-    for example in examples:
-        groups.setdefault(example.kind, []).append(_example(example, largest or 1.0, unit))
-    return [{"kind": kind, "examples": members} for kind, members in groups.items()]
-
-
-def _example(example: Example, largest: float, unit: Unit) -> Json:
-    rows = zip(example.tokens, example.activations, strict=True)
-    tokens = [
-        {"text": text, "activation": a, "share": a / largest, "firing": i == example.firing}
-        for i, (text, a) in enumerate(rows)
-    ]
-    place: Json = {"document": example.document, "position": example.position}
-    if unit.is_text:
-        text = _marked(example)
-    else:  # in the window stand places; the caption stands alone
-        text, place["places"] = example.tokens[example.firing], example.token_ids
-    return {"activation": example.activation, **place, "text": text, "tokens": tokens}
-
-
-def _marked(example: Example) -> str:
-    """Its text, with the token that fires marked."""
-    pieces, (opening, closing) = list(example.tokens), PLAIN
-    pieces[example.firing] = f"{opening}{pieces[example.firing]}{closing}"
-    return "".join(pieces)

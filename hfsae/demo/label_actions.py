@@ -1,11 +1,9 @@
 """The table of labels: which latents go with which labels of documents.
 
 It is features/columns.json, which a run with labels writes (`hfsae.features.label_table`): latents
-are chosen on one half of the documents and measured on the other. Damaged rows are left out.
+are chosen on one half of the documents and measured on the other.
 """
 
-from collections.abc import Iterator
-from math import isfinite
 from typing import Any
 
 from ..machine.label_words import too_few_to_tell
@@ -16,6 +14,30 @@ from .subject import Subject
 
 MOST = 1000  # rows
 MEASURES = {"auc": "AUC", "spearman": "Spearman", "eta_squared": "eta squared"}
+
+
+def label_rows(columns: dict[str, Any], d_sae: int) -> list[Json]:
+    """The rows of the file; an error that `reading` reports as damage, if one is none."""
+    rows = []
+    for row in columns["associations"]:
+        best, raw, group = row["latent"], row.get("raw") or {}, row.get("group")
+        intervals = {name: best.get(name) for name in ("low", "high")}
+        raw_value = raw.get("value")
+        rows.append(
+            {
+                "column": str(row["column"]),
+                "class": None if group is None else str(group),
+                "measure": {name: name for name in MEASURES}[row["measure"]],
+                "latent": range(d_sae)[best["index"]],
+                "value": float(best["value"]),
+                **{name: None if end is None else float(end) for name, end in intervals.items()},
+                "use": str(best.get("use") or ""),
+                "sign": -1 if best.get("sign") == -1 else 1,
+                "raw_dimension": raw.get("index"),
+                "raw_value": None if raw_value is None else float(raw_value),
+            }
+        )
+    return rows
 
 
 def labels(subject: Subject, query: str = "") -> Json:
@@ -38,34 +60,33 @@ def labels(subject: Subject, query: str = "") -> Json:
             and "raw_dimension" with its "raw_value".
     """
     query = validate.text(query, "the search").strip().casefold()
-    every = [*_rows(subject)]
-    if not every:
+    rows, n = subject.label_rows, subject.columns.get("n_documents")
+    if not rows:
         raise Refused("this SAE comes without a table of labels; a run with labels writes one")
-    hits = [row for row in every if query in label_of(row).casefold()]
-    n = subject.columns.get("n_documents")
+    hits = [row for row in rows if query in label_of(row).casefold()]
     return {
         "by": "row" if subject.columns.get("by") == "row" else "document",
-        "n_documents": n if isinstance(n, int) else None,
-        "few": too_few_to_tell(n) if isinstance(n, int) else "",
-        "n_rows": len(every),
+        "n_documents": n,
+        "few": "" if n is None else too_few_to_tell(n),
+        "n_rows": len(rows),
         "found": as_rows(subject, hits[:MOST]),
     }
 
 
 def best_rows(subject: Subject) -> list[Json]:
     """The rows of the table, those with the largest values first."""
-    return sorted(_rows(subject), key=lambda row: -abs(row["value"]))
+    return sorted(subject.label_rows, key=lambda row: -abs(row["value"]))
 
 
-def told_apart(subject: Subject, latent: int) -> list[Json]:
+def rows_of_latent(subject: Subject, latent: int) -> list[Json]:
     """The rows of the table that a latent is in, the best first."""
     return [row for row in best_rows(subject) if row["latent"] == latent]
 
 
-def best_of(subject: Subject, word: str) -> list[Json]:
+def rows_of_label(subject: Subject, word: str) -> list[Json]:
     """The rows whose class, or column, is this word."""
     word = word.strip().casefold()
-    names = ((row, (row["class"] or row["column"], label_of(row))) for row in _rows(subject))
+    names = ((row, (row["class"] or row["column"], label_of(row))) for row in subject.label_rows)
     return [row for row, its in names if word in map(str.casefold, its)]
 
 
@@ -74,47 +95,6 @@ def label_of(row: Json) -> str:
     return row["column"] if row["class"] is None else f"{row['column']} = {row['class']}"
 
 
-def measured(row: Json) -> str:
+def score_text(row: Json) -> str:
     """The value of a row with the name of its measure: "AUC 0.97"."""
     return f"{MEASURES[row['measure']]} {row['value']:.2f}"
-
-
-def _rows(subject: Subject) -> Iterator[Json]:
-    """The valid rows of the file."""
-    listed = subject.columns.get("associations")
-    for row in listed if isinstance(listed, list) else ():
-        if isinstance(row, dict) and _is_valid(row, subject.d_sae):
-            best, raw, group = row["latent"], _best(row.get("raw")), row.get("group")
-            yield {
-                "column": row["column"],
-                "class": None if group is None else str(group),
-                "measure": row["measure"],
-                "latent": best["index"],
-                **{name: _number(best.get(name)) for name in ("value", "low", "high")},
-                "use": str(best.get("use") or ""),
-                "sign": -1 if best.get("sign") == -1 else 1,
-                "raw_dimension": raw.get("index"),
-                "raw_value": _number(raw.get("value")),
-            }
-
-
-def _is_valid(row: dict[str, Any], d_sae: int) -> bool:
-    best = _best(row.get("latent"))
-    is_named = isinstance(row.get("column"), str) and row.get("measure") in MEASURES
-    return (
-        is_named
-        and best.get("index", -1) in range(d_sae)
-        and _number(best.get("value")) is not None
-    )
-
-
-def _best(value: object) -> dict[str, Any]:
-    """A latent or a raw dimension; empty if it is damaged."""
-    is_there = isinstance(value, dict) and type(value.get("index")) is int
-    return value if is_there and isinstance(value, dict) else {}
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        return None
-    return float(value)

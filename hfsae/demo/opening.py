@@ -1,6 +1,7 @@
 """Opening an SAE for the app: its weights, its model, and the files beside it."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,17 @@ from ..machine.units import PATCH, unit_of
 from ..packaged import shipped_at
 from ..recipe import LMArguments
 from ..recipe.inputs_encoders import load_for
-from .label_home import is_shown_to_others, label_home
-from .subject import Choice, Subject, shown_name, shown_source, without_source
+from .diff_actions import check_diff
+from .label_actions import label_rows
+from .subject import (
+    Choice,
+    Subject,
+    is_space,
+    label_home,
+    public_name,
+    public_source,
+    without_source,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -80,17 +90,20 @@ def open_subject(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
     sae.config.site = sae.config.site or (None if sae.config.sites else site)
-    subject = Subject(sae, shown_name(choice), in_python=_in_python(choice), choice=choice)
+    shipped, which = shipped_at(choice.source), without_source(choice)
+    options = [f"{name}={value!r}" for name, value in which.items() if value]
+    code = f"hfsae.load({', '.join([repr(public_source(choice)), *options])})"
+    code = shipped.in_python if shipped else code
+    subject = Subject(sae, public_name(choice), in_python=code, choice=choice)
     subject.lm_name = sae.config.model_name
-    subject.folder = beside(choice.source, _BESIDE, **without_source(choice))
+    subject.folder = beside(choice.source, _BESIDE, **which)
     if subject.folder is not None:
         refuse_mixture(subject.folder)
-    shipped = shipped_at(choice.source)
     if Path(choice.source).is_dir() and shipped is None:
-        subject.label_home = None if is_shown_to_others() else subject.folder
+        subject.label_home = None if is_space() else subject.folder
     else:
         source = choice.source if shipped is None else shipped.name
-        subject.label_home = label_home(source, **without_source(choice))
+        subject.label_home = label_home(source, **which)
     for folder in dict.fromkeys((subject.folder, subject.label_home)):
         if folder is not None:
             _read_labels(subject, folder)
@@ -104,21 +117,13 @@ def open_subject(
         subject.positions = str(images.get("positions") or subject.positions)
     if model is not None and not (subject.unit.is_text or reads_pictures):
         raise Refused(f"the app runs no model for an SAE of {subject.unit.many}; leave out --model")
+    lm = training.get("lm")
+    lm = lm if isinstance(lm, dict) else {}
     if not subject.unit.is_text:
-        subject.lm_name = subject.lm_name or _of_lm(training, "name")
-    if with_lm and subject.unit.is_text:
-        _attach_lm(subject, model, device, training)
-    elif with_lm and reads_pictures:
-        _attach_encoder(subject, model, device)
+        subject.lm_name = subject.lm_name or lm.get("name")
+    if with_lm and (subject.unit.is_text or reads_pictures):
+        _attach_model(subject, model, device, lm.get("origin"))
     return subject
-
-
-def _in_python(choice: Choice) -> str:
-    if shipped := shipped_at(choice.source):
-        return shipped.in_python
-    which = without_source(choice)
-    options = [f"{name}={value!r}" for name, value in which.items() if value]
-    return f"hfsae.load({', '.join([repr(shown_source(choice)), *options])})"
 
 
 def _read_labels(subject: Subject, folder: Path) -> None:
@@ -142,33 +147,37 @@ def _read_labels(subject: Subject, folder: Path) -> None:
 
 
 def _read_beside(subject: Subject, folder: Path) -> None:
-    card = folder / CARD
+    """What lies beside the weights; what is damaged, or of other weights, is left out with a
+    note."""
+    card, notes = folder / CARD, subject.notes
     if card.is_file() and card.stat().st_size < MAX_TEXT:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
-    subject.evaluation = _read_json(folder / EVALUATION, dict, subject.notes)
-    subject.diff = _read_json(folder / DIFF, dict, subject.notes)
-    _read_presets(subject, folder)
+    subject.evaluation = _read_json(folder / EVALUATION, dict, notes)
+    subject.diff = _read_json(folder / DIFF, dict, notes, lambda d: check_diff(d, subject.d_sae))
+
+    presets = _read_json(folder / PRESETS, list, notes)
+    presets = [preset for preset in presets if _is_preset(preset, subject.d_sae)]
+    ours = weights_hash(folder) if any(KEY in preset for preset in presets) else None
+    subject.presets = [p for p in presets if ours is None or p.get(KEY, ours) == ours]
+    if n := len(presets) - len(subject.presets):
+        notes.append(f"{n} of its presets are left out: they were found for other weights")
+
     for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD, COLUMNS, DIFF]):
-        subject.notes.append(f"do not trust its {change.path.name}: {change.why}")
+        notes.append(f"do not trust its {change.path.name}: {change.why}")
     if change := next(changes(folder, [META]), None):
-        subject.notes.append(
-            f"its features/ are left out because of {change.path.name}: {change.why}"
-        )
+        notes.append(f"its features/ are left out because of {change.path.name}: {change.why}")
     elif (folder / META).is_file():
         store = FeatureStore.load(folder)
         if len(store) == subject.d_sae:
             subject.store = store
         else:
-            subject.notes.append(
+            notes.append(
                 f"its features/ has {len(store):,} latents, and the SAE has "
                 f"{subject.d_sae:,}: it is left out"
             )
-    _read_of_documents(subject, folder)
-
-
-def _read_of_documents(subject: Subject, folder: Path) -> None:
-    """Pictures of a feature store, and the table of labels: either is left out if it is damaged."""
-    subject.columns = _read_json(folder / COLUMNS, dict, subject.notes)
+    columns = _read_json(folder / COLUMNS, dict, notes, lambda c: label_rows(c, subject.d_sae))
+    subject.columns = columns
+    subject.label_rows = label_rows(columns, subject.d_sae) if columns else []
     if subject.store is None:
         return
     try:
@@ -177,17 +186,7 @@ def _read_of_documents(subject: Subject, folder: Path) -> None:
         subject.pictures = Pictures.load(folder)
     except ValueError as error:
         subject.store.meta.pop("grid", None)
-        subject.notes.append(f"the pictures of its examples are left out: {error}")
-
-
-def _read_presets(subject: Subject, folder: Path) -> None:
-    """Valid ones; those that were found for other weights are left out, with a note."""
-    listed = _read_json(folder / PRESETS, list, subject.notes)
-    presets = [p for p in listed if _is_preset(p, subject.d_sae)]
-    ours = weights_hash(folder) if any(KEY in preset for preset in presets) else None
-    subject.presets = [p for p in presets if ours is None or p.get(KEY, ours) == ours]
-    if n := len(presets) - len(subject.presets):
-        subject.notes.append(f"{n} of its presets are left out: they were found for other weights")
+        notes.append(f"the pictures of its examples are left out: {error}")
 
 
 def _is_preset(preset: object, d_sae: int) -> bool:
@@ -202,13 +201,17 @@ def _is_preset(preset: object, d_sae: int) -> bool:
     )
 
 
-def _read_json(path: Path, kind: type, notes: list[str]) -> Any:
+def _read_json(
+    path: Path, kind: type, notes: list[str], check: Callable[[Any], object] = lambda content: None
+) -> Any:
     """The content of a JSON file; an empty `kind` if it is missing, and, with a note, if it is
-    damaged or of another kind."""
+    damaged, of another kind, or not what `check` accepts."""
     try:
         content = parse_json(path)
         if not isinstance(content, kind):
             raise Damaged(damaged(path, f"not a JSON {'object' if kind is dict else 'array'}"))
+        with reading(path):
+            check(content)
     except (OSError, ValueError) as error:
         if path.exists():
             logger.warning("%s is left out: %s", path, error)
@@ -217,80 +220,52 @@ def _read_json(path: Path, kind: type, notes: list[str]) -> Any:
     return content
 
 
-def _options(subject: Subject, name: str) -> dict[str, Any]:
-    """Those that the SAE's config has for loading its model; of another model only the dtype."""
-    config = subject.sae.config
-    options: dict[str, Any] = {"dtype": config.model_dtype or "auto"}
-    if name == config.model_name:
-        options |= {
-            "revision": config.model_revision,
-            "attn_implementation": config.model_attention,
-        }
-    return options
+def _attach_model(subject: Subject, model: str | None, device: str, trained_on: object) -> None:
+    """Load the language model, or the model of pictures for the page that inspects one.
 
-
-def _attach_encoder(subject: Subject, model: str | None, device: str) -> None:
-    """Load the model of pictures, for the page that inspects one; the others do without."""
-    name = subject.lm_name = model or subject.lm_name
-    if name is None:
-        subject.why_no_lm = f"the SAE's config names none; {_NAME_ONE}"
-        return
-    try:
-        lm = LMArguments(name, kind="auto", **_options(subject, name))
-        subject.encoder = load_for(lm, device)
-        differences = contract.differences(subject.sae.config, subject.encoder.model)
-        if wrong := [d for d in differences if d.severity == "error"]:
-            raise Refused(f"this SAE is not for {name}: {wrong[0]}")
-    except ValueError as error:
-        subject.encoder = None
-        if model is not None:
-            raise
-        subject.why_no_lm = f"{str(error).rstrip('.')}; {_NAME_ONE}"
-        return
-    subject.notes += [str(difference) for difference in differences]
-
-
-def _attach_lm(subject: Subject, model: str | None, device: str, training: dict[str, Any]) -> None:
-    config = subject.sae.config
-    if config.model_names:
-        subject.lm_name = " and ".join(
-            name.rpartition("/")[2] for name in config.model_names.values()
-        )
+    Args:
+        trained_on: the origin of the weights that the SAE was trained on, if that is known.
+    """
+    config, is_text = subject.sae.config, subject.unit.is_text
+    if is_text and config.model_names:
+        names = (name.rpartition("/")[2] for name in config.model_names.values())
+        subject.lm_name = " and ".join(names)
         subject.why_no_lm = "this SAE reads several at once, and the app runs a single one"
         if model is not None:
             raise Refused(f"{subject.why_no_lm}; leave out --model")
         return
-    name = subject.lm_name = model or config.model_name
+    name = subject.lm_name = model or subject.lm_name
     if name is None:
         subject.why_no_lm = f"the SAE's config names none; {_NAME_ONE}"
         return
+    options: dict[str, Any] = {"dtype": config.model_dtype or "auto"}
+    if name == config.model_name:  # of another model only the dtype
+        options |= {
+            "revision": config.model_revision,
+            "attn_implementation": config.model_attention,
+        }
     try:
-        subject.loaded = load_lm(name, device=device, **_options(subject, name))
-        differences = contract.differences(config, *subject.loaded[:2])
+        if is_text:
+            subject.loaded = load_lm(name, device=device, **options)
+            differences = contract.differences(config, *subject.loaded[:2])
+        else:
+            subject.encoder = load_for(LMArguments(name, kind="auto", **options), device)
+            differences = contract.differences(config, subject.encoder.model)
         if wrong := [d for d in differences if d.severity == "error"]:
             raise Refused(f"this SAE is not for {name}: {wrong[0]}")
     except ValueError as error:
-        subject.loaded = None
+        subject.loaded = subject.encoder = None
         if model is not None:
             raise
         subject.why_no_lm = f"{str(error).rstrip('.')}; {_NAME_ONE}"
         return
     subject.notes += [str(difference) for difference in differences]
-    if subject.folder is not None and config.model_weights is None:
-        _note_another_copy(subject, _of_lm(training, "origin"), subject.loaded.origin)
-
-
-def _of_lm(training: dict[str, Any], key: str) -> Any:
-    """An entry of training.json on the model."""
-    about = training.get("lm")
-    return about.get(key) if isinstance(about, dict) else None
-
-
-def _note_another_copy(subject: Subject, theirs: object, ours: str) -> None:
-    """A note if the weights differ, which the same name may have: a package's may be quantised."""
-    is_told = isinstance(theirs, str) and not theirs.startswith("folder")
-    if is_told and not ours.startswith("folder") and theirs != ours:
-        subject.notes.append(
-            f"it was trained on another copy of the language model ({theirs}; this is {ours}), "
-            "whose activations may differ"
-        )
+    if subject.loaded and subject.folder is not None and config.model_weights is None:
+        # the same name may have other weights: a package's may be quantised
+        ours = subject.loaded.origin
+        is_folder = [str(origin).startswith("folder") for origin in (trained_on, ours)]
+        if isinstance(trained_on, str) and trained_on != ours and not any(is_folder):
+            subject.notes.append(
+                f"it was trained on another copy of the language model ({trained_on}; this is "
+                f"{ours}), whose activations may differ"
+            )

@@ -6,6 +6,7 @@ a finished string; what a person clicks comes back as the `data-do` and `data-at
 and the click's number.
 """
 
+import base64
 import math
 import re
 from functools import cache, lru_cache
@@ -22,8 +23,7 @@ from markdown_it import MarkdownIt
 from ..features.labels import mark_of
 
 # Of Markdown that others wrote. Its parser is quadratic in brackets, and in rows times columns.
-_MOST = {"": 40_000, "\n": 1_000, "[": 1_000}  # characters, lines, brackets
-_MOST_COLUMNS = 32
+_MOST_CHARACTERS, _MOST_MARKS, _MOST_COLUMNS = 40_000, 1_000, 32  # marks: lines, brackets
 _TAGS = "h1 h2 h3 h4 h5 h6 p br hr a em strong b i del sub sup code pre blockquote ul ol li"
 _TAGS += " table thead tbody tr th td details summary"
 _CUT = "<p><em>The rest is too long to be shown here.</em></p>\n"
@@ -86,7 +86,7 @@ def dial(
 def html(macro: str, *arguments: object) -> str:
     """One macro of parts.html, or of a file with the macro's name, filled in; arguments are text,
     never markup."""
-    return str(getattr(_module_with(macro), macro)(*arguments)).strip()
+    return str(_macro(macro)(*arguments)).strip()
 
 
 def markdown(text: str) -> str:
@@ -94,36 +94,36 @@ def markdown(text: str) -> str:
 
     A text longer than any card is cut, with a note.
     """
-    shown = text[: min(_end(text, mark, most) for mark, most in _MOST.items())]
+    end = _MOST_CHARACTERS
+    for mark in ("\n", "["):
+        if match := next(islice(re.finditer(re.escape(mark), text), _MOST_MARKS, None), None):
+            end = min(end, match.start())
+    shown = text[:end]
     parser = MarkdownIt("commonmark").enable("table")
     parser.add_render_rule("image", lambda self, tokens, i, *_: escape(tokens[i].content))
     if any(line.count("|") > _MOST_COLUMNS for line in shown.splitlines()):
         parser.disable("table")
+
+    def without_files(tag: str, attribute: str, value: str) -> str | None:
+        """None for a link to a file beside the card, which the app does not serve."""
+        is_file = attribute == "href" and not re.match(r"[a-z]+:|#", value)
+        return None if is_file else value
+
     cleaned = nh3.clean(
         parser.render(shown),
         tags=set(_TAGS.split()),
         attributes={"a": {"href", "title"}, "td": {"style"}, "th": {"style"}},
         filter_style_properties={"text-align"},
         url_schemes={"http", "https", "mailto"},
-        attribute_filter=_without_files,
+        attribute_filter=without_files,
         set_tag_attribute_values={"a": {"target": "_blank"}},
     )
     return cleaned if len(shown) == len(text) else cleaned + _CUT
 
 
-def _without_files(tag: str, attribute: str, value: str) -> str | None:
-    """An attribute's value; none for a link to a file beside the card, which the app does not
-    serve."""
-    is_file = attribute == "href" and not re.match(r"[a-z]+:|#", value)
-    return None if is_file else value
-
-
-def _end(text: str, mark: str, most: int) -> int:
-    """Where text has `most` of these marks."""
-    if not mark:
-        return most
-    match = next(islice(re.finditer(re.escape(mark), text), most, None), None)
-    return len(text) if match is None else match.start()
+def data_link(content: bytes, kind: str) -> str:
+    """Content as a link that holds it; kind: its media type."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def style() -> str:
@@ -137,9 +137,9 @@ def document(name: str, **values: object) -> str:
 
 
 @cache
-def _module_with(macro: str) -> Any:
-    parts = _environment().get_template("parts.html").module
-    return parts if hasattr(parts, macro) else _environment().get_template(f"{macro}.html").module
+def _macro(name: str) -> Any:
+    templates = (_environment().get_template(file) for file in ("parts.html", f"{name}.html"))
+    return next(getattr(t.module, name) for t in templates if hasattr(t.module, name))
 
 
 @lru_cache(maxsize=1)
@@ -150,9 +150,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "times": times}
-    environment.filters |= {"visible": visible, "quoted": quoted, "cited": cited}
-    environment.filters |= {"in_words": in_words, "mark": mark_of}
+    filters = (number, percent, times, show_control_chars, quoted, cited, in_words)
+    environment.filters |= {function.__name__: function for function in filters}
+    environment.filters |= {"mark": mark_of}
     return environment
 
 
@@ -184,21 +184,22 @@ def in_words(site: str) -> str:
     return f"the output of block {block[1]}, counted from 0" if block else site
 
 
-def visible(text: str) -> str:
+def show_control_chars(text: str) -> str:
     """Line ends as signs; other characters that would act on the page's text are spelt out."""
     text = text.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def quoted(text: str) -> str:
-    """`visible`, for a token that stands alone: a space is a sign, too."""
-    return visible(text).replace(" ", "␣") if not text.strip(" ") else visible(text)
+    """`show_control_chars`, for a token that stands alone: a space is a sign, too."""
+    shown = show_control_chars(text)
+    return shown if text.strip(" ") else shown.replace(" ", "␣")
 
 
 def spaced(token: str) -> str:
-    """`visible`, with a sign for each space at the beginning, where it tells tokens apart."""
+    """`show_control_chars`, with a sign for each space at the beginning: it tells tokens apart."""
     word = token.lstrip(" ")
-    return "␣" * (len(token) - len(word)) + visible(word)
+    return "␣" * (len(token) - len(word)) + show_control_chars(word)
 
 
 def cited(name: str) -> str:

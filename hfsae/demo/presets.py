@@ -37,7 +37,7 @@ def presets(subject: Subject) -> list[dict[str, Any]]:
     """The SAE's own presets, else some from its latents: name, prompt, {latent: strength}."""
     return subject.presets or [
         {"name": name, "prompt": PROMPT, "latents": {str(latent): STRENGTH}}
-        for latent, name in _described(subject).items()
+        for latent, name in _descriptions(subject).items()
     ]
 
 
@@ -56,16 +56,16 @@ def why_random(subject: Subject) -> str:
 def first_texts(subject: Subject) -> tuple[str, ...]:
     """Texts to inspect: of an SAE of one's own excerpts of the text that its examples are from,
     around the strongest firings of clear latents."""
-    return subject.remembered("first texts", lambda: _excerpts(subject) or TEXTS)
 
+    def make() -> tuple[str, ...]:
+        store = subject.store
+        if store is None or subject.choice.is_shipped or not subject.unit.is_text:
+            return TEXTS
+        each = [store[i].examples for i in [*_clear(subject), *_sample(subject)][:_READ]]
+        texts = [max(map(excerpt, examples), key=len) for examples in each if examples]
+        return tuple(dict.fromkeys(filter(None, texts)))[: len(TEXTS)] or TEXTS
 
-def _excerpts(subject: Subject) -> tuple[str, ...]:
-    store = subject.store
-    if store is None or subject.choice.is_shipped or not subject.unit.is_text:
-        return ()
-    each = [store[i].examples for i in [*_clear(subject), *_drawn(subject)][:_READ]]
-    texts = [max(map(excerpt, examples), key=len) for examples in each if examples]
-    return tuple(dict.fromkeys(filter(None, texts)))[: len(TEXTS)]
+    return subject.cached("first texts", make)
 
 
 def excerpt(example: Example) -> str:
@@ -108,30 +108,25 @@ def search_presets(subject: Subject, tick: Callable[[str, int, int], object]) ->
 
 def searches(subject: Subject) -> list[tuple[str, str]]:
     """(query, by) that find something."""
-    if not subject.unit.is_text:
-        return _searches_of_documents(subject)
-    words: list[str] = []
+    labels = [(label, "label") for label in list(subject.labels.values())[:1]]
+    if subject.unit.is_text:
+        words: list[str] = []
+        if subject.store is not None:
+            names = [preset["name"] for preset in subject.presets]
+            words = [name for name in names if subject.feature_search.by_token(name, 1)]
+            words = [*dict.fromkeys([*words, *clear_words(subject.store).values()])]
+        examples = [*((word, "word") for word in words[:N]), *labels]
+        return examples or [("The river flows into the sea", "fires on")]
+    # labels of people and of documents, and documents that latents fire in
+    examples = labels + [(r["class"], "word") for r in best_rows(subject) if r["class"]][:2]
     if subject.store is not None:
-        names = [preset["name"] for preset in subject.presets]
-        words = [name for name in names if subject.feature_search.by_token(name, 1)]
-        words = [*dict.fromkeys([*words, *clear_words(subject.store).values()])]
-    examples = [(word, "word") for word in words[:N]]
-    examples += [(label, "label") for label in list(subject.labels.values())[:1]]
-    return examples or [("The river flows into the sea", "fires on")]
-
-
-def _searches_of_documents(subject: Subject) -> list[tuple[str, str]]:
-    """(query, by): labels of people and of documents, and documents that latents fire in."""
-    examples = [(label, "label") for label in list(subject.labels.values())[:1]]
-    examples += [(row["class"], "word") for row in best_rows(subject) if row["class"]][:2]
-    if subject.store is not None:
-        records = (subject.store[latent] for latent in _drawn(subject))
+        records = (subject.store[latent] for latent in _sample(subject))
         captions = (r.examples[0].tokens[r.examples[0].firing] for r in records if r.examples)
         examples += [(name, "word") for name in dict.fromkeys(map(subject.unit.short, captions))]
     return examples[:N] or [(str(clearest(subject)), "similar to")]
 
 
-def _drawn(subject: Subject) -> list[int]:
+def _sample(subject: Subject) -> list[int]:
     """Some latents, those that fire neither everywhere nor hardly anywhere, if there are any."""
     drawn = [] if subject.store is None else subject.store.pick(N)
     return drawn or random.Random(0).sample(range(subject.d_sae), min(N, subject.d_sae))
@@ -140,13 +135,13 @@ def _drawn(subject: Subject) -> list[int]:
 def clearest(subject: Subject) -> int:
     """A latent that people can make sense of; without labels and a feature store, any."""
     if subject.unit.is_text:
-        return next(iter(_described(subject)))
+        return next(iter(_descriptions(subject)))
     labelled = [i for i in subject.labels if i < subject.d_sae]
-    told = [row["latent"] for row in best_rows(subject)]
-    return [*labelled, *told, *_drawn(subject)][0]
+    of_labels = [row["latent"] for row in best_rows(subject)]
+    return [*labelled, *of_labels, *_sample(subject)][0]
 
 
-def _described(subject: Subject) -> dict[int, str]:
+def _descriptions(subject: Subject) -> dict[int, str]:
     """{latent: what it is}, the labelled ones first."""
     if texts := _clear(subject):
         return dict(list(texts.items())[:N])

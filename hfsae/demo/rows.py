@@ -1,14 +1,14 @@
 """Latents as rows of a table: each with a value, and a description for the reader."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from ..features.inspection import Inspection, Ranked
+from ..features.inspection import Inspection
 from ..machine.refused import Refused
 from . import validate
-from .missing import without_examples
+from .how_to_make import without_examples
 from .subject import Subject
 
 SHOWN = 12  # rows of a table
@@ -24,7 +24,7 @@ def check_latent(subject: Subject, index: object) -> int:
     return validate.latent(index, subject.d_sae)
 
 
-def hidden(subject: Subject, max_density: object) -> list[int]:
+def denser_than(subject: Subject, max_density: object) -> list[int]:
     """Latents that fire on more than this share of tokens."""
     limit = validate.number(max_density, "max_density", *validate.SHARE)
     if limit >= 1:
@@ -39,6 +39,8 @@ def hidden(subject: Subject, max_density: object) -> list[int]:
 
 def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
     """Latents with their values, labels, automatic names, and facts from the feature store."""
+    import pyarrow.compute as pc
+
     rows = [
         {
             **row,
@@ -50,20 +52,27 @@ def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
         for row in latents
     ]
     store = subject.store
-    if store is None:
+    if store is None or not rows:
         return rows
-    firing, density = _firing(subject, [row["latent"] for row in rows]), subject.density()
+    # the tokens on which each of these fires most, strongest first, each once
+    fires_on: dict[int, list[str]] = {row["latent"]: [] for row in rows}
+    firings = store.firings(pc.field("latent").isin([*fires_on]) & (pc.field("kind") == "top"))
+    for _, latent, token in sorted(zip(firings.rank, firings.latent, firings.token, strict=True)):
+        tokens, token = fires_on[latent], subject.unit.short(token.strip())
+        if token and token.casefold() not in map(str.casefold, tokens):
+            tokens.append(token)
+    density = subject.density()
     for row in rows:
         index = row["latent"]
-        row["fires_on"] = firing.get(index, [])
+        row["fires_on"] = fires_on[index][:_HINTS]
         row["promotes"] = store.latents["promoted_tokens"][index].as_py()[:_HINTS]
         row["density"] = float(density[index])
     return rows
 
 
 def firing_rows(subject: Subject, seen: Inspection, hide: list[int]) -> tuple[list[Json], Json]:
-    """The latents of a text or of a token, the most telling first (see `telling`), and apart those
-    that fire in most texts: {"n", "rows"}."""
+    """The latents of a text or of a token, the most telling first (see `by_salience`), and apart
+    those that fire in most texts: {"n", "rows"}."""
     ranking = subject.ranking(seen, hide)
     density = subject.density()  # 0 where it is unknown
     dense = [r for r in ranking if density[r.latent] > DENSE]
@@ -71,8 +80,27 @@ def firing_rows(subject: Subject, seen: Inspection, hide: list[int]) -> tuple[li
         dense = []
     apart = {r.latent for r in dense}
     rest = [r for r in ranking if r.latent not in apart]
-    rows = [as_rows(subject, _measured(subject, part[:SHOWN])) for part in (rest, dense)]
+    rows = []
+    for part in (rest, dense):
+        of_part = []
+        for r in part[:SHOWN]:  # each latent's largest activation, also as a share of that anywhere
+            most = largest_of(subject, r.latent)
+            row = {"latent": r.latent, "value": r.max, "share": r.max / most if most else None}
+            of_part.append(row | {"n_tokens": r.n_tokens, "peak": r.peak})
+        rows.append(as_rows(subject, of_part))
     return rows[0], {"n": len(dense), "rows": rows[1], "n_rest": len(rest)}
+
+
+def token_rows(seen: Inspection, trace: list[float], largest: float | None = None) -> list[Json]:
+    """Each token with an activation, raw and as a share of the latent's largest in the feature
+    store, which an activation here may exceed; without one, of the largest here."""
+    most = largest or max([*trace, 0.0]) or 1.0
+    rows = zip(seen.tokens.texts, seen.tokens.special, seen.l0, trace, strict=True)
+    return [
+        {"text": text, "special": special, "l0": l0, "activation": a}
+        | {"share": max(0.0, a / most)}
+        for text, special, l0, a in rows
+    ]
 
 
 def largest_of(subject: Subject, latent: int | None) -> float | None:
@@ -83,14 +111,6 @@ def largest_of(subject: Subject, latent: int | None) -> float | None:
     return float(largest[latent]) or None
 
 
-def _measured(subject: Subject, ranking: list[Ranked]) -> Iterator[Json]:
-    """Each latent's largest activation here, raw and as a share of its largest anywhere."""
-    for r in ranking:
-        most = largest_of(subject, r.latent)
-        row = {"latent": r.latent, "value": r.max, "share": r.max / most if most else None}
-        yield row | {"n_tokens": r.n_tokens, "peak": r.peak}
-
-
 def threshold_of(subject: Subject, latent: int) -> float | None:
     """The threshold of its pre-activation, raw units; None if the SAE has no thresholds."""
     threshold = getattr(subject.sae, "threshold", None)
@@ -98,21 +118,3 @@ def threshold_of(subject: Subject, latent: int) -> float | None:
         return None
     one = threshold if threshold.ndim == 0 else threshold[latent]  # BatchTopK has one for all
     return float(one) * subject.sae.latent_scale
-
-
-def _firing(subject: Subject, latents: list[int]) -> dict[int, list[str]]:
-    """The tokens on which each of these latents fires most, strongest first, each once."""
-    import pyarrow.compute as pc
-
-    store = subject.store
-    if store is None or not latents:
-        return {}
-    firings = store.firings(pc.field("latent").isin(latents) & (pc.field("kind") == "top"))
-    words: dict[int, list[str]] = {latent: [] for latent in latents}
-    short = subject.unit.short
-    by_rank = sorted(zip(firings.rank, firings.latent, firings.token, strict=True))
-    for _, latent, token in by_rank:
-        tokens, token = words[latent], short(token.strip())
-        if token and token.casefold() not in map(str.casefold, tokens):
-            tokens.append(token)
-    return {latent: tokens[:_HINTS] for latent, tokens in words.items()}

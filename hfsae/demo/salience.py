@@ -60,9 +60,7 @@ def numbers(store: FeatureStore) -> Numbers:
     return Numbers(store, store.max_activations, store.densities, frequency, rarest)
 
 
-def rare_and_strong(
-    store: FeatureStore, seen: Inspection, hide: Collection[int] = ()
-) -> list[Ranked]:
+def by_rarity(store: FeatureStore, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:
     """The latents of a picture: by their activation over their largest, times -ln of density."""
     largest, density = store.max_activations, store.densities
 
@@ -73,57 +71,38 @@ def rare_and_strong(
     return sorted(seen.ranking(hide=hide), key=score, reverse=True)
 
 
-def telling(of: Numbers, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:
+def by_salience(of: Numbers, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:
     """The latents of a text, the most telling first."""
-    ranking = seen.ranking(hide=hide)
-    before = {r.latent: _before(of, seen, r) for r in ranking}
-    ranking.sort(key=lambda r: before[r.latent], reverse=True)
-    candidates, rest = ranking[:_CANDIDATES], ranking[_CANDIDATES:]
-    own = _own(of.store, seen, candidates)
-
-    def score(r: Ranked) -> tuple[float, float]:
-        with_word, without = before[r.latent]
-        return own[r.latent] * with_word, own[r.latent] * without
-
-    return _spread(sorted(candidates, key=score, reverse=True)) + rest
-
-
-def _before(of: Numbers, seen: Inspection, r: Ranked) -> tuple[float, float]:
-    """The score without `own`, and without `word` too: that decides between tokens of no content,
-    and on a single token."""
-    largest = float(of.largest[r.latent])
-    share = min(1.0, r.max / largest) if largest else 0.0  # one that never fired has no examples
-    rarity = -math.log(max(float(of.density[r.latent]), 1e-9))
-    frequency = of.frequency.get(seen.tokens.ids[r.peak], of.rarest)
-    word = max(0.0, math.log(COMMON / frequency))
-    is_first = r.peak == seen.tokens.special.index(False)
-    score = share * rarity * (_FIRST_TOKEN if is_first else 1.0)
-    return score * word, score
-
-
-def _own(store: FeatureStore, seen: Inspection, ranking: list[Ranked]) -> dict[int, float]:
-    """For each latent 1/2 + the share of its strongest examples on the token that it peaks on."""
     import pyarrow.compute as pc
 
-    which = pc.field("latent").isin([r.latent for r in ranking]) & (pc.field("kind") == "top")
-    firings = store.firings(which)
-    here = {r.latent: _plain(seen.tokens.texts[r.peak]) for r in ranking}
+    # the score without `own`, and without `word` too: that decides between tokens of no content,
+    # and on a single token
+    before: dict[int, tuple[float, float]] = {}
+    ranking, first = seen.ranking(hide=hide), seen.tokens.special.index(False)
+    for r in ranking:
+        largest = float(of.largest[r.latent])
+        share = min(1.0, r.max / largest) if largest else 0.0  # one that never fired: no examples
+        rarity = -math.log(max(float(of.density[r.latent]), 1e-9))
+        frequency = of.frequency.get(seen.tokens.ids[r.peak], of.rarest)
+        score = share * rarity * (_FIRST_TOKEN if r.peak == first else 1.0)
+        before[r.latent] = score * max(0.0, math.log(COMMON / frequency)), score
+    ranking.sort(key=lambda r: before[r.latent], reverse=True)
+    candidates, rest = ranking[:_CANDIDATES], ranking[_CANDIDATES:]
+
+    # of the first ones, the share of their strongest examples on the token that they peak on
+    here = {r.latent: seen.tokens.texts[r.peak].strip().casefold() for r in candidates}
+    firings = of.store.firings(pc.field("latent").isin([*here]) & (pc.field("kind") == "top"))
     n, same = dict.fromkeys(here, 0), dict.fromkeys(here, 0)
     for latent, token in zip(firings.latent, firings.token, strict=True):
         n[latent] += 1
-        same[latent] += _plain(token) == here[latent]
-    return {latent: _OWN + same[latent] / max(1, n[latent]) for latent in here}
+        same[latent] += token.strip().casefold() == here[latent]
+    own = {latent: _OWN + same[latent] / max(1, n[latent]) for latent in here}
+    candidates.sort(key=lambda r: tuple(own[r.latent] * b for b in before[r.latent]), reverse=True)
 
-
-def _plain(token: str) -> str:
-    return token.strip().casefold()
-
-
-def _spread(ranking: list[Ranked]) -> list[Ranked]:
-    """The first of each token before further ones."""
-    n: dict[int, int] = {}
-    first, further = [], []
-    for r in ranking:
-        n[r.peak] = n.get(r.peak, 0) + 1
-        (first if n[r.peak] <= PER_TOKEN else further).append(r)
-    return first + further
+    # the first of each token before further ones
+    shown: dict[int, int] = {}
+    leading, further = [], []
+    for r in candidates:
+        shown[r.peak] = shown.get(r.peak, 0) + 1
+        (leading if shown[r.peak] <= PER_TOKEN else further).append(r)
+    return leading + further + rest

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from ..machine.units import PATCH
 from ..steering.pair import Sampling
+from .address import Settings
 from .rows import largest_of
-from .settings import Settings
 from .subject import Subject
 
 _N_TOKENS = 30
@@ -40,28 +39,25 @@ def of_latent(subject: Subject, latent: int) -> str:
 
 def _of_picture(subject: Subject, latent: int) -> str:
     """A latent's activations on the vectors of a picture."""
-    config, options = subject.sae.config, {"dtype": subject.sae.config.model_dtype}
-    given = "".join(f", {name}={value!r}" for name, value in options.items() if value)
+    config = subject.sae.config
+    dtype = f", dtype={config.model_dtype!r}" if config.model_dtype else ""
     sites = list(config.reads.names) if config.where else ["SITE"]
+    joined = f"acts[{sites[0]!r}][0]"
+    if len(sites) > 1:
+        joined = "sae.config.reads.joined({site: a[0] for site, a in acts.items()})"
     return (
         "import hfsae\n"
         "from hfsae.lm import forward, load_encoder\n"
         "from PIL import Image\n\n"
         f"sae = {subject.in_python}\n"
-        f"model, processor, _ = load_encoder({subject.lm_in_python}{given})\n\n"
+        f"model, processor, _ = load_encoder({subject.lm_in_python}{dtype})\n\n"
         "inputs = processor(images=[Image.open('picture.jpg')], return_tensors='pt')\n"
         f"with hfsae.capture(model, {sites}, stop_early=True) as acts:\n"
         "    forward(model, inputs)\n"
-        f"x = {_joined(sites)}\n"
+        f"x = {joined}\n"
         f"latents = sae.encode(x.to(sae.dtype))  # [vectors, {config.d_sae}], patches row by row\n"
         f"print(latents[:, {latent}])\n"
     )
-
-
-def _joined(sites: list[str]) -> str:
-    if len(sites) == 1:
-        return f"acts[{sites[0]!r}][0]"
-    return "sae.config.reads.joined({site: a[0] for site, a in acts.items()})"
 
 
 def _of_several_models(subject: Subject, latent: int) -> str:
@@ -102,22 +98,30 @@ def _of_file(subject: Subject, latent: int) -> str:
 
 def of_texts(subject: Subject, prompt: str, latents: Mapping[int, float], how: Settings) -> str:
     """Both texts of the steer page, token for token."""
-    strengths, options = _strengths(subject, latents, how), {"mode": how.mode}
-    if how.unit == "norm" and how.mode not in ("scale", "ablate"):
-        options["unit"] = "norm"
-    given = "".join(f", {name}={value!r}" for name, value in options.items())
-    given += "" if how.error_term else ", error_term=False"
+    options, in_maxima = f", mode={how.mode!r}", False
+    if how.mode not in ("scale", "ablate"):
+        in_maxima = how.unit == "max"
+        options += ", unit='norm'" if how.unit == "norm" else ""
+    options += "" if how.error_term else ", error_term=False"
+    scales = {i: (largest_of(subject, i) or 0.0) if in_maxima else 1.0 for i in latents}
+    strengths = ", ".join(f"{i}: {s * scales[i]:.9g}" for i, s in latents.items())
+    steered = f"{{{strengths}}}{options}"  # in raw units, per cent of the norm, or factors
+    text = f"{_bos(subject)}{prompt!r}"
+    if how.chat:
+        message = f"[{{'role': 'user', 'content': {prompt!r}}}]"
+        flags = "add_generation_prompt=True, tokenize=False"
+        text = f"tokenizer.apply_chat_template({message}, {flags})"
     sampling = ", ".join(f"{f.name}={getattr(how, f.name)!r}" for f in fields(Sampling))
     cached = ", cached=False" if subject.sae.config.needs_whole_text else ""
     where = "" if how.scope == "all" else f" if phase == {how.scope!r} else nullcontext()"
     return (
         f"{'from contextlib import nullcontext' + chr(10) * 2 if where else ''}"
         f"{_loading(subject, 'from hfsae.activations.special_tokens import special_ids', _PAIR)}"
-        f"prompt = {_prompt(subject, prompt, how.chat)}\n"
+        f"prompt = {text}\n"
         "ids = tokenizer(prompt, add_special_tokens=False)['input_ids']\n"
         "spare = special_ids(tokenizer)  # BOS and the like are left as they are\n\n\n"
         "def steered(phase):  # of each forward pass: 'prompt', then 'generated'\n"
-        f"    return hfsae.steer(lm, sae, {strengths}{given}, spare_tokens=spare){where}\n\n\n"
+        f"    return hfsae.steer(lm, sae, {steered}, spare_tokens=spare){where}\n\n\n"
         f"how = Sampling({sampling})\n"
         f"*_, pair = generate_pair(lm, tokenizer, ids, steered, how{cached})\n"
         "print(pair.plain, pair.steered, sep='\\n\\n')\n"
@@ -129,35 +133,16 @@ _PAIR = "from hfsae.steering.pair import Sampling, generate_pair"
 
 def _loading(subject: Subject, *imports: str) -> str:
     lines = ["import hfsae", *imports, "", f"sae = {subject.in_python}"]
-    options = "".join(f", {name}={value!r}" for name, value in _lm_options(subject).items())
-    lines.append(f"lm, tokenizer, _ = hfsae.load_lm({subject.lm_in_python}{options})")
-    return "\n".join(lines) + "\n\n"
-
-
-def _lm_options(subject: Subject) -> dict[str, Any]:
-    """Those that the language model was loaded with: another dtype gives other activations."""
+    # as the language model was loaded: another dtype gives other activations
     config, loaded = subject.sae.config, subject.loaded
     dtype = config.model_dtype if loaded is None else str(loaded.lm.dtype).removeprefix("torch.")
     options = {"dtype": dtype}
     if subject.lm_name == config.model_name:
         options |= {"revision": config.model_revision}
         options |= {"attn_implementation": config.model_attention}
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _strengths(subject: Subject, latents: Mapping[int, float], how: Settings) -> str:
-    """{latent: strength} in raw units, or per cent of the norm, or factors."""
-    in_maxima = how.unit == "max" and how.mode not in ("scale", "ablate")
-    scales = {i: (largest_of(subject, i) or 0.0) if in_maxima else 1.0 for i in latents}
-    return "{" + ", ".join(f"{i}: {s * scales[i]:.9g}" for i, s in latents.items()) + "}"
-
-
-def _prompt(subject: Subject, prompt: str, chat: bool) -> str:
-    if not chat:
-        return f"{_bos(subject)}{prompt!r}"
-    message = f"[{{'role': 'user', 'content': {prompt!r}}}]"
-    options = "add_generation_prompt=True, tokenize=False"
-    return f"tokenizer.apply_chat_template({message}, {options})"
+    given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
+    lines.append(f"lm, tokenizer, _ = hfsae.load_lm({subject.lm_in_python}{given})")
+    return "\n".join(lines) + "\n\n"
 
 
 def _bos(subject: Subject, of: str = "") -> str:

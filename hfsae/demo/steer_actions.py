@@ -14,14 +14,13 @@ from .. import steering
 from ..activations.special_tokens import special_ids
 from ..activations.spelling import Tokens, spell
 from ..machine.refused import Refused
-from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Suggestion, Unit
-from ..steering.pair import Pair, Phase, Sampling, Shift, generate_pair
+from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Unit
+from ..steering.pair import Phase, Sampling, generate_pair
 from . import validate
+from .address import Settings, Steering
 from .inspect_actions import latent_of
-from .reading import Exchange, conversations, tokens_of
 from .rows import Json, as_rows
-from .settings import N_NEW, PENALTY, TEMPERATURE, Settings, Steering, flat
-from .subject import Subject
+from .subject import Exchange, Subject
 
 LIMITS = {"max": 20.0, "norm": 500.0, "raw": 1e6}
 """Of strengths, by unit: multiples of the largest activation, per cent of the norm, raw."""
@@ -33,6 +32,8 @@ MAX_KL, MAX_REPETITION = 1.2, 0.3
 hardly sentences, and a share of three-token sequences."""
 SWEPT_MODES, SWEPT_UNITS = ("add", "clamp", "orthogonal"), tuple(_SWEEP)
 KL, REPETITION = validate.Range(0.01, 20), validate.SHARE
+TEMPERATURE, N_NEW = validate.Range(0, 5), validate.Range(1, 256)
+PENALTY = validate.Range(1, 5)
 N_TRIED = 24
 """tokens of a trial"""
 _REFINED = 1  # times that the gap between within and over budget is halved
@@ -48,14 +49,40 @@ class SteeringRequest(NamedTuple):
     """of the unsteered text, where its conversation had other answers; None: the same"""
 
 
-@flat
-def steer(subject: Subject, prompt: str, latents: str, settings: Settings) -> Iterator[Json]:
+def steer(
+    subject: Subject,
+    prompt: str,
+    latents: str,
+    mode: Annotated[str, MODES] = Settings.mode,
+    unit: Annotated[str, UNITS] = Settings.unit,
+    scope: Annotated[str, SCOPES] = Settings.scope,
+    error_term: bool = Settings.error_term,
+    chat: bool = Settings.chat,
+    temperature: Annotated[float, TEMPERATURE] = Settings.temperature,
+    max_new_tokens: Annotated[int, N_NEW] = Settings.max_new_tokens,
+    repetition_penalty: Annotated[float, PENALTY] = Settings.repetition_penalty,
+    seed: Annotated[int, validate.SEED] = Settings.seed,
+) -> Iterator[Json]:
     """Continue a prompt twice with the same random numbers: unsteered, and steered.
 
     Args:
         prompt: the text to go on from, without a space at its end: most words begin with one.
         latents: which latents to steer and how strongly, at most 8: `12:1.5, sea:-2` is latent 12
             at 1.5, and at -2 the one that is named "sea" or that a search by this word finds first.
+        mode: add: add the strength to the latent's activation; clamp: set it to the strength;
+            scale: multiply it by the strength; ablate: set it to 0, whatever the strength;
+            orthogonal: replace the component along its direction; cap: lower it to the strength at
+            most.
+        unit: of the strengths: max (multiples of a latent's largest activation: 1 to 2 shows in
+            the text, more breaks it), norm (per cent of the activation's norm) or raw (activation
+            units).
+        scope: which tokens to steer: all, those of the prompt, or those generated.
+        error_term: keep what the SAE does not explain.
+        chat: the prompt is a user's message in the model's chat template.
+        temperature: 0 takes the likeliest token.
+        max_new_tokens: length of the continuations.
+        repetition_penalty: above 1, tokens that were there become less likely.
+        seed: of the random numbers.
 
     Returns:
         latents (list[Latent]): those that are steered; "value" is the strength.
@@ -75,6 +102,8 @@ def steer(subject: Subject, prompt: str, latents: str, settings: Settings) -> It
         steered_repetition (float): the same of the steered text.
         done (bool): both texts are at their end.
     """
+    how = (mode, unit, scope, error_term, chat)
+    settings = Settings(*how, temperature, max_new_tokens, repetition_penalty, seed)
     job = check(subject, prompt, latents, settings)
     steered = [{"latent": latent, "value": value} for latent, value in job.latents.items()]
     rows = as_rows(subject, steered)
@@ -90,7 +119,8 @@ def write(
 ) -> Iterator[Json]:
     """`steer`, of checked values, until it is stopped."""
     block, scope = _block(subject, job), job.steering.scope
-    if scope != "all" and subject.sae.config.needs_whole_text:
+    needs_whole_text = subject.sae.config.needs_whole_text
+    if scope != "all" and needs_whole_text:
         raise Refused(
             f"scope is {scope!r}, but this SAE reads several sites and so the whole text in each "
             "pass: use the scope 'all'"
@@ -99,19 +129,50 @@ def write(
     def steered(phase: Phase) -> AbstractContextManager[object]:
         return block(1.0) if scope in ("all", phase) else nullcontext()
 
-    ids = job.tokens.ids
-    plain_ids = None if job.plain is None else job.plain.ids
+    tokenizer, spare = subject.tokenizer, set(special_ids(subject.tokenizer))
     for pair in generate_pair(
         subject.lm,
-        subject.tokenizer,
-        ids,
+        tokenizer,
+        job.tokens.ids,
         steered,
         how,
         stopped,
-        plain_ids=plain_ids,
-        cached=not subject.sae.config.needs_whole_text,
+        plain_ids=None if job.plain is None else job.plain.ids,
+        cached=not needs_whole_text,
     ):
-        yield _pair_json(subject, pair)
+        raised = None
+        if pair.raised is not None:  # at the end: of each token the nats that steering added to it
+            new = zip(
+                pair.steered_ids, spell(tokenizer, pair.steered_ids), pair.raised, strict=True
+            )
+            raised = [{"text": text, "raised": round(r, 3)} for i, text, r in new if i not in spare]
+        likelier, less_likely = (
+            None
+            if shifts is None
+            else [
+                {
+                    "token": str(tokenizer.decode([shift.token_id])),
+                    "id": shift.token_id,
+                    "plain": round(shift.plain, 5),
+                    "steered": round(shift.steered, 5),
+                }
+                for shift in shifts
+            ]
+            for shifts in (pair.likelier, pair.less_likely)
+        )
+        yield {
+            "plain": pair.plain,
+            "steered": pair.steered,
+            "n_plain": len(pair.plain_ids),
+            "n_steered": len(pair.steered_ids),
+            "kl": pair.kl,
+            "likelier": likelier,
+            "less_likely": less_likely,
+            "steered_tokens": raised,
+            "plain_repetition": steering.repetition(torch.tensor([pair.plain_ids])),
+            "steered_repetition": steering.repetition(torch.tensor([pair.steered_ids])),
+            "done": pair.done,
+        }
 
 
 def suggest_strength(
@@ -200,9 +261,24 @@ def sweep(
         use_cache=not subject.sae.config.needs_whole_text,
         progress=lambda trial: progress(at := next(done), max(n, at + 1)),
     )
-    result = _strength_json(subject, suggestion, scaled, largest)
+    trials = [
+        {
+            "strength": trial.strength * largest,
+            "kl": trial.kl,
+            "repetition": trial.repetition,
+            "within": trial.within,
+            "text": str(subject.tokenizer.decode(trial.generated[0], skip_special_tokens=True)),
+        }
+        for trial in suggestion.trials
+    ]
+    strength = suggestion.strength
     kept = {str(i): s for i, s in job.latents.items() if i not in scaled}
-    return {**result, "latents": {**kept, **result["latents"]}}
+    return {
+        "latents": kept | {str(i): round(strength * s, 3) for i, s in scaled.items()},
+        "strength": strength * largest,
+        "passed": suggestion.passed,
+        "trials": trials,
+    }
 
 
 def check(
@@ -222,13 +298,22 @@ def check(
     by_word = partial(latent_of, subject)
     strengths = validate.strengths(latents, subject.d_sae, LIMITS[unit], by_word)
     if unit == "max" and mode not in ("scale", "ablate"):
-        _refuse_unmeasured(subject, list(strengths))
+        if (largest := subject.largest()) is None:
+            raise Refused(
+                "the largest activations are not known, as there is no feature store; use the "
+                "unit norm, per cent of the activation's norm"
+            )
+        if silent := [latent for latent in strengths if largest[latent] == 0]:
+            raise Refused(
+                f"latent {silent[0]} never fired, so it has no largest activation; use the unit "
+                "norm"
+            )
     validate.choice(settings.scope, "scope", SCOPES)
     validate.flag(settings.error_term, "error_term")
     if earlier:
-        plain, steered = conversations(subject, earlier, prompt)
+        plain, steered = subject.conversations(earlier, prompt)
         return SteeringRequest(steered, strengths, settings, plain)
-    return SteeringRequest(tokens_of(subject, prompt, settings.chat), strengths, settings)
+    return SteeringRequest(subject.tokens(prompt, settings.chat), strengths, settings)
 
 
 def sampling(settings: Settings) -> Sampling:
@@ -248,20 +333,6 @@ def direction(subject: Subject, latent: int) -> Path:
     kind = "steering" if subject.unit.is_text else "direction"
     path = subject.directions / f"{kind}-{latent}.safetensors"
     return steering.save_steering_vector(path, subject.sae, {latent: 1.0}, unit="raw")
-
-
-def _refuse_unmeasured(subject: Subject, latents: list[int]) -> None:
-    largest = subject.largest()
-    if largest is None:
-        raise Refused(
-            "the largest activations are not known, as there is no feature store; use the "
-            "unit norm, per cent of the activation's norm"
-        )
-    for latent in latents:
-        if largest[latent] == 0:
-            raise Refused(
-                f"latent {latent} never fired, so it has no largest activation; use the unit norm"
-            )
 
 
 def _block(
@@ -289,66 +360,3 @@ def _block(
         )
 
     return block
-
-
-def _pair_json(subject: Subject, pair: Pair) -> Json:
-    ids = (pair.plain_ids, pair.steered_ids)
-    again = [steering.repetition(torch.tensor([new])) for new in ids]
-    return {
-        "plain": pair.plain,
-        "steered": pair.steered,
-        "n_plain": len(pair.plain_ids),
-        "n_steered": len(pair.steered_ids),
-        "kl": pair.kl,
-        "likelier": _shifts(subject, pair.likelier),
-        "less_likely": _shifts(subject, pair.less_likely),
-        "steered_tokens": _raised(subject, pair),
-        "plain_repetition": again[0],
-        "steered_repetition": again[1],
-        "done": pair.done,
-    }
-
-
-def _shifts(subject: Subject, shifts: list[Shift] | None) -> list[Json] | None:
-    if shifts is None:
-        return None
-    return [
-        {
-            "token": str(subject.tokenizer.decode([shift.token_id])),
-            "id": shift.token_id,
-            "plain": round(shift.plain, 5),
-            "steered": round(shift.steered, 5),
-        }
-        for shift in shifts
-    ]
-
-
-def _raised(subject: Subject, pair: Pair) -> list[Json] | None:
-    """The steered text's tokens at the end, with the nats that steering added to each."""
-    if pair.raised is None:
-        return None
-    spare = set(special_ids(subject.tokenizer))
-    texts = spell(subject.tokenizer, pair.steered_ids)
-    rows = zip(pair.steered_ids, texts, pair.raised, strict=True)
-    return [{"text": text, "raised": round(r, 3)} for i, text, r in rows if i not in spare]
-
-
-def _strength_json(
-    subject: Subject, suggestion: Suggestion, latents: dict[int, float], largest: float
-) -> Json:
-    trials = [
-        {
-            "strength": trial.strength * largest,
-            "kl": trial.kl,
-            "repetition": trial.repetition,
-            "within": trial.within,
-            "text": str(subject.tokenizer.decode(trial.generated[0], skip_special_tokens=True)),
-        }
-        for trial in suggestion.trials
-    ]
-    return {
-        "latents": {str(i): round(suggestion.strength * s, 3) for i, s in latents.items()},
-        "strength": suggestion.strength * largest,
-        "passed": suggestion.passed,
-        "trials": trials,
-    }

@@ -5,6 +5,7 @@ language model at once: changes to the model act only in their own thread (see `
 """
 
 import atexit
+import os
 import re
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..activations.spelling import Tokens, tokenise, tokenise_chat
+from ..activations.spelling import Tokens, single_tokens, tokenise, tokenise_chat
 from ..features import Automatic, FeatureSearch, FeatureStore
 from ..features.inspection import Inspection, Ranked, inspect
 from ..features.pictures import Grid, Pictures
@@ -32,16 +33,16 @@ from ..machine.units import TOKEN, Unit
 from ..machine.visible import public_record
 from ..models import SAE
 from ..packaged import SHIPPED_SAE, shipped_at
-from .label_home import is_shown_to_others
-from .salience import Numbers, numbers, rare_and_strong, telling
+from . import validate
+from .salience import by_rarity, by_salience, numbers
 
 QUICKSTART = Path("runs", "quickstart")
 MAX_TOKENS = 512  # of a text
-_MAX_CONVERSATION = 2048  # tokens
+MAX_TURNS, _MAX_CONVERSATION = 12, 2048  # of a conversation: messages, tokens
 _INSTRUCT = re.compile(r"instruct|chat|(?<![a-z])it(?![a-z])", re.IGNORECASE)
 _REMEMBERED = 64  # texts
 _MOST_EXACT_BYTES = 4e9  # of a second copy of the model in float32
-_COPYING = threading.Lock()
+_MAKING = threading.RLock()
 
 
 class Choice(NamedTuple):
@@ -58,6 +59,14 @@ class Choice(NamedTuple):
     def is_shipped(self) -> bool:
         """Whether it is an SAE that comes with hfsae, however its folder is written."""
         return shipped_at(self.source) is not None
+
+
+class Exchange(NamedTuple):
+    """A message in a conversation, with both answers to it."""
+
+    message: str
+    plain: str
+    steered: str
 
 
 def default_source() -> str:
@@ -89,7 +98,8 @@ class Subject:
     pictures: Pictures | None = None
     """of the documents that the store's examples are from, where those are pictures"""
     columns: dict[str, Any] = field(default_factory=dict)
-    """which latents go with labels of documents; see `label_actions`"""
+    """of the table of latents that go with labels of documents; see `label_actions`"""
+    label_rows: list[dict[str, Any]] = field(default_factory=list)
     diff: dict[str, Any] = field(default_factory=dict)
     """which latents are of one of two language models; see `diff_actions`"""
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -139,7 +149,7 @@ class Subject:
     @property
     def shown_lm_name(self) -> str | None:
         """The name of its model, in code for those who see the page."""
-        return self.public_lm_name if is_shown_to_others() else self.lm_name
+        return self.public_lm_name if is_space() else self.lm_name
 
     @property
     def lm_in_python(self) -> str:
@@ -203,17 +213,41 @@ class Subject:
         """Each latent's largest activation over the store's text, raw units."""
         return None if self.store is None else self.store.max_activations
 
-    def tokens(self, text: str, chat: bool = False) -> Tokens:
-        """A text as tokens of its language model."""
+    def tokens(self, text: object, chat: object = False) -> Tokens:
+        """A caller's text as tokens; with `chat`, as a user's message in the chat template."""
+        text, chat = validate.prompt(text), validate.flag(chat, "chat")
         return tokenise(self.tokenizer, text, bos=self.bos, chat=chat, max_tokens=MAX_TOKENS)
 
-    def conversation(self, messages: Sequence[tuple[str, str]]) -> Tokens:
-        """Pairs of a role, "user" or "assistant", and a text, as tokens up to the next answer.
+    def token_id(self, text: str) -> int:
+        """Of a token by its text, or by `#` and its number.
 
         Raises:
-            ValueError: over 2,048 tokens, or its language model has no chat template.
+            ValueError: the text is more than one token, with a space in front or without.
         """
-        return tokenise_chat(self.tokenizer, messages, max_tokens=_MAX_CONVERSATION)
+        if text.startswith("#") and text[1:].isdecimal():
+            return validate.whole(int(text[1:]), "the token", 0, len(self.tokenizer) - 1)
+        if tokens := single_tokens(self.tokenizer, text):
+            return tokens[0]
+        raise Refused(f"{text[:40]!r} is not one token of this model; use one of its pieces")
+
+    def conversations(self, earlier: Sequence[Exchange], message: object) -> tuple[Tokens, Tokens]:
+        """A conversation up to the answer to a message, as tokens: unsteered so far, and steered.
+
+        Raises:
+            ValueError: the message is blank, the conversation has over 12 turns or 2,048 tokens, or
+                the language model has no chat template.
+        """
+        if len(earlier) >= MAX_TURNS:
+            raise Refused(f"the conversation has {len(earlier)} turns already; begin another one")
+        last = ("user", validate.prompt(message))
+        plain, steered = (
+            [turn for e in earlier for turn in (("user", e.message), ("assistant", answer(e)))]
+            for answer in (lambda e: e.plain, lambda e: e.steered)
+        )
+        return (
+            tokenise_chat(self.tokenizer, [*plain, last], max_tokens=_MAX_CONVERSATION),
+            tokenise_chat(self.tokenizer, [*steered, last], max_tokens=_MAX_CONVERSATION),
+        )
 
     @property
     def has_chat(self) -> bool:
@@ -226,10 +260,14 @@ class Subject:
         name = (self.lm_name or "").rpartition("/")[2]
         return self.has_chat and _INSTRUCT.search(name) is not None
 
+    def inspection(self, text: object, chat: object = False) -> Inspection:
+        """What fires in a caller's text; with `chat`, in a user's message."""
+        return self._inspection_cache(validate.prompt(text), validate.flag(chat, "chat"))
+
     @cached_property
-    def inspection(self) -> Callable[[str, bool], Inspection]:
-        """`inspection(text, chat)`: what fires in a text. The last texts are remembered, since a
-        person looks at one token and latent after another."""
+    def _inspection_cache(self) -> Callable[[str, bool], Inspection]:
+        """The last texts are remembered, since a person looks at one token and latent after
+        another."""
 
         def run(text: str, chat: bool) -> Inspection:
             return inspect(self.lm, self.sae, self.tokens(text, chat))
@@ -239,14 +277,12 @@ class Subject:
     def ranking(self, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:
         """The latents of a text or a picture, the most telling first; without a feature store, by
         activation."""
-        if self.store is not None and not self.unit.is_text:
-            return rare_and_strong(self.store, seen, hide)
-        numbers = self._numbers
-        return seen.ranking(hide=hide) if numbers is None else telling(numbers, seen, hide)
-
-    @cached_property
-    def _numbers(self) -> Numbers | None:
-        return None if self.store is None else numbers(self.store)
+        store = self.store
+        if store is None:
+            return seen.ranking(hide=hide)
+        if not self.unit.is_text:
+            return by_rarity(store, seen, hide)
+        return by_salience(self.cached("numbers", lambda: numbers(store)), seen, hide)
 
     @cached_property
     def feature_search(self) -> FeatureSearch:
@@ -257,19 +293,25 @@ class Subject:
 
     @property
     def exact_lm(self) -> Any:
-        """The model in float32: in bfloat16 the effect of one latent drowns in rounding."""
-        with _COPYING:  # a second caller waits instead of making another copy
-            return self._lm_in_float32
+        """The model in float32: in bfloat16 the effect of one latent drowns in rounding. It is the
+        model itself if that is in float32, or the copy would be too large."""
+        return self.cached("exact lm", self._lm_in_float32)
 
-    @cached_property
     def _lm_in_float32(self) -> Any:
-        lm = _in_float32(self.lm)
+        lm: Any = self.lm
+        if lm.dtype != torch.float32 and 4 * lm.num_parameters() <= _MOST_EXACT_BYTES:
+            config = deepcopy(lm.config)  # of which it changes the dtype
+            copy = type(lm)._from_config(config, dtype=torch.float32)
+            copy.load_state_dict(lm.state_dict())
+            copy.name_or_path = lm.name_or_path
+            copy.generation_config = lm.generation_config
+            lm = copy.to(lm.device).eval().requires_grad_(False)
         contract.intend(lm, self.sae, "model_dtype")
         return lm
 
-    def remembered(self, name: str, make: Callable[[], Any]) -> Any:
+    def cached(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once, at its first use; a second caller waits for it."""
-        with _COPYING:
+        with _MAKING:
             if name not in self._memory:
                 self._memory[name] = make()
             return self._memory[name]
@@ -286,19 +328,27 @@ class Subject:
         return Path(folder)
 
 
-def _in_float32(lm: Any) -> Any:
-    """A float32 copy; the model itself if it is in float32 or the copy would be too large."""
-    if lm.dtype == torch.float32 or 4 * lm.num_parameters() > _MOST_EXACT_BYTES:
-        return lm
-    config = deepcopy(lm.config)  # of which it changes the dtype
-    copy = type(lm)._from_config(config, dtype=torch.float32)
-    copy.load_state_dict(lm.state_dict())
-    copy.name_or_path = lm.name_or_path
-    copy.generation_config = lm.generation_config
-    return copy.to(lm.device).eval().requires_grad_(False)
+def is_space() -> bool:
+    """Whether this is a Space, whose visitors have no access to this machine's folders."""
+    return "SPACE_ID" in os.environ
 
 
-def shown_name(choice: Choice) -> str:
+def label_home(source: str, subfolder: str = "", **picked: object) -> Path | None:
+    """A folder under HFSAE_HOME for labels of an SAE that is not in a folder of the user's own;
+    None on a Space, where they are not kept.
+
+    Args:
+        picked: which SAE of the source; None counts as nothing.
+    """
+    if is_space():
+        return None
+    home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
+    parts = [source, subfolder]
+    parts += [f"{name}_{value}" for name, value in picked.items() if value is not None]
+    return home / "labels" / re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
+
+
+def public_name(choice: Choice) -> str:
     """No path of this machine: pages are shown to others."""
     path = Path(choice.source)
     if shipped := shipped_at(choice.source):
@@ -306,10 +356,10 @@ def shown_name(choice: Choice) -> str:
     return path.name if path.is_absolute() else choice.source
 
 
-def shown_source(choice: Choice) -> str:
+def public_source(choice: Choice) -> str:
     """A folder's whole path, to those who may use it; else its name, or that of a repository."""
-    here = Path(choice.source).exists() and not is_shown_to_others()
-    return str(Path(choice.source).resolve()) if here else shown_name(choice)
+    here = Path(choice.source).exists() and not is_space()
+    return str(Path(choice.source).resolve()) if here else public_name(choice)
 
 
 def without_source(choice: Choice) -> dict[str, Any]:

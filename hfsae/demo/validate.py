@@ -1,7 +1,7 @@
 """Checks of input from a browser, a link or a program: the value, or an error in one sentence."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..machine.refused import Refused
 
@@ -30,6 +30,11 @@ def text(value: object, name: str, *, limit: int = MAX_CHARACTERS, empty: str | 
         raise Refused(empty)
     # a lone surrogate is no text that a tokenizer could read
     return value.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
+
+
+def prompt(value: object) -> str:
+    """A caller's text, which must not be blank."""
+    return text(value, "the prompt", empty="there is no text; write a prompt")
 
 
 def number(value: object, name: str, low: int | float, high: int | float) -> float:
@@ -87,7 +92,17 @@ def strengths(
     Args:
         latent_of: gives the latent that a word stands for; None: words are refused.
     """
-    pairs = _pairs(value)
+    if isinstance(value, dict):
+        pairs = list(value.items())
+    elif isinstance(value, str):
+        pairs = []
+        for part in filter(None, map(str.strip, value.split(","))):
+            if part.count(":") != 1:
+                how = "latents are written as 12:1.5, 7:-2, or by a word, sea:1.5"
+                raise Refused(f"{how}; {_short(part)} is not")
+            pairs.append(tuple(map(str.strip, part.split(":"))))
+    else:
+        raise Refused(f"latents must be text such as 12:1.5, got {_kind(value)}")
     if not pairs:
         raise Refused("no latent is chosen to steer; add one with its strength, such as 12:1.5")
     if len(pairs) > MAX_LATENTS:
@@ -101,19 +116,6 @@ def strengths(
         name = f"the strength of latent {index}"
         by_latent[index] = number(_as_number(strength), name, -limit, limit)
     return by_latent
-
-
-def _pairs(value: object) -> list[tuple[Any, Any]]:
-    if isinstance(value, dict):
-        return list(value.items())
-    if not isinstance(value, str):
-        raise Refused(f"latents must be text such as 12:1.5, got {_kind(value)}")
-    parts = [part.strip() for part in value.split(",") if part.strip()]
-    for part in parts:
-        if part.count(":") != 1:
-            how = "latents are written as 12:1.5, 7:-2, or by a word, sea:1.5"
-            raise Refused(f"{how}; {_short(part)} is not")
-    return [(p.split(":")[0].strip(), p.split(":")[1].strip()) for p in parts]
 
 
 def _as_number(value: object) -> object:

@@ -7,11 +7,10 @@ import torch
 
 from ..activations.special_tokens import special_ids
 from ..activations.spelling import Tokens, meant, single_tokens
-from ..attribution import Attribution, Objective, attribute, logit
+from ..attribution import Attribution, attribute, logit
 from ..machine.refused import Refused
 from . import validate
 from .parts import cited, spaced
-from .reading import token_id, tokens_of
 from .rows import SHOWN, Json, as_rows, check_latent
 from .subject import Subject
 
@@ -32,7 +31,7 @@ def next_tokens(subject: Subject, prompt: str) -> Json:
     Returns:
         next (list): {token, id, probability} of the eight likeliest, the likeliest first.
     """
-    return {"next": _likeliest(subject, _logits(subject, tokens_of(subject, prompt)))}
+    return {"next": _likeliest(subject, _logits(subject, subject.tokens(prompt)))}
 
 
 @torch.no_grad()
@@ -89,18 +88,36 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
         rest (float): everything else.
         total (float): the sum of these parts: the logit.
     """
-    question = _question(subject, prompt, target, contrast)
-    effects = _effects(subject, question, _ABLATED)
-    n = min(SHOWN, len(effects.latents))
+    question = _question(subject, prompt, target, contrast, _ABLATED)
+    effects = question.effects
+    rows = []
+    for i in range(min(SHOWN, len(effects.latents))):
+        ablation, position = float(effects.ablation[i]), int(effects.position[i])
+        row = {
+            "latent": int(effects.latents[i]),
+            "value": float(effects.gradient[i]),
+            "position": position,
+            "token": question.tokens.texts[position],
+            "activation": float(effects.activation[i]),
+            "ablation": None if math.isnan(ablation) else ablation,
+        }
+        rows.append(row)
+    by_latent, n = effects.gradient.double(), len(rows)
     view = {
         "next": question.next,
         "target": _named(subject, question.target),
         "contrast": None if question.contrast is None else _named(subject, question.contrast),
         "notes": question.notes,
         "logit": effects.objective,
-        "rows": as_rows(subject, [_effect(effects, i, question.tokens) for i in range(n)]),
+        "rows": as_rows(subject, rows),
         "n_latents": len(effects.latents),
-        **_sum(effects, n),
+        "shown": float(by_latent[:n].sum()),
+        "others": float(by_latent[n:].sum()),
+        "n_others": len(by_latent) - n,
+        "error": effects.error,
+        "bias": effects.bias,
+        "rest": effects.rest,
+        "total": effects.objective,
     }
     return {"sentence": summary(view), **view}
 
@@ -113,53 +130,36 @@ def summary(view: Json) -> str:
     order = sorted(range(len(rows)), key=lambda i: -abs(weights[i]))
 
     def side(sign: int) -> str:
-        strongest = [i for i in order if sign * weights[i] >= _LITTLE][:_TOLD]
-        about = ("" if rows[i]["ablation"] is not None else "about " for i in strongest)
-        told = zip(strongest, about, strict=True)
-        return " and ".join(f"{_called(rows[i])}, {about}{weights[i]:+.2f}" for i, about in told)
+        """The strongest on a side, each with its name, or else what it fires on, and the token on
+        which it acts."""
+        texts = []
+        for i in [i for i in order if sign * weights[i] >= _LITTLE][:_TOLD]:
+            row = rows[i]
+            name = row["label"] or (row["auto"] if row["source"] in ("lm", "file") else "")
+            words = "" if name else ", ".join(map(cited, row.get("fires_on", [])[:2]))
+            called = f" ({name or 'fires on ' + words})" if name or words else ""
+            about = "about " if row["ablation"] is None else ""
+            acts = f"latent {row['latent']}{called} on {cited(row['token'].strip())}"
+            texts.append(f"{acts}, {about}{weights[i]:+.2f}")
+        return " and ".join(texts) or "hardly any latent"
 
-    latents, lead = view["shown"] + view["others"], " ".join([*view["notes"], _lead(view)])
-    return (
-        f"{lead}: the parts of all latents add up to {latents:+.2f}, the rest to "
-        f"{view['total'] - latents:+.2f}. Most for it: {side(1) or 'hardly any latent'}. Most "
-        f"against it: {side(-1) or 'hardly any latent'}."
-    )
-
-
-def _lead(view: Json) -> str:
     pair = [token["token"] for token in (view["target"], view["contrast"]) if token]
     words = [token.strip() for token in pair]
     if "" in words or len(pair) > len({*words}):  # they differ in spaces
         words = [spaced(token) for token in pair]
     target, *others = map(cited, words)
     if not others:
-        return f"{target} has a logit of {view['total']:.2f}"
-    if abs(view["total"]) < _LEVEL:
-        return f"{target} and {others[0]} are about as likely ({view['total']:+.2f} logits)"
-    verb = "leads" if view["total"] > 0 else "trails"
-    return f"{target} {verb} {others[0]} by {abs(view['total']):.2f} logits"
-
-
-def _called(row: Json) -> str:
-    """A latent with its name, or else what it fires on, and the token on which it acts."""
-    name = row["label"] or (row["auto"] if row["source"] in ("lm", "file") else "")
-    words = "" if name else ", ".join(map(cited, row.get("fires_on", [])[:2]))
-    about = f" ({name or 'fires on ' + words})" if name or words else ""
-    return f"latent {row['latent']}{about} on {cited(row['token'].strip())}"
-
-
-def _sum(effects: Attribution, n: int) -> Json:
-    """The objective in parts, with the effects of the first n latents apart."""
-    by_latent = effects.gradient.double()
-    return {
-        "shown": float(by_latent[:n].sum()),
-        "others": float(by_latent[n:].sum()),
-        "n_others": len(by_latent) - n,
-        "error": effects.error,
-        "bias": effects.bias,
-        "rest": effects.rest,
-        "total": effects.objective,
-    }
+        lead = f"{target} has a logit of {view['total']:.2f}"
+    elif abs(view["total"]) < _LEVEL:
+        lead = f"{target} and {others[0]} are about as likely ({view['total']:+.2f} logits)"
+    else:
+        verb = "leads" if view["total"] > 0 else "trails"
+        lead = f"{target} {verb} {others[0]} by {abs(view['total']):.2f} logits"
+    latents, lead = view["shown"] + view["others"], " ".join([*view["notes"], lead])
+    return (
+        f"{lead}: the parts of all latents add up to {latents:+.2f}, the rest to "
+        f"{view['total'] - latents:+.2f}. Most for it: {side(1)}. Most against it: {side(-1)}."
+    )
 
 
 def disagreement(estimate: float, measured: float) -> str:
@@ -189,14 +189,11 @@ def spelling(subject: Subject, index: int) -> str:
 def is_token(subject: Subject, text: str, index: int) -> bool:
     """Whether a typed token may be this one: of two spellings either is."""
     try:
-        return bool(text) and index in _meanings(subject, text)
+        if text.startswith("#"):
+            return index == subject.token_id(text)
+        return bool(text) and index in single_tokens(subject.tokenizer, text)
     except ValueError:
         return False
-
-
-def _meanings(subject: Subject, text: str) -> list[int]:
-    is_number = text.startswith("#")
-    return [token_id(subject, text)] if is_number else single_tokens(subject.tokenizer, text)
 
 
 def check_ablation(
@@ -215,8 +212,8 @@ def check_ablation(
         gradient (float): the estimated effect, logits.
         ablation (float): the measured effect, logits.
     """
-    question, index = _question(subject, prompt, target, contrast), check_latent(subject, latent)
-    effects = _effects(subject, question, [index])
+    index = check_latent(subject, latent)
+    effects = _question(subject, prompt, target, contrast, [index]).effects
     at = effects.latents.tolist().index(index)
     return {
         "latent": index,
@@ -228,66 +225,50 @@ def check_ablation(
 class _Question(NamedTuple):
     tokens: Tokens
     next: list[Json]
-    batch: dict[str, torch.Tensor]
-    objective: Objective
     target: int
     contrast: int | None
     notes: list[str]
+    effects: Attribution
 
 
-def _question(subject: Subject, prompt: object, target: object, contrast: object) -> _Question:
-    tokens = tokens_of(subject, prompt)
+def _question(
+    subject: Subject, prompt: object, target: object, contrast: object, ablate: int | list[int]
+) -> _Question:
+    """What is asked, checked, and the effects of latents: measured of those to ablate."""
+    tokens = subject.tokens(prompt)
     target = validate.text(target, "the target token", limit=100)
     contrast = validate.text(contrast, "the contrast token", limit=100)
     logits, notes = _logits(subject, tokens), []
     likely = _likeliest(subject, logits)
-    target_id = _read(subject, target, logits, notes) if target else likely[0]["id"]
+
+    def token_of(text: str) -> int:
+        """A typed token's id; where its text is read with a space more, a note is added."""
+        if text.startswith("#") and text[1:].isdecimal():
+            return subject.token_id(text)
+        chosen = meant(subject.tokenizer, text, lambda: logits)
+        if chosen.typed is not None:
+            less = float(logits[chosen.token] - logits[chosen.typed])
+            notes.append(
+                f"{cited(text)} is read with a space in front, {cited(spaced(' ' + text))}: "
+                f"without it it is another token, {less:.1f} logits less likely (#{chosen.typed})."
+            )
+        return chosen.token
+
+    target_id = token_of(target) if target else likely[0]["id"]
     if contrast in ("", ALONE):
         others = (token["id"] for token in likely if token["id"] != target_id)
         contrast_id = None if contrast == ALONE else next(others)
     else:
-        contrast_id = _read(subject, contrast, logits, notes)
+        contrast_id = token_of(contrast)
     if contrast_id == target_id:
         raise Refused("target and contrast are the same token; choose two different ones")
-    batch = {"input_ids": tokens.batch(subject.lm.device).input_ids}
-    objective = logit(target_id, contrast_id)
-    return _Question(tokens, likely, batch, objective, target_id, contrast_id, notes)
-
-
-def _read(subject: Subject, text: str, logits: torch.Tensor, notes: list[str]) -> int:
-    """A typed token's id; where its text is read with a space more, a note is added."""
-    if text.startswith("#") and text[1:].isdecimal():
-        return token_id(subject, text)
-    chosen = meant(subject.tokenizer, text, lambda: logits)
-    if chosen.typed is not None:
-        less = float(logits[chosen.token] - logits[chosen.typed])
-        notes.append(
-            f"{cited(text)} is read with a space in front, {cited(spaced(' ' + text))}: without it "
-            f"it is another token, {less:.1f} logits less likely (#{chosen.typed})."
-        )
-    return chosen.token
-
-
-def _effects(subject: Subject, question: _Question, ablate: int | list[int]) -> Attribution:
-    return attribute(
+    effects = attribute(
         subject.exact_lm,
         subject.sae,
-        question.batch,
-        question.objective,
+        {"input_ids": tokens.batch(subject.lm.device).input_ids},
+        logit(target_id, contrast_id),
         ablate=ablate,
         integration_steps=0,
         spare_tokens=special_ids(subject.tokenizer),
     )
-
-
-def _effect(effects: Attribution, i: int, tokens: Tokens) -> Json:
-    """The i-th of the attributed latents."""
-    ablation, position = float(effects.ablation[i]), int(effects.position[i])
-    return {
-        "latent": int(effects.latents[i]),
-        "value": float(effects.gradient[i]),
-        "position": position,
-        "token": tokens.texts[position],
-        "activation": float(effects.activation[i]),
-        "ablation": None if math.isnan(ablation) else ablation,
-    }
+    return _Question(tokens, likely, target_id, contrast_id, notes, effects)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from hfsae.study.estimates import compare
 from scipy import stats
 
 from hfsae.evaluation.intervals import holm
@@ -53,7 +54,6 @@ from hfsae.recipe import (
     of_run,
     read_rows,
 )
-from hfsae.study.estimates import compare
 
 N_BLOCKS, N_RESAMPLES, LEVEL, POWER = 10, 10_000, 0.05, 0.8
 OWN, OTHER = "detection_auc", "shuffled_detection_auc"

@@ -26,7 +26,14 @@ from hfsae.explanations import (
     spelt,
 )
 from hfsae.machine import refuse_changed, refuse_mixture, weights_hash
-from hfsae.recipe import SAEInContext, check_held_out, limits_of, names_apart, load_lm_for, read_rows
+from hfsae.recipe import (
+    SAEInContext,
+    check_held_out,
+    limits_of,
+    load_lm_for,
+    names_apart,
+    read_rows,
+)
 
 from .plan import (
     EXPLANATIONS,

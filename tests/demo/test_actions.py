@@ -19,11 +19,11 @@ import hfsae
 from hfsae.cards import probing_facts
 from hfsae.demo import Choice, address, open_subject
 from hfsae.demo.actions import Actions
+from hfsae.demo.address import Settings, Steering
 from hfsae.demo.inspect_actions import latent_of, weak_match
 from hfsae.demo.pages import SearchPage
 from hfsae.demo.pages.health import overview_panel
 from hfsae.demo.parts import html
-from hfsae.demo.settings import Settings, Steering
 from hfsae.demo.snippet import of_latent, of_texts
 from hfsae.demo.steer_actions import direction
 from hfsae.demo.subject import Subject, default_source
@@ -280,7 +280,7 @@ def test_a_word_that_no_latent_is_about_is_said_so(score, said):
         density=lambda: [0.0] * 8,
         store=object(),
         unit=TOKEN,
-        columns={},
+        label_rows=[],
         feature_search=search,
         label=lambda i: "",
     )

@@ -8,10 +8,10 @@ from playwright.sync_api import expect
 
 from hfsae.demo import address as at
 from hfsae.demo.actions import Actions
-from hfsae.demo.pages.steer import SteerPage, Written
-from hfsae.demo.reading import MAX_TURNS, Exchange, conversations
-from hfsae.demo.settings import Settings, Steering
+from hfsae.demo.address import Settings, Steering
+from hfsae.demo.pages.steer import SteeredTexts, SteerPage
 from hfsae.demo.steer_actions import check, write
+from hfsae.demo.subject import MAX_TURNS, Exchange
 from hfsae.steering.pair import Sampling
 
 from .conftest import texts
@@ -21,7 +21,7 @@ CHAT = "tab=steer&prompt=hi&latents=3:6&chat=1&max_new_tokens=6&run=1"
 
 def test_each_column_of_a_conversation_goes_on_from_its_own_answers(subject):
     earlier = [Exchange("hi", "one", "two")]
-    plain, steered = ("".join(t.texts) for t in conversations(subject, earlier, "so"))
+    plain, steered = ("".join(t.texts) for t in subject.conversations(earlier, "so"))
     assert plain == "<bos>user: hi<bos>user: one<bos>user: so"  # the template of these tests
     assert steered == "<bos>user: hi<bos>user: two<bos>user: so"
 
@@ -38,14 +38,14 @@ def test_the_unsteered_answer_is_that_of_the_unsteered_conversation(subject):
 
 def test_a_conversation_that_is_too_long_is_refused(subject):
     with pytest.raises(ValueError, match=f"has {MAX_TURNS} turns already; begin another"):
-        conversations(subject, [Exchange("a", "b", "c")] * MAX_TURNS, "so")
+        subject.conversations([Exchange("a", "b", "c")] * MAX_TURNS, "so")
     with pytest.raises(ValueError, match=r"the conversation has [\d,]+ tokens; at most 2,048"):
-        conversations(subject, [Exchange("a" * 3000, "b", "c")], "so")
+        subject.conversations([Exchange("a" * 3000, "b", "c")], "so")
 
 
 def test_turns_are_written_again_only_under_other_settings_or_after_other_messages():
     exchanges = (Exchange("a", "1", "2"), Exchange("b", "3", "4"))
-    written = Written(at.Steer("b", {3: 1.0}, chat=True, turns=("a",)), exchanges, {})
+    written = SteeredTexts(at.Steer("b", {3: 1.0}, chat=True, turns=("a",)), exchanges, {})
     ask = {"latents": {3: 1.0}, "chat": True}
     assert written.before(at.Steer("c", turns=("a", "b"), **ask)) == exchanges
     assert written.before(at.Steer("x", turns=("a",), **ask)) == exchanges[:1]

@@ -6,8 +6,8 @@ import jsonschema
 import pytest
 
 from hfsae.demo.actions import ENDPOINTS, Actions
-from hfsae.demo.documented import documented, output_schema
 from hfsae.demo.inspect_actions import BY
+from hfsae.demo.schemas import docstring, output_schema
 from hfsae.steering import MODES, SCOPES, UNITS
 
 from .conftest import ARGUMENTS
@@ -40,7 +40,7 @@ def test_a_docstring_is_taken_apart_with_each_text_in_one_line():
                 of things.
         """
 
-    parts = documented(action)
+    parts = docstring(action)
     assert parts.summary == "One thing: and another."
     assert {name: e.words for name, e in parts.arguments.items()} == {
         "first": "a text that goes on: here.",
@@ -58,7 +58,7 @@ OF_TEXT = [endpoint for endpoint in PUBLIC if endpoint.name in ARGUMENTS]
 
 @pytest.mark.parametrize("endpoint", OF_TEXT, ids=lambda endpoint: endpoint.name)
 def test_every_argument_and_every_key_of_an_answer_is_described(endpoint, actions, sae_folder):
-    parts = documented(endpoint.function)
+    parts = docstring(endpoint.function)
     assert (
         parts.summary
         and endpoint.title

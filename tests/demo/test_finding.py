@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hfsae.demo.actions import Actions
-from hfsae.demo.finding import find, title_of
 from hfsae.demo.subject import Subject
+from hfsae.demo.word_search import find, title_of
 from hfsae.features import Hit
 
 
@@ -31,7 +31,7 @@ class Named(Subject):
     fires: dict[str, list[Hit]] | None = None
     dense: tuple[int, ...] = ()
 
-    def remembered(self, name, make):
+    def cached(self, name, make):
         return self.near
 
     @property

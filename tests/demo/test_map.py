@@ -13,12 +13,11 @@ import torch
 from playwright.sync_api import expect
 
 import hfsae
-from hfsae.demo import export
 from hfsae.demo.actions import Actions
-from hfsae.demo.beside import other_of
-from hfsae.demo.cooccurrence import together
+from hfsae.demo.compare_saes import other_of
+from hfsae.demo.inspect_actions import together
 from hfsae.demo.latent_map import find_on_map, latent_map, places_of
-from hfsae.demo.pages.feature import axis_ticks
+from hfsae.demo.pages.feature import axis_ticks, export
 from hfsae.demo.parts import html
 
 from ..helpers import unseal
@@ -79,7 +78,7 @@ def test_latents_that_fire_together_are_counted_on_the_same_tokens(subject):
 
 def test_a_latent_can_be_taken_away(subject):
     view = Actions(subject).feature(3)
-    as_json, as_csv = export.files_of(subject, view)
+    as_json, as_csv = export(subject, view)
     assert json.loads(as_json.read_text()) == view
     rows = list(csv.DictReader(io.StringIO(as_csv.read_text())))
     assert len(rows) == sum(len(group["examples"]) for group in view["groups"])

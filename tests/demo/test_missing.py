@@ -9,8 +9,8 @@ import pytest
 from hfsae.cli import main
 from hfsae.demo import Choice, address, open_subject
 from hfsae.demo.actions import Actions
+from hfsae.demo.how_to_make import how_to_make
 from hfsae.demo.latent_map import latent_map
-from hfsae.demo.missing import missing
 from hfsae.demo.pages import FeaturePage, HealthPage, InspectPage, MapPage, SearchPage, SteerPage
 from hfsae.demo.subject import Subject
 
@@ -35,12 +35,12 @@ def shown(page_class, subject: Subject, state=None) -> str:
 
 
 def test_each_page_that_lacks_something_gives_the_whole_command(bare):
-    command = missing(bare, "collect").command
+    command = how_to_make(bare, "collect").command
     lm = bare.sae.config.model_name
     assert command == f"hfsae collect {bare.folder} --lm.name {lm} --text.dataset TEXTS.jsonl"
     for page in (FeaturePage, MapPage, SteerPage):
         assert f"<code>{command}</code>" in shown(page, bare), page
-    evaluate = missing(bare, "evaluate").command
+    evaluate = how_to_make(bare, "evaluate").command
     assert evaluate == command.replace("collect", "evaluate", 1)
     assert f"<code>{evaluate}</code>" in shown(HealthPage, bare)
     with pytest.raises(ValueError, match=f"`{command}` makes them"):
@@ -50,13 +50,13 @@ def test_each_page_that_lacks_something_gives_the_whole_command(bare):
     assert "tokens that each latent fires on" not in shown(InspectPage, bare)
 
 
-def test_the_command_that_is_shown_makes_what_was_missing(bare, tmp_path):
+def test_the_command_that_is_shown_makes_what_was_how_to_make(bare, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    _, *argv = shlex.split(missing(bare, "collect").command)
+    _, *argv = shlex.split(how_to_make(bare, "collect").command)
     argv[argv.index("TEXTS.jsonl")] = str(tmp_path / "texts.txt")
     assert main([*argv, "--collect_tokens", "200"]) == 0
     filled = open_subject(Choice(str(tmp_path)), with_lm=False)
-    assert missing(filled, "collect") is None and filled.store is not None
+    assert how_to_make(filled, "collect") is None and filled.store is not None
     assert "TEXTS.jsonl" not in shown(FeaturePage, filled)
 
 
@@ -77,7 +77,7 @@ def test_without_a_model_the_page_says_why_promoted_tokens_are_not_computed(bare
 def test_a_repositorys_command_picks_the_same_sae_and_names_what_its_config_lacks(bare):
     bare.choice = Choice("google/gemma-scope-2b-pt-res", layer=12, width="16k", l0=80)
     bare.folder, bare.lm_name, bare.sae.config.site = None, None, None
-    how = missing(bare, "collect")
+    how = how_to_make(bare, "collect")
     assert how.command == (
         "hfsae collect google/gemma-scope-2b-pt-res --layer 12 --width 16k --l0 80 --site SITE "
         "--lm.name MODEL --text.dataset TEXTS.jsonl"
@@ -88,4 +88,4 @@ def test_a_repositorys_command_picks_the_same_sae_and_names_what_its_config_lack
 
 def test_an_sae_of_a_run_needs_no_names(bare):
     (bare.folder / "recipe.yaml").write_text("{}\n")
-    assert missing(bare, "collect").command == f"hfsae collect {bare.folder}"
+    assert how_to_make(bare, "collect").command == f"hfsae collect {bare.folder}"

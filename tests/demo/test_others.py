@@ -11,7 +11,7 @@ import pytest
 import hfsae
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
-from hfsae.demo.others import PACKAGED, choices, place_of
+from hfsae.demo.compare_saes import PACKAGED, place_of, sae_choices
 from hfsae.demo.pages import ComparePage
 from hfsae.packaged import SHIPPED_SAE
 
@@ -29,11 +29,11 @@ def suite(sae_folder, tmp_path, monkeypatch):
 
 def test_runs_and_siblings_of_the_same_width_are_offered_and_not_the_sae_itself(suite, sae_folder):
     subject = open_subject(Choice("runs/suite", subfolder="a"), with_lm=False)
-    assert choices(subject) == ["runs/single", "runs/suite/b"]  # the packaged one is wider
+    assert sae_choices(subject) == ["runs/single", "runs/suite/b"]  # the packaged one is wider
     suite.rename(suite.with_name("elsewhere"))
     shutil.rmtree(suite.parent / "single")
     subject = open_subject(Choice("runs/elsewhere", subfolder="b"), with_lm=False)
-    assert choices(subject) == ["runs/elsewhere/a"]
+    assert sae_choices(subject) == ["runs/elsewhere/a"]
     assert Actions(subject).compare_saes("runs/elsewhere/a")["rows"]
 
 
@@ -42,7 +42,7 @@ def test_a_choice_is_compared_at_a_click(suite, subject):
         page = ComparePage(Actions(subject))
     first = page.first()
     assert 'data-to="runs/suite/b"' in page.choices.value
-    address = page._chosen("other", "", "runs/suite/b", *page.values(first))
+    address = page._choose("other", "", "runs/suite/b", *page.values(first))
     drawn = page.render(address)
     assert address.text == first.text and "cosine of the two" in drawn[page.result]
 
@@ -50,10 +50,10 @@ def test_a_choice_is_compared_at_a_click(suite, subject):
 def test_the_packaged_sae_is_offered_to_those_of_its_width_and_found_by_a_word(tmp_path):
     shutil.copytree(SHIPPED_SAE, tmp_path / "sae")
     subject = open_subject(Choice(str(tmp_path / "sae")), with_lm=False)
-    assert choices(subject)[-1] == PACKAGED
+    assert sae_choices(subject)[-1] == PACKAGED
     assert place_of(subject, PACKAGED) == Choice(str(SHIPPED_SAE))
     shipped = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
-    assert PACKAGED not in choices(shipped)
+    assert PACKAGED not in sae_choices(shipped)
 
 
 def test_where_only_this_machine_reaches_the_app_any_saes_folder_is_read(
@@ -76,14 +76,14 @@ def test_where_only_this_machine_reaches_the_app_any_saes_folder_is_read(
     space.only_here = True
     with pytest.raises(ValueError, match="read from here; name a repository on the Hub"):
         place_of(space, str(elsewhere))
-    assert choices(space) == []
+    assert sae_choices(space) == []
 
 
 def test_a_path_below_a_folder_here_is_told_at_once_with_what_is_here(suite, subject, monkeypatch):
     def asked(*_, **__):
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr("hfsae.demo.health_actions.list_files", asked)
+    monkeypatch.setattr("hfsae.demo.compare_saes.list_files", asked)
     actions = Actions(replace(subject, only_here=True))
     sentence = (
         r"'runs/singel' is not an SAE that can be read from here; name the folder of an SAE, or a "
@@ -101,7 +101,7 @@ def test_a_path_below_a_folder_here_is_told_at_once_with_what_is_here(suite, sub
 
 def test_a_folder_in_another_librarys_format_is_offered_and_compared(suite, subject):
     hfsae.save_as(subject.sae, suite.parent / "lens", "gemma_scope_2")
-    assert "runs/lens" in choices(subject)
+    assert "runs/lens" in sae_choices(subject)
     view = Actions(subject).side_by_side("runs/lens", "the cat sat")
     assert view["second"]["fvu"] == pytest.approx(view["first"]["fvu"], abs=1e-5)
     command = "lens has no evaluation.*`hfsae evaluate .*lens --lm.name .* --text.dataset TEXTS"

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
-from hfsae.demo.pages.about import shown_card
-from hfsae.demo.parts import cited, html, number, percent, visible
+from hfsae.demo.pages.health import card_html
+from hfsae.demo.parts import cited, html, number, percent, show_control_chars
 
 from .conftest import HOSTILE
 
@@ -72,7 +72,7 @@ def test_shares():
 
 
 def test_characters_that_would_act_are_spelt_out():
-    assert visible("a\nb\tc\u202e\x1b") == "a↵b⇥c\\u202e\\x1b"
+    assert show_control_chars("a\nb\tc\u202e\x1b") == "a↵b⇥c\\u202e\\x1b"
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ def test_a_text_names_the_latent_that_colours_it_in_quotation_marks(label, shown
 def test_a_card_is_shown_without_front_matter_and_pictures():
     card = "---\nlicense: mit\n---\n# T\n![a](https://spy.example/a.png) <img src='//spy'> ok\n"
     card += "## Figures\n![b](figures/b.png)\n## Next\n![c][ref]\n"
-    shown = shown_card(card)
+    shown = card_html(card)
     assert (
         re.sub(r"\s+", " ", shown).strip()
         == "<h1>T</h1> <p>a ok</p> <h2>Next</h2> <p>![c][ref]</p>"
     )
-    links = shown_card("[a](features/a.md) [b](https://example.org) [c](#d)")
+    links = card_html("[a](features/a.md) [b](https://example.org) [c](#d)")
     assert "features/a.md" not in links and "https://example.org" in links and "#d" in links
-    assert shown_card("") == "<p>This SAE comes without a card.</p>\n"
+    assert card_html("") == "<p>This SAE comes without a card.</p>\n"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_card_is_shown_without_front_matter_and_pictures():
     ],
 )
 def test_a_hostile_card_fetches_sends_and_covers_nothing(hostile):
-    shown = shown_card(f"# T\n\n{hostile}\n\n<table><tr>{hostile}</tr></table>\n")
+    shown = card_html(f"# T\n\n{hostile}\n\n<table><tr>{hostile}</tr></table>\n")
     assert set(re.findall(r"<(\w+)", shown)) <= {"h1", "p", "a", "table", "tbody", "tr", "td"}
     allowed = {"href", "style", "rel", "target"}
     attributes = {name for tag in re.findall(r"<\w+([^>]*)", shown) for name in _names(tag)}
@@ -154,7 +154,7 @@ def test_what_a_card_needs_is_kept():
     card = (
         "| a | b |\n| --- | ---: |\n| `x` | **1** |\n\n[hub](https://hf.co/me)\n\n```\n<b>\n```\n"
     )
-    shown = shown_card(card + "<pre>\n<b>the</b> cat\n</pre>\n")
+    shown = card_html(card + "<pre>\n<b>the</b> cat\n</pre>\n")
     assert '<td style="text-align:right"><strong>1</strong></td>' in shown
     assert 'href="https://hf.co/me"' in shown and "&lt;b&gt;" in shown and "<b>the</b>" in shown
 
@@ -167,7 +167,7 @@ def test_a_card_of_300_kb_is_bounded_before_it_is_read(piece, monkeypatch):
     given = []
     render = MarkdownIt.render
     monkeypatch.setattr(MarkdownIt, "render", lambda s, t: given.append(t) or render(s, t))
-    shown = shown_card(piece * (300_000 // len(piece)))
+    shown = card_html(piece * (300_000 // len(piece)))
     (read,) = given
     assert len(read) <= 40_000 and read.count("[") <= 1_000 and read.count("\n") <= 1_000
     assert "too long to be shown" in shown or not read

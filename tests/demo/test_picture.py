@@ -5,8 +5,8 @@ import io
 import pytest
 from PIL import Image
 
-from hfsae.demo import picture
-from hfsae.demo.picture import Steered
+from hfsae.demo import share
+from hfsae.demo.share import Steered
 
 from .conftest import HOSTILE, texts
 
@@ -19,7 +19,7 @@ def steered(text: str = " a ship", raised: float = 4.0, **changed: str) -> Steer
 
 
 def drawn(card: Steered) -> Image.Image:
-    image = Image.open(io.BytesIO(picture.png(card)))
+    image = Image.open(io.BytesIO(share.png(card)))
     assert (image.format, image.size) == ("PNG", (1200, 630))
     return image.convert("RGB")
 
@@ -46,19 +46,19 @@ def test_any_text_stays_within_its_column(text):
 
 def test_the_page_holds_the_texts_as_text_and_loads_nothing():
     link = "https://me.hf.space/?tab=steer&latents=3"
-    page = picture.page(steered(HOSTILE, plain=HOSTILE, link=link))
+    page = share.page(steered(HOSTILE, plain=HOSTILE, link=link))
     assert "<img" not in page and "<script" not in page and page.count("&lt;img") >= 2
     assert 'href="https://me.hf.space/?tab=steer&amp;latents=3"' in page and "<mark" in page
-    assert "href=" not in picture.page(steered(link=""))
+    assert "href=" not in share.page(steered(link=""))
 
 
 def test_a_picture_holds_the_link_that_shows_it():
     link = "https://me.hf.space/?tab=steer&latents=3:6&prompt=" + "a" * 300
-    image = Image.open(io.BytesIO(picture.png(steered(link=link))))
+    image = Image.open(io.BytesIO(share.png(steered(link=link))))
     assert image.text == {"Title": "Latent 3, “sea”", "Source": link}
-    assert Image.open(io.BytesIO(picture.png(steered(link="")))).text.keys() == {"Title"}
-    assert picture._shown("https://me.hf.space/?a=b") == "me.hf.space/?a=b"
-    assert picture._shown(link) == "me.hf.space"
+    assert Image.open(io.BytesIO(share.png(steered(link="")))).text.keys() == {"Title"}
+    assert share.short_link("https://me.hf.space/?a=b") == "me.hf.space/?a=b"
+    assert share.short_link(link) == "me.hf.space"
 
 
 @pytest.mark.browser

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import gradio as gr
 import pyarrow as pa
@@ -11,8 +10,8 @@ import pytest
 
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
-from hfsae.demo.pages.found import PresetSearch
-from hfsae.demo.pages.inspect import InspectPage
+from hfsae.demo.pages import InspectPage, SteerPage
+from hfsae.demo.pages.page import Visit
 from hfsae.demo.parts import html
 from hfsae.demo.presets import (
     PROMPT,
@@ -171,18 +170,18 @@ def test_a_second_click_begins_no_second_search_and_another_window_is_told(
     sae_folder, tmp_path, monkeypatch
 ):
     subject = open_subject(Choice(str(shutil.copytree(sae_folder, tmp_path / "sae"))))
-    page = SimpleNamespace(subject=subject, choices=[], notice="notice", presets="presets")
-    own, other = (SimpleNamespace(session_hash=name) for name in ("own", "other"))
-    search, answers = PresetSearch(page), []
+    with gr.Blocks():
+        page = SteerPage(Actions(subject))
+    own, other, answers = Visit(), Visit(), []
 
     def clicked_meanwhile(subject, tick):
-        answers.extend(search._ask(session) for session in (own, other))
+        answers.extend(page._ask_presets(visit) for visit in (own, other))
         tick("latents tried", 1, 2)  # of a search that was requested anew it would raise
         return 1
 
-    monkeypatch.setattr("hfsae.demo.pages.found.search_presets", clicked_meanwhile)
-    assert search._ask(own) == ""
-    drawn = search._search(own, lambda *_, **__: None)
-    assert "1 presets that work" in drawn["notice"]
+    monkeypatch.setattr("hfsae.demo.pages.steer.search_presets", clicked_meanwhile)
+    assert page._ask_presets(own) == ""
+    drawn = page._find_presets(own, lambda *_, **__: None)
+    assert "1 presets that work" in drawn[page.notice]
     assert answers[0] == gr.skip() and "Another window" in answers[1]
-    assert search._ask(own) == ""
+    assert page._ask_presets(own) == ""

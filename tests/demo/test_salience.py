@@ -5,7 +5,7 @@ import pyarrow.dataset
 import torch
 
 from hfsae.activations.spelling import Tokens
-from hfsae.demo.salience import numbers, telling
+from hfsae.demo.salience import by_salience, numbers
 from hfsae.features import FeatureStore
 from hfsae.features.inspection import Inspection
 
@@ -33,7 +33,7 @@ def order(latents: list[tuple[float, float, int]], fires: list[tuple[int, float]
     tokens = Tokens(IDS, [TEXTS[i] for i in IDS], [i == BOS for i in IDS])
     place, activation = (torch.tensor(column) for column in zip(*fires, strict=True))
     seen = Inspection(tokens, place, torch.arange(len(fires)), activation, len(fires), 0.0)
-    return [r.latent for r in telling(numbers(store(latents)), seen)]
+    return [r.latent for r in by_salience(numbers(store(latents)), seen)]
 
 
 def test_a_latent_near_its_largest_activation_comes_before_a_weak_one():

@@ -13,7 +13,6 @@ from hfsae.demo import Choice, Subject, address, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.app import build
 from hfsae.demo.pages.why import EXAMPLES, WhyPage, effects_panel
-from hfsae.demo.reading import token_id
 from hfsae.demo.why import ALONE, disagreement, spelling, summary
 
 PARTS = ("shown", "others", "error", "bias", "rest")
@@ -35,8 +34,8 @@ def test_all_parts_add_up_to_the_logit_and_none_is_counted_twice(actions, subjec
     view = actions.why("the c", target="a", contrast=contrast)
     ids = subject.tokens("the c", False).batch().input_ids
     logits = subject.exact_lm(input_ids=ids).logits[0, -1]
-    value = logits[token_id(subject, "a")] - (
-        0 if contrast == ALONE else logits[token_id(subject, "o")]
+    value = logits[subject.token_id("a")] - (
+        0 if contrast == ALONE else logits[subject.token_id("o")]
     )
     assert view["logit"] == view["total"] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
     assert sum(view[name] for name in PARTS) == pytest.approx(view["total"])
@@ -96,13 +95,13 @@ def test_of_two_spellings_the_likelier_is_explained_and_said_and_level_tokens_ar
 ):
     lm = copy.deepcopy(subject.lm)
     there = replace(subject, loaded=subject.loaded._replace(lm=lm, tokenizer=spaced_tokenizer))
-    actions, plain, spaced = Actions(there), token_id(there, "a"), token_id(there, " a")
+    actions, plain, spaced = Actions(there), there.token_id("a"), there.token_id(" a")
     assert spaced == 258 != plain
     head = copy.deepcopy(lm.get_output_embeddings().weight)
     lm.get_output_embeddings().weight = head
     ids = there.tokens("the c", False).batch().input_ids
     last = lm.model(ids).last_hidden_state[0, -1].detach()
-    for logit, token in ((5.0, spaced), (1.0, plain), (5.05, token_id(there, "o"))):
+    for logit, token in ((5.0, spaced), (1.0, plain), (5.05, there.token_id("o"))):
         head.data[token] += (logit - head.data[token] @ last) * last / (last @ last)
     view = actions.why("the c", target="a", contrast="o")
     assert view["target"] == {"token": " a", "id": spaced}
@@ -172,19 +171,19 @@ def test_a_row_says_where_estimate_and_measurement_differ(actions, estimate, mea
 
 def test_a_token_is_spelt_as_it_is_typed_or_by_its_number(subject):
     spelt = {index: spelling(subject, index) for index in range(len(subject.tokenizer))}
-    assert all(token_id(subject, text) == index for index, text in spelt.items())
-    assert spelt[token_id(subject, "a")] == "a"
-    newline = token_id(subject, "\n")
+    assert all(subject.token_id(text) == index for index, text in spelt.items())
+    assert spelt[subject.token_id("a")] == "a"
+    newline = subject.token_id("\n")
     assert spelt[newline] == f"#{newline}"
 
 
 def test_a_chosen_token_fills_its_field_with_its_text(page, subject):
-    a, o = str(token_id(subject, "a")), str(token_id(subject, "o"))
-    chosen = page._chosen("target", a, "", "the c", "", "o")
+    a, o = str(subject.token_id("a")), str(subject.token_id("o"))
+    chosen = page._choose("target", a, "", "the c", "", "o")
     assert chosen == address.Why("the c", "a", "o")
-    assert page._chosen("target", o, "", "the c", "a", "o") == address.Why("the c", "o", "")
-    assert page._chosen("contrast", o, "", "the c", "a", "") == address.Why("the c", "a", "o")
-    alone = page._chosen("alone", o, "", "the c", "a", "o")  # a second click takes it back
+    assert page._choose("target", o, "", "the c", "a", "o") == address.Why("the c", "o", "")
+    assert page._choose("contrast", o, "", "the c", "a", "") == address.Why("the c", "a", "o")
+    alone = page._choose("alone", o, "", "the c", "a", "o")  # a second click takes it back
     assert alone == address.Why("the c", "a", ALONE)
     likely = page.actions.why("the c")["next"]
     drawn = page.render(address.Why("the c"))[page.next]
@@ -193,7 +192,7 @@ def test_a_chosen_token_fills_its_field_with_its_text(page, subject):
 
 
 def test_a_link_with_a_tokens_number_works(actions, page, subject):
-    a, o = token_id(subject, "a"), token_id(subject, "o")
+    a, o = subject.token_id("a"), subject.token_id("o")
     numbered = address.Why("the c", f"#{a}", f"#{o}")
     drawn = page.render(numbered)[page.effects]
     assert drawn == page.render(address.Why("the c", "a", "o"))[page.effects]

@@ -24,13 +24,12 @@ from hfsae.demo import Choice, Subject, build, open_subject
 from hfsae.demo import address as at
 from hfsae.demo.actions import Actions
 from hfsae.demo.app import pages_of
-from hfsae.demo.crops import heat
-from hfsae.demo.documented import documented
-from hfsae.demo.finding import find
-from hfsae.demo.missing import missing
-from hfsae.demo.seeing import MOST_BYTES, decoded, upload
+from hfsae.demo.how_to_make import how_to_make
+from hfsae.demo.pages.page import Visit
+from hfsae.demo.picture_latents import MOST_BYTES, as_rgb, heat, upload
+from hfsae.demo.schemas import docstring, instructions
 from hfsae.demo.snippet import of_latent
-from hfsae.demo.tools import instructions
+from hfsae.demo.word_search import find
 from hfsae.features.pictures import Grid
 
 from ..wordless import COLOURS, D_SAE, GRID, folder_of_pictures, folder_of_rows, folder_of_sound
@@ -112,15 +111,8 @@ def test_a_model_for_files_is_refused_in_a_sentence(of_rows):
 def test_a_link_to_a_page_that_does_not_fit_says_which_there_are(of_rows):
     restore = next(f.fn for f in build(of_rows).fns.values() if f.name == "prepare")
     request = gr.Request(None, query_params={"tab": "steer", "latents": "3:1"})
-    texts = " ".join(map(str, restore(request, gr.State().value or Visited()).values()))
+    texts = " ".join(map(str, restore(request, Visit()).values()))
     assert f"no page &#39;steer&#39;; its pages: {', '.join(pages_of(of_rows))}" in texts
-
-
-class Visited:
-    """What is known of a browser's page, at the start."""
-
-    def __init__(self) -> None:
-        self.drawn, self.click, self.opened, self.selected = set(), 0, None, False
 
 
 def test_examples_of_rows_show_their_captions_and_the_rows_around(of_rows):
@@ -210,17 +202,17 @@ def test_what_is_no_picture_is_refused_in_a_sentence(of_pictures, picture, why):
         Actions(of_pictures).inspect_picture(picture)
 
 
-def test_pictures_that_are_too_large_are_refused_before_they_are_decoded(monkeypatch):
+def test_pictures_that_are_too_large_are_refused_before_they_are_as_rgb(monkeypatch):
     with pytest.raises(ValueError, match=r"8,000,001 bytes; at most 8,000,000"):
-        decoded(bytes(MOST_BYTES + 1))
+        as_rgb(bytes(MOST_BYTES + 1))
     monkeypatch.setattr("hfsae.activations.pictures.MOST_PIXELS", 99)
     with pytest.raises(ValueError, match="pixels; make it smaller"):
-        decoded(png(Image.new("L", (10, 10))))
+        as_rgb(png(Image.new("L", (10, 10))))
 
 
 def test_what_shines_through_is_white_and_a_picture_is_held_by_its_content(of_pictures):
     clear = png(Image.new("RGBA", (4, 4), (255, 0, 0, 0)))
-    assert decoded(clear).getpixel((1, 1)) == (255, 255, 255)
+    assert as_rgb(clear).getpixel((1, 1)) == (255, 255, 255)
     name = upload(of_pictures, clear)
     assert name.startswith("own-") and upload(of_pictures, clear) == name
     others = {upload(of_pictures, png(Image.new("L", (4, 4), i))) for i in range(16)}
@@ -246,7 +238,7 @@ def test_an_sae_of_the_cls_vector_reads_it_alone(of_pictures, tmp_path):
     assert (view["rows"], view["columns"], view["l0"], view["fvu"]) == (1, 1, 3.0, None)
 
 
-def test_the_table_of_labels_links_latents_and_leaves_damaged_rows_out(of_rows, tmp_path):
+def test_the_table_of_labels_links_latents(of_rows):
     view = Actions(of_rows).labels()
     assert [(r["column"], r["class"], r["latent"]) for r in view["found"]] == [
         ("colour", "red", 3),
@@ -257,13 +249,28 @@ def test_the_table_of_labels_links_latents_and_leaves_damaged_rows_out(of_rows, 
     page = shown(of_rows, at.Labels())
     assert 'data-do="open" data-at="3"' in page and "AUC <b>0.97</b>" in page
     assert "colour = red" in shown(of_rows, at.Feature(3))  # among its names
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"latent": {"index": D_SAE, "value": 1}},
+        {"latent": {"index": 1}},
+        {"latent": {"index": 1, "value": "much"}},
+        {"latent": 7},
+        {"measure": "p"},
+    ],
+)
+def test_a_damaged_table_of_labels_is_left_out_with_a_sentence(of_rows, tmp_path, damage):
     folder = Path(shutil.copytree(of_rows.folder, tmp_path / "sae"))
     good = {"column": "kept", "measure": "auc", "latent": {"index": 1, "value": 0.5}}
-    rows = [good | {"latent": best} for best in ({"index": D_SAE, "value": 1}, {"index": 1}, 7)]
-    rows += [good | {"measure": "p"}, good | {"column": 3}, None, good]
-    (folder / "features/columns.json").write_text(json.dumps({"associations": rows}))
-    found = Actions(open_subject(Choice(str(folder)))).labels()["found"]
-    assert [row["column"] for row in found] == ["kept"]
+    table = folder / "features/columns.json"
+    table.write_text(json.dumps({"associations": [good]}))
+    assert Actions(open_subject(Choice(str(folder)))).labels()["found"][0]["column"] == "kept"
+    table.write_text(json.dumps({"associations": [good, good | damage]}))
+    subject = open_subject(Choice(str(folder)))
+    assert subject.notes[0].startswith("its columns.json is left out: ")
+    assert not subject.columns and "labels" not in pages_of(subject)
 
 
 def test_a_search_finds_latents_by_document_and_by_label(of_rows, of_pictures):
@@ -290,7 +297,7 @@ def test_commands_for_what_is_missing_name_the_inputs_of_the_kind(of_rows, of_pi
     commands = {}
     for subject in (of_rows, of_pictures, of_sound):
         store, subject.store = subject.store, None
-        commands[subject.unit.one] = missing(subject, "collect").command.partition("/sae ")[2]
+        commands[subject.unit.one] = how_to_make(subject, "collect").command.partition("/sae ")[2]
         subject.store = store
     assert commands["row"] == "--activations.files FILES.safetensors"
     assert commands["patch"].endswith("--lm.kind auto --images.folder PICTURES")
@@ -311,7 +318,7 @@ def test_agents_are_told_of_the_tools_that_there_are(of_rows, of_pictures):
 )
 def test_every_argument_and_every_key_of_an_answer_is_described(of_pictures, name, given):
     (endpoint,) = (e for e in Actions(of_pictures).fitting() if e.name == name)
-    parts = documented(endpoint.function)
+    parts = docstring(endpoint.function)
     assert parts.summary and endpoint.title
     assert list(parts.arguments) == [*endpoint.signature.parameters]
     answer = getattr(Actions(of_pictures), name)(**given)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import gradio as gr
 
 from .. import address as at
+from .. import validate
 from ..actions import Actions
-from ..others import check_name, choices
+from ..compare_saes import check_name, sae_choices
 from ..parts import html, panel
 from ..presets import TEXTS
-from ..reading import check_text
 from .page import App, TextPage, Updates, box, whole
 
 
@@ -32,7 +32,7 @@ class ComparePage(TextPage[at.Compare]):
             max_lines=1,
             elem_classes="hf-whole",
         )
-        near = choices(self.subject)
+        near = sae_choices(self.subject)
         self.choices = panel(html("others", near), elem_id="compare-choices")
         self.text = self.field("text", gr.Textbox, label="Text", **box(2))
         with gr.Row(elem_classes="hf-buttons"):
@@ -49,7 +49,7 @@ class ComparePage(TextPage[at.Compare]):
 
     def render(self, address: at.Compare) -> Updates:
         """The SAEs to choose from; held-out metrics with their winners, and both on the text."""
-        names = choices(self.subject)
+        names = sae_choices(self.subject)
         near = {self.choices: html("others", names)}
         if not address.other:
             return near | {self.metrics: "", self.result: _no_other(names)}
@@ -66,21 +66,21 @@ class ComparePage(TextPage[at.Compare]):
         """A latent of the SAE that the app shows leads to its page."""
         triggers = [self.run.click, self.other.submit, self.text.submit]
         app.on(triggers, self._compare, self, progress_on=[self.result])
-        app.on_select(self.choices, self._chosen, self, progress_on=[self.result])
-        app.on_select(self.result, self._clicked, self, leads_to=("feature",))
+        app.on_select(self.choices, self._choose, self, progress_on=[self.result])
+        app.on_select(self.result, self._click, self, leads_to=("feature",))
 
     def _compare(self, *values: object) -> at.Compare:
         address = self.address(*values)
         check_name(address.other)
-        check_text(address.text)
+        validate.prompt(address.text)
         return address
 
-    def _chosen(self, do: str, index: str, name: str, *values: object) -> at.Compare:
+    def _choose(self, do: str, index: str, name: str, *values: object) -> at.Compare:
         address = replace(self.address(*values), other=check_name(name))
-        check_text(address.text)
+        validate.prompt(address.text)
         return address
 
-    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
+    def _click(self, do: str, index: str, to: str, *values: object) -> at.Address:
         return at.Feature(whole(index))
 
 

@@ -1,29 +1,40 @@
 """All about one latent."""
 
+import csv
+import io
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from ...machine.files import write_whole
 from ...machine.units import Unit
 from .. import address as at
 from ..actions import Actions
-from ..crops import add_crops, add_strongest
-from ..export import files_of
+from ..how_to_make import how_to_make
 from ..inspect_actions import latent_of
-from ..missing import missing
 from ..parts import html, number, panel, percent
+from ..picture_latents import add_crops, add_strongest
 from ..presets import clearest
+from ..rows import Json
 from ..snippet import of_latent
 from ..steer_actions import direction
+from ..subject import Subject
 from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
+_COLUMNS = ("latent", "kind", "rank", "document", "position", "activation", "token", "text")
 
 
 class FeaturePage(Page[at.Feature]):
-    """A latent by its number: measurements, examples, neighbours, its label, a text to try."""
+    """A latent by its number: measurements, examples, neighbours, its label, a text to try.
+
+    Edited labels are kept as drafts of our own, by latent: a box of Gradio's has one value, and
+    somebody may look at other latents before saving.
+    """
 
     title = "Feature"
     state = at.Feature
@@ -40,51 +51,42 @@ class FeaturePage(Page[at.Feature]):
         self.notice = panel()
         with gr.Row(elem_id="feature-columns"):
             with gr.Column(scale=3, min_width=480):
-                self._examples()
+                if self.subject.runs_text:
+                    with gr.Row(elem_classes="hf-buttons"):
+                        self.text = self.field(
+                            "text",
+                            gr.Textbox,
+                            label="Try your own text",
+                            placeholder="What does it do on this?",
+                            scale=1,
+                            min_width=180,
+                            max_lines=4,
+                        )
+                        self.try_it = gr.Button("Try it", min_width=80, scale=0)
+                self.tried = panel(elem_id="feature-tried")
+                self.main = panel(_EMPTY, elem_id="feature-main")
             with gr.Column(scale=2, min_width=400):
-                self._label_and_code()
+                with gr.Row(elem_classes="hf-buttons"):
+                    self.label = gr.Textbox(
+                        label="Label",
+                        placeholder="What does it stand for?",
+                        scale=1,
+                        min_width=160,
+                    )
+                    self.save = gr.Button("Save", min_width=70, scale=0)
+                self.aside = panel(elem_id="feature-aside")
+                with gr.Accordion("Use it in Python, or elsewhere", open=False):
+                    self.code = gr.Code(
+                        language="python", interactive=False, show_label=False, wrap_lines=True
+                    )
+                    self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
+                    self.as_json = gr.DownloadButton("This page as .json", size="sm")
+                    self.as_csv = gr.DownloadButton("Its examples as .csv", size="sm")
+                self.own = panel(elem_id="feature-list")
         self.shown = gr.State(None)  # the latent shown; somebody may be typing another into its box
         self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
         self.outputs = (self.main, self.tried, self.aside, self.own, self.code, self.vector)
         self.outputs += (self.as_json, self.as_csv, self.shown)
-
-    def _examples(self) -> None:
-        if self.subject.runs_text:
-            self._own_text()
-        self.tried = panel(elem_id="feature-tried")
-        self.main = panel(_EMPTY, elem_id="feature-main")
-
-    def _own_text(self) -> None:
-        with gr.Row(elem_classes="hf-buttons"):
-            self.text = self.field(
-                "text",
-                gr.Textbox,
-                label="Try your own text",
-                placeholder="What does it do on this?",
-                scale=1,
-                min_width=180,
-                max_lines=4,
-            )
-            self.try_it = gr.Button("Try it", min_width=80, scale=0)
-
-    def _label_and_code(self) -> None:
-        with gr.Row(elem_classes="hf-buttons"):
-            self.label = gr.Textbox(
-                label="Label",
-                placeholder="What does it stand for?",
-                scale=1,
-                min_width=160,
-            )
-            self.save = gr.Button("Save", min_width=70, scale=0)
-        self.aside = panel(elem_id="feature-aside")
-        with gr.Accordion("Use it in Python, or elsewhere", open=False):
-            self.code = gr.Code(
-                language="python", interactive=False, show_label=False, wrap_lines=True
-            )
-            self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
-            self.as_json = gr.DownloadButton("This page as .json", size="sm")
-            self.as_csv = gr.DownloadButton("Its examples as .csv", size="sm")
-        self.own = panel(elem_id="feature-list")
 
     def to_component(self, name: str, value: object) -> object:
         """A latent is shown in a text box."""
@@ -104,56 +106,55 @@ class FeaturePage(Page[at.Feature]):
 
     def render(self, address: at.Feature) -> Updates:
         """All of a latent's page; without a latent it is empty."""
-        if address.latent is None:
+        latent, subject = address.latent, self.subject
+        if latent is None:
             values = (_EMPTY, *[""] * 3, *[None] * 5)
             return dict(zip(self.outputs, values, strict=True))
-        view = self.actions.feature(address.latent)
+        view = self.actions.feature(latent)
         by_template = view["auto"] and view["auto"]["source"] == "template"
-        view["better"] = missing(self.subject, "explain") if by_template else None
-        as_json, as_csv = files_of(self.subject, view)
-        unit = self.subject.unit
-        view |= {"unit": unit, "facts": _facts(view, unit)}
-        view["opens"] = self.subject.encoder is not None
-        view["of_model"] = self.subject.sae.config.last_model
+        view["better"] = how_to_make(subject, "explain") if by_template else None
+        as_json, as_csv = export(subject, view)
+        view |= {"unit": subject.unit, "facts": _facts(view, subject.unit)}
+        view["opens"] = subject.encoder is not None
+        view["of_model"] = subject.sae.config.last_model
         if view["collected"]:
-            view |= _histogram(view["histogram"], unit)
+            view |= _histogram(view["histogram"], subject.unit)
             for group in view["groups"]:
-                group["title"] = _title(group["kind"], view["n_groups"])
-            add_crops(self.subject, view["groups"])
-            add_strongest(self.subject, [*view["neighbours"], *view["together"]["rows"]])
+                group["title"] = "Strongest"
+                if group["kind"] != "top":
+                    part, n = int(group["kind"].removeprefix("quantile_")), view["n_groups"]
+                    low, high = (round(100 * p / n) for p in (part - 1, part))
+                    group["title"] = (
+                        f"From the {low} % to the {high} % strongest, of a random sample"
+                    )
+            add_crops(subject, view["groups"])
+            add_strongest(subject, [*view["neighbours"], *view["together"]["rows"]])
         else:
-            view |= {"missing": missing(self.subject, "collect")}
-            view |= self._lens(address.latent) if unit.is_text else {}
+            view |= {"missing": how_to_make(subject, "collect")}
+            try:  # what its direction does to the next token
+                view |= self.actions.promoted(latent) if subject.unit.is_text else {}
+            except ValueError as error:  # no language model, or none that it writes to
+                view["why_no_lens"] = str(error)
+        try:
+            text = address.text
+            tried = html("tried", self.actions.try_text(latent, text)) if text else ""
+        except ValueError as error:  # the rest of the page needs no text
+            tried = html("error", str(error))
+        try:
+            vector = str(direction(subject, latent))
+        except ValueError:  # an SAE whose latents have no one direction
+            vector = None
         return {
             self.main: html("feature", view),
             self.aside: html("aside", view),
-            self.tried: self._tried(address.latent, address.text),
-            self.own: html("own_list", self.subject.name, view),
-            self.code: of_latent(self.subject, address.latent),
+            self.tried: tried,
+            self.own: html("own_list", subject.name, view),
+            self.code: of_latent(subject, latent),
             self.as_json: str(as_json),
             self.as_csv: str(as_csv),
-            self.vector: self._direction(address.latent),
-            self.shown: address.latent,
+            self.vector: vector,
+            self.shown: latent,
         }
-
-    def _tried(self, latent: int, text: str) -> str:
-        try:
-            return html("tried", self.actions.try_text(latent, text)) if text else ""
-        except ValueError as error:  # the rest of the page needs no text
-            return html("error", str(error))
-
-    def _direction(self, latent: int) -> str | None:
-        try:
-            return str(direction(self.subject, latent))
-        except ValueError:  # an SAE whose latents have no one direction
-            return None
-
-    def _lens(self, latent: int) -> dict[str, Any]:
-        """What its direction does to the next token."""
-        try:
-            return self.actions.promoted(latent)
-        except ValueError as error:  # no language model, or none that it writes to
-            return {"why_no_lens": str(error)}
 
     def wire(self, app: App) -> None:
         """Buttons lead to another latent, or to the steer page; edited labels are kept."""
@@ -165,7 +166,7 @@ class FeaturePage(Page[at.Feature]):
             app.on([self.try_it.click, self.text.submit], self.address, self)
             app.on([self.steer.click], self._to_steer, self, leads_to=("steer",))
         for part in (self.main, self.aside, self.tried, self.own):
-            app.on_select(part, self._clicked, self, leads_to=("steer", "picture"))
+            app.on_select(part, self._click, self, leads_to=("steer", "picture"))
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for trigger in (self.save.click, self.label.submit):
             trigger(
@@ -194,7 +195,7 @@ class FeaturePage(Page[at.Feature]):
     def _to_steer(self, *values: object) -> at.Steer:
         return at.Steer(latents={latent_of(self.subject, values[0]): 1.0})
 
-    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
+    def _click(self, do: str, index: str, to: str, *values: object) -> at.Address:
         if do == "token":
             return self.address(*values)
         if do == "steer":
@@ -235,22 +236,29 @@ class FeaturePage(Page[at.Feature]):
         return {self.notice: notice, self.main: main, self.drafts: others}
 
 
-_ENDS = ((0, "low"), (-1, "high"))
-
-
-def _title(kind: str, n_groups: int) -> str:
-    """Of a group of examples."""
-    if kind == "top":
-        return "Strongest"
-    part = int(kind.removeprefix("quantile_"))
-    low, high = (round(100 * p / n_groups) for p in (part - 1, part))
-    return f"From the {low} % to the {high} % strongest, of a random sample"
+def export(subject: Subject, view: Json) -> tuple[Path, Path]:
+    """Paths of a latent's page as JSON, and of its examples as CSV, a line for each; see
+    `inspect_actions.feature`. The files lie in a folder that is deleted when the app ends."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(_COLUMNS)
+    for group in view.get("groups", []):
+        for rank, e in enumerate(group["examples"]):
+            token = next((t["text"] for t in e["tokens"] if t["firing"]), "")
+            # without text the window is places
+            window = e["text"] if "places" in e else "".join(t["text"] for t in e["tokens"])
+            place = (e["document"], e["position"], f"{e['activation']:.6g}")
+            lines.writerow([view["latent"], group["kind"], rank, *place, token, window])
+    name = subject.directions / f"latent-{view['latent']}"
+    as_json, as_csv = name.with_suffix(".json"), name.with_suffix(".csv")
+    write_whole(as_json, json.dumps(view, ensure_ascii=False, indent=1) + "\n")
+    write_whole(as_csv, text.getvalue())
+    return as_json, as_csv
 
 
 def _histogram(bars: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:
     """Its bars, and the words at its edges."""
     most = max((b["count"] for b in bars), default=1)
-    low, high = (number(bars[i][k]) if bars else "" for i, k in _ENDS)
     drawn = [
         {
             "share": b["count"] / most,
@@ -258,8 +266,14 @@ def _histogram(bars: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:
         }
         for b in bars
     ]
-    view = {"bars": drawn, "most": f"{most:,} {unit.many}", "low": low, "high": high}
-    return {**view, "ticks": axis_ticks(bars[0]["low"], bars[-1]["high"]) if bars else []}
+    low, high = (bars[0]["low"], bars[-1]["high"]) if bars else (0.0, 0.0)
+    return {
+        "bars": drawn,
+        "most": f"{most:,} {unit.many}",
+        "low": number(low) if bars else "",
+        "high": number(high) if bars else "",
+        "ticks": axis_ticks(low, high),
+    }
 
 
 def axis_ticks(low: float, high: float) -> list[dict[str, Any]]:
@@ -278,33 +292,16 @@ def axis_ticks(low: float, high: float) -> list[dict[str, Any]]:
 
 def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
     facts = []
+    if view["collected"]:
+        n = view["n_tokens"]
+        firings = f"{view['n_firings']:,} of {n:,} {unit.many}" if n else ""
+        facts.append(("fires on", percent(view["density"]), firings))
+        facts.append(("largest activation", number(view["max_activation"]), "raw units"))
+        facts.append(("mean when it fires", number(view["mean_activation"]), "raw units"))
     if view["threshold"] is not None:
-        facts.append({"name": "threshold", "value": number(view["threshold"]), "note": "raw units"})
+        facts.append(("threshold", number(view["threshold"]), "raw units"))
     if view["reads"]:
-        facts.append({"name": "reads", "value": view["reads"], "note": "and writes from there on"})
-    facts += [
-        {
-            "name": f"share at {row['site']}",
-            "value": percent(row["share"]),
-            "note": "of what it writes",
-        }
-        for row in view["sites"]
-    ]
-    if not view["collected"]:
-        return facts
-    n = view["n_tokens"]
-    firings = f"{view['n_firings']:,} of {n:,} {unit.many}" if n else ""
-    return [
-        {"name": "fires on", "value": percent(view["density"]), "note": firings},
-        {
-            "name": "largest activation",
-            "value": number(view["max_activation"]),
-            "note": "raw units",
-        },
-        {
-            "name": "mean when it fires",
-            "value": number(view["mean_activation"]),
-            "note": "raw units",
-        },
-        *facts,
-    ]
+        facts.append(("reads", view["reads"], "and writes from there on"))
+    for row in view["sites"]:
+        facts.append((f"share at {row['site']}", percent(row["share"]), "of what it writes"))
+    return [{"name": name, "value": value, "note": note} for name, value, note in facts]

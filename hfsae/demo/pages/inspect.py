@@ -100,13 +100,13 @@ class InspectPage(TextPage[at.Inspect]):
         app.on([self.versus.submit], afresh, self, progress_on=[self.comparison])
         app.on_select(self.examples, self._example, self, progress_on=[self.text])
         for part in (self.text, self.latents, self.comparison):
-            app.on_select(part, self._clicked, self, leads_to=("feature", "steer"))
+            app.on_select(part, self._click, self, leads_to=("feature", "steer"))
 
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Inspect:
         text = one_of(self.texts, number)
         return replace(self.address(*values), prompt=text, versus="", latent=None, token=None)
 
-    def _clicked(self, do: str, number: str, to: str, *values: object) -> at.Address:
+    def _click(self, do: str, number: str, to: str, *values: object) -> at.Address:
         now = self.address(*values)
         if do == "token":
             return replace(now, token=whole(number))

@@ -1,7 +1,7 @@
 """The interface of a page, and how an event leads from one address to another."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar, Generic, TypeVar
@@ -45,8 +45,6 @@ class Page(Generic[A]):
     """where an error sentence is shown"""
     outputs: Sequence[Any] = ()
     """components that `render` may update"""
-    noted: Sequence[Any] = ()
-    """components that `added` may update"""
 
     def __init__(self, actions: Actions) -> None:
         self.actions, self.subject = actions, actions.subject
@@ -111,17 +109,6 @@ class Page(Generic[A]):
         """Updates of all below the inputs. Raises ValueError with a sentence for the notice."""
         return {}
 
-    def joined(self, other: Steer, *values: object) -> Steer:
-        """The state from the values of `inputs`, with another page's request."""
-        raise NotImplementedError
-
-    def added(self, latents: Mapping[int, float], *values: object) -> Updates:
-        """Further updates when another page adds latents to the values of `inputs`."""
-        return {}
-
-    def request_run(self, request: gr.Request, address: Address) -> None:
-        """Request what an address asks to be written, in the name of the request's session."""
-
     def wire(self, app: "App") -> None:
         """Connect this page's events."""
 
@@ -135,9 +122,27 @@ class TextPage(Page[A]):
         return subject.runs_text
 
 
+@dataclass(eq=False)
+class Run:
+    """A long run of a visit."""
+
+    values: Sequence[Any]
+    """the page's inputs when it was requested"""
+    begun: bool = False
+    over: bool = False
+    """whether it has ended, or must: it was stopped, or another took its place"""
+    stopped: bool = False
+
+
 @dataclass
 class Visit:
-    """What is known of one browser's page. Handlers change it in place: the next event knows."""
+    """What is known of one browser's page, in a `gr.State`. Handlers change it in place: an event
+    under way knows of the next.
+
+    Runs are our own, and not Gradio's `cancels=`, since a text that is stopped is still measured,
+    and may be shared: a run is requested at once, begins when its turn in the queue comes, and ends
+    where it may.
+    """
 
     drawn: set[str] = field(default_factory=set)
     """names of the pages that were drawn; empty until the first is"""
@@ -147,14 +152,49 @@ class Visit:
     """what the link asked for"""
     selected: bool = False
     """whether the browser said that it has selected the first page, as it does at the start"""
+    runs: dict[str, Run] = field(default_factory=dict)
+    """the last of each kind"""
+    written: Any = None
+    """what the last run of the page Steer wrote"""
+    strength: Any = None
+    """a steering address, and strengths that a search found for it"""
+
+    def ask(self, kind: str, *values: object) -> None:
+        """Request a run; the one under way ends."""
+        self.give_up(kind)
+        self.runs[kind] = Run(values)
+
+    def begin(self, kind: str) -> Run | None:
+        """The last requested run, once, whoever's turn it is; None if there is none, or it was
+        stopped while it waited."""
+        run = self.runs.get(kind)
+        if run is None or run.begun or run.over:
+            return None
+        run.begun = True
+        return run
+
+    def give_up(self, kind: str) -> None:
+        """The run under way ends, for another's sake, and says nothing of it."""
+        if run := self.runs.get(kind):
+            run.over = True
+
+    def stop(self) -> None:
+        """All runs under way end; one that waits never begins."""
+        for run in self.runs.values():
+            run.stopped = run.stopped or not run.over
+            run.over = True
 
 
 @dataclass
 class App:
     """The link in the browser's address bar, which page is to be opened, and the pages by name.
 
-    An answer names the page that it leads to, and the click that it answers; whether the page is
-    opened is decided in the browser, which knows of later clicks.
+    Three things are our own. `link` is a hidden box, since no component of Gradio's writes the
+    address bar. `lead` is another, with a click's number, since an update of `gr.Tabs` would bring
+    back a page that somebody left while the answer was on its way: the browser, which knows of
+    later clicks, decides. Clicks in panels are numbered, since of quick ones the last is shown:
+    Gradio's "once" would lose one that comes before the answer to another, and its "always_last"
+    would answer the first one twice.
     """
 
     link: gr.Textbox
@@ -162,7 +202,8 @@ class App:
     """the number of a click, and the page that it leads to"""
     visit: gr.State
     """a `Visit`"""
-    pages: dict[str, Page] = field(default_factory=dict)
+    pages: dict[str, Any] = field(default_factory=dict)
+    """each a `Page`"""
 
     def page_of(self, address: Address) -> Page:
         """The page of an address.
@@ -208,17 +249,18 @@ class App:
         *,
         leads_to: Sequence[str] = (),
         progress_on: Sequence[Component] | None = None,
-    ) -> list[Any]:
+    ) -> None:
         """When one of the events happens, show `to(*values of the page's inputs)`; what happens
         before the answer to an earlier one is answered after it, once."""
+        js = _NUMBERED if leads_to else None
 
-        def handler(request: gr.Request, visit: Visit, click: object, *values: object) -> Updates:
-            number = int(str(click)) if leads_to and str(click).isdecimal() else None
-            return self._guarded(request, visit, page, to, values, number)
+        def handler(visit: Visit, click: str, *values: object) -> Updates:
+            number = int(click) if leads_to else None
+            return self._answer(visit, page, to, values, number)
 
-        options = {"trigger_mode": "always_last", "js": _NUMBERED if leads_to else None}
-        triggers = [partial(trigger, **options) for trigger in triggers]
-        return [self._bind(t, handler, page, leads_to, progress_on) for t in triggers]
+        for trigger in triggers:
+            numbered = partial(trigger, trigger_mode="always_last", js=js)
+            self._bind(numbered, handler, page, leads_to, progress_on)
 
     def on_select(
         self,
@@ -229,23 +271,73 @@ class App:
         leads_to: Sequence[str] = (),
         progress_on: Sequence[Component] | None = None,
     ) -> Any:
-        """When something with data-do is clicked: show `to(do, at, to, *values)`. Of quick clicks
-        the last is shown: Gradio's "once" would lose one that comes before the answer to another,
-        and its "always_last" would answer the first one twice."""
+        """When something with data-do is clicked: show `to(do, at, to, *values)`, of quick clicks
+        the last."""
 
-        def handler(
-            event: gr.EventData, request: gr.Request, visit: Visit, _: object, *values: object
-        ) -> Updates:
+        def handler(event: gr.EventData, visit: Visit, _: object, *values: object) -> Updates:
             data = event._data if isinstance(event._data, dict) else {}
             click = data.get("click")
             click = click if isinstance(click, int) else 0
             visit.click = max(visit.click, click)
             clicked = [str(data.get(name) or "") for name in ("do", "at", "to")]
-            updates = self._guarded(request, visit, page, partial(to, *clicked), values, click)
+            updates = self._answer(visit, page, partial(to, *clicked), values, click)
             return updates if click == visit.click else {self.link: gr.skip()}
 
         select = partial(panel.select, trigger_mode="multiple")
         return self._bind(select, handler, page, leads_to, progress_on)
+
+    def _bind(
+        self,
+        trigger: Callable[..., Any],
+        handler: Callable[..., Updates],
+        page: Page,
+        leads_to: Sequence[str],
+        progress_on: Sequence[Component] | None,
+    ) -> Any:
+        name, steer = page.state.__name__.lower(), self.pages.get("steer")
+        others = [other for other in leads_to if other in self.pages]
+        inputs, outputs = list(page.inputs), self.outputs(name, *others)
+        if steer and "steer" in others:
+            inputs += steer.inputs
+            outputs.append(steer.added)
+        return trigger(
+            handler,
+            [self.visit, self.lead, *inputs],
+            outputs,
+            show_progress="minimal" if progress_on is not None else "hidden",
+            show_progress_on=progress_on,
+            api_visibility="private",
+            **in_queue("look"),
+        )
+
+    def _answer(
+        self,
+        visit: Visit,
+        page: Page,
+        to: Callable[..., Address],
+        values: Sequence[Any],
+        click: int | None,
+    ) -> Updates:
+        """Unchanged fields are not sent: somebody may be typing there. A latent to steer is added
+        to those already steered. What has no click's number stays on its page."""
+        own, of_steer = values[: len(page.inputs)], values[len(page.inputs) :]
+        fields, steer = list(page.inputs), self.pages.get("steer")
+        try:
+            address, added = to(*own), {}
+            if steer and of_steer:
+                fields += steer.inputs
+                if isinstance(address, Steer):
+                    address, added = steer.join(address, *of_steer)
+            updates = self.show(address) | added
+            if steer and isinstance(address, Steer) and address.run:
+                visit.ask("texts", *steer.values(address))
+        except ValueError as error:
+            return {page.notice: html("error", str(error))}
+        if click is not None:
+            updates[self.lead] = lead_text(click, address)
+        visit.drawn.add(page_of(address))
+        seen = dict(zip(fields, values, strict=True))
+        return {part: new for part, new in updates.items() if part not in seen or new != seen[part]}
 
     def follow(self, triggers: Sequence[Callable[..., Any]], page: Page) -> None:
         """When one of the page's fields changes, update the link: one answer at a time, so that the
@@ -267,66 +359,8 @@ class App:
             trigger_mode="always_last",
         )
 
-    def _guarded(
-        self,
-        request: gr.Request,
-        visit: Visit,
-        page: Page,
-        to: Callable[..., Address],
-        values: Sequence[Any],
-        click: int | None,
-    ) -> Updates:
-        """Unchanged fields are not sent: somebody may be typing there. A latent to steer is added
-        to those already steered. What has no click's number stays on its page."""
-        n, steer = len(page.inputs), self.pages.get("steer")
-        own, of_steer = values[:n], values[n:]
-        try:
-            address = to(*own)
-            added: Updates = {}
-            if steer and of_steer and isinstance(address, Steer):
-                latents = address.latents
-                address = steer.joined(address, *of_steer)
-                added = steer.added(latents, *of_steer)
-            updates = self.show(address) | added
-            if steer:
-                steer.request_run(request, address)
-        except ValueError as error:
-            return {page.notice: html("error", str(error))}
-        if click is not None:
-            updates[self.lead] = leading(click, address)
-        visit.drawn.add(page_of(address))
-        seen = dict(zip(self._inputs(page, bool(of_steer)), values, strict=True))
-        return {part: new for part, new in updates.items() if part not in seen or new != seen[part]}
 
-    def _inputs(self, page: Page, with_steer: bool) -> list[Any]:
-        return [*page.inputs, *(self.pages["steer"].inputs if with_steer else ())]
-
-    def _noted(self, leads_to: Sequence[str]) -> list[Any]:
-        """What an event that may add a latent to those steered tells the steer page besides."""
-        return list(self.pages["steer"].noted) if "steer" in leads_to else []
-
-    def _bind(
-        self,
-        trigger: Callable[..., Any],
-        handler: Callable[..., Updates],
-        page: Page,
-        leads_to: Sequence[str],
-        progress_on: Sequence[Component] | None,
-    ) -> Any:
-        name = next(name for name, p in self.pages.items() if p is page)
-        leads_to = [other for other in leads_to if other in self.pages]
-        return trigger(
-            handler,
-            [self.visit, self.lead, *self._inputs(page, "steer" in leads_to)],
-            [*self.outputs(name, *leads_to), *self._noted(leads_to)],
-            show_progress="minimal" if progress_on is not None else "hidden",
-            show_progress_on=progress_on,
-            api_visibility="private",
-            **in_queue("look"),
-        )
-
-
-def leading(click: int, address: Address) -> str:
+def lead_text(click: int, address: Address) -> str:
     """What `App.lead` holds when a click leads to an address's page."""
     return f"{click} {page_of(address)}"
 

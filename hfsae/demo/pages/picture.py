@@ -9,12 +9,18 @@ import gradio as gr
 from ...machine.units import PATCH
 from .. import address as at
 from ..actions import Actions, in_queue
-from ..crops import add_strongest, crop
-from ..parts import html, panel
-from ..picture import as_link
-from ..picture_actions import activations_of
+from ..parts import data_link, html, panel
+from ..picture_latents import (
+    MOST_BYTES,
+    PictureLatents,
+    add_strongest,
+    crop,
+    is_upload,
+    part_name,
+    picture_latents,
+    upload,
+)
 from ..rows import Json, largest_of
-from ..seeing import MOST_BYTES, Seen, is_upload, part_name, seen, upload
 from ..subject import Subject
 from .page import App, Page, Updates, whole
 
@@ -36,7 +42,7 @@ class PicturePage(Page[at.Picture]):
 
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
-        self.offered = _offered(self.subject)
+        self.offered = _example_pictures(self.subject)
         with gr.Row(elem_classes="hf-buttons"):
             self.upload = gr.UploadButton(
                 "Upload a picture",
@@ -62,7 +68,7 @@ class PicturePage(Page[at.Picture]):
 
     def first(self) -> at.Picture:
         """The first picture that examples are from."""
-        offered = _offered(self.subject)[:1] if self.subject.encoder is not None else []
+        offered = _example_pictures(self.subject)[:1] if self.subject.encoder is not None else []
         return at.Picture("".join(p["picture"] for p in offered))
 
     def render(self, address: at.Picture) -> Updates:
@@ -73,26 +79,26 @@ class PicturePage(Page[at.Picture]):
         if not address.picture:
             return {self.shown: html("empty", _NONE_YET), self.latents: ""}
         view = self.actions.inspect_picture(address.picture, address.latent)
-        there = seen(self.subject, address.picture)
+        here = picture_latents(self.subject, address.picture)
         for row in [*view["ranking"], *view["dense"]["rows"]]:
-            row["here"] = self._crop(there, row["latent"], row["peak"])
+            row["here"] = self._crop(here, row["latent"], row["peak"])
         add_strongest(self.subject, [*view["ranking"], *view["dense"]["rows"]])
-        view["crop"] = self._crop(there, view["latent"], None)
+        view["crop"] = self._crop(here, view["latent"], None)
         view["small"] = not is_upload(address.picture)
         return {self.shown: html("seen", view), self.latents: html("seen_latents", view)}
 
-    def _crop(self, there: Seen, latent: int | None, peak: int | None) -> Json:
+    def _crop(self, here: PictureLatents, latent: int | None, peak: int | None) -> Json:
         """The picture with a latent's activations over it."""
-        trace = activations_of(there, latent)
+        trace = here.activations(latent)
         most = largest_of(self.subject, latent) or max([*trace, 0.0]) or 1.0
         shares = {i: activation / most for i, activation in enumerate(trace) if activation > 0}
-        return crop(there.picture, there.grid, peak, shares, is_whole=True)
+        return crop(here.picture, here.grid, peak, shares, is_whole=True)
 
     def wire(self, app: App) -> None:
         """An uploaded picture is shown; clicks on latents keep it."""
         self.app = app
         self.upload.upload(
-            self._uploaded,
+            self._upload,
             self.upload,
             app.outputs("picture"),
             show_progress="minimal",
@@ -102,13 +108,16 @@ class PicturePage(Page[at.Picture]):
         )
         app.on_select(self.examples, self._example, self, progress_on=[self.shown])
         for part in (self.shown, self.latents):
-            app.on_select(part, self._clicked, self, leads_to=("feature",))
+            app.on_select(part, self._click, self, leads_to=("feature",))
 
-    def _uploaded(self, path: str | None) -> Updates:
+    def _upload(self, path: str | None) -> Updates:
         if path is None:
             return {self.notice: gr.skip()}
         try:
-            name = upload(self.subject, _taken(Path(path)))
+            with Path(path).open("rb") as file:
+                content = file.read(MOST_BYTES + 1)
+            Path(path).unlink(missing_ok=True)  # it is not kept on disk
+            name = upload(self.subject, content)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
         return self.app.show(at.Picture(name))
@@ -116,33 +125,25 @@ class PicturePage(Page[at.Picture]):
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Picture:
         return at.Picture(number)
 
-    def _clicked(self, do: str, number: str, to: str, *values: object) -> at.Address:
+    def _click(self, do: str, number: str, to: str, *values: object) -> at.Address:
         if do == "colour":
             return replace(self.address(*values), latent=whole(number))
         return at.Feature(latent=whole(number))
 
 
-def _taken(path: Path) -> bytes:
-    """The content of an uploaded file, which is not kept on disk."""
-    with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    path.unlink(missing_ok=True)
-    return content
-
-
-def _offered(subject: Subject) -> list[dict[str, Any]]:
+def _example_pictures(subject: Subject) -> list[dict[str, Any]]:
     """Pictures that examples are from, spread over all."""
     if subject.pictures is None or subject.encoder is None:
         return []
     keys = [key for key in subject.pictures.names if key[1] >= 0]
     keys = keys[:: max(1, len(keys) // _OFFERED)][:_OFFERED]
-    found = subject.pictures.read(keys)
+    pictures = subject.pictures.read(keys)
     return [
         {
             "picture": part_name(key),
-            "name": found[key].name,
-            "src": as_link(found[key].content, "image/jpeg"),
+            "name": pictures[key].name,
+            "src": data_link(pictures[key].content, "image/jpeg"),
         }
         for key in keys
-        if key in found
+        if key in pictures
     ]

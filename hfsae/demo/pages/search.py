@@ -1,18 +1,24 @@
-"""Find latents."""
+"""Pages that find latents: by a search, on a map, by labels of documents, by one of two models."""
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import gradio as gr
 
 from .. import address as at
 from ..actions import Actions
-from ..crops import add_strongest
-from ..finding import numbered
+from ..diff_actions import GROUPS, ORDERS
+from ..how_to_make import how_to_make
 from ..inspect_actions import BY, BY_WITHOUT_TEXT, RAW, SCORES, check_query
+from ..latent_map import latent_map
 from ..parts import html, number, panel, percent
+from ..picture_latents import add_strongest
 from ..presets import searches
+from ..subject import Subject
+from ..word_search import by_number
 from .page import App, Page, Updates, one_of, whole
 
+A = TypeVar("A", bound=at.Address)
 _NAMES = {
     "word": "a word or a subject",
     "promotes": "a token they make more likely",
@@ -32,7 +38,23 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 """of the numbers of each search, what stands above them, and how they are written"""
 
 
-class SearchPage(Page[at.Search]):
+class _ListPage(Page[A]):
+    """A page with lists of latents: a click leads to a latent's page, or steers it."""
+
+    def query_box(self, label: str, placeholder: str, **options: object) -> None:
+        """A box of one line for what is looked for."""
+        options = {"max_lines": 1, "elem_classes": "hf-whole", **options}
+        options |= {"label": label, "placeholder": placeholder, "scale": 4, "min_width": 200}
+        self.query = self.field("query", gr.Textbox, **options)
+
+    def open_or_steer(self, do: str, index: str, to: str, *values: object) -> at.Address:
+        """Where a click in a list leads."""
+        if do == "steer":
+            return at.Steer(latents={whole(index): 1.0})
+        return at.Feature(whole(index))
+
+
+class SearchPage(_ListPage[at.Search]):
     """A search, and the latents that it finds."""
 
     title = "Search"
@@ -49,23 +71,15 @@ class SearchPage(Page[at.Search]):
             "by", gr.Radio, names, label="Find latents by", elem_classes="hf-choices"
         )
         with gr.Row(elem_classes="hf-buttons"):
-            self.query = self.field(
-                "query",
-                gr.Textbox,
-                label="Search",
-                placeholder=_EXAMPLE if unit.is_text else f"part of a {unit.whole}'s name",
-                scale=4,
-                min_width=200,
-                max_lines=3,
-                elem_classes="hf-whole",
-            )
+            hint = _EXAMPLE if unit.is_text else f"part of a {unit.whole}'s name"
+            self.query_box("Search", hint, max_lines=3)
             self.run = gr.Button("Search", variant="primary", min_width=100, scale=0)
             self.random = gr.Button("Random latent", min_width=130, scale=0)
         queries = [query for query, _ in self.choices]
         self.examples = panel(html("examples", queries), elem_id="search-examples")
         self.notice = panel()
-        self.found = panel(elem_id="search-found")
-        self.outputs = (self.found,)
+        self.hits = panel(elem_id="search-found")
+        self.outputs = (self.hits,)
 
     def to_component(self, name: str, value: object) -> object:
         """A valid way to search."""
@@ -76,30 +90,30 @@ class SearchPage(Page[at.Search]):
         return at.Search(*self.choices[0])
 
     def render(self, address: at.Search) -> Updates:
-        """The latents that were found."""
+        """The latents that are found."""
         if not address.query:
-            return {self.found: ""}
+            return {self.hits: ""}
         view = self.actions.search(address.query, address.by)
         unit, written = _COLUMNS[view["score"]]
         rows = [{**row, "shown": written(row["value"])} for row in view["found"]]
         add_strongest(self.subject, rows)
         shown = {**view, "found": rows, "reasons": view["score"] == SCORES["word"]}
         shown["unit"] = self.subject.unit
-        return {self.found: html("searched", shown, unit)}
+        return {self.hits: html("searched", shown, unit)}
 
     def wire(self, app: App) -> None:
-        """A latent that was found leads to its page, or is steered."""
+        """A latent leads to its page, or is steered."""
         begun = [self.run.click, self.query.submit]
-        app.on(begun, self._search, self, leads_to=("feature",), progress_on=[self.found])
-        app.on([self.by.input], self.address, self, progress_on=[self.found])
+        app.on(begun, self._search, self, leads_to=("feature",), progress_on=[self.hits])
+        app.on([self.by.input], self.address, self, progress_on=[self.hits])
         app.on([self.random.click], self._random, self, leads_to=("feature",))
-        app.on_select(self.examples, self._example, self, progress_on=[self.found])
-        app.on_select(self.found, self._clicked, self, leads_to=("feature", "steer"))
+        app.on_select(self.examples, self._example, self, progress_on=[self.hits])
+        app.on_select(self.hits, self.open_or_steer, self, leads_to=("feature", "steer"))
 
     def _search(self, *values: object) -> at.Address:
         address = self.address(*values)
         check_query(address.query)  # there has to be one
-        hits = numbered(self.subject, address.query) if address.by == at.Search.by else []
+        hits = by_number(self.subject, address.query) if address.by == at.Search.by else []
         return at.Feature(hits[0].latent) if hits else address
 
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Search:
@@ -108,7 +122,140 @@ class SearchPage(Page[at.Search]):
     def _random(self, *values: object) -> at.Feature:
         return at.Feature(self.actions.random_latent()["latent"])
 
-    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
-        if do == "steer":
-            return at.Steer(latents={whole(index): 1.0})
-        return at.Feature(whole(index))
+
+class MapPage(_ListPage[at.Map]):
+    """Every latent a point, near those with similar directions; a search highlights some."""
+
+    title = "Map"
+    state = at.Map
+
+    def __init__(self, actions: Actions) -> None:
+        super().__init__(actions)
+        with gr.Row(elem_classes="hf-buttons"):
+            hint, unit = "a word that latents fire on, or of their names", self.subject.unit
+            if not unit.is_text:
+                hint = f"a {unit.whole} that latents fire in, or a word of their names"
+            self.query_box("Highlight", hint)
+            self.run = gr.Button("Highlight", variant="primary", min_width=110, scale=0)
+        self.notice = panel()
+        self.map = panel(elem_id="map-all")
+        self.hits = panel(elem_id="map-found")
+        self.outputs = (self.map, self.hits)
+
+    def first(self) -> at.Map:
+        """With a word highlighted that some latent fires on, or that is in a name."""
+        words = [query for query, by in searches(self.subject) if by in ("word", "label")]
+        return at.Map((*words, "")[0])
+
+    def render(self, address: at.Map) -> Updates:
+        """The map, and the latents that are highlighted in it."""
+        lacking = how_to_make(self.subject, "collect")
+        view = {**latent_map(self.subject), "missing": lacking, "unit": self.subject.unit}
+        drawn = html("latent_map", view)
+        return {self.map: drawn, self.hits: self._hits(address.query)}
+
+    def _hits(self, query: str) -> str:
+        view = self.actions.find_on_map(query) if query.strip() else {"hits": [], "rows": []}
+        add_strongest(self.subject, view["rows"])
+        return html("on_map", {**view, "query": query, "unit": self.subject.unit})
+
+    def wire(self, app: App) -> None:
+        """A point leads to its latent's page; a search changes the highlights alone."""
+        self.link = app.link
+        for trigger in (self.run.click, self.query.submit):
+            trigger(
+                self._highlight,
+                self.inputs,
+                [self.notice, self.hits, app.link],
+                show_progress="hidden",
+                api_visibility="private",
+                trigger_mode="always_last",
+            )
+        for part in (self.map, self.hits):
+            app.on_select(part, self.open_or_steer, self, leads_to=("feature", "steer"))
+
+    def _highlight(self, *values: object) -> dict[Any, Any]:
+        try:
+            address = self.address(*values)
+            hits = self._hits(address.query)
+        except ValueError as error:
+            return {self.notice: html("error", str(error))}
+        return {self.notice: "", self.hits: hits, self.link: at.to_query(address)}
+
+
+class LabelsPage(_ListPage[at.Labels]):
+    """A table of labels, each with its best latent beside the best single number."""
+
+    title = "Labels"
+    state = at.Labels
+
+    @classmethod
+    def fits(cls, subject: Subject) -> bool:
+        """An SAE whose run had labels."""
+        return bool(subject.columns)
+
+    def __init__(self, actions: Actions) -> None:
+        super().__init__(actions)
+        with gr.Row(elem_classes="hf-buttons"):
+            self.query_box("Only labels with", "all of them")
+            self.run = gr.Button("Show", variant="primary", min_width=100, scale=0)
+        self.notice = panel()
+        self.table = panel(elem_id="labels-table")
+        self.outputs = (self.table,)
+
+    def render(self, address: at.Labels) -> Updates:
+        """The rows of the table that have the word."""
+        view = self.actions.labels(address.query)
+        add_strongest(self.subject, view["found"])
+        return {self.table: html("labels", {**view, "unit": self.subject.unit})}
+
+    def wire(self, app: App) -> None:
+        """A latent leads to its page."""
+        app.on([self.run.click, self.query.submit], self.address, self, progress_on=[self.table])
+        app.on_select(self.table, self.open_or_steer, self, leads_to=("feature",))
+
+
+class DiffPage(_ListPage[at.Diff]):
+    """A table of latents by the model that they are of."""
+
+    title = "Two models"
+    state = at.Diff
+
+    @classmethod
+    def fits(cls, subject: Subject) -> bool:
+        """An SAE over two models, which `hfsae diff` compared."""
+        return bool(subject.diff)
+
+    def __init__(self, actions: Actions) -> None:
+        super().__init__(actions)
+        first, second = self.subject.diff["models"]
+        words = (f"mostly {first}", f"mostly {second}", "of both", "in between")
+        groups = [("all", ""), ("little of it in the other model", "little")]
+        groups += list(zip(words, GROUPS, strict=True))
+        with gr.Row(elem_classes="hf-buttons"):
+            self.group = self.field(
+                "group", gr.Dropdown, choices=groups, label="Latents", scale=2, min_width=180
+            )
+            self.by = self.field(
+                "by",
+                gr.Dropdown,
+                choices=[(words, key) for key, words in ORDERS.items()],
+                label="Sorted by",
+                scale=2,
+                min_width=180,
+            )
+            self.run = gr.Button("Show", variant="primary", min_width=100, scale=0)
+        self.notice = panel()
+        self.table = panel(elem_id="diff-table")
+        self.outputs = (self.table,)
+
+    def render(self, address: at.Diff) -> Updates:
+        """The latents of the group, in the order."""
+        view = self.actions.diff(address.group, address.by)
+        return {self.table: html("diff", {**view, "unit": self.subject.unit})}
+
+    def wire(self, app: App) -> None:
+        """A latent leads to its page."""
+        app.on([self.run.click, self.by.input], self.address, self, progress_on=[self.table])
+        app.on([self.group.input], self.address, self, progress_on=[self.table])
+        app.on_select(self.table, self.open_or_steer, self, leads_to=("feature",))

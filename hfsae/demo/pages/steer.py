@@ -1,7 +1,8 @@
-"""Baseline and steered text side by side."""
+"""Baseline and steered text side by side; the searches for a strength, and for presets."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from itertools import count
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -13,19 +14,25 @@ from .. import address as at
 from .. import validate
 from ..actions import Actions, in_queue, on_zero_gpu
 from ..address import to_query
+from ..how_to_make import how_to_make
 from ..inspect_actions import latent_of, weak_match
 from ..parts import dial, html, panel
-from ..presets import presets
-from ..reading import Exchange, check_text
+from ..presets import can_search, presets, search_presets, why_random
 from ..rows import as_rows, check_latent
-from ..runs import Run, Runs
-from ..settings import NAMES
+from ..share import share_panel
 from ..snippet import of_texts
-from ..steer_actions import LIMITS, check, sampling
-from .found import PresetSearch
-from .page import LATENT_BOX, App, TextPage, Updates, box, whole
-from .share import Share
-from .strength import StrengthSearch
+from ..steer_actions import (
+    LIMITS,
+    MAX_KL,
+    MAX_REPETITION,
+    N_TRIED,
+    SWEPT_MODES,
+    SWEPT_UNITS,
+    check,
+    sampling,
+)
+from ..subject import Exchange
+from .page import LATENT_BOX, App, Run, TextPage, Updates, Visit, box, whole
 
 UNIT_NAMES = {"max": "x largest activation", "norm": "% of the norm", "raw": "raw"}
 _UNITS = [
@@ -47,11 +54,23 @@ _SCOPES = {"all": "all tokens", "prompt": "the prompt", "generated": "generated 
 _NO_TEXTS = "Generate writes the model's text as it is, and steered."
 MESSAGE = "How was your day?"
 """what a conversation begins with, where nobody wrote anything"""
+_NO_CARET = """(visit) => {
+    document.querySelectorAll('.hf-caret').forEach((node) => node.remove());
+    return [visit];
+}"""
+_NO_PRESETS = (
+    "No latent that was tried steers visibly with all three seeds; nothing is written. "
+    "“hfsae presets FOLDER --n_candidates 100” tries more."
+)
+_UNDER_WAY = (
+    "Another window has begun a search already; it goes on, "
+    "and its presets are offered here when it ends."
+)
 _CHOICES: dict[str, tuple[str, ...]] = {"mode": MODES, "scope": SCOPES, "unit": UNITS}
 
 
-class Written(NamedTuple):
-    """What a session's last run wrote: texts of an address, and of a conversation's turns."""
+class SteeredTexts(NamedTuple):
+    """What a visit's last run wrote: texts of an address, and of a conversation's turns."""
 
     address: at.Steer
     exchanges: tuple[Exchange, ...]
@@ -67,7 +86,7 @@ class Written(NamedTuple):
 
 
 class SteerPage(TextPage[at.Steer]):
-    """Long texts and sweeps: each session has one of each at a time."""
+    """Long texts, and searches for strengths and presets: a visit has one of each at a time."""
 
     title = "Steer"
     state = at.Steer
@@ -76,13 +95,14 @@ class SteerPage(TextPage[at.Steer]):
         super().__init__(actions)
         self.measured = self.subject.largest() is not None
         self.choices = presets(self.subject)
+        self.searcher: Visit | None = None  # whose search for presets is under way
         self.latents, self.turns = self.field("latents", gr.State), self.field("turns", gr.State)
-        self.texts, self.strength, self.written = Runs(), StrengthSearch(self), gr.State(None)
+        self.added = gr.State(None)  # the latent that was added last, with a number of its own
+        self._numbers = count()
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.prompt = self.field("prompt", gr.Textbox, label="Prompt", **box(3))
-                self.search = PresetSearch(self)
-                self.presets = panel(self.search.drawn(), elem_id="steer-examples")
+                self.presets = panel(self.presets_html(), elem_id="steer-examples")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.run = gr.Button(
                         "Generate", variant="primary", min_width=120, scale=0, elem_id="steer-run"
@@ -92,7 +112,7 @@ class SteerPage(TextPage[at.Steer]):
                     )
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
                     panel(html("keys"))
-                self.field("chat", gr.Checkbox, **self._chat())
+                self._chat()
                 self.searching = panel(elem_id="steer-searching")
             with gr.Column(scale=3, min_width=320):
                 self.chips = panel(self.draw_chips(self.opening), elem_id="steer-chips")
@@ -105,19 +125,16 @@ class SteerPage(TextPage[at.Steer]):
         self.notice = panel()
         self.trying = panel(elem_id="steer-trying")
         self.output = panel(html("empty", _NO_TEXTS), elem_id="steer-output")
-        self.share = Share(self)
+        self.share = panel(elem_id="steer-share")
         with gr.Row(elem_classes="hf-buttons hf-reply"):
             self.reply = gr.Textbox(label="Your next message", scale=1, min_width=200, max_lines=6)
             self.send = gr.Button("Send", variant="primary", min_width=90, scale=0)
             self.anew = gr.Button("Begin anew", min_width=120, scale=0)
         self.suggestion = panel(elem_id="steer-suggestion")
         self.outputs = (self.chips, self.matched, self.output, self.suggestion, self.presets)
-        self.noted = (self.strength.added,)
-        self.generated: list[Any] = []
-        """what `generate` updates; known once the pages are wired"""
 
-    def _chat(self) -> dict[str, Any]:
-        """Options of the box that makes the prompt a message: why it is off, where it is."""
+    def _chat(self) -> None:
+        """The box that makes the prompt a message: why it is off, where it is."""
         label = "Chat: the prompt is a message, answers go on turn by turn"
         if self.subject.loaded and not self.subject.is_instruct:
             name = (self.subject.public_lm_name or "").rpartition("/")[2] or "this model"
@@ -126,7 +143,8 @@ class SteerPage(TextPage[at.Steer]):
                 why = "by its name it was not trained for conversations"
             label = f"Chat: off for {name}, as {why}"
         there, usable = self.subject.loaded is not None, self.subject.has_chat
-        return {"label": label, "visible": there, "interactive": usable, "container": False}
+        shown = {"visible": there, "interactive": usable, "container": False}
+        self.field("chat", gr.Checkbox, label=label, **shown)
 
     def _settings(self) -> None:
         modes = [(_MODES[mode], mode) for mode in MODES]
@@ -159,8 +177,9 @@ class SteerPage(TextPage[at.Steer]):
 
     def from_component(self, name: str, value: Any) -> Any:
         """None of the settings may be emptied."""
-        if name == "latents":
-            return _chosen(value)
+        if name == "latents":  # JSON has text for keys
+            latents = value if isinstance(value, dict) else {}
+            return {int(latent): float(strength) for latent, strength in latents.items()}
         if name == "turns":
             return tuple(value or ())
         if name != "prompt" and value is None:
@@ -175,139 +194,107 @@ class SteerPage(TextPage[at.Steer]):
         """The first preset, ready to run."""
         return self.preset(0)
 
-    @property
-    def _begins_with_message(self) -> bool:
-        return self.subject.is_instruct and "steered" not in self.choices[0]
-
     def render(self, address: at.Steer) -> Updates:
-        """The latents with their strengths; texts are generated on request."""
+        """The latents with their strengths; texts are generated on request, but for those that came
+        with a preset which is shown."""
         for latent in address.latents:
             check_latent(self.subject, latent)
         updates: Updates = {self.chips: self.draw_chips(address)}
         updates |= {self.matched: "", self.suggestion: ""}
-        if (offered := self.search.drawn()) != self.presets.value:  # they were found meanwhile
+        if (offered := self.presets_html()) != self.presets.value:  # they were found meanwhile
             updates[self.presets] = offered
-        kept = self._kept(address)
-        of = to_query(replace(address, run=False))
-        return {**updates, self.output: html("kept", {**kept, "of": of})} if kept else updates
-
-    def _kept(self, address: at.Steer) -> dict[str, Any] | None:
-        """The texts that came with a preset which is shown and not running."""
         shown = replace(address, run=False)
         for i, preset in enumerate(self.choices):
             if "steered" in preset and not address.run and self.preset(i) == shown:
-                return preset
-        return None
+                updates[self.output] = html("kept", {**preset, "of": to_query(shown)})
+                break
+        return updates
+
+    def presets_html(self) -> str:
+        """HTML of the presets to click, and of the search, where there can be one."""
+        names = [choice["name"] for choice in self.choices]
+        subject = self.subject
+        lacking = None if subject.presets else how_to_make(subject, "collect")
+        return html("presets", names, can_search(subject), lacking, why_random(subject))
 
     def draw_chips(self, address: at.Steer) -> str:
         """The chosen latents with their strengths, as HTML."""
-        a = address
-        unit = self._unit(a.unit)
-        reach, step = (4, 0.1) if a.mode == "scale" else _REACH[unit]
-        chips = [
-            {**row, "strength": f"{row['value']:g}"}
-            for row in as_rows(
-                self.subject,
-                [{"latent": latent, "value": strength} for latent, strength in a.latents.items()],
-            )
-        ]
-        return html(
-            "chips",
-            {
-                "chips": chips,
-                "reach": reach,
-                "step": step,
-                "limit": LIMITS[unit],
-                "measured": a.mode != "ablate",
-                "unit_name": self.unit_name(a),
-            },
-        )
+        unit, latents = self._unit(address.unit), address.latents.items()
+        reach, step = (4, 0.1) if address.mode == "scale" else _REACH[unit]
+        rows = as_rows(self.subject, [{"latent": i, "value": s} for i, s in latents])
+        view = {
+            "chips": [{**row, "strength": f"{row['value']:g}"} for row in rows],
+            "reach": reach,
+            "step": step,
+            "limit": LIMITS[unit],
+            "measured": address.mode != "ablate",
+            "unit_name": self.unit_name(address),
+        }
+        return html("chips", view)
 
     def unit_name(self, address: at.Steer) -> str:
         """Of its strengths, after a number."""
         return "x" if address.mode == "scale" else UNIT_NAMES[self._unit(address.unit)]
 
     def wire(self, app: App) -> None:
-        """A setting changes the link, a button changes a latent; runs are handled elsewhere."""
-        self.app = app
-        self.generated = [self.notice, self.output, self.share.panel, app.link, self.written]
-        settings: list[Any] = [self.fields[name] for name in NAMES]
-        sliders = [field for field in settings if isinstance(field, gr.Slider)]
-        changes = [field.input for field in settings]
-        changes += [slider.release for slider in sliders]  # the sliders correct typed values
-        app.follow(changes, self)
-        gr.on(
-            [self.mode.input, self.unit.input],
-            self._redraw_chips,
-            self.inputs,
-            self.chips,
-            show_progress="hidden",
-            api_visibility="private",
-            trigger_mode="always_last",
-        )
-        app.on_select(self.chips, self._changed, self, leads_to=("feature",))
-        self.then_run(app.on_select(self.presets, self._preset, self))
+        """A setting changes the link, a button changes a latent; long runs wait in a queue."""
+        self.app, visit = app, app.visit
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        outputs = [self.strength.added, *app.outputs("steer")]
+        settings: list[Any] = [self.fields[f.name] for f in fields(at.Settings)]
+        changes = [field.input for field in settings]
+        # the sliders correct typed values
+        changes += [field.release for field in settings if isinstance(field, gr.Slider)]
+        app.follow(changes, self)
+        redrawn = [self.mode.input, self.unit.input]
+        last: dict[str, Any] = {"trigger_mode": "always_last", **quietly}
+        gr.on(redrawn, self._redraw_chips, self.inputs, self.chips, **last)
+        app.on_select(self.chips, self._click, self, leads_to=("feature",))
+        self.then_run(app.on_select(self.presets, self._preset, self))
+        outputs = [self.added, *app.outputs("steer")]
         for trigger in (self.add.click, self.new.submit):
             trigger(self._add_typed, [self.new, *self.inputs], [self.new, *outputs], **quietly)
         self.random.click(self._add_random, self.inputs, outputs, **quietly)
+        inputs, outputs = [visit, self.reply, *self.inputs], [self.reply, *app.outputs("steer")]
         for trigger in (self.reply.submit, self.send.click):
-            self.then_run(
-                trigger(
-                    self._go_on,
-                    [self.reply, *self.inputs],
-                    [self.reply, *app.outputs("steer")],
-                    **quietly,
-                )
-            )
+            self.then_run(trigger(self._go_on, inputs, outputs, **quietly))
         app.on([self.anew.click], self._anew, self)
-        self._wire_runs()
 
-    def _wire_runs(self) -> None:
-        """The long runs, which can be stopped: the texts, and the search for a strength."""
-        shared: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
-        queued, inputs = {**in_queue("run"), **shared}, self.inputs
-        asking = gr.on(
-            [self.run.click, self.prompt.submit],
-            self._generate_now,
-            inputs,
-            None,
-            queue=False,
-            **shared,
-        )
-        asking.then(
-            self.generate,
-            self.written,
-            self.generated,
-            show_progress="minimal",
-            show_progress_on=[self.output],
-            **queued,
-        )
-        self.strength.wire()
-        self.search.wire()
-        self.share.wire()
-        self.stop.click(
-            self._stop,
-            None,
-            None,
-            queue=False,
-            js="() => document.querySelectorAll('.hf-caret').forEach((node) => node.remove())",
-            **shared,
-        )
+        at_once: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
+        at_once["queue"] = False
+        run: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
+        run |= in_queue("run")
+        inputs = [visit, *self.inputs]
+        begun = [self.run.click, self.prompt.submit]
+        self.then_run(gr.on(begun, self._ask, inputs, None, **at_once), seen=True)
+        for event in (
+            self.suggest.click(self._ask_strength, inputs, None, **at_once),
+            self.added.change(self._ask_added, [self.added, *inputs], None, **at_once),
+        ):
+            shown = [self.notice, self.suggestion]
+            event = event.then(self._suggest, visit, shown, show_progress_on=[self.trying], **run)
+            taken = [self.latents, self.chips, app.link]
+            self.then_run(event.then(self._take, inputs, taken, trigger_mode="multiple", **quietly))
+        event = self.presets.find(self._ask_presets, visit, self.notice, **at_once)
+        shown = [self.notice, self.presets, self.searching]
+        search = {**run, **in_queue("search"), "show_progress_on": [self.searching]}
+        event.then(self._find_presets, visit, shown, **search)
+        self.stop.click(Visit.stop, visit, None, js=_NO_CARET, **at_once)
+        drawn: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [self.share]}
+        self.output.select(self._share, visit, self.share, api_visibility="private", **drawn)
 
-    def ask(self, request: gr.Request, *values: object) -> None:
-        """Request texts for the inputs' values; those under way end."""
-        self.texts.ask(_session(request), values)
+    @property
+    def written_parts(self) -> list[Any]:
+        """What `generate` updates."""
+        return [self.notice, self.output, self.share, self.app.link]
 
-    def _generate_now(self, request: gr.Request, *values: object) -> None:
-        """Texts with the strengths as they are: a search for others is given up."""
-        self.strength.runs.give_up(_session(request))
-        self.ask(request, *values)
-
-    def _stop(self, request: gr.Request) -> None:
-        for runs in (self.texts, self.strength.runs, self.search.runs):
-            runs.stop(_session(request))
+    def then_run(self, event: Dependency, *, seen: bool = False) -> None:
+        """After an event: generate the texts that it requested, while others that they take the
+        place of may still be under way."""
+        progress = {"show_progress": "minimal" if seen else "hidden"}
+        progress |= {"show_progress_on": [self.output]} if seen else {}
+        options: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
+        options |= {**in_queue("run"), **progress}
+        event.then(self.generate, self.app.visit, self.written_parts, **options)
 
     def _redraw_chips(self, *values: object) -> Any:
         try:
@@ -319,7 +306,7 @@ class SteerPage(TextPage[at.Steer]):
         try:
             latent = latent_of(self.subject, latent)
             shown = self.app.show(self._with(latent, self._own(self.address(*values))))
-            return shown | self.strength.note(latent)
+            return {**shown, self.added: (latent, next(self._numbers))}
         except ValueError as error:
             return {self.notice: html("error", str(error))}
 
@@ -335,32 +322,28 @@ class SteerPage(TextPage[at.Steer]):
     def _add_random(self, *values: object) -> Updates:
         return self._add(self.actions.random_latent()["latent"], *values)
 
-    def joined(self, other: at.Steer, *values: object) -> at.Steer:
-        """This page's state plus the latent that another page asked for, and its text, if any."""
+    def join(self, other: at.Steer, *values: object) -> tuple[at.Steer, Updates]:
+        """This page's state plus the latent that another page asked for, which then gets a strength
+        that suits it, and its text, if any."""
         now = self._own(self.address(*values))
+        new = [latent for latent in other.latents if latent not in now.latents]
         if other.prompt:
             now = replace(now, prompt=other.prompt, chat=other.chat, turns=())
         elif not now.prompt.strip():
-            is_message = self._begins_with_message
+            is_message = self.subject.is_instruct and "steered" not in self.choices[0]
             prompt = MESSAGE if is_message else str(self.choices[0]["prompt"])
             now = replace(now, prompt=prompt, chat=is_message, turns=())
-        new = [latent for latent in other.latents if latent not in now.latents]
-        return self._with(new[0], now) if new else now
-
-    def added(self, latents: Mapping[int, float], *values: object) -> Updates:
-        """The first of them that is not steered yet gets a strength that suits it."""
-        steered = self._own(self.address(*values)).latents
-        new = [latent for latent in latents if latent not in steered]
-        return self.strength.note(new[0]) if new else {}
+        if not new:
+            return now, {}
+        return self._with(new[0], now), {self.added: (new[0], next(self._numbers))}
 
     def _own(self, now: at.Steer) -> at.Steer:
-        """What somebody has chosen: a preset's latents give way to the first that is."""
-        return replace(now, latents={}) if self._is_preset(now) else now
-
-    def _is_preset(self, now: at.Steer) -> bool:
-        """Whether nobody has changed a preset that is shown."""
-        presets = (self.preset(i, now) for i in range(len(self.choices)))
-        return any(p == replace(now, unit=p.unit, chat=p.chat, turns=()) for p in presets)
+        """What somebody has chosen: the latents of a preset that nobody changed give way to the
+        first that is."""
+        shown = (self.preset(i, now) for i in range(len(self.choices)))
+        if any(p == replace(now, unit=p.unit, chat=p.chat, turns=()) for p in shown):
+            return replace(now, latents={})
+        return now
 
     def _with(self, latent: int, now: at.Steer) -> at.Steer:
         if len(now.latents) >= validate.MAX_LATENTS:
@@ -371,15 +354,14 @@ class SteerPage(TextPage[at.Steer]):
         strength = 1.0 if now.mode == "scale" else _FIRST[now.unit]
         return replace(now, latents={**now.latents, latent: strength})
 
-    def _changed(self, do: str, index: str, to: str, *values: object) -> at.Address:
+    def _click(self, do: str, index: str, to: str, *values: object) -> at.Address:
         now, latent = self.address(*values), whole(index)
         if do == "remove":
-            left = {i: s for i, s in now.latents.items() if i != latent}
-            return replace(now, latents=left)
+            return replace(now, latents={i: s for i, s in now.latents.items() if i != latent})
         if do == "strength":
-            changed = f"{latent}:{to}"
-            checked = validate.strengths(changed, self.subject.d_sae, LIMITS[now.unit])
-            return replace(now, latents={**now.latents, **checked})
+            limit, changed = LIMITS[now.unit], f"{latent}:{to}"
+            strengths = validate.strengths(changed, self.subject.d_sae, limit)
+            return replace(now, latents={**now.latents, **strengths})
         return at.Feature(latent)
 
     def preset(self, number: int, now: at.Steer | None = None) -> at.Steer:
@@ -393,117 +375,183 @@ class SteerPage(TextPage[at.Steer]):
         shown = replace(now, prompt=str(preset["prompt"]), chat=False, turns=())
         return replace(shown, latents=strengths, mode=mode, unit=unit)
 
-    def striking(self) -> at.Steer:
-        """The first preset, running."""
-        return replace(self.preset(0), run=True)
-
     def _preset(self, do: str, index: str, to: str, *values: object) -> at.Steer:
         number = min(whole(index), len(self.choices) - 1)
         return replace(self.preset(number, self.address(*values)), run=True)
 
-    def request_run(self, request: gr.Request, address: at.Address) -> None:
-        """Request an address's texts, if it asks for them; `then_run` writes them."""
-        if isinstance(address, at.Steer) and address.run:
-            self.ask(request, *self.values(address))
-
-    def then_run(self, shown: Dependency) -> None:
-        """After an event that led to an address: generate the texts that it requested, while others
-        that they take the place of may still be under way."""
-        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        options["trigger_mode"] = "multiple"
-        shown.then(self.generate, self.written, self.generated, **in_queue("run"), **options)
-
-    def _go_on(self, reply: object, request: gr.Request, *values: object) -> Updates:
+    def _go_on(self, visit: Visit, reply: object, *values: object) -> Updates:
         """The next message of the conversation, which is then answered."""
         try:
-            now, reply = self.address(*values), check_text(reply)
+            now, reply = self.address(*values), validate.prompt(reply)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
         turns = (*now.turns, now.prompt) if now.prompt.strip() else now.turns
         address = replace(now, turns=turns, prompt=reply, run=True)
-        self.request_run(request, address)
+        visit.ask("texts", *self.values(address))
         return {self.reply: "", **self.app.show(address)}
 
     def _anew(self, *values: object) -> at.Steer:
         return replace(self.address(*values), turns=(), prompt="")
 
-    def generate(self, request: gr.Request, written: Written | None = None) -> Iterator[Updates]:
-        """Both texts, token by token, for the last request, if it was not stopped.
+    def _ask(self, visit: Visit, *values: object) -> None:
+        """Texts with the strengths as they are: a search for others is given up."""
+        visit.give_up("strength")
+        visit.ask("texts", *values)
 
-        Args:
-            written: by the session's last run; turns of the same conversation are not written
-                again.
-        """
-        session = _session(request)
-        run = self.texts.begin(session)
+    def generate(self, visit: Visit) -> Iterator[Updates]:
+        """Both texts, token by token, for the visit's last request, if it was not stopped; turns of
+        the same conversation are not written again."""
+        run = visit.begin("texts")
         if run is None:
             yield {self.notice: gr.skip()}
             return
         try:
-            yield from self._write(self.address(*run.values), run, written)
+            yield from self._write(self.address(*run.values), run, visit)
         except ValueError as error:
             yield {self.notice: html("error", str(error))}
         finally:
-            self.texts.end(session, run)
+            run.over = True
 
-    def _write(self, address: at.Steer, run: Run, written: Written | None) -> Iterator[Updates]:
+    def _write(self, address: at.Steer, run: Run, visit: Visit) -> Iterator[Updates]:
         if not address.latents:
             raise Refused("no latent is chosen to steer; add one, by a word or its number")
-        asked = replace(address, run=True)
-        yield {self.notice: "", self.share.panel: "", self.app.link: to_query(asked)}
-        turns = address.turns if address.chat else ()
+        asked, subject = replace(address, run=True), self.subject
+        yield {self.notice: "", self.share: "", self.app.link: to_query(asked)}
+        names = {i: subject.label(i) or f"latent {i}" for i in address.latents}
+        if address.mode != "ablate":
+            names = {i: f"{names[i]} at {s:g}" for i, s in address.latents.items()}
+        own = {"of": to_query(address), "what": ", ".join(names.values())}
+        turns, written = address.turns if address.chat else (), visit.written
         exchanges = written.before(address) if written and turns else ()
         view: dict[str, Any] = {}
-        own = {"of": to_query(address), "what": self._named(address)}
+        apart = on_zero_gpu()  # the process with the GPU cannot ask, nor tell the KL once it ends
+        options = {} if apart else {"stopped": lambda: run.over}
         for message in [*turns, address.prompt][len(exchanges) :]:
-            for view in self._texts(replace(address, prompt=message), exchanges, run):
-                view |= own
+            job = check(subject, message, address.latents, address, exchanges)
+            own |= {"prompt": message, "chat": address.chat, "earlier": list(exchanges)}
+            for texts in self.actions.write(job, sampling(address), **options):
+                if run.over and (apart or not run.stopped):
+                    break
+                view = {**texts, **own}
                 yield {self.output: html("pair", view)}
             if run.over:
                 break
             exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
         if not run.over:
             if not turns:
-                code = of_texts(self.subject, address.prompt, address.latents, address)
+                code = of_texts(subject, address.prompt, address.latents, address)
                 yield {self.output: html("pair", view | {"code": code})}
-            yield {self.written: Written(address, exchanges if address.chat else (), view)}
+            visit.written = SteeredTexts(address, exchanges if address.chat else (), view)
         elif run.stopped and view:
-            notice = html("said", f"Stopped after {view['n_steered']} tokens.")
             view |= {"done": True}
-            yield {
-                self.notice: notice,
-                self.output: html("pair", view),
-                self.written: Written(address, (), view),
-            }
+            notice = html("said", f"Stopped after {view['n_steered']} tokens.")
+            yield {self.notice: notice, self.output: html("pair", view)}
+            visit.written = SteeredTexts(address, (), view)
         else:  # Gradio sends what came last again at the end, where others' texts may stand by now
             yield {self.notice: gr.skip()}
 
-    def _named(self, address: at.Steer) -> str:
-        """The latents that a text is steered by, and how strongly."""
-        names = {i: self.subject.label(i) or f"latent {i}" for i in address.latents}
-        if address.mode == "ablate":
-            return ", ".join(names.values())
-        return ", ".join(f"{names[i]} at {s:g}" for i, s in address.latents.items())
+    def _share(self, event: gr.EventData, request: gr.Request, visit: Visit) -> Any:
+        """The last texts as a picture, by a button under them."""
+        data, written = event._data if isinstance(event._data, dict) else {}, visit.written
+        if written is None or data.get("do") != "share":
+            return gr.skip()
+        origin = str(request.headers.get("origin") or "")
+        return share_panel(self.subject, written.address, written.view, origin)
 
-    def _texts(
-        self, address: at.Steer, earlier: Sequence[Exchange], run: Run
-    ) -> Iterator[dict[str, Any]]:
-        """Both texts of one prompt, as they grow."""
-        job = check(self.subject, address.prompt, address.latents, address, earlier)
-        apart = on_zero_gpu()  # the process with the GPU cannot ask, nor tell the KL once it ends
-        options = {} if apart else {"stopped": lambda: run.over}
-        shown = {"prompt": address.prompt, "chat": address.chat, "earlier": list(earlier)}
-        for view in self.actions.write(job, sampling(address), **options):
-            if run.over and (apart or not run.stopped):
-                break
-            yield {**view, **shown}
+    def _ask_strength(self, visit: Visit, *values: object) -> None:
+        visit.ask("strength", None, *values)
+
+    def _ask_added(self, added: Any, visit: Visit, *values: object) -> None:
+        """A search for the latent that was added, where one can be made."""
+        try:
+            now = self.address(*values)
+        except ValueError:  # somebody is typing
+            return
+        fits = now.mode in SWEPT_MODES and now.unit in SWEPT_UNITS and now.prompt.strip()
+        if added and added[0] in now.latents and fits and self.subject.loaded:
+            visit.ask("strength", added[0], *values)
+
+    def _suggest(self, visit: Visit, progress: gr.Progress = gr.Progress()) -> Updates:
+        run = visit.begin("strength")
+        if run is None:
+            return {self.notice: gr.skip()}
+        visit.strength = None
+
+        def tell(done: int, n: int) -> None:
+            if run.over:
+                raise _StoppedError
+            progress((done, n), desc=f"trial {min(done + 1, n)} of {n}", unit="trials")
+
+        try:
+            only, now = run.values[0], self.address(*run.values[1:])
+            # the process with the GPU could not call back
+            options = {} if on_zero_gpu() else {"progress": tell}
+            result = self.actions.sweep(now.prompt, now.latents, now, only=only, **options)
+        except ValueError as error:
+            return {self.notice: html("error", str(error))}
+        except _StoppedError:
+            said = html("said", "Stopped; the strengths are as they were.")
+            return {self.notice: said if run.stopped else gr.skip()}
+        finally:
+            run.over = True
+        if result["strength"]:
+            visit.strength = now, {int(i): strength for i, strength in result["latents"].items()}
+        shown = {"unit_name": self.unit_name(now), "prompt": now.prompt, "only": only}
+        shown |= {"n_tokens": N_TRIED, "max_kl": MAX_KL, "max_repetition": MAX_REPETITION}
+        shown["others"] = only is not None and len(now.latents) > 1
+        return {self.notice: "", self.suggestion: html("suggestion", {**result, **shown})}
+
+    def _take(self, visit: Visit, *values: object) -> Updates:
+        """The strengths found, whose texts are written, unless others were set meanwhile."""
+        (asked, strengths), visit.strength = visit.strength or (None, None), None
+        try:
+            now = self.address(*values)
+        except ValueError:  # somebody is still typing
+            return {self.chips: gr.skip()}
+        names = ("prompt", "latents", *(f.name for f in fields(at.Steering)))
+        if asked is None or any(getattr(asked, name) != getattr(now, name) for name in names):
+            return {self.chips: gr.skip()}
+        new = replace(now, latents=strengths)
+        visit.ask("texts", *self.values(new))
+        return {
+            self.latents: strengths,
+            self.chips: self.draw_chips(new),
+            self.app.link: to_query(new),
+        }
+
+    def _ask_presets(self, visit: Visit) -> Any:
+        """A second click begins nothing: the search would start from the beginning."""
+        if visit is self.searcher:
+            return gr.skip()
+        if can_search(self.subject):
+            visit.ask("presets")
+        return html("said", _UNDER_WAY) if self.searcher else ""
+
+    def _find_presets(self, visit: Visit, progress: gr.Progress = gr.Progress()) -> Updates:
+        """One search at a time; what it finds is offered to all."""
+        run = visit.begin("presets")
+        if run is None or not can_search(self.subject):
+            return {self.presets: self.presets_html(), **({} if run is None else {self.notice: ""})}
+
+        def tell(what: str, done: int, n: int) -> None:
+            if run.over:
+                raise _StoppedError
+            progress(done / max(1, n), desc=f"{done} of {n} {what}")
+
+        self.searcher = visit
+        try:
+            n = search_presets(self.subject, tell)
+            written = f"{n} presets that work are offered, and written to presets.json."
+            notice = html("said", written if n else _NO_PRESETS)
+            self.choices = presets(self.subject)
+        except ValueError as error:
+            notice = html("error", str(error))
+        except _StoppedError:
+            notice = html("said", "The search for presets was stopped; nothing is written.")
+        finally:
+            self.searcher, run.over = None, True
+        return {self.notice: notice, self.presets: self.presets_html()}
 
 
-def _chosen(latents: object) -> dict[int, float]:
-    """The page's latents and strengths: JSON has text for keys."""
-    mapping = latents if isinstance(latents, dict) else {}
-    return {int(latent): float(strength) for latent, strength in mapping.items()}
-
-
-def _session(request: gr.Request) -> str:
-    return str(request.session_hash)
+class _StoppedError(Exception):
+    """Ends a search."""

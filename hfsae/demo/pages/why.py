@@ -6,9 +6,9 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
+from .. import validate
 from ..actions import Actions
 from ..parts import html, panel
-from ..reading import check_text
 from ..rows import Json
 from ..why import ALONE, disagreement, is_token, spelling, summary
 from .page import App, TextPage, Updates, box, one_of, whole
@@ -84,8 +84,8 @@ class WhyPage(TextPage[at.Why]):
             progress_on=[self.effects],
         )
         app.on_select(self.examples, self._example, self, progress_on=[self.effects])
-        app.on_select(self.next, self._chosen, self, progress_on=[self.effects])
-        app.on_select(self.effects, self._clicked, self, leads_to=("feature",))
+        app.on_select(self.next, self._choose, self, progress_on=[self.effects])
+        app.on_select(self.effects, self._click, self, leads_to=("feature",))
         self.effects.ablate(
             self._ablate,
             self.checked,
@@ -93,7 +93,7 @@ class WhyPage(TextPage[at.Why]):
             api_visibility="private",
             show_progress_on=[self.effects],
         ).then(
-            self._noted,
+            self._note_check,
             [self.ablated, self.checked],
             [self.effects, self.checked],
             api_visibility="private",
@@ -102,13 +102,13 @@ class WhyPage(TextPage[at.Why]):
 
     def _explain(self, *values: object) -> at.Why:
         address = self.address(*values)
-        check_text(address.prompt)  # there has to be one
+        validate.prompt(address.prompt)  # there has to be one
         return address
 
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Why:
         return at.Why(one_of(EXAMPLES, number))
 
-    def _chosen(self, do: str, token: str, to: str, *values: object) -> at.Why:
+    def _choose(self, do: str, token: str, to: str, *values: object) -> at.Why:
         now, index = self.address(*values), whole(token)
         typed = spelling(self.subject, index)
         if do == "alone":
@@ -118,7 +118,7 @@ class WhyPage(TextPage[at.Why]):
         is_contrast = is_token(self.subject, now.contrast, index)
         return replace(now, target=typed, contrast="" if is_contrast else now.contrast)
 
-    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Feature:
+    def _click(self, do: str, index: str, to: str, *values: object) -> at.Feature:
         return at.Feature(whole(index))
 
     def _ablate(self, event: gr.EventData, view: Json) -> Updates:
@@ -133,7 +133,7 @@ class WhyPage(TextPage[at.Why]):
             return {self.notice: html("error", str(error))}
         return {self.notice: "", self.ablated: (address, latent, result["ablation"])}
 
-    def _noted(self, ablated: tuple[at.Why, int, float] | None, view: Json) -> Updates:
+    def _note_check(self, ablated: tuple[at.Why, int, float] | None, view: Json) -> Updates:
         """A check in its row, unless another question is shown by now."""
         address, latent, ablation = ablated or (None, None, None)
         if address is None or view.get("address") != address:
@@ -150,19 +150,18 @@ class WhyPage(TextPage[at.Why]):
 def effects_panel(view: dict[str, Any]) -> str:
     """HTML of a view of `why`: its sentence, the sum of its parts, and a row for each latent."""
     sizes = [abs(v) for row in view["rows"] for v in (row["value"], row["ablation"]) if v]
-    rows = [{**row, "differs": _differs(row)} for row in view["rows"]]
-    shown = {**view, **_rounded(view), "rows": rows, "largest": max(sizes, default=1.0)}
-    return html("effects", shown)
-
-
-def _differs(row: dict[str, Any]) -> str:
-    return "" if row["ablation"] is None else disagreement(row["value"], row["ablation"])
-
-
-def _rounded(view: dict[str, Any]) -> dict[str, float]:
-    """The parts of the sum as they are shown: rounded, they add up to the total to the last digit,
-    because `rest` takes what rounding leaves."""
+    rows = [
+        {
+            **row,
+            "differs": ""
+            if row["ablation"] is None
+            else disagreement(row["value"], row["ablation"]),
+        }
+        for row in view["rows"]
+    ]
+    # rounded, the parts add up to the total to the last digit: `rest` takes what rounding leaves
     parts = {name: round(view[name], 2) for name in ("others", "error", "bias", "total")}
-    parts["shown"] = round(sum(round(row["value"], 2) for row in view["rows"]), 2)
+    parts["shown"] = round(sum(round(row["value"], 2) for row in rows), 2)
     spent = sum(parts[name] for name in ("shown", "others", "error", "bias"))
-    return {**parts, "rest": round(parts["total"] - spent, 2)}
+    parts["rest"] = round(parts["total"] - spent, 2)
+    return html("effects", {**view, **parts, "rows": rows, "largest": max(sizes, default=1.0)})

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..hub.outgoing import is_of_hfsae
 from ..machine.units import FRAME, PATCH, ROW, TOKEN
 from ..recipe import home_of
-from .subject import Subject, shown_source, without_source
+from .subject import Subject, public_source, without_source
 
 _TEXT = "TEXTS.jsonl"
 _INPUTS = {
@@ -37,15 +37,15 @@ _SITES = {
 }
 
 
-class Missing(NamedTuple):
-    """A command that makes what is missing."""
+class HowToMake(NamedTuple):
+    """The whole command that makes what an SAE comes without."""
 
     command: str
     notes: list[str]
     """sentences on what to fill in, and on what comes after"""
 
 
-def missing(subject: Subject, verb: str) -> Missing | None:
+def how_to_make(subject: Subject, verb: str) -> HowToMake | None:
     """How to make what `hfsae VERB` makes (collect, evaluate, explain: names by a language model);
     None if it is there."""
     there = {"collect": subject.store is not None, "evaluate": bool(subject.evaluation)}
@@ -54,13 +54,13 @@ def missing(subject: Subject, verb: str) -> Missing | None:
         return None
     choice, folder, config = subject.choice, subject.folder, subject.sae.config
     is_own = folder is not None and Path(choice.source).exists() and is_of_hfsae(folder)
-    parts, notes = ["hfsae", verb, shown_source(choice)], []
+    parts, notes = ["hfsae", verb, public_source(choice)], []
     after = ["Then start the app again."]
     if verb == "explain":
         parts += _BY_MODEL
         after = [_JUDGE, *after]
     if folder is not None and is_own and home_of(folder):
-        return Missing(shlex.join(parts), after)
+        return HowToMake(shlex.join(parts), after)
     parts += [part for k, v in without_source(choice).items() if v for part in (f"--{k}", str(v))]
     if config.where is None:
         parts += ["--site", "SITE"]
@@ -75,12 +75,12 @@ def missing(subject: Subject, verb: str) -> Missing | None:
     notes.append(what)
     if not is_own:
         after[-1] = "It prints the folder of its results; `hfsae demo` opens that."
-    return Missing(shlex.join(parts), [*notes, *after])
+    return HowToMake(shlex.join(parts), [*notes, *after])
 
 
 def without_examples(subject: Subject) -> str:
     """The refusal of what needs the examples that `hfsae collect` makes."""
-    how = missing(subject, "collect")
+    how = how_to_make(subject, "collect")
     return (
         "no examples of what its latents fire on were collected for this SAE; "
         f"`{how.command if how else ''}` makes them"

@@ -18,7 +18,7 @@ from torch import nn
 from ..features import Hit, search_labels
 from ..features.function_words import is_content
 from ..features.meaning import Meaning, words_of
-from .label_actions import best_of, label_of
+from .label_actions import label_of, rows_of_label
 from .parts import cited
 from .rows import DENSE, SHOWN
 from .subject import Subject
@@ -53,13 +53,22 @@ def find(subject: Subject, query: str, n: int = SHOWN) -> list[Hit]:
     gives none, those in whose names a word begins so."""
     query = re.sub(r"^\W+|\W+$", "", query) or query
     hits = _of_all(subject, query, n) or _of_one(subject, words_of(query), n)
+    if not hits:
+        begun = search_labels({**written_names(subject), **subject.labels}, query, n)
+        hits = [
+            hit._replace(
+                score=min(1.0, len(query) / len(hit.why)),
+                why=f"has it in its name, {cited(hit.why)}",
+            )
+            for hit in begun
+        ]
     found: dict[int, Hit] = {}
-    for hit in [*numbered(subject, query), *(hits or _begun(subject, query, n))]:
+    for hit in [*by_number(subject, query), *hits]:
         found.setdefault(hit.latent, hit)
     return [*found.values()][:n]
 
 
-def numbered(subject: Subject, query: str) -> list[Hit]:
+def by_number(subject: Subject, query: str) -> list[Hit]:
     """The latent with this number, if there is one."""
     is_index = query.strip().isdecimal() and int(query) < subject.d_sae
     return [Hit(int(query), 1.0, "has this number")] if is_index else []
@@ -73,38 +82,46 @@ def title_of(hit: Hit) -> str:
 
 
 def _of_all(subject: Subject, query: str, n: int) -> list[Hit]:
-    named, firing = _named(subject, query), _firing(subject, query, n)
+    """The latents that all words together find, in the order that stands at the top."""
+    firing: list[Hit] = []
+    if subject.store is not None and subject.unit.is_text:
+        words = words_of(query)
+        hits = _fires_on(subject, [query, *(words if len(words) == 1 else [])])[:n]
+        firing = [hit._replace(why=f"fires on {cited(hit.why)}") for hit in hits]
+    elif subject.store is not None:
+        hits = subject.feature_search.by_caption(query, n)
+        firing = [hit._replace(why=f"fires in {cited(hit.why)}") for hit in hits]
+    named = _named(subject, query)
     so, longer, alone = (
         [hit for hit in named if hit.why.startswith(begins)]
         for begins in ("is named", "has it in its name,", "has it in its name alone")
     )
+    of_label = [
+        Hit(row["latent"], abs(row["value"]), f"goes with {cited(label_of(row))}")
+        for row in rows_of_label(subject, query)
+    ]
     often = [hit for hit in firing if hit.score >= FIRES]
     seldom = [
         hit._replace(why=hit.why.replace("fires", "fires now and then", 1))
         for hit in firing
         if hit.score < FIRES
     ]
-    others = {hit.latent for hit in alone}
-    near = [hit for hit in _near(subject, query, n) if hit.latent not in others]
-    hits = [*so, *_telling(subject, query), *often, *longer, *near, *alone, *seldom]
-    return _dense_last(subject, hits, {hit.latent for hit in firing if hit.score >= NAMED})
-
-
-def _dense_last(subject: Subject, hits: list[Hit], stay: set[int]) -> list[Hit]:
-    """Latents that fire in most texts are about nothing in particular, but for those that stay and
-    those with a label."""
-    density, stay = subject.density(), stay | subject.labels.keys()
+    meaning, others = _meaning(subject), {hit.latent for hit in alone}
+    near = [
+        Hit(latent, cosine, "is about something near")
+        for latent, cosine in ({} if meaning is None else meaning.near(query, n)).items()
+        if latent not in others
+    ]
+    hits = [*so, *of_label, *often, *longer, *near, *alone, *seldom]
+    # latents that fire in most texts are about nothing in particular, but for those with a label,
+    # and those of whose examples many are on the query
+    stay = {hit.latent for hit in firing if hit.score >= NAMED} | subject.labels.keys()
+    density = subject.density()
     dense = [h for h in hits if density[h.latent] > DENSE and h.latent not in stay]
     if not subject.unit.is_text or len(dense) == len(hits):
         return hits
     rest = [hit for hit in hits if hit not in dense]
     return [*rest, *(hit._replace(why=f"is in most texts, {hit.why}") for hit in dense)]
-
-
-def _telling(subject: Subject, query: str) -> list[Hit]:
-    """Latents that go with this label."""
-    rows = best_of(subject, query)
-    return [Hit(r["latent"], abs(r["value"]), f"goes with {cited(label_of(r))}") for r in rows]
 
 
 def _of_one(subject: Subject, words: list[str], n: int) -> list[Hit]:
@@ -120,20 +137,16 @@ def _of_one(subject: Subject, words: list[str], n: int) -> list[Hit]:
     return [hit for *_, hit in sorted(ranked, key=lambda r: r[:2])]
 
 
-def _begun(subject: Subject, query: str, n: int) -> list[Hit]:
-    """Latents in whose names a word begins as the query does."""
-    hits = search_labels({**written_names(subject), **subject.labels}, query, n)
-    scores = (min(1.0, len(query) / len(hit.why)) for hit in hits)
-    return [
-        Hit(hit.latent, score, f"has it in its name, {cited(hit.why)}")
-        for hit, score in zip(hits, scores, strict=True)
-    ]
-
-
 def _named(subject: Subject, query: str) -> list[Hit]:
     """Latents whose name has all words of content of the query; of equals people's names first."""
     hits = [_hit(latent, common, name) for latent, common, name in _matches(subject.labels, query)]
-    evidence = _evidence(subject, query)
+    # the match of latents whose examples are of the query: they fire on one of its words, or near
+    evidence: dict[int, float] | None = None
+    if subject.store is not None and subject.unit.is_text:
+        meaning = _meaning(subject)
+        evidence = {} if meaning is None else meaning.fired(query)
+        for hit in _fires_on(subject, words_of(query)):
+            evidence[hit.latent] = max(hit.score, evidence.get(hit.latent, 0.0))
     for latent, common, name in _matches(written_names(subject), query):
         hit = _hit(latent, common, name)
         if evidence is not None and latent in evidence:
@@ -184,54 +197,23 @@ def _root(word: str) -> str:
     return word[:-1] if len(word) > 3 and word[-1] == "s" and word[-2] != "s" else word
 
 
-def _spellings(text: str) -> list[str]:
-    """A text in small letters, of a word with and without the endings of a plural."""
-    text = text.strip().casefold()
-    root = _root(text)
-    forms = [text, root, f"{root}s", f"{root}es", f"{root.removesuffix('y')}ies"]
-    return list(dict.fromkeys(forms)) if text.isalpha() else [text]
-
-
 def _fires_on(subject: Subject, texts: Iterable[str]) -> list[Hit]:
-    """Latents that fire on these tokens, however they are spelt, each once."""
+    """Latents that fire on these tokens, of words also without or with the endings of a plural,
+    each once."""
+    spellings: list[str] = []
+    for text in texts:
+        text = text.strip().casefold()
+        spellings.append(text)
+        if text.isalpha():
+            root = _root(text)
+            spellings += [root, f"{root}s", f"{root}es", f"{root.removesuffix('y')}ies"]
     hits: dict[int, Hit] = {}
-    for spelling in dict.fromkeys(spelling for text in texts for spelling in _spellings(text)):
+    for spelling in dict.fromkeys(spellings):
         for hit in subject.feature_search.by_token(spelling, subject.d_sae):
             before = hits.get(hit.latent, hit._replace(score=0.0))
             hits[hit.latent] = before._replace(score=min(1.0, before.score + hit.score))
     seen = (hit for hit in hits.values() if hit.score >= HARDLY)
     return sorted(seen, key=lambda h: -h.score)
-
-
-def _firing(subject: Subject, query: str, n: int) -> list[Hit]:
-    """Latents that fire on the query, if it is one token, or on its one word of content."""
-    if subject.store is None:
-        return []
-    if not subject.unit.is_text:
-        hits = subject.feature_search.by_caption(query, n)
-        return [hit._replace(why=f"fires in {cited(hit.why)}") for hit in hits]
-    words = words_of(query)
-    hits = _fires_on(subject, [query, *(words if len(words) == 1 else [])])[:n]
-    return [hit._replace(why=f"fires on {cited(hit.why)}") for hit in hits]
-
-
-def _evidence(subject: Subject, query: str) -> dict[int, float] | None:
-    """{latent: match} of those whose examples are of the query: they fire on one of its words, or
-    near to it; None where nobody knows what latents fire on."""
-    if subject.store is None or not subject.unit.is_text:
-        return None
-    meaning = _meaning(subject)
-    evidence = {} if meaning is None else meaning.fired(query)
-    for hit in _fires_on(subject, words_of(query)):
-        evidence[hit.latent] = max(hit.score, evidence.get(hit.latent, 0.0))
-    return evidence
-
-
-def _near(subject: Subject, query: str, n: int) -> list[Hit]:
-    """Latents about it, each with the words that it fires on."""
-    meaning = _meaning(subject)
-    near = {} if meaning is None else meaning.near(query, n)
-    return [Hit(latent, cosine, "is about something near") for latent, cosine in near.items()]
 
 
 def written_names(subject: Subject) -> dict[int, str]:
@@ -246,7 +228,6 @@ def _meaning(subject: Subject) -> Meaning | None:
     store = subject.store
     if store is None or subject.loaded is None:
         return None
-    names = {**written_names(subject), **subject.labels}
 
     def ids_of(text: str) -> list[int]:
         return subject.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -254,6 +235,7 @@ def _meaning(subject: Subject) -> Meaning | None:
     def make() -> Meaning:
         embedding = subject.lm.get_input_embeddings()
         assert isinstance(embedding, nn.Embedding)
+        names = {**written_names(subject), **subject.labels}
         return Meaning(store, embedding.weight, ids_of, names)
 
-    return subject.remembered("meaning", make)
+    return subject.cached("meaning", make)
