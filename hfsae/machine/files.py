@@ -19,8 +19,17 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from . import lock
-from .names import CALLS, CAUSES, DOCUMENTS, MADE_BY, RESULT_TENSORS, RESULTS, in_folder
+from .names import (
+    CALLS,
+    CAUSES,
+    DOCUMENTS,
+    IN_USE,
+    IN_USE_LOCK,
+    MADE_BY,
+    RESULT_TENSORS,
+    RESULTS,
+    in_folder,
+)
 from .refused import Damaged, Refused, one_line
 
 if TYPE_CHECKING:
@@ -320,13 +329,13 @@ def replacing(path: Path) -> Iterator[Path]:
 def passes(path: Path) -> bool:
     """Whether a file or folder has the name of a lock or temporary file, which exists only while
     hfsae works there, or after it was killed."""
-    return path.name == lock.NAME or bool(_UNFINISHED.fullmatch(path.name))
+    return path.name in (IN_USE, IN_USE_LOCK) or bool(_UNFINISHED.fullmatch(path.name))
 
 
 def sweep(folder: Path) -> None:
     """Remove temporary files of killed processes from a folder. Lock it first."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name != lock.NAME and passes(path):
+        if _UNFINISHED.fullmatch(path.name):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
