@@ -62,25 +62,6 @@ def test_writing_one_replaces_it(folder):
     assert (folder / FINGERPRINT).is_file() and not (folder / FORMER).exists()
 
 
-def test_a_repository_with_the_former_name_is_verified_and_a_push_renames_it(hub, folder, capsys):
-    hfsae.push(folder, ID, token=WRITE, private=False)
-    assert FINGERPRINT in hub.list_files(ID) and FORMER not in hub.list_files(ID)
-    hub.add_file("alice/older", FORMER, (folder / FORMER).read_bytes())
-    for name in ("config.json", "model.safetensors"):
-        hub.add_file("alice/older", name, (folder / name).read_bytes())
-    assert hfsae.load("alice/older").verify().ok
-    assert AutoModel.from_pretrained("alice/older").verify().ok
-    assert main(["verify", "alice/older"]) == 0
-    capsys.readouterr()
-    hfsae.push(folder, "alice/older", token=WRITE)
-    assert f"deleted from the branch, though earlier commits keep it: {FORMER}" in (
-        capsys.readouterr().out
-    )
-    assert FINGERPRINT in hub.list_files("alice/older")
-    assert FORMER not in hub.list_files("alice/older")
-    assert hfsae.load("alice/older").verify().ok
-
-
 def test_a_run_of_version_0_1_is_complete(tmp_path, loads):
     (folder,) = run(tiny_recipe(tmp_path / "sae"))
     of_version_0_1(folder)

@@ -13,16 +13,14 @@ from ..features.labels import read_names
 from ..machine.files import read_json
 from ..machine.names import CARD, CONFIG
 from ..machine.refused import Refused
-from ..machine.seal import refuse_changed
-from ..machine.weights import PUBLISHED, refuse_mixture
-from .licence import licence_notes, licence_of
 from .outgoing import (
     files_to_publish,
     is_sae,
-    name_to_publish,
+    licence_notes,
+    licence_of,
     published,
     refuse_keys,
-    refuse_swapped_models,
+    refuse_unsound,
 )
 
 logger = logging.getLogger(__name__)
@@ -145,12 +143,10 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
         return read_json(config).get("model_name")
     if target.resolve() in sae.resolve().parents:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
-    refuse_mixture(sae, PUBLISHED)
-    refuse_changed(sae)
-    refuse_swapped_models(sae)
+    refuse_unsound(sae)
     read_names(sae)  # refuses names of other weights
     sources = list(files_to_publish(sae))
-    files = {name_to_publish(path, sae): published(path) for path in sources}
+    files = {path.relative_to(sae).as_posix(): published(path) for path in sources}
     refuse_keys(files, [sae])
     shutil.rmtree(target, ignore_errors=True)
     for name, content in files.items():
