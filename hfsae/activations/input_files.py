@@ -11,8 +11,8 @@ from glob import glob
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from ..machine.files import refuse_special
 from ..machine.refused import Refused, closest
-from ..machine.regular import refuse_special
 from ..machine.weights import file_hash
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,6 @@ from ..machine.files import (
     read_json,
     read_table,
     reading,
-    refuse_long_texts,
     write_whole,
 )
 from ..machine.markdown import escaped
@@ -86,7 +85,6 @@ _NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
 _NOT_SHOWN = ("output_dir", "transformers_version", "model_weights")
 _TABLES_OF_NUMBERS = ("seconds", "final_coefficients")
 _EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
-_MAX_TEXTS = 2**24  # bytes of the tokens in a card's latents; real cards have about 10,000
 _N_LATENTS, _N_EXAMPLES, _N_PROMOTED, _EXAMPLE_WIDTH = 6, 3, 6, 96
 
 
@@ -407,8 +405,6 @@ def shown_latents(folder: Path) -> Iterator[Json]:
     shown = table.take(np.array(rows, dtype=np.int64))  # an empty list would have no type
     top = [("latent", "in", chosen), ("kind", "=", "top"), ("rank", "<", _N_EXAMPLES)]
     strongest = read_table(paths[1], _EXAMPLE, top) if chosen else table.slice(0, 0)
-    for each in (shown, strongest):
-        refuse_long_texts(each, _MAX_TEXTS)
     latents, examples = {row["latent"]: row for row in shown.to_pylist()}, strongest.to_pylist()
     for i in chosen:
         own = sorted((e for e in examples if e["latent"] == i), key=lambda e: e["rank"])

@@ -3,6 +3,7 @@
 A verb's module is imported when the verb is named: what needs no tensors imports no torch.
 """
 
+import ctypes
 import errno
 import logging
 import os
@@ -16,7 +17,6 @@ from itertools import pairwise
 from textwrap import wrap
 from typing import Any
 
-from ..machine.allocator import keep_freed_memory
 from ..machine.files import printable, printable_lines
 from ..machine.importing import after_importing
 from ..machine.refused import Refused, one_line
@@ -24,6 +24,9 @@ from .parsing import with_names
 from .table import ABOUT_FIELDS, EXAMPLES, VERBS
 
 _plain_warning = warnings.formatwarning
+# Of glibc's malloc.h; 32 MiB is the largest value that every glibc accepts.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_OF_MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -142,3 +145,16 @@ def _one_line(error: BaseException) -> str:
     is_full = isinstance(error, OSError) and error.errno in _FULL  # with the system's bare message
     remedy = "; make room there, or give a folder that can be written to" if is_full else ""
     return printable(f"{one_line(error)}{remedy}")
+
+
+def keep_freed_memory() -> bool:
+    """Make this process keep freed blocks of up to 32 MiB for the next tensors, 1 GiB in all;
+    returns whether it does.
+
+    By default glibc returns a language model's temporaries to the system, which zeroes them again,
+    page by page. Other C libraries and settings in the environment stay unchanged.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None or any(name in os.environ for name in _OF_MALLOC):
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, 2**25)) and bool(mallopt(_TRIM_THRESHOLD, 2**30))

@@ -17,7 +17,7 @@ from ..comparison import Comparison
 from ..cost.cards import CARDS
 from ..explanations import ExplainArguments
 from ..lm.located import refuse_absent
-from ..machine.files import check_yaml, parse_yaml
+from ..machine.files import parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
 from ..machine.refused import Refused
 from ..recipe import (
@@ -81,7 +81,7 @@ _Recipe = TypeVar("_Recipe", bound=Recipe)
 
 def _load_yaml_with_whole_numbers(text: str) -> Any:
     """YAML in which 1e6 is a number too."""
-    check_yaml(text)
+    parse_yaml(text)
     return _whole_as_int(_load_yaml(text))
 
 

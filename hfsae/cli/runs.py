@@ -3,15 +3,17 @@
 Each imports what does its work, which takes seconds, once its arguments are read.
 """
 
+import gc
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..machine.files import printable
-from ..machine.importing import without_collecting
+from ..machine.files import printable, printable_lines
 from ..machine.lock import is_first_process
-from ..machine.names import CARD, EVALUATION, FIGURES, META, RECIPE, REPORT
+from ..machine.names import CARD, DIFF, EVALUATION, FIGURES, META, RECIPE, REPORT
 from ..machine.refused import Refused, refuse_absent_source
 from ..recipe import Sections, shipped_recipes
 from ..tuning import Tuning
@@ -147,6 +149,42 @@ def card(argv: list[str]) -> None:
     print(f"wrote {folder / CARD} and {folder / FIGURES}")
 
 
+def harvest(argv: list[str]) -> None:
+    """`hfsae harvest`: see `VERBS`."""
+    parser = recipe_parser("harvest")
+    parser.add("--out", type=Path | None, help="the folder to write to")
+    recipe, options = parse_recipe(parser, argv)
+    if options["out"] is None:
+        raise Refused("hfsae harvest needs --out FOLDER, where the files go")
+    refuse_absent_models(recipe)
+    from ..recipe import harvest_to
+
+    written = harvest_to(recipe, options["out"])
+    print(f"wrote {options['out']}; the same SAE from it: hfsae train {written}")
+
+
+def diff(argv: list[str]) -> None:
+    """`hfsae diff`: see `VERBS`."""
+    from ..diffing import N_TOKENS
+
+    parser = verb_parser("diff", "RUN")
+    parser.add("run", type=str, help="folder of a trained SAE over sites of two models")
+    parser.checks["run"] = lambda run: refuse_absent_source(Path(run))
+    parser.add(
+        "--n_tokens", type=int, default=N_TOKENS, help="the most held-out tokens that are read"
+    )
+    options = parser.parse(argv)
+    from .. import diffing
+    from ..recipe import finish, home_of, locked_run, trained_folder
+
+    folder = trained_folder(options["run"])
+    with locked_run(home_of(folder) or folder, [folder]):
+        diffing.diff(folder, options["n_tokens"])
+        finish(folder)
+    print(printable_lines(diffing.table(folder)))
+    print(f"\nEvery latent is in {folder / DIFF}, the figure in {folder / FIGURES / 'diff.png'}.")
+
+
 def recipes(argv: list[str]) -> None:
     """`hfsae recipes`: see `VERBS`."""
     parser = verb_parser("recipes", "")
@@ -200,3 +238,16 @@ def _measure(
     with filled(placed):
         measure(placed, result)
     return placed.folder
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """A block of imports in which Python looks for no garbage: among the objects of torch and
+    transformers, which all stay, that takes a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
