@@ -7,6 +7,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -15,7 +16,6 @@ from importlib import import_module
 from importlib.metadata import version
 from itertools import pairwise
 from textwrap import wrap
-from typing import Any
 
 from ..machine.files import printable, printable_lines
 from ..machine.importing import after_importing
@@ -37,14 +37,12 @@ class _PrintableFormatter(logging.Formatter):
         return printable_lines(super().format(record))
 
 
-def _format_warning(*args: Any, **kwargs: Any) -> str:
-    return printable_lines(_plain_warning(*args, **kwargs))
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command: 0 when it is done, 2 for bad input, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    warnings.formatwarning = _format_warning
+    warnings.formatwarning = lambda *args, **kwargs: printable_lines(
+        _plain_warning(*args, **kwargs)
+    )
     try:
         _dispatch(argv)
     except BrokenPipeError:  # `hfsae show FOLDER | head`
@@ -52,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("HFSAE_DEBUG"):
             raise
-        print(f"hfsae: error: {_one_line(error)}", file=sys.stderr)
+        is_full = isinstance(error, OSError) and error.errno in _FULL  # with a bare message
+        remedy = "; make room there, or give a folder that can be written to" if is_full else ""
+        print(f"hfsae: error: {printable(one_line(error))}{remedy}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "hfsae").startswith("hfsae"):
@@ -97,20 +97,7 @@ def _prepare(argv: list[str]) -> None:
     for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     after_importing("transformers.utils.logging", _quieten_transformers, own="hfsae")
-    _import_variants(argv)
-
-
-def _quieten_transformers() -> None:
-    import_module("transformers.utils.logging").disable_progress_bar()  # it would hide hfsae's
-    for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
-        handler.setFormatter(_PrintableFormatter())
-
-
-def _import_variants(argv: list[str]) -> None:
-    """Import the modules of `--import MODULE`.
-
-    Recipes and folders cannot name modules to import: they may come from anybody.
-    """
+    # recipes and folders cannot name modules to import: they may come from anybody
     for flag, value in pairwise([*argv, ""]):
         module = value if flag == "--import" and not value.startswith("-") else ""
         if flag.startswith("--import="):
@@ -119,6 +106,12 @@ def _import_variants(argv: list[str]) -> None:
             from ..models import register_variants
 
             register_variants(module)
+
+
+def _quieten_transformers() -> None:
+    import_module("transformers.utils.logging").disable_progress_bar()  # it would hide hfsae's
+    for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
+        handler.setFormatter(_PrintableFormatter())
 
 
 def _help() -> str:
@@ -130,21 +123,10 @@ def _help() -> str:
     ]
     width = max(map(len, VERBS)) + 2
     for name, verb in VERBS.items():
-        head, *rest = wrap(_first_sentence(verb.about), 96 - width)
+        head, *rest = wrap(re.split(r"(?<=\.) ", verb.about)[0], 96 - width)
         lines += [f"  {name:<{width}}{head}", *(" " * (width + 2) + line for line in rest)]
     examples = [f"  {example}" for example in EXAMPLES]
     return "\n".join([*lines, "", "examples:", *examples, "", ABOUT_FIELDS])
-
-
-def _first_sentence(text: str) -> str:
-    first, stop, _ = text.partition(". ")
-    return first + stop.strip()
-
-
-def _one_line(error: BaseException) -> str:
-    is_full = isinstance(error, OSError) and error.errno in _FULL  # with the system's bare message
-    remedy = "; make room there, or give a folder that can be written to" if is_full else ""
-    return printable(f"{one_line(error)}{remedy}")
 
 
 def keep_freed_memory() -> bool:
