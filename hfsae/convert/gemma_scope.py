@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..machine.refused import Damaged, Refused, one_line
 from ..models import SAE
-from .build import State, build, check_plain, exported, refuse, to_jumprelu
+from .build import build, check_plain, exported, refuse, to_jumprelu
 
 FILES = ("params.npz",)
 _REPO = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)\b")
@@ -38,10 +38,8 @@ _SITES = {
     "transcoders": "layers.{}.pre_feedforward_layernorm",
 }
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-_COMPRESSION = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # numpy's
 _OF_ARCHIVES = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, ValueError, EOFError, OSError)
 _OF_ARCHIVES += (TokenError,)  # of numpy, which reads an array's header as Python
-_MAX_EXPANSION = 20  # weights hardly compress; a file that grows more than this is a bomb
 
 
 def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = None) -> SAE:
@@ -57,7 +55,21 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
     Raises:
         ValueError: the file is damaged, or holds something else.
     """
-    state = _read(folder / FILES[0])
+    try:
+        with np.load(folder / FILES[0], allow_pickle=False) as arrays:
+            names = {name.replace("w_", "W_"): name for name in arrays.files}
+            if missing := [name for name in _NAMES if name not in names]:
+                raise Refused(f"it lacks {', '.join(missing)}")
+            state = {name: np.asarray(arrays[names[name]]) for name in _NAMES}
+    except _OF_ARCHIVES as error:
+        what = f"{folder / FILES[0]} is not a Gemma Scope file"
+        raise Damaged(f"{what}: {one_line(error)}") from error
+    for name, array in state.items():
+        if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+            raise Refused(
+                f"{name} holds {array.dtype}, not floating-point numbers of at most 64 bits"
+            )
+    state = {n: torch.from_numpy(np.array(a, np.float32, order="C")) for n, a in state.items()}
     check_plain(state, source)
     if (state["threshold"] < 0).any():  # z > threshold alone would let negative z through
         state["threshold"] = state["threshold"].clamp(min=0)
@@ -95,43 +107,6 @@ def _place(source: str) -> dict[str, Any]:
     if site == "transcoders":
         fields["target_site"] = _SITES["mlp"].format(layer[1])
     return fields
-
-
-def _read(path: Path) -> State:
-    """The arrays that belong in the file; nothing is unpickled, no more is read than is there."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if {info.compress_type for info in archive.infolist()} - _COMPRESSION:
-                raise Refused("it is compressed in another way than numpy's")
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
-            if sum(sizes.values()) > _MAX_EXPANSION * path.stat().st_size + 2**16:
-                raise Refused("it would unpack to far more than its size")
-            names = {n.removesuffix(".npy").replace("w_", "W_"): n for n in sizes}
-            if missing := [name for name in _NAMES if name not in names]:
-                raise Refused(f"it lacks {', '.join(missing)}")
-            return {name: _array(archive, names[name], sizes[names[name]]) for name in _NAMES}
-    except _OF_ARCHIVES as error:
-        raise Damaged(f"{path} is not a Gemma Scope file: {one_line(error)}") from error
-
-
-def _array(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise Refused(f"{name} has an unknown version of numpy's format")
-        shape, fortran, dtype = read_header(file)
-        if dtype.kind != "f" or dtype.itemsize > 8:
-            raise Refused(f"{name} holds {dtype}, not floating-point numbers of at most 64 bits")
-        n_bytes = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-        if n_bytes != size - file.tell():
-            raise Refused(f"{name} claims shape {shape}, but its data has another size")
-        flat = np.frombuffer(file.read(), dtype=dtype)
-    array = flat.reshape(shape, order="F" if fortran else "C")
-    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
 
 
 def save(sae: SAE, folder: Path) -> None:
