@@ -653,10 +653,10 @@ def test_an_old_card_of_a_kept_block_alone_is_carried_over():
 def test_front_matter_that_cannot_be_read_is_not_lost(folder):
     path = write_card(folder)
     card = path.read_text(encoding="utf-8")
-    line = "thumbnail: a\nthumbnail: b\n"
-    path.write_text(card.replace("tags:\n", f"{line}tags:\n"), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"front matter .* cannot be read .*; repair it"):
-        write_card(folder)
+    for line in ("thumbnail: a\nthumbnail: b\n", "x: &x [*x]\n"):
+        path.write_text(card.replace("tags:\n", f"{line}tags:\n"), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"front matter .* cannot be read .*; repair it"):
+            write_card(folder)
 
 
 @pytest.mark.parametrize(

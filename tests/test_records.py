@@ -44,6 +44,8 @@ def test_values_that_yaml_cannot_make_are_one_sentence(text):
 def test_yaml_may_share_by_aliases_and_is_not_nested_too_deeply():
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_yaml("[" * 5000)
+    with pytest.raises(ValueError, match="Circular"):
+        parse_yaml("a: &a [*a]")
     shared = parse_yaml("base: &base {x: 1}\none: *base\ntwo: {<<: *base, y: 2}")
     assert shared["one"] == {"x": 1} and shared["two"] == {"x": 1, "y": 2}
 

@@ -192,7 +192,9 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MAX_TEXT:
         raise Refused(f"{len(text):,} characters, over the limit of {MAX_TEXT:,}")
     try:
-        return yaml.load(text, Loader)
+        value = yaml.load(text, Loader)
+        json.dumps(value, default=str, skipkeys=True)  # refuses one that contains itself
+        return value
     except RecursionError:
         raise Refused("nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: for example February 30
