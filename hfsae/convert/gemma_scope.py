@@ -73,7 +73,17 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
     check_plain(state, source)
     if (state["threshold"] < 0).any():  # z > threshold alone would let negative z through
         state["threshold"] = state["threshold"].clamp(min=0)
-    fields = _place(source)
+    repo, layer = _REPO.search(source), re.search(r"layer_(\d+)", source)
+    fields: dict[str, Any] = {}
+    if repo is not None:
+        size, kind, site = repo.groups()
+        fields["model_name"] = f"google/gemma-2-{size}{'-it' * (kind == 'it')}"
+        if "embedding/" in source:
+            fields["site"] = "embed_tokens"
+        elif layer is not None:
+            fields["site"] = _SITES[site].format(layer[1])
+            if site == "transcoders":
+                fields["target_site"] = _SITES["mlp"].format(layer[1])
     if fields.get("site") == "embed_tokens":  # SAELens scales W_dec, and leaves b_dec as it is
         scale = state["W_enc"].shape[0] ** 0.5
         state["W_enc"], state["W_dec"] = state["W_enc"] / scale, state["W_dec"] * scale
@@ -90,23 +100,6 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
                 )
             state["W_enc"] = state["W_enc"] / gain[:, None]
     return build("jumprelu_sae", state, source, **fields)
-
-
-def _place(source: str) -> dict[str, Any]:
-    repo = _REPO.search(source)
-    layer = re.search(r"layer_(\d+)", source)
-    if repo is None:
-        return {}
-    size, kind, site = repo.groups()
-    fields: dict[str, Any] = {"model_name": f"google/gemma-2-{size}{'-it' * (kind == 'it')}"}
-    if "embedding/" in source:
-        return fields | {"site": "embed_tokens"}
-    if layer is None:
-        return fields
-    fields["site"] = _SITES[site].format(layer[1])
-    if site == "transcoders":
-        fields["target_site"] = _SITES["mlp"].format(layer[1])
-    return fields
 
 
 def save(sae: SAE, folder: Path) -> None:
