@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..machine.files import printable, printable_lines
 from ..machine.lock import is_first_process
 from ..machine.names import CARD, DIFF, EVALUATION, FIGURES, META, RECIPE, REPORT
 from ..machine.refused import Refused, refuse_absent_source
-from ..recipe import Sections, shipped_recipes
+from ..recipe import shipped_recipes
 from ..tuning import Tuning
 from .files import add_choice, add_source
 from .parsing import verb_parser
@@ -113,17 +112,13 @@ def show_folder(argv: list[str]) -> None:
         print_folder(folder, latents, source)
         return
     sae = load_any(**choice)
-    makes = partial(how_to_make, folder=None, name=_as_typed(choice), config=sae.config.to_dict())
+    typed = (f"--{n} {shlex.quote(str(v))}" for n, v in choice.items() if n != "source")
+    name = " ".join([shlex.quote(str(source)), *typed])  # as a verb takes it
+    makes = partial(how_to_make, folder=None, name=name, config=sae.config.to_dict())
     if latents:
         raise Refused(f"{source} holds {NO_EXAMPLES}: {makes('collect')}")
     print(f"\n{printable(f'{source}: {sae}')}")
     print(f"No evaluation.json: {makes('evaluate')}")
-
-
-def _as_typed(choice: dict[str, Any]) -> str:
-    """The source of a choice and its options, as a verb takes them."""
-    options = (f"--{name} {shlex.quote(str(v))}" for name, v in choice.items() if name != "source")
-    return " ".join([shlex.quote(str(choice["source"])), *options])
 
 
 def card(argv: list[str]) -> None:
@@ -210,7 +205,20 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
     folder = run_folder(choice)
     home = home_of(folder) if folder else None
     if folder is None or home is None:
-        folder = _measure(verb, choice, options, given, result)
+        for section in given.keys() - {*SECTIONS[verb]}:
+            changed = given[section]
+            inner = f".{next(iter(changed))}" if isinstance(changed, dict) and changed else ""
+            raise Refused(f"`hfsae {verb}` cannot change {section}{inner}")
+        from ..measurement import filled, find_sae, measure, refuse_no_tokens, refuse_texts
+
+        placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
+        refuse_no_tokens(placed.recipe, result)
+        if result == EVALUATION:
+            refuse_texts(placed.recipe, placed.origin)
+        tell_text(verb, placed)
+        with filled(placed):
+            measure(placed, result)
+        folder = placed.folder
     else:
         for name in (name for name in ("output_dir", "site", "revision") if options[name]):
             raise Refused(f"--{name} is only for an SAE from elsewhere; {folder} belongs to a run")
@@ -218,26 +226,6 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
             recipe, _ = parse_recipe(parser, [str(home / RECIPE), *changes])
             again(recipe, folder, home, result)
     print_folder(folder, [])
-
-
-def _measure(
-    verb: str, choice: dict[str, Any], options: dict[str, Any], given: Sections, result: str
-) -> Path:
-    """Make one result for an SAE without a recipe; the result's folder."""
-    for section in given.keys() - {*SECTIONS[verb]}:
-        fields = given[section]
-        name = f"{section}.{next(iter(fields))}" if isinstance(fields, dict) and fields else section
-        raise Refused(f"`hfsae {verb}` cannot change {name}")
-    from ..measurement import filled, find_sae, measure, refuse_no_tokens, refuse_texts
-
-    placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
-    refuse_no_tokens(placed.recipe, result)
-    if result == EVALUATION:
-        refuse_texts(placed.recipe, placed.origin)
-    tell_text(verb, placed)
-    with filled(placed):
-        measure(placed, result)
-    return placed.folder
 
 
 @contextmanager
