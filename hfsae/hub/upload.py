@@ -137,6 +137,10 @@ class Upload:
     no_examples: bool
     message: str
     dry_run: bool
+    homes: list[Path] = field(init=False)
+    """the folders of the SAEs"""
+    prefix: str = field(init=False)
+    """of every path in the repository"""
 
     def run(self, tell: Callable[[str], None]) -> str:
         """The commit's address; empty of a dry run."""
@@ -312,8 +316,10 @@ class Upload:
                 # a repeated commit is recognised; a pull request would be made twice
                 return commit() if self.create_pr else patiently(commit, "commit")
         except BaseException as error:  # also Ctrl-C
-            is_answer = isinstance(error, HfHubHTTPError)
-            if plan.is_new and not (is_answer and error.response.status_code in _OVERTAKEN):
+            is_overtaken = (
+                isinstance(error, HfHubHTTPError) and error.response.status_code in _OVERTAKEN
+            )
+            if plan.is_new and not is_overtaken:
                 made = "%s was made, and may be empty; the same push fills it"
                 logger.warning(made, plan.repo_id)
             raise
