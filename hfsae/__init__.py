@@ -58,12 +58,18 @@ def __getattr__(name: str) -> object:
 
 
 def _register_variants() -> None:
-    importlib.import_module(".models", __name__).SAE.push_to_hub = _push_to_hub
+    sae = importlib.import_module(".models", __name__).SAE
+    sae.push_to_hub, sae.to_saelens = _push_to_hub, _to_saelens  # of higher rooms
 
 
 def _push_to_hub(sae: object, repo_id: str, **kwargs: object) -> str:
     """Send this SAE to the Hub in one commit; the commit's address. Options as for `hfsae.push`."""
     return importlib.import_module(".hub", __name__).push_sae(sae, repo_id, **kwargs)
+
+
+def _to_saelens(sae: object) -> object:
+    """The same function as a `sae_lens.SAE`: see `hfsae.convert.saelens.to_sae_lens_object`."""
+    return importlib.import_module(".convert.saelens", __name__).to_sae_lens_object(sae)
 
 
 # `import hfsae` makes the variants known to `transformers.AutoModel`, without importing either.

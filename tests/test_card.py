@@ -471,11 +471,6 @@ def test_a_folder_of_any_form_is_shown_as_one_where_the_record_knows_it(name):
     assert public("folder a/b, x.gguf", "origin") == "folder ./b, x.gguf"
 
 
-def test_a_command_of_a_million_characters_is_made_public_in_one_pass():
-    """Taken apart as a shell does, it would take minutes."""
-    assert public("x /home/me/a " + "~" * 10**6, "command").startswith("x ./a '~~~")
-
-
 def test_documents_given_as_a_list_are_counted_not_shown(folder):
     change(folder, text={"dataset": ["private words", "more of them"]})
     card = render_card(folder)

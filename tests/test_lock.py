@@ -4,11 +4,12 @@ import errno
 import json
 import os
 import socket
+import threading
 
 import pytest
 
-from hfsae.machine import lock
-from hfsae.machine.lock import NAME, locked
+from hfsae.machine.lock import locked
+from hfsae.machine.names import IN_USE, IN_USE_LOCK
 
 from .helpers import held_elsewhere
 
@@ -27,16 +28,16 @@ def test_whoever_has_it_may_take_it_again(tmp_path):
     with locked(tmp_path):
         with locked(tmp_path / "." / "x" / ".."):
             pass
-        assert (tmp_path / NAME).exists()
+        assert (tmp_path / IN_USE).exists()
     assert not list(tmp_path.iterdir())
 
 
-def test_one_that_waits_gets_it_when_the_first_is_done(tmp_path, monkeypatch, caplog):
+def test_one_that_waits_gets_it_when_the_first_is_done(tmp_path, caplog):
     caplog.set_level("INFO")
     with held_elsewhere(tmp_path) as is_over:
-        monkeypatch.setattr(lock.time, "sleep", lambda seconds: is_over.set())
+        threading.Timer(0.1, is_over.set).start()
         with locked(tmp_path, wait=True):
-            assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
+            assert json.loads((tmp_path / IN_USE).read_text())["process"] == os.getpid()
     assert "waiting for" in caplog.text and not list(tmp_path.iterdir())
 
 
@@ -51,26 +52,19 @@ def test_a_folder_that_was_made_for_it_goes_if_nothing_came_into_it(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "[" * 900, '{"process": 1}', '{"process": "\\u001b[2J"}'])
 def test_what_a_killed_process_left_bars_nobody(tmp_path, content, caplog):
-    (tmp_path / NAME).write_text(content)
+    (tmp_path / IN_USE).write_text(content)
     with locked(tmp_path):
         pass
     assert not list(tmp_path.iterdir()) and not caplog.text
 
 
-def test_what_another_host_left_is_said(tmp_path, caplog):
-    """On a file system that does not lock between hosts, it may be alive."""
-    owner = {"process": 7, "host": "elsewhere", "since": "today"}
-    (tmp_path / NAME).write_text(json.dumps(owner))
-    with locked(tmp_path):
-        pass
-    assert "was in use by process 7 on host elsewhere since today, which did not" in caplog.text
-
-
 def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+    fcntl = pytest.importorskip("fcntl")
+
     def refuse(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(tmp_path):
         (tmp_path / "file").touch()
     assert "cannot be locked (No locks available): do not start a second run there" in caplog.text
@@ -85,7 +79,10 @@ def test_the_processes_of_one_run_share_their_folder(tmp_path, monkeypatch):
 
 def test_a_link_in_its_place_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("precious")
-    (tmp_path / NAME).symlink_to(tmp_path / "precious")
+    (tmp_path / IN_USE).symlink_to(tmp_path / "precious")
+    with locked(tmp_path):
+        pass
+    (tmp_path / IN_USE_LOCK).symlink_to(tmp_path / "precious")
     with pytest.raises(ValueError, match=r"cannot be made or written to \("):
         locked(tmp_path).__enter__()
     assert (tmp_path / "precious").read_text() == "precious"

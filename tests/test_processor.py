@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import hfsae.machine.processor
-from hfsae.machine import kernels
 from hfsae.machine.processor import (
     Float32Products,
+    keep_few_kernels,
     main_memory,
     name_of,
     spare_bfloat16_,
@@ -67,7 +67,7 @@ import ctypes, resource, sys, types
 sys.modules["hfsae"] = types.ModuleType("hfsae")  # without the seconds of its own imports
 sys.modules["hfsae"].__path__ = [sys.argv[2]]
 import torch
-from hfsae.machine.allocator import keep_freed_memory
+from hfsae.cli.main import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of the usual size
@@ -101,12 +101,13 @@ def test_a_freed_block_is_used_again_without_new_pages():
     assert asked.returncode == 3
 
 
+_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _GROW = """
 import ctypes, sys, types
 sys.modules["hfsae"] = types.ModuleType("hfsae")  # without the seconds of its own imports
 sys.modules["hfsae"].__path__ = [sys.argv[2]]
 import torch
-from hfsae.machine.kernels import keep_few_kernels
+from hfsae.machine.processor import keep_few_kernels
 if sys.argv[1] == "keep":
     keep_few_kernels()
 fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
@@ -130,7 +131,7 @@ print(used() - before)
 def test_memory_does_not_grow_with_each_new_length_of_a_text():
     """150 lengths more, after 149. By default they take some 85 MB where a processor multiplies
     bfloat16, until there were 1,024; with few kernels kept, the last ones replace the first."""
-    told = {name: v for name, v in os.environ.items() if name not in kernels._SETTINGS}
+    told = {name: v for name, v in os.environ.items() if name not in _KERNELS}
 
     def growth(how: str) -> int:
         argv = [sys.executable, "-c", _GROW, how, *hfsae.__path__]
@@ -144,7 +145,7 @@ def test_memory_does_not_grow_with_each_new_length_of_a_text():
 
 def test_how_many_kernels_are_kept_is_what_the_environment_says():
     with patch.dict(os.environ, {"LRU_CACHE_CAPACITY": "7"}, clear=True):
-        kernels.keep_few_kernels()
+        keep_few_kernels()
         assert os.environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
 
 

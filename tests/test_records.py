@@ -41,9 +41,11 @@ def test_values_that_yaml_cannot_make_are_one_sentence(text):
         parse_yaml(text)
 
 
-def test_yaml_has_aliases_and_is_not_nested_too_deeply():
+def test_yaml_may_share_by_aliases_and_is_not_nested_too_deeply():
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_yaml("[" * 5000)
+    with pytest.raises(ValueError, match="Circular"):
+        parse_yaml("a: &a [*a]")
     shared = parse_yaml("base: &base {x: 1}\none: *base\ntwo: {<<: *base, y: 2}")
     assert shared["one"] == {"x": 1} and shared["two"] == {"x": 1, "y": 2}
 
@@ -60,17 +62,12 @@ def test_json_that_is_deep_or_huge_is_one_sentence(tmp_path, monkeypatch):
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"damaged \(nested too deeply\); `hfsae evaluate"):
         read_json(path)
-    path.write_text('{"a": ' + "[" * 60 + "]" * 60 + "}")  # code that walks it recurses
-    with pytest.raises(ValueError, match=r"damaged \(nested too deeply\); `hfsae evaluate"):
-        read_json(path)
     os.truncate(path, 2**26 + 1)
     with pytest.raises(ValueError, match="67,108,865 bytes, over the limit of 67,108,864"):
         read_json(path)
 
 
-@pytest.mark.parametrize(
-    "number", ["1e999", "-1e999", "NaN", "Infinity", "1" + "0" * 400, "9" * 5000]
-)
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
 def test_a_number_that_no_float_holds_is_one_sentence(tmp_path, number):
     path = tmp_path / "evaluation.json"
     path.write_text(f'{{"metrics": {{"l0": {{"value": [{number}]}}}}}}')

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import hfsae
 from hfsae.cli import main
 from hfsae.features import FeatureStore, read_automatic, read_labels, write_label
-from hfsae.hub.licence import licence_notes, licence_of
+from hfsae.hub.outgoing import licence_notes, licence_of
 from hfsae.lm import contract
 from hfsae.machine.checksums import weights_hash
 from hfsae.models.identity import decoder_hash

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..machine.checksums import file_hash
+from ..machine.files import refuse_special
 from ..machine.refused import Refused, closest
-from ..machine.regular import refuse_special
 
 logger = logging.getLogger(__name__)
 _SHOWN = 10  # names of files that are not read

@@ -24,9 +24,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..machine.files import numbered_lines, unreadable
+from ..machine.files import numbered_lines, refuse_special, unreadable
 from ..machine.refused import Refused, one_line
-from ..machine.regular import refuse_special
 from ..machine.visible import LOCAL_FILES
 from ..packaged import packaged_names, packaged_text
 from .arguments import Split, TextArguments

@@ -3,7 +3,6 @@
 card      the card's facts, with the wording of model_card.md
 limits    what speaks against using an SAE
 merge     keeps people's text when a card is written again
-places    sites and language models, in words and in code
 names     names for latents, and their scores
 probing   what a few latents reveal about texts
 texts     texts unlike the training text

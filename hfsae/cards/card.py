@@ -23,19 +23,20 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import ChainableUndefined, Environment, Template, TemplateError
 
 from ..activations import held_out_sentence
-from ..machine.checksums import refuse_changed, refuse_mixture
+from ..machine.checksums import of_others, refuse_changed, refuse_mixture
 from ..machine.files import (
     damaged,
     printable,
     read_json,
     read_table,
     reading,
-    refuse_long_texts,
     write_whole,
 )
+from ..machine.label_words import association_cells, too_few_to_tell
 from ..machine.markdown import escaped
 from ..machine.names import (
     CARD,
+    COLUMNS,
     CONFIG,
     EVALUATION,
     EXAMPLES,
@@ -50,12 +51,10 @@ from ..machine.units import Unit, section_of, unit_of
 from ..machine.visible import is_folder, listed, public_record
 from ..models import SAE
 from ..models.registry import class_of
-from ..models.site_fields import where_in_short_of, where_to_of
-from .labels import labels_section
+from ..models.site_fields import where_in_short_of, where_of, where_to_of
 from .limits import reasons_against
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section
-from .places import kind_of, models, places, python_list
 from .probing import probing_section
 from .texts import FAR, texts_section
 
@@ -84,7 +83,7 @@ _NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
 _NOT_SHOWN = ("output_dir", "transformers_version", "model_weights")
 _TABLES_OF_NUMBERS = ("seconds", "final_coefficients")
 _EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
-_MAX_TEXTS = 2**24  # bytes of the tokens in a card's latents; real cards have about 10,000
+_MOST_LABELS = 12
 _N_LATENTS, _N_EXAMPLES, _N_PROMOTED, _EXAMPLE_WIDTH = 6, 3, 6, 96
 
 
@@ -135,7 +134,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
         latents = list(shown_latents(folder)) if examples else []
         names = names_of(folder, [row["latent"] for row in latents]) if latents else {}
         about_names, labels = names_section(folder), labels_section(folder)
-    with reading(folder), _rendering(folder):
+    with reading(folder), _template_errors(folder):
         facts, measured = _facts(config, record), evaluation.get("measured_with", {})
         return template.render(
             **facts,
@@ -159,7 +158,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
 
 
 @contextmanager
-def _rendering(folder: Path) -> Iterator[None]:
+def _template_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except TemplateError as error:  # a value in the place of a table
@@ -224,6 +223,34 @@ def _refuse_text_for_numbers(record: Json) -> None:
             raise Refused(f"{name} must be a number, got {value!r}")
 
 
+def labels_section(folder: Path) -> Json:
+    """The facts of a card's section on labels; empty without a table for the folder's weights.
+
+    `rows`: of each label (the first 12) its name, the measure, the best latent and the best raw
+    dimension, each with its value on held-out documents; `n`: how many there are; `by`: what a
+    label is of, a document or a row; `n_units`, `n_documents`: how many of them were read; `few`:
+    a sentence where they are too few.
+
+    Raises:
+        ValueError: features/columns.json is damaged; the sentence names it.
+    """
+    path = folder / COLUMNS
+    if not path.is_file() or any(of_others(folder, [COLUMNS])):
+        return {}
+    record = read_json(path)
+    with reading(path):
+        if not (found := record["associations"]):
+            return {}
+        return {
+            "rows": [association_cells(each)[:-1] for each in found[:_MOST_LABELS]],
+            "n": len(found),
+            "by": str(record["by"]),
+            "n_units": int(record["n_units"]),
+            "n_documents": int(record["n_documents"]),
+            "few": too_few_to_tell(int(record["n_documents"])),
+        }
+
+
 def _json(path: Path) -> Json:
     return read_json(path) if path.is_file() else {}
 
@@ -235,18 +262,31 @@ def _facts(config: Json, record: Json) -> Json:
     papers = variety.papers() if variety else []
     lm = {key: config.get(f"model_{key}") for key in ("name", "revision")}
     lm |= {key: value for key, value in record.get("lm", {}).items() if value is not None}
-    several = models(config, record)
+    names, told = config.get("model_names") or {}, record.get("lms") or {}
+    several = {name: {"name": lm_name, **told.get(name, {})} for name, lm_name in names.items()}
     if several:
         lm["name"] = " and ".join(one["name"] for one in several.values())
     section, unit = section_of(record), unit_of(record)
     text = record.get(section, {})
     options = _options(variety, {**config, **record.get("sae_as_trained", {})}) if variety else {}
     target = where_to_of(config)
-    kind = kind_of(config, target is not None)
+    sites = config.get("sites") or [config.get("site")]
+    kind = "SAE" if target is None else "transcoder"
+    if len(sites) > 1:
+        is_clt = config.get("model_type", "").endswith("_clt")
+        kind = "cross-layer transcoder" if is_clt else "crosscoder"
+    scales = zip(sites, config.get("site_scales") or (), strict=False)
+    one = f"acts[{python_string(sites[0] or '')}]"
     harvested = record.get("harvested", {})
+    short = [(one_lm["name"] or "").rpartition("/")[2] for one_lm in several.values() or [lm]]
+    where = [where_in_short_of(config), " and ".join(filter(None, short))]
+    site = " of ".join(filter(None, where)) or "unnamed site"
     return {
         "config": config,
-        **places(config),
+        "where": where_of(config),
+        "sites": sites,
+        "joined": one if len(sites) == 1 else "sae.join(acts)",
+        "site_scales": ", ".join(f"{scale:.4g} at {site}" for site, scale in scales),
         "record": record,
         "lm": lm,
         "lms": several,
@@ -268,12 +308,7 @@ def _facts(config: Json, record: Json) -> Json:
         "is_quantised": bool(_QUANTISED.search(lm.get("origin") or "")),
         "norm_limits": harvested.get("norm_limits") or record.get("norm_limits") or {},
         "settings": list(_settings(record)),
-        "title": _title(
-            config,
-            variant,
-            kind,
-            [one["name"] for one in several.values()] or [lm["name"]],
-        ),
+        "title": f"{variant} {kind}: {site}, {config['d_sae']:,} latents".lstrip(),
     }
 
 
@@ -296,13 +331,6 @@ def _citations(*sources: str | None) -> list[str]:
         key, paper = re.search(r"{(.+),", entry), re.search(r"eprint = {(.+)}", entry)
         entries |= {match[1]: entry for match in (key, paper) if match}
     return [entries[source] for source in sources if source in entries]
-
-
-def _title(config: Json, variant: str, kind: str, lm_names: list[str | None]) -> str:
-    short = [(name or "").rpartition("/")[2] for name in lm_names]
-    where = [where_in_short_of(config), " and ".join(filter(None, short))]
-    site = " of ".join(filter(None, where)) or "unnamed site"
-    return f"{variant} {kind}: {site}, {config['d_sae']:,} latents".lstrip()
 
 
 def _dataset(text: Json) -> str:
@@ -405,8 +433,6 @@ def shown_latents(folder: Path) -> Iterator[Json]:
     shown = table.take(np.array(rows, dtype=np.int64))  # an empty list would have no type
     top = [("latent", "in", chosen), ("kind", "=", "top"), ("rank", "<", _N_EXAMPLES)]
     strongest = read_table(paths[1], _EXAMPLE, top) if chosen else table.slice(0, 0)
-    for each in (shown, strongest):
-        refuse_long_texts(each, _MAX_TEXTS)
     latents, examples = {row["latent"]: row for row in shown.to_pylist()}, strongest.to_pylist()
     for i in chosen:
         own = sorted((e for e in examples if e["latent"] == i), key=lambda e: e["rank"])
@@ -426,17 +452,8 @@ def _around(example: Json) -> Json:
     return {**example, "left": left, "token": token, "right": right[: room - len(left)]}
 
 
-def _html(text: str) -> str:
-    """Text escaped for <pre>; `$` too, which starts a formula in some viewers."""
-    return html.escape(printable(text), quote=False).replace("$", "&#36;")
-
-
 def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "-"
-
-
-def _count(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int | float) else "-"
 
 
 @cache
@@ -449,6 +466,16 @@ def _template(name: str) -> Template:
         keep_trailing_newline=True,
         undefined=ChainableUndefined,
     )
-    filters = {"md": escaped, "html": _html, "python": python_string, "number": _number}
-    environment.filters |= {**filters, "count": _count, "python_list": python_list}
+
+    def as_html(text: str) -> str:  # for <pre>; `$` too, which starts a formula in some viewers
+        return html.escape(printable(text), quote=False).replace("$", "&#36;")
+
+    def count(value: object) -> str:
+        return f"{value:,}" if isinstance(value, int | float) else "-"
+
+    def python_list(texts: list[str]) -> str:
+        return f"[{', '.join(map(python_string, texts))}]"
+
+    filters = {"md": escaped, "html": as_html, "python": python_string, "number": _number}
+    environment.filters |= {**filters, "count": count, "python_list": python_list}
     return environment.from_string(template_text(name))

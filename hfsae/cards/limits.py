@@ -30,7 +30,13 @@ def reasons_against(config: Json, record: Json, evaluation: Json) -> list[str]:
     reasons = []
     is_off = bool(metrics and target) and abs(l0 / target - 1) > (0.12 if by_k else 0.05)
     if is_off:
-        reasons.append(_l0_sentence(config, l0, target, by_k))
+        kind = class_of(config.get("model_type"))
+        stands = kind is not None and kind.sparsity_losses is SAE.sparsity_losses
+        why = _NOTHING_MOVES if stands else _SLOW
+        if by_k:
+            why = _LAGS if "threshold_rate" in config else _TOO_FEW
+        goal = "k" if by_k else "target"
+        reasons.append(f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its {goal} of {target}: {why}")
     if undefined := [name for name, m in metrics.items() if m.get("value", 0) is None]:
         reasons.append(f"{', '.join(undefined)} cannot be computed: each is a division by 0")
     if fvu >= 1:
@@ -51,13 +57,3 @@ def reasons_against(config: Json, record: Json, evaluation: Json) -> list[str]:
             f"{dead:.0%} of latents never fired on the evaluation's {unit_of(record).many}"
         )
     return reasons
-
-
-def _l0_sentence(config: Json, l0: float, target: float, by_k: bool) -> str:
-    kind = class_of(config.get("model_type"))
-    stands = kind is not None and kind.sparsity_losses is SAE.sparsity_losses
-    why = _NOTHING_MOVES if stands else _SLOW
-    if by_k:
-        why = _LAGS if "threshold_rate" in config else _TOO_FEW
-    goal = "k" if by_k else "target"
-    return f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its {goal} of {target}: {why}"

@@ -81,40 +81,34 @@ def _headline(record: Json) -> str:
 
 
 def _scores(scores: Json, untrained: Json, n_scored: int) -> list[Json]:
+    """A row for each metric: of a judge's score its headline, where few enough answers failed for
+    one, and balanced accuracy."""
     rows = []
     for name, of in sorted(scores.items(), key=lambda item: item[0] == "lexical"):
         is_lexical, means = name == "lexical", of["uniform"]
-        metrics = _LEXICAL if is_lexical else _told(of)
+        judged = (of["headline"], "balanced_accuracy") if of.get("headline") else ()
+        metrics = _LEXICAL if is_lexical else [metric for metric in judged if metric in means]
         control = "shuffled" if is_lexical else of["difference_from"]
         n = of.get("n_latents", n_scored)
         for metric in metrics:
             title = metric if is_lexical else f"{name}, {metric.replace('_', ' ')}"
-            title += f" ({n} of them)" if n < n_scored else ""
+            mean, low = means[metric], means[metric]["difference"][1]
             redrawn = untrained.get(name, {}).get(metric, {}).get(_UNTRAINED)
-            row = _row(title, means[metric], control, redrawn)
-            rows.append(row | {"weighted": interval_text(of["by_frequency"][metric]["own"])})
+            directions = None if control == "direction" else mean.get("direction")
+            other = f"{interval_text(mean[control])} ({_CONTROLS.get(control, control)})"
+            rows.append(
+                {
+                    "title": title + (f" ({n} of them)" if n < n_scored else ""),
+                    "own": interval_text(mean["own"]),
+                    "control": other,
+                    "difference": interval_text(mean["difference"]),
+                    "is_told_apart": low is not None and low > 0,
+                    "directions": interval_text(directions or _NONE),
+                    "untrained": interval_text(redrawn or _NONE),
+                    "weighted": interval_text(of["by_frequency"][metric]["own"]),
+                }
+            )
     return rows
-
-
-def _told(score: Json) -> tuple[str, ...]:
-    """The metrics of a judge's score that are told: its headline, where few enough answers failed
-    for one, and balanced accuracy."""
-    told = (score["headline"], "balanced_accuracy") if score["headline"] else ()
-    return tuple(metric for metric in told if metric in score["uniform"])
-
-
-def _row(title: str, means: Json, control: str, redrawn: list[float | None] | None) -> Json:
-    low = means["difference"][1]
-    directions = None if control == "direction" else means.get("direction")
-    return {
-        "title": title,
-        "own": interval_text(means["own"]),
-        "control": f"{interval_text(means[control])} ({_CONTROLS.get(control, control)})",
-        "difference": interval_text(means["difference"]),
-        "is_told_apart": low is not None and low > 0,
-        "directions": interval_text(directions or _NONE),
-        "untrained": interval_text(redrawn or _NONE),
-    }
 
 
 def interval_text(values: list[float | None]) -> str:

@@ -33,34 +33,24 @@ def texts_section(folder: Path, config: Json, evaluation: Json) -> Json:
     texts = evaluation.get("texts")
     if not texts:
         return {}
+    name = "validation" if evaluation.get("side") == "validation" else "held-out"
     with reading(folder / EVALUATION):
+        if measured := evaluation.get("measured_with"):
+            name = str(measured["text"]["dataset"])  # that the other metrics are of
         return {
-            "rows": [_row(_own_name(evaluation), evaluation), *(_row(*t) for t in texts.items())],
-            "sources": "; ".join(_source(name, text) for name, text in texts.items()),
-            "warnings": [
-                *(s for key in _COMPARED for s in _far_above(key, evaluation, texts)),
-                *_far_l0(l0_goal(config), texts),
-            ],
+            "rows": [_row(name, evaluation), *(_row(*text) for text in texts.items())],
+            "sources": "; ".join(_source(*text) for text in texts.items()),
+            "warnings": list(_warnings(name, config, evaluation, texts)),
         }
 
 
-def _own_name(evaluation: Json) -> str:
-    """Of the text that the other metrics are of."""
-    if measured := evaluation.get("measured_with"):
-        return str(measured["text"]["dataset"])
-    return "validation" if evaluation.get("side") == "validation" else "held-out"
-
-
 def _row(name: str, text: Json) -> Json:
-    cells = {key: _cell(text["metrics"][key]) for key in COLUMNS}
+    cells = {}
+    for key in COLUMNS:
+        value, low, high = (text["metrics"][key][part] for part in ("value", "low", "high"))
+        interval = f", {low:.3g} to {high:.3g}" if low is not None else ""
+        cells[key] = "-" if value is None else f"{value:.3g}{interval}"
     return {"name": str(name), "n_tokens": int(text["n_tokens"]), **cells}
-
-
-def _cell(metric: Json) -> str:
-    value, low, high = (metric[key] for key in ("value", "low", "high"))
-    if value is None:
-        return "-"
-    return f"{value:.3g}" + (f", {low:.3g} to {high:.3g}" if low is not None else "")
 
 
 def _source(name: str, text: Json) -> str:
@@ -70,36 +60,34 @@ def _source(name: str, text: Json) -> str:
     return f"{about} ({why[0].lower()}{why[1:]})" if why else about
 
 
-def _far_above(key: str, evaluation: Json, texts: Json) -> Iterator[str]:
-    own = evaluation["metrics"][key]
-    limit, value = _end(own, "high"), own["value"]
-    if not limit or not value or min(limit, value) < 0:  # a multiple of it says nothing
-        return
-    others = ((name, text["metrics"][key]) for name, text in texts.items())
+def _warnings(own_name: str, config: Json, evaluation: Json, texts: Json) -> Iterator[str]:
+    for key, title in _COMPARED.items():
+        own = evaluation["metrics"][key]
+        limit, value = _end(own, "high"), own["value"]
+        if not limit or not value or min(limit, value) < 0:  # a multiple of it says nothing
+            continue
+        others = {name: text["metrics"][key] for name, text in texts.items()}
+        far = [
+            f"{name} ({m['value']:.3g}, {m['value'] / value:.1f} times)"
+            for name, m in others.items()
+            if (_end(m, "low") or 0) > FAR * limit
+        ]
+        if far:
+            place = f"{value:.3g} of {own_name} text"
+            yield f"{title} is far above the {place} on {_listed(far)}"
+    target = l0_goal(config)
     far = [
-        f"{name} ({m['value']:.3g}, {m['value'] / value:.1f} times)"
-        for name, m in others
-        if (_end(m, "low") or 0) > FAR * limit
+        f"{name} ({l0:.1f}, {l0 / target - 1:+.0%})"
+        for name, l0 in ((name, text["metrics"]["l0"]["value"]) for name, text in texts.items())
+        if target and abs(l0 / target - 1) > _FAR_L0
     ]
     if far:
-        place = f"{value:.3g} of {_own_name(evaluation)} text"
-        yield f"{_COMPARED[key]} is far above the {place} on {_listed(far)}"
+        yield f"L0 is off its target of {target} on {_listed(far)}"
 
 
 def _end(metric: Json, side: str) -> float | None:
     """An end of the interval, or the value where there is one document and so no interval."""
     return metric["value"] if metric[side] is None else metric[side]
-
-
-def _far_l0(target: int | float | None, texts: Json) -> Iterator[str]:
-    values = {name: text["metrics"]["l0"]["value"] for name, text in texts.items()}
-    far = [
-        f"{name} ({l0:.1f}, {l0 / target - 1:+.0%})"
-        for name, l0 in values.items()
-        if target and abs(l0 / target - 1) > _FAR_L0
-    ]
-    if far:
-        yield f"L0 is off its target of {target} on {_listed(far)}"
 
 
 def _listed(parts: list[str]) -> str:

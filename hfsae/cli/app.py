@@ -37,10 +37,12 @@ def demo_verb(argv: list[str]) -> None:
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
     refuse_port(args["host"], args.get("port"))
-    args = _at_repository(args)
     if "source" in args:
+        name = args["source"].lower()
+        if name in SEPARATE_SAES and not Path(args["source"]).exists():
+            args["source"] = str(SEPARATE_SAES[name].folder(name))
         refuse_absent_source(args["source"], [*SEPARATE_SAES])
-    args = _at_results(args)
+        args = _at_results(args)
     try:
         from ..demo import launch  # takes seconds, and the demo extra
     except ModuleNotFoundError as error:
@@ -67,20 +69,9 @@ def _with_model(options: dict[str, Any]) -> dict[str, Any]:
     return given_options(options) | ({"model": name} if name else {})
 
 
-def _at_repository(args: dict[str, Any]) -> dict[str, Any]:
-    """The same options, with the folder of an SAE that comes with hfsae's repository."""
-    source = str(args.get("source"))
-    name = source.lower()
-    if name not in SEPARATE_SAES or Path(source).exists():
-        return args
-    return {**args, "source": str(SEPARATE_SAES[name].folder(name))}
-
-
 def _at_results(args: dict[str, Any]) -> dict[str, Any]:
     """The same options for the folder in runs/ with what was measured of the SAE, if there is
     one."""
-    if "source" not in args:
-        return args
     from ..measurement import default_folder, results_folder  # takes seconds
 
     options = {**args}
@@ -125,7 +116,9 @@ def presets_verb(argv: list[str]) -> None:
     args.check()
     command = command_of("collect", options, given)
     placed = find(options, given)
-    _refuse_no_examples(placed, command)
+    homes = (placed.folder, placed.origin)
+    if not any(home is not None and (home / META).is_file() for home in homes):
+        raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
     from ..features import read_labels  # takes seconds
     from ..measurement import filled
     from ..presets import find_presets, save_presets, table
@@ -147,12 +140,6 @@ def presets_verb(argv: list[str]) -> None:
         f"{len(found.presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
         f"{placed.folder}` offers them."
     )
-
-
-def _refuse_no_examples(placed: "SAEInContext", command: str) -> None:
-    homes = (placed.folder, placed.origin)
-    if not any(home is not None and (home / META).is_file() for home in homes):
-        raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
 
 
 def _say(line: str) -> None:
@@ -187,7 +174,16 @@ def space_verb(argv: list[str]) -> None:
     parser.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(parser)
     _add_model(parser)
-    folder = _space(_with_model(parser.parse(argv)))
+    args = _with_model(parser.parse(argv))
+    from ..hub import write_space
+
+    source, output = args.pop("source"), args.pop("output")
+    if not Path(source).exists():
+        folder = write_space(output, source, **args)
+    else:
+        about = {name: args.pop(name) for name in ("title", "model") if name in args}
+        with folder_of({"source": source, **args}) as own:
+            folder = write_space(output, own, **about)
     print(
         f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"
         "  hf repos create NAME/SPACE --repo-type space --space-sdk gradio\n"
@@ -197,14 +193,3 @@ def space_verb(argv: list[str]) -> None:
         "PyPI, make a wheel (pip wheel --no-deps, in a clone), put it into the folder, and write "
         "./NAME.whl[demo] into requirements.txt instead"
     )
-
-
-def _space(args: dict[str, Any]) -> Path:
-    from ..hub import write_space
-
-    source, output = args.pop("source"), args.pop("output")
-    if not Path(source).exists():
-        return write_space(output, source, **args)
-    options = {name: args.pop(name) for name in ("title", "model") if name in args}
-    with folder_of({"source": source, **args}) as folder:
-        return write_space(output, folder, **options)

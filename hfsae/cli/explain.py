@@ -1,4 +1,4 @@
-"""The verb `hfsae explain`: names for latents, with scores and controls."""
+"""The verbs `hfsae explain` and `hfsae probe`: names for latents, and what a few of them reveal."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,18 @@ from ..explanations import ExplainArguments, ScoreArguments
 from ..explanations.arguments import SCORES
 from ..explanations.judges import JudgeArguments
 from ..machine.files import printable_lines
-from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT
+from ..machine.names import (
+    EXPLANATIONS,
+    EXPLANATIONS_RECORD,
+    EXPLANATIONS_REPORT,
+    PROBING,
+    PROBING_REPORT,
+)
 from ..recipe import ExplainRequest
 from ..recipe.explain_request import CONTROLS, EXPLAINERS
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
-from .source import add_sae, find, tell_text
+from .source import add_folders, add_sae, add_saes, find, find_all, tell_text
 
 
 def explain_verb(argv: list[str]) -> None:
@@ -71,3 +77,40 @@ def _add_options(parser: VerbParser) -> None:
         renamed={"model": "judge"},
     )
     parser.add_fields(ExplainRequest, "dry_run")
+
+
+def probe_verb(argv: list[str]) -> None:
+    """`hfsae probe`: see `VERBS`."""
+    from ..evaluation.probing import ProbeArguments, read_tasks
+
+    parser = verb_parser("probe", "SOURCE ... [--OPTION VALUE ...]")
+    parser.examples = (
+        "hfsae probe runs/mine",
+        "hfsae probe google/gemma-scope-2b-pt-res --layer 12 --l0 80 --lm.name google/gemma-2-2b",
+        "hfsae probe runs/mine runs/other --n_tasks all --n_texts 1500",
+        "hfsae probe runs/mine --tasks reviews.jsonl --text_column text --label_column stars",
+        "hfsae probe runs/mine --tasks reviews.jsonl --group_column author",
+    )
+    add_saes(parser, "lm")
+    add_folders(parser)
+    parser.add(
+        "--tasks",
+        type=str,
+        default="packaged",
+        help='"packaged": binary sets of the Python package sae-probes; a jsonl file with a text '
+        "and a label a line; or a Hub data set",
+    )
+    parser.add_fields(read_tasks, "text_column", "label_column", "group_column", "split")
+    parser.add_fields(
+        ProbeArguments,
+        *("n_tasks", "n_texts", "k", "max_tokens", "n_words", "uniformity_tokens", "seed"),
+    )
+    options, given = parse_given(parser, argv)
+    args = ProbeArguments(**parser.take(ProbeArguments, options))
+    placed = find_all(options, given, options.pop("output_dir"))
+    from ..measurement import probe_placed  # takes seconds
+
+    result = probe_placed(placed, args, **options)  # the tasks, and their columns
+    print(printable_lines(result.report))
+    folders = dict.fromkeys(str(one.folder) for one in placed)
+    print(f"Results: {PROBING} and {PROBING_REPORT} in {', '.join(folders)}.")

@@ -4,15 +4,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..machine.files import printable, printable_lines
 from ..machine.names import FINGERPRINT
 from ..machine.refused import refuse_absent_source
 from .parsing import VerbParser, verb_parser
-
-if TYPE_CHECKING:
-    from ..models import SAE
 
 SOURCE = "folder, or repository on the Hub as name/repository"
 
@@ -45,7 +42,7 @@ def list_verb(argv: list[str]) -> None:
 
 def push_verb(argv: list[str]) -> None:
     """`hfsae push`: see `VERBS`."""
-    from ..hub.order import push, refuse_repo_id
+    from ..hub.push import push, refuse_repo_id
 
     parser = verb_parser("push", "SOURCE NAME/REPOSITORY")
     parser.add("source", type=str, help=f"folder that `hfsae train` wrote; or any {SOURCE}")
@@ -74,22 +71,18 @@ def folder_of(which: dict[str, Any], site: str | None = None) -> Iterator[str]:
     them is chosen; else a folder with the chosen SAE in that format."""
     source, *choices = which.values()
     is_chosen = any(value not in (None, "") for value in (*choices, site))
-    if not is_chosen and _holds_own(Path(source)):
-        yield source
-        return
+    if not is_chosen:
+        from ..hub import formats_in
+
+        formats = formats_in(Path(source)) if Path(source).is_dir() else {""}
+        if not formats or "hfsae" in formats:  # nothing to convert
+            yield source
+            return
     from ..measurement import chosen, own_folder
 
     with own_folder(chosen(**which), site) as folder:
         _tell(f"using {source} in hfsae's format, from {folder}")
         yield str(folder)
-
-
-def _holds_own(folder: Path) -> bool:
-    """Whether there is nothing to convert: the folder holds SAEs in hfsae's format, or none."""
-    from ..hub import formats_in
-
-    formats = formats_in(folder) if folder.is_dir() else {""}
-    return not formats or "hfsae" in formats
 
 
 def verify_verb(argv: list[str]) -> None:
@@ -104,21 +97,18 @@ def verify_verb(argv: list[str]) -> None:
     sae = load(**options)
     home = beside(names=(FINGERPRINT,), **{k: v for k, v in options.items() if k != "dtype"})
     if home is None or not (home / FINGERPRINT).is_file():
-        _tell(f"NOT COMPARED: {options['source']} has no {FINGERPRINT}; {_as_it_is(sae)}")
+        from ..models.fingerprint import state_hash
+
+        weights = sae.state_dict()  # finite, since `load` refuses NaN
+        n, names = sum(tensor.numel() for tensor in weights.values()), ", ".join(weights)
+        _tell(
+            f"NOT COMPARED: {options['source']} has no {FINGERPRINT}; its {n:,} weights ({names}) "
+            f"are finite; SHA-256 of all: {state_hash(weights)}"
+        )
         _leave(3)
     verification = sae.verify(home)
     print(printable_lines(str(verification)))
     _leave(0 if verification.ok else 1)
-
-
-def _as_it_is(sae: "SAE") -> str:
-    """Weights without a fingerprint, in words; they are finite because `load` refuses NaN."""
-    from ..models.fingerprint import state_hash
-
-    weights = sae.state_dict()
-    n = sum(tensor.numel() for tensor in weights.values())
-    names = ", ".join(weights)
-    return f"its {n:,} weights ({names}) are finite; SHA-256 of all: {state_hash(weights)}"
 
 
 def _leave(code: int) -> None:
@@ -146,20 +136,16 @@ def convert_verb(argv: list[str]) -> None:
         return
     sae = load(**options)
     print(printable_lines(f"wrote {save_as(sae, destination, to)}: {sae}"))
-    if lost := _lost(sae, load(destination)):
+    ours, theirs = sae.config, load(destination).config
+    about = ("site", "target_site", "sites", "model_name", "model_revision", "model_dtype")
+    about += ("model_attention", "model_weights", "tokenizer_hash", "bos", "target_l0")
+    lost = [n for n in about if getattr(ours, n) is not None and getattr(theirs, n) is None]
+    if lost:
         print(f"left out, since {to} files have no field for it: {', '.join(lost)}")
 
 
 def _tell(text: str) -> None:
     print(printable_lines(text))
-
-
-def _lost(sae: "SAE", converted: "SAE") -> list[str]:
-    """Config fields about the language model that a conversion did not keep."""
-    fields = ("site", "target_site", "sites", "model_name", "model_revision", "model_dtype")
-    fields += ("model_attention", "model_weights", "tokenizer_hash", "bos", "target_l0")
-    ours, theirs = sae.config, converted.config
-    return [n for n in fields if getattr(ours, n) is not None and getattr(theirs, n) is None]
 
 
 def add_source(parser: VerbParser) -> None:

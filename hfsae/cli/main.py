@@ -3,9 +3,11 @@
 A verb's module is imported when the verb is named: what needs no tensors imports no torch.
 """
 
+import ctypes
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -14,9 +16,7 @@ from importlib import import_module
 from importlib.metadata import version
 from itertools import pairwise
 from textwrap import wrap
-from typing import Any
 
-from ..machine.allocator import keep_freed_memory
 from ..machine.files import printable, printable_lines
 from ..machine.importing import after_importing
 from ..machine.refused import Refused, one_line
@@ -24,6 +24,9 @@ from .parsing import with_names
 from .table import ABOUT_FIELDS, EXAMPLES, VERBS
 
 _plain_warning = warnings.formatwarning
+# Of glibc's malloc.h; 32 MiB is the largest value that every glibc accepts.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_OF_MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -34,14 +37,12 @@ class _PrintableFormatter(logging.Formatter):
         return printable_lines(super().format(record))
 
 
-def _format_warning(*args: Any, **kwargs: Any) -> str:
-    return printable_lines(_plain_warning(*args, **kwargs))
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command: 0 when it is done, 2 for bad input, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    warnings.formatwarning = _format_warning
+    warnings.formatwarning = lambda *args, **kwargs: printable_lines(
+        _plain_warning(*args, **kwargs)
+    )
     try:
         _dispatch(argv)
     except BrokenPipeError:  # `hfsae show FOLDER | head`
@@ -49,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("HFSAE_DEBUG"):
             raise
-        print(f"hfsae: error: {_one_line(error)}", file=sys.stderr)
+        is_full = isinstance(error, OSError) and error.errno in _FULL  # with a bare message
+        remedy = "; make room there, or give a folder that can be written to" if is_full else ""
+        print(f"hfsae: error: {printable(one_line(error))}{remedy}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "hfsae").startswith("hfsae"):
@@ -94,20 +97,7 @@ def _prepare(argv: list[str]) -> None:
     for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     after_importing("transformers.utils.logging", _quieten_transformers, own="hfsae")
-    _import_variants(argv)
-
-
-def _quieten_transformers() -> None:
-    import_module("transformers.utils.logging").disable_progress_bar()  # it would hide hfsae's
-    for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
-        handler.setFormatter(_PrintableFormatter())
-
-
-def _import_variants(argv: list[str]) -> None:
-    """Import the modules of `--import MODULE`.
-
-    Recipes and folders cannot name modules to import: they may come from anybody.
-    """
+    # recipes and folders cannot name modules to import: they may come from anybody
     for flag, value in pairwise([*argv, ""]):
         module = value if flag == "--import" and not value.startswith("-") else ""
         if flag.startswith("--import="):
@@ -116,6 +106,12 @@ def _import_variants(argv: list[str]) -> None:
             from ..models import register_variants
 
             register_variants(module)
+
+
+def _quieten_transformers() -> None:
+    import_module("transformers.utils.logging").disable_progress_bar()  # it would hide hfsae's
+    for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
+        handler.setFormatter(_PrintableFormatter())
 
 
 def _help() -> str:
@@ -127,18 +123,20 @@ def _help() -> str:
     ]
     width = max(map(len, VERBS)) + 2
     for name, verb in VERBS.items():
-        head, *rest = wrap(_first_sentence(verb.about), 96 - width)
+        head, *rest = wrap(re.split(r"(?<=\.) ", verb.about)[0], 96 - width)
         lines += [f"  {name:<{width}}{head}", *(" " * (width + 2) + line for line in rest)]
     examples = [f"  {example}" for example in EXAMPLES]
     return "\n".join([*lines, "", "examples:", *examples, "", ABOUT_FIELDS])
 
 
-def _first_sentence(text: str) -> str:
-    first, stop, _ = text.partition(". ")
-    return first + stop.strip()
+def keep_freed_memory() -> bool:
+    """Make this process keep freed blocks of up to 32 MiB for the next tensors, 1 GiB in all;
+    returns whether it does.
 
-
-def _one_line(error: BaseException) -> str:
-    is_full = isinstance(error, OSError) and error.errno in _FULL  # with the system's bare message
-    remedy = "; make room there, or give a folder that can be written to" if is_full else ""
-    return printable(f"{one_line(error)}{remedy}")
+    By default glibc returns a language model's temporaries to the system, which zeroes them again,
+    page by page. Other C libraries and settings in the environment stay unchanged.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None or any(name in os.environ for name in _OF_MALLOC):
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, 2**25)) and bool(mallopt(_TRIM_THRESHOLD, 2**30))

@@ -159,8 +159,13 @@ class VerbParser:
         lines = [f"usage: hfsae {self.verb} {self.usage}".rstrip(), "", *wrap(self.what, _WIDTH)]
         own = [a for a in self._actions() if a.dest.partition(".")[0] not in self.recipe]
         lines += ["", *(line for action in own for line in self._explained(action))]
-        if everything and self.sections:
-            lines += self._fields()
+        if everything:
+            for section in self.sections:
+                group = self.parser.groups.get(section) if self.parser.groups else None
+                lines += ["", f"{section}: {group.title}" if group else f"{section}:"]
+                for action in self._actions():
+                    if action.dest.partition(".")[0] == section:
+                        lines += self._explained(action)
         elif self.often:
             lines += ["", "most used fields:"]
             named = {action.dest: action for action in self._actions()}
@@ -173,16 +178,6 @@ class VerbParser:
             lines += ["", f"`hfsae {self.verb} {_ALL}` explains every field."]
         return "\n".join(lines)
 
-    def _fields(self) -> Iterator[str]:
-        """Every field of the verb, under a heading for each section."""
-        for section in self.sections:
-            actions = [a for a in self._actions() if a.dest.partition(".")[0] == section]
-            group = self.parser.groups.get(section) if self.parser.groups else None
-            yield ""
-            yield f"{section}: {group.title}" if group else f"{section}:"
-            for action in actions:
-                yield from self._explained(action)
-
     def _explained(self, action: Action, brief: bool = False) -> list[str]:
         names = [name for name in action.option_strings if not name.endswith("+")]
         name = ", ".join(names) or action.dest.upper()
@@ -191,7 +186,10 @@ class VerbParser:
         if isinstance(default, tuple):
             default = " ".join(map(str, default))  # as they are typed
         text = re.split(r"(?<=\.)\s", action.help or "", maxsplit=1)[0] if brief else action.help
-        return explained(name, f"{text}{_unnamed_choices(action)}", default)
+        choices = [*(action.choices or ())]
+        if not all(f'"{choice}"' in (action.help or "") for choice in choices):
+            text = f"{text}: {', '.join(choices)}"
+        return explained(name, text or "", default)
 
     def _actions(self) -> list[Action]:
         """Arguments with an explanation, without what jsonargparse adds: a file for a section."""
@@ -263,17 +261,17 @@ def with_names(problem: str, name: str, names: list[str]) -> str:
     """The problem of an unknown name, with the nearest names or else all of them."""
     section, dot, field = name.rpartition(".")
     own = {n: n.removeprefix(section + dot) for n in names if n.startswith(section + dot)}
-    if short := [n for n, own_field in own.items() if _initials(own_field) == field]:
+    # as people shorten it: "lr" of "learning_rate"
+    if short := [
+        n
+        for n, own_field in own.items()
+        if "".join(part[:1] for part in own_field.split("_")) == field
+    ]:
         return f"{problem}; closest: {', '.join(map(repr, short))}"
     if dot and own and not get_close_matches(field, [*own.values()]):
         return f"{problem}; `{_ALL}` lists all"  # the section alone is alike
     every = f"; known: {', '.join(n for n in names if '.' not in n)}"
     return f"{problem}{closest(name, names) or every}"
-
-
-def _initials(field: str) -> str:
-    """As people shorten it: "lr" of "learning_rate"."""
-    return "".join(part[:1] for part in field.split("_"))
 
 
 def explained(name: str, text: str, default: object = None) -> list[str]:
@@ -283,10 +281,3 @@ def explained(name: str, text: str, default: object = None) -> list[str]:
     head, rest = f"  {name:<{_COLUMN}}  ", " " * (_COLUMN + 4)
     lines = wrap(text, _WIDTH, initial_indent=head, subsequent_indent=rest, break_on_hyphens=False)
     return lines or [head.rstrip()]
-
-
-def _unnamed_choices(action: Action) -> str:
-    """The choices of an option, if its explanation does not quote all of them."""
-    choices = [*(action.choices or ())]
-    is_named = all(f'"{choice}"' in (action.help or "") for choice in choices)
-    return "" if is_named else f": {', '.join(choices)}"

@@ -3,7 +3,7 @@
 import re
 import shlex
 from argparse import SUPPRESS
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..comparison import Comparison
 from ..cost.cards import CARDS
 from ..explanations import ExplainArguments
 from ..lm.located import refuse_absent
-from ..machine.files import check_yaml, parse_yaml
+from ..machine.files import parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
 from ..machine.refused import Refused
 from ..recipe import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
@@ -70,18 +70,22 @@ _load_yaml = get_loader("yaml")
 _Recipe = TypeVar("_Recipe", bound=Recipe)
 
 
-def _load_yaml_with_whole_numbers(text: str) -> Any:
-    """YAML in which 1e6 is a number too."""
-    check_yaml(text)
-    return _whole_as_int(_load_yaml(text))
+def _prepare_parsing() -> None:
+    """Fields are explained by the strings under them; in YAML, 1e6 is a number too."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+    def load(text: str) -> Any:
+        parse_yaml(text)  # refuses a key that stands twice
+        return whole(_load_yaml(text))
 
-def _whole_as_int(value: object) -> Any:
-    if isinstance(value, dict):
-        return {key: _whole_as_int(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_whole_as_int(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    def whole(value: object) -> Any:
+        if isinstance(value, dict):
+            return {key: whole(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [whole(item) for item in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    set_loader("yaml", load, exceptions=(ValueError, yaml.YAMLError))
 
 
 def recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> VerbParser:
@@ -105,11 +109,6 @@ def recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> VerbParser:
     parser.parser.add_argument("--recipe", action="config")
     parser.parser.add_class_arguments(kind, as_group=False)
     return parser
-
-
-def _prepare_parsing() -> None:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    set_loader("yaml", _load_yaml_with_whole_numbers, exceptions=(ValueError, yaml.YAMLError))
 
 
 def add_sections(parser: VerbParser, sections: Sequence[str]) -> None:
@@ -175,25 +174,43 @@ def parse_recipe(
     Raises:
         ValueError: no such recipe, or unknown or invalid arguments, in one sentence.
     """
-    path, argv, content = None, with_one_source(with_files(argv)), dict[str, Any]()
+    if _gives("--activations", argv):
+        flags = (part.partition("=") for part in argv)
+        argv = [f"{_SHORT.get(flag, flag)}{equals}{value}" for flag, equals, value in flags]
+        argv = argv if not argv[0].startswith("-") else [_ACTIVATIONS, *argv]
+    if sources := [flag for flag in _SOURCES if _gives(flag, argv)]:  # in place of the file's
+        argv = [*argv, *(f"{flag}=" for flag in _SOURCES if flag not in sources)]
+    path, content = None, dict[str, Any]()
     is_shipped = kind is Recipe and argv[:1] != [] and argv[0] in shipped_recipes()
     if argv and not argv[0].startswith("-"):
         path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
-        content = _readable(path, kind)
-        argv = ["--recipe", str(path), *with_own_places(argv[1:], content.get("sae") or {})]
+        content, argv = _readable(path, kind), argv[1:]
+        sae = content.get("sae") or {}
+        others = [  # a site takes the place of sites, and the other way round
+            f"--sae.{theirs}=null"
+            for ours, theirs in _INSTEAD
+            if _gives(f"--sae.{ours}", argv) and sae.get(theirs)
+            if not _gives(f"--sae.{theirs}", argv)
+        ]
+        argv = ["--recipe", str(path), *argv, *others]
     args = parser.parse(_with_whole_numbers(argv))
     args.pop("recipe")  # already read
     own = {section.name for section in fields(kind)}
     options = {name: value for name, value in args.items() if name not in own}
     recipe = kind(**{name: value for name, value in args.items() if name in own})
-    _refuse_unused(recipe, argv)
-    if is_shipped and path and not _gives("training.output_dir", argv):
+    for part, value in pairwise([*argv, ""]):
+        flag, is_joined, joined = part.partition("=")
+        section, _, field = flag.removeprefix("--").partition(".")
+        is_given = flag.startswith("--") and field and (joined if is_joined else value)
+        if is_given and recipe.kind != "text" and section in UNUSED[recipe.kind]:
+            raise Refused(f"{flag} has no effect on a recipe of {recipe.kind}; leave it out")
+    if is_shipped and path and not _gives("--training.output_dir", argv):
         sites, theirs = recipe.sites, read_recipe(path).sites
         if sites != theirs:  # their folder may hold the SAE of that recipe
             place = re.sub(r"[^\w.]", "-", sites[0] if len(sites) == 1 else f"{sites[0]}-and-more")
             folder = f"{recipe.training.output_dir}-{place}"
             recipe = replace(recipe, training=replace(recipe.training, output_dir=folder))
-    if kind is Recipe and path and not _gives("license", argv):
+    if kind is Recipe and path and not _gives("--license", argv):
         lm, lms = content.get("lm") or {}, content.get("lms") or {}
         recipe = replace(recipe, license=licence_with(recipe, lm.get("name", LMArguments.name)))
         if recipe.model_names != [given.get("name") for given in lms.values()] and recipe.lms:
@@ -206,8 +223,8 @@ def parse_recipe(
     return recipe, options
 
 
-def _gives(field: str, argv: list[str]) -> bool:
-    return any(part.partition("=")[0] == f"--{field}" for part in argv)
+def _gives(flag: str, argv: list[str]) -> bool:
+    return any(part.partition("=")[0] == flag for part in argv)
 
 
 def refuse_absent_models(recipe: Recipe) -> None:
@@ -217,16 +234,6 @@ def refuse_absent_models(recipe: Recipe) -> None:
         return
     for model in recipe.models.values():
         refuse_absent(model.name, model.revision, model.source)
-
-
-def _refuse_unused(recipe: Recipe, argv: list[str]) -> None:
-    """Refuse fields of sections that the recipe's inputs do not use: they would have no effect."""
-    for part, value in pairwise([*argv, ""]):
-        flag, is_joined, joined = part.partition("=")
-        section, _, field = flag.removeprefix("--").partition(".")
-        is_given = flag.startswith("--") and field and (joined if is_joined else value)
-        if is_given and recipe.kind != "text" and section in UNUSED[recipe.kind]:
-            raise Refused(f"{flag} has no effect on a recipe of {recipe.kind}; leave it out")
 
 
 def parse_given(parser: VerbParser, argv: list[str]) -> tuple[dict[str, Any], Sections]:
@@ -278,40 +285,6 @@ def parse_comparisons(argv: list[str]) -> tuple[dict[str, Comparison], Path | No
     return comparisons, folder
 
 
-def with_files(argv: list[str]) -> list[str]:
-    """The arguments of `hfsae train --activations FILES [--site NAME] [--labels TABLE]` with the
-    names of the recipe's fields, and with the recipe for files where none is named."""
-    if not any(part.partition("=")[0] == "--activations" for part in argv):
-        return argv
-    flags = (part.partition("=") for part in argv)
-    spelt_out = [f"{_SHORT.get(flag, flag)}{equals}{value}" for flag, equals, value in flags]
-    is_named = not spelt_out[0].startswith("-")
-    return spelt_out if is_named else [_ACTIVATIONS, *spelt_out]
-
-
-def with_one_source(argv: list[str]) -> list[str]:
-    """The arguments of a recipe whose pictures or sound are others than those in its file: what the
-    file names in their place is taken out."""
-    given = {part.partition("=")[0] for part in argv} & {*_SOURCES}
-    others = [flag for flag in _SOURCES if flag not in given] if given else []
-    return [*argv, *(f"{flag}=" for flag in others)]
-
-
-def with_own_places(argv: list[str], sae: Mapping[str, Any]) -> list[str]:
-    """The arguments of a recipe whose site, or sites, take the place of those in its file, where
-    the file has the other of the two.
-
-    Args:
-        sae: the file's section.
-    """
-    others = [
-        theirs
-        for ours, theirs in _INSTEAD
-        if _gives(f"sae.{ours}", argv) and sae.get(theirs) and not _gives(f"sae.{theirs}", argv)
-    ]
-    return [*argv, *(f"--sae.{name}=null" for name in others)]
-
-
 def _without(flag: str, argv: list[str]) -> list[str]:
     """The arguments without a flag and its value, or empty ones."""
     before = ["", *argv]
@@ -323,8 +296,7 @@ def _without(flag: str, argv: list[str]) -> list[str]:
 def with_explanations(argv: list[str]) -> list[str]:
     """The arguments of `hfsae compare` with `--explain` alone spelt out: its default latents."""
     count = f"{_EXPLAIN}.n_latents"
-    is_counted = any(part.partition("=")[0] == count for part in argv)
-    spelt_out = [] if is_counted else [count, str(ExplainArguments().n_latents)]
+    spelt_out = [] if _gives(count, argv) else [count, str(ExplainArguments().n_latents)]
     return [new for part in argv for new in (spelt_out if part == _EXPLAIN else [part])]
 
 

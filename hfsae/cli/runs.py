@@ -3,17 +3,18 @@
 Each imports what does its work, which takes seconds, once its arguments are read.
 """
 
+import gc
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from ..machine.files import printable
-from ..machine.importing import without_collecting
+from ..machine.files import printable, printable_lines
 from ..machine.lock import is_first_process
-from ..machine.names import CARD, EVALUATION, FIGURES, META, RECIPE, REPORT
+from ..machine.names import CARD, DIFF, EVALUATION, FIGURES, META, RECIPE, REPORT
 from ..machine.refused import Refused, refuse_absent_source
-from ..recipe import Sections, shipped_recipes
+from ..recipe import shipped_recipes
 from ..tuning import Tuning
 from .files import add_choice, add_source
 from .parsing import verb_parser
@@ -111,17 +112,13 @@ def show_folder(argv: list[str]) -> None:
         print_folder(folder, latents, source)
         return
     sae = load_any(**choice)
-    makes = partial(how_to_make, folder=None, name=_as_typed(choice), config=sae.config.to_dict())
+    typed = (f"--{n} {shlex.quote(str(v))}" for n, v in choice.items() if n != "source")
+    name = " ".join([shlex.quote(str(source)), *typed])  # as a verb takes it
+    makes = partial(how_to_make, folder=None, name=name, config=sae.config.to_dict())
     if latents:
         raise Refused(f"{source} holds {NO_EXAMPLES}: {makes('collect')}")
     print(f"\n{printable(f'{source}: {sae}')}")
     print(f"No evaluation.json: {makes('evaluate')}")
-
-
-def _as_typed(choice: dict[str, Any]) -> str:
-    """The source of a choice and its options, as a verb takes them."""
-    options = (f"--{name} {shlex.quote(str(v))}" for name, v in choice.items() if name != "source")
-    return " ".join([shlex.quote(str(choice["source"])), *options])
 
 
 def card(argv: list[str]) -> None:
@@ -146,6 +143,43 @@ def card(argv: list[str]) -> None:
             fill_folder(load_any(**choice), origin, folder)
             finish(folder)
     print(f"wrote {folder / CARD} and {folder / FIGURES}")
+
+
+def harvest(argv: list[str]) -> None:
+    """`hfsae harvest`: see `VERBS`."""
+    parser = recipe_parser("harvest")
+    parser.add("--out", type=Path | None, help="the folder to write to")
+    recipe, options = parse_recipe(parser, argv)
+    if options["out"] is None:
+        raise Refused("hfsae harvest needs --out FOLDER, where the files go")
+    refuse_absent_models(recipe)
+    from ..recipe import harvest_to
+
+    written = harvest_to(recipe, options["out"])
+    print(f"wrote {options['out']}; the same SAE from it: hfsae train {written}")
+
+
+def diff(argv: list[str]) -> None:
+    """`hfsae diff`: see `VERBS`."""
+    from ..diffing import N_TOKENS
+
+    parser = verb_parser("diff", "RUN")
+    parser.add("run", type=str, help="folder of a trained SAE over sites of two models")
+    parser.checks["run"] = lambda run: refuse_absent_source(Path(run))
+    parser.add(
+        "--n_tokens", type=int, default=N_TOKENS, help="the most held-out tokens that are read"
+    )
+    options = parser.parse(argv)
+    from .. import diffing
+    from ..recipe.folder import home_of, locked_run, trained_folder
+    from ..recipe.stages import finish
+
+    folder = trained_folder(options["run"])
+    with locked_run(home_of(folder) or folder, [folder]):
+        diffing.diff(folder, options["n_tokens"])
+        finish(folder)
+    print(printable_lines(diffing.table(folder)))
+    print(f"\nEvery latent is in {folder / DIFF}, the figure in {folder / FIGURES / 'diff.png'}.")
 
 
 def recipes(argv: list[str]) -> None:
@@ -173,7 +207,18 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
     folder = run_folder(choice)
     home = home_of(folder) if folder else None
     if folder is None or home is None:
-        folder = _measure(verb, choice, options, given, result)
+        for section in given.keys() - {*SECTIONS[verb]}:
+            changed = given[section]
+            inner = f".{next(iter(changed))}" if isinstance(changed, dict) and changed else ""
+            raise Refused(f"`hfsae {verb}` cannot change {section}{inner}")
+        from ..measurement import filled, find_sae, measure, refuse_unmeasurable
+
+        placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
+        refuse_unmeasurable(placed, result)
+        tell_text(verb, placed)
+        with filled(placed):
+            measure(placed, result)
+        folder = placed.folder
     else:
         for name in (name for name in ("output_dir", "site", "revision") if options[name]):
             raise Refused(f"--{name} is only for an SAE from elsewhere; {folder} belongs to a run")
@@ -183,19 +228,14 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
     print_folder(folder, [])
 
 
-def _measure(
-    verb: str, choice: dict[str, Any], options: dict[str, Any], given: Sections, result: str
-) -> Path:
-    """Make one result for an SAE without a recipe; the result's folder."""
-    for section in given.keys() - {*SECTIONS[verb]}:
-        fields = given[section]
-        name = f"{section}.{next(iter(fields))}" if isinstance(fields, dict) and fields else section
-        raise Refused(f"`hfsae {verb}` cannot change {name}")
-    from ..measurement import filled, find_sae, measure, refuse_unmeasurable
-
-    placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
-    refuse_unmeasurable(placed, result)
-    tell_text(verb, placed)
-    with filled(placed):
-        measure(placed, result)
-    return placed.folder
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """A block of imports in which Python looks for no garbage: among the objects of torch and
+    transformers, which all stay, that takes a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from ..machine.names import CONFIG, DIFF, EVALUATION, FEATURES, META, TRAINING
 from ..machine.refused import Refused
 from ..machine.units import TOKEN, section_of, unit_of
 from ..measurement import known_fields
-from ..models import SAE
 from ..models.config import check_latent
 from ..models.site_fields import where_of
 from ..recipe.folder import home_of
@@ -58,7 +57,11 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
             raise Refused(f"{name} holds {missing}")
         print(f"{missing[0].upper()}{missing[1:]}")
         return
-    store, names = FeatureStore.load(folder), _names(folder)
+    store, names = FeatureStore.load(folder), {}
+    try:
+        names = read_names(folder)
+    except Refused as error:  # of other weights
+        print(f"\nnote: names are left out: {printable_lines(str(error))}")
     several = len(read_json(folder / CONFIG).get("sites") or ()) > 1
     sae = AutoModel.from_pretrained(folder) if several else None
     for index in latents or store.pick(_SHOWN_LATENTS):
@@ -75,24 +78,12 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
         if index in names:
             lines.insert(1, f"  name        {printable(names[index])}")
         if sae is not None:
-            lines.insert(1, f"  writes      {_where_it_writes(sae, index)}")
+            shares = zip(sae.config.writes.names, sae.shares[index].tolist(), strict=True)
+            each = ", ".join(f"{site} {100 * share:.0f} %" for site, share in shares)
+            model = sae.config.last_model
+            promotes = f"; promotes tokens of {model}" if model else ""
+            lines.insert(1, f"  writes      {each}{promotes}")
         print("\n" + "\n".join(lines))
-
-
-def _where_it_writes(sae: SAE, index: int) -> str:
-    """A latent's share at each of several sites."""
-    shares = zip(sae.config.writes.names, sae.shares[index].tolist(), strict=True)
-    each = ", ".join(f"{site} {100 * share:.0f} %" for site, share in shares)
-    return f"{each}; promotes tokens of {model}" if (model := sae.config.last_model) else each
-
-
-def _names(folder: Path) -> dict[int, str]:
-    """Names of latents, without those of other weights; a note is printed about these."""
-    try:
-        return read_names(folder)
-    except Refused as error:
-        print(f"\nnote: names are left out: {printable_lines(str(error))}")
-        return {}
 
 
 def _print_metrics(folder: Path) -> None:
@@ -101,23 +92,20 @@ def _print_metrics(folder: Path) -> None:
     with reading(path):
         result = EvaluationResult.from_dict(data)
         kind = "" if "measured_with" in data else f"{KINDS_OF_DOCUMENTS[result.side or 'test']} "
-        units = unit_of(_training(folder)).many
+        path_of_training = folder / TRAINING
+        record = read_json(path_of_training) if path_of_training.is_file() else {}
+        units = unit_of(record).many
         print(f"{result.n_tokens:,} {kind}{units} of {result.n_documents} documents:\n")
         print(printable_lines(result.table()))
-    _print_texts(folder, data)
+    texts = texts_section(folder, read_json(folder / CONFIG), data)
+    if texts:  # the foreign ones beside the held-out one, with 95 % intervals
+        rows = [[row["name"], *(row[key] for key in COLUMNS)] for row in texts["rows"]]
+        print(printable_lines("\n" + aligned([["text", *COLUMNS.values()], *rows])))
+        print(printable_lines("".join(f"\nnote: {sentence}" for sentence in texts["warnings"])))
     with reading(path):
         print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
     if (folder / DIFF).is_file():
         print(printable_lines("\n" + table(folder)))
-
-
-def _print_texts(folder: Path, evaluation: dict[str, Any]) -> None:
-    """The foreign texts beside the held-out one, with 95 % intervals."""
-    texts = texts_section(folder, read_json(folder / CONFIG), evaluation)
-    if texts:
-        rows = [[row["name"], *(row[key] for key in COLUMNS)] for row in texts["rows"]]
-        print(printable_lines("\n" + aligned([["text", *COLUMNS.values()], *rows])))
-        print(printable_lines("".join(f"\nnote: {sentence}" for sentence in texts["warnings"])))
 
 
 def how_to_make(
@@ -130,21 +118,16 @@ def how_to_make(
         folder: of the SAE in hfsae's format; None: it has none on this machine.
         config: of an SAE without a folder.
     """
-    missing = [] if folder is not None and home_of(folder) is not None else _unnamed(folder, config)
+    missing: list[str] = []
+    if folder is None or home_of(folder) is None:
+        config = read_json(folder / CONFIG) if folder is not None else config or {}
+        known = known_fields(config, [] if folder is None else [folder])
+        missing += ["--lm.name MODEL"] if "name" not in known["lm"] else []
+        missing += ["--text.dataset TEXT"] if "dataset" not in known["text"] else []
+        missing += (
+            ["--site SITE"] if not (where_of(config) or known.get("sae", {}).get("site")) else []
+        )
     return f"`hfsae {' '.join([verb, name, *missing])}` makes it"
-
-
-def _unnamed(folder: Path | None, config: Mapping[str, Any] | None) -> Iterator[str]:
-    """Options for what the files of an SAE from elsewhere do not name."""
-    folders = [] if folder is None else [folder]
-    config = read_json(folder / CONFIG) if folder is not None else config or {}
-    known = known_fields(config, folders)
-    if "name" not in known["lm"]:
-        yield "--lm.name MODEL"
-    if "dataset" not in known["text"]:
-        yield "--text.dataset TEXT"
-    if not (where_of(config) or known.get("sae", {}).get("site")):
-        yield "--site SITE"
 
 
 def _summary(folder: Path, name: str) -> str:
@@ -165,24 +148,13 @@ def _summary(folder: Path, name: str) -> str:
         memory = record["peak_memory_bytes"] / 1e9
         passes = record.get("shuffle", {}).get("passes", 1)
         whole = "of the text" if unit == TOKEN else unit.many
+        models = ", ".join(f"{n} is {one['name']}" for n, one in record.get("lms", {}).items())
         of_which = f" ({harvested:,} {whole}, {passes} passes)" if passes > 1 else ""
         return (
             f"{name}: trained on {record['n_tokens']:,} activations{of_which} in "
             f"{sum(seconds[key] for key in rates):.0f} s ({read} {harvest}, SAE {train}), "
-            f"peak memory {memory:.1f} GB{_models(record)}"
+            f"peak memory {memory:.1f} GB{'; ' if models else ''}{models}"
         )
-
-
-def _models(record: Mapping[str, Any]) -> str:
-    """The language models of a training that read several."""
-    each = [f"{name} is {one['name']}" for name, one in record.get("lms", {}).items()]
-    return f"; {', '.join(each)}" if each else ""
-
-
-def _training(folder: Path) -> dict[str, Any]:
-    """The record of an SAE's training; empty without one."""
-    path = folder / TRAINING
-    return read_json(path) if path.is_file() else {}
 
 
 def print_next(folders: list[Path]) -> None:

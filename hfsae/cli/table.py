@@ -24,7 +24,7 @@ VERBS: dict[str, Verb] = {
         _RESUMES,
     ),
     "harvest": Verb(
-        "harvest.harvest_verb",
+        "runs.harvest",
         "Write the activations that a recipe trains on to files, and a recipe that trains the "
         "same SAEs on them: a run elsewhere then needs no model. Run again, it resumes.",
         _RESUMES,
@@ -71,7 +71,7 @@ VERBS: dict[str, Verb] = {
         _RESUMES,
     ),
     "probe": Verb(
-        "probe.probe_verb",
+        "explain.probe_verb",
         "Probe SAEs: how well 1, 2, 5, 16 or all latents tell two classes of texts apart, "
         "beside untrained latents that fire as often, the model's own dimensions, and a "
         "bag of tokens; then first-letter absorption, and the uniformity of latents' "
@@ -81,7 +81,7 @@ VERBS: dict[str, Verb] = {
         "nothing was written; the same command starts over",
     ),
     "diff": Verb(
-        "diff.diff_verb",
+        "runs.diff",
         "Compare two language models by a crosscoder over sites of both, which a recipe with lms "
         "trains: how much of what changed each latent explains, on which tokens, and whether it is "
         "of one model or of both. It reads held-out text once, and writes diff.json and a figure.",

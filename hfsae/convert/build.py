@@ -42,7 +42,18 @@ def assembled(model_type: str, state: State, where: str | Path, **fields: object
     config = AutoConfig.for_model(model_type, **fields)
     with torch.device("meta"):
         sae: SAE = AutoModel.from_config(config)
-    _check(sae, state, where)
+    shapes = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
+    if set(shapes) != set(state):
+        missing, extra = sorted(set(shapes) - set(state)), sorted(set(state) - set(shapes))
+        raise Refused(f"{where}: missing tensors {missing}, unexpected tensors {extra}")
+    for name, shape in shapes.items():
+        if tuple(state[name].shape) != shape:
+            raise Refused(
+                f"{where}: {name} has shape {list(state[name].shape)}, but the other tensors ask "
+                f"for {list(shape)}"
+            )
+        if not state[name].isfinite().all():
+            raise Refused(f"{where}: {name} holds values that are NaN or infinite")
     dtypes = {n: torch.float32 for n in sae.float32_parameters}
     dtype = state["W_dec" if "W_dec" in state else "W_enc"].dtype
     state = {n: t.detach().to(dtypes.get(n, dtype)).contiguous() for n, t in state.items()}
@@ -75,21 +86,6 @@ def check_plain(state: State, where: str | Path) -> None:
             )
 
 
-def _check(sae: SAE, state: State, where: str | Path) -> None:
-    shapes = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
-    if set(shapes) != set(state):
-        missing, extra = sorted(set(shapes) - set(state)), sorted(set(state) - set(shapes))
-        raise Refused(f"{where}: missing tensors {missing}, unexpected tensors {extra}")
-    for name, shape in shapes.items():
-        if tuple(state[name].shape) != shape:
-            raise Refused(
-                f"{where}: {name} has shape {list(state[name].shape)}, but the other tensors ask "
-                f"for {list(shape)}"
-            )
-        if not state[name].isfinite().all():
-            raise Refused(f"{where}: {name} holds values that are NaN or infinite")
-
-
 @torch.no_grad()
 def to_jumprelu(sae: SAE) -> JumpReLUSAE:
     """The same function as a JumpReLU SAE, folded.
@@ -120,18 +116,14 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
             f"a {type(sae).__name__} cannot be written as a JumpReLU SAE: other latents would fire"
         )
     if isinstance(folded, Causal):
-        jumprelu = _causal_jumprelu(state, folded)
+        names = ("d_in", "d_sae", "d_out", "target_sites", "target_scales")
+        fields = {name: getattr(folded.config, name) for name in names}
+        fields |= {n: v for n, v in shared_fields(folded).items() if n != "target_site"}
+        jumprelu = assembled("jumprelu_clt", state, "converted", **fields)
     else:
         jumprelu = build("jumprelu_sae", state, "converted", **shared_fields(folded))
     assert isinstance(jumprelu, JumpReLUSAE)
     return jumprelu
-
-
-def _causal_jumprelu(state: State, folded: Causal) -> SAE:
-    names = ("d_in", "d_sae", "d_out", "target_sites", "target_scales")
-    fields = {name: getattr(folded.config, name) for name in names}
-    fields |= {n: v for n, v in shared_fields(folded).items() if n != "target_site"}
-    return assembled("jumprelu_clt", state, "converted", **fields)
 
 
 def shared_fields(sae: SAE) -> dict[str, Any]:

@@ -48,7 +48,11 @@ def load(path: Path, source: str) -> SAE:
     config = read_config(path.parent / FILES[1], "transcoder_set", source)
     tensors = read_tensors(path)[0]
     state = {name: t.T if name in ("W_enc", "W_skip") else t for name, t in tensors.items()}
-    fields = _place(config, int(number[1])) | {"skip_connection": "W_skip" in state}
+    model_name = hub_id(config.get("model_name"))
+    ends = (config.get(f"feature_{end}_hook") for end in ("input", "output"))
+    site, target = (site_of(hook, int(number[1]), model_name) for hook in ends)
+    fields = {"model_name": model_name, "site": site, "target_site": target or "unknown"}
+    fields |= {"skip_connection": "W_skip" in state}
     stored_k = state.pop("k", None)
     if config.get("activation") == "topk" or stored_k is not None:
         k = config.get("k") if stored_k is None else int(stored_k)
@@ -113,13 +117,6 @@ def hook_of(site: str | None, layer: int, model_name: str | None) -> str | None:
         return "mlp.hook_out"
     is_norm = site is not None and site == at("hook_resid_mid")  # whose output the MLP reads
     return "mlp.hook_in" if is_norm else None
-
-
-def _place(config: dict[str, Any], layer: int) -> dict[str, Any]:
-    model_name = hub_id(config.get("model_name"))
-    ends = (config.get(f"feature_{end}_hook") for end in ("input", "output"))
-    site, target = (site_of(hook, layer, model_name) for hook in ends)
-    return {"model_name": model_name, "site": site, "target_site": target or "unknown"}
 
 
 def save(sae: SAE, folder: Path) -> None:

@@ -7,7 +7,6 @@ hooks of all layers, as for transcoders of one layer (circuit_tracer.py).
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -80,23 +79,7 @@ def save(sae: SAE, folder: Path) -> None:
     """
     import yaml
 
-    parts = parts_of(sae, "circuit-tracer's cross-layer")
-    config = {"model_kind": _KIND, **_about(sae)}
-    is_relu = not any(part.threshold.any() for part in parts)
-    for i, part in enumerate(parts):
-        read = {"W_enc": part.W_enc.T, "b_enc": part.b_enc, "b_dec": part.b_dec}
-        if not is_relu:
-            read["threshold"] = part.threshold
-        plain = {f"{name}_{i}": tensor.contiguous() for name, tensor in read.items()}
-        save_file({n: t.clone() for n, t in plain.items()}, folder / _ENC.format(i))
-        save_file({f"W_dec_{i}": part.W_dec.contiguous()}, folder / _DEC.format(i))
-    shown = {name: value for name, value in config.items() if value is not None}
-    (folder / FILES[2]).write_text(yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
-
-
-def _about(sae: SAE) -> dict[str, Any]:
-    """The fields of config.yaml."""
-    config = sae.config
+    parts, config = parts_of(sae, "circuit-tracer's cross-layer"), sae.config
     if config.skip_connection:
         raise Refused(
             "circuit-tracer does not read a cross-layer transcoder's skip connection from its "
@@ -108,4 +91,15 @@ def _about(sae: SAE) -> dict[str, Any]:
         raise Refused(
             f"circuit-tracer's layers are all, from 0, and have the same hooks; got {config.where}"
         )
-    return {"model_name": config.model_name, **first, "scan": config.model_name}
+    about = {"model_kind": _KIND, "model_name": config.model_name}
+    about |= {**first, "scan": config.model_name}
+    is_relu = not any(part.threshold.any() for part in parts)
+    for i, part in enumerate(parts):
+        read = {"W_enc": part.W_enc.T, "b_enc": part.b_enc, "b_dec": part.b_dec}
+        if not is_relu:
+            read["threshold"] = part.threshold
+        plain = {f"{name}_{i}": tensor.contiguous() for name, tensor in read.items()}
+        save_file({n: t.clone() for n, t in plain.items()}, folder / _ENC.format(i))
+        save_file({f"W_dec_{i}": part.W_dec.contiguous()}, folder / _DEC.format(i))
+    shown = {name: value for name, value in about.items() if value is not None}
+    (folder / FILES[2]).write_text(yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")

@@ -52,7 +52,13 @@ def joined(
     for s, part in enumerate(parts):
         shapes = [[width, size], [size], [size], [size, n - s, width], [width], [width, width]]
         for name, tensor, shape in zip(Part._fields, part, shapes, strict=True):
-            _check(tensor, shape, f"{source}: {name} of source {s}")
+            what = f"{source}: {name} of source {s}"
+            if tensor is not None and list(tensor.shape) != shape:
+                raise Refused(
+                    f"{what} has shape {list(tensor.shape)}, but source 0 asks for {shape}"
+                )
+            if tensor is not None and tensor.dtype not in _DTYPES:
+                raise Refused(f"{what} is stored as {tensor.dtype}, not as floating-point numbers")
     if any(skips) and not all(skips):
         raise Refused(f"{source}: source {skips.index(False)} has no skip connection, others have")
     state = {
@@ -68,15 +74,6 @@ def joined(
     fields = {"d_in": n * width, "d_out": n * width, "d_sae": n * size, "model_name": model_name}
     fields |= {"sites": sites, "target_sites": target_sites, "skip_connection": all(skips)}
     return assembled("jumprelu_clt", state, source, **fields)
-
-
-def _check(tensor: Tensor | None, shape: list[int], what: str) -> None:
-    if tensor is None:
-        return
-    if list(tensor.shape) != shape:
-        raise Refused(f"{what} has shape {list(tensor.shape)}, but source 0 asks for {shape}")
-    if tensor.dtype not in _DTYPES:
-        raise Refused(f"{what} is stored as {tensor.dtype}, not as floating-point numbers")
 
 
 def parts_of(sae: SAE, format_name: str) -> list[Part]:

@@ -208,8 +208,12 @@ def _units(tensors: State) -> _Units | None:
 
 def _built(tensors: State, trainer: dict[str, Any], fields: dict[str, Any], source: str) -> SAE:
     """The SAE of a crosscoder's tensors."""
-    E, b, D, c = (_wide(tensors[name]) for name in _NAMES)
-    units, kind = _units(tensors), _kind(tensors, trainer)
+    raw = [tensors[name] for name in _NAMES]  # in float32 at least: folded weights are new numbers
+    E, b, D, c = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in raw)
+    kind = str(trainer.get("code_normalization", "crosscoder")).lower()  # f is multiplied by it
+    if "code_normalization_id" in tensors:
+        kind = _KINDS.get(int(tensors["code_normalization_id"]), "unknown")
+    units = _units(tensors)
     is_l2 = kind == "sae" and "threshold" in tensors
     norms, compared = _norms(D, "sae" if is_l2 else "crosscoder"), _norms(D, kind, trainer)
     whole = 1.0
@@ -243,18 +247,6 @@ def _built(tensors: State, trainer: dict[str, Any], fields: dict[str, Any], sour
         return build("batch_topk_sae", state, source, row_norm=row_norm, **fields)
     state["threshold"] = threshold * scale / compared.clamp(min=_LEAST)
     return build("jumprelu_sae", state, source, **fields)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float32 at least: the folded weights are new numbers."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _kind(tensors: State, trainer: dict[str, Any]) -> str:
-    """The norm that f is multiplied by before it is compared with the threshold."""
-    if "code_normalization_id" in tensors:
-        return _KINDS.get(int(tensors["code_normalization_id"]), "unknown")
-    return str(trainer.get("code_normalization", "crosscoder")).lower()
 
 
 def _norms(

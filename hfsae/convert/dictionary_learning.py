@@ -41,6 +41,13 @@ _RENAMED = {
     "decoder_bias": "b_dec",
     "decoder.bias": "b_dec",
 }
+# The calls of a file of tensors. torch allows more; some of them fill the memory from a few bytes:
+# bytearray(10**11), a text that is encoded over and over.
+_CALLS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)"
+    r"|torch(\.storage)? (\w+Storage|b?float\w+|complex\w+|u?int\w+|bool)"
+)
+_MAX_PICKLE = 2**20  # bytes; names and shapes of an SAE's tensors take 2,000
 _SUBMODULES = {"resid_post": "hook_resid_post", "mlp": "hook_mlp_out", "attention": "hook_attn_out"}
 
 
@@ -53,8 +60,15 @@ def load(folder: Path, source: str) -> SAE:
     config = read_json(folder / FILES[1]).get("trainer", {})
     if config.get("dict_class") in ("CrossCoder", "BatchTopKCrossCoder"):
         refuse_pickle(folder / FILES[0], source)
-    state = _ours(read_tensors(folder / FILES[0], source))
-    fields = _place(config)
+    tensors = read_tensors(folder / FILES[0], source).items()
+    state: State = {_RENAMED.get(name, name): t for name, t in tensors if isinstance(t, Tensor)}
+    for theirs, ours in (("encoder.weight", "W_enc"), ("decoder.weight", "W_dec")):
+        if theirs in state:
+            state[ours] = state.pop(theirs).T
+    model_name, submodule = config.get("lm_name"), config.get("submodule_name") or ""
+    named = re.fullmatch(r"(resid_post|mlp|attention)_layer_(\d+)", submodule)
+    hook = f"blocks.{named[2]}.{_SUBMODULES[named[1]]}" if named else None
+    fields: dict[str, Any] = {"model_name": model_name, "site": to_site(hook, model_name)}
     dict_class = config.get("dict_class", "AutoEncoder")
     match dict_class:
         case "AutoEncoder":
@@ -99,9 +113,9 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
     """A torch file's contents if they are tensors and plain values; nothing else is unpickled.
 
     Raises:
-        ValueError: it holds more, is damaged, or would unpack to more than its size.
+        ValueError: it holds more, or is damaged.
     """
-    _refuse_packed(path, source)
+    _refuse_calls(path, source)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -113,74 +127,30 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
         raise Refused(f"{source}: {path.name} holds a {type(content).__name__}, not a state dict")
     for name, value in content.items():
         if isinstance(value, Tensor):
-            _refuse_stretched(value, f"{source}: {name} of {path.name}")
             content[name] = value.clone()  # out of the file, which may be replaced
     return content
 
 
-def _refuse_packed(path: Path, source: str) -> None:
-    """torch.save does not compress its zip archives: a compressed one may be a zip bomb."""
+def _refuse_calls(path: Path, source: str) -> None:
+    """Refuse a torch file whose pickle does more than rebuild tensors, before it is opened."""
+    what = f"{source}: {path.name} cannot be read:"
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if is_packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise Refused(f"{source}: {path.name} would unpack to more than its size")
-            _refuse_calls(archive, f"{source}: {path.name} cannot be read:")
+            entries = [e for e in archive.infolist() if e.filename.endswith("/data.pkl")]
+            if len(entries) != 1 or entries[0].file_size > _MAX_PICKLE:
+                raise Refused(f"{what} it lacks the one small data.pkl that torch.save writes")
+            steps = list(pickletools.genops(archive.read(entries[0])))
     except zipfile.BadZipFile as error:
         raise Refused(
-            f"{source}: {path.name} cannot be read: it is not an archive of torch.save; it "
-            "is damaged, or it holds more than tensors, and is not opened"
+            f"{what} it is not an archive of torch.save; it is damaged, or it holds more than "
+            "tensors, and is not opened"
         ) from error
-
-
-# The calls of a file of tensors. torch allows more; some of them fill the memory from a few bytes:
-# bytearray(10**11), a text that is encoded over and over.
-_CALLS = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)"
-    r"|torch(\.storage)? (\w+Storage|b?float\w+|complex\w+|u?int\w+|bool)"
-)
-_MAX_PICKLE = 2**20  # bytes; names and shapes of an SAE's tensors take 2,000
-
-
-def _refuse_calls(archive: zipfile.ZipFile, what: str) -> None:
-    entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
-    if len(entries) != 1 or entries[0].file_size > _MAX_PICKLE:
-        raise Refused(f"{what} it lacks the one small data.pkl that torch.save writes")
-    try:
-        steps = list(pickletools.genops(archive.read(entries[0])))
+    except Refused:
+        raise
     except ValueError as error:
         raise Refused(f"{what} it is damaged") from error
     if any(step.name == "GLOBAL" and not _CALLS.fullmatch(str(name)) for step, name, _ in steps):
         raise Refused(f"{what} it holds more than tensors, and is not opened")
-
-
-def _refuse_stretched(tensor: Tensor, what: str) -> None:
-    """With strides of 0, a few bytes may claim any shape; a copy would fill memory."""
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise Refused(f"{what} is {tensor.layout} or quantised, not a plain tensor")
-    n_bytes, n_stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if n_bytes > n_stored:
-        raise Refused(
-            f"{what} claims shape {list(tensor.shape)}, {n_bytes:,} bytes, and holds {n_stored:,}"
-        )
-
-
-def _ours(tensors: dict[str, Any]) -> State:
-    state = {_RENAMED.get(name, name): t for name, t in tensors.items() if isinstance(t, Tensor)}
-    for theirs, ours in (("encoder.weight", "W_enc"), ("decoder.weight", "W_dec")):
-        if theirs in state:
-            state[ours] = state.pop(theirs).T
-    return state
-
-
-def _place(trainer: dict[str, Any]) -> dict[str, Any]:
-    model_name = trainer.get("lm_name")
-    named = re.fullmatch(
-        r"(resid_post|mlp|attention)_layer_(\d+)", trainer.get("submodule_name") or ""
-    )
-    hook = f"blocks.{named[2]}.{_SUBMODULES[named[1]]}" if named else None
-    return {"model_name": model_name, "site": to_site(hook, model_name)}
 
 
 def save(sae: SAE, folder: Path) -> None:
@@ -214,7 +184,12 @@ def _theirs(sae: SAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = exported(sae)
     shift = state["b_dec"] @ state["W_enc"]  # these classes subtract b_dec from the input
     if isinstance(sae, MatryoshkaBatchTopKSAE):
-        return _nested(sae, {**state, "b_enc": state["b_enc"] + shift})
+        sizes = [b - a for a, b in pairwise((0, *sae.config.ends))]
+        state |= {"b_enc": state["b_enc"] + shift, "group_sizes": torch.tensor(sizes)}
+        state["k"] = torch.tensor(sae.config.k, dtype=torch.int)
+        name = "MatryoshkaBatchTopK"
+        names = {"dict_class": f"{name}SAE", "trainer_class": f"{name}Trainer"}
+        return state, {**names, "k": sae.config.k, "group_sizes": sizes}
     shared = {"encoder.weight": state["W_enc"].T.contiguous()}
     shared["decoder.weight"] = state["W_dec"].T.contiguous()
     if isinstance(sae, GatedSAE):
@@ -239,11 +214,3 @@ def _theirs(sae: SAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise Refused("dictionary_learning's TopK can only take the k largest after relu")
     names = {"dict_class": "AutoEncoderTopK", "trainer_class": "TopKTrainer"}
     return tensors, {**names, "k": sae.config.k}
-
-
-def _nested(sae: MatryoshkaBatchTopKSAE, state: State) -> tuple[State, dict[str, Any]]:
-    sizes = [b - a for a, b in pairwise((0, *sae.config.ends))]
-    counts = {"k": torch.tensor(sae.config.k, dtype=torch.int), "group_sizes": torch.tensor(sizes)}
-    name = "MatryoshkaBatchTopK"
-    config = {"dict_class": f"{name}SAE", "trainer_class": f"{name}Trainer", "k": sae.config.k}
-    return {**state, **counts}, {**config, "group_sizes": sizes}

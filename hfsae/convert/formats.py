@@ -123,19 +123,16 @@ def find(paths: Iterable[str]) -> dict[str, str]:
                 break
             formats |= {f"{folder}/{file}".lstrip("/"): name for file in marks[0]}
     folders = {path for path, name in formats.items() if not FORMATS[name].is_file}
-    is_inside = {p for p in formats if p not in folders and folders.intersection(_above(p))}
-    return {
-        p: formats[p] for p in sorted(formats) if p not in is_inside
-    }  # not an SAE's checkpoints
+    parents = {p: {str(f) for f in PurePosixPath(p).parents} for p in formats}
+    is_inside = {
+        p for p in formats if p not in folders and {f or "." for f in folders} & parents[p]
+    }
+    return {p: formats[p] for p in sorted(formats) if p not in is_inside}  # no checkpoints of one
 
 
 def matching(names: Iterable[str], patterns: str) -> list[str]:
     """The names that fit one of the patterns in "a|b", in their order."""
     return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns.split("|"))]
-
-
-def _above(path: str) -> list[str]:
-    return ["" if str(p) == "." else str(p) for p in PurePosixPath(path).parents]
 
 
 # Exceptions of readers on damaged or hostile files; RuntimeError comes from torch, zipfile, and

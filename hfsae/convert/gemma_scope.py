@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..machine.refused import Damaged, Refused, one_line
 from ..models import SAE
-from .build import State, build, check_plain, exported, refuse, to_jumprelu
+from .build import build, check_plain, exported, refuse, to_jumprelu
 
 FILES = ("params.npz",)
 _REPO = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)\b")
@@ -38,10 +38,8 @@ _SITES = {
     "transcoders": "layers.{}.pre_feedforward_layernorm",
 }
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-_COMPRESSION = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # numpy's
 _OF_ARCHIVES = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, ValueError, EOFError, OSError)
 _OF_ARCHIVES += (TokenError,)  # of numpy, which reads an array's header as Python
-_MAX_EXPANSION = 20  # weights hardly compress; a file that grows more than this is a bomb
 
 
 def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = None) -> SAE:
@@ -57,11 +55,35 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
     Raises:
         ValueError: the file is damaged, or holds something else.
     """
-    state = _read(folder / FILES[0])
+    try:
+        with np.load(folder / FILES[0], allow_pickle=False) as arrays:
+            names = {name.replace("w_", "W_"): name for name in arrays.files}
+            if missing := [name for name in _NAMES if name not in names]:
+                raise Refused(f"it lacks {', '.join(missing)}")
+            state = {name: np.asarray(arrays[names[name]]) for name in _NAMES}
+    except _OF_ARCHIVES as error:
+        what = f"{folder / FILES[0]} is not a Gemma Scope file"
+        raise Damaged(f"{what}: {one_line(error)}") from error
+    for name, array in state.items():
+        if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+            raise Refused(
+                f"{name} holds {array.dtype}, not floating-point numbers of at most 64 bits"
+            )
+    state = {n: torch.from_numpy(np.array(a, np.float32, order="C")) for n, a in state.items()}
     check_plain(state, source)
     if (state["threshold"] < 0).any():  # z > threshold alone would let negative z through
         state["threshold"] = state["threshold"].clamp(min=0)
-    fields = _place(source)
+    repo, layer = _REPO.search(source), re.search(r"layer_(\d+)", source)
+    fields: dict[str, Any] = {}
+    if repo is not None:
+        size, kind, site = repo.groups()
+        fields["model_name"] = f"google/gemma-2-{size}{'-it' * (kind == 'it')}"
+        if "embedding/" in source:
+            fields["site"] = "embed_tokens"
+        elif layer is not None:
+            fields["site"] = _SITES[site].format(layer[1])
+            if site == "transcoders":
+                fields["target_site"] = _SITES["mlp"].format(layer[1])
     if fields.get("site") == "embed_tokens":  # SAELens scales W_dec, and leaves b_dec as it is
         scale = state["W_enc"].shape[0] ** 0.5
         state["W_enc"], state["W_dec"] = state["W_enc"] / scale, state["W_dec"] * scale
@@ -78,60 +100,6 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
                 )
             state["W_enc"] = state["W_enc"] / gain[:, None]
     return build("jumprelu_sae", state, source, **fields)
-
-
-def _place(source: str) -> dict[str, Any]:
-    repo = _REPO.search(source)
-    layer = re.search(r"layer_(\d+)", source)
-    if repo is None:
-        return {}
-    size, kind, site = repo.groups()
-    fields: dict[str, Any] = {"model_name": f"google/gemma-2-{size}{'-it' * (kind == 'it')}"}
-    if "embedding/" in source:
-        return fields | {"site": "embed_tokens"}
-    if layer is None:
-        return fields
-    fields["site"] = _SITES[site].format(layer[1])
-    if site == "transcoders":
-        fields["target_site"] = _SITES["mlp"].format(layer[1])
-    return fields
-
-
-def _read(path: Path) -> State:
-    """The arrays that belong in the file; nothing is unpickled, no more is read than is there."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if {info.compress_type for info in archive.infolist()} - _COMPRESSION:
-                raise Refused("it is compressed in another way than numpy's")
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
-            if sum(sizes.values()) > _MAX_EXPANSION * path.stat().st_size + 2**16:
-                raise Refused("it would unpack to far more than its size")
-            names = {n.removesuffix(".npy").replace("w_", "W_"): n for n in sizes}
-            if missing := [name for name in _NAMES if name not in names]:
-                raise Refused(f"it lacks {', '.join(missing)}")
-            return {name: _array(archive, names[name], sizes[names[name]]) for name in _NAMES}
-    except _OF_ARCHIVES as error:
-        raise Damaged(f"{path} is not a Gemma Scope file: {one_line(error)}") from error
-
-
-def _array(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise Refused(f"{name} has an unknown version of numpy's format")
-        shape, fortran, dtype = read_header(file)
-        if dtype.kind != "f" or dtype.itemsize > 8:
-            raise Refused(f"{name} holds {dtype}, not floating-point numbers of at most 64 bits")
-        n_bytes = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-        if n_bytes != size - file.tell():
-            raise Refused(f"{name} claims shape {shape}, but its data has another size")
-        flat = np.frombuffer(file.read(), dtype=dtype)
-    array = flat.reshape(shape, order="F" if fortran else "C")
-    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
 
 
 def save(sae: SAE, folder: Path) -> None:

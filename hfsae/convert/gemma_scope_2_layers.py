@@ -49,16 +49,6 @@ def load(folder: Path, source: str) -> SAE:
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise Refused(f"{source}: architecture {config['architecture']!r} is not jump_relu")
-    n = _n_targets(folder, source)
-    layers = _layers(source)
-    by_number = [range(n)] + ([layers] if len(layers) == n else [])
-    numbers = numbers_of(folder, _FILE, by_number)
-    parts = [_part(folder / _FILE.format(i), s, n, source) for s, i in enumerate(numbers)]
-    sites, targets = _places(config, source, layers, n)
-    return joined(parts, source, sites, targets, _model_name(config, source))
-
-
-def _n_targets(folder: Path, source: str) -> int:
     first = min(folder.glob(FILES[0]), key=lambda path: (len(path.name), path.name))
     with opened_tensors(first) as file:
         if missing := [name for name in _NAMES if name not in file.keys()]:  # noqa: SIM118
@@ -66,7 +56,18 @@ def _n_targets(folder: Path, source: str) -> int:
         shape = file.get_slice("w_dec").get_shape()
     if len(shape) != 3:
         raise Refused(f"{source}: w_dec of {first.name} has shape {shape}, not [D, n, d]")
-    return shape[1]
+    n = shape[1]
+    named = re.search(r"(?:^|/)layer((?:_\d+)+)_width", source)  # a crosscoder's; a clt has all
+    layers = [int(layer) for layer in named[1].strip("_").split("_")] if named else []
+    by_number = [range(n)] + ([layers] if len(layers) == n else [])
+    numbers = numbers_of(folder, _FILE, by_number)
+    parts = [_part(folder / _FILE.format(i), s, n, source) for s, i in enumerate(numbers)]
+    sites, targets = _places(config, source, layers, n)
+    named = re.search(r"gemma-scope-2-(\w+)-(pt|it)\b", source)
+    model_name = f"google/gemma-3-{named[1]}-{named[2]}" if named else None
+    if config.get("model_name"):
+        model_name = model_of(config["model_name"])
+    return joined(parts, source, sites, targets, model_name)
 
 
 def _part(path: Path, s: int, n: int, source: str) -> Part:
@@ -89,12 +90,6 @@ def _part(path: Path, s: int, n: int, source: str) -> Part:
     return Part(w_enc, b_enc, threshold, rows[:, s:], b_dec, tensors.get(_SKIP))
 
 
-def _layers(source: str) -> list[int]:
-    """The layers that a crosscoder's path names; none for a clt, which has all."""
-    named = re.search(r"(?:^|/)layer((?:_\d+)+)_width", source)
-    return [int(layer) for layer in named[1].strip("_").split("_")] if named else []
-
-
 def _places(
     config: dict[str, Any], source: str, layers: list[int], n: int
 ) -> tuple[list[str], list[str] | None]:
@@ -108,13 +103,6 @@ def _places(
     if re.search(r"(?:^|/)clt/", f"{source}/"):
         return [_READ.format(i) for i in range(n)], [_WRITTEN.format(i) for i in range(n)]
     return [f"unknown/{i}" for i in range(n)], None
-
-
-def _model_name(config: dict[str, Any], source: str) -> str | None:
-    if config.get("model_name"):
-        return model_of(config["model_name"])
-    named = re.search(r"gemma-scope-2-(\w+)-(pt|it)\b", source)
-    return f"google/gemma-3-{named[1]}-{named[2]}" if named else None
 
 
 def save(sae: SAE, folder: Path) -> None:

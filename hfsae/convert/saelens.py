@@ -79,7 +79,10 @@ def load(folder: Path, source: str) -> SAE:
         state = {_GATED.get(name, name): tensor for name, tensor in state.items()}
     check_plain(state, source)
     if _VARIANTS[architecture] == "jumprelu_sae":
-        state = _with_threshold(state)
+        if "log_threshold" in state:
+            state["threshold"] = state.pop("log_threshold").float().exp()
+        if "threshold" in state:
+            state["threshold"] = state["threshold"].clamp(min=0)  # SAELens applies relu as well
     if config["normalize_activations"] == "expected_average_only_in" and not scaler.is_file():
         warnings.warn(
             f"{source} was trained on activations times a scale that its files do not hold; it is "
@@ -87,7 +90,12 @@ def load(folder: Path, source: str) -> SAE:
             stacklevel=2,
         )
     rescales = config.get("rescale_acts_by_decoder_norm", False)
-    _fold_input_scale(state, scaler, rescales)
+    scale = (read_json(scaler) if scaler.is_file() else {}).get("scaling_factor") or 1.0
+    state["W_enc"] = state["W_enc"] * scale  # a checkpoint's weights are for x times its scale
+    for name in ("W_dec", "b_dec"):
+        state[name] = state[name] / scale
+    if rescales and "topk_threshold" in state:  # in units of pre-activations times decoder norms
+        state["topk_threshold"] = state["topk_threshold"] / scale
     if rescales:
         state = fold_decoder_norms(state)
     if "topk_threshold" in state:
@@ -109,17 +117,6 @@ def about(config: dict[str, Any]) -> dict[str, Any]:
     return {"site": hook, "d_sae": config.get("d_sae"), "k": k}
 
 
-def _fold_input_scale(state: State, path: Path, rescales: bool) -> None:
-    """A checkpoint's weights are for x times its scale."""
-    scaler = read_json(path) if path.is_file() else {}
-    scale = scaler.get("scaling_factor") or 1.0
-    state["W_enc"] = state["W_enc"] * scale
-    for name in ("W_dec", "b_dec"):
-        state[name] = state[name] / scale
-    if rescales and "topk_threshold" in state:  # in units of pre-activations times decoder norms
-        state["topk_threshold"] = state["topk_threshold"] / scale
-
-
 def _modern(config: dict[str, Any]) -> dict[str, Any]:
     """cfg.json with SAELens 6's names, metadata merged in."""
     config = {_OLD_NAMES.get(key, key): value for key, value in config.items()}
@@ -132,14 +129,6 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(normalised, str):
         config["normalize_activations"] = "expected_average_only_in" if normalised else "none"
     return {"architecture": "standard", **(config.get("metadata") or {}), **config}
-
-
-def _with_threshold(state: State) -> State:
-    if "log_threshold" in state:
-        state["threshold"] = state.pop("log_threshold").float().exp()
-    if "threshold" in state:
-        state["threshold"] = state["threshold"].clamp(min=0)  # SAELens applies relu as well
-    return state
 
 
 def _fields(config: dict[str, Any], source: str) -> dict[str, Any]:

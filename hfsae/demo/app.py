@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..machine.guard import HostGuard, local_hosts
-from ..machine.kernels import keep_few_kernels
+from ..machine.processor import keep_few_kernels
 from ..machine.units import ROW
 from .actions import ENDPOINTS, Actions, in_queue
 from .address import Address, Feature, Inspect, Steer, from_query, page_of, to_query

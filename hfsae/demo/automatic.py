@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from ..machine.files import columns_of, read_json, read_table, reading, refuse_long_texts
+from ..machine.files import columns_of, read_json, read_table, reading
 from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
 from .rows import Json
 from .subject import Subject
 
-_MAX_TEXTS = 2**22  # bytes of a latent's windows; real ones take some thousands
 _SCORE, _JUDGED = "pearson", "detection"
 _KINDS = {
     "hard": "it is silent, at a token that it often fires on",
@@ -93,7 +92,6 @@ def _groups(folder: Path, latent: int) -> list[Json]:
     groups: dict[str, list[Json]] = {}
     with reading(path):
         table = read_table(path, columns, [("latent", "=", latent)])
-        refuse_long_texts(table, _MAX_TEXTS)
         rows = table.to_pylist()
         largest = max((max(row["activations"], default=0.0) for row in rows), default=0.0) or 1.0
         for row in rows:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..features import FeatureStore
-from ..machine.files import refuse_long_texts
 from .explainers import Explainer, Material, Name, Spelt, one_label, template
 from .windows import Window
 
@@ -20,7 +19,6 @@ STORED = "template, stored examples"
 UNSCORED = "unscored"
 """Key in explanations.json of the reason why no name has a score."""
 _COLUMNS = ["latent", "activation", "firing", "tokens"]
-_MAX_TEXTS = 2**31  # bytes of the tokens of all examples
 
 
 def stored_names(
@@ -71,9 +69,6 @@ def _materials(store: FeatureStore, needs_activations: bool) -> Iterator[Materia
 
 def _spelt(batch: "pyarrow.RecordBatch") -> Iterator[tuple[int, Spelt]]:
     """(latent, example) of some rows."""
-    import pyarrow as pa
-
-    refuse_long_texts(pa.Table.from_batches([batch.select(["tokens"])]), _MAX_TEXTS)
     lists, offsets = batch.column("tokens"), batch.column("tokens").offsets.to_pylist()
     texts = lists.values.to_pylist()
     facts = (batch.column(name).to_pylist() for name in ("latent", "activation", "firing"))

@@ -21,13 +21,12 @@ from torch import Tensor
 
 from ..machine.checksums import file_hash, refuse_changed, refuse_mixture, sealed, unsealed
 from ..machine.files import (
+    check_columns,
     damaged,
     printable,
     read_json,
     read_table,
     reading,
-    refuse_bomb,
-    refuse_long_texts,
     replacing,
     text_columns,
     write_whole,
@@ -79,8 +78,6 @@ UNITS = {unit.one: unit.many for unit in _KINDS_OF_UNITS.values()}
 """What a store's latents were read at, meta.json's `unit`, and its plural. Stores of text have no
 unit, and read as "token"."""
 _MAP = {"map_x", "map_y"}  # columns that a store has where a map was made
-_MAX_TEXT = 2**24  # bytes that the tokens of one latent take; real ones take some 10,000
-_MAX_TEXTS = 2**30  # bytes of the tokens that all examples fire on
 _KINDS: dict[str, str] = dict.fromkeys(("latent", "n_firings", "histogram", "neighbours"), "whole")
 _KINDS |= dict.fromkeys(("rank", "document", "row", "position", "firing", "token_ids"), "whole")
 _KINDS |= dict.fromkeys(("kind", "promoted_tokens", "suppressed_tokens", "tokens"), "text")
@@ -169,7 +166,6 @@ class FeatureStore:
         if not 0 <= index < len(self):
             raise IndexError(f"latent {index} is not in this store: it has 0 to {len(self) - 1}")
         table = self.latents.slice(index, 1)
-        refuse_long_texts(table, _MAX_TEXT)
         row = table.to_pylist()[0]
         return Latent(
             *(row[name] for name in ("latent", *Latent._fields[1:6])),
@@ -232,7 +228,6 @@ class FeatureStore:
             if ((latents < 0) | (latents >= len(self))).any():
                 raise Refused(f"an example belongs to a latent that is not among the {len(self):,}")
             fired = lists.values.take(pa.array(lists.offsets.to_numpy()[:-1] + firing))
-            refuse_long_texts(pa.table({"tokens": fired}), _MAX_TEXTS)
             tokens = fired.to_pylist()
         ranks, activations = (table[name].to_pylist() for name in columns[1:3])
         return Firings(latents.tolist(), ranks, activations, tokens)
@@ -249,7 +244,6 @@ class FeatureStore:
             which, columns = pc.field("latent") == index, list(Example._fields)
             table = self.examples.to_table(columns=columns, filter=which)
             _refuse_misfits(self._examples_path, table)
-            refuse_long_texts(table, _MAX_TEXT)
             rows = table.to_pylist()
             examples = [Example(*(row[name] for name in Example._fields)) for row in rows]
             for example in examples:
@@ -311,7 +305,7 @@ class FeatureStore:
         _refuse_misfits(path, latents)
         _refuse_other_rows(path, latents)
         path = home / EXAMPLES
-        refuse_bomb(path, COLUMNS["examples"])
+        check_columns(path, COLUMNS["examples"])
         options = pyarrow.dataset.ParquetReadOptions(dictionary_columns=text_columns())
         layout = pyarrow.dataset.ParquetFileFormat(read_options=options)
         try:

@@ -1,8 +1,9 @@
 """Push to the Hub, fetch from it, and load SAEs by name.
 
-order      a push, as it is asked for
-upload     one atomic commit, whose files are on a list
-download   whole files, held against the Hub's checksums
+push       a push, as it is asked for
+upload     one atomic commit: look, plan, print, send
+outgoing   what of a folder others may see: files on a list, without keys and local paths
+download   a repository's files, listed and fetched
 suite      load and list SAEs by layer, width and L0
 space      a Space with the app and one SAE
 modeling_hfsae   what an SAE needs where hfsae is not installed; pushed with --include_code

@@ -1,50 +1,32 @@
-"""Download whole files from the Hub and compare checksums; a damaged file is fetched again."""
+"""The files of a repository: listed by one call, fetched by the Hub's own client."""
 
-import hashlib
+import glob
 import logging
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from ..machine.client import HTTPError, in_a_sentence, patiently
-from ..machine.files import write_whole
 from ..machine.refused import Refused, closest_folders
 
 logger = logging.getLogger(__name__)
 
 
-class HubFile(NamedTuple):
-    path: str
-    size: int | None
-    sha256: str | None
-    """of a file in LFS; None for others"""
-    git_hash: str | None
-    """git's hash of any other file. The Hub's client compares neither, only sizes"""
-
-
 class Listing(NamedTuple):
-    """The files of a repository at a commit."""
+    """The files of a repository at a commit, or of a folder."""
 
     repo_id: str
     commit: str | None
-    files: list[HubFile]
+    """None: `repo_id` is a folder or a file here"""
+    files: dict[str, int | None]
+    """path -> bytes, where they are known"""
     revision: str | None = None
     """the requested one; None: the main branch"""
-
-
-def download(api: HfApi, repo_id: str, path: str, revision: str | None) -> Path:
-    """A file on a branch; for a branch that does not exist yet, main's."""
-    get = partial(api.hf_hub_download, repo_id, path)
-    try:
-        return Path(patiently(lambda: get(revision=revision), "download"))
-    except RevisionNotFoundError:
-        return Path(patiently(get, "download"))
+    is_cached: bool = False
+    """they are the files in the cache, since the Hub was left out or did not answer"""
 
 
 def list_files(
@@ -63,104 +45,56 @@ def list_files(
     doing = f"read {repo_id} (not a local folder{closest_folders(repo_id)})"
     with in_a_sentence(repo_id, doing, revision):
         if local_files_only or constants.HF_HUB_OFFLINE:
-            return _list_cached(repo_id, revision, cache_dir)
+            return _cached_files(repo_id, revision, cache_dir)
         ask = partial(HfApi(token=token).model_info, repo_id, revision=revision)
         try:
-            info = patiently(lambda: ask(files_metadata=True), "model_info")
+            info = patiently(partial(ask, files_metadata=True), "model_info")
         except HTTPError as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
             logger.warning("the Hub cannot be reached; looking for %s in the cache", repo_id)
-            return _list_cached(repo_id, revision, cache_dir)
-        files = [
-            HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
-            for f in info.siblings or []
-        ]
-        if junk := next((f for f in files if not _is_sound(f)), None):
-            raise Refused(
-                f"the Hub's listing of {repo_id} has an invalid entry: {junk}; try again later"
-            )
+            return _cached_files(repo_id, revision, cache_dir)
+        files = {file.rfilename: file.size for file in info.siblings or []}
         return Listing(repo_id, info.sha, files, revision)
 
 
-def _is_sound(file: HubFile) -> bool:
-    numbers, texts = (file.size,), (file.sha256, file.git_hash)
-    return isinstance(file.path, str) and all(
-        value is None or isinstance(value, kind)
-        for values, kind in ((numbers, int), (texts, str))
-        for value in values
-    )
-
-
-def _list_cached(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Listing:
+def _cached_files(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Listing:
     where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
-    root = Path(snapshot_download(repo_id, **where))
+    root = Path(snapshot_download(repo_id, allow_patterns=[], **where))  # any part of it will do
     paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-    files = [HubFile(path, None, None, None) for path in paths]
-    return Listing(repo_id, root.name, files, revision)
+    return Listing(repo_id, root.name, dict.fromkeys(paths), revision, is_cached=True)
 
 
 def fetch(
     listing: Listing,
     paths: list[str],
     *,
+    whole: bool = False,
     token: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
     """Download these files of a repository into the cache; the folder that holds them all.
 
+    Args:
+        whole: they are all of an SAE: the cache notes its commit, so that it is found offline.
+
     Raises:
-        ValueError: a file is not allowed, unreachable, or damaged on the way. A file whose
-            checksum differs from the Hub's is not kept.
+        ValueError: a file is not allowed or unreachable, or its path leads elsewhere.
     """
-    files = {file.path: file for file in listing.files}
-    root = Path()
     for path in paths:
         refuse_path(listing.repo_id, path)
-        with in_a_sentence(listing.repo_id, f"download {path} of {listing.repo_id}"):
-
-            def get(path: str = path, force: bool = False) -> Path:
-                return Path(
-                    hf_hub_download(
-                        listing.repo_id,
-                        path,
-                        revision=listing.commit,
-                        token=token,
-                        cache_dir=cache_dir,
-                        local_files_only=local_files_only or constants.HF_HUB_OFFLINE,
-                        force_download=force,
-                    )
-                )
-
-            copy = patiently(get, path)
-            if not _is_intact(copy, files[path]):
-                copy = patiently(lambda: get(force=True), path)
-                if not _is_intact(copy, files[path]):
-                    copy.resolve().unlink()
-                    raise Refused(
-                        f"{path} of {listing.repo_id} arrives damaged: its checksum is not the "
-                        "Hub's; try again later, or over another connection"
-                    )
-            root = copy.parents[path.count("/")]
-    return root
-
-
-def remember_revision(listing: Listing, root: Path) -> None:
-    """Note in the cache which commit a branch is at, once all of an SAE's files are in `root`.
-
-    The Hub's client does so for files fetched by branch. `fetch` names the commit, and without the
-    note the SAE would not be found offline.
-    """
-    revision = listing.revision or constants.DEFAULT_REVISION
-    note = root.parents[1] / "refs" / revision
-    if revision == listing.commit or (note.is_file() and note.read_text() == listing.commit):
-        return
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(note, str(listing.commit))
-    except OSError as error:  # a read-only cache; the files themselves are there
-        logger.info("the cache's note of %s is left as it is: %s", revision, error)
+    get = partial(
+        snapshot_download,
+        listing.repo_id,
+        revision=listing.revision if whole else listing.commit,
+        allow_patterns=[glob.escape(path) for path in paths],
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only or listing.is_cached,
+    )
+    with in_a_sentence(listing.repo_id, f"download {listing.repo_id}", listing.revision):
+        return Path(patiently(get, "download"))
 
 
 def refuse_path(repo_id: str, path: str) -> None:
@@ -168,18 +102,3 @@ def refuse_path(repo_id: str, path: str) -> None:
     parts = path.replace("\\", "/").split("/")
     if ".." in parts or path.startswith(("/", "\\")) or ":" in parts[0]:
         raise Refused(f"{repo_id} holds a file named {path!r}, a path outside its folder: refused")
-
-
-def _is_intact(path: Path, file: HubFile) -> bool:
-    if file.size is not None and path.stat().st_size != file.size:
-        return False
-    expected = file.sha256 or file.git_hash
-    if expected is None:
-        return True
-    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(usedforsecurity=False)
-    if not file.sha256:  # as git hashes a blob
-        digest.update(f"blob {path.stat().st_size}\0".encode())
-    with open(path, "rb") as handle:
-        while block := handle.read(2**24):
-            digest.update(block)
-    return digest.hexdigest() == expected

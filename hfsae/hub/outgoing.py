@@ -1,17 +1,19 @@
-"""Which files of an SAE's folder go to the Hub, without local paths, and never with a key."""
+"""What of an SAE's folder others may see: files on a list, no local paths, never a key, and a
+licence that fits the language model's."""
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
 from transformers import AutoConfig
 
-from ..machine.checksums import resealed
+from ..cards import front_of
+from ..machine.checksums import PUBLISHED, refuse_changed, refuse_mixture, resealed
 from ..machine.files import parse_yaml, read_json, read_table
-from ..machine.keys import holder_of, keys_of_environment
+from ..machine.keys import keys_of_environment
 from ..machine.names import (
     CARD,
     COLUMNS_REPORT,
@@ -35,6 +37,7 @@ from ..machine.names import (
 from ..machine.refused import Refused
 from ..machine.visible import public_record
 from ..models.fingerprint import renamed
+from ..packaged import known_licence, licence_conflict
 
 logger = logging.getLogger(__name__)
 CODE = Path(__file__).with_name("modeling_hfsae.py")
@@ -55,6 +58,7 @@ PUSHED = (
     COLUMNS_REPORT,
     PRESETS,
 )
+_LICENCE_HOW = "write `license: {}` between the first two lines of --- in README.md"
 _MAX_HEADER = 10**8  # bytes, of safetensors
 _AUTO_MAP = {"AutoConfig": f"{CODE.stem}.HfsaeConfig", "AutoModel": f"{CODE.stem}.HfsaeModel"}
 
@@ -100,13 +104,21 @@ def is_of_hfsae(folder: Path) -> bool:
     return is_sae(folder) and config.is_file() and "d_sae" in read_json(config)
 
 
-def refuse_swapped_models(home: Path) -> None:
-    """Refuse an SAE over several language models where its run or a record names them in the place
-    of each other; another model than in the config is logged: its copy may have another name.
+def refuse_unsound(home: Path) -> None:
+    """Refuse an SAE's folder with results of other weights, or changed since they were written, or
+    of language models in the place of each other.
 
     Raises:
-        ValueError: the sentence names the file and the model.
+        ValueError: the sentence names the file and the remedy.
     """
+    refuse_mixture(home, PUBLISHED)
+    refuse_changed(home)
+    _refuse_swapped_models(home)
+
+
+def _refuse_swapped_models(home: Path) -> None:
+    """Refuse an SAE over several language models where its run or a record names them in the place
+    of each other; another model than in the config is logged: its copy may have another name."""
     ours = read_json(home / CONFIG).get("model_names") or {}
     recipes = [folder / RECIPE for folder in (home, *home.parents[:3])]
     recipe = next((path for path in recipes if path.is_file()), home / RECIPE)
@@ -133,8 +145,12 @@ def refuse_swapped_models(home: Path) -> None:
 def published(path: Path, include_code: bool = False) -> Path | bytes:
     """A file's public version: records lose the paths of this machine, and are sealed again."""
     home, name = in_folder(path)
-    if name == FINGERPRINT:
-        return _published_fingerprint(path)
+    if name == FINGERPRINT:  # with the public config's hash: there a model's folder is `./name`
+        config = path.with_name(CONFIG)
+        fields = read_json(config) if config.is_file() else {}
+        names = {key: fields[key] for key in ("model_name", "model_names") if fields.get(key)}
+        shown = public_record(names, home)
+        return path if shown == names else renamed(path, AutoConfig.from_pretrained(home), shown)
     if name not in (CONFIG, *_RECORDS):
         return path
     content = resealed(public_record(read_json(path), home))
@@ -143,15 +159,6 @@ def published(path: Path, include_code: bool = False) -> Path | bytes:
         content.pop("_name_or_path", None)
         content |= {"auto_map": _AUTO_MAP} if include_code else {}
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _published_fingerprint(path: Path) -> Path | bytes:
-    """Its content with the public config's hash: there a language model's folder is `./name`."""
-    config = path.with_name(CONFIG)
-    fields = read_json(config) if config.is_file() else {}
-    names = {key: fields[key] for key in ("model_name", "model_names") if fields.get(key)}
-    shown = public_record(names, path.parent)
-    return path if shown == names else renamed(path, AutoConfig.from_pretrained(path.parent), shown)
 
 
 def refuse_keys(
@@ -168,24 +175,19 @@ def refuse_keys(
     Raises:
         ValueError: a file holds a key; the sentence names the file and the variable.
     """
-    named = {name for home in homes for name in _named_keys(home / EXPLANATIONS_RECORD)}
+    records = [path for home in homes if (path := home / EXPLANATIONS_RECORD).is_file()]
+    named = {str((read_json(path).get("usage") or {}).get("key_env")) for path in records}
     keys = {f"the value of the variable {n}": v for n, v in keys_of_environment(named).items()}
     keys |= {"your token for the Hub": token} if (token := token or get_token()) else {}
     # a card repeats what records hold: those come first, so that they are named
     for name, content in sorted(files.items(), key=lambda file: (file[0].endswith(CARD), file[0])):
         for data in _searched(content):
-            if holder := holder_of(data, keys):
-                raise Refused(
-                    f"{name} holds {holder}, which others would see; take it out of "
-                    "the file, or unset the variable if its value is not a secret"
-                )
-
-
-def _named_keys(record: Path) -> set[str]:
-    """Names of the variables from which a judge's key was taken."""
-    usage = read_json(record).get("usage") if record.is_file() else None
-    name = usage.get("key_env") if isinstance(usage, dict) else None
-    return {name} if isinstance(name, str) else set()
+            for holder, key in keys.items():
+                if key.encode("utf-8", "surrogateescape") in data:
+                    raise Refused(
+                        f"{name} holds {holder}, which others would see; take it out of "
+                        "the file, or unset the variable if its value is not a secret"
+                    )
 
 
 def _searched(content: Path | bytes) -> Iterator[bytes]:
@@ -199,23 +201,50 @@ def _searched(content: Path | bytes) -> Iterator[bytes]:
             yield file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER))
         else:
             yield file.read()
-    if content.suffix == ".parquet":
-        yield from _texts(content)
-
-
-def _texts(path: Path) -> Iterator[bytes]:
-    """All texts of a table, column by column."""
+    if content.suffix != ".parquet":
+        return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(content)
     except (pa.ArrowException, OSError):  # no table: its bytes are all that it holds
         return
-    names = [field.name for field in schema if "string" in str(field.type)]
-    table = read_table(path, names)
+    table = read_table(content, [field.name for field in schema if "string" in str(field.type)])
     for chunk in (chunk for column in table.columns for chunk in column.chunks):
         array: Any = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
         array = array.dictionary if pa.types.is_dictionary(array.type) else array
         texts = array.buffers()[-1]
         yield texts.to_pybytes() if texts else b""
+
+
+def licence_notes(cards: Iterable[str]) -> list[str]:
+    """A sentence for each way in which SAEs' cards lack a licence, or have one that leaves out the
+    terms of their language model; each once."""
+    return list(dict.fromkeys(note for card in cards if (note := _licence_note(card))))
+
+
+def licence_of(card: str, lm_name: str | None = None) -> str | None:
+    """The licence that a card names, or that of its language model where it is known.
+
+    Args:
+        lm_name: a language model that the card may not name.
+    """
+    known = filter(None, map(known_licence, filter(None, [lm_name, *_models(card)])))
+    return front_of(card).get("license") or next(known, None)
+
+
+def _models(card: str) -> list[str]:
+    models = front_of(card).get("base_model") or []
+    return models if isinstance(models, list) else [models]
+
+
+def _licence_note(card: str) -> str:
+    named = front_of(card).get("license")
+    for model in _models(card):
+        if conflict := licence_conflict(named, model):
+            return f"{conflict.sentence}; {_LICENCE_HOW.format(conflict.licence_id)}"
+    if named is None:
+        how = _LICENCE_HOW.format("apache-2.0")
+        return f"no licence is named, so others may not use it: {how}, or another licence"
+    return ""

@@ -10,17 +10,17 @@ from typing import Any
 import yaml
 
 from ..features.labels import read_names
-from ..machine.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..machine.files import read_json
 from ..machine.names import CARD, CONFIG
 from ..machine.refused import Refused
-from .licence import licence_notes, licence_of
 from .outgoing import (
     files_to_publish,
     is_sae,
+    licence_notes,
+    licence_of,
     published,
     refuse_keys,
-    refuse_swapped_models,
+    refuse_unsound,
 )
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,12 @@ def write_space(
     options = {name: value for name, value in {"model": model, **which}.items() if value}
     arguments = [repr(source)] if source else []
     arguments += [f"{name}={value!r}" for name, value in options.items()] + ["mcp=True"]
-    licence = _licence_of(folder / "sae" / CARD if source == "sae" else None, base_model)
+    card = folder / "sae" / CARD
+    has_card = source == "sae" and card.is_file()
+    text = card.read_text(encoding="utf-8") if has_card else ""
+    for note in licence_notes([text] if text else []):
+        logger.warning("%s", note)
+    licence = licence_of(text, base_model)
     files = {
         "app.py": _APP.format(package=__name__.partition(".")[0], arguments=", ".join(arguments)),
         "requirements.txt": requirement("demo") + "\n",
@@ -106,14 +111,6 @@ def write_space(
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return folder
-
-
-def _licence_of(card: Path | None, base_model: str | None) -> str | None:
-    """The licence of an SAE's card or language model; warns of what the card leaves out."""
-    text = card.read_text(encoding="utf-8") if card and card.is_file() else ""
-    for note in licence_notes([text] if text else []):
-        logger.warning("%s", note)
-    return licence_of(text, base_model)
 
 
 def requirement(extra: str) -> str:
@@ -143,9 +140,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
         return read_json(config).get("model_name")
     if target.resolve() in sae.resolve().parents:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
-    refuse_mixture(sae, PUBLISHED)
-    refuse_changed(sae)
-    refuse_swapped_models(sae)
+    refuse_unsound(sae)
     read_names(sae)  # refuses names of other weights
     sources = list(files_to_publish(sae))
     files = {path.relative_to(sae).as_posix(): published(path) for path in sources}

@@ -10,7 +10,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from ..machine.processor import refuse_absent
 from ..machine.refused import Refused, refuse_absent_source
 from ..models import SAE
 from ..models.config import l0_goal
-from .download import HubFile, Listing, fetch, list_files, remember_revision
+from .download import Listing, fetch, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def list_saes(
         ValueError: the source does not exist, is not allowed, or is unreachable.
     """
     listing = _list(source, revision, token, cache_dir, local_files_only)
-    entries = _entries([file.path for file in listing.files])
+    entries = _entries(listing.files)
     is_single = len(entries) == 1 and _names_nothing(entries[0])
     if listing.commit is not None and not is_single:
         return entries
@@ -88,7 +89,7 @@ def list_saes(
 
 def formats_in(folder: Path) -> set[str]:
     """The formats of the SAEs in a folder, from the names of its files alone."""
-    return {entry.format for entry in _entries([file.path for file in _local_files(folder)])}
+    return {entry.format for entry in _entries(_local_files(folder))}
 
 
 def load(
@@ -127,20 +128,21 @@ def load(
             there is no such device, or as for `list_saes`.
     """
     if isinstance(dtype, str):
-        dtype = _dtype(dtype)
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+            raise Refused(f"dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
+        dtype = kind
     device = _one_device(device, device_map)
     refuse_absent(device)
     listing = _list(source, revision, token, cache_dir, local_files_only)
-    entries = _entries([file.path for file in listing.files])
+    entries = _entries(listing.files)
     entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
     where = f"{source}/{entry.path}".rstrip("/")
     root = Path(source) if Path(source).is_dir() else Path(source).parent
     if listing.commit is not None:
         needed = _needed(entry, listing)
-        root = fetch(
-            listing, needed, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-        )
-        remember_revision(listing, root)
+        how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        root = fetch(listing, needed, whole=True, **how)
     options = {} if norm_gain is None else {"norm_gain": norm_gain}
     sae = load_folder(root / entry.path, entry.format, where, **options)
     if _names_nothing(entry):
@@ -222,7 +224,7 @@ def beside(
     """
     is_listed = isinstance(source, Listing)
     listing = source if is_listed else _list(source, revision, None, None, False)
-    entries = _entries([file.path for file in listing.files])
+    entries = _entries(listing.files)
     entry = _pick(entries, listing, listing.repo_id, subfolder, layer, width, l0)
     if _names_nothing(entry) and (layer, width) != (None, None):
         folder = _folder_with([CONFIG], entry, listing, {})
@@ -245,8 +247,7 @@ def _folder_with(
     if listing.commit is None:
         source = Path(listing.repo_id)
         return (source if source.is_dir() else source.parent) / inside
-    there = {file.path for file in listing.files}
-    paths = [path for path in (str(inside / name) for name in names) if path in there]
+    paths = [path for path in (str(inside / name) for name in names) if path in listing.files]
     return fetch(listing, paths, **how) / inside if paths else None
 
 
@@ -258,37 +259,27 @@ def _names_nothing(entry: SAEEntry) -> bool:
 def _from_records(entry: SAEEntry, listing: Listing, how: dict[str, Any]) -> SAEEntry:
     """The entry completed from the SAE's config and metrics; unchanged if these are unreadable."""
     prefix = f"{entry.path}/" if entry.path else ""
-    sizes = {file.path: file.size or 0 for file in listing.files}
     form = FORMATS[entry.format]
     listed = (str(form.config), EVALUATION)  # which have what a path leaves out
-    names = [n for n in listed if sizes.get(prefix + n, _MAX_FETCHED) < _MAX_FETCHED]
+    there = [name for name in listed if prefix + name in listing.files]
+    names = [name for name in there if (listing.files[prefix + name] or 0) < _MAX_FETCHED]
     try:
         folder = _folder_with(names, entry, listing, how)
         records = {n: read_json(folder / n) for n in names if folder is not None}
         config, evaluation = (records.get(name, {}) for name in listed)
-        return _completed(entry, form.about(config), evaluation)
+        about = form.about(config)
+        layer, width = _LAYER.search(about.get("site") or ""), about.get("d_sae")
+        measured = evaluation.get("metrics", {}).get("l0", {}).get("value")
+        l0 = l0_goal(about) if measured is None else measured
+        facts = {
+            "layer": int(layer[1]) if layer else None,
+            "width": None if width is None else int(width),
+            "l0": None if l0 is None else round(float(l0), 1),
+        }
+        return entry._replace(**{k: v for k, v in facts.items() if getattr(entry, k) is None})
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         logger.warning("layer, width and L0 of %s are unknown: %s", listing.repo_id, error)
         return entry
-
-
-def _completed(entry: SAEEntry, config: dict[str, Any], evaluation: dict[str, Any]) -> SAEEntry:
-    layer, width = _LAYER.search(config.get("site") or ""), config.get("d_sae")
-    measured = evaluation.get("metrics", {}).get("l0", {}).get("value")
-    l0 = l0_goal(config) if measured is None else measured
-    facts = {
-        "layer": int(layer[1]) if layer else None,
-        "width": None if width is None else int(width),
-        "l0": None if l0 is None else round(float(l0), 1),
-    }
-    return entry._replace(**{k: v for k, v in facts.items() if getattr(entry, k) is None})
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise Refused(f"dtype must be 'float32', 'bfloat16' or 'float16', got {name!r}")
-    return dtype
 
 
 def _refuse_another(
@@ -316,9 +307,9 @@ def _list(
         )
     root = Path(source)
     if root.is_dir():
-        return Listing(str(source), None, sorted(_local_files(root), key=lambda f: f.path))
+        return Listing(str(source), None, _local_files(root))
     if root.exists():
-        return Listing(str(source), None, [HubFile(root.name, None, None, None)])
+        return Listing(str(source), None, {root.name: None})
     refuse_absent_source(source)
     return list_files(
         str(source),
@@ -329,35 +320,32 @@ def _list(
     )
 
 
-def _local_files(root: Path) -> Iterator[HubFile]:
-    """Files a few levels deep, hidden folders left out, as well as files that vanish meanwhile."""
+def _local_files(root: Path) -> dict[str, int | None]:
+    """Files a few levels deep; hidden folders, those of models that are no SAE, and files that
+    vanish meanwhile are left out."""
+    files = {}
     for folder, inner, names in os.walk(root):
         inside = Path(folder).relative_to(root)
         deepest = len(inside.parts) == _LEVELS
         inner[:] = [] if deepest else [name for name in inner if not name.startswith(".")]
-        if inside.parts and CONFIG in names and _is_of_another_model(Path(folder) / CONFIG):
-            continue
-        for name in names:
+        if inside.parts and CONFIG in names:
             try:
-                about = os.stat(os.path.join(folder, name))
-            except OSError:
-                continue
-            if stat.S_ISREG(about.st_mode):
-                yield HubFile((inside / name).as_posix(), about.st_size, None, None)
+                about = read_json(Path(folder) / CONFIG)
+            except ValueError:
+                about = {}
+            if about.get("model_type") in CONFIG_MAPPING and "d_sae" not in about:
+                continue  # a language model beside runs
+        for name in names:
+            with suppress(OSError):
+                state = os.stat(os.path.join(folder, name))
+                if stat.S_ISREG(state.st_mode):
+                    files[(inside / name).as_posix()] = state.st_size
+    return dict(sorted(files.items()))
 
 
-def _is_of_another_model(config: Path) -> bool:
-    """Whether transformers knows the model and it is no SAE: a language model beside runs."""
-    try:
-        about = read_json(config)
-    except ValueError:
-        return False
-    return about.get("model_type") in CONFIG_MAPPING and "d_sae" not in about
-
-
-def _entries(paths: list[str]) -> list[SAEEntry]:
+def _entries(paths: Iterable[str]) -> list[SAEEntry]:
     entries = []
-    for path, format_name in find(paths).items():
+    for path, format_name in find(list(paths)).items():
         layer, width, l0 = (pattern.search(path) for pattern in (_LAYER, _WIDTH, _L0))
         entries.append(
             SAEEntry(
@@ -368,11 +356,9 @@ def _entries(paths: list[str]) -> list[SAEEntry]:
                 (l0[1] if l0[1].isalpha() else float(l0[1])) if l0 else None,
             )
         )
-    return sorted(entries, key=lambda e: [int(s) if s.isdigit() else s for s in _parts(e.path)])
-
-
-def _parts(path: str) -> list[str]:
-    return re.split(r"(\d+)", path)
+    return sorted(
+        entries, key=lambda e: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", e.path)]
+    )
 
 
 def width_of(text: str | int) -> int:
@@ -448,7 +434,7 @@ def _options(entries: list[SAEEntry]) -> str:
 
 
 def _no_sae(listing: Listing, source: str) -> str:
-    names = {file.path for file in listing.files}
+    names = {*listing.files}
     kinds = {
         ADAPTER_CONFIG_NAME: "a PEFT adapter",
         "tokenizer.json": "a language model or a tokenizer",
@@ -463,8 +449,7 @@ def _no_sae(listing: Listing, source: str) -> str:
 
 def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     """The files of one SAE, their sizes checked."""
-    there = {file.path: file for file in listing.files}
-    form = FORMATS[entry.format]
+    form, there = FORMATS[entry.format], listing.files
     folder = str(PurePosixPath(entry.path).parent) if form.is_file else entry.path
     prefix = "" if folder in ("", ".") else f"{folder}/"
     beside = [p.removeprefix(prefix) for p in there if p.startswith(prefix)]
@@ -475,7 +460,7 @@ def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
         shard = re.compile(re.escape(prefix) + r"model-\d+-of-\d+\.safetensors")
         needed += [path for path in there if shard.fullmatch(path)]
     for path in needed:
-        size = there[path].size
+        size = there[path]
         if path.endswith(".json") and size is not None and size > _MAX_FETCHED:
             raise Refused(f"{listing.repo_id}: {path} has {size:,} bytes, too many for a config")
     return needed

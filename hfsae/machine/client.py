@@ -6,7 +6,7 @@ Temporary failures are answers 429 and 5xx, and broken connections.
 import logging
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import contextmanager
 from typing import TypeVar
 
 from huggingface_hub import constants, errors
@@ -39,7 +39,6 @@ def patiently(call: Callable[[], T], what: str, *, reconnects: bool = True) -> T
         reconnects: whether broken connections are, too, not only answers.
     """
     global _gave_up
-    call = partial(_answer, call, what)
     has_given_up = _gave_up is not None and time.monotonic() - _gave_up < _FORGETS
     for wait in () if has_given_up else WAITS:
         try:
@@ -56,17 +55,6 @@ def patiently(call: Callable[[], T], what: str, *, reconnects: bool = True) -> T
     return result
 
 
-def _answer(call: Callable[[], T], what: str) -> T:
-    """The call's result. The client takes answers apart as it gets them, whatever their shape."""
-    try:
-        return call()
-    except (TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise HubRefused(
-            f"the Hub's answer to {what} has an unknown form ({type(error).__name__}: "
-            f"{error}); try again later, or another version of huggingface_hub"
-        ) from error
-
-
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _PASSING
@@ -81,19 +69,16 @@ def _retry_after(error: BaseException) -> float | None:
     return min(float(seconds), 60.0) if seconds.isdigit() else None
 
 
-class in_a_sentence:
+@contextmanager
+def in_a_sentence(repo_id: str, doing: str, revision: str | None = None) -> Iterator[None]:
     """Turns what the client raises inside into HubRefused: what failed, and what would help."""
-
-    def __init__(self, repo_id: str, doing: str, revision: str | None = None) -> None:
-        self.repo_id, self.doing, self.revision = repo_id, doing, revision
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, HTTPError | OSError | RuntimeError | HFValidationError):
-            reason = hub_reason(error, self.repo_id, self.revision) or _other_reason(error)
-            raise HubRefused(f"cannot {self.doing}: {reason}") from error
+    try:
+        yield
+    except (HTTPError, OSError, RuntimeError, HFValidationError) as error:
+        reason = hub_reason(error, repo_id, revision)
+        if reason is None and isinstance(error, OSError) and error.strerror:
+            reason = f"{error.strerror} ({error.filename or constants.HF_HUB_CACHE})"
+        raise HubRefused(f"cannot {doing}: {reason or _brief(error)}") from error
 
 
 def hub_reason(error: BaseException, repo_id: str, revision: str | None = None) -> str | None:
@@ -102,7 +87,10 @@ def hub_reason(error: BaseException, repo_id: str, revision: str | None = None) 
     Args:
         error: the client's, or of a library that used it, as transformers does.
     """
-    chain = list(_causes(error))
+    chain, cause = [], error
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
     page = f"{constants.ENDPOINT}/{repo_id}"
     offline = "the Hub cannot be reached or is left out (local_files_only)"
     offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else offline
@@ -115,13 +103,16 @@ def hub_reason(error: BaseException, repo_id: str, revision: str | None = None) 
         LocalEntryNotFoundError: f"it is not in the cache, and {offline}; go online once, or "
         "name a local folder",
     }
-    statuses = [c for c in chain if isinstance(c, HfHubHTTPError) and not _is_of_a_file(c)]
+    # libraries try files that a repository may lack: that explains nothing
+    statuses = [
+        c for c in chain if isinstance(c, HfHubHTTPError) and not isinstance(c, EntryNotFoundError)
+    ]
     for kind, reason in reasons.items():
         if any(isinstance(cause, kind) for cause in chain):
             # the client looks in the cache after an answer that it does not show
             is_hidden = kind is LocalEntryNotFoundError and statuses
             return _of_status(statuses[0]) if is_hidden else reason
-    if _is_of_a_file(error):
+    if isinstance(error, EntryNotFoundError):
         return "it has no such file"
     if statuses:
         return _of_status(statuses[0])
@@ -129,17 +120,6 @@ def hub_reason(error: BaseException, repo_id: str, revision: str | None = None) 
     if broken:
         return f"the connection to {constants.ENDPOINT} broke ({_brief(broken[0])}); try again"
     return None
-
-
-def _is_of_a_file(error: BaseException) -> bool:
-    """A cause of this kind explains nothing: libraries try files that a repository may lack."""
-    return isinstance(error, EntryNotFoundError)
-
-
-def _other_reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({error.filename or constants.HF_HUB_CACHE})"
-    return _brief(error)
 
 
 def _of_status(error: HfHubHTTPError) -> str:
@@ -152,12 +132,6 @@ def _of_status(error: HfHubHTTPError) -> str:
         409: f"somebody changes the repository at the same time ({message}); run the command again",
         429: "the Hub asks for fewer requests (429); wait a few minutes and try again",
     }.get(code, f"the Hub answered {code} ({message}); try again later")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _brief(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """The files beside an SAE's weights: read with a sentence for damage, written whole.
 
-Files may come from anywhere, so there are limits for sizes and nesting. Text from files goes
-through `printable` before it reaches a terminal.
+Files may come from anywhere: a JSON or YAML file has a largest size. Text from files goes through
+`printable` before it reaches a terminal.
 """
 
 import json
@@ -19,29 +19,27 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from . import lock
-from .names import CALLS, CAUSES, DOCUMENTS, MADE_BY, RESULT_TENSORS, RESULTS, in_folder
+from .names import (
+    CALLS,
+    CAUSES,
+    DOCUMENTS,
+    IN_USE,
+    IN_USE_LOCK,
+    MADE_BY,
+    RESULT_TENSORS,
+    RESULTS,
+    in_folder,
+)
 from .refused import Damaged, Refused, one_line
 
 if TYPE_CHECKING:
     import pyarrow
-    import yaml
     from torch import Tensor
 
 T = TypeVar("T")
 
 MAX_TEXT = 2**26  # bytes of a JSON or YAML file; a large evaluation takes a few million
-_MAX_HEADER = 2**22  # bytes of a safetensors header; it takes about 100 a tensor
-# Bytes that a table may unpack to. A repeated value takes no space in a file: of histograms of
-# silent latents, all 0, an honest column is 1,000 times its size. Whole rows are not.
-_MAX_ROW = 2**24  # a latent's real ones take 2,000, the longest windows some millions
-_MAX_TABLE = 2**28  # plus, for larger tables, _MAX_EXPANSION times the file's size
-_MAX_EXPANSION = 300
-_MAX_ROWS = 16  # per byte of the file, in which no two rows are equal
 _TEXTS = ("promoted_tokens", "suppressed_tokens", "tokens")  # columns with lists of texts
-_MAX_DEPTH = 50
-_MAX_DIGITS = 300  # of a whole number in JSON: a float holds up to 308
-_MERGES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # keys << and =
 _MISFITS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 _MADE_BY_COMPARISON = (DOCUMENTS, CAUSES)
 _KEPT_BY_COMPARISON = (RESULTS, RESULT_TENSORS)
@@ -86,19 +84,12 @@ def json_value(text: str | bytes) -> Any:
 
     Raises:
         ValueError: it is no JSON, nested too deeply, or has a number that no float can hold: NaN,
-            Infinity, 1e999, or a whole number of 400 digits.
+            Infinity, or 1e999.
     """
     try:
-        value = json.loads(text, parse_float=_number, parse_int=_whole, parse_constant=_number)
+        return json.loads(text, parse_float=_number, parse_constant=_number)
     except RecursionError as error:
         raise Refused("nested too deeply") from error
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(_MAX_DEPTH):
-        lists = [item.values() if isinstance(item, dict) else item for item in level]
-        level = [part for items in lists for part in items if isinstance(part, dict | list)]
-        if not level:
-            return value
-    raise Refused("nested too deeply")
 
 
 def _number(text: str) -> float:
@@ -108,10 +99,22 @@ def _number(text: str) -> float:
     return value
 
 
-def _whole(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise Refused(f"a number of {len(text):,} digits, over the limit of {_MAX_DIGITS}")
-    return int(text)
+def refuse_special(path: Path) -> None:
+    """Check that a path leads to a regular file.
+
+    Raises:
+        ValueError: it leads to a pipe or a device, for which reading could wait for ever, or
+            nowhere, as links in a circle do.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}); check it") from error
+    if not stat.S_ISREG(mode):
+        raise Refused(
+            f"{path} is a pipe, a device or another special file; give a regular file, such as a "
+            "copy of what it gives"
+        )
 
 
 def numbered_lines(file: IO[bytes] | GzipFile, longest: int) -> Iterator[tuple[int, bytes]]:
@@ -170,43 +173,34 @@ def parse_yaml(text: str) -> Any:
     """
     import yaml  # a dependency of an extra
 
-    class EachKeyOnce(yaml.SafeLoader):
-        def compose_mapping_node(self, anchor: Any) -> "yaml.Node":
-            node = super().compose_mapping_node(anchor)
-            _refuse_twice(self, [key for key, _ in node.value])
-            return node
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+            lines: dict[Any, int] = {}
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag.endswith((":merge", ":value")):
+                    continue
+                line, name = key.start_mark.line + 1, self.construct_object(key)
+                if name in lines:
+                    both = f"lines {lines[name]} and {line}"
+                    where = both if lines[name] != line else f"line {line}"
+                    raise Refused(
+                        f"the key {key.value!r} appears twice, on {where}; keep one of them"
+                    )
+                lines[name] = line
+            return super().construct_mapping(node, deep)
 
     if len(text) > MAX_TEXT:
         raise Refused(f"{len(text):,} characters, over the limit of {MAX_TEXT:,}")
     try:
-        return yaml.load(text, EachKeyOnce)
+        value = yaml.load(text, Loader)
+        json.dumps(value, default=str, skipkeys=True)  # refuses one that contains itself
+        return value
     except RecursionError:
         raise Refused("nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: for example February 30
         raise Refused(one_line(error)) from error
     except (AttributeError, KeyError, TypeError) as error:  # !!bool "maybe", !!timestamp "never"
         raise Refused(f"a value does not match its tag's type ({error})") from error
-
-
-def check_yaml(text: str) -> None:
-    """Refuse the same texts as `parse_yaml`, for callers with their own parser.
-
-    Raises:
-        ValueError: as `parse_yaml`.
-    """
-    parse_yaml(text)
-
-
-def _refuse_twice(loader: "yaml.SafeLoader", keys: "list[yaml.Node]") -> None:
-    lines: dict[Any, int] = {}
-    for key in keys:
-        if not isinstance(key.value, str) or key.tag in _MERGES:
-            continue  # a list or mapping cannot be a key: the constructor refuses it
-        line, name = key.start_mark.line + 1, loader.construct_object(key)
-        if name in lines:
-            where = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line}"
-            raise Refused(f"the key {key.value!r} appears twice, on {where}; keep one of them")
-        lines[name] = line
 
 
 def printable(text: str) -> str:
@@ -242,21 +236,14 @@ def damaged(path: Path, why: object) -> str:
     return f"{path} is damaged ({why}); {remedy}"
 
 
-@contextmanager
-def opened_tensors(path: str | Path) -> Iterator[Any]:
-    """An open safetensors file: `keys()`, `get_slice(name)`, `get_tensor(name)`, `metadata()`.
+def opened_tensors(path: str | Path) -> Any:
+    """An open safetensors file, for `with`: `keys()`, `get_slice(name)`, `get_tensor(name)`,
+    `metadata()`.
 
     Raises:
-        ValueError: its header is longer than an SAE's can be; parsing could take a gigabyte.
         SafetensorError, OSError: the file is damaged or cannot be read.
     """
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > _MAX_HEADER:
-        why = f"a header of {length:,} bytes, over the limit of {_MAX_HEADER:,}"
-        raise Damaged(damaged(Path(path), why))
-    with safe_open(path, framework="pt") as tensors:
-        yield tensors
+    return safe_open(path, framework="pt")
 
 
 @contextmanager
@@ -285,13 +272,13 @@ def replacing(path: Path) -> Iterator[Path]:
 def passes(path: Path) -> bool:
     """Whether a file or folder has the name of a lock or temporary file, which exists only while
     hfsae works there, or after it was killed."""
-    return path.name == lock.NAME or bool(_UNFINISHED.fullmatch(path.name))
+    return path.name in (IN_USE, IN_USE_LOCK) or bool(_UNFINISHED.fullmatch(path.name))
 
 
 def sweep(folder: Path) -> None:
     """Remove temporary files of killed processes from a folder. Lock it first."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name != lock.NAME and passes(path):
+        if _UNFINISHED.fullmatch(path.name):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -329,12 +316,12 @@ def read_table(
     """Columns of a feature store's table; equal texts share their memory.
 
     Raises:
-        ValueError: the file is damaged, or would unpack to far more than its size.
+        ValueError: the file is damaged, or lacks one of them.
     """
     import pyarrow
     import pyarrow.parquet as pq
 
-    refuse_bomb(path, columns)
+    check_columns(path, columns)
     try:
         return pq.read_table(
             path, columns=list(columns), filters=filters, read_dictionary=text_columns()
@@ -379,55 +366,15 @@ def text_columns() -> list[str]:
     return [f"{name}.list.{element}" for name in _TEXTS for element in ("element", "item")]
 
 
-def refuse_bomb(path: Path, columns: Collection[str]) -> None:
-    """Check a parquet file's metadata before reading its columns.
+def check_columns(path: Path, columns: Collection[str]) -> None:
+    """Check that a parquet file has these columns.
 
     Raises:
-        ValueError: the file is damaged, lacks one of these columns, or would unpack to more than a
-            table of so many rows can hold.
+        ValueError: the file is damaged, or lacks one of them.
     """
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            about, names = file.metadata, file.schema_arrow.names
-    except (pyarrow.ArrowException, OSError) as error:
-        raise Damaged(damaged(path, error)) from error
+    names = columns_of(path)
     if missing := [name for name in columns if name not in names]:
         raise Damaged(damaged(path, f"it lacks the columns {', '.join(missing)}"))
-    size, n_rows, n_bytes = path.stat().st_size, about.num_rows, 0
-    for group in map(about.row_group, range(about.num_row_groups)):
-        for chunk in map(group.column, range(about.num_columns)):
-            n_bytes += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-    if n_rows > (most_rows := _MAX_ROWS * size + 2**16):
-        raise Damaged(damaged(path, f"{n_rows:,} rows, over the limit of {most_rows:,}"))
-    if n_bytes > (most := min(_MAX_ROW * max(1, n_rows), _MAX_TABLE + _MAX_EXPANSION * size)):
-        raise Damaged(damaged(path, f"it unpacks to {n_bytes:,} bytes, over the limit of {most:,}"))
-
-
-def refuse_long_texts(table: "pyarrow.Table", limit: int) -> None:
-    """Check the size of shared texts before copies of them are made.
-
-    Raises:
-        ValueError: the copies would take more bytes than the limit.
-    """
-    import pyarrow as pa
-    import pyarrow.compute
-
-    pc: Any = pyarrow.compute  # its functions are created at import, unknown to type checkers
-    for name in set(_TEXTS) & set(table.column_names):
-        for chunk in table[name].chunks:
-            texts = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
-            if pa.types.is_dictionary(texts.type):
-                lengths = pc.binary_length(texts.dictionary).cast(pa.int64()).take(texts.indices)
-            else:
-                lengths = pc.binary_length(texts).cast(pa.int64())
-            if (n_bytes := pc.sum(lengths).as_py() or 0) > limit:
-                raise Refused(
-                    f"{name} of the feature store would take {n_bytes:,} bytes, over the limit of "
-                    f"{limit:,}; `hfsae collect` makes it again"
-                )
 
 
 def write_tensors(

@@ -1,10 +1,7 @@
-"""Other libraries' modules: call a function once one is imported, without importing it; and import
-large ones without looking for garbage."""
+"""Other libraries' modules: call a function once one is imported, without importing it."""
 
-import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from threading import local
@@ -63,16 +60,3 @@ class _Watch(MetaPathFinder):
                 self.call()
 
         loader.exec_module = exec_module
-
-
-@contextmanager
-def without_collecting() -> Iterator[None]:
-    """A block of imports in which Python looks for no garbage: among the objects of torch and
-    transformers, which all stay, that takes a fifth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

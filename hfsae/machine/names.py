@@ -45,6 +45,8 @@ CALLS = f"{FEATURES}/calls.jsonl"
 RECIPE = "recipe.yaml"
 HARVEST, LABELS_TABLE = "harvest.json", "labels.csv"
 CHECKPOINTS, STEPS = "checkpoints", "step-*.pt"
+IN_USE, IN_USE_LOCK = ".in-use", ".in-use.lock"
+"""While a process works in a folder: who it is, and its lock."""
 
 DOCUMENTS, CAUSES = "documents.safetensors", "causes.safetensors"
 EXPLAINED, JUDGED = "explained.safetensors", "judged.safetensors"

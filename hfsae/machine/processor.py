@@ -1,5 +1,6 @@
-"""The processor's name, its fast products, and the machine's memory."""
+"""The processor's name, its fast products and kept kernels, and the machine's memory."""
 
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -80,6 +81,18 @@ def spare_bfloat16_(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Float32Products
+
+
+def keep_few_kernels() -> None:
+    """Make this process keep the kernels of 128 shapes of matrices, in place of 1,024.
+
+    In bfloat16 each number of tokens has its own kernels, of some 0.6 MB a shape, and texts that
+    people write have any number. oneDNN keeps half of that once, PyTorch's layer above it the other
+    half in each thread. A forward pass needs about seven shapes. Both read their setting before
+    their first kernel; what the environment says of them stays.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "128")
 
 
 class Room(NamedTuple):

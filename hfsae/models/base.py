@@ -32,8 +32,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -197,10 +196,6 @@ class SAE(Places, Strict):
         if not self.encoder_rows().is_contiguous():
             by_latent = self.encoder_rows().contiguous().T
             self.W_enc = nn.Parameter(by_latent, requires_grad=self.W_enc.requires_grad)
-
-    def to_saelens(self) -> Any:
-        """The same function as a `sae_lens.SAE`: see `hfsae.convert.saelens.to_sae_lens_object`."""
-        return import_module("hfsae.convert.saelens").to_sae_lens_object(self)
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc, in raw units (of the target).

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -96,37 +95,6 @@ def test_an_index_names_files_beside_it_alone(saved, name):
         AutoModel.from_pretrained(saved)
 
 
-def test_a_header_too_long_for_an_sae_is_not_parsed(saved):
-    path = saved / "model.safetensors"
-    header = b"{" + b" " * 2**23 + b"}"
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(ValueError, match="a header of 8,388,610 bytes"):
-        AutoModel.from_pretrained(saved)
-
-
-def openai_file(path, **tensors):
-    state = {"pre_bias": torch.zeros(4), "latent_bias": torch.zeros(8)}
-    state |= {"encoder.weight": torch.ones(8, 4), "decoder.weight": torch.ones(4, 8)}
-    torch.save({**state, **tensors, "activation": "ReLU"}, path)
-
-
-def test_a_torch_file_whose_tensors_are_stretched_or_packed_is_refused(tmp_path):
-    path = tmp_path / "sae.pt"
-    openai_file(path)
-    hfsae.load(path)
-    openai_file(path, **{"encoder.weight": torch.ones(1).expand(2**20, 2**10)})
-    with pytest.raises(ValueError, match=r"claims shape .*4,294,967,296 bytes, and holds 4"):
-        hfsae.load(path)
-    openai_file(path)
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    with pytest.raises(ValueError, match="would unpack to more than its size"):
-        hfsae.load(path)
-
-
 def test_an_encrypted_npz_is_one_sentence(tmp_path):
     names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
     np.savez(tmp_path / "params.npz", **{name: np.zeros(3, dtype="f4") for name in names})
@@ -147,17 +115,10 @@ def copy_without_seal(folder):
     path.write_text(json.dumps(unsealed(json.loads(path.read_text()))))
 
 
-def test_a_table_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
+def test_a_table_without_a_column_is_refused(tmp_path):
     copy_without_seal(tmp_path)
     path = tmp_path / "features" / "latents.parquet"
-    table = pq.read_table(path)
-    texts = pa.array([["x" * 200_000]] * len(table))
-    place = table.schema.get_field_index("promoted_tokens")
-    packed: dict = {"compression": "zstd", "use_dictionary": False}
-    pq.write_table(table.set_column(place, "promoted_tokens", texts), path, **packed)
-    with pytest.raises(ValueError, match=r"it unpacks to 8\d\d,...,... bytes, over the limit of"):
-        FeatureStore.load(tmp_path)
-    pq.write_table(table.drop_columns(["density"]), path)
+    pq.write_table(pq.read_table(path).drop_columns(["density"]), path)
     with pytest.raises(ValueError, match="lacks the columns density"):
         FeatureStore.load(tmp_path)
 
@@ -166,7 +127,7 @@ def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), name, values)
 
 
-def test_a_store_whose_latents_are_mostly_silent_is_no_bomb(tmp_path):
+def test_a_store_whose_latents_are_mostly_silent_is_read(tmp_path):
     copy_without_seal(tmp_path)
     store = FeatureStore.load(tmp_path)
     n_bins, n = len(store.meta["histogram_edges"]) - 1, len(store)
@@ -178,36 +139,6 @@ def test_a_store_whose_latents_are_mostly_silent_is_no_bomb(tmp_path):
     FeatureStore(silent, store.examples, store.meta).save(tmp_path / "silent")
     assert FeatureStore.load(tmp_path / "silent")[n - 1].histogram == [0] * n_bins
     assert list(shown_latents(tmp_path / "silent"))
-
-
-def test_a_table_whose_values_repeat_without_end_is_refused_before_it_is_read(tmp_path):
-    copy_without_seal(tmp_path)
-    path = tmp_path / "features" / "latents.parquet"
-    row = pq.read_table(path).slice(0, 1)
-    flat = pa.array(np.zeros(20_000_000, dtype=np.int32))
-    bomb = with_column(row, "histogram", pa.ListArray.from_arrays([0, len(flat)], flat))
-    pq.write_table(bomb, path)
-    assert path.stat().st_size < 20_000  # and 80 MB in memory
-    for read in (FeatureStore.load, lambda folder: list(shown_latents(folder))):
-        with pytest.raises(
-            ValueError, match=r"unpacks to 1[67]\d,...,... bytes, over the limit of"
-        ):
-            read(tmp_path)
-
-
-def test_a_long_text_that_stands_in_every_example_is_not_written_out(tmp_path):
-    copy_without_seal(tmp_path)
-    path = tmp_path / "features" / "examples.parquet"
-    table = pq.read_table(path)
-    text = "".join(map(chr, np.random.default_rng(0).integers(33, 127, 200_000)))
-    texts = pa.DictionaryArray.from_arrays(np.zeros(19 * len(table), np.int32), [text])
-    offsets = np.arange(len(table) + 1, dtype=np.int32) * 19
-    pq.write_table(with_column(table, "tokens", pa.ListArray.from_arrays(offsets, texts)), path)
-    store = FeatureStore.load(tmp_path)
-    latent = next(i for i, n in enumerate(store.latents["n_firings"].to_pylist()) if n > 100)
-    for read in (lambda: store[latent], store.firings):
-        with pytest.raises(ValueError, match="tokens of the feature store would take"):
-            read()
 
 
 class Filling:

@@ -7,9 +7,8 @@ from glob import glob
 from pathlib import Path
 
 from ...machine.bounds import check_least, check_most, check_seed
-from ...machine.files import passes
+from ...machine.files import passes, refuse_special
 from ...machine.refused import Refused
-from ...machine.regular import refuse_special
 
 DOCUMENTS = "document"
 """The usual name of the tensor or column that holds each row's document."""

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...machine.files import numbered_lines
+from ...machine.files import numbered_lines, refuse_special
 from ...machine.refused import Refused, one_line
-from ...machine.regular import refuse_special
 from ...packaged import PROBES, package_folder, probe_rows
 from .splits import LEAST_GROUPS
 

@@ -1,12 +1,22 @@
-"""A push to the Hub, as it is asked for. Importing this imports no torch."""
+"""A push to the Hub: its arguments, checked. Importing this imports no torch."""
 
+import filecmp
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
+from ..machine.files import read_json
+from ..machine.names import CONFIG, WEIGHTS
 from ..machine.refused import Refused
+
+if TYPE_CHECKING:
+    from ..models import SAE
+
+_OF_SAVING = ("transformers_version", "auto_map", "_name_or_path", "dtype", "architectures")
 
 
 def push(
@@ -53,14 +63,24 @@ def push(
             or unreachable.
     """
     refuse_repo_id(repo_id)
-    _refuse_subfolder(subfolder)
-    looks = not (dry_run and constants.HF_HUB_OFFLINE)
-    from .upload import Order, carried_out  # takes seconds
+    if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
+        raise Refused(f"subfolder {subfolder!r} lies outside the repository; name one inside it")
+    from .upload import Upload  # takes seconds
 
-    where = (repo_id, private, revision, create_pr, subfolder)
-    order = Order(*where, include_code, replace_model_card, no_examples, looks, not dry_run)
-    message = None if dry_run else commit_message or f"Upload {subfolder or 'SAE'} with hfsae"
-    return carried_out(HfApi(token=token), Path(folder), order, message, tell)
+    return Upload(
+        api=HfApi(token=token),
+        folder=Path(folder),
+        repo_id=repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        subfolder=subfolder,
+        include_code=include_code,
+        replace_model_card=replace_model_card,
+        no_examples=no_examples,
+        message=commit_message or f"Upload {subfolder or 'SAE'} with hfsae",
+        dry_run=dry_run,
+    ).run(tell)
 
 
 def refuse_repo_id(repo_id: str) -> None:
@@ -73,6 +93,26 @@ def refuse_repo_id(repo_id: str) -> None:
         raise Refused(f"repository must be written as 'name/repository', got {repo_id!r}")
 
 
-def _refuse_subfolder(subfolder: str) -> None:
-    if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
-        raise Refused(f"subfolder {subfolder!r} lies outside the repository; name one inside it")
+def push_sae(sae: "SAE", repo_id: str, **kwargs: Any) -> str:
+    """Send this SAE to the Hub in one commit; the commit's address. Options as for `hfsae.push`.
+
+    The metrics, figures, features and fingerprint in the folder that it was loaded from go with it,
+    as long as weights and config equal those in that folder.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        sae.save_pretrained(temporary)
+        source = getattr(sae, "_source", {})
+        home = Path(source.get("name", ""), source.get("subfolder", ""))
+        return push(home if _is_same(home, Path(temporary)) else temporary, repo_id, **kwargs)
+
+
+def _is_same(home: Path, other: Path) -> bool:
+    """Whether two folders hold the same SAE: the same weights and config."""
+    names = (WEIGHTS, CONFIG)
+    if not all((home / name).is_file() and (other / name).is_file() for name in names):
+        return False
+    ours, theirs = (
+        {k: v for k, v in read_json(folder / CONFIG).items() if k not in _OF_SAVING}
+        for folder in (home, other)
+    )
+    return ours == theirs and filecmp.cmp(home / WEIGHTS, other / WEIGHTS, shallow=False)
