@@ -1,7 +1,6 @@
 """Read a recipe from a YAML file and the command line; the command line wins."""
 
 import re
-import shlex
 from argparse import SUPPRESS
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -15,7 +14,6 @@ from jsonargparse import get_loader, set_loader, set_parsing_settings
 from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
 from ..cost.cards import CARDS
-from ..explanations import ExplainArguments
 from ..lm.located import refuse_absent
 from ..machine.files import check_yaml, parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
@@ -41,7 +39,7 @@ from .table import EXAMPLES, VERBS
 
 _USAGE = {
     "train": "[RECIPE.yaml] [--FIELD VALUE ...]",
-    "compare": "[COMPARISON.yaml ...] [--FIELD VALUE ...]",
+    "compare": "COMPARISON.yaml [--FIELD VALUE ...]",
     "tune": "[RECIPE.yaml] [--FIELD VALUE ...]",
     "harvest": "[RECIPE.yaml] --out FOLDER [--FIELD VALUE ...]",
     "evaluate": "SOURCE [--FIELD VALUE ...]",
@@ -73,7 +71,6 @@ _INSTEAD = (
     ("site", "sites"),
     ("site", "target_sites"),
 )
-_EXPLAIN, _TOGETHER = "--explain", "--together"
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
 _Recipe = TypeVar("_Recipe", bound=Recipe)
@@ -187,7 +184,7 @@ def parse_recipe(
     path, argv, content = None, with_one_source(with_files(argv)), dict[str, Any]()
     is_shipped = kind is Recipe and argv[:1] != [] and argv[0] in shipped_recipes()
     if argv and not argv[0].startswith("-"):
-        path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
+        path = Path(argv[0]) if issubclass(kind, Comparison) else find_recipe(argv[0])
         content = _readable(path, kind)
         argv = ["--recipe", str(path), *with_own_places(argv[1:], content.get("sae") or {})]
     args = parser.parse(_with_whole_numbers(argv))
@@ -257,36 +254,6 @@ def _with_whole_numbers(argv: list[str]) -> list[str]:
     return [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
 
 
-def parse_comparisons(argv: list[str]) -> tuple[dict[str, Comparison], Path | None]:
-    """The comparisons of `hfsae compare`, by the command that makes one alone, and the folder for
-    a report on all of them.
-
-    Raises:
-        ValueError: as `parse_recipe`; several comparisons without `--together`.
-    """
-    parser = recipe_parser("compare", Comparison)
-    parser.add(
-        _TOGETHER,
-        type=Path | None,
-        help="for several comparisons: folder for one report and verdict on all",
-    )
-    n = next((i for i, part in enumerate(argv) if part.startswith("-")), len(argv))
-    files, flags = argv[:n] or [""], with_explanations(argv[n:])
-    comparisons, folder = {}, None
-    for file in files:
-        given = [part for part in (file, *flags) if part]
-        comparison, options = parse_recipe(parser, given, Comparison)
-        folder = options["together"]
-        alone = shlex.join(["hfsae", "compare", *_without(_TOGETHER, [file, *argv[n:]])])
-        comparisons[alone] = comparison
-    if len(files) > 1 and folder is None:
-        raise Refused(
-            f"hfsae compare got {len(files)} comparisons; give {_TOGETHER} FOLDER, where the "
-            "report on all of them goes"
-        )
-    return comparisons, folder
-
-
 def with_files(argv: list[str]) -> list[str]:
     """The arguments of `hfsae train --activations FILES [--site NAME] [--labels TABLE]` with the
     names of the recipe's fields, and with the recipe for files where none is named."""
@@ -319,22 +286,6 @@ def with_own_places(argv: list[str], sae: Mapping[str, Any]) -> list[str]:
         if _gives(f"sae.{ours}", argv) and sae.get(theirs) and not _gives(f"sae.{theirs}", argv)
     ]
     return [*argv, *(f"--sae.{name}=null" for name in others)]
-
-
-def _without(flag: str, argv: list[str]) -> list[str]:
-    """The arguments without a flag and its value, or empty ones."""
-    before = ["", *argv]
-    is_of_flag = (part == flag or last == flag for last, part in zip(before, argv, strict=False))
-    pairs = zip(argv, is_of_flag, strict=True)
-    return [part for part, is_ in pairs if part and not is_ and not part.startswith(f"{flag}=")]
-
-
-def with_explanations(argv: list[str]) -> list[str]:
-    """The arguments of `hfsae compare` with `--explain` alone spelt out: its default latents."""
-    count = f"{_EXPLAIN}.n_latents"
-    is_counted = any(part.partition("=")[0] == count for part in argv)
-    spelt_out = [] if is_counted else [count, str(ExplainArguments().n_latents)]
-    return [new for part in argv for new in (spelt_out if part == _EXPLAIN else [part])]
 
 
 def _readable(path: Path, kind: type[Recipe]) -> dict[str, Any]:

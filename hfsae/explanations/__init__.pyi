@@ -8,5 +8,7 @@ from .explainers import Explainer as Explainer
 from .explainers import from_labels as from_labels
 from .explainers import read_file as read_file
 from .explainers import template as template
+from .redrawn import untrained_like as untrained_like
+from .report import ShownLatent as ShownLatent
 from .study import Explanations as Explanations
 from .study import explain as explain

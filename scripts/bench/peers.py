@@ -22,10 +22,8 @@ from quality_losses import sae_of
 from quality_sides import SIDES
 from safetensors import safe_open
 
-from hfsae.cli.recipes import parse_recipe, recipe_parser
-from hfsae.comparison import Comparison
-from hfsae.comparison.across_sites import at_site
-from hfsae.comparison.arms import ArmRun, arm_runs
+from hfsae.cli import parse_recipe, recipe_parser
+from hfsae.comparison import ArmRun, Comparison, arm_runs
 from hfsae.machine import processor
 from hfsae.machine.names import TRAINING
 from hfsae.machine.refused import Refused
@@ -47,8 +45,7 @@ def main() -> None:
     except Refused as error:
         parser.error(str(error))
     comparison.seeds = args.seeds or comparison.seeds
-    at_sites = [at_site(comparison, site) for site in comparison.at_sites] or [comparison]
-    runs = [run for own in at_sites for run in arm_runs(own) if run.made_by]
+    runs = [run for run in arm_runs(comparison) if run.made_by]
     if not runs:
         parser.error(f"{args.comparison} has no arm with made_by")
     others = SIDES.keys() - {"hfsae"}

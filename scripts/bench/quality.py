@@ -36,7 +36,7 @@ from quality_sides import SIDES, write_start
 from safetensors.torch import load_file
 
 from hfsae.activations import ShuffledActivations
-from hfsae.comparison.estimates import t_interval
+from hfsae.comparison import t_interval
 from hfsae.machine.files import write_tensors, write_whole
 from hfsae.machine.markdown import table
 from hfsae.recipe import Recipe, load, read_recipe

@@ -25,7 +25,7 @@ from kept import keep
 from quality import BATCH, harvest, script_of
 from quality_sides import OF_HFSAE
 
-from hfsae.comparison.estimates import t_interval
+from hfsae.comparison import t_interval
 from hfsae.machine.markdown import table
 from hfsae.recipe import read_recipe
 

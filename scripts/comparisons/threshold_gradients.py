@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 
 import torch
+from hfsae.evaluation.threshold_gradient import agreement, estimates, finite_difference
 
 from hfsae import JumpReLUSAE
 from hfsae.activations import HarvestArguments, Harvester, PackedRows, TextArguments
-from hfsae.evaluation.threshold_gradient import agreement, estimates, finite_difference
 from hfsae.lm import load_lm
 from hfsae.recipe import load_plain, load_trained, norm_limits
 

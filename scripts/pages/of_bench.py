@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from anew import Claim, Told, table
 
-from hfsae.comparison.estimates import t_interval
+from hfsae.comparison import t_interval
 from hfsae.machine.files import read_json
 
 PAGE, README = "scripts/bench/README.md", "README.md"
