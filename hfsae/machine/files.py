@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from safetensors import SafetensorError, safe_open
 
 from . import lock
-from .names import CALLS, CAUSES, DOCUMENTS, MADE_BY, RESULT_TENSORS, RESULTS, in_folder
+from .names import CALLS, DOCUMENTS, MADE_BY, RESULT_TENSORS, RESULTS, in_folder
 from .refused import Damaged, Refused, one_line
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ _MAX_DEPTH = 50
 _MAX_DIGITS = 300  # of a whole number in JSON: a float holds up to 308
 _MERGES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # keys << and =
 _MISFITS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
-_MADE_BY_COMPARISON = (DOCUMENTS, CAUSES)
 _KEPT_BY_COMPARISON = (RESULTS, RESULT_TENSORS)
 # Temporary names of files, in this file and in the trainer: renamed when they are complete.
 _UNFINISHED = re.compile(
@@ -268,7 +267,7 @@ def damaged(path: Path, why: object) -> str:
     remedy = f"`hfsae {verb} {home}` makes it again" if verb else "restore an intact copy"
     if path.name == Path(CALLS).name:
         remedy = f"delete the line, and `hfsae explain {home}` asks its question again"
-    if name in _MADE_BY_COMPARISON:
+    if name == DOCUMENTS:
         remedy = "delete it, and the comparison's command makes it again"
     if name in _KEPT_BY_COMPARISON:
         remedy = (

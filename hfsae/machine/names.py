@@ -50,11 +50,9 @@ RECIPE = "recipe.yaml"
 HARVEST, LABELS_TABLE = "harvest.json", "labels.csv"
 CHECKPOINTS, STEPS = "checkpoints", "step-*.pt"
 
-DOCUMENTS, CAUSES = "documents.safetensors", "causes.safetensors"
-EXPLAINED, JUDGED = "explained.safetensors", "judged.safetensors"
+DOCUMENTS = "documents.safetensors"
 RESULTS, RESULT_TENSORS = "results.json", "results.safetensors"
 REPORT, REPORT_PAGE = "report.md", "report.html"
-LATENTS_PAGE = "latents.md"
 
 STUDY_PLAN, STUDY_CLOSED, STUDY_FOLDERS = "plan.json", "closed.json", "folders.json"
 FOUND = "found*.safetensors"

@@ -13,6 +13,7 @@ from comparisons.pooled import Verdict
 from hfsae.comparison import Estimate
 
 from ..tiny import tiny_fields
+from .told import HOME, PAGES
 
 
 def comparison(folder, **fields) -> Experiment:
@@ -111,6 +112,15 @@ def test_each_comparison_has_the_command_that_makes_it_alone(tmp_path):
         parsed([first])[1],
     )
     assert command == f"PYTHONPATH=scripts python -m comparisons {first}" and none is None
+
+
+def test_commands_of_the_pages_are_read(monkeypatch):
+    monkeypatch.chdir(HOME.parents[1])
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES).replace("\\\n", " ")
+    commands = re.findall("^PYTHONPATH=scripts python -m comparisons (.+)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert parsed(shlex.split(command))[0]
 
 
 def test_several_comparisons_need_a_folder(tmp_path):
