@@ -17,7 +17,7 @@ from hfsae.activations import HarvestArguments, Harvester, TokenBatch
 from hfsae.activations.source import ActivationBatch
 from hfsae.cost.plan import plan
 from hfsae.diffing import GROUPS, Scaling, Sides, diff, groups_of, table
-from hfsae.diffing.intervals import resampled
+from hfsae.diffing.measures import resampled
 from hfsae.diffing.report import percent
 from hfsae.diffing.run import compared
 from hfsae.features.labels import write_label

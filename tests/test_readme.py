@@ -14,8 +14,9 @@ import hfsae
 import hfsae.recipe
 import hfsae.training
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig
-from hfsae.cli.recipes import parse_comparisons, parse_recipe, recipe_parser, train_parser
+from hfsae.cli.recipes import parse_recipe, recipe_parser, train_parser
 from hfsae.cli.table import VERBS
+from hfsae.comparison import Comparison
 
 ROOT = Path(__file__).parent.parent
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -98,7 +99,7 @@ def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):
         if words[1] == "evaluate":
             parse_recipe(recipe_parser("evaluate"), words[3:])
         if words[1] == "compare":
-            parse_comparisons(words[2:])
+            parse_recipe(recipe_parser("compare", Comparison), words[2:], Comparison)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

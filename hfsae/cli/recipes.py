@@ -1,7 +1,6 @@
 """Read a recipe from a YAML file and the command line; the command line wins."""
 
 import re
-import shlex
 from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -15,7 +14,6 @@ from jsonargparse import get_loader, set_loader, set_parsing_settings
 from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
 from ..cost.cards import CARDS
-from ..explanations import ExplainArguments
 from ..lm.located import refuse_absent
 from ..machine.files import parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
@@ -32,7 +30,7 @@ from .table import EXAMPLES, VERBS
 
 _USAGE = {
     "train": "[RECIPE.yaml] [--FIELD VALUE ...]",
-    "compare": "[COMPARISON.yaml ...] [--FIELD VALUE ...]",
+    "compare": "COMPARISON.yaml [--FIELD VALUE ...]",
     "tune": "[RECIPE.yaml] [--FIELD VALUE ...]",
     "harvest": "[RECIPE.yaml] --out FOLDER [--FIELD VALUE ...]",
     "evaluate": "SOURCE [--FIELD VALUE ...]",
@@ -64,7 +62,6 @@ _INSTEAD = (
     ("site", "sites"),
     ("site", "target_sites"),
 )
-_EXPLAIN, _TOGETHER = "--explain", "--together"
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
 _Recipe = TypeVar("_Recipe", bound=Recipe)
@@ -183,7 +180,7 @@ def parse_recipe(
     path, content = None, dict[str, Any]()
     is_shipped = kind is Recipe and argv[:1] != [] and argv[0] in shipped_recipes()
     if argv and not argv[0].startswith("-"):
-        path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
+        path = Path(argv[0]) if issubclass(kind, Comparison) else find_recipe(argv[0])
         content, argv = _readable(path, kind), argv[1:]
         sae = content.get("sae") or {}
         others = [  # a site takes the place of sites, and the other way round
@@ -253,51 +250,6 @@ def parse_given(parser: VerbParser, argv: list[str]) -> tuple[dict[str, Any], Se
 def _with_whole_numbers(argv: list[str]) -> list[str]:
     """1e6 as 1000000."""
     return [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
-
-
-def parse_comparisons(argv: list[str]) -> tuple[dict[str, Comparison], Path | None]:
-    """The comparisons of `hfsae compare`, by the command that makes one alone, and the folder for
-    a report on all of them.
-
-    Raises:
-        ValueError: as `parse_recipe`; several comparisons without `--together`.
-    """
-    parser = recipe_parser("compare", Comparison)
-    parser.add(
-        _TOGETHER,
-        type=Path | None,
-        help="for several comparisons: folder for one report and verdict on all",
-    )
-    n = next((i for i, part in enumerate(argv) if part.startswith("-")), len(argv))
-    files, flags = argv[:n] or [""], with_explanations(argv[n:])
-    comparisons, folder = {}, None
-    for file in files:
-        given = [part for part in (file, *flags) if part]
-        comparison, options = parse_recipe(parser, given, Comparison)
-        folder = options["together"]
-        alone = shlex.join(["hfsae", "compare", *_without(_TOGETHER, [file, *argv[n:]])])
-        comparisons[alone] = comparison
-    if len(files) > 1 and folder is None:
-        raise Refused(
-            f"hfsae compare got {len(files)} comparisons; give {_TOGETHER} FOLDER, where the "
-            "report on all of them goes"
-        )
-    return comparisons, folder
-
-
-def _without(flag: str, argv: list[str]) -> list[str]:
-    """The arguments without a flag and its value, or empty ones."""
-    before = ["", *argv]
-    is_of_flag = (part == flag or last == flag for last, part in zip(before, argv, strict=False))
-    pairs = zip(argv, is_of_flag, strict=True)
-    return [part for part, is_ in pairs if part and not is_ and not part.startswith(f"{flag}=")]
-
-
-def with_explanations(argv: list[str]) -> list[str]:
-    """The arguments of `hfsae compare` with `--explain` alone spelt out: its default latents."""
-    count = f"{_EXPLAIN}.n_latents"
-    spelt_out = [] if _gives(count, argv) else [count, str(ExplainArguments().n_latents)]
-    return [new for part in argv for new in (spelt_out if part == _EXPLAIN else [part])]
 
 
 def _readable(path: Path, kind: type[Recipe]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from ..comparison import Comparison
 from ..machine.files import printable, printable_lines
 from ..machine.lock import is_first_process
 from ..machine.names import CARD, DIFF, EVALUATION, FIGURES, META, RECIPE, REPORT
@@ -21,7 +22,6 @@ from .parsing import verb_parser
 from .recipes import (
     SECTIONS,
     add_output,
-    parse_comparisons,
     parse_given,
     parse_recipe,
     recipe_parser,
@@ -58,20 +58,12 @@ def train(argv: list[str]) -> None:
 
 def compare(argv: list[str]) -> None:
     """`hfsae compare`: see `VERBS`."""
-    command = shlex.join(["hfsae", "compare", *argv])
-    comparisons, folder = parse_comparisons(argv)
-    for comparison in comparisons.values():
-        refuse_absent_models(comparison)
+    comparison, _ = parse_recipe(recipe_parser("compare", Comparison), argv, Comparison)
+    refuse_absent_models(comparison)
     from ..comparison import compare as run_comparison
-    from ..comparison import compare_together
 
-    if folder is None:
-        report = run_comparison(next(iter(comparisons.values())), command)
-        beside = "report.html and the numbers are"
-    else:
-        report = compare_together(comparisons, folder, command)
-        beside = "report.html, with every comparison's report, is"
-    print(f"\nThe report is {report / REPORT}; {beside} beside it.")
+    report = run_comparison(comparison, shlex.join(["hfsae", "compare", *argv]))
+    print(f"\nThe report is {report / REPORT}; report.html and the numbers are beside it.")
 
 
 def tune(argv: list[str]) -> None:

@@ -36,8 +36,7 @@ VERBS: dict[str, Verb] = {
     "compare": Verb(
         "runs.compare",
         "Train the arms of a comparison on the same activations, evaluate them on the same "
-        "held-out text, report fidelity (with --explain also scores of latents) at equal "
-        "L0 with intervals. It resumes.",
+        "held-out text, report fidelity at equal L0 with intervals. It resumes.",
         _RESUMES,
     ),
     "tune": Verb(
@@ -145,7 +144,7 @@ EXAMPLES = (
     "hfsae train --activations acts.safetensors --site layer8 --training.output_dir runs/mine",
     "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
     "hfsae harvest quickstart --out acts",
-    "hfsae compare scripts/comparisons/small_budget.yaml --explain",
+    "hfsae compare scripts/comparisons/small_budget.yaml",
     "hfsae tune quickstart --trials 8 --training.output_dir runs/tuned",
     "hfsae evaluate runs/mine --evaluation.n_tokens 200000",
     "hfsae evaluate someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",

@@ -1,11 +1,31 @@
 """Names of the room, and where each is imported from at its first use."""
 
+from . import plots as plots
 from .arms import ArmRun as ArmRun
-from .arms import CausalArguments as CausalArguments
 from .arms import Comparison as Comparison
-from .arms import InterpretArguments as InterpretArguments
 from .arms import arm_runs as arm_runs
+from .estimates import LEVEL as LEVEL
+from .estimates import UNKNOWN as UNKNOWN
+from .estimates import Estimate as Estimate
+from .estimates import corrected as corrected
+from .estimates import estimate as estimate
+from .estimates import holm as holm
 from .estimates import t_interval as t_interval
+from .estimates import t_p as t_p
+from .frontier import METRICS as METRICS
+from .frontier import Differences as Differences
 from .frontier import Frontiers as Frontiers
+from .report import difference_cell as difference_cell
+from .report import evaluated_on as evaluated_on
+from .report import model_of as model_of
+from .report import page_of as page_of
+from .report import percent as percent
+from .report import spread_cell as spread_cell
+from .report import write_report as write_report
+from .results import Measured as Measured
+from .results import n_harvests as n_harvests
+from .results import results_in as results_in
+from .results import save_results as save_results
+from .run import check_comparison as check_comparison
 from .run import compare as compare
-from .run import compare_together as compare_together
+from .run import measure as measure

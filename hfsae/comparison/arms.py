@@ -5,81 +5,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..explanations import ExplainArguments, ScoreArguments
-from ..machine.bounds import check_least
 from ..machine.refused import Refused
 from ..recipe import LEFT_OUT, Recipe, changed_training, check_arm
 from ..training import TrainingArguments
 
 _KEYS = {"sae", "sweep", "training", "title", "made_by"}
-
-
-@dataclass
-class CausalArguments:
-    """Interventions on single tokens, for one SAE of each arm and seed."""
-
-    n_tokens: int = 0
-    """Held-out tokens to intervene at, the same for every SAE; 0: none."""
-    l0: float = 64.0
-    """Target: of each arm and seed, the SAE whose measured L0 is nearest is used."""
-    seed: int = 0
-    """Seed of the choice of tokens."""
-
-    def __post_init__(self) -> None:
-        if self.n_tokens < 0 or not self.l0 > 0:
-            raise Refused(
-                f"causal.n_tokens must be 0 or more and causal.l0 positive, got {self.n_tokens} "
-                f"and {self.l0:g}"
-            )
-
-
-@dataclass
-class InterpretArguments:
-    """Explanations of latents of each SAE by template, scored beside controls as `hfsae explain`
-    does, all on the same held-out tokens."""
-
-    n_latents: int = 0
-    """Number of latents of each SAE, drawn among those that fire on 0.01 % of tokens to
-    max_density; 0: none. `--explain`: 100."""
-    n_tokens: int = 100_000
-    """Held-out tokens to read."""
-    scores: list[str] = field(default_factory=list)
-    """Scores beside `lexical` by the packaged judge: detection, intruder and so on."""
-    judged_latents: int = 40
-    """Of these latents, how many are judged."""
-    judged_seeds: int = 1
-    """Seeds, from the first, whose SAEs are judged: each SAE takes minutes."""
-    max_density: float = 0.1
-    """Largest share of tokens that an explained latent fires on."""
-    seed: int = 0
-    """Seed of all that is drawn."""
-
-    def __post_init__(self) -> None:
-        if self.n_latents:
-            self.lexical_arguments()
-            self.judged_arguments()
-        if self.scores and not self.n_latents:
-            raise Refused(
-                f"explain.scores is {self.scores}, but no latents are explained; add --explain"
-            )
-        check_least(self, "explain.", judged_seeds=1)
-        self.asked()
-
-    def lexical_arguments(self) -> ExplainArguments:
-        """What is explained of each SAE."""
-        return self._of(self.n_latents)
-
-    def asked(self) -> ScoreArguments:
-        """What the judge is asked."""
-        return ScoreArguments(self.scores)
-
-    def judged_arguments(self) -> ExplainArguments:
-        """What is judged of an SAE: the first of the same latents."""
-        return self._of(min(self.judged_latents, self.n_latents))
-
-    def _of(self, n: int) -> ExplainArguments:
-        limits = {"n_tokens": self.n_tokens, "max_density": self.max_density}
-        return ExplainArguments(n_latents=n, seed=self.seed, **limits)
 
 
 @dataclass
@@ -89,9 +19,6 @@ class Comparison(Recipe):
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, changes
     to these; `title`, its name in the report; `made_by`, a library that trained it instead."""
-    at_sites: list[str] = field(default_factory=list)
-    """Several sites, instead of sae.site: each has its SAEs and its report in folders of its own,
-    and a report over all of them stands above."""
     only: list[str] | None = None
     """The arms to train and report; by default all."""
     reference: str | None = None
@@ -100,8 +27,6 @@ class Comparison(Recipe):
     """Seeds of the initial weights and the order of activations, the same for every arm."""
     at_l0: list[float] = field(default_factory=lambda: [20.0, 40.0, 80.0, 160.0])
     """L0s at which fidelity is interpolated, in log L0, between an arm's SAEs; never beyond."""
-    causal: CausalArguments = field(default_factory=CausalArguments)
-    explain: InterpretArguments = field(default_factory=InterpretArguments)
     report: str | None = None
     """Folder for the report; by default training.output_dir/report."""
     report_url: str | None = None
@@ -111,12 +36,6 @@ class Comparison(Recipe):
         super().__post_init__()
         # Here "auto" is a number that does not depend on the training's length.
         self.evaluation = replace(self.evaluation, n_tokens=self.evaluation.most_tokens)
-        if self.at_sites and self.sae.get("site"):
-            raise Refused(
-                f"at_sites is {self.at_sites}, and sae.site {self.sae['site']}; give one of them"
-            )
-        if len(set(self.at_sites)) < len(self.at_sites):
-            raise Refused(f"at_sites {self.at_sites} repeats a site; give each once")
         if self.saes:
             raise Refused("a comparison has arms instead of saes; sweep a field in an arm")
         if not self.arms or not self.seeds:

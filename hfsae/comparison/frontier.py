@@ -23,13 +23,15 @@ from jaxtyping import Float, Int
 
 from ..evaluation.metrics import bootstrap_weights
 from ..machine.units import unit_of
-from .at_l0 import LEAST_L0, SLACK
-from .estimates import Estimate, estimate
+from .arms import Comparison
+from .estimates import Estimate, corrected, estimate
 from .results import Measured
 
 METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}
 """All metrics that arms are compared by, with their names."""
 _LEAST = 1e-9  # smallest value with a logarithm
+_LEAST_L0 = 1e-3
+_SLACK = 1.05  # an SAE alone counts for L0s up to this ratio from its own
 _AREA_POINTS = 65
 
 
@@ -92,8 +94,8 @@ class Frontiers:
         return max(low for low, _ in sides), min(high for _, high in sides)
 
     def _sides(self, arm: str, seed: int) -> tuple[float, float]:
-        l0s = [max(m.metrics["l0"], LEAST_L0) for m in self._saes[arm, seed]]
-        return (l0s[0] / SLACK, l0s[0] * SLACK) if len(l0s) == 1 else (min(l0s), max(l0s))
+        l0s = [max(m.metrics["l0"], _LEAST_L0) for m in self._saes[arm, seed]]
+        return (l0s[0] / _SLACK, l0s[0] * _SLACK) if len(l0s) == 1 else (min(l0s), max(l0s))
 
     def _areas(
         self, arm: str, reference: str, metric: str, low: float, high: float
@@ -120,7 +122,7 @@ class Frontiers:
         saes = self._saes[arm, seed]
         points = [self._resampled[id(m)] for m in saes]
         l0 = np.stack([p["l0"] for p in points], axis=1)  # [1 + resamples, saes]
-        x = np.log(np.maximum(l0, LEAST_L0))
+        x = np.log(np.maximum(l0, _LEAST_L0))
         measured = np.stack([p[metric] for p in points], axis=1)
         y = np.log(np.maximum(measured, _LEAST))
         at = np.log(np.asarray(l0s))
@@ -136,6 +138,64 @@ class Frontiers:
         """L0 and metrics of each SAE, [1 + resamples]; entry 0 is the original documents."""
         saes = [m for those in self._saes.values() for m in those]
         return {id(m): _values(m, self.n_resamples, self._seed) for m in saes}
+
+
+class Differences:
+    """All differences of a comparison's arms from its reference, in log ratios.
+
+    Attributes:
+        l0s: those of `at_l0` that the reference and at least one other arm reach.
+        metrics: as in `Frontiers`.
+    """
+
+    def __init__(self, comparison: Comparison, measured: Sequence[Measured]) -> None:
+        self.c, self.measured = comparison, measured
+        args = comparison.evaluation
+        self.frontiers = frontiers = Frontiers(
+            measured, n_resamples=args.bootstrap_samples, seed=args.seed
+        )
+        self.metrics, self.reference = frontiers.metrics, comparison.reference_arm
+        self.others = [arm for arm in comparison.arms if arm != self.reference]
+        reach = {arm: frontiers.reach([arm]) for arm in comparison.arms}
+        self.l0s = [
+            l0
+            for l0 in comparison.at_l0
+            if _within(l0, reach[self.reference])
+            and any(_within(l0, reach[arm]) for arm in self.others or [self.reference])
+        ]
+
+    @cached_property
+    def tables(self) -> dict[str, dict[str, list[Estimate]]]:
+        """[metric][arm] -> differences at each L0, and with several L0s the area."""
+        tables = {}
+        for metric in self.metrics:
+            rows = [self._row(arm, metric) for arm in self.others]
+            cells = iter(corrected([e for row in rows for e in row]))
+            tables[metric] = {
+                arm: [next(cells) for _ in row] for arm, row in zip(self.others, rows, strict=True)
+            }
+        return tables
+
+    def _row(self, arm: str, metric: str) -> list[Estimate]:
+        cells = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in self.l0s]
+        if len(self.l0s) > 1:
+            ends = self.l0s[0], self.l0s[-1]
+            cells.append(self.frontiers.area(arm, self.reference, metric, *ends))
+        return cells
+
+    def over_all(self, arm: str, metric: str) -> tuple[list[float], Estimate | None]:
+        """The L0s of the tables that an arm reaches, and its difference over them: the area, or
+        at one L0 the difference there, or none; not corrected."""
+        sides = self.frontiers.reach([arm])
+        l0s = [l0 for l0 in self.l0s if _within(l0, sides)]
+        if len(l0s) > 1:
+            return l0s, self.frontiers.area(arm, self.reference, metric, l0s[0], l0s[-1])
+        at = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in l0s]
+        return l0s, at[0] if at else None
+
+
+def _within(x: float, sides: tuple[float, float]) -> bool:
+    return sides[0] <= x <= sides[1]
 
 
 def _values(m: Measured, n_resamples: int, seed: int) -> dict[str, np.ndarray]:

@@ -1,28 +1,32 @@
 """The report of a comparison: figures and text, as Markdown and as one HTML file."""
 
 import base64
+import json
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
 import yaml
 
-from ..machine.files import write_whole
+from ..activations import Split, TextArguments, documents, is_hub
+from ..cards import write_card
+from ..evaluation.result import KINDS_OF_DOCUMENTS
+from ..machine.files import read_json, sweep, write_whole
+from ..machine.lock import locked
 from ..machine.markdown import table
-from ..machine.names import FIGURES, LATENTS_PAGE, REPORT, REPORT_PAGE
+from ..machine.names import FIGURES, REPORT, REPORT_PAGE, TRAINING
+from ..machine.units import TOKEN, section_of, unit_of
 from ..recipe import as_plain
-from . import causes, plots, results
-from .data import about_data, evaluated_on, model_of
-from .differences import Differences, resampling
+from . import plots
+from .arms import Comparison
 from .estimates import LEVEL, Estimate
-from .foreign import ForeignSection
-from .frontier import METRICS
-from .latents import LatentsSection
-from .probed import ProbingSection
-from .results import Measured
+from .frontier import METRICS, Differences
+from .results import MATCHED, THRESHOLD_SHARES, Measured, harvests, n_harvests, save_results
 
 _ARMS_IN_TITLE = 6
 _FAR = 1000  # %
@@ -34,19 +38,36 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%}
 pre{background:#f6f6f6;padding:.7rem;overflow-x:auto}"""
 
 
-def write_report(differences: Differences, command: str) -> Path:
-    """Write report.md, report.html, figures/ and the numbers; returns the report's folder."""
+def write_report(differences: Differences, command: str, sections: Iterable[str] = ()) -> Path:
+    """Write report.md, report.html, figures/ and the numbers, and the link to them into the SAEs'
+    cards; returns the report's folder.
+
+    Args:
+        sections: more of the report, in Markdown, for its middle.
+    """
     comparison, measured = differences.c, differences.measured
     folder = comparison.report_folder
-    folder.mkdir(parents=True, exist_ok=True)
-    results.keep(folder, measured, command, as_plain(comparison))
     titles = {arm: comparison.title(arm) for arm in comparison.arms}
-    figures = folder / FIGURES
-    drawn = plots.draw(figures, differences.frontiers, measured, titles, comparison.reference_arm)
-    parts = _Parts(differences, drawn)
-    text = "\n\n".join(parts.all(command)) + "\n"
-    write_whole(folder / REPORT, text)
-    write_whole(folder / REPORT_PAGE, page_of(text, folder))
+    # Other parts of the comparison may end at the same time and write to the same report.
+    with locked(folder, wait=True):
+        sweep(folder)
+        save_results(comparison, measured, command)
+        drawn = plots.draw(
+            folder / FIGURES, differences.frontiers, measured, titles, comparison.reference_arm
+        )
+        text = "\n\n".join(_Parts(differences, drawn).all(command, sections)) + "\n"
+        write_whole(folder / REPORT, text)
+        write_whole(folder / REPORT_PAGE, page_of(text, folder))
+        for m in measured:
+            path = m.folder / TRAINING
+            if not path.is_file() or comparison.arms[m.arm].get("made_by"):
+                continue  # the SAE is in the report only, or another library's
+            href = comparison.report_url or os.path.relpath(folder / REPORT, m.folder)
+            compared = {"arm": titles[m.arm], "arms": [*titles.values()], "report": href}
+            record = read_json(path)
+            if record.get("compared") != compared:
+                write_whole(path, json.dumps({**record, "compared": compared}, indent=1) + "\n")
+                write_card(m.folder)
     return folder
 
 
@@ -60,7 +81,7 @@ class _Parts:
         self.reference, self.others = differences.reference, differences.others
         self.metrics, self.unit = differences.metrics, differences.frontiers.unit
 
-    def all(self, command: str) -> Iterator[str]:
+    def all(self, command: str, sections: Iterable[str]) -> Iterator[str]:
         arms = list(map(self.c.title, self.c.arms))
         title = ", ".join(arms) if len(arms) <= _ARMS_IN_TITLE else f"{len(arms)} arms"
         yield f"# {title}: fidelity at equal L0"
@@ -82,16 +103,11 @@ class _Parts:
         if self.l0s:
             yield "## Values"
             yield from (self._values(metric) for metric in self.metrics)
-        yield from ForeignSection(self.c, self.measured).all()
         yield "## Shrinkage, dead and dense latents"
         yield "![Shrinkage, dead latents, dense latents](figures/health.png)"
         yield self._health()
         yield from self._thresholds()
-        if self.c.causal.n_tokens:
-            yield from self._causes()
-        if self.c.explain.n_latents:
-            yield from self._explained()
-        yield from ProbingSection(self.c, self.measured, **resampling(self.c)).all()
+        yield from sections
         if len(self.c.seeds) > 1:
             yield "## Do seeds agree on a dictionary?"
             yield self._agreement()
@@ -106,9 +122,11 @@ class _Parts:
 
     def _setup(self) -> str:
         c, first = self.c, self.measured[0]
-        hours = sum(m.record["seconds"]["train"] for m in self._one_of_each_run()) / 3600
+        runs = {(m.arm, m.seed): m.record["seconds"]["train"] for m in self.measured}
+        hours = sum(runs.values()) / 3600
+        widths = _from_to(m.record["sae_as_trained"]["d_sae"] for m in self.measured)
         return (
-            f"{len(self.measured)} SAEs of {self._widths()} latents at "
+            f"{len(self.measured)} SAEs of {widths} latents at "
             f"`{c.sae.get('site')}` of {model_of(c)}, each trained on "
             f"{first.record['n_tokens']:,} activations. Arms: {len(c.arms)}; SAEs per arm and "
             f"seed: {_from_to(map(self.frontiers.n_saes, c.arms))}; seeds: "
@@ -118,9 +136,6 @@ class _Parts:
             f"took {hours:.2f} h of wall-clock time, summed over all runs; machines: "
             f"{self._machines()}. Report made with torch {torch.__version__}."
         )
-
-    def _widths(self) -> str:
-        return _from_to(m.record["sae_as_trained"]["d_sae"] for m in self.measured)
 
     def _machines(self) -> str:
         counts = Counter(m.record["machine"] or "not recorded" for m in self.measured)
@@ -132,9 +147,6 @@ class _Parts:
             arms = ", ".join(self.c.title(arm) for arm in self.c.arms if (arm, name) in of_arms)
             parts.append(f"{name}, {n} SAEs ({arms})")
         return "; ".join(parts)
-
-    def _one_of_each_run(self) -> list[Measured]:
-        return list({(m.arm, m.seed): m for m in self.measured}.values())
 
     def _summary(self) -> str:
         if len(self.c.seeds) == 1:
@@ -202,21 +214,23 @@ class _Parts:
             mine = [m for m in self.measured if m.arm == arm]
             for name in dict.fromkeys(m.name for m in mine):
                 same = [m.metrics for m in mine if m.name == name]
-                cells = [_spread([x[key] * by for x in same]) for key, (_, by) in names.items()]
-                rows.append([self.c.title(arm), _spread([x["l0"] for x in same]), *cells])
+                cells = [spread_cell([x[key] * by for x in same]) for key, (_, by) in names.items()]
+                rows.append([self.c.title(arm), spread_cell([x["l0"] for x in same]), *cells])
         legend = "Means over seeds; the range in brackets. gamma below 1 is shrinkage."
         return f"{legend}\n\n{table(rows)}"
 
     def _thresholds(self) -> Iterator[str]:
-        rows = [["arm", "L0", *(f"{100 * share:g} %" for share in results.THRESHOLD_SHARES)]]
+        rows = [["arm", "L0", *(f"{100 * share:g} %" for share in THRESHOLD_SHARES)]]
         for arm in self.c.arms:
             mine = [m for m in self.measured if m.arm == arm]
             for name in dict.fromkeys(m.name for m in mine):
                 same = [m for m in mine if m.name == name]
                 if not all(m.thresholds for m in same):
                     continue
-                cells = map(_spread, zip(*(m.thresholds for m in same), strict=True))
-                rows.append([self.c.title(arm), _spread([m.metrics["l0"] for m in same]), *cells])
+                cells = map(spread_cell, zip(*(m.thresholds for m in same), strict=True))
+                rows.append(
+                    [self.c.title(arm), spread_cell([m.metrics["l0"] for m in same]), *cells]
+                )
         if len(rows) > 1:
             yield "## Learned thresholds"
             yield (
@@ -224,69 +238,14 @@ class _Parts:
                 f"\n\n{table(rows)}"
             )
 
-    def _causes(self) -> Iterator[str]:
-        chosen = causes.nearest(self.measured, self.c.causal.l0)
-        arms, l0s = {}, {}
-        for arm in self.c.arms:
-            mine, title = [m for m in chosen if m.arm == arm], self.c.title(arm)
-            of_seeds = [causes.read(m) for m in mine]
-            arms[title] = causes.ArmCauses(of_seeds, **resampling(self.c))
-            l0s[title] = _spread([m.metrics["l0"] for m in mine])
-        yield f"## Are latents causes? At an L0 of {self.c.causal.l0:g}"
-        yield (
-            f"At each of {self.c.causal.n_tokens} held-out tokens, the same for every SAE, latents "
-            "are edited at that token only, and the prediction made there is measured: m is the "
-            "logit of the correct next token minus the mean of all logits, in a float32 model. The "
-            "edited latent has the largest effect by gradient; the matched latent fires at the "
-            "same token and writes a vector of about the same norm; the random direction has that "
-            "norm. In brackets: the range of 95 % of the draws of seeds and tokens; with so few "
-            "seeds it covers nearly all seeds, so it is not a confidence interval. Off target: the "
-            "KL of the next token, without the correct one."
-        )
-        yield "![Sufficiency and necessity](figures/causes.png)"
-        plots.draw_causes(self.c.report_folder / FIGURES / "causes.png", arms)
-        for caption, rows in causes.tables(arms, l0s):
-            yield f"{caption}\n\n{table(rows)}"
-        if len(self.c.seeds) > 1 and self.others:
-            yield self._causal_differences(arms)
-
-    def _causal_differences(self, arms: Mapping[str, causes.ArmCauses]) -> str:
-        reference = self.c.title(self.reference)
-        told = causes.differences(arms, reference, **resampling(self.c))
-        others = [title for title in arms if title != reference]
-        rows = [["", *others]]
-        rows += [
-            [name, *(difference_cell(cells[a]) for a in others)] for name, cells in told.items()
-        ]
-        estimates = [e for cells in told.values() for e in cells.values()]
-        n = sum(e.is_shown for e in estimates)
-        verdict = (
-            f"{n} of {len(estimates)} differences are shown"
-            if n
-            else f"No difference is shown: {self.c.causal.n_tokens} tokens and {len(self.c.seeds)} "
-            "seeds are too few to tell these arms apart"
-        )
-        return (
-            f"Do arms differ? The edited latents', relative to {reference}'s, paired by seed and "
-            "by token; intervals and marks as in the table of differences, corrected by Holm for "
-            f"all {len(estimates)}. {verdict}.\n\n{table(rows)}"
-        )
-
-    def _explained(self) -> Iterator[str]:
-        section = LatentsSection(self.c, self.measured, **resampling(self.c))
-        folder = self.c.report_folder
-        plots.draw_interpretability(folder / FIGURES / "interpretability.png", section)
-        write_whole(folder / LATENTS_PAGE, section.page())
-        yield from section.all()
-
     def _agreement(self) -> str:
         head = ["arm", "L0", "pairs of seeds", "mean of best cosines"]
-        rows = [[*head, f"share above {results.MATCHED:g}"]]
+        rows = [[*head, f"share above {MATCHED:g}"]]
         for arm in self.c.arms:
             mine = [m for m in self.measured if m.arm == arm]
             for name in dict.fromkeys(m.name for m in mine):
                 same = [m for m in mine if m.name == name]
-                l0 = _spread([m.metrics["l0"] for m in same])
+                l0 = spread_cell([m.metrics["l0"] for m in same])
                 pairs = [p for m in same for s, p in m.agreement.items() if s in self.c.seeds]
                 means = [f"{sum(values) / len(pairs):.3f}" for values in zip(*pairs, strict=True)]
                 cells = [str(len(pairs) // 2), *(means or ["-", "-"])]
@@ -378,18 +337,14 @@ def _range(estimates: dict[float, Estimate], l0s: Sequence[float]) -> str:
 
 
 def difference_cell(e: Estimate) -> str:
+    """A log ratio in per cent, as Markdown: marked, and with its intervals."""
     return e.cell(percent, " %")
 
 
 def percent(log_ratio: float) -> str:
+    """+4.2, or "over +1000"."""
     percent = 100 * math.expm1(log_ratio)
     return f"{percent:+.1f}" if percent < _FAR else f"over +{_FAR}"
-
-
-def they_differ(metrics: Iterable[str]) -> str:
-    """The names of these metrics, and the verb."""
-    names = [METRICS[metric] for metric in metrics]
-    return f"{' and '.join(names)} {'differs' if len(names) == 1 else 'differ'}"
 
 
 def _value_cell(e: Estimate) -> str:
@@ -399,7 +354,8 @@ def _value_cell(e: Estimate) -> str:
     return f"{e.value:.4f}" if math.isnan(low + high) else f"{e.value:.4f} ± {half:.4f}"
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread_cell(values: Sequence[float]) -> str:
+    """The mean over seeds, and the range in brackets."""
     mean, low, high = sum(values) / len(values), min(values), max(values)
     return f"{mean:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{mean:.3g} ({low:.3g}-{high:.3g})"
 
@@ -420,3 +376,89 @@ def page_of(text: str, folder: Path) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body>\n{body}</body></html>\n"
     )
+
+
+def model_of(comparison: Comparison) -> str:
+    """What makes the activations: a model, with its dtype, or files."""
+    lm = comparison.lm
+    return "activation files" if comparison.kind == "files" else f"{lm.name} ({lm.dtype})"
+
+
+def evaluated_on(comparison: Comparison, measured: Sequence[Measured]) -> str:
+    """How many activations the SAEs were measured on, as "300 held-out rows": of text the recipe's
+    number; other inputs often have fewer, so they are counted."""
+    n, unit = comparison.evaluation.n_tokens, unit_of(measured[0].recipe)
+    if n is None or unit != TOKEN:
+        n = int(measured[0].sums["fidelity.tokens"].sum())
+    return f"{n:,} {KINDS_OF_DOCUMENTS[comparison.evaluation.side]} {unit.many}"
+
+
+def about_data(comparison: Comparison, measured: Sequence[Measured]) -> str:
+    """The documents on each side, the activations that were kept, and whether all SAEs saw the
+    same."""
+    c, record, unit = comparison, measured[0].record["harvested"], unit_of(measured[0].recipe)
+    if unit == TOKEN:
+        inputs = (
+            f"{_documents(c.text)}; rows of {c.text.context_size} tokens; BOS at the start of each "
+            f"{c.text.bos}. Positions of the training text: {record['kept']:,} kept, "
+            f"{record['dropped_special']:,} special tokens and {record['dropped_outliers']:,} norm "
+            "outliers dropped"
+        )
+    else:
+        given = measured[0].recipe[section_of(measured[0].recipe)]
+        files = given["files"] or given.get("folder") or given.get("packaged")
+        names = ", ".join(f"`{name}`" for name in ([files] if isinstance(files, str) else files))
+        held_out, validation = (given[f"{side}_fraction"] for side in ("held_out", "validation"))
+        inputs = (
+            f"{names}, split by document (by a hash, {100 * held_out:g} % held out, "
+            f"{100 * validation:g} % for validation). {unit.many.capitalize()} read in training, "
+            f"repeats included: {record['kept']:,} kept, {record['dropped_special']:,} left out "
+            f"and {record['dropped_outliers']:,} norm outliers dropped"
+        )
+    found, n = harvests(measured), n_harvests(measured)
+    apart = "; ".join(
+        f"{n_saes} SAEs: {' '.join((*(f'{x:.6g}' for x in each.norm_limits), *each.digests))}"
+        for each, n_saes in found.most_common()
+    )
+    hashes = ", ".join(" ".join(each.digests) for each in found if each.digests)
+    if n == 1:
+        same = f" All saw the same activations, to the bit (hash {hashes})." if hashes else ""
+    elif c.kind == "files":
+        same = (
+            f" The files held {n} different sets of activations (by the hash of all that were "
+            f"read: {apart}), so arms were not all trained on the same."
+        )
+    else:
+        subject = "text was" if c.kind == "text" else "inputs were"
+        same = (
+            f" The {subject} harvested {n} times with different rounding (norm limits above which "
+            f"outliers were dropped, then the hash of all activations, if recorded: {apart}), so "
+            "activations are equal only up to rounding."
+        )
+    return (
+        f"{inputs}; the evaluation follows the same rules. Shuffled in buckets of "
+        f"{c.shuffle.bucket_tokens:,}.{same}"
+    )
+
+
+def _documents(text: TextArguments) -> str:
+    """The documents on each side. Of a Hub data set only the name: reading it is slow."""
+    split = f"`{text.dataset}`, split by document before tokenisation"
+    if is_hub(text.dataset):
+        return (
+            f"{split} (configuration {text.dataset_config or 'by default'}, split "
+            f"{text.dataset_split}, revision {text.dataset_revision or 'main'}; by a hash of their "
+            f"text, {100 * text.held_out_fraction:g} % held out, "
+            f"{100 * text.validation_fraction:g} % for validation)"
+        )
+    rows = [["side", "documents", "digest of their hashes"]]
+    names: dict[Split, str] = {"train": "train", "test": "held-out"}
+    if text.validation_fraction:
+        names["validation"] = "validation"
+    sides: list[set[str]] = []
+    for side, name in names.items():
+        sides.append({document.id for document in documents(text, side)})
+        digest = blake2b("".join(sorted(sides[-1])).encode(), digest_size=8).hexdigest()
+        rows.append([name, f"{len(sides[-1]):,}", f"`{digest}`"])
+    shared = sum(map(len, sides)) - len(set().union(*sides))
+    return f"{table(rows)}\n\n{split} (documents on both sides: {shared})"

@@ -8,7 +8,7 @@ arm and seed are one training run: to add a sparsity, set another output_dir.)
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -21,31 +21,30 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig
 
 from ..evaluation import EvaluationResult
-from ..evaluation.metrics import Metric
 from ..evaluation.probing.extract import KEY as PROBING_KEY
-from ..evaluation.probing.extract import kept_extract
 from ..hub import is_sae
 from ..machine.checksums import CONTENT, of_others
 from ..machine.files import damaged, read_json, read_tensors, write_tensors, write_whole
-from ..machine.names import CAUSES, DOCUMENTS, EVALUATION, RESULT_TENSORS, RESULTS, TRAINING
+from ..machine.lock import locked
+from ..machine.names import DOCUMENTS, EVALUATION, RESULT_TENSORS, RESULTS, TRAINING
 from ..machine.refused import Damaged, Refused
-from ..models import SAE
 from ..recipe import (
     RESULT_SECTIONS,
+    as_plain,
     differences,
     evaluation_text,
     load_trained,
     what_matters,
 )
-from .arms import ArmRun
-from .latent_scores import Explained, from_plain, read_explained
+from .arms import ArmRun, Comparison
 
 logger = logging.getLogger(__name__)
 
 THRESHOLD_SHARES = (0.01, 0.25, 0.5, 0.75, 0.99)
 _ROWS_AT_ONCE = 4096  # of a dictionary, compared at a time with all rows of another
 MATCHED = 0.7  # cosine above which latents of two seeds count as the same
-_RECORDED = ("sae_as_trained", "harvested", "n_tokens", "seconds")
+_RECORDED = ("sae_as_trained", "harvested", "n_tokens", "seconds", "machine")
+_OWN = {"arm", "seed", "sae", "value", "metrics", "fields", "thresholds", "agreement", "foreign"}
 
 Key = tuple[str, int, str]
 
@@ -71,14 +70,12 @@ class Measured(NamedTuple):
     """quantiles of learned thresholds at THRESHOLD_SHARES, in units of x/c; else empty"""
     agreement: Mapping[int, tuple[float, float]] = {}
     """for each other seed: mean of the decoder rows' best cosines with its rows, share > MATCHED"""
-    causes: Mapping[str, Tensor] = {}
-    causes_args: str = ""
-    explained: Explained = Explained()
-    """scores of its latents' explanations"""
-    probing: Mapping[str, Any] = {}
-    """means of its probing (`hfsae probe`), as in evaluation.json; empty: not probed"""
     foreign: Mapping[str, Mapping[str, float]] = {}
     """metrics on each foreign text (`evaluation.texts`), by the text's name"""
+    more: Mapping[str, Any] = {}
+    """what scripts measured beside: values for JSON, which the report's copy keeps"""
+    more_tensors: Mapping[str, Tensor] = {}
+    """and tensors; each name has a slash, as "causes/norm" """
 
     @property
     def key(self) -> Key:
@@ -88,7 +85,8 @@ class Measured(NamedTuple):
     @property
     def scale(self) -> float:
         """c of its target, folded into its weights."""
-        return _scale(self.record)
+        trained = self.record["sae_as_trained"]
+        return float(trained.get("target_scale") or trained["activation_scale"] or 1)
 
 
 def write(result: EvaluationResult, run: ArmRun, name: str) -> None:
@@ -104,11 +102,6 @@ def write(result: EvaluationResult, run: ArmRun, name: str) -> None:
         folder / DOCUMENTS, sums, {"with": _evaluation_settings(run, name), "of": _digest(text)}
     )
     write_whole(folder / EVALUATION, text)
-
-
-def is_known(run: ArmRun, name: str, kept: Mapping[Key, Measured]) -> bool:
-    """Whether the report or the SAE's folder holds its result."""
-    return (run.arm, run.seed, name) in kept or is_measured(run, name)
 
 
 def is_measured(run: ArmRun, name: str) -> bool:
@@ -149,10 +142,12 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
     Raises:
         ValueError: a file is damaged, or two SAEs were evaluated on different documents.
     """
-    saes = (
-        (run, name, kept.get((run.arm, run.seed, name))) for run in runs for name in run.folders
-    )
-    measured = _with_agreement([_read(*each) for each in saes])
+    measured = [
+        _read(run, name, kept.get((run.arm, run.seed, name)))
+        for run in runs
+        for name in run.folders
+    ]
+    measured = _with_agreement(measured)
     first = measured[0]
     for other in measured[1:]:
         for key in [key for key in ("fidelity.tokens", "losses.tokens") if key in first.sums]:
@@ -166,45 +161,63 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
 
 def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
     folder = run.folders[name]
-    causes, made_with = kept_causes(folder)
-    if kept and not causes:
-        causes, made_with = kept.causes, {"args": kept.causes_args}
-    causes_args = made_with.get("args", "")
-    explained = read_explained(folder, kept.explained if kept else Explained())
-    probing = kept_extract(folder) or (kept.probing if kept else {})
     if kept and not is_measured(run, name):
-        there = {"causes": causes, "causes_args": causes_args, "explained": explained}
-        there["probing"] = probing
-        return kept._replace(folder=folder, **there)
+        return kept._replace(folder=folder)
     evaluation = EvaluationResult.from_dict(read_json(folder / EVALUATION))
     sums, _ = read_tensors(folder / DOCUMENTS)
-    record = read_json(folder / TRAINING)
-    return Measured(
+    texts = {"": evaluation.metrics, **{text: e.metrics for text, e in evaluation.texts.items()}}
+    values = {text: {key: m.value for key, m in of.items()} for text, of in texts.items()}
+    measured = Measured(
         run.arm,
         run.seed,
         name,
         run.values[name],
         folder,
-        _values(evaluation.metrics),
+        values.pop(""),
         sums,
-        _recorded(record),
+        _recorded(read_json(folder / TRAINING)),
         what_matters(run.recipe, name),
-        _thresholds(folder, _scale(record)) or (kept.thresholds if kept else ()),
-        kept.agreement if kept else {},
-        causes,
-        causes_args,
-        explained,
-        probing,
-        {name: _values(text.metrics) for name, text in evaluation.texts.items()},
+        foreign=values,
     )
-
-
-def _values(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    return {key: metric.value for key, metric in metrics.items()}
+    if kept:
+        measured = measured._replace(
+            thresholds=kept.thresholds,
+            agreement=kept.agreement,
+            more=kept.more,
+            more_tensors=kept.more_tensors,
+        )
+    if is_sae(folder) and AutoConfig.from_pretrained(folder).has_thresholds:
+        learned = load_trained(folder).get_parameter("threshold").detach() / measured.scale
+        quantiles = learned.quantile(torch.tensor(THRESHOLD_SHARES)).tolist()
+        measured = measured._replace(thresholds=tuple(quantiles))
+    return measured
 
 
 def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: record[key] for key in _RECORDED} | {"machine": record.get("machine", "")}
+    return {key: record.get(key, "") if key == "machine" else record[key] for key in _RECORDED}
+
+
+def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
+    """The SAEs with matches between all whose weights exist; others keep the recorded matches."""
+    groups: dict[tuple[str, str], list[Measured]] = {}
+    for m in measured:
+        groups.setdefault((m.arm, m.name), []).append(m)
+    agreement = {}
+    for same in groups.values():
+        with_weights = [m for m in same if is_sae(m.folder)] if len(same) > 1 else []
+        rows = {
+            m.seed: normalize(load_trained(m.folder).W_dec.detach().float(), dim=-1)
+            for m in with_weights
+        }
+        for m in with_weights:
+            new = {s: _matched(rows[m.seed], other) for s, other in rows.items() if s != m.seed}
+            agreement[m.key] = {**m.agreement, **new}
+    return [m._replace(agreement=agreement.get(m.key, m.agreement)) for m in measured]
+
+
+def _matched(rows: Tensor, others: Tensor) -> tuple[float, float]:
+    best = torch.cat([(some @ others.T).amax(dim=1) for some in rows.split(_ROWS_AT_ONCE)])
+    return float(best.mean()), float((best > MATCHED).float().mean())
 
 
 class Harvest(NamedTuple):
@@ -239,169 +252,114 @@ def _at_common_sites(by_site: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [tuple(values[site] for site in common) for values in by_site]
 
 
-def kept_causes(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, str]]:
-    """Causal measurements of the weights in a folder, and their arguments; empty if not made."""
-    is_there = (folder / CAUSES).is_file() and not any(of_others(folder, [CAUSES]))
-    return read_tensors(folder / CAUSES) if is_there else ({}, {})
-
-
-def _scale(record: dict[str, Any]) -> float:
-    trained = record["sae_as_trained"]
-    return float(trained.get("target_scale") or trained["activation_scale"] or 1)
-
-
-def _thresholds(folder: Path, scale: float) -> tuple[float, ...]:
-    if not is_sae(folder) or not AutoConfig.from_pretrained(folder).has_thresholds:
-        return ()
-    learned = load_trained(folder).get_parameter("threshold").detach() / scale
-    return tuple(learned.quantile(torch.tensor(THRESHOLD_SHARES)).tolist())
-
-
-def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
-    """The SAEs with matches between all whose weights exist; others keep the recorded matches."""
-    groups: dict[tuple[str, str], list[Measured]] = {}
-    for m in measured:
-        groups.setdefault((m.arm, m.name), []).append(m)
-    agreement = {}
-    for same in groups.values():
-        with_weights = [m for m in same if is_sae(m.folder)] if len(same) > 1 else []
-        rows = {m.seed: _decoder_rows(m.folder) for m in with_weights}
-        for m in with_weights:
-            new = {s: _matched(rows[m.seed], other) for s, other in rows.items() if s != m.seed}
-            agreement[m.key] = {**m.agreement, **new}
-    return [m._replace(agreement=agreement.get(m.key, m.agreement)) for m in measured]
-
-
-def _decoder_rows(folder: Path) -> Float[Tensor, "d_sae d_out"]:
-    sae: SAE = load_trained(folder)
-    return normalize(sae.W_dec.detach().float(), dim=-1)
-
-
-def _matched(rows: Tensor, others: Tensor) -> tuple[float, float]:
-    best = torch.cat([(some @ others.T).amax(dim=1) for some in rows.split(_ROWS_AT_ONCE)])
-    return float(best.mean()), float((best > MATCHED).float().mean())
-
-
-def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[str, Any]) -> None:
-    """Write results.json and results.safetensors. Other SAEs in them stay, except those of the same
-    arm and seed with another recipe."""
-    everything = [*measured, *_staying(_kept(report), measured)]
-    tensors = {
-        f"{_prefix(m.key)}{part}/{name}": tensor
-        for m in everything
-        for part, table in _tables(m).items()
-        for name, tensor in table.items()
-    }
-    write_tensors(report / RESULT_TENSORS, tensors)
-    recipes = {
-        f"{m.arm}/{m.seed}": {key: part for key, part in m.recipe.items() if key != "saes"}
-        for m in everything
-    }
-    results = {
-        "command": command,
-        "recipe": recipe,
-        "saes": list(map(_plain, everything)),
-        "recipes": recipes,
-    }
-    write_whole(report / RESULTS, json.dumps(results, indent=1) + "\n")
-
-
-def _tables(m: Measured) -> dict[str, Mapping[str, Tensor]]:
-    return {"sums": m.sums, "causes": m.causes, "explained": m.explained.as_tensors()}
-
-
-def _staying(kept: Mapping[Key, Measured], measured: Sequence[Measured]) -> Iterator[Measured]:
-    new, recipes = {m.key for m in measured}, {(m.arm, m.seed): m.recipe for m in measured}
-    sections = set(RESULT_SECTIONS) - {"saes"}
-    for key, m in kept.items():
-        ours = recipes.get((m.arm, m.seed), m.recipe)
-        if key not in new and not any(differences({**m.recipe}, {**ours}, sections)):
-            yield m
+def save_results(comparison: Comparison, measured: Sequence[Measured], command: str) -> None:
+    """Write results.json and results.safetensors into the report's folder. Other SAEs in them stay,
+    except those of the same arm and seed with another recipe."""
+    report = comparison.report_folder
+    with locked(report, wait=True):  # other parts of the comparison may end at the same time
+        new, recipes = {m.key for m in measured}, {(m.arm, m.seed): m.recipe for m in measured}
+        sections = set(RESULT_SECTIONS) - {"saes"}
+        everything = list(measured)
+        for key, m in results_in(report).items():
+            ours = recipes.get((m.arm, m.seed), m.recipe)
+            if key not in new and not any(differences({**m.recipe}, {**ours}, sections)):
+                everything.append(m)
+        tensors = {}
+        for m in everything:
+            sums = {f"sums/{name}": values for name, values in m.sums.items()}
+            for name, values in (sums | {**m.more_tensors}).items():
+                tensors[f"{_prefix(m.key)}{name}"] = values
+        write_tensors(report / RESULT_TENSORS, tensors)
+        saes = [
+            {
+                "arm": m.arm,
+                "seed": m.seed,
+                "sae": m.name,
+                "value": m.value,
+                "metrics": m.metrics,
+                "fields": m.recipe["saes"],
+                "thresholds": m.thresholds,
+                "agreement": m.agreement,
+                **m.more,
+                **({"foreign": m.foreign} if m.foreign else {}),
+                **m.record,
+            }
+            for m in everything
+        ]
+        of_runs = {
+            f"{m.arm}/{m.seed}": {key: part for key, part in m.recipe.items() if key != "saes"}
+            for m in everything
+        }
+        results = {
+            "command": command,
+            "recipe": as_plain(comparison),
+            "saes": saes,
+            "recipes": of_runs,
+        }
+        write_whole(report / RESULTS, json.dumps(results, indent=1) + "\n")
 
 
 def kept(report: Path, runs: Iterable[ArmRun]) -> dict[Key, Measured]:
-    """The results of these runs in a report's folder that have the same recipes.
+    """The results of these runs in a report's folder that have the same recipes; of others the
+    first difference is logged.
 
     Raises:
         ValueError: a file is damaged.
     """
-    everything = _kept(report)
+    everything = results_in(report)
     same = {}
     for run in runs:
         for name in run.folders:
             m = everything.get((run.arm, run.seed, name))
-            if m and not _differs(m, run, report):
+            if m is None:
+                continue
+            difference = next(differences({**m.recipe}, what_matters(run.recipe, name)), None)
+            if difference:
+                sentence = "%s: %s has another recipe and is left out (%s was %s, is %s)"
+                logger.info(sentence, report, "/".join(map(str, m.key)), *difference)
+            else:
                 same[m.key] = m
     return same
 
 
-def _differs(m: Measured, run: ArmRun, report: Path) -> bool:
-    """Whether a result has another recipe than the run; logs the first difference."""
-    difference = next(differences({**m.recipe}, what_matters(run.recipe, m.name)), None)
-    if difference:
-        sentence = "%s: %s has another recipe and is left out (%s was %s, is %s)"
-        logger.info(sentence, report, "/".join(map(str, m.key)), *difference)
-    return difference is not None
+def results_in(report: Path) -> dict[Key, Measured]:
+    """All results in a report's folder, by arm, seed and name; empty without its two files.
 
-
-def _kept(report: Path) -> dict[Key, Measured]:
+    Raises:
+        ValueError: a file is damaged.
+    """
     if not all((report / name).is_file() for name in (RESULT_TENSORS, RESULTS)):
         return {}
     tensors, _ = read_tensors(report / RESULT_TENSORS)
     numbers = read_json(report / RESULTS)
+    saes = []
     try:
-        saes = [_from_plain(plain, numbers["recipes"], tensors) for plain in numbers["saes"]]
+        for plain in numbers["saes"]:
+            key = plain["arm"], plain["seed"], plain["sae"]
+            prefix, recipe = _prefix(key), numbers["recipes"][f"{plain['arm']}/{plain['seed']}"]
+            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            agreement = {int(s): (mean, share) for s, (mean, share) in plain["agreement"].items()}
+            sums = {k.removeprefix("sums/"): t for k, t in own.items() if k.startswith("sums/")}
+            saes.append(
+                Measured(
+                    *key,
+                    plain["value"],
+                    Path(),
+                    plain["metrics"],
+                    sums,
+                    _recorded(plain),
+                    {**recipe, "saes": plain["fields"]},
+                    tuple(plain["thresholds"]),
+                    agreement,
+                    plain.get("foreign", {}),
+                    {k: value for k, value in plain.items() if k not in _OWN | {*_RECORDED}},
+                    {k: t for k, t in own.items() if not k.startswith("sums/")},
+                )
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(damaged(report / RESULTS, f"{type(error).__name__}: {error}")) from error
     return {m.key: m for m in saes if m.sums}
 
 
-def _plain(m: Measured) -> dict[str, Any]:
-    return {
-        "arm": m.arm,
-        "seed": m.seed,
-        "sae": m.name,
-        "value": m.value,
-        "metrics": m.metrics,
-        "fields": m.recipe["saes"],
-        "thresholds": m.thresholds,
-        "agreement": m.agreement,
-        "causal": m.causes_args,
-        **({"explained": m.explained.as_plain()} if m.explained.lexical_args else {}),
-        **({"probing": m.probing} if m.probing else {}),
-        **({"foreign": m.foreign} if m.foreign else {}),
-        **m.record,
-    }
-
-
-def _from_plain(
-    plain: dict[str, Any], recipes: dict[str, Any], tensors: Mapping[str, Tensor]
-) -> Measured:
-    key = plain["arm"], plain["seed"], plain["sae"]
-    sums, causes, explained = (
-        _part(tensors, f"{_prefix(key)}{part}/") for part in ("sums", "causes", "explained")
-    )
-    return Measured(
-        *key,
-        plain["value"],
-        Path(),
-        plain["metrics"],
-        sums,
-        _recorded(plain),
-        {**recipes[f"{plain['arm']}/{plain['seed']}"], "saes": plain["fields"]},
-        tuple(plain["thresholds"]),
-        {int(seed): (mean, share) for seed, (mean, share) in plain["agreement"].items()},
-        causes,
-        plain["causal"],
-        from_plain(plain.get("explained", {}), explained),
-        plain.get("probing", {}),
-        plain.get("foreign", {}),
-    )
-
-
 def _prefix(key: Key) -> str:
     return "/".join(map(str, key)) + "/"
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

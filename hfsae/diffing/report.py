@@ -7,8 +7,8 @@ from ..evaluation.result import aligned
 from ..features import FeatureStore, read_names, show
 from ..machine.files import printable, read_json, reading
 from ..machine.names import DIFF, META
-from .groups import FIRST, SECOND, SHARED
-from .scaling import LEAST_OWN, MOST_NU
+from .measures import LEAST_OWN, MOST_NU
+from .sides import FIRST, SECOND, SHARED
 
 _NAMED = 3  # tokens in a sentence
 _FREQUENT = 0.03  # share of its firings from which a latent's token is named

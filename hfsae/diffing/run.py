@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from statistics import median_low
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -23,14 +25,13 @@ from ..recipe import check_held_out, inputs_of, load_inputs, norm_limits, of_run
 from ..recipe.job import counted, token_bar
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import N_TOKENS
-from .explained import Explained
-from .firing_tokens import FiringTokens
-from .groups import EVEN, FIRST, GROUPS, MOSTLY, SECOND, SHARED, Groups, groups_of
+from .measures import LEAST_OWN, LITTLE, MOST_NU, Explained, Scaling, in_other
 from .report import sentence
-from .scaling import LEAST_OWN, LITTLE, MOST_NU, Scaling, in_other
-from .sides import Sides
+from .sides import EVEN, FIRST, GROUPS, MOSTLY, SECOND, SHARED, Sides, groups_of
 
 Json = dict[str, Any]
+_SHIFT = 32  # bits of a token's id in a pair's key
+_COUNTED, _KEPT = 12, 6  # of a latent: "the" and " the" become one
 
 
 def diff(folder: str | Path, n_tokens: int = N_TOKENS) -> Json:
@@ -64,7 +65,7 @@ def diff(folder: str | Path, n_tokens: int = N_TOKENS) -> Json:
     with token_bar("diff", n_tokens, unit=inputs.unit) as progress:
         n_at_once, spell = recipe.evaluation.sae_batch_tokens, None
         if isinstance(loaded, LoadedLMs):
-            spell = partial(_spelt, loaded.tokenizer)
+            spell = partial(_token_text, loaded.tokenizer)
         record = compared(sae, counted(batches, progress), n_at_once, spell)
     record["models"] |= {name: lm.name for name, lm in recipe.models.items() if recipe.lms}
     record = {"side": recipe.evaluation.side, **record, **stamp(placed.folder)}
@@ -72,7 +73,7 @@ def diff(folder: str | Path, n_tokens: int = N_TOKENS) -> Json:
     return record
 
 
-def _spelt(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+def _token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return str(tokenizer.decode([token]))
 
 
@@ -128,10 +129,21 @@ def compared(
         **_columns(explained.by_latent(), explained.latents, len(n_firings)),
         **_columns(nu, of_one, len(n_firings)),
         "in_other": _placed(in_other(nu), of_one, len(n_firings)),
-        "tokens": _placed([each.shares for each in frequent], explained.latents, len(n_firings)),
-        "n_kinds": _placed([each.n_kinds for each in frequent], explained.latents, len(n_firings)),
+        "tokens": _placed([shares for shares, _ in frequent], explained.latents, len(n_firings)),
+        "n_kinds": _placed([n_kinds for _, n_kinds in frequent], explained.latents, len(n_firings)),
     }
     columns["sentence"] = [sentence(columns, i) for i in range(len(n_firings))]
+    summary = {}  # of each group its numbers of latents
+    for name in GROUPS:
+        inside = groups.are(name)
+        fired_in = (inside & (n_firings > 0)).nonzero()[:, 0].tolist()
+        cosines = [columns["cosine"][i] for i in fired_in if name == SHARED]
+        summary[name] = {
+            "n": int(inside.sum()),
+            "n_fired": len(fired_in),
+            "n_little": [columns["in_other"][i] for i in fired_in].count(LITTLE),
+            "median_cosine": median_low(cosines) if cosines else None,
+        }
     names = sae.config.model_names or {}
     return {
         "models": {name: names.get(name) for name in sides.names},
@@ -141,9 +153,51 @@ def compared(
         "n_documents": len(documents),
         "limits": {"mostly": MOSTLY, "even": list(EVEN), "nu": MOST_NU, "own": LEAST_OWN},
         "change": dict(zip(change, _plain(torch.tensor([*change.values()])), strict=True)),
-        "groups": _summary(groups, n_firings, columns),
+        "groups": summary,
         "latents": columns,
     }
+
+
+class FiringTokens:
+    """Counts pairs of a latent and a token. Memory: 16 bytes for each pair that a batch has."""
+
+    def __init__(self) -> None:
+        self._keys: list[Tensor] = []
+        self._counts: list[Tensor] = []
+
+    def add(self, fired: Bool[Tensor, "n m"], token: Int[Tensor, " n"]) -> None:
+        """Add which of m latents fire on some tokens."""
+        at, latent = fired.nonzero(as_tuple=True)
+        keys, counts = ((latent << _SHIFT) + token[at]).unique(return_counts=True)
+        self._keys.append(keys.cpu())
+        self._counts.append(counts.cpu())
+
+    def most(
+        self, n_latents: int, spell: Callable[[int], str]
+    ) -> list[tuple[list[tuple[str, float]], int]]:
+        """Of each latent its most frequent tokens, by text without spaces around it, with their
+        shares of its firings; and the number of different tokens on which it fires.
+
+        Args:
+            spell: gives the text of a token's id.
+        """
+        if not self._keys:
+            return []
+        keys, row = torch.cat(self._keys).unique(return_inverse=True)  # in the order of latents
+        counts = torch.zeros(len(keys), dtype=torch.long)
+        counts.index_add_(0, row, torch.cat(self._counts))
+        ends = torch.searchsorted(keys, torch.arange(n_latents + 1) << _SHIFT).tolist()
+        frequent = []
+        for first, end in pairwise(ends):
+            of_one, shares = counts[first:end], dict[str, float]()
+            counted = of_one.sort(descending=True, stable=True).indices[:_COUNTED].tolist()
+            for i in counted:
+                text = spell(int(keys[first + i]) & ((1 << _SHIFT) - 1))
+                text = text.strip() or text
+                shares[text] = shares.get(text, 0) + float(of_one[i] / of_one.sum())
+            best = sorted(shares.items(), key=lambda pair: -pair[1])[:_KEPT]
+            frequent.append((best, len(of_one) - len(counted) + len(shares)))
+        return frequent
 
 
 def _columns(measured: dict[str, Tensor], latents: Tensor, n: int) -> Json:
@@ -159,23 +213,6 @@ def _placed(values: list[Any], latents: Tensor, n: int) -> list[Any]:
     """A value for each of n latents; None for those that have none."""
     by_latent = dict(zip(latents.tolist(), values, strict=False))
     return [by_latent.get(i) for i in range(n)]
-
-
-def _summary(groups: Groups, n_firings: Tensor, columns: Json) -> Json:
-    """Of each group its numbers of latents: all, those that fired, and those of which little is in
-    the other model."""
-    summary = {}
-    for name in GROUPS:
-        inside = groups.are(name)
-        fired = (inside & (n_firings > 0)).nonzero()[:, 0].tolist()
-        cosines = [columns["cosine"][i] for i in fired if name == SHARED]
-        summary[name] = {
-            "n": int(inside.sum()),
-            "n_fired": len(fired),
-            "n_little": [columns["in_other"][i] for i in fired].count(LITTLE),
-            "median_cosine": median_low(cosines) if cosines else None,
-        }
-    return summary
 
 
 def _plain(values: Tensor) -> list[float | None]:

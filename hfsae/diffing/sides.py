@@ -1,12 +1,22 @@
-"""The two models of a crosscoder: which columns and decoder rows belong to each."""
+"""The two models of a crosscoder: which columns, decoder rows and latents belong to each."""
+
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..lm.places import SLASH
 from ..machine.refused import Refused
 from ..models import SAE
+
+FIRST, SECOND, SHARED, OTHER = "first", "second", "shared", "other"
+GROUPS = (FIRST, SECOND, SHARED, OTHER)
+MOSTLY = 0.9
+"""from this share on a latent counts to one model"""
+EVEN = (0.4, 0.6)
+"""shares of a latent of both models"""
+_ROUNDING = 1e-9
 
 
 class Sides:
@@ -87,3 +97,29 @@ class Sides:
 
 def _listed(paths: list[tuple[str, int]]) -> str:
     return ", ".join(f"{path} ({width} wide)" for path, width in paths)
+
+
+class Groups(NamedTuple):
+    """The group of each latent, as an index of `GROUPS`."""
+
+    index: Int[Tensor, " d_sae"]
+
+    def are(self, *names: str) -> Bool[Tensor, " d_sae"]:
+        """Which latents are in one of these groups."""
+        return torch.isin(self.index, self.index.new_tensor([GROUPS.index(name) for name in names]))
+
+    @property
+    def names(self) -> list[str]:
+        """The group of each latent."""
+        return [GROUPS[i] for i in self.index.tolist()]
+
+
+def groups_of(share: Float[Tensor, " d_sae"]) -> Groups:
+    """r >= .9: the second model's; r <= .1: the first one's; .4 to .6: of both; the others, and
+    latents that write nothing (NaN), are in none of these."""
+    index = torch.full_like(share, GROUPS.index(OTHER), dtype=torch.long)
+    low, high = EVEN
+    index[share <= 1 - MOSTLY + _ROUNDING] = GROUPS.index(FIRST)
+    index[share >= MOSTLY - _ROUNDING] = GROUPS.index(SECOND)
+    index[(share >= low - _ROUNDING) & (share <= high + _ROUNDING)] = GROUPS.index(SHARED)
+    return Groups(index)

@@ -11,6 +11,8 @@ from .explainers import spelt as spelt
 from .explainers import template as template
 from .reading import Reading as Reading
 from .reading import read as read
+from .redrawn import untrained_like as untrained_like
+from .report import ShownLatent as ShownLatent
 from .study import Explanations as Explanations
 from .study import explain as explain
 from .windows import Evidence as Evidence

@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 
 from .names import (
     CALLS,
-    CAUSES,
     DOCUMENTS,
     IN_USE,
     IN_USE_LOCK,
@@ -41,7 +40,6 @@ T = TypeVar("T")
 MAX_TEXT = 2**26  # bytes of a JSON or YAML file; a large evaluation takes a few million
 _TEXTS = ("promoted_tokens", "suppressed_tokens", "tokens")  # columns with lists of texts
 _MISFITS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
-_MADE_BY_COMPARISON = (DOCUMENTS, CAUSES)
 _KEPT_BY_COMPARISON = (RESULTS, RESULT_TENSORS)
 # Temporary names of files, in this file and in the trainer: renamed when they are complete.
 _UNFINISHED = re.compile(
@@ -227,7 +225,7 @@ def damaged(path: Path, why: object) -> str:
     remedy = f"`hfsae {verb} {home}` makes it again" if verb else "restore an intact copy"
     if path.name == Path(CALLS).name:
         remedy = f"delete the line, and `hfsae explain {home}` asks its question again"
-    if name in _MADE_BY_COMPARISON:
+    if name == DOCUMENTS:
         remedy = "delete it, and the comparison's command makes it again"
     if name in _KEPT_BY_COMPARISON:
         remedy = (

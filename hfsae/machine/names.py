@@ -48,11 +48,9 @@ CHECKPOINTS, STEPS = "checkpoints", "step-*.pt"
 IN_USE, IN_USE_LOCK = ".in-use", ".in-use.lock"
 """While a process works in a folder: who it is, and its lock."""
 
-DOCUMENTS, CAUSES = "documents.safetensors", "causes.safetensors"
-EXPLAINED, JUDGED = "explained.safetensors", "judged.safetensors"
+DOCUMENTS = "documents.safetensors"
 RESULTS, RESULT_TENSORS = "results.json", "results.safetensors"
 REPORT, REPORT_PAGE = "report.md", "report.html"
-LATENTS_PAGE = "latents.md"
 
 STUDY_PLAN = "plan.json"
 """Beside requests to a judge: which latents are named, settled before the first answer."""

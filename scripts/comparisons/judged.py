@@ -28,22 +28,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from hfsae.study.estimates import compare
+import pyarrow.parquet as pq
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
-from hfsae.evaluation.intervals import holm
+from hfsae import Refused
+from hfsae.comparison import holm
 from hfsae.explanations import ExplainArguments, ScoreArguments
 from hfsae.explanations.judges import JudgeArguments
-from hfsae.explanations.judges.forms import json_in
-from hfsae.explanations.prompts import N_LEVELS, quoted
+from hfsae.explanations.prompts import quoted
 from hfsae.explanations.reading import read
-from hfsae.explanations.scores import auc, decided
 from hfsae.explanations.windows import order_of, select
-from hfsae.machine.checksums import sealed_lines, stamp
-from hfsae.machine.files import read_json, read_table, replacing, write_whole
-from hfsae.machine.markdown import table
-from hfsae.machine.names import CALLS, EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
-from hfsae.machine.refused import Refused
+from hfsae.machine.checksums import stamp
 from hfsae.recipe import (
     ExplainRequest,
     SAEInContext,
@@ -55,6 +51,9 @@ from hfsae.recipe import (
     read_rows,
 )
 
+FEATURES = "features"
+N_LEVELS = 10  # grades are whole numbers, 0 to this
+N_PERMUTATIONS = 10_000
 N_BLOCKS, N_RESAMPLES, LEVEL, POWER = 10, 10_000, 0.05, 0.8
 OWN, OTHER = "detection_auc", "shuffled_detection_auc"
 BALANCED, ANSWERS = "detection_balanced_accuracy", "answers.jsonl.gz"
@@ -88,28 +87,41 @@ def main() -> None:
     if waiting:
         print("\n".join(waiting))
         return
-    record = read_json(placed[names[0]].folder / EXPLANATIONS_RECORD)
+    record = read_json(placed[names[0]].folder / FEATURES / "explanations.json")
     lines: list[dict[str, Any]] = [{"judge": args.judge, "controls": controls_of(record)}]
     for name in names:
         ids = ids_in((args.requests / name.replace("/", "-")).glob("*.jsonl"))
-        calls = [c for c in sealed_lines(placed[name].folder / CALLS) if c["call"] in ids]
+        calls = [c for c in calls_of(placed[name].folder) if c["call"] in ids]
         lines += [{**latent, "run": name} for latent in answered(placed[name].folder, calls)]
         lines += [{key: call[key] for key in ("call", "messages", "answer")} for call in calls]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    with replacing(args.out / ANSWERS) as path:
-        path.write_bytes(gzip.compress(content.encode(), mtime=0))
+    (args.out / ANSWERS).write_bytes(gzip.compress(content.encode(), mtime=0))
     write_results(args.out, args.seed)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def calls_of(folder: Path) -> list[dict[str, Any]]:
+    """Questions to the judge, with their answers."""
+    lines = (folder / FEATURES / "calls.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line]
 
 
 def answered(folder: Path, calls: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Of each latent of a run that was judged: what else is known of it, and by its own and by
     another's name the call, the answer, and in which of its texts the latent fires."""
     windows: dict[int, dict[str, bool]] = {}
-    for row in read_table(folder / EVIDENCE, ["latent", "kind", "tokens"]).to_pylist():
+    for row in pq.read_table(
+        folder / FEATURES / "evidence.parquet", columns=["latent", "kind", "tokens"]
+    ).to_pylist():
         text = quoted("".join(row["tokens"]))
         windows.setdefault(row["latent"], {})[text] = row["kind"] not in ("hard", "random")
     asked = [(call, *call["messages"][-1][1].split("\n")) for call in calls]
-    for row in read_table(folder / EXPLANATIONS, ["latent", "explanation", *BESIDE]).to_pylist():
+    for row in pq.read_table(
+        folder / FEATURES / "explanations.parquet", columns=["latent", "explanation", *BESIDE]
+    ).to_pylist():
         fires = windows.get(row["latent"], {})
         own, found = f"Description: {quoted(row['explanation'] or '')}", {}
         for call, first, *texts in asked:
@@ -132,8 +144,8 @@ def write_results(out: Path, seed: int) -> None:
         if name not in ("about", "sha256")
     }
     results = compared(runs, seed) | {**head, "plan": plan["sha256"]}
-    write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
-    write_whole(out / "names.md", page(results, plan))
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / "names.md").write_text(page(results, plan), encoding="utf-8")
     print(page(results, plan))
 
 
@@ -167,7 +179,7 @@ def planned(args: argparse.Namespace, placed: Mapping[str, SAEInContext]) -> dic
     }
     plan["sha256"] = hash_of(plan)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(plan, indent=1) + "\n")
+    path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
     return plan
 
 
@@ -253,13 +265,21 @@ def rows_of(latents: Sequence[Mapping[str, Any]], blocks: Mapping[str, int]) -> 
         pairs = [(np.array(grades_in(r[which])), np.array(r[which]["fires"])) for r in rows]
         values[column] = np.array([auc(grades, fires) for grades, fires in pairs])
         if which == "own":
-            decisions = [decided(g > N_LEVELS / 2, fires, fires, 0.5) for g, fires in pairs]
-            values[BALANCED] = np.array([d["balanced_accuracy"] for d in decisions])
+            above = [(grades > N_LEVELS / 2, fires) for grades, fires in pairs]
+            shares = [(yes[fires].mean(), yes[~fires].mean()) for yes, fires in above]
+            values[BALANCED] = np.array([(hits + 1 - alarms) / 2 for hits, alarms in shares])
     return values | {"block": np.array([blocks[str(row["latent"])] for row in rows])}
 
 
+def auc(grades: np.ndarray, fires: np.ndarray) -> float:
+    """NaN where all windows are alike."""
+    return float(roc_auc_score(fires, grades)) if 0 < fires.sum() < len(fires) else float("nan")
+
+
 def grades_in(answer: Mapping[str, Any]) -> list[int]:
-    value = json_in(answer["answer"])
+    text = answer["answer"]
+    start = min(at for at in (text.find("{"), text.find("[")) if at >= 0)
+    value, _ = json.JSONDecoder().raw_decode(text, start)
     return value["grades"] if isinstance(value, dict) else value
 
 
@@ -304,10 +324,27 @@ def difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], s
     values = np.concatenate([one[OWN], other[OWN]])
     is_first = np.arange(len(values)) < len(one[OWN])
     blocks = np.concatenate([one["block"], other["block"]])
-    p = compare(values[None], is_first, blocks, seed).p
+    p = permutation_p(values, is_first, blocks, seed)
     draws = _draws(one[OWN], one["block"], seed) - _draws(other[OWN], other["block"], seed + 1)
     low, high = np.percentile(draws, [2.5, 97.5]).tolist()
     return {"value": float(one[OWN].mean() - other[OWN].mean()), "low": low, "high": high, "p": p}
+
+
+def permutation_p(values: np.ndarray, is_first: np.ndarray, blocks: np.ndarray, seed: int) -> float:
+    """Two-sided p of a difference of means, by labels permuted within blocks."""
+    rng = np.random.default_rng(seed)
+    by_block = np.argsort(blocks, kind="stable")
+    keys = blocks[by_block] + rng.random((N_PERMUTATIONS, len(blocks)))
+    drawn = np.empty((N_PERMUTATIONS, len(blocks)), dtype=bool)
+    drawn[:, by_block] = is_first[by_block][np.argsort(keys, axis=1)]
+
+    def differences(labels: np.ndarray) -> np.ndarray:
+        sums, n = labels @ values, labels.sum(axis=1)
+        return sums / n - (values.sum() - sums) / (len(values) - n)
+
+    own = abs(differences(is_first[None])[0])
+    n_as_far = int((np.abs(differences(drawn)) >= own - 1e-12).sum())
+    return (n_as_far + 1) / (N_PERMUTATIONS + 1)
 
 
 def within_blocks(values: np.ndarray, blocks: np.ndarray, seed: int) -> list[float]:
@@ -379,6 +416,13 @@ def controls_of(record: Mapping[str, Any]) -> dict[str, Sequence[float]]:
         "re-drawn weights": drawn.get("untrained", []),
         "re-drawn weights, own minus another's": drawn.get("untrained_minus_control", []),
     }
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """As Markdown; the first row is its head."""
+    head, *body = rows
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
 def page(results: Mapping[str, Any], plan: Mapping[str, Any]) -> str:

@@ -4,8 +4,8 @@
 
 The truth are central finite differences of the expected loss over held-out text, an interval of
 `--width` about each threshold; estimates are those of single batches. A table in Markdown: bias,
-scatter, cosines and signs by kernel, bandwidth and batch size, as `hfsae.evaluation.
-threshold_gradient` defines them. Widths are in units of x/c.
+scatter, cosines and signs by kernel, bandwidth and batch size, as `finite_differences.py`
+defines them. Widths are in units of x/c.
 """
 
 import argparse
@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 
 import torch
+from finite_differences import agreement, estimates, finite_difference
 
 from hfsae import JumpReLUSAE
 from hfsae.activations import HarvestArguments, Harvester, PackedRows, TextArguments
-from hfsae.evaluation.threshold_gradient import agreement, estimates, finite_difference
 from hfsae.lm import load_lm
 from hfsae.recipe import load_plain, load_trained, norm_limits
 

@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 import hfsae
 from hfsae import cli
 from hfsae.activations import TextArguments, check_text
-from hfsae.comparison import results
+from hfsae.comparison import Comparison, Measured, results_in, save_results
 from hfsae.demo import Choice, open_subject
 from hfsae.features import FeatureStore, read_labels
 from hfsae.steering import load_steering_vector
@@ -105,7 +105,7 @@ _ACTIONS: dict[str, Action] = {
     "labels": read_labels,
     "app": _app,
     "checkpoint": lambda folder: checkpoint.load(next((folder / "checkpoints").glob("*.pt"))),
-    "report": lambda folder: results.kept(folder, []),
+    "report": results_in,
     "vector": lambda folder: load_steering_vector(folder / "calm.safetensors"),
     "text": _text,
 }
@@ -204,11 +204,12 @@ def _unseal(run: Path) -> None:
 def _make_report(folder: Path) -> None:
     folder.mkdir()
     record = {"sae_as_trained": {"activation_scale": 1.0}, "harvested": {}, "n_tokens": 5}
-    measured = results.Measured(
+    measured = Measured(
         "arm", 0, "a", 1.0, folder, {"l0": 3.0}, {"fidelity.error": torch.ones(4)},
         {**record, "seconds": {"train": 1.0}, "machine": ""}, {"saes": {}, "seed": 0},
     )  # fmt: skip
-    results.keep(folder, [measured], "command", {})
+    comparison = Comparison(arms={"arm": {"sweep": {"k": [1]}}}, report=str(folder))
+    save_results(comparison, [measured], "command")
 
 
 def _copy_foreign(source: Path, target: Path) -> None:

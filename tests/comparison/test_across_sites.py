@@ -4,29 +4,28 @@ import logging
 
 import numpy as np
 import pytest
+from comparisons.across_sites import overall
+from comparisons.experiment import Experiment, compare
 from scipy import stats
-
-from hfsae.comparison import Comparison, compare
-from hfsae.comparison.across_sites import overall
 
 from ..tiny import tiny_fields
 
 SITES = ["layers.0", "layers.1.mlp"]
 
 
-def comparison(folder, **fields) -> Comparison:
+def comparison(folder, **fields) -> Experiment:
     given = tiny_fields(folder, collect_tokens=0)
     given["sae"] = {"d_sae": given["sae"]["d_sae"]}
     arms = {"jumprelu": {"title": "JumpReLU", "sweep": {"target_l0": [3, 6]}}}
     arms["topk"] = {"sae": {"model_type": "topk_sae"}, "sweep": {"k": [3, 6]}}
     arms["topk"]["training"] = {"warm_start_steps": 0}
-    return Comparison(
+    return Experiment(
         **{**given, "arms": arms, "seeds": [0, 1], "at_l0": [4.0, 5.0], "at_sites": SITES, **fields}
     )
 
 
 def test_each_site_has_a_report_and_one_stands_above(tmp_path, loads):
-    report = compare(comparison(tmp_path / "c"), command="hfsae compare x.yaml")
+    report = compare(comparison(tmp_path / "c"), command="compare x.yaml")
     text = (report / "report.md").read_text()
     assert "# 2 arms at 2 sites" in text and "8 SAEs" not in text and "16 SAEs" in text
     for site in SITES:
@@ -39,7 +38,7 @@ def test_each_site_has_a_report_and_one_stands_above(tmp_path, loads):
     assert (report / "figures" / "sites.png").is_file() and (report / "report.html").is_file()
 
     loads.clear()  # what is there is not done again, and one site alone leaves the others' report
-    again = compare(comparison(tmp_path / "c", at_sites=SITES[:1]), command="hfsae compare x.yaml")
+    again = compare(comparison(tmp_path / "c", at_sites=SITES[:1]), command="compare x.yaml")
     assert again == report / SITES[0] and not loads
     assert (report / "report.md").read_text() == text
 

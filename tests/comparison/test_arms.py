@@ -6,8 +6,7 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
-from hfsae.comparison import Comparison
-from hfsae.comparison.arms import arm_runs
+from hfsae.comparison import Comparison, arm_runs
 from hfsae.training import TrainingArguments
 
 ARMS = {

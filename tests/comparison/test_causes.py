@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-
-from hfsae.comparison.causes import ArmCauses, Causes, differences
-from hfsae.evaluation.causal import COUNTS, CausalControl
+from comparisons.causal_control import COUNTS, CausalControl
+from comparisons.causes import ArmCauses, Causes, compared
 
 
 def causes(seed: int, n_tokens: int = 40) -> Causes:
@@ -56,7 +55,7 @@ def test_arms_are_paired_by_seed_and_token_and_corrected_together():
         change = own.control.change * 1.3 * noise
         stronger.append(own._replace(control=own.control._replace(change=change)))
     arms = {"a": ArmCauses(of_seeds), "b": ArmCauses(stronger)}
-    told = differences(arms, "a", n_resamples=200, seed=0)
+    told = compared(arms, "a", n_resamples=200, seed=0)
     effect = told["to ablate, by norm"]["b"]
     assert effect.value == pytest.approx(math.log(1.3), abs=0.01) and effect.is_shown
     assert told["to double, off target"]["b"].value == pytest.approx(-math.log(1.3), abs=0.01)

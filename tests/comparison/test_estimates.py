@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hfsae.comparison.estimates import Estimate, corrected, estimate
+from hfsae.comparison import Estimate, corrected, estimate
 
 
 def of(own: list[float], spread: float) -> Estimate:

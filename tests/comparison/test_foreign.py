@@ -3,8 +3,9 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from hfsae.comparison.foreign import ForeignSection
-from hfsae.comparison.results import Measured
+from comparisons.foreign import ForeignSection
+
+from hfsae.comparison import Measured
 
 
 def sae(arm, seed, l0, fvu, **texts) -> Measured:

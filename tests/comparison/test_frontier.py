@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hfsae.comparison import Frontiers, plots
-from hfsae.comparison.results import Measured
+from hfsae.comparison import Frontiers, Measured, plots
 
 L0S = (16.0, 32.0, 64.0)
 

@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comparisons.at_l0 import at_l0
+from comparisons.interpretability import Interpretability, Score
 
-from hfsae.comparison.at_l0 import at_l0
-from hfsae.comparison.interpretability import Interpretability, Score
-from hfsae.comparison.latent_scores import Explained
-from hfsae.comparison.results import Measured
+from hfsae.comparison import Measured
 from hfsae.evaluation.intervals import interval
 
-PEARSON = Score("pearson")
+PEARSON, LEXICAL = Score("pearson"), "explained/lexical/latents/"
 
 
 def measured(
@@ -20,10 +19,9 @@ def measured(
 ) -> Measured:
     """An SAE with these scores."""
     columns = {"pearson": values, "density": densities, **columns}
-    lexical = {f"latents/{k}": torch.as_tensor(v).float() for k, v in columns.items()}
-    explained = Explained(lexical, "settings")
+    lexical = {f"{LEXICAL}{k}": torch.as_tensor(v).float() for k, v in columns.items()}
     name = f"k_{value:g}"
-    return Measured(arm, seed, name, value, Path(), {"l0": l0}, {}, {}, explained=explained)
+    return Measured(arm, seed, name, value, Path(), {"l0": l0}, {}, {}, more_tensors=lexical)
 
 
 def drawn(arm: str, seed: int, above: float = 0.0, slope: float = 0.0, low: float = -4) -> Measured:
@@ -36,12 +34,12 @@ def drawn(arm: str, seed: int, above: float = 0.0, slope: float = 0.0, low: floa
 
 def test_a_mean_is_that_of_the_seeds_and_its_interval_of_one_seed_that_over_latents():
     saes = [drawn("a", s, above=0.1 * s) for s in range(3)]
-    means = [float(m.explained.lexical["latents/pearson"].double().mean()) for m in saes]
+    means = [float(m.more_tensors[f"{LEXICAL}pearson"].double().mean()) for m in saes]
     spread = Interpretability(saes, 50.0).mean("a", PEARSON)
     assert spread.value == pytest.approx(np.mean(means))
     assert spread.items[0] < spread.value < spread.items[1]
     one = Interpretability(saes[:1], 50.0, n_resamples=4000).mean("a", PEARSON)
-    values = saes[0].explained.lexical["latents/pearson"].tolist()
+    values = saes[0].more_tensors[f"{LEXICAL}pearson"].tolist()
     expected = interval(values, [1.0] * 100, n_resamples=4000, seed=0)
     assert one.items == pytest.approx(expected[1:], abs=2e-3)
     assert np.isnan(one.seeds).all() and one.holds_0, "one seed shows nothing"

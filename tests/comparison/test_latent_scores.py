@@ -1,4 +1,4 @@
-"""`hfsae compare --explain`, on a tiny language model."""
+"""`python -m comparisons --explain`, on a tiny language model."""
 
 import json
 import re
@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from comparisons.__main__ import with_explanations
+from comparisons.experiment import Experiment, InterpretArguments, compare
 
 from hfsae.activations import TextArguments
-from hfsae.cli.recipes import with_explanations
-from hfsae.comparison import Comparison, InterpretArguments, compare
-from hfsae.comparison.latent_scores import Explained, read_explained
+from hfsae.comparison import results_in
 from hfsae.explanations import ExplainArguments
 from hfsae.recipe import explain_sae, of_run
 
@@ -30,13 +31,13 @@ ARMS = {
 EXPLAIN = InterpretArguments(n_latents=20, n_tokens=2500, max_density=1.0, judged_latents=20)
 
 
-def tiny_comparison(folder, explain=EXPLAIN) -> Comparison:
+def tiny_comparison(folder, explain=EXPLAIN) -> Experiment:
     text = TextArguments(dataset=letters(), context_size=64, held_out_fraction=0.6)
     given = tiny_fields(folder / "saes", collect_tokens=0, text=text)
     given["evaluation"].texts = {"products": str(Path(__file__).with_name("foreign.txt"))}
     given["sae"] = {"site": "layers.1", "d_sae": 48}
     report = str(folder / "report")
-    return Comparison(**given, arms=ARMS, seeds=[0, 1], at_l0=[4.0], explain=explain, report=report)
+    return Experiment(**given, arms=ARMS, seeds=[0, 1], at_l0=[4.0], explain=explain, report=report)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def explained(tmp_path_factory, tiny_lm, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("explained")
     with pytest.MonkeyPatch.context() as monkeypatch:
         loads = every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
-        compare(tiny_comparison(folder), command="hfsae compare x.yaml --explain")
+        compare(tiny_comparison(folder), command="python -m comparisons x.yaml --explain")
     return folder, len(loads)
 
 
@@ -72,9 +73,7 @@ def test_a_report_has_scores_beside_controls_and_latents_with_evidence(explained
     page = (folder / "report/latents.md").read_text()
     assert page.count("### Random ones") == 2 and page.count("    seed ") >= 20
     assert (folder / "report/figures/interpretability.png").is_file()
-    for home in (folder / "saes").glob("*/seed_*/*_4"):
-        record = json.loads((home / "features/explanations.json").read_text())
-        assert record["n_latents"] == 20 and (home / "explained.safetensors").is_file()
+    assert not list((folder / "saes").rglob("explanations.*")), "`hfsae explain` names latents"
 
 
 def test_the_report_is_made_again_from_its_numbers_alone(explained, tmp_path, loads):
@@ -82,7 +81,7 @@ def test_the_report_is_made_again_from_its_numbers_alone(explained, tmp_path, lo
     names = ("report.md", "latents.md", "results.safetensors")
     before = {name: (tmp_path / "report" / name).read_bytes() for name in names}
     saes = saes_in(tmp_path / "report")
-    compare(tiny_comparison(tmp_path), command="hfsae compare x.yaml --explain")
+    compare(tiny_comparison(tmp_path), command="python -m comparisons x.yaml --explain")
     assert {name: (tmp_path / "report" / name).read_bytes() for name in names} == before
     assert saes_in(tmp_path / "report") == saes and saes[0]["explained"]["examples"]
     assert not loads
@@ -91,7 +90,7 @@ def test_the_report_is_made_again_from_its_numbers_alone(explained, tmp_path, lo
         compare(tiny_comparison(tmp_path, other))
     compare(tiny_comparison(tmp_path, InterpretArguments()))
     assert "## Interpretability" not in (tmp_path / "report/report.md").read_text()
-    compare(tiny_comparison(tmp_path), command="hfsae compare x.yaml --explain")
+    compare(tiny_comparison(tmp_path), command="python -m comparisons x.yaml --explain")
     assert (tmp_path / "report/report.md").read_bytes() == before["report.md"], "none forgotten"
 
 
@@ -99,16 +98,15 @@ def saes_in(report) -> list:
     return json.loads((report / "results.json").read_text())["saes"]
 
 
-def test_scores_of_the_folder_are_those_of_hfsae_explain(explained, tmp_path, loads, capsys):
+def test_scores_are_those_of_hfsae_explain(explained, tmp_path, loads):
     shutil.copytree(explained[0] / "saes", tmp_path / "saes")
     home = tmp_path / "saes/topk/seed_1/k_4"
-    before = (home / "features/explanations.parquet").read_bytes()
-    for path in (home / "features").iterdir():
-        path.unlink()
-    explain_sae(of_run(home), ExplainArguments(n_latents=20, n_tokens=2500, max_density=1.0))
-    assert (home / "features/explanations.parquet").read_bytes() == before
-    scores = read_explained(home, Explained()).lexical
-    assert len(scores["latents/pearson"]) == len(scores["untrained/pearson"]) == 20
+    args = ExplainArguments(n_latents=20, n_tokens=2500, max_density=1.0)
+    rows = explain_sae(of_run(home), args).rows
+    kept = results_in(explained[0] / "report")["topk", 1, "k_4"].more_tensors
+    own, other = (kept[f"explained/lexical/{part}/pearson"] for part in ("latents", "untrained"))
+    assert own.tolist() == torch.tensor([row["pearson"] for row in rows]).float().tolist()
+    assert len(own) == len(other) == 20
 
 
 def test_explain_alone_stands_for_its_default_and_a_number_wins():
@@ -127,11 +125,11 @@ def test_scores_without_latents_are_refused():
 def test_a_judge_is_asked_about_the_first_seeds_saes_alone(explained, tmp_path, loads, monkeypatch):
     shutil.copytree(explained[0], tmp_path, dirs_exist_ok=True)
     judge = Oracle()  # which knows no word of these texts
-    monkeypatch.setattr("hfsae.comparison.explaining.judge_of", lambda args, calls: judge)
+    monkeypatch.setattr("comparisons.explaining.judge_of", lambda args, calls: judge)
     asked = replace(EXPLAIN, scores=["detection"])
     report = compare(tiny_comparison(tmp_path, asked))
-    made = {path.parent.parent.name for path in (tmp_path / "saes").rglob("judged.safetensors")}
-    assert made == {"seed_0"}
+    kept = results_in(tmp_path / "report")
+    assert {key[1] for key, m in kept.items() if m.more["explained"]["judged"]} == {0}
     section = (report / "report.md").read_text().partition("### A judge's scores (seeds: 0)")[2]
     assert section.count("| detection |") == 2 and section.count("| cannot tell |") == 2
     assert "auc 0.500 [0.500, 0.500]" in section and "| 0.0% |" in section

@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from comparisons.pooled import Verdict, over_places, pooled
 from scipy import stats
 
-from hfsae.comparison.differences import Verdict
-from hfsae.comparison.estimates import Estimate
-from hfsae.comparison.pooled import over_places, pooled
+from hfsae.comparison import Estimate
 
 
 def test_the_bcg_trials_have_their_published_mean_and_spread():

@@ -5,9 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from comparisons.probed import Pair, ProbingSection, measures
 
-from hfsae.comparison.probed import Pair, ProbingSection, measures
-from hfsae.comparison.results import Measured
+from hfsae.comparison import Measured
 from hfsae.evaluation.probing.extract import extract
 
 from ..probed import CAUTION, WEAK, probing_record
@@ -16,7 +16,9 @@ from ..probed import CAUTION, WEAK, probing_record
 def sae(arm, seed, l0, record) -> Measured:
     probing = extract(record) if record else {}
     name = f"target_l0_{l0}"
-    return Measured(arm, seed, name, l0, Path(name), {"l0": float(l0)}, {}, {}, probing=probing)
+    return Measured(
+        arm, seed, name, l0, Path(name), {"l0": float(l0)}, {}, {}, more={"probing": probing}
+    )
 
 
 def comparison(**fields):

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,47 +10,13 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from hfsae.comparison import CausalArguments, Comparison, compare
+from hfsae.comparison import compare
 from hfsae.machine import processor
 from hfsae.machine.checksums import KEY
 from hfsae.machine.files import read_tensors, write_tensors
-from hfsae.recipe.probing import with_probing
 
-from ..conftest import every_lm_is
 from ..helpers import held_elsewhere
-from ..probed import probing_record
-from ..tiny import tiny_fields
-
-ARMS = {
-    "jumprelu": {"title": "JumpReLU", "sweep": {"target_l0": [3, 6]}},
-    "topk": {
-        "sae": {"model_type": "topk_sae", "target_l0": None},
-        "sweep": {"k": [3, 6]},
-        "training": {"warm_start_steps": 0, "learning_rate": 2e-3},
-    },
-}
-
-
-def tiny_comparison(folder, **fields) -> Comparison:
-    given = tiny_fields(folder, collect_tokens=0, **fields)
-    given["sae"] = {k: v for k, v in given["sae"].items() if k in ("site", "d_sae", "target_l0")}
-    return Comparison(**given, arms=ARMS, seeds=[0, 1], at_l0=[4.0, 5.0])
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_lm, tiny_tokenizer) -> tuple[Path, list[str]]:
-    """A whole comparison's folder, and the names of the language models that it loaded."""
-    folder = tmp_path_factory.mktemp("trained") / "c"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        loads = every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
-        compare(tiny_comparison(folder), command="hfsae compare x.yaml")
-    return folder, loads
-
-
-@pytest.fixture
-def copied(trained, tmp_path) -> Callable[[str], Path]:
-    """copied("c"): that comparison again, in a folder of the test's own."""
-    return lambda name: shutil.copytree(trained[0], tmp_path / name)
+from .conftest import ARMS, tiny_comparison
 
 
 def test_a_comparison_leaves_trained_saes_and_a_report(trained):
@@ -101,28 +66,6 @@ def test_health_is_in_per_cent_the_mean_over_seeds_and_the_range(trained):
             assert float(cell.split(" ")[0]) == pytest.approx(sum(values) / 2, rel=6e-3), (arm, key)
 
 
-def test_what_was_probed_stands_in_the_report_and_outlives_the_weights(copied, loads):
-    """And an evaluation with it is the same evaluation: nothing is measured again."""
-    folder = copied("c")
-    report = compare(tiny_comparison(folder))
-    assert "## Sparse probing" not in (report / "report.md").read_text()
-    homes = sorted(path.parent for path in folder.glob("*/seed_*/*/config.json"))
-    (report / "results.json").unlink()
-    for home in homes:
-        evaluation = json.loads((home / "evaluation.json").read_text())
-        (home / "probing.json").write_text(json.dumps(probing_record(home.name)))
-        (home / "evaluation.json").write_text(json.dumps(with_probing(evaluation, home)))
-    compare(tiny_comparison(folder))
-    text = (report / "report.md").read_text()
-    section = text.partition("## Sparse probing")[2].partition("\n## ")[0]
-    assert "8 of 8 SAEs were probed" in section and section.count("| topk | k_3 |") == 2
-    assert not loads
-    for home in homes:
-        shutil.rmtree(home)
-    compare(tiny_comparison(folder))
-    assert (report / "report.md").read_text() == text
-
-
 def test_arms_that_another_process_works_on_are_left_alone(tmp_path, loads):
     is_in_use = pytest.raises(ValueError, match=r"topk/seed_0 is in use by process")
     with held_elsewhere(tmp_path / "c" / "topk" / "seed_0"), is_in_use:
@@ -148,14 +91,14 @@ def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(copied, loads, 
 def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     tmp_path, copied, loads, monkeypatch
 ):
-    fields = {"report": str(tmp_path / "report"), "causal": CausalArguments(n_tokens=6, l0=3.0)}
+    fields = {"report": str(tmp_path / "report")}
     first = tiny_comparison(copied("here"), **fields)
     report = compare(first)
     before = {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()}
     (tmp_path / "here").rename(tmp_path / "lost")
     compare(first)
     assert {name: (report / name).read_bytes() for name in before} == before
-    assert len(loads) == 1, "nothing was trained or measured again"
+    assert not loads, "nothing was trained or measured again"
     text = (report / "report.md").read_text()
     assert re.search(r"All saw the same activations, to the bit \(hash [0-9a-f]{16}\)\.", text)
     (report / "results.json").write_text(
@@ -233,27 +176,6 @@ def test_what_a_comparison_cannot_be_is_told_before_anything_is_trained(
     with pytest.raises(ValueError, match="a comparison runs in one process"):
         compare(tiny_comparison(tmp_path / "a"))
     assert not (tmp_path / "a").exists() and not loads
-
-
-def test_causes_are_read_where_weights_were_evaluated_otherwise(tmp_path, copied, loads):
-    """As those from the Hub are: their report keeps the evaluation that counts."""
-    fields = {"report": str(tmp_path / "report")}
-    compare(tiny_comparison(copied("a"), **fields))
-    for path in (tmp_path / "a").rglob("documents.safetensors"):
-        path.unlink()
-    report = compare(
-        tiny_comparison(tmp_path / "a", causal=CausalArguments(n_tokens=6, l0=3.0), **fields)
-    )
-    assert "causes" in (report / "report.md").read_text()
-
-
-def test_causes_want_weights(tmp_path, copied, loads):
-    comparison = tiny_comparison(copied("c"), report=str(tmp_path / "report"))
-    compare(comparison)
-    (tmp_path / "c").rename(tmp_path / "lost")
-    comparison.causal = CausalArguments(n_tokens=6, l0=3.0)
-    with pytest.raises(ValueError, match=r"no weights to measure; set causal\.n_tokens to 0"):
-        compare(comparison)
 
 
 def saes_in(report) -> list:
@@ -341,25 +263,6 @@ def test_a_comparison_without_evaluation_is_refused_before_anything_is_trained(t
     with pytest.raises(ValueError, match=r"evaluation.n_tokens is 0"):
         compare(comparison)
     assert not (tmp_path / "c").exists()
-
-
-@pytest.mark.renders
-def test_causes_are_measured_once_of_the_saes_nearest_in_l0(tmp_path, copied, loads):
-    comparison = tiny_comparison(copied("c"), causal=CausalArguments(n_tokens=6, l0=3.0))
-    report = compare(comparison)
-    assert "## Are latents causes? At an L0 of 3" in (report / "report.md").read_text()
-    assert (report / "report.html").read_text().count("data:image/png;base64,") == 4
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("causes.safetensors")}
-    assert sorted(path.parent.name for path in files) == ["k_3"] * 2 + ["target_l0_3"] * 2
-    assert len(loads) == 1, "once, in float32"
-    compare(comparison)
-    assert files == {path: path.stat().st_mtime_ns for path in files} and len(loads) == 1
-    comparison.causal.n_tokens = 5
-    compare(comparison)
-    assert all(path.stat().st_mtime_ns > before for path, before in files.items())
-    next(iter(files)).write_bytes(b"half of it")
-    with pytest.raises(ValueError, match=r"causes\.safetensors.*damaged"):
-        compare(comparison)
 
 
 def test_a_foreign_text_that_is_too_short_is_told_before_anything_is_trained(tmp_path, loads):

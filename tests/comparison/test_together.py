@@ -5,16 +5,18 @@ import shlex
 
 import pytest
 import yaml
+from comparisons import figures
+from comparisons.__main__ import parsed
+from comparisons.experiment import Experiment, compare, compare_together
+from comparisons.pooled import Verdict
 
-from hfsae.cli.recipes import parse_comparisons
-from hfsae.comparison import Comparison, compare, compare_together, plots
-from hfsae.comparison.differences import Verdict
-from hfsae.comparison.estimates import Estimate
+from hfsae.comparison import Estimate
 
 from ..tiny import tiny_fields
+from .told import HOME, PAGES
 
 
-def comparison(folder, **fields) -> Comparison:
+def comparison(folder, **fields) -> Experiment:
     given = tiny_fields(folder, collect_tokens=0)
     if "at_sites" in fields:
         given["sae"] = {"d_sae": given["sae"]["d_sae"]}
@@ -22,7 +24,7 @@ def comparison(folder, **fields) -> Comparison:
     for name, values in (("topk", [3, 6]), ("one", [4])):
         arms[name] = {"sae": {"model_type": "topk_sae"}, "sweep": {"k": values}}
         arms[name]["training"] = {"warm_start_steps": 0}
-    return Comparison(**{**given, "arms": arms, "seeds": [0, 1], "at_l0": [4.0, 5.0], **fields})
+    return Experiment(**{**given, "arms": arms, "seeds": [0, 1], "at_l0": [4.0, 5.0], **fields})
 
 
 def test_the_verdict_is_corrected_for_all_arms_of_all_comparisons(tmp_path, loads):
@@ -70,7 +72,7 @@ def test_one_arm_alone_has_no_verdict_and_a_report(tmp_path, loads):
 def test_the_verdicts_of_one_seed_lie_inside_their_figure():
     unknown = (float("nan"), float("nan"))
     verdict = Verdict("a", "TopK", [4.0], Estimate(0.4, unknown, (0.3, 0.5)), 0, "JumpReLU", 1)
-    figure = plots.verdicts_figure({"fvu": [verdict], "delta_loss": []})
+    figure = figures.verdicts_figure({"fvu": [verdict], "delta_loss": []})
     for axes in figure.axes:
         low, high = axes.get_xlim()
         assert low < 0 < high
@@ -98,23 +100,32 @@ def files(tmp_path, *names: str) -> list[str]:
 def test_each_comparison_has_the_command_that_makes_it_alone(tmp_path):
     first, second = files(tmp_path, "first", "second")
     argv = [first, second, "--together", "all", "--seeds", "[0]", "--explain"]
-    comparisons, folder = parse_comparisons(argv)
+    comparisons, folder = parsed(argv)
     assert str(folder) == "all"
-    assert [shlex.split(command) for command in comparisons] == [
-        ["hfsae", "compare", file, "--seeds", "[0]", "--explain"] for file in (first, second)
+    assert [shlex.split(command)[4:] for command in comparisons] == [
+        [file, "--seeds", "[0]", "--explain"] for file in (first, second)
     ]
     for own in comparisons.values():
         assert own.seeds == [0] and own.explain.n_latents == 100
     ((command, _),), none = (
-        parse_comparisons([first])[0].items(),
-        parse_comparisons([first])[1],
+        parsed([first])[0].items(),
+        parsed([first])[1],
     )
-    assert command == shlex.join(["hfsae", "compare", first]) and none is None
+    assert command == f"PYTHONPATH=scripts python -m comparisons {first}" and none is None
+
+
+def test_commands_of_the_pages_are_read(monkeypatch):
+    monkeypatch.chdir(HOME.parents[1])
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES).replace("\\\n", " ")
+    commands = re.findall("^PYTHONPATH=scripts python -m comparisons (.+)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert parsed(shlex.split(command))[0]
 
 
 def test_several_comparisons_need_a_folder(tmp_path):
     with pytest.raises(ValueError, match=r"got 2 comparisons; give --together FOLDER, where"):
-        parse_comparisons(files(tmp_path, "first", "second"))
+        parsed(files(tmp_path, "first", "second"))
     absent = str(tmp_path / "absent.yaml")
     with pytest.raises(ValueError, match=r"there is no comparison .*absent\.yaml"):
-        parse_comparisons([*files(tmp_path, "first"), absent, "--together", "x"])
+        parsed([*files(tmp_path, "first"), absent, "--together", "x"])

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hfsae.cli.recipes import parse_comparisons
-from hfsae.comparison import results
-from hfsae.comparison.arms import arm_runs
-from hfsae.comparison.differences import Differences
+from hfsae.cli import parse_recipe, recipe_parser
+from hfsae.comparison import Comparison, Differences, measure
 
 from .told import (
     FVU,
@@ -244,9 +242,9 @@ def test_the_guide_says_in_words_what_the_verdict_shows():
 def from_scratch() -> Differences:
     """The frontier's differences from JumpReLU from scratch, as `--reference` gives them."""
     argv = [str(HOME / "frontier.yaml"), "--reference", "jumprelu_scratch"]
-    (comparison,) = parse_comparisons([*argv, "--report", str(HOME / "frontier")])[0].values()
-    runs = list(arm_runs(comparison))
-    return Differences(comparison, results.read(runs, results.kept(HOME / "frontier", runs)))
+    argv += ["--report", str(HOME / "frontier")]
+    comparison, _ = parse_recipe(recipe_parser("compare", Comparison), argv, Comparison)
+    return Differences(comparison, measure(comparison))  # all of it is kept
 
 
 def shown(differences: Differences, metric: str, arm: str) -> dict[float, float]:
@@ -510,7 +508,7 @@ def test_what_is_told_of_batch_topk_over_sites():
 
 
 def test_a_mean_in_attentions_place_costs_little_and_its_reconstructions_nothing():
-    saes = results.read_json(HOME / "layers.15.self_attn/results.json")["saes"]
+    saes = json.loads((HOME / "layers.15.self_attn/results.json").read_text())["saes"]
     said(
         "Longer runs at these sites",
         "Putting its mean in attention's place costs only 0.006 nats, and each of the 25 SAEs'",

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-
-from hfsae.activations import ActivationArguments, ImageArguments
-from hfsae.comparison import (
+from comparisons.experiment import (
     CausalArguments,
-    Comparison,
+    Experiment,
     InterpretArguments,
     compare,
     compare_together,
 )
+from safetensors.torch import save_file
+
+from hfsae.activations import ActivationArguments, ImageArguments
 from hfsae.recipe import LMArguments
 
 from ..tiny import tiny_fields
@@ -35,17 +35,17 @@ def acts(tmp_path_factory) -> Path:
     return path
 
 
-def comparison(folder: Path, **fields) -> Comparison:
+def comparison(folder: Path, **fields) -> Experiment:
     given = tiny_fields(folder, collect_tokens=0)
     own = {"d_sae": 16, "bandwidth": 0.1, "log_threshold": False}
     given["sae"] = own | fields.pop("sae", {})
     arms = {"jumprelu": {"title": "JumpReLU", "sweep": {"target_l0": [2, 4]}}}
     arms["topk"] = {"sae": {"model_type": "topk_sae"}, "sweep": {"k": [2, 4]}}
     arms["topk"]["training"] = {"warm_start_steps": 0}
-    return Comparison(**{**given, "arms": arms, "seeds": [0, 1], "at_l0": [2.5, 3.0], **fields})
+    return Experiment(**{**given, "arms": arms, "seeds": [0, 1], "at_l0": [2.5, 3.0], **fields})
 
 
-def of_files(folder: Path, path: Path, **fields) -> Comparison:
+def of_files(folder: Path, path: Path, **fields) -> Experiment:
     files = ActivationArguments(files=str(path), held_out_fraction=0.2)
     return comparison(folder, activations=files, **fields)
 

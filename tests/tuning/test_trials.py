@@ -1,7 +1,6 @@
 """The recipes of trials."""
 
-from hfsae.tuning import Tuning
-from hfsae.tuning.trials import Trial, recipe_of
+from hfsae.tuning import Trial, Tuning, recipe_of
 
 from ..tiny import tiny_fields
 

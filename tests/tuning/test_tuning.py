@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-import hfsae.tuning.search as search
+import hfsae.recipe
+from hfsae import tuning
 from hfsae.activations import ActivationArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.evaluation import EvaluationResult
 from hfsae.machine.files import read_json
 from hfsae.recipe import read_recipe, run
-from hfsae.tuning import Tuning, tune
-from hfsae.tuning.ranges import Choice, Range, draw, read_space
-from hfsae.tuning.search import score_of
-from hfsae.tuning.trials import Trial, recipe_of
+from hfsae.tuning import Trial, Tuning, edge, recipe_of, score_of, tune
 
 from ..helpers import at_each_pass, refused
 from ..tiny import tiny_fields, tiny_recipe
@@ -77,24 +76,45 @@ def test_settings_are_searched_on_files_without_a_model(tmp_path):
     assert trial.activations.validation_fraction == 0.05
 
 
-def test_draws_are_uniform_in_logarithms_and_seeded():
-    space = read_space({"a": {"low": 1e-4, "high": 1.0}, "b": [1, 2, 3]})
-    drawn = [draw(space, 0, n) for n in range(400)]
-    places = [space["a"].place(values["a"]) for values in drawn]
+def test_draws_are_uniform_in_logarithms_seeded_and_alike_in_all_arms(tmp_path, loads, monkeypatch):
+    monkeypatch.setattr(tuning, "train_and_score", of_rates([]))
+    rate, batch = "training.learning_rate", "training.batch_size"
+    drawn = {}
+    for name, seed in (("a", 0), ("again", 0), ("other", 1)):
+        ranges = {**RATES, batch: [4, 8, 16]}
+        own = {"arms": {"one": {}, "two": {"ranges": {"sae.bandwidth": [0.1, 0.2]}}}}
+        tune(tiny_tuning(tmp_path / name, ranges=ranges, trials=60, rungs=1, tune_seed=seed, **own))
+        values = [(line["name"][:3], line["values"]) for line in trials_in(tmp_path / name)]
+        drawn[name] = {arm: [v for of, v in values if of == arm] for arm in ("one", "two")}
+    one, two = drawn["a"].values()
+    places = [math.log(v[rate] / 1e-4) / math.log(100) for v in one]
     assert all(-0.01 <= place <= 1.01 for place in places)
-    assert abs(sum(places) / len(places) - 0.5) < 0.06
-    assert {values["b"] for values in drawn} == {1, 2, 3}
-    assert draw(space, 0, 7) == drawn[7] != draw(space, 1, 7)
-    assert draw({"b": space["b"]}, 0, 7) == {"b": drawn[7]["b"]}, "whatever else is drawn"
+    assert abs(sum(places) / len(places) - 0.5) < 0.12
+    assert {v[batch] for v in one} == {4, 8, 16}
+    assert drawn["again"] == drawn["a"] and drawn["other"]["one"] != one
+    by_number = [{k: v[k] for k in (rate, batch)} for v in two]
+    assert sorted(map(str, by_number)) == sorted(map(str, one))
 
 
-def test_a_range_knows_its_edges_and_grows_beyond_them():
-    own = Range(1e-3, 1e-1)
-    assert [own.edge(v) for v in (1.1e-3, 1e-2, 9e-2)] == ["low", "", "high"]
-    high = own.grown("high")
-    assert (high.low, high.high) == (1e-3, pytest.approx(1.0))
-    assert own.grown("low").low == pytest.approx(1e-4)
-    assert Choice((1, 2)).edge(2) == ""
+def of_rates(rates: list[float]):
+    """The score is the distance to a rate of 1, and rates are noted; nothing is trained."""
+
+    def train(recipe, command, loaded):
+        lines = {}
+        for name in recipe.saes:
+            rates.append(recipe.training_of(name).learning_rate)
+            score = abs(math.log(rates[-1] / 1.0))
+            measured = {"fvu": score, "l0": 4.0, "dead_share": 0.0, "seconds": 1.0}
+            lines[name] = {"score": score, "measured": measured, "failure": ""}
+        return lines
+
+    return train
+
+
+def test_a_range_knows_its_edges():
+    own = {"low": 1e-3, "high": 1e-1}
+    assert [edge(own, v) for v in (1.1e-3, 1e-2, 9e-2)] == ["low", "", "high"]
+    assert edge([1, 2], 2) == ""
 
 
 @pytest.mark.parametrize(
@@ -104,21 +124,21 @@ def test_a_range_knows_its_edges_and_grows_beyond_them():
         for given in (3, {"low": 2, "high": 1}, {"low": 1e-3, "high": "x"}, {"low": 0, "high": 1})
     ],
 )
-def test_a_range_that_is_none_is_one_sentence(ranges):
+def test_a_range_that_is_none_is_one_sentence(ranges, tmp_path):
     with pytest.raises(ValueError, match=r"ranges\.training\.learning_rate is .* or a list of"):
-        read_space(ranges)
+        tiny_tuning(tmp_path, ranges=ranges)
 
 
 def test_without_ranges_the_rate_is_searched_threefold_either_way(tmp_path):
     arms = {"own": {"training": {"learning_rate": 6e-4}}, "plain": {}}
-    tuning = tiny_tuning(tmp_path, ranges={}, arms=arms)
-    rate = tuning.training.learning_rate
+    own = tiny_tuning(tmp_path, ranges={}, arms=arms)
+    rate = own.training.learning_rate
     for arm, middle in (("own", 6e-4), ("plain", rate)):
-        found = tuning.ranges_of(arm)["training.learning_rate"]
+        found = own.ranges_of(arm)["training.learning_rate"]
         assert found == pytest.approx({"low": middle / 3, "high": 3 * middle})
 
 
-def test_a_stopped_search_goes_on_where_it_was(tmp_path, loads, tiny_lm):
+def test_a_stopped_search_goes_on_where_it_was(tmp_path, loads, tiny_lm, monkeypatch):
     log = tmp_path / "a/trials.jsonl"
 
     def is_at_the_third() -> bool:
@@ -128,12 +148,16 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path, loads, tiny_lm):
         tune(tiny_tuning(tmp_path / "a", together=1))
     first = trials_in(tmp_path / "a")
     assert len(first) == 2
-    for line in first:
-        line["measured"]["seconds"] = 1e6  # which no training here takes
-    log.write_text("".join(f"{json.dumps(line)}\n" for line in first))
+    trained, train = [], tuning.train_and_score
+
+    def noting(recipe, command, loaded):
+        trained.extend(recipe.saes)
+        return train(recipe, command, loaded)
+
+    monkeypatch.setattr(tuning, "train_and_score", noting)
     tune(tiny_tuning(tmp_path / "a", together=1))
     every = trials_in(tmp_path / "a")
-    assert every[:2] == first, "they were not trained again"
+    assert every[:2] == first and len(trained) == 3, "they were not trained again"
     assert [line["rung"] for line in every] == [0, 0, 0, 1, 1]
 
 
@@ -163,10 +187,10 @@ def test_trials_are_scored_on_validation_documents_alone(tmp_path, loads):
 
 def test_a_trial_that_fails_is_the_last_and_all_that_fail_are_an_error(tmp_path, loads):
     """A rate of 1e18 makes weights that are not finite."""
-    wide, seed = {"training.learning_rate": {"low": 1e-4, "high": 1e20}}, 923
-    drawn = [draw(read_space(wide), seed, n)["training.learning_rate"] for n in range(3)]
-    assert [rate > 1e18 for rate in drawn] == [False, True, False]
+    wide, seed = {"training.learning_rate": {"low": 1e-4, "high": 1e20}}, 2733
     report = tune(tiny_tuning(tmp_path / "a", ranges=wide, tune_seed=seed)) / "report.md"
+    drawn = [line["values"]["training.learning_rate"] for line in trials_in(tmp_path / "a")[:3]]
+    assert [rate > 1e18 for rate in drawn] == [False, True, False]
     (failed,) = [line for line in trials_in(tmp_path / "a") if line["score"] is None]
     assert "no longer finite" in failed["failure"]
     assert failed["values"]["training.learning_rate"] == drawn[1]
@@ -194,7 +218,7 @@ def test_a_failure_that_is_no_divergence_ends_the_search_and_is_not_kept(
         raise ValueError("the Hub cannot be reached")
 
     with monkeypatch.context() as broken:
-        broken.setattr(search, "load_inputs", unreachable)
+        broken.setattr(hfsae.recipe, "load_inputs", unreachable)
         with pytest.raises(ValueError, match="the Hub cannot be reached"):
             tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1))
     assert tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1)).exists()
@@ -212,25 +236,16 @@ def test_a_folder_of_something_else_stays_as_it_is(tmp_path, loads):
 def test_a_range_grows_where_the_best_lies_at_its_edge_and_arms_draw_alike(
     tmp_path, loads, monkeypatch
 ):
-    """The score is the distance to a rate beyond the range of one arm."""
-    rates = []
-
-    def train(recipe, command, loaded):
-        lines = {}
-        for name in recipe.saes:
-            rates.append(recipe.training_of(name).learning_rate)
-            score = abs(math.log(rates[-1] / 1.0))
-            measured = {"fvu": score, "l0": 4.0, "dead_share": 0.0, "seconds": 1.0}
-            lines[name] = {"score": score, "measured": measured, "failure": ""}
-        return lines
-
-    monkeypatch.setattr(search, "_trained", train)
+    rates: list[float] = []
+    monkeypatch.setattr(tuning, "train_and_score", of_rates(rates))
     arms = {
         "wide": {"ranges": {"training.learning_rate": {"low": 0.1, "high": 8.0}}},
         "narrow": {"ranges": {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}},
     }
-    tuning = tiny_tuning(tmp_path / "a", ranges={}, arms=arms, rungs=1, growth=1, trials=20)
-    report = (tune(tuning) / "report.md").read_text()
+    own = tiny_tuning(
+        tmp_path / "a", ranges={}, arms=arms, rungs=1, growth=1, trials=20, tune_seed=2
+    )
+    report = (tune(own) / "report.md").read_text()
     arm_of = [line["name"].partition("-")[0] for line in trials_in(tmp_path / "a")]
     assert arm_of == ["wide"] * 20 + ["narrow"] * 20 + ["wide"] * 20 + ["narrow"] * 20
     assert max(rates[20:40]) <= 1e-2 < max(rates[60:]) <= 1e-1
@@ -270,10 +285,19 @@ def test_the_command_takes_the_name_of_a_recipe(capsys):
 
 @pytest.mark.parametrize("path", sorted(TUNINGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_tunings_that_come_along_draw_saes_that_there_are(path):
-    tuning, _ = parse_recipe(recipe_parser("tune", Tuning), [str(path)], Tuning)
-    for arm in tuning.arm_names:
-        space = read_space(tuning.ranges_of(arm))
-        for number in range(tuning.trials):
-            trial = Trial(arm, number, draw(space, tuning.tune_seed, number))
-            for fields in recipe_of(tuning, trial, 0).sae_fields().values():
-                assert AutoConfig.for_model(d_in=576, **fields).d_sae == tuning.sae["d_sae"]
+    own, _ = parse_recipe(recipe_parser("tune", Tuning), [str(path)], Tuning)
+    for arm in own.arm_names:
+        for end in (0, -1):
+            values = {
+                name: r[end] if isinstance(r, list) else [*r.values()][end]
+                for name, r in own.ranges_of(arm).items()
+            }
+            for fields in recipe_of(own, Trial(arm, 0, values), 0).sae_fields().values():
+                assert AutoConfig.for_model(d_in=576, **fields).d_sae == own.sae["d_sae"]
+
+
+def test_without_optuna_it_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ValueError, match=r"searches with Optuna; install it: pip install"):
+        tune(tiny_tuning(tmp_path / "a"))
+    assert not (tmp_path / "a").exists()

@@ -24,9 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..lm import Moment, cache_name, intervene, random_places, special_ids
-from ..machine.refused import Refused
-from ..models import SAE
+from hfsae import SAE, Refused
+from hfsae.lm import Moment, cache_name, intervene, random_places, special_ids
 
 ACTIONS = ("ablate", "double")
 KINDS = ("latent", "matched latent", "random direction")

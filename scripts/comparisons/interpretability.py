@@ -12,13 +12,26 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
+
+from hfsae.comparison import UNKNOWN, Estimate, Measured, estimate
 
 from .at_l0 import at_l0
-from .estimates import UNKNOWN, Estimate, estimate
-from .results import Measured
 
 N_STRATA = 10
 _PARTS = LATENTS, DIRECTIONS, UNTRAINED = "latents", "directions", "untrained"
+
+
+def columns_of(m: Measured, kind: str) -> dict[str, Tensor]:
+    """Scores of an SAE's latents and of its controls, "lexical" or "judged"; empty: not measured.
+    Names have a part before them: "latents/density", "directions/pearson",
+    "untrained/shuffled_pearson". NaN: a latent has no such score."""
+    prefix = f"explained/{kind}/"
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in m.more_tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 class Score(NamedTuple):
@@ -34,7 +47,7 @@ class Score(NamedTuple):
 
     def of(self, m: Measured) -> tuple[np.ndarray, np.ndarray]:
         """Values and densities of the latents that have a value; empty without the column."""
-        columns = m.explained.judged if self.is_judged else m.explained.lexical
+        columns = columns_of(m, "judged" if self.is_judged else "lexical")
         names = [name for name in (self.column, self.above, "density") if name]
         if any(f"{self.part}/{name}" not in columns for name in names):
             return np.zeros(0), np.zeros(0)
@@ -63,7 +76,7 @@ class Interpretability:
             (arm, s): at_l0(
                 [m for m in measured if (m.arm, m.seed) == (arm, s)],
                 l0,
-                lambda m: bool(m.explained.lexical),
+                lambda m: bool(columns_of(m, "lexical")),
             )
             for arm in self.arms
             for s in self.seeds

@@ -12,17 +12,21 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..machine.files import write_whole
-from ..machine.markdown import table
-from ..machine.names import FIGURES, REPORT, REPORT_PAGE
-from . import plots
+from hfsae.comparison import (
+    LEVEL,
+    METRICS,
+    Differences,
+    corrected,
+    difference_cell,
+    n_harvests,
+    page_of,
+    percent,
+)
+
+from . import figures
 from .across_sites import AcrossSites, interval_cell, overall_table
-from .differences import Differences, Verdict
-from .estimates import LEVEL, corrected
-from .frontier import METRICS
-from .pooled import OverPlaces, over_places
-from .report import difference_cell, page_of, percent, they_differ
-from .results import n_harvests
+from .markdown import table, they_differ
+from .pooled import OverPlaces, Verdict, over_places
 
 _METHOD = """\
 By how much {they_differ} from the reference's over all L0s of a row: the area
@@ -58,15 +62,16 @@ def verdicts(compared: Sequence[Differences | AcrossSites], metric: str) -> list
 def write_report(compared: Sequence[Differences | AcrossSites], folder: Path, command: str) -> Path:
     """Write report.md (the verdict), report.html (it, and each report in full) and the figure;
     returns the folder."""
-    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     metrics = [metric for metric in METRICS if any(metric in each.metrics for each in compared)]
     tables = {metric: verdicts(compared, metric) for metric in metrics}
     if any(tables.values()):
-        plots.draw_verdicts(folder / FIGURES / "verdict.png", tables)
+        figures.draw_verdicts(folder / "figures" / "verdict.png", tables)
     text = "\n\n".join(_parts(compared, tables, folder, command)) + "\n"
-    write_whole(folder / REPORT, text)
+    (folder / "report.md").write_text(text, encoding="utf-8")
     whole = [text, *(_in_full(each, folder) for each in compared)]
-    write_whole(folder / REPORT_PAGE, page_of("\n".join(whole), folder))
+    page = page_of("\n".join(whole), folder)
+    (folder / "report.html").write_text(page, encoding="utf-8")
     return folder
 
 
@@ -107,7 +112,7 @@ def _parts(
     for across in compared:
         if isinstance(across, AcrossSites) and across.others:
             yield f"## Over the sites of {across.c.report_folder.name}"
-            yield f"[Its report]({_path(across, folder)}/{REPORT}) explains the columns."
+            yield f"[Its report]({_path(across, folder)}/report.md) explains the columns."
             yield from (overall_table(across, metric) for metric in across.metrics)
     yield "## Reproduce"
     yield (
@@ -126,7 +131,7 @@ def _comparisons(compared: Sequence[Differences | AcrossSites], folder: Path) ->
         widths = sorted({m.record["sae_as_trained"]["d_sae"] for m in saes})
         rows.append(
             [
-                f"[{each.c.report_folder.name}]({_path(each, folder)}/{REPORT})",
+                f"[{each.c.report_folder.name}]({_path(each, folder)}/report.md)",
                 ", ".join(each.measured) if is_several else str(each.c.sae.get("site")),
                 f"{len(saes):,}",
                 ", ".join(f"{width:,}" for width in widths),
@@ -171,7 +176,7 @@ def _over_places(tables: dict[str, list[Verdict]], folder: Path, texts: str) -> 
     found = {metric: over_places(rows) for metric, rows in tables.items()}
     if not any(found.values()):
         return
-    plots.draw_places(folder / FIGURES / "places.png", found)
+    figures.draw_places(folder / "figures" / "places.png", found)
     yield "## Over all places"
     yield _PLACES_METHOD.format(level=LEVEL, texts=texts)
     yield f"![By how much {they_differ(found)} over all places](figures/places.png)"
@@ -206,7 +211,9 @@ def _in_full(compared: Differences | AcrossSites, folder: Path) -> str:
         homes += [own.c.report_folder for own in compared.differences.values()]
     texts = []
     for each in homes:
-        text = re.sub("^#", "##", (each / REPORT).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        text = re.sub(
+            "^#", "##", (each / "report.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
         start = Path(os.path.relpath(each, folder)).as_posix()
         texts.append(re.sub(r"\]\((?!\w+:)", f"]({start}/", text))
     return "\n".join(texts)

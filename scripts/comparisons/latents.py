@@ -4,21 +4,19 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..explanations.report import BEST, N_BEST, N_RANDOM, RANDOM, WORST, ShownLatent, indented
-from ..explanations.scorers import SCORERS
-from ..explanations.verdicts import MOST_FAILED, is_above
-from ..machine.markdown import table
-from ..machine.names import LATENTS_PAGE
-from .arms import Comparison
-from .estimates import LEVEL, Estimate, corrected
+from hfsae.comparison import LEVEL, Comparison, Estimate, Measured, corrected
+from hfsae.explanations import ShownLatent
+from hfsae.explanations.scorers import SCORERS
+
 from .interpretability import (
     DIRECTIONS,
     N_STRATA,
     UNTRAINED,
     Interpretability,
     Score,
+    columns_of,
 )
-from .results import Measured
+from .markdown import table
 
 ABOVE = Score("pearson", "shuffled_pearson")
 SCORES = {
@@ -31,6 +29,10 @@ SCORES = {
 SCORES_BY_DENSITY = ("Pearson", "token ceiling, Pearson")
 _MEANS = {**SCORES, "Pearson above, by frequency": ABOVE._replace(by_frequency=True)}
 _CONTROLS = {DIRECTIONS: "random directions", UNTRAINED: "re-drawn weights"}
+BEST, WORST, RANDOM = "best", "worst", "random"
+N_BEST, N_RANDOM = 5, 10
+MOST_FAILED = 0.05
+"""A larger share of a judge's items that failed leaves no verdict."""
 _GROUPS = {BEST: "The best, by Pearson", WORST: "The worst, by Pearson", RANDOM: "Random ones"}
 
 
@@ -69,7 +71,7 @@ class LatentsSection:
         yield self._strata(self.middle)
         yield from self._judged()
         yield (
-            f"[Latents with their evidence]({LATENTS_PAGE}): of each arm the five best, the five "
+            "[Latents with their evidence](latents.md): of each arm the five best, the five "
             "worst and ten random ones."
         )
 
@@ -93,8 +95,11 @@ class LatentsSection:
 
     def _lacking(self) -> str:
         """The SAEs without scores."""
-        lacking = [m for m in self.measured if not m.explained.lexical]
-        listed = "; ".join(f"{m.arm}, seed {m.seed}: {m.explained.refused}" for m in lacking)
+        lacking = [m for m in self.measured if not columns_of(m, "lexical")]
+        listed = "; ".join(
+            f"{m.arm}, seed {m.seed}: {m.more.get('explained', {}).get('refused', '')}"
+            for m in lacking
+        )
         return f" Without scores: {listed}." if lacking else ""
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -176,7 +181,7 @@ class LatentsSection:
 
     def _judged(self) -> Iterator[str]:
         """Scores by the judge, of the SAEs that have them."""
-        judged = [m for m in self.measured if m.explained.judged]
+        judged = [m for m in self.measured if columns_of(m, "judged")]
         if not judged or not self.c.explain.scores:
             return
         values = Interpretability(judged, self.middle.l0, **self._drawn)
@@ -206,8 +211,15 @@ class LatentsSection:
             parts.append(f"## {self.c.title(arm)}")
             for group, examples in chosen(self.middle.saes(arm)).items():
                 parts.append(f"### {_GROUPS[group]}")
-                parts += [indented(f"seed {m.seed}, {e.text}") for m, e in examples]
+                for m, e in examples:
+                    lines = f"seed {m.seed}, {e.text}".split("\n")
+                    parts.append("\n".join(f"    {line}" for line in lines))
         return "\n\n".join(parts) + "\n"
+
+
+def examples_of(m: Measured) -> list[ShownLatent]:
+    """Latents of an SAE with their evidence."""
+    return [ShownLatent(**example) for example in m.more.get("explained", {}).get("examples", [])]
 
 
 def chosen(saes: Sequence[Measured]) -> dict[str, list[tuple[Measured, ShownLatent]]]:
@@ -215,7 +227,7 @@ def chosen(saes: Sequence[Measured]) -> dict[str, list[tuple[Measured, ShownLate
     and random ones."""
     groups: dict[str, list[tuple[Measured, ShownLatent]]] = {}
     for m in saes:
-        for example in m.explained.examples:
+        for example in examples_of(m):
             groups.setdefault(example.group, []).append((m, example))
     for group, sign in ((BEST, -1), (WORST, 1)):
         if group in groups:
@@ -228,7 +240,7 @@ def chosen(saes: Sequence[Measured]) -> dict[str, list[tuple[Measured, ShownLate
 
 
 def _pearson(m: Measured, example: ShownLatent) -> float:
-    columns = m.explained.lexical
+    columns = columns_of(m, "lexical")
     at = (columns["latents/latent"] == example.latent).nonzero()[0, 0]
     return float(columns["latents/pearson"][at])
 
@@ -256,7 +268,7 @@ def _judged_cells(values: Interpretability, arm: str, name: str) -> list[str]:
 def _failed(saes: Sequence[Measured], name: str) -> float:
     """Share of the items about latents' own explanations that have no answer."""
     failed, items = (
-        sum(float(m.explained.judged[f"latents/{name}_n_{what}"].sum()) for m in saes)
+        sum(float(columns_of(m, "judged")[f"latents/{name}_n_{what}"].sum()) for m in saes)
         for what in ("failed", "items")
     )
     return failed / items if items else 0.0
@@ -267,7 +279,7 @@ def _judged_verdict(mean: Estimate, above: Estimate, failed: float, chance: floa
         return "too many failed"
     low, high = above.items
     if low > 0:
-        return "told apart" if is_above(mean.items[0], chance) else "at chance"
+        return "told apart" if chance is None or mean.items[0] > chance else "at chance"
     return "below its control" if high < 0 else "cannot tell"
 
 

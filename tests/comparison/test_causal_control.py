@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from comparisons.causal_control import causal_control
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hfsae import splice
-from hfsae.evaluation.causal import causal_control
 from hfsae.models import SAE
 
 from ..tiny import make_sae, tokens

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from comparisons.finite_differences import agreement, estimates, finite_difference
 
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig, ReLUSAE, ReLUSAEConfig
-from hfsae.evaluation.threshold_gradient import agreement, estimates, finite_difference
 
 SCALE = 3.0
 

@@ -12,24 +12,29 @@ seeds' means.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.intervals import holm
-from ..machine.files import write_whole
-from ..machine.markdown import table
-from ..machine.names import FIGURES, REPORT, REPORT_PAGE
-from . import plots
-from .arms import Comparison
-from .data import evaluated_on, model_of
-from .differences import Differences
-from .estimates import LEVEL, t_interval, t_p
-from .frontier import METRICS
-from .report import difference_cell, page_of, percent, they_differ
+from hfsae.comparison import (
+    LEVEL,
+    METRICS,
+    Comparison,
+    Differences,
+    difference_cell,
+    evaluated_on,
+    holm,
+    model_of,
+    page_of,
+    percent,
+    t_interval,
+    t_p,
+)
+
+from . import figures
+from .markdown import table, they_differ
 
 _METHOD = """\
 Areas between an arm's frontier and that of {reference} (mean log ratio over log L0) at each site,
@@ -39,18 +44,6 @@ standard deviations, in percentage points. **Bold**: the interval excludes 0, an
 {level:g} after Holm's correction for a metric's rows. Sites where {loss} is not above 0 have no log
 ratio, and are left out. A dash: no two L0s of the tables that both reach at every site, or one
 seed."""
-
-
-def at_site(comparison: Comparison, site: str) -> Comparison:
-    """The comparison at one of its sites, in folders of its own."""
-    folder = str(Path(comparison.training.output_dir, site))
-    return replace(
-        comparison,
-        at_sites=[],
-        sae={**comparison.sae, "site": site},
-        training=replace(comparison.training, output_dir=folder),
-        report=str(comparison.report_folder / site),
-    )
 
 
 class Overall(NamedTuple):
@@ -141,8 +134,7 @@ class AcrossSites:
 def write_report(across: AcrossSites, command: str) -> Path:
     """Write the report over all sites, beside the folders of the sites' own; returns its folder."""
     comparison, folder = across.c, across.c.report_folder
-    figures = folder / FIGURES
-    figures.mkdir(parents=True, exist_ok=True)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     titles = {arm: comparison.title(arm) for arm in across.others}
     areas = {
         metric: {arm: across.areas(arm, metric) for arm in across.others}
@@ -150,10 +142,12 @@ def write_report(across: AcrossSites, command: str) -> Path:
     }
     if across.others:
         xlabel = "site" if comparison.kind == "files" else "site (block, or its sublayer)"
-        plots.draw_sites(figures / "sites.png", areas, list(across.measured), titles, xlabel)
+        figures.draw_sites(
+            folder / "figures" / "sites.png", areas, list(across.measured), titles, xlabel
+        )
     text = "\n\n".join(_parts(across, command)) + "\n"
-    write_whole(folder / REPORT, text)
-    write_whole(folder / REPORT_PAGE, page_of(text, folder))
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(page_of(text, folder), encoding="utf-8")
     return folder
 
 
@@ -166,7 +160,7 @@ def _parts(across: AcrossSites, command: str) -> Iterator[str]:
         f"{len(some)} SAEs of {model_of(c)}, each trained on "
         f"{some[0].record['n_tokens']:,} activations; seeds {', '.join(map(str, c.seeds))}. Each "
         "site has a report of its own: "
-        f"{', '.join(f'[{site}]({site}/{REPORT})' for site in sites)}."
+        f"{', '.join(f'[{site}]({site}/report.md)' for site in sites)}."
     )
     if across.others:
         yield from _differences(across)

@@ -1,29 +1,35 @@
-"""Causal control and uniformity of a comparison's SAEs at equal L0: measurement, files, tables."""
+"""Causal control and uniformity of a comparison's SAEs at equal L0: measured, and told."""
 
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple, cast
+from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attribution import uniformity
-from ..evaluation.causal import ACTIONS, COUNTS, KINDS, ORDERS, CausalControl, causal_control
-from ..hub import is_sae
-from ..lm import LoadedLM
-from ..machine.checksums import stamp
-from ..machine.files import write_tensors
-from ..machine.names import CAUSES
-from ..machine.refused import Refused
-from ..models import SAE
-from ..recipe import Recipe, load_trained, read_rows
-from .arms import CausalArguments
-from .estimates import Estimate, corrected, estimate, t_interval
-from .results import Measured
+from hfsae import Recipe, Refused, uniformity
+from hfsae.comparison import (
+    Comparison,
+    Differences,
+    Estimate,
+    Measured,
+    corrected,
+    difference_cell,
+    estimate,
+    save_results,
+    spread_cell,
+    t_interval,
+)
+from hfsae.hub import is_sae
+from hfsae.recipe import load, load_trained, read_rows
+
+from . import figures
+from .causal_control import ACTIONS, COUNTS, KINDS, ORDERS, CausalControl, causal_control
+from .markdown import table
 
 logger = logging.getLogger(__name__)
 
@@ -50,57 +56,106 @@ def _distance(m: Measured, l0: float) -> float:
     return abs(np.log(max(m.metrics["l0"], 1e-9) / l0))
 
 
-def measure(sae: SAE, recipe: Recipe, loaded: LoadedLM, args: CausalArguments) -> Causes:
-    """Measure one SAE on the evaluation's side of the text.
-
-    Load the language model in float32 for precise effects.
-    """
-    rows = read_rows(recipe, loaded, recipe.evaluation.side, recipe.sizes.evaluation)
-    ids = torch.cat([batch.input_ids for batch in rows])
-    control = causal_control(loaded.lm, sae, ids, n_tokens=args.n_tokens, seed=args.seed)
-    shares = uniformity(loaded.lm, sae, ids, n_tokens=args.n_tokens, seed=args.seed)
-    return Causes(control, shares.per_token)
-
-
-def measure_missing(
+def with_causes(
+    comparison: Comparison,
     measured: Sequence[Measured],
     recipe: Recipe,
-    load: Callable[[], LoadedLM],
-    args: CausalArguments,
-) -> None:
-    """Measure each SAE that has no results with these arguments, and write them into its folder.
+    command: str,
+) -> list[Measured]:
+    """Measure, for each arm and seed, the SAE whose L0 is nearest, where it has no results with
+    these arguments; each is written into the report's folder at once.
+
+    Args:
+        recipe: of any of the SAEs: the text, whose side of the evaluation is read.
 
     Raises:
         ValueError: the weights of an SAE are missing.
     """
-    missing = [m for m in measured if m.causes_args != as_json(args)]
-    if not missing:
-        return
+    args = comparison.causal
+    as_json, by_key = json.dumps(asdict(args)), {m.key: m for m in measured}
+    missing = [m for m in nearest(measured, args.l0) if m.more.get("causal") != as_json]
     for m in missing:
         if not is_sae(m.folder):
             raise Refused(
                 f"{m.folder} has no results of causal control and no weights to measure; set "
                 "causal.n_tokens to 0, or give another --report, for which every SAE is trained"
             )
-    loaded = load()
+    if not missing:
+        return list(measured)
+    loaded = load(replace(comparison.lm, dtype="float32"))  # for precise effects
+    rows = read_rows(recipe, loaded, recipe.evaluation.side, recipe.sizes.evaluation)
+    ids = torch.cat([batch.input_ids for batch in rows])
     for i, m in enumerate(missing, start=1):
         logger.info("causes: arm %s, seed %d (%d of %d)", m.arm, m.seed, i, len(missing))
-        sae = load_trained(m.folder)
-        sae.to(cast(Any, loaded.lm.device))
-        causes = measure(sae, recipe, loaded, args)
-        tensors = {**causes.control._asdict(), "uniformity": causes.uniformity}
-        write_tensors(m.folder / CAUSES, tensors, {"args": as_json(args), **stamp(m.folder)})
-
-
-def as_json(args: CausalArguments) -> str:
-    """The arguments as JSON text."""
-    return json.dumps(asdict(args))
+        sae = load_trained(m.folder).to(loaded.lm.device)
+        how = {"n_tokens": args.n_tokens, "seed": args.seed}
+        tensors = causal_control(loaded.lm, sae, ids, **how)._asdict()
+        tensors["uniformity"] = uniformity(loaded.lm, sae, ids, **how).per_token
+        new = {f"causes/{name}": tensor for name, tensor in tensors.items()}
+        others = {k: t for k, t in m.more_tensors.items() if not k.startswith("causes/")}
+        more = {**m.more, "causal": as_json}
+        by_key[m.key] = m._replace(more=more, more_tensors=others | new)
+        save_results(comparison, [*by_key.values()], command)
+    return [*by_key.values()]
 
 
 def read(m: Measured) -> Causes:
     """The results of one SAE, with norms in units of x/c."""
-    tensors = {**m.causes, "norm": m.causes["norm"] / m.scale}
+    prefix = "causes/"
+    tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in m.more_tensors.items()
+        if name.startswith(prefix)
+    }
+    tensors["norm"] = tensors["norm"] / m.scale
     return Causes(uniformity=tensors.pop("uniformity"), control=CausalControl(**tensors))
+
+
+def section(differences: Differences) -> Iterator[str]:
+    """The report's section, as Markdown, and its figure."""
+    c = differences.c
+    how = {"n_resamples": c.evaluation.bootstrap_samples, "seed": c.evaluation.seed}
+    chosen = nearest(differences.measured, c.causal.l0)
+    arms, l0s = {}, {}
+    for arm in c.arms:
+        mine, title = [m for m in chosen if m.arm == arm], c.title(arm)
+        arms[title] = ArmCauses([read(m) for m in mine], **how)
+        l0s[title] = spread_cell([m.metrics["l0"] for m in mine])
+    yield f"## Are latents causes? At an L0 of {c.causal.l0:g}"
+    yield (
+        f"At each of {c.causal.n_tokens} held-out tokens, the same for every SAE, latents "
+        "are edited at that token only, and the prediction made there is measured: m is the "
+        "logit of the correct next token minus the mean of all logits, in a float32 model. The "
+        "edited latent has the largest effect by gradient; the matched latent fires at the "
+        "same token and writes a vector of about the same norm; the random direction has that "
+        "norm. In brackets: the range of 95 % of the draws of seeds and tokens; with so few "
+        "seeds it covers nearly all seeds, so it is not a confidence interval. Off target: the "
+        "KL of the next token, without the correct one."
+    )
+    yield "![Sufficiency and necessity](figures/causes.png)"
+    figures.draw_causes(c.report_folder / "figures" / "causes.png", arms)
+    for caption, rows in tables(arms, l0s):
+        yield f"{caption}\n\n{table(rows)}"
+    if len(c.seeds) == 1 or not differences.others:
+        return
+    reference = c.title(differences.reference)
+    told = compared(arms, reference, **how)
+    others = [title for title in arms if title != reference]
+    rows = [["", *others]]
+    rows += [[name, *(difference_cell(cells[a]) for a in others)] for name, cells in told.items()]
+    estimates = [e for cells in told.values() for e in cells.values()]
+    n = sum(e.is_shown for e in estimates)
+    verdict = (
+        f"{n} of {len(estimates)} differences are shown"
+        if n
+        else f"No difference is shown: {c.causal.n_tokens} tokens and {len(c.seeds)} "
+        "seeds are too few to tell these arms apart"
+    )
+    yield (
+        f"Do arms differ? The edited latents', relative to {reference}'s, paired by seed and "
+        "by token; intervals and marks as in the table of differences, corrected by Holm for "
+        f"all {len(estimates)}. {verdict}.\n\n{table(rows)}"
+    )
 
 
 class Spread(NamedTuple):
@@ -199,7 +254,7 @@ _COMPARED = {
 }
 
 
-def differences(
+def compared(
     arms: Mapping[str, ArmCauses], reference: str, *, n_resamples: int, seed: int
 ) -> dict[str, dict[str, Estimate]]:
     """[measure][arm] -> log ratio to the reference's, paired by seed and token; each p is corrected

@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cards import probing_facts
-from ..machine.files import printable
-from ..machine.markdown import table
-from .arms import Comparison
+from hfsae.cards import probing_facts
+from hfsae.comparison import UNKNOWN, Comparison, Estimate, Measured, corrected, estimate
+from hfsae.evaluation.probing import kept_extract
+
 from .at_l0 import AtL0, seeds_at_l0
-from .estimates import UNKNOWN, Estimate, corrected, estimate
-from .results import Measured
+from .markdown import one_line, table
 
 _ABSORPTION = {
     "full": "absorption, full",
@@ -35,6 +34,21 @@ class Pair(NamedTuple):
 
     own: float
     untrained: float
+
+
+def with_probing(measured: Sequence[Measured]) -> list[Measured]:
+    """With what the SAEs' folders have of `hfsae probe`; of others what the report has."""
+    return [
+        m._replace(more={**m.more, "probing": probing})
+        if (probing := kept_extract(m.folder))
+        else m
+        for m in measured
+    ]
+
+
+def probing_of(m: Measured) -> Mapping[str, Any]:
+    """Means of an SAE's probing, as in evaluation.json; empty: not probed."""
+    return m.more.get("probing", {})
 
 
 def measures(record: Mapping[str, Any]) -> dict[str, Pair]:
@@ -73,13 +87,13 @@ class ProbingSection:
     ) -> None:
         self.c, self.measured = comparison, measured
         self._resampling = {"n_resamples": n_resamples, "seed": seed}
-        settings = Counter(_settings(m) for m in measured if m.probing)
+        settings = Counter(_settings(m) for m in measured if probing_of(m))
         self._common = settings.most_common(1)[0][0] if settings else ""
         self.probed = [m for m in measured if self._counts(m)]
-        self._pairs = {m.key: measures(m.probing) for m in self.probed}
+        self._pairs = {m.key: measures(probing_of(m)) for m in self.probed}
 
     def _counts(self, m: Measured) -> bool:
-        return bool(m.probing) and _settings(m) == self._common
+        return bool(probing_of(m)) and _settings(m) == self._common
 
     def all(self) -> Iterator[str]:
         """Its paragraphs and tables."""
@@ -96,13 +110,13 @@ class ProbingSection:
         yield from self._notes()
 
     def _setup(self) -> str:
-        record = self.probed[0].probing
-        n_others = sum(1 for m in self.measured if m.probing) - len(self.probed)
+        record = probing_of(self.probed[0])
+        n_others = sum(1 for m in self.measured if probing_of(m)) - len(self.probed)
         others = f" Left out: {n_others}, probed with other settings." if n_others else ""
         return (
             f"{len(self.probed)} of {len(self.measured)} SAEs were probed (`hfsae probe`) on "
             f"{len(record['tasks'])} tasks ({sum(record['tasks'].values()):,} texts; "
-            f"{printable(record['tasks_of'])}).{others} Each cell: the SAE's latents / untrained "
+            f"{one_line(record['tasks_of'])}).{others} Each cell: the SAE's latents / untrained "
             "latents, which lie along random directions and fire as often; means over seeds. "
             "Differences from the reference are of the SAE's latents, with Student's 95 % interval "
             "over seeds; **bold**: shown, also when corrected for the number of differences in the "
@@ -165,7 +179,7 @@ class ProbingSection:
 
     def _each(self) -> str:
         """A row for each SAE, with the intervals of its own probing."""
-        facts = {m.key: probing_facts(dict(m.probing)) for m in self.probed}
+        facts = {m.key: probing_facts(dict(probing_of(m))) for m in self.probed}
         titles = [row["title"] for f in facts.values() for row in f["measures"]]
         titles = list(dict.fromkeys(titles))
         ks = [row["k"] for row in next(iter(facts.values()))["rows"]]
@@ -187,15 +201,15 @@ class ProbingSection:
 
     def _notes(self) -> Iterator[str]:
         """The sentences of the SAEs' cards, each once, with the number of SAEs."""
-        notes = Counter(n for m in self.probed for n in probing_facts(dict(m.probing))["notes"])
+        notes = Counter(n for m in self.probed for n in probing_facts(dict(probing_of(m)))["notes"])
         for sentence, n in notes.items():
             of = "" if n == len(self.probed) else f" ({n} of {len(self.probed)} SAEs)"
-            yield printable(f"{sentence}{of}")
+            yield one_line(f"{sentence}{of}")
 
 
 def _settings(m: Measured) -> str:
     names = ("arguments", "tasks_of", "tasks")
-    return json.dumps([m.probing.get(name) for name in names], sort_keys=True)
+    return json.dumps([probing_of(m).get(name) for name in names], sort_keys=True)
 
 
 def _mean_cell(pairs: Sequence[Pair]) -> str:

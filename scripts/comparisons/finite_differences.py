@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..machine.refused import Refused
-from ..models import SAE, Schedule
+from hfsae import SAE, Refused
+from hfsae.models import Schedule
 
 
 class GradientAgreement(NamedTuple):

@@ -1,8 +1,8 @@
 """Where an L0 lies among the SAEs of an arm, and what they measure there.
 
 Figures are interpolated linearly in log L0 between neighbours in the sweep; an arm with one SAE, or
-without neighbours around the L0, has those of its SAE of the nearest L0. (`frontier` draws whole
-curves instead, in log-log, whose points move on resampled documents.)
+without neighbours around the L0, has those of its SAE of the nearest L0. (The curves of
+`hfsae.comparison.Frontiers` are in log-log, and their points move on resampled documents.)
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .results import Measured
+from hfsae.comparison import Measured
 
 LEAST_L0 = 1e-3
 """Smallest L0 with a logarithm."""

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ..machine.files import printable
-from ..machine.markdown import table
-from .arms import Comparison
+from hfsae.comparison import Comparison, Measured
+
 from .at_l0 import AtL0, seeds_at_l0
-from .results import Measured
+from .markdown import one_line, table
 
 _METRICS = ("fvu", "delta_loss", "l0")
 
@@ -38,7 +37,7 @@ class ForeignSection:
         for l0 in self.c.at_l0:
             rows = [row for arm in self.c.arms if (row := self._row(arm, l0))]
             if rows:
-                head = ["arm", "held-out", *map(printable, self.names)]
+                head = ["arm", "held-out", *map(one_line, self.names)]
                 yield f"### At an L0 of {l0:g}\n\n{table([head, *rows])}"
 
     def _row(self, arm: str, l0: float) -> list[str]:

@@ -20,12 +20,26 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtri, stdtr, stdtrit
 
-from ..evaluation.intervals import holm
-from .differences import Verdict
-from .estimates import LEVEL, Estimate
+from hfsae.comparison import LEVEL, Estimate, holm
 
 _UPPER = 0.975
 _LEAST = 1e-12
+
+
+class Verdict(NamedTuple):
+    """An arm's difference from the reference of its comparison, over L0s."""
+
+    of: str
+    """the comparison: its report's folder, and its site where it has several"""
+    arm: str
+    """its title"""
+    l0s: list[float]
+    estimate: Estimate
+    n_shown: int
+    """of these L0s, at how many a difference is shown in the comparison's own table"""
+    reference: str
+    """its title"""
+    n_seeds: int
 
 
 class Pooled(NamedTuple):

@@ -1,0 +1,546 @@
+"""Choose settings on validation documents: random search with successive halving.
+
+Optuna draws the settings and keeps every score, so that a search resumes. Each rung trains its
+trials from scratch, on twice the tokens of the rung before, and scores them; later rungs see the
+better half (Jamieson and Talwalkar 2016, arXiv:1502.07943). The halves are of all trials of a
+rung, not of those that ended so far, as Optuna's pruner has it: so each arm has the same budget.
+
+In order: a tuning's recipe; the search; the training recipe of a trial; the score; the report.
+"""
+
+import json
+import logging
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from .machine.bounds import check_least
+from .machine.files import passes, read_json, write_whole
+from .machine.lock import locked
+from .machine.markdown import table
+from .machine.names import REPORT, TRAINING
+from .machine.plain import finite
+from .machine.refused import Diverged, Refused
+from .machine.units import section_of
+from .recipe import LEFT_OUT, Recipe, as_plain, changed_training, check_arm, what_matters
+from .training.arguments import SHARED
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+
+    from .evaluation import EvaluationResult
+    from .recipe import Loaded
+
+logger = logging.getLogger(__name__)
+ELASTICITY = 0.3
+"""Relative change of FVU for one of L0, of SAEs between L0 20 and 100 (scripts/comparisons): scores
+are FVU at the target, where a trial ended a little beside it."""
+EDGE = 0.1
+"""Share of a range, at either end, that counts as its edge."""
+VALIDATION = 0.05
+"""Share of documents for validation, where the recipe has none."""
+JOURNAL, LOG, TRIALS = "trials.journal", "trials.jsonl", "trials"
+_SHOWN = 10  # of an arm's trials on the last rung
+_SECTIONS = ("sae", "training", "shuffle")
+_ARM = {"sae", "training", "ranges"}
+_MISSING = "`hfsae tune` searches with Optuna; install it: pip install 'hfsae[tune]'"
+Range = dict[str, float] | list[Any]
+"""{"low": 1e-3, "high": 1e-2}, or a list of values"""
+
+
+@dataclass
+class Tuning(Recipe):
+    """A training recipe, and ranges of its settings to search."""
+
+    ranges: dict[str, Any] = field(default_factory=dict)
+    """By dotted field (training.learning_rate, sae.bandwidth): {low: 1e-3, high: 1e-2}, drawn
+    uniformly in logarithms, or a list of values. Without any: the learning rate from a third to
+    three times the recipe's, and training.init_encoder_scale from 0.05 to 1."""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Several searches with equal budgets, by name: `sae` and `training`, changes to these
+    sections; `ranges`, further ranges. Without any, one search."""
+    trials: int = 16
+    """Settings that each arm draws."""
+    rungs: int = 3
+    """Rounds: the last has all of training.n_tokens, each before it half of the next's; after each
+    the better half goes on."""
+    growth: int = 1
+    """Times that ranges grow where the best value lies at an edge; each arm then draws as many
+    settings again."""
+    together: int = 4
+    """Trials that are trained and evaluated at once, on one stream of activations, where their
+    batches are equal; more of them need more memory."""
+    tune_seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Here "auto" is a number that does not depend on the training's length.
+        self.evaluation = replace(self.evaluation, n_tokens=self.evaluation.most_tokens)
+        if self.saes:
+            raise Refused("a tuning has arms instead of saes; give each arm its fields of sae")
+        check_least(self, trials=2, rungs=1, growth=0, together=1)
+        if self.training.n_tokens < self.training.batch_size * 2 ** (self.rungs - 1):
+            raise Refused(
+                f"rungs={self.rungs} leaves the first one less than a batch of "
+                f"training.n_tokens={self.training.n_tokens}; use fewer rungs"
+            )
+        for name, arm in self.arms.items():
+            if not re.fullmatch(r"[\w.-]*\w", name):
+                raise Refused(
+                    f"an arm cannot be called {name!r}: its name is part of folders and files; use "
+                    "letters, digits, '-' and '_'"
+                )
+            check_arm(name, arm, _ARM)
+        for arm in self.arm_names:
+            for name, own in self.ranges_of(arm).items():
+                _check_range(name, own)
+                section, _, key = name.partition(".")
+                given = getattr(self, section) if section in _SECTIONS else None
+                if given is None or (is_dataclass(given) and not hasattr(given, key)):
+                    raise Refused(
+                        f"ranges.{name} is not a field of {', '.join(_SECTIONS)}; name "
+                        "one, such as training.learning_rate"
+                    )
+
+    @property
+    def arm_names(self) -> list[str]:
+        """Names of the arms; "all" for a single search."""
+        return list(self.arms) or ["all"]
+
+    def ranges_of(self, arm: str) -> dict[str, Range]:
+        """All ranges of an arm, by dotted field."""
+        own = self.arms.get(arm, {})
+        ranges = {**self.ranges, **own.get("ranges", {})}
+        rate = own.get("training", {}).get("learning_rate", self.training.learning_rate)
+        return ranges or {
+            "training.learning_rate": {"low": rate / 3, "high": 3 * rate},
+            "training.init_encoder_scale": {"low": 0.05, "high": 1.0},
+        }
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the results."""
+        return Path(self.training.output_dir)
+
+
+def _check_range(name: str, own: object) -> None:
+    if isinstance(own, list) and own:
+        return
+    if isinstance(own, Mapping) and set(own) == {"low", "high"}:
+        low, high = own["low"], own["high"]
+        are_numbers = all(isinstance(end, int | float) for end in (low, high))
+        if are_numbers and 0 < low < high < math.inf:
+            return
+    raise Refused(
+        f"ranges.{name} is {own!r}; give {{low: 1e-3, high: 1e-2}} (positive, low below high), "
+        "or a list of values"
+    )
+
+
+class Trial(NamedTuple):
+    """Settings of an arm."""
+
+    arm: str
+    number: int
+    values: dict[str, Any]
+    """by dotted field"""
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return f"{self.arm}-{self.number:03d}"
+
+
+class TrialScore(NamedTuple):
+    """A trial on one rung."""
+
+    trial: Trial
+    rung: int
+    line: dict[str, Any]
+    """of the log: score (FVU at the target L0, on validation documents), measured, failure"""
+
+    @property
+    def value(self) -> float:
+        """The score; inf for a trial that failed."""
+        return math.inf if self.line["score"] is None else self.line["score"]
+
+
+def tune(tuning: Tuning, command: str = "") -> Path:
+    """Search, and write the report; returns its folder. Called again, it resumes.
+
+    Raises:
+        ValueError: Optuna is not installed, a setting is invalid (checked before anything is
+            trained), the folder holds something else, or all trials diverged.
+    """
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ModuleNotFoundError as error:
+        raise Refused(_MISSING) from error
+    from .recipe import check, load_inputs
+    from .training.trainer import make_accelerator
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    @cache
+    def loaded() -> "Loaded":
+        return load_inputs(tuning, str(make_accelerator(tuning.training).device))
+
+    with locked(tuning.folder):
+        names = sorted(path.name for path in tuning.folder.iterdir() if not passes(path))
+        if names and JOURNAL not in names and TRIALS not in names:
+            raise Refused(
+                f"the folder {tuning.folder} holds something else ({names[0]}, and no {JOURNAL}); "
+                "give another training.output_dir, such as runs/tuned"
+            )
+        storage = JournalStorage(JournalFileBackend(str(tuning.folder / JOURNAL)))
+        studies = {
+            arm: optuna.create_study(storage=storage, study_name=arm, load_if_exists=True)
+            for arm in tuning.arm_names
+        }
+        ranges = {arm: tuning.ranges_of(arm) for arm in studies}
+        scores: list[TrialScore] = []
+        for growth in range(tuning.growth + 1):
+            first, n = growth * tuning.trials, tuning.trials
+            trials = [
+                _drawn(tuning, studies[arm], number, ranges[arm])
+                for arm in studies
+                for number in range(first, first + n)
+            ]
+            recipes = {trial.arm: recipe_of(tuning, trial, 0) for trial in trials}  # checks all
+            for recipe in recipes.values():
+                check(recipe)
+            survivors = [math.ceil(n / 2**rung) for rung in range(tuning.rungs)]
+            budget = [len(studies) * m * n_tokens(tuning, i) for i, m in enumerate(survivors)]
+            tokens_done, tokens_left, start = 0, sum(budget), time.monotonic()
+            for rung in range(tuning.rungs):
+                for group in groups(tuning, trials, rung):
+                    missing = [t for t in group if _line(studies[t.arm], t, rung) is None]
+                    if missing:
+                        _measure(tuning, studies, missing, rung, command, loaded())
+                        tokens_done += len(missing) * n_tokens(tuning, rung)
+                    tokens_left -= len(group) * n_tokens(tuning, rung)
+                    if missing:
+                        minutes = (time.monotonic() - start) / tokens_done * tokens_left / 60
+                        logger.info("about %.0f min left", minutes)
+                of_rung = [TrialScore(t, rung, _line(studies[t.arm], t, rung)) for t in trials]
+                scores += of_rung
+                if all(math.isinf(score.value) for score in of_rung):
+                    failure = of_rung[0].line["failure"]
+                    raise Refused(f"all {len(of_rung)} trials failed; the first: {failure}")
+                trials = []
+                for arm in studies:
+                    own = sorted((s for s in of_rung if s.trial.arm == arm), key=lambda s: s.value)
+                    trials += [s.trial for s in own[: max(1, math.ceil(len(own) / 2))]]
+            if growth == tuning.growth:
+                break
+            grown = {arm: _grown(ranges[arm], _finals(scores, arm)[0].trial) for arm in studies}
+            if grown == ranges:
+                break
+            ranges = grown
+        shutil.rmtree(tuning.folder / TRIALS, ignore_errors=True)  # the journal has all that counts
+        _tell(studies, scores)
+        return write_report(tuning, scores, ranges, command)
+
+
+def _drawn(tuning: Tuning, study: "Study", number: int, ranges: Mapping[str, Range]) -> Trial:
+    """A trial of the study, drawn where it has none of this number; draws depend on the seed, the
+    number and the ranges, and fields that arms share have the same in all of them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+    from optuna.samplers import RandomSampler
+
+    space: dict[str, BaseDistribution] = {}
+    for name, own in ranges.items():
+        if isinstance(own, list):
+            space[name] = CategoricalDistribution(tuple(range(len(own))))  # values may be any
+        else:
+            space[name] = FloatDistribution(float(own["low"]), float(own["high"]), log=True)
+    budgets = [n_tokens(tuning, rung) for rung in range(tuning.rungs)]
+    bare = what_matters(recipe_of(tuning, Trial(study.study_name, number, {}), 0), "")
+    text = json.dumps([tuning.tune_seed, ranges, budgets, bare], sort_keys=True)
+    asked = blake2b(text.encode(), digest_size=8).hexdigest()
+    if number == len(study.trials):
+        apart = blake2b(f"{tuning.tune_seed} {number}".encode(), digest_size=4).digest()
+        study.sampler = RandomSampler(seed=int.from_bytes(apart, "big"))
+        study.set_user_attr(f"recipe of {number}", asked)
+        study.ask(space)
+    if study.user_attrs.get(f"recipe of {number}") != asked:
+        raise Refused(
+            f"{tuning.folder / JOURNAL} holds trials of another recipe; give another "
+            "training.output_dir, or delete the folder"
+        )
+    values = {}
+    for name, drawn in study.trials[number].params.items():
+        own = ranges[name]
+        values[name] = own[drawn] if isinstance(own, list) else float(f"{drawn:.3g}")
+    return Trial(study.study_name, number, values)
+
+
+def _line(study: "Study", trial: Trial, rung: int) -> Any:
+    """What the journal has of a trial on a rung, or None."""
+    return study.user_attrs.get(f"{trial.name} on {rung}")
+
+
+def _measure(
+    tuning: Tuning,
+    studies: Mapping[str, "Study"],
+    trials: Sequence[Trial],
+    rung: int,
+    command: str,
+    loaded: "Loaded",
+) -> None:
+    """Train and score these, together unless one of them diverges, and keep the scores."""
+    try:
+        lines = train_and_score(on_one_stream(tuning, trials, rung), command, loaded)
+    except Diverged as error:  # which is part of a search
+        if len(trials) > 1:
+            for trial in trials:
+                _measure(tuning, studies, [trial], rung, command, loaded)
+            return
+        lines = {trials[0].name: {"score": None, "measured": {}, "failure": str(error)}}
+    for trial in trials:
+        line = {
+            "name": trial.name,
+            "rung": rung,
+            "n_tokens": n_tokens(tuning, rung),
+            "values": trial.values,
+            **lines[trial.name],
+        }
+        studies[trial.arm].set_user_attr(f"{trial.name} on {rung}", line)
+        with (tuning.folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(f"{json.dumps(line)}\n")
+        measured = ", ".join(f"{key} {value:.4g}" for key, value in line["measured"].items())
+        shown = line["failure"] or measured
+        logger.info("%s, rung %d of %d: %s", trial.name, rung + 1, tuning.rungs, shown)
+
+
+def _grown(ranges: Mapping[str, Range], best: Trial) -> dict[str, Range]:
+    """Ranges half as long again, in logarithms, beyond the edge at which the best value lies."""
+    grown = dict(ranges)
+    for name, own in ranges.items():
+        end = edge(own, best.values[name])
+        if end and isinstance(own, dict):
+            factor = math.sqrt(own["high"] / own["low"])
+            grown[name] = {
+                "low": own["low"] / (factor if end == "low" else 1),
+                "high": own["high"] * (factor if end == "high" else 1),
+            }
+            shown = _range_text(grown[name])
+            logger.info("%s: the best %s lies at an edge: it grows to %s", best.arm, name, shown)
+    return grown
+
+
+def edge(own: Range, value: Any) -> str:
+    """ "low" or "high" where a value lies at that end of its range, else ""; a list has no ends."""
+    if isinstance(own, list):
+        return ""
+    place = math.log(value / own["low"]) / math.log(own["high"] / own["low"])
+    return "low" if place < EDGE else "high" if place > 1 - EDGE else ""
+
+
+def _tell(studies: Mapping[str, "Study"], scores: Sequence[TrialScore]) -> None:
+    """Close the trials, for whoever opens the journal with Optuna."""
+    from optuna.trial import TrialState
+
+    last = max(score.rung for score in scores)
+    for score in {s.trial.name: s for s in scores}.values():  # each trial's last rung
+        study, number = studies[score.trial.arm], score.trial.number
+        if study.trials[number].state.is_finished():
+            continue
+        if math.isinf(score.value):
+            study.tell(number, state=TrialState.FAIL)
+        elif score.rung < last:
+            study.tell(number, state=TrialState.PRUNED)
+        else:
+            study.tell(number, score.value)
+
+
+def n_tokens(tuning: Tuning, rung: int) -> int:
+    """The training budget of a rung, 0 the first."""
+    return tuning.training.n_tokens // 2 ** (tuning.rungs - 1 - rung)
+
+
+def with_values(tuning: Tuning, trial: Trial) -> Recipe:
+    """The tuning's training recipe with an arm's and a trial's settings.
+
+    Raises:
+        ValueError: a value that its section refuses.
+    """
+    arm = tuning.arms.get(trial.arm, {})
+    drawn: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    for name, value in trial.values.items():
+        section, _, own = name.partition(".")
+        drawn[section][own] = value
+    plain = {f.name: getattr(tuning, f.name) for f in fields(Recipe)}
+    plain["sae"] = {**tuning.sae, **arm.get("sae", {}), **drawn["sae"]}
+    plain["shuffle"] = replace(tuning.shuffle, **drawn["shuffle"])
+    changes = {**arm.get("training", {}), **drawn["training"]}
+    plain["training"] = changed_training(tuning.training, changes, f"training of {trial.arm}")
+    return Recipe(**plain)
+
+
+def recipe_of(tuning: Tuning, trial: Trial, rung: int) -> Recipe:
+    """The training recipe of a trial: scored on validation, on cached activations."""
+    recipe = with_values(tuning, trial)
+    tokens = n_tokens(tuning, rung)
+    folder = tuning.folder / TRIALS / f"{trial.name}-{tokens}"
+    cache_folder = tuning.harvest.cache_folder or str(tuning.folder / "activations")
+    section = section_of(as_plain(recipe))
+    inputs = getattr(recipe, section)
+    share = inputs.validation_fraction or VALIDATION
+    recipe = replace(recipe, **{section: replace(inputs, validation_fraction=share)})
+    return replace(
+        recipe,
+        harvest=replace(recipe.harvest, cache=cache_folder),
+        training=replace(recipe.training, output_dir=str(folder), n_tokens=tokens),
+        evaluation=replace(recipe.evaluation, side="validation", texts={}),
+        **LEFT_OUT,
+    )
+
+
+def groups(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Iterator[list[Trial]]:
+    """Trials that can be trained together: with the same sites, batches and order of tokens."""
+    by_stream: dict[str, list[Trial]] = {}
+    for trial in trials:
+        recipe = recipe_of(tuning, trial, rung)
+        shared = [asdict(recipe.training)[name] for name in sorted(SHARED - {"output_dir"})]
+        key = repr((recipe.sites, asdict(recipe.shuffle), shared))
+        by_stream.setdefault(key, []).append(trial)
+    for alike in by_stream.values():
+        for i in range(0, len(alike), tuning.together):
+            yield alike[i : i + tuning.together]
+
+
+def on_one_stream(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Recipe:
+    """One recipe that trains the SAEs of several trials, by name, in a folder that is theirs: some
+    of them may be trained again without the others."""
+    first, saes = recipe_of(tuning, trials[0], rung), {}
+    names = blake2b(" ".join(t.name for t in trials).encode(), digest_size=4).hexdigest()
+    folder = f"{first.training.output_dir}-{names}"
+    shared = asdict(first.training)
+    for trial in trials:
+        recipe = recipe_of(tuning, trial, rung)
+        own = asdict(recipe.training).items()
+        differing = {key: x for key, x in own if key not in SHARED and x != shared[key]}
+        saes[trial.name] = {**recipe.sae, "training": differing}
+    return replace(first, sae={}, saes=saes, training=replace(first.training, output_dir=folder))
+
+
+def train_and_score(recipe: Recipe, command: str, loaded: "Loaded") -> dict[str, dict[str, Any]]:
+    """Train a recipe's SAEs and evaluate them side by side; by name: score, measured, failure."""
+    from .models.config import l0_goal
+    from .recipe import evaluate_saes, inputs_of, load_all_trained, run
+
+    run(replace(recipe, evaluation=replace(recipe.evaluation, n_tokens=0)), command, loaded)
+    folders = {name: Path(recipe.training.output_dir, name) for name in recipe.saes}
+    saes, limits = load_all_trained(folders, inputs_of(recipe, loaded).device)
+    lines = {}
+    for name, result in evaluate_saes(recipe, loaded, saes, limits, losses=False).items():
+        score = score_of(result, l0_goal(recipe.saes[name]))
+        measured = {key: result.metrics[key].value for key in ("l0", "fvu", "dead_share")}
+        measured["seconds"] = read_json(folders[name] / TRAINING)["seconds"]["sae"]
+        lines[name] = {"score": finite(score), "measured": measured, "failure": ""}
+    return lines
+
+
+def score_of(result: "EvaluationResult", target: int | float | None) -> float:
+    """FVU at the target L0, measured on validation documents.
+
+    Raises:
+        ValueError: the result was measured on documents of another side.
+    """
+    if result.side != "validation":
+        raise Refused(
+            f"settings are chosen on validation documents, not on {result.side or 'given'} ones: "
+            "evaluate with evaluation.side=validation"
+        )
+    fvu, l0 = result.metrics["fvu"].value, result.metrics["l0"].value
+    if not target or not math.isfinite(fvu) or l0 <= 0:
+        return fvu if not target and math.isfinite(fvu) else math.inf
+    return fvu * (l0 / target) ** ELASTICITY
+
+
+def write_report(
+    tuning: Tuning,
+    scores: Sequence[TrialScore],
+    ranges: Mapping[str, Mapping[str, Range]],
+    command: str,
+) -> Path:
+    """Write report.md, best-ARM.yaml for each arm, and the log; returns the folder."""
+    budgets = ", ".join(f"{n_tokens(tuning, rung):,}" for rung in range(tuning.rungs))
+    n_trials = len({score.trial.name for score in scores})
+    tokens = sum(n_tokens(tuning, score.rung) for score in scores)
+    model = "activation files" if tuning.kind == "files" else tuning.lm.name
+    parts = [
+        "# Settings by random search",
+        f"{n_trials} settings of {len(tuning.arm_names)} arm(s), "
+        f"drawn with seed {tuning.tune_seed}, "
+        f"each trained at `{tuning.sae.get('site')}` of {model} on {budgets} activations, "
+        "the better half of an arm going on to the next; "
+        f"{tokens:,} in all, as many for each arm. Scored by FVU at the target L0 on validation "
+        "documents, which no reported result may use: evaluate the chosen recipe on test "
+        "documents.",
+    ]
+    for arm in tuning.arm_names:
+        finals, names = _finals(scores, arm), sorted(ranges[arm])
+        best = finals[0].trial
+        parts.append(f"## {arm}\n\nThe best settings, as a recipe: `best-{arm}.yaml`.")
+        rows = [["setting", "range", "best", "next below", "next above", ""]]
+        for name in names:
+            own, value = ranges[arm][name], best.values[name]
+            end = edge(own, value)
+            note = f"at the {end} edge: the best may lie beyond" if end else ""
+            cells = ["", ""]
+            if not isinstance(own, list):
+                others = [(s.trial.values[name], s.value) for s in finals[1:]]
+                below = max((o for o in others if o[0] < value), default=None)
+                above = min((o for o in others if o[0] > value), default=None)
+                cells = [f"{o[0]} ({o[1]:.4f})" if o else "none" for o in (below, above)]
+            rows.append([f"`{name}`", _range_text(own), f"**{value}**", *cells, note])
+        parts.append(table(rows))
+        parts.append(
+            "Neighbours: the nearest values of other trials on the last rung, and their scores."
+        )
+        head = ["trial", *(f"`{name}`" for name in names)]
+        rows = [[*head, "score", "FVU", "L0", "dead", "seconds"]]
+        for score in finals[:_SHOWN]:
+            m, cells = score.line["measured"], ["failed", "", "", "", ""]
+            if not score.line["failure"]:
+                cells = [f"{score.value:.4f}", f"{m['fvu']:.4f}", f"{m['l0']:.1f}"]
+                cells += [f"{m['dead_share']:.1%}", f"{m['seconds']:.0f}"]
+            values = [str(score.trial.values[name]) for name in names]
+            rows.append([score.trial.name, *values, *cells])
+        parts.append(table(rows))
+        recipe = with_values(tuning, best)
+        recipe.training.output_dir = str(tuning.folder / f"best-{arm}")
+        text = yaml.safe_dump(as_plain(recipe), sort_keys=False, allow_unicode=True)
+        write_whole(tuning.folder / f"best-{arm}.yaml", text)
+    parts.append(f"## Reproduce\n\n    {command}\n\nEvery trial stands in `{LOG}`.")
+    write_whole(tuning.folder / REPORT, "\n\n".join(parts) + "\n")
+    write_whole(tuning.folder / LOG, "".join(f"{json.dumps(s.line)}\n" for s in scores))
+    return tuning.folder
+
+
+def _finals(scores: Sequence[TrialScore], arm: str) -> list[TrialScore]:
+    """The arm's trials on the last rung, the best first."""
+    last = max(score.rung for score in scores)
+    own = [s for s in scores if s.trial.arm == arm and s.rung == last]
+    return sorted(own, key=lambda score: score.value)
+
+
+def _range_text(own: Range) -> str:
+    if isinstance(own, list):
+        return ", ".join(map(str, own))
+    return f"{own['low']:.3g} to {own['high']:.3g}"
