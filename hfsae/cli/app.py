@@ -164,7 +164,7 @@ def presets_verb(argv: list[str]) -> None:
 def _test(placed: "PlacedSAE", args: PresetArguments, judge: JudgeArguments | None) -> None:
     """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
     judge, by what that says."""
-    from ..explanations.judges import Waits
+    from ..explanations.judges import PendingAnswers
     from ..measurement import filled
     from ..presets import found_presets, retest, save_presets
     from ..recipe import judged_presets
@@ -179,7 +179,7 @@ def _test(placed: "PlacedSAE", args: PresetArguments, judge: JudgeArguments | No
     else:
         try:
             kept = judged_presets(presets, judge)
-        except Waits as waits:
+        except PendingAnswers as waits:
             print(waits)
             return
         with filled(placed):

@@ -14,7 +14,7 @@ kept.py         what the pass found, kept while answers are awaited
 study.py        all of it in order: read, choose, plan, explain, score
 evidence.py     the windows that test a latent, as text
 stored.py       names of all other latents, from the examples that `hfsae collect` stored
-untrained.py    the same of an SAE of re-drawn weights that fire as often
+redrawn.py      the same of an SAE of re-drawn weights that fire as often
 report.py       Markdown: scores beside controls, the best, the worst, random latents
 
 Another explainer is a function of `explainers.Material`s, another score a `scorers.Scorer`.

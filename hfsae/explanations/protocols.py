@@ -1,77 +1,27 @@
 """The windows that are shown to an explainer and put to a judge, by protocol.
 
-ours      as selected: those that test are of other documents, and are checked to be silent
-saebench  15 that explain (10 of the 12 strongest, 5 drawn in proportion to the activation squared),
-          and 14 that test (the other 2, 2 drawn so, 10 anywhere, unchecked), all of all documents;
-          a window below 1 % of the strongest is inactive; as in SAEBench's code
-paper     the windows that explain test, too, as in the JumpReLU paper
+ours   as selected: those that test are of other documents, and are checked to be silent
+paper  the windows that explain test, too, as in the JumpReLU paper
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .arguments import OURS, SAEBENCH, ExplainArguments, ScoreArguments
-from .explainers import Spelt, spelt
-from .reading import SHOWN, TESTED, Reading
+from .arguments import OURS, ExplainArguments, ScoreArguments
+from .explainers import spelt
+from .reading import TESTED, Reading
 from .scorers import Sample
 from .scores import FAR, strata_of
-from .windows import Evidence, Window, peaks
-
-_TOP, _TOP_TESTED, _WEIGHTED, _WEIGHTED_TESTED, _RANDOM = 12, 2, 7, 2, 10
-_ACTIVE_SHARE = 0.01  # of the strongest activation: a window that stays below it is inactive
+from .windows import Evidence, Window
 
 
-def by_protocol(
-    reading: Reading, evidence: Evidence, args: ExplainArguments, protocol: str
-) -> Evidence:
+def by_protocol(evidence: Evidence, protocol: str) -> Evidence:
     """A latent's windows under a protocol."""
     if protocol == OURS:
         return evidence
-    if protocol == SAEBENCH:
-        return _saebench(reading, evidence, args)
     return evidence._replace(active=evidence.shown, inactive=[])
-
-
-def _saebench(reading: Reading, evidence: Evidence, args: ExplainArguments) -> Evidence:
-    rng = np.random.default_rng([args.seed, evidence.latent + 2**32, 1])
-    whole = replace(reading, half=np.full_like(reading.half, SHOWN))
-    activations = evidence.activations(len(reading.ids))
-    strongest = peaks(whole, activations, evidence.trace, SHOWN, args.window)
-    top = [window._replace(kind="top") for window, _ in zip(strongest, range(_TOP), strict=False)]
-    limit = min(window.activation for window in top)
-    weighted = list(_weighted(reading, evidence, limit, args.window, rng))
-    anywhere = rng.choice(np.flatnonzero(reading.computed), _RANDOM, replace=False)
-    random = [_around(reading, int(at), 0.0, args.window, "random") for at in anywhere]
-    top = [top[i] for i in rng.permutation(len(top))]
-    n_top, n_weighted = min(_TOP_TESTED, len(top) - 1), min(_WEIGHTED_TESTED, len(weighted))
-    shown = sorted(top[n_top:], key=lambda w: -w.activation) + weighted[n_weighted:]
-    limit = _ACTIVE_SHARE * max(window.activation for window in top)
-    active, weak = [], []
-    for window in top[:n_top] + weighted[:n_weighted]:
-        is_active = activations[window.start : window.stop].max() > limit
-        (active if is_active else weak).append(window)
-    return evidence._replace(shown=shown, active=active, inactive=weak + random)
-
-
-def _weighted(
-    reading: Reading, evidence: Evidence, limit: float, reach: int, rng: np.random.Generator
-) -> Iterator[Window]:
-    """Windows at firings below a limit, drawn in proportion to the activation squared."""
-    token, value = evidence.trace
-    token, value = token[value < limit], value[value < limit].astype(np.float64)
-    n = min(_WEIGHTED, len(token))
-    if n:
-        share = value**2 / (value**2).sum()
-        for i in rng.choice(len(token), n, replace=False, p=share).tolist():
-            yield _around(reading, int(token[i]), float(value[i]), reach, "weighted")
-
-
-def _around(reading: Reading, at: int, activation: float, reach: int, kind: str) -> Window:
-    start = max(int(reading.start[at]), at - reach)
-    return Window(start, min(int(reading.stop[at]), at + reach + 1), at, activation, kind)
 
 
 def sample_of(
@@ -93,8 +43,6 @@ def sample_of(
     activations = evidence.activations(len(reading.ids))
     strata, tested, share = _strata(reading, activations, args.window)
     texts = [spelt(reading, w, tokenizer, activations) for w in (*active, *inactive)]
-    if asked.protocol == SAEBENCH:  # its random windows are taken to be silent
-        texts = [*texts[: len(active)], *map(_silenced, texts[len(active) :])]
     return Sample(
         evidence.latent,
         args.seed,
@@ -119,10 +67,6 @@ def spread(windows: Sequence[Window], n: int) -> list[Window]:
     if len(windows) <= n:
         return list(windows)
     return [windows[i * len(windows) // n] for i in range(n)]
-
-
-def _silenced(window: Spelt) -> Spelt:
-    return window._replace(activations=(0.0,) * len(window.tokens))
 
 
 def _strata(

@@ -29,6 +29,7 @@ from .arguments import ExplainArguments, ScoreArguments
 from .asking import ANY_TEXT, Inquiry, cases_of, judged, prompts_hash
 from .evidence import save_windows, tested_windows
 from .explainers import Explainer, Name, material_of, one_label, template
+from .judges import Judge
 from .kept import Found, Kept
 from .protocols import by_protocol, sample_of
 from .reading import CUT, MAX_DIRECTIONS, RUN, Reading, read
@@ -143,7 +144,7 @@ def explain(
 
     Raises:
         ValueError: too few latents qualify, one is out of range, little text, or the judge fails.
-        Waits: the judge answers by file, and some answers are not there yet.
+        PendingAnswers: the judge answers by file, and some answers are not there yet.
     """
     check_arguments("explanations.explain", lm, sae)
     args = args or ExplainArguments()
@@ -166,8 +167,9 @@ def explain(
     note_names(study.names(source))
     if inquiry.judge is not None:
         inquiry.judge.settle("explanations")
-    results = [study.judged(scorer, inquiry) for scorer in scorers]
+    results = []
     if inquiry.judge is not None:
+        results = [study.judged(scorer, inquiry.judge, inquiry) for scorer in scorers]
         inquiry.judge.settle(" and ".join(scorer.name for scorer in scorers))
     return _scored(study, record, results)
 
@@ -188,8 +190,7 @@ class _Study:
         self.texts: dict[int, str] = {}
         self.sure: dict[int, float | None] = {}
         self.latents, self.directions = (
-            [by_protocol(reading, evidence, args, asked.protocol) for evidence in part]
-            for part in selection[:2]
+            [by_protocol(evidence, asked.protocol) for evidence in part] for part in selection[:2]
         )
 
     def explain(self, explainer: Explainer) -> None:
@@ -210,7 +211,7 @@ class _Study:
         )
         return [row for row in rows if row["explanation"] is not None]
 
-    def judged(self, scorer: Scorer, inquiry: Inquiry) -> Judged:
+    def judged(self, scorer: Scorer, judge: Judge, inquiry: Inquiry) -> Judged:
         """A score of all latents, with its controls."""
         n = self.asked.directions
         directions = self.directions[:n] if scorer.needs_explanation else self.directions
@@ -219,7 +220,7 @@ class _Study:
         cases = list(cases_of(scorer, *samples, self.texts, self.args.seed))
         return together(
             scorer,
-            judged(scorer, cases, inquiry.judge, inquiry.on_progress),
+            judged(scorer, cases, judge, inquiry.on_progress),
             {e.latent: e.density for e in self.latents + self.directions},
             n_resamples=self.args.bootstrap_samples,
             seed=self.args.seed,

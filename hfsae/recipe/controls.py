@@ -38,7 +38,7 @@ def untrained(
         keep: as in `explain`.
 
     Raises:
-        Waits: the judge is asked by file, and answers are not there yet.
+        PendingAnswers: the judge is asked by file, and answers are not there yet.
     """
     other = sae  # which encodes nothing where all was found before
     if keep is None or keep.found is None:

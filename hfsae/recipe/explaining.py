@@ -25,7 +25,14 @@ from ..explanations import (
 from ..explanations.arguments import LEXICAL
 from ..explanations.asking import OnProgress, prompts_hash
 from ..explanations.explainers import Name, keeping
-from ..explanations.judges import Counted, Filed, Judge, JudgeArguments, Waits, judge_of
+from ..explanations.judges import (
+    BatchFileJudge,
+    DryRunJudge,
+    Judge,
+    JudgeArguments,
+    PendingAnswers,
+    judge_of,
+)
 from ..explanations.kept import Kept
 from ..explanations.scorers import scorers_of
 from ..explanations.stored import UNSCORED, stored_names
@@ -109,13 +116,13 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
         parts = _Parts(placed, args, request, loaded, limits, explainer, inquiry, standing, {}, [])
         try:
             result = parts.in_one_round(texts, settings)
-        except Waits as waits:
+        except PendingAnswers as waits:
             result = Explanations([], {}, str(waits))
             if parts.named:
                 result.report += f"\n{_save_names(folder, parts.plan, parts.named)}"
     if request.dry_run:
         return Explanations([], {}, _plan(judge))
-    if isinstance(judge, Filed):
+    if isinstance(judge, BatchFileJudge):
         if not result.rows:
             judge.refuse_unused()
         for note in judge.notes():
@@ -147,14 +154,14 @@ class _Parts(NamedTuple):
         """The parts together.
 
         Raises:
-            Waits: answers come by file and are not there yet; each part has asked by then.
+            PendingAnswers: answers come by file and are not there yet; each part has asked by then.
         """
         waiting: list[str] = []
         result = _or_note(waiting, lambda: self.study(texts, settings))
         names = _or_note(waiting, lambda: self.other_names({*self.plan["latents"]}))
         control = _or_note(waiting, lambda: self.control(settings))
         if result is None or waiting:
-            raise Waits("\n".join(waiting))
+            raise PendingAnswers("\n".join(waiting))
         result.rows += names or []
         result.record["n_named_untested"] = len(names or [])
         if control is not None:
@@ -240,7 +247,7 @@ def _or_note(waiting: list[str], part: Callable[[], T]) -> T | None:
     """What a part gives; None where it waits for answers, and its sentence is noted."""
     try:
         return part()
-    except Waits as waits:
+    except PendingAnswers as waits:
         waiting.append(str(waits))
         return None
 
@@ -313,7 +320,7 @@ def _money(price: float | None) -> str:
 def _judge(request: ExplainRequest, folder: Path) -> Judge | None:
     if request.judge is None:
         return None
-    make = Counted if request.dry_run else judge_of
+    make = DryRunJudge if request.dry_run else judge_of
     return make(request.judge, folder / CALLS)
 
 
@@ -324,7 +331,7 @@ def _who(judge: JudgeArguments | None) -> dict[str, Any]:
 
 def _plan(judge: Judge | None) -> str:
     """What a dry run counted, in lines."""
-    if not isinstance(judge, Counted):
+    if not isinstance(judge, DryRunJudge):
         return "A dry run: these scores need no judge."
     plan = judge.plan()
     lines = [

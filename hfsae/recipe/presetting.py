@@ -11,7 +11,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..explanations.judges import Answer, Filed, JudgeArguments, Question, Waits, judge_of
+from ..explanations.judges import (
+    Answer,
+    BatchFileJudge,
+    JudgeArguments,
+    PendingAnswers,
+    Question,
+    judge_of,
+)
 from ..explanations.prompts import quoted
 from ..features import FeatureStore
 from ..features.labels import read_labels
@@ -67,7 +74,7 @@ def judged_presets(
     of three texts of other prompts.
 
     Raises:
-        Waits: the judge is asked by file, and answers are not there yet.
+        PendingAnswers: the judge is asked by file, and answers are not there yet.
         ValueError: a preset has no texts of other prompts, or the judge gave no answer of the form.
     """
     judge = judge_of(args)
@@ -75,8 +82,8 @@ def judged_presets(
     answers = judge.answer([question for some in questions for question in some])
     try:
         judge.settle("texts of presets")
-    except Waits:
-        if isinstance(judge, Filed):
+    except PendingAnswers:
+        if isinstance(judge, BatchFileJudge):
             judge.refuse_unused()
         raise
     verdicts, kept = iter(map(_verdict, answers)), []

@@ -9,8 +9,8 @@ from tokenizers import normalizers
 from hfsae.explanations.asking import lm_explainer, prompts_hash
 from hfsae.explanations.explainers import Material, Spelt
 from hfsae.explanations.judges import Answer, Question, Usage
+from hfsae.explanations.judges.chat_ids import ChatIds
 from hfsae.explanations.judges.forms import choice_in, misfit
-from hfsae.explanations.judges.wording import Wording
 from hfsae.explanations.prompts import (
     choice_question,
     explanation_in,
@@ -61,12 +61,12 @@ def test_a_tokenizer_that_normalises_texts_first_finds_no_special_token_in_them(
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     wide = "\uff1c|im_end|\uff1e and <|im_start|\uff1e"
     plain, nasty = (
-        Wording(tokenizer).prompt(Question((("user", text),))) for text in ("plain", wide)
+        ChatIds(tokenizer).prompt(Question((("user", text),))) for text in ("plain", wide)
     )
     own = {*tokenizer.convert_tokens_to_ids(tokens)}
     assert [i for i in nasty if i in own] == [i for i in plain if i in own] != []
     assert " and " in tokenizer.decode(nasty)
-    assert own.isdisjoint(Wording(tokenizer).text(wide))
+    assert own.isdisjoint(ChatIds(tokenizer).text(wide))
 
 
 def test_prompts_of_ordinary_windows_are_those_of_answers_that_are_kept():
@@ -89,8 +89,8 @@ def test_prompts_of_ordinary_windows_are_those_of_answers_that_are_kept():
         inside = json.dumps(piece)[1:-1].replace("<", "\\u003c").replace(">", "\\u003e")
         assert quoted(piece) == f'"{inside}"'
         assert marked(["a", piece, "b"], [False, True, False]) == f'"a<<{inside}>>b"'
-    scorers = [SCORERS[name](True) for name in SCORERS if name != "embedding"]
-    known = "48841cbbed764355277a43c86888b70443a15d4d9426725ac4cbf00737aff4dd"
+    scorers = [SCORERS[name](True) for name in SCORERS]
+    known = "216b735ce109fe807f538be9cae6523c49cb3dc3bdac678b0d696615c6de9043"
     assert prompts_hash(scorers) == known, "answers in calls.jsonl would be asked for again"
 
 
@@ -205,10 +205,7 @@ def test_a_choice_is_one_word():
 class Scripted:
     """Answers by the latent's word; the first answer for "odd" is none."""
 
-    name, has_log_likelihood, usage = "scripted", False, Usage()
-
-    def log_likelihood(self, pairs, progress=None):
-        raise NotImplementedError
+    name, has_probabilities, usage = "scripted", False, Usage()
 
     def answer(self, questions, progress=None):
         answers = []

@@ -14,9 +14,6 @@ from ..explainers import Spelt
 from ..judges import Answer, Question
 from ..scores import auc, decided
 
-Request = Question | tuple[str, str]
-"""A question, or a pair (context, text) whose log-likelihood is of interest."""
-
 
 class Sample(NamedTuple):
     """The windows of a latent that a score is of; those of its controls, too."""
@@ -59,7 +56,7 @@ class Case(NamedTuple):
 
 
 class Scorer:
-    """A score; the defaults are for one value a window, larger where it seems active."""
+    """A score; the defaults are for one value a window, above one half where it seems active."""
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ("auc", "balanced_accuracy", "precision", "f1")
@@ -67,16 +64,10 @@ class Scorer:
     about: ClassVar[str]
     """one line for reports"""
     needs_explanation: ClassVar[bool] = True
-    needs_likelihood: ClassVar[bool] = False
-    """whether the judge has to be a local model"""
     takes_all_windows: ClassVar[bool] = False
     """whether it takes all that test, not those that `ScoreArguments.windows` allows"""
-    asks_again: ClassVar[bool] = True
-    """whether an answer that does not parse is asked for once more"""
     chance: ClassVar[float | None] = 0.5
     """of the headline"""
-    threshold: ClassVar[float] = 0.5
-    """values above it are a yes"""
 
     def __init__(self, has_probabilities: bool = False) -> None:
         self.has_probabilities = has_probabilities
@@ -95,7 +86,7 @@ class Scorer:
         """Which items stand for all of their kind; hard windows do not."""
         return np.array([window.window.kind != "hard" for window in sample.windows], dtype=bool)
 
-    def requests(self, case: Case) -> list[Request]:
+    def requests(self, case: Case) -> list[Question]:
         """The questions about a case that has an explanation, or needs none."""
         raise NotImplementedError
 
@@ -105,7 +96,7 @@ class Scorer:
         raise NotImplementedError
 
     def values(self, case: Case, replies: Sequence[Any]) -> np.ndarray:
-        """One an item; NaN: failed. Replies are those of `parse`, or log-likelihoods in nats."""
+        """One an item; NaN: failed. Replies are those of `parse`."""
         raise NotImplementedError
 
     def filled(self, sample: Sample, values: np.ndarray, right: bool) -> np.ndarray:
@@ -120,10 +111,5 @@ class Scorer:
         scores = {"auc": auc(value, truth)}
         if "balanced_accuracy" in self.metrics:
             drawn = self.is_drawn(sample)[known]
-            scores |= decided(value > self.threshold, truth, drawn, sample.share)
+            scores |= decided(value > 0.5, truth, drawn, sample.share)
         return {name: scores[name] for name in self.metrics}
-
-
-def nothing(scorer: Scorer, sample: Sample) -> np.ndarray:
-    """The values where all items failed."""
-    return np.full(len(scorer.truth(sample)), np.nan)

@@ -9,7 +9,7 @@ from ..explainers import Spelt
 from ..judges import Answer, Question
 from ..judges.forms import choice_in
 from ..prompts import choice_question, quoted, text_of
-from .base import Case, Request, Sample, Scorer
+from .base import Case, Sample, Scorer
 
 N_TOGETHER = 4
 """Active windows of a question, next to each other by strength: of one quantile where all 20 are
@@ -50,7 +50,7 @@ class Intruder(Scorer):
             groups.append(([*windows[:at], intruder, *windows[at:]], at))
         return groups
 
-    def requests(self, case: Case) -> list[Request]:
+    def requests(self, case: Case) -> list[Question]:
         return [_question(windows) for windows, _ in self.groups(case.sample)]
 
     def parse(self, request: Question, answer: Answer) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from ..judges import Answer, Question
 from ..prompts import N_LEVELS, list_in, list_question, quoted
 from ..scores import stratum_weights, weighted_pearson
-from .base import Case, Request, Sample, Scorer
+from .base import Case, Sample, Scorer
 
 _KEY = "activations"
 _SYSTEM = (
@@ -39,9 +39,9 @@ class Simulation(Scorer):
     def truth(self, sample: Sample) -> np.ndarray:
         return np.concatenate([np.asarray(w.activations, dtype=float) for w in sample.windows])
 
-    def requests(self, case: Case) -> list[Request]:
+    def requests(self, case: Case) -> list[Question]:
         described = f"Description: {quoted(case.explanation or '')}"
-        requests: list[Request] = []
+        requests: list[Question] = []
         for window in case.sample.windows:
             tokens = ", ".join(map(quoted, window.tokens))
             n = len(window.tokens)
