@@ -1,6 +1,7 @@
 """Who answers questions about latents: a language model here, at a server, or asked by files.
 
-base        a question, an answer, what every judge does; the settings; `opening`: the judge that they name
+base        a question, an answer, what every judge does; the settings
+opening     the judge that arguments name
 calls       calls.jsonl: every answer, so that none is asked for twice
 local       a language model on this machine; `chat_ids`: its tokens of a question
 remote      a server's language model, by the `openai` client
