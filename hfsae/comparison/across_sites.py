@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.intervals import holm
+from ..evaluation.statistics import holm
 from ..machine.files import write_whole
 from ..machine.markdown import table
 from ..machine.names import FIGURES, REPORT, REPORT_PAGE

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..evaluation.metrics import bootstrap_weights
+from ..evaluation.statistics import bootstrap_weights
 from ..machine.units import unit_of
 from .at_l0 import LEAST_L0, SLACK
 from .estimates import Estimate, estimate

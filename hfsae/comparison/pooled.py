@@ -20,7 +20,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtri, stdtr, stdtrit
 
-from ..evaluation.intervals import holm
+from ..evaluation.statistics import holm
 from .differences import Verdict
 from .estimates import LEVEL, Estimate
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..evaluation.metrics import bootstrap_weights
+from ..evaluation.statistics import bootstrap_weights
 
 N_GROUPS = 64
 """Documents are resampled in so many groups: sums of each document would not fit in memory."""

@@ -17,8 +17,8 @@ from ..features import (
     collect_rows,
     label_table,
     read_labels_table,
+    refuse_few_documents,
 )
-from ..features.held_out import refuse_few_documents
 from ..machine.refused import Refused
 from ..machine.units import UNITS
 from ..models import SAE, SAEConfig

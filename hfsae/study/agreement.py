@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from ..evaluation.intervals import Interval
+from ..evaluation.statistics import Interval
 
 Scale = Literal["nominal", "ordinal", "interval"]
 Coefficient = Callable[[np.ndarray], float]

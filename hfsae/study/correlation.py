@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import optimize, stats
 
-from ..evaluation.intervals import Interval, around
+from ..evaluation.statistics import Interval, around
 from .estimates import N_RESAMPLES, NO_INTERVAL
 
 LEAST = 5

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ..evaluation.intervals import Interval, around, resampled_means
+from ..evaluation.statistics import Interval, around, resampled_means
 
 N_RESAMPLES = 2000
 N_PERMUTATIONS = 10_000

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.intervals import Interval
+from ..evaluation.statistics import Interval
 from ..machine.files import damaged, printable, read_json, reading, replacing, write_whole
 from ..machine.markdown import table
 from ..machine.names import (

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from ..evaluation.intervals import Interval, holm
+from ..evaluation.statistics import Interval, holm
 from ..machine.files import read_json, read_table
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, STUDY_FOLDERS
 from ..machine.refused import Refused

@@ -21,8 +21,9 @@ from torch import Tensor
 import hfsae
 from hfsae.activations import HarvestArguments, Harvester, PackedRows, TextArguments
 from hfsae.evaluation import EvaluationArguments, EvaluationResult, evaluate_all
-from hfsae.evaluation.metrics import FIDELITY, bootstrap_weights
+from hfsae.evaluation.metrics import FIDELITY
 from hfsae.evaluation.result import LOSSES
+from hfsae.evaluation.statistics import bootstrap_weights
 from hfsae.machine.markdown import table
 from hfsae.models import SAE
 from hfsae.recipe import norm_limits

@@ -30,13 +30,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from hfsae.evaluation.intervals import holm
+from hfsae.evaluation.statistics import auc, holm
 from hfsae.explanations import ExplainArguments, ScoreArguments
 from hfsae.explanations.judges import JudgeArguments
 from hfsae.explanations.judges.forms import json_in
 from hfsae.explanations.prompts import N_LEVELS, quoted
 from hfsae.explanations.reading import read
-from hfsae.explanations.scores import auc, decided
+from hfsae.explanations.scores import decided
 from hfsae.explanations.windows import order_of, select
 from hfsae.machine.files import read_json, read_table, replacing, write_whole
 from hfsae.machine.markdown import table

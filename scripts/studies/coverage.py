@@ -17,7 +17,7 @@ from itertools import product
 import numpy as np
 from scipy import stats
 
-from hfsae.evaluation.intervals import Interval
+from hfsae.evaluation.statistics import Interval
 from hfsae.machine.markdown import table
 from hfsae.study.correlation import auc_interval, corrected
 from hfsae.study.estimates import over_both, over_latents

@@ -10,7 +10,7 @@ from hfsae.comparison.at_l0 import at_l0
 from hfsae.comparison.interpretability import Interpretability, Score
 from hfsae.comparison.latent_scores import Explained
 from hfsae.comparison.results import Measured
-from hfsae.evaluation.intervals import interval
+from hfsae.evaluation.statistics import interval
 
 PEARSON = Score("pearson")
 

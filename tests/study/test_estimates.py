@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hfsae.evaluation.intervals import holm
+from hfsae.evaluation.statistics import holm
 from hfsae.study.estimates import (
     N_PERMUTATIONS,
     compare,

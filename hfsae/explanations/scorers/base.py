@@ -10,9 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ...evaluation.statistics import auc
 from ..explainers import Spelt
 from ..judges import Answer, Question
-from ..scores import auc, decided
+from ..scores import decided
 
 
 class Sample(NamedTuple):

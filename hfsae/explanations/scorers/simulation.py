@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ...evaluation.statistics import weighted_pearson
 from ..judges import Answer, Question
 from ..prompts import N_LEVELS, list_in, list_question, quoted
-from ..scores import stratum_weights, weighted_pearson
+from ..scores import stratum_weights
 from .base import Case, Sample, Scorer
 
 _KEY = "activations"
