@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from .arguments import ScoreArguments
-from .explainers import Explainer, Material, Name, Spelt
+from .explainers import Explainer, Material, Name, WindowText
 from .judges import Answer, Judge, Question
 from .prompts import explanation_in, explanation_question
 from .scorers import Case, Sample, Scorer
@@ -61,7 +61,7 @@ def prompts_hash(scorers: Sequence[Scorer]) -> str:
     words = [f" w{i}" for i in range(12)]
     windows = [Window(i, i + 12, i, 1.0, "quantile_1") for i in range(10)]
     spelt = [
-        Spelt(words[i:] + words[:i], 0, w, (1.0,) + (0.0,) * 11) for i, w in enumerate(windows)
+        WindowText(words[i:] + words[:i], 0, w, (1.0,) + (0.0,) * 11) for i, w in enumerate(windows)
     ]
     strata = [np.zeros(12, dtype=int)] * 10
     sample = Sample(0, 0, spelt[:5], spelt[5:], 0.5, strata, np.ones(3))

@@ -8,9 +8,8 @@ import pytest
 from hfsae.explanations.asking import ScoreArguments, cases_of, judged, prompts_hash, result_of
 from hfsae.explanations.explainers import from_labels
 from hfsae.explanations.judges import Answer
-from hfsae.explanations.protocols import by_protocol, sample_of
 from hfsae.explanations.report import verdict_of
-from hfsae.explanations.scorers import SCORERS, Case, scorers_of
+from hfsae.explanations.scorers import SCORERS, Case, sample_of, scorers_of
 from hfsae.explanations.verdicts import together
 from hfsae.explanations.windows import ExplainArguments, select
 
@@ -48,7 +47,7 @@ def sampled(selection, planted):
                 [
                     sample_of(
                         reading,
-                        by_protocol(e, protocol),
+                        e if protocol == "ours" else e._replace(active=e.shown, inactive=[]),
                         ARGS,
                         asked,
                         planted.tokenizer,

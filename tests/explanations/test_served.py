@@ -9,8 +9,7 @@ from hfsae.explanations.explainers import Material
 from hfsae.explanations.judges import DryRunJudge, JudgeArguments, Remote
 from hfsae.explanations.judges.chat import n_question_tokens, n_tokens
 from hfsae.explanations.judges.dry_run import TokenCounter
-from hfsae.explanations.protocols import sample_of
-from hfsae.explanations.scorers import SCORERS
+from hfsae.explanations.scorers import SCORERS, sample_of
 from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import read_planted

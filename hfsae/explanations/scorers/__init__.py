@@ -12,6 +12,7 @@ from ..judges import Judge, JudgeArguments
 from .base import Case as Case
 from .base import Sample as Sample
 from .base import Scorer as Scorer
+from .base import sample_of as sample_of
 from .detection import Detection
 from .fuzzing import Fuzzing
 from .intruder import Intruder

@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from ...evaluation.statistics import auc
-from ..explainers import Spelt
+from ..arguments import OURS, ExplainArguments, ScoreArguments
+from ..explainers import WindowText, spelt
 from ..judges import Answer, Question
-from ..scores import decided
+from ..reading import TESTED, Reading
+from ..scores import FAR, decided, strata_of
+from ..windows import Evidence, Window
 
 
 class Sample(NamedTuple):
@@ -22,8 +26,8 @@ class Sample(NamedTuple):
     latent: int
     """negative: a random direction"""
     seed: int
-    active: list[Spelt]
-    inactive: list[Spelt]
+    active: list[WindowText]
+    inactive: list[WindowText]
     share: float
     """of the tested half's windows, those in which the latent fires"""
     strata: list[np.ndarray]
@@ -32,7 +36,7 @@ class Sample(NamedTuple):
     """tokens of the tested half by stratum"""
 
     @property
-    def windows(self) -> list[Spelt]:
+    def windows(self) -> list[WindowText]:
         """Active ones, then inactive ones."""
         return [*self.active, *self.inactive]
 
@@ -44,6 +48,53 @@ class Sample(NamedTuple):
     def rng(self) -> np.random.Generator:
         """What is drawn for a latent, the same for its controls."""
         return np.random.default_rng([self.seed, self.latent + 2**32])
+
+
+def sample_of(
+    reading: Reading,
+    evidence: Evidence,
+    args: ExplainArguments,
+    asked: ScoreArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    takes_all: bool = False,
+) -> Sample:
+    """The judged windows of a latent, as text, with the numbers that weight its scores.
+
+    Args:
+        takes_all: all that test, not `asked.windows` of them.
+    """
+    active, inactive = evidence.active, evidence.inactive
+    if asked.protocol == OURS and not takes_all:
+        # As many active windows, over all quantiles, as inactive ones, half of which are hard.
+        n = asked.windows // 2
+        active = _spread(active, n)
+        hard = _spread([window for window in inactive if window.kind == "hard"], n // 2)
+        easy = [window for window in inactive if window.kind != "hard"]
+        inactive = hard + _spread(easy, n - len(hard))
+    activations = evidence.activations(len(reading.ids))
+    fires, at = activations > 0, np.arange(len(reading.ids))
+    count = np.concatenate([[0], fires.cumsum()])
+    start = np.maximum(reading.start, at - args.window)
+    stop = np.minimum(reading.stop, at + args.window + 1)
+    near = count[stop] > count[start]
+    strata = strata_of(fires, near)
+    tested = (reading.half == TESTED) & reading.computed
+    return Sample(
+        evidence.latent,
+        args.seed,
+        [spelt(reading, window, tokenizer, activations) for window in active],
+        [spelt(reading, window, tokenizer, activations) for window in inactive],
+        float(near[tested].mean()),
+        [strata[w.start : w.stop] for w in (*active, *inactive)],
+        np.bincount(strata[tested], minlength=FAR + 1),
+    )
+
+
+def _spread(windows: Sequence[Window], n: int) -> list[Window]:
+    """n windows at equal distances in the sequence; all if there are no more."""
+    if len(windows) <= n:
+        return list(windows)
+    return [windows[i * len(windows) // n] for i in range(n)]
 
 
 class Case(NamedTuple):
