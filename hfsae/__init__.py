@@ -7,7 +7,8 @@
     cost                                 seconds and bytes of a run, before it is begun
     hub | recipe                         push, fetch, load by meaning; what a run is
     explanations | presets               names for latents, and how certain; what steers well
-    training | evaluation | features | cards | convert | steering | attribution
+    training | features | cards | convert | steering | attribution
+    evaluation                           what an SAE loses and separates; every room's statistics
     models | activations                 one forward pass, a variant a file; sources, their streams
     ops | lm                             sparse algebra; sites in a language model
     packaged                             inputs that come as Python packages

@@ -125,7 +125,7 @@ def test_a_verb_explains_only_the_fields_that_it_takes(verb, others, capsys):
         (["explain", "a", "--price_in", "x"], "--price_in must be a number, or null, got 'x'"),
         (
             ["explain", "a", "--protocol", "x"],
-            "must be one of 'ours', 'saebench', 'paper', got 'x'",
+            "must be one of 'ours', 'paper', got 'x'",
         ),
     ],
 )

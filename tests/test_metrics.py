@@ -11,7 +11,6 @@ from hfsae.evaluation.metrics import (
     DocumentSums,
     RunningFidelity,
     active_latents,
-    bootstrap_weights,
     density,
     density_histogram,
     estimate,
@@ -19,6 +18,7 @@ from hfsae.evaluation.metrics import (
     l0,
     l0_histogram,
 )
+from hfsae.evaluation.statistics import bootstrap_weights
 
 RATIO = {"ratio": Definition("ratio.v1", "1", "top / tokens", lambda s: s["top"] / s["tokens"])}
 

@@ -12,7 +12,7 @@ import torch
 
 from hfsae import TextArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
-from hfsae.explanations.judges import JudgeArguments, Local
+from hfsae.explanations.judges import JudgeArguments, Local, Question
 from hfsae.lm import load_lm, unpacking
 from hfsae.packaged import (
     PACKAGED_LMS,
@@ -255,18 +255,22 @@ def test_packaged_texts_have_licences_and_others_have_none():
 
 
 @pytest.mark.lm
-def test_the_packaged_model_as_a_judge_finds_announced_text_likelier(packaged_lm):
+def test_the_packaged_model_as_a_judge_gives_the_probabilities_of_a_plain_pass(packaged_lm):
     """Beside one plain forward pass in the same precision."""
     judge = Local(JudgeArguments(), loaded=packaged_lm)
-    text = " The ship left the harbour and sailed out to sea."
-    contexts = ("A text about ships:", "A text about prime numbers:")
-    near, far = judge.log_likelihood([(context, text) for context in contexts])
-    assert near > far + 1
-    context, ids = (packaged_lm.tokenizer(t)["input_ids"] for t in (contexts[0], text))
+    messages = [("user", "The ship left the harbour. Was there a ship? Answer yes or no.")]
+    (answer,) = judge.answer([Question(tuple(messages), choices=("yes", "no"))])
+    chat = [{"role": role, "content": text} for role, text in messages]
+    prompt = packaged_lm.tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=False
+    )
+    ids = packaged_lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ends = [packaged_lm.tokenizer(w)["input_ids"] for w in ("yes", "no")]
+    assert {len(end) for end in ends} == {1}
     with torch.no_grad():
-        logits = packaged_lm.lm(torch.tensor([context + ids])).logits[0, len(context) - 1 : -1]
-    expected = logits.float().log_softmax(-1)[range(len(ids)), ids].sum()
-    assert near == pytest.approx(float(expected), abs=0.5)  # bfloat16 rounds a logit by up to 0.06
+        logits = packaged_lm.lm(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+    expected = {w: float(logits[end[0]]) for w, end in zip(("yes", "no"), ends, strict=True)}
+    assert answer.log_probabilities == pytest.approx(expected, abs=0.2)  # bfloat16
 
 
 @pytest.mark.lm

@@ -181,19 +181,20 @@ def test_what_is_told_of_the_order_of_latents():
 
 
 def test_what_the_pages_claim_is_shown_by_their_results(scripts):
-    assert len(scripts.write.claims()) >= 12
+    assert len(scripts.write.claims()) >= 11
     assert [*scripts.write.faults()] == []
 
 
 def test_a_claim_that_results_do_not_show_is_a_fault(scripts, monkeypatch):
     judge = scripts.of_recipes.results("judge")
-    judge["scores"]["likelihood"]["auc"]["difference"] = [0.01, -0.02, 0.04]
+    judge["scores"]["detection"]["auc"]["own"] = [0.6, 0.55, 0.65]
+    judge["scores"]["detection"]["auc"]["difference"] = [0.1, 0.05, 0.2]
     results = scripts.of_recipes.results
     monkeypatch.setattr(
         scripts.of_recipes, "results", lambda name: judge if name == "judge" else results(name)
     )
     (fault,) = scripts.write.faults()
-    assert re.search(r"says 'How much likelier .* its results do not show that", fault)
+    assert re.search(r"says 'Asked yes or no, .* its results do not show that", fault)
 
 
 def test_a_claim_that_a_page_does_not_make_is_a_fault(scripts):

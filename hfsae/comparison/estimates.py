@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from ..evaluation.intervals import holm
+from ..evaluation.statistics import holm
 
 LEVEL = 0.05
 _LEAST = 1e-12

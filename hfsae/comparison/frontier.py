@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..evaluation.metrics import bootstrap_weights
+from ..evaluation.statistics import bootstrap_weights
 from ..machine.units import unit_of
 from .arms import Comparison
 from .estimates import Estimate, corrected, estimate

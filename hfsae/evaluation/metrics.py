@@ -9,7 +9,7 @@ replacement: tokens of one document are not independent, documents are.
 Sums are float64 whatever the dtype of the activations.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..lm import Sites
+from .statistics import bootstrap_weights
 
 # Firing counts are [groups, d_sae]: [documents, d_sae] would not fit into memory.
 _N_GROUPS = 64
-_RESAMPLES_AT_ONCE = 2**22  # numbers in one block of bootstrap weights or resampled densities
 
 
 @dataclass(frozen=True)
@@ -204,20 +204,6 @@ class DocumentSums:
 def _sum_rows(values: Tensor, row: Tensor, n_rows: int) -> Tensor:
     sums = torch.zeros(n_rows, *values.shape[1:], dtype=torch.float64, device=values.device)
     return sums.index_add_(0, row.to(values.device), values.double())
-
-
-def bootstrap_weights(
-    n: int, n_resamples: int, seed: int, *, width: int = 1
-) -> Iterator[Float[Tensor, "block n"]]:
-    """Number of draws of each of n items in each resample, in blocks that bound the memory.
-
-    `width`: numbers per resample that the caller computes from a block, if more than n.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for block in torch.arange(n_resamples).split(max(1, _RESAMPLES_AT_ONCE // max(n, width))):
-        drawn = torch.randint(n, (len(block), n), generator=generator)
-        ones = torch.ones((), dtype=torch.float64).expand(drawn.shape)
-        yield torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, ones)
 
 
 def estimate(

@@ -2,7 +2,6 @@
 
 reading.py      one pass over held-out text: two halves, the activations of some latents
 windows.py      windows that explain a latent, windows that test it; which latents
-protocols.py    windows that are shown and judged: ours, and those of others
 explainers.py   text from windows: a template, people's labels, a file
 judges/         who answers questions
 prompts.py      what is asked, and what answers mean
@@ -12,9 +11,8 @@ scores.py       how well activations are predicted; controls; intervals over lat
 verdicts.py     a judge's scores together: means, failures, can it tell real from shuffled
 kept.py         what the pass found, kept while answers are awaited
 study.py        all of it in order: read, choose, plan, explain, score
-evidence.py     the windows that test a latent, as text
 stored.py       names of all other latents, from the examples that `hfsae collect` stored
-untrained.py    the same of an SAE of re-drawn weights that fire as often
+redrawn.py      the same of an SAE of re-drawn weights that fire as often
 report.py       Markdown: scores beside controls, the best, the worst, random latents
 
 Another explainer is a function of `explainers.Material`s, another score a `scorers.Scorer`.

@@ -13,10 +13,9 @@ E = TypeVar("E")
 LEAST_FIT = 20
 """Drawn latents that have to fit, where as many are asked for: fewer give no mean."""
 LEXICAL = "lexical"
-SCORES = (LEXICAL, "detection", "fuzzing", "likelihood", "simulation", "intruder", "embedding")
-"""What can be named as a score: `SCORERS` without that of the protocol "saebench"."""
-OURS, SAEBENCH, PAPER = "ours", "saebench", "paper"
-_SCORES_OF = {SAEBENCH: ("saebench",), PAPER: ("simulation",)}
+SCORES = (LEXICAL, "detection", "fuzzing", "simulation", "intruder")
+"""What can be named as a score."""
+OURS, PAPER = "ours", "paper"
 
 
 @dataclass
@@ -70,8 +69,8 @@ class ScoreArguments:
 
     scores: Sequence[str] = ()
     """scores beside "lexical", which needs no judge"""
-    protocol: Literal["ours", "saebench", "paper"] = OURS
-    """"saebench", or "paper" (JumpReLU's): the windows and score of that paper, our controls"""
+    protocol: Literal["ours", "paper"] = OURS
+    """"paper": the windows and the score of the JumpReLU paper, with our controls"""
     windows: int = 12
     """test windows judged per latent, half of them active"""
     directions: int = 25
@@ -89,14 +88,14 @@ class ScoreArguments:
                     f"protocol {self.protocol!r} has a score of its own, and scores are "
                     f"{', '.join(self.scores)}; give only one"
                 )
-            self.scores = _SCORES_OF[self.protocol]
+            self.scores = ("simulation",)
         self.scores = tuple(dict.fromkeys(name for name in self.scores if name != LEXICAL))
         check_least(self, "judged_", windows=2, directions=0, latents=1)
 
     @property
     def asks_judge(self) -> bool:
         """Whether a score needs a judge."""
-        return any(name != "embedding" for name in self.scores)
+        return bool(self.scores)
 
     def as_plain(self) -> dict[str, Any]:
         """The values, for a record; without `latents` where all are judged."""

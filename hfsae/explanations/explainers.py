@@ -37,7 +37,7 @@ _MAX_FILE = 2**30  # bytes of a .json file, which is in memory as a whole
 _LATENT, _TEXT = ("latent", "index", "feature"), ("explanation", "description", "label")
 
 
-class Spelt(NamedTuple):
+class WindowText(NamedTuple):
     """A window as text: joined, `tokens` are readable."""
 
     tokens: list[str]
@@ -52,7 +52,7 @@ class Material(NamedTuple):
     """The input of an explainer: the shown windows of one latent."""
 
     latent: int
-    shown: list[Spelt]
+    shown: list[WindowText]
 
 
 class Name(NamedTuple):
@@ -80,7 +80,7 @@ def spelt(
     window: Window,
     tokenizer: PreTrainedTokenizerBase,
     activations: np.ndarray | None = None,
-) -> Spelt:
+) -> WindowText:
     """A window's text, token by token.
 
     Args:
@@ -89,7 +89,7 @@ def spelt(
     inside = slice(window.start, window.stop)
     values = () if activations is None else tuple(activations[inside].tolist())
     tokens = spell(tokenizer, reading.ids[inside].tolist())
-    return Spelt(tokens, window.peak - window.start, window, values)
+    return WindowText(tokens, window.peak - window.start, window, values)
 
 
 def template(materials: Sequence[Material]) -> dict[int, str]:
@@ -98,7 +98,7 @@ def template(materials: Sequence[Material]) -> dict[int, str]:
     return {m.latent: _template(m.shown) for m in materials}
 
 
-def _template(shown: Sequence[Spelt]) -> str:
+def _template(shown: Sequence[WindowText]) -> str:
     names = _names(shown)
     counts, n = Counter(names), len(shown)
     parts = [f"{name} {count / n:.0%}" for name, count in counts.most_common(_WORDS)]
@@ -110,7 +110,7 @@ def _template(shown: Sequence[Spelt]) -> str:
     return ", ".join(parts) + tail
 
 
-def _names(shown: Sequence[Spelt]) -> list[str]:
+def _names(shown: Sequence[WindowText]) -> list[str]:
     """The word of each peak; a piece that ends or begins different words is named itself."""
     words = [_word(s.tokens, s.peak) for s in shown]
     pieces = [s.tokens[s.peak] for s in shown]
@@ -158,7 +158,7 @@ def _quoted(word: str) -> str:
     return f'"{printable(short)}"'
 
 
-def _neighbours(shown: Sequence[Spelt]) -> Iterator[tuple[str, str]]:
+def _neighbours(shown: Sequence[WindowText]) -> Iterator[tuple[str, str]]:
     """("after" or "before", the word that stands there in over half of the windows)."""
     before, after = Counter[str](), Counter[str]()
     for tokens, peak, *_ in shown:

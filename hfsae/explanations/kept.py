@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from ..machine.checksums import content_hash
 from ..machine.files import replacing
-from .reading import Reading, Trace
+from .reading import Firings, Reading
 from .windows import Evidence, Selection, Window
 
 _FORMAT = 1
@@ -106,7 +106,7 @@ def _found(arrays: Arrays, about: Mapping[str, str]) -> Found:
     groups = _cut(windows, arrays["n_windows"])
     ends = arrays["n_trace"].cumsum()[:-1]
     pairs = (np.split(arrays["token"].astype(np.int64), ends), np.split(arrays["value"], ends))
-    traces = [Trace(*pair) for pair in zip(*pairs, strict=True)]
+    traces = [Firings(*pair) for pair in zip(*pairs, strict=True)]
     facts = zip(arrays["latent"].tolist(), arrays["density"].tolist(), traces, strict=True)
     evidence = [Evidence(*of, *groups[3 * i : 3 * i + 3]) for i, of in enumerate(facts)]
     n_latents = int(about["n_latents"])

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .explainers import UNCLEAR, Material, Name, Spelt, one_label
+from .explainers import UNCLEAR, Material, Name, WindowText, one_label
 from .judges import Question
 from .judges.forms import json_in, misfit
 
@@ -98,7 +98,7 @@ def _code(character: str) -> str:
     return f"\\u{ord(character):04x}"
 
 
-def text_of(window: Spelt) -> str:
+def text_of(window: WindowText) -> str:
     """A window's text, as it is."""
     return "".join(window.tokens)
 
@@ -128,15 +128,15 @@ def explanation_question(material: Material) -> Question:
     return Question(messages, EXPLANATION_TOKENS, schema)
 
 
-def _cut(window: Spelt) -> Spelt:
+def _cut(window: WindowText) -> WindowText:
     first = max(0, window.peak - REACH)
     inside = slice(first, window.peak + REACH)
-    return Spelt(
+    return WindowText(
         window.tokens[inside], window.peak - first, window.window, window.activations[inside]
     )
 
 
-def _shown(number: int, window: Spelt, largest: float) -> str:
+def _shown(number: int, window: WindowText, largest: float) -> str:
     limit = MARKED_SHARE * max(window.activations)
     is_marked = [value > limit for value in window.activations]
     told = zip(window.tokens, levels(window.activations, largest).tolist(), is_marked, strict=True)

@@ -36,7 +36,7 @@ MOST_FIRINGS = 2**25  # kept at a time, 16 bytes each; latents at the end of the
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: of the hash of a run of tokens
 
 
-class Trace(NamedTuple):
+class Firings(NamedTuple):
     """The tokens a latent fires on, in their order, and its activations there."""
 
     token: np.ndarray
@@ -69,7 +69,7 @@ class Reading:
     """latents in the order in which they are drawn; those whose traces are kept"""
     projections: np.ndarray
     """[n, directions]: activations along random unit directions"""
-    _traces: dict[int, Trace] = field(default_factory=dict)
+    _traces: dict[int, Firings] = field(default_factory=dict)
 
     @property
     def n_computed(self) -> int:
@@ -80,18 +80,18 @@ class Reading:
         """Share of the tokens on which a latent fires."""
         return float(self.n_firings[latent] / self.n_computed)
 
-    def trace(self, latent: int) -> Trace:
+    def trace(self, latent: int) -> Firings:
         """The firings of a latent in `order`."""
-        return self._traces.get(latent, Trace(np.zeros(0, np.int64), np.zeros(0, np.float32)))
+        return self._traces.get(latent, Firings(np.zeros(0, np.int64), np.zeros(0, np.float32)))
 
-    def densest(self, direction: int, density: float) -> Trace:
+    def densest(self, direction: int, density: float) -> Firings:
         """The tokens furthest along a random direction, as many as this density gives, with their
         distances above the threshold."""
         token = np.flatnonzero(self.computed)
         along = self.projections[token, direction]
         n_quiet = len(token) - min(max(1, round(density * len(token))), len(token) - 1)
         above = along - np.partition(along, n_quiet - 1)[n_quiet - 1]
-        return Trace(token[above > 0], above[above > 0])
+        return Firings(token[above > 0], above[above > 0])
 
 
 @torch.no_grad()
@@ -232,11 +232,11 @@ class _Parts:
 
 def _by_latent(
     latent: np.ndarray, token: np.ndarray, value: np.ndarray
-) -> Iterator[tuple[int, Trace]]:
+) -> Iterator[tuple[int, Firings]]:
     by = np.argsort(latent, kind="stable")
     latents, first = np.unique(latent[by], return_index=True)
     for index, members in zip(latents, np.split(by, first)[1:], strict=True):  # first[0] is 0
-        yield int(index), Trace(token[members], value[members])
+        yield int(index), Firings(token[members], value[members])
 
 
 def halves(ids: np.ndarray, document: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[int, int]]:

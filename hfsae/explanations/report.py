@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from ..activations import held_out_sentence, is_held_out
-from ..evaluation.intervals import Interval
+from ..evaluation.statistics import Interval
 from ..machine.files import printable
 from ..machine.markdown import table
 from .explainers import spelt

@@ -19,43 +19,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..evaluation.intervals import Interval, around, interval, resampled_means
+from ..evaluation.statistics import (
+    Interval,
+    around,
+    auc,
+    average_precision,
+    interval,
+    pearson,
+    resampled_means,
+)
 from .reading import SHOWN, TESTED, Reading
 from .windows import Evidence, Window
 
 LEXICAL = ("pearson", "auprc", "auc", "auc_random")
-
-
-def auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Share of pairs of a positive and a negative in which the positive's score is larger; ties are
-    half. NaN if there is no positive or no negative."""
-    n_positive = int(positive.sum())
-    n_negative = len(positive) - n_positive
-    if not n_positive or not n_negative:
-        return float("nan")
-    _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = counts.cumsum() - (counts - 1) / 2  # the mean rank of each group of ties, from 1
-    above = ranks[group][positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(above / (n_positive * n_negative))
-
-
-def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The sum over thresholds of precision times the gain in recall; equal scores share a
-    threshold. NaN without a positive."""
-    if not positive.any():
-        return float("nan")
-    levels, group = np.unique(-scores, return_inverse=True)
-    hits = np.bincount(group, weights=positive, minlength=len(levels)).cumsum()
-    calls = np.bincount(group, minlength=len(levels)).cumsum()
-    gained = np.diff(hits, prepend=0.0)
-    return float((hits / calls * gained).sum() / hits[-1])
-
-
-def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's correlation; 0 where either is constant, since it predicts nothing."""
-    a, b = a - a.mean(dtype=np.float64), b - b.mean(dtype=np.float64)
-    norms = np.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum() / norms) if norms > 0 else 0.0
 
 
 def decided(
@@ -98,18 +74,6 @@ def stratum_weights(strata: np.ndarray, population: np.ndarray) -> np.ndarray:
     sampled = np.bincount(strata[strata >= 0], minlength=len(population))
     each = population / np.maximum(sampled, 1)
     return np.where(strata >= 0, each[strata], 0.0)
-
-
-def weighted_pearson(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:
-    """Pearson's correlation with weights; 0 where either is constant, NaN without a positive
-    weight."""
-    total = weights.sum()
-    if not total > 0:
-        return float("nan")
-    a, b = a - (a * weights).sum() / total, b - (b * weights).sum() / total
-    norms = np.sqrt((weights * a * a).sum() * (weights * b * b).sum())
-    # what rounding leaves of a constant is no variation
-    return float((weights * a * b).sum() / norms) if norms > 1e-12 * total else 0.0
 
 
 def derangement(n: int, seed: int) -> np.ndarray:

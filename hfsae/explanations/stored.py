@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..features import FeatureStore
-from .explainers import Explainer, Material, Name, Spelt, one_label, template
+from .explainers import Explainer, Material, Name, WindowText, one_label, template
 from .windows import Window
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def stored_names(
 
 def _materials(store: FeatureStore, needs_activations: bool) -> Iterator[Material]:
     """All examples of each latent, as its windows."""
-    shown: dict[int, list[Spelt]] = {}
+    shown: dict[int, list[WindowText]] = {}
     columns = [*_COLUMNS, "activations"] if needs_activations else _COLUMNS
     for batch in store.examples.to_batches(columns=columns):
         for latent, spelt in _spelt(batch):
@@ -67,7 +67,7 @@ def _materials(store: FeatureStore, needs_activations: bool) -> Iterator[Materia
         yield Material(latent, windows)
 
 
-def _spelt(batch: "pyarrow.RecordBatch") -> Iterator[tuple[int, Spelt]]:
+def _spelt(batch: "pyarrow.RecordBatch") -> Iterator[tuple[int, WindowText]]:
     """(latent, example) of some rows."""
     lists, offsets = batch.column("tokens"), batch.column("tokens").offsets.to_pylist()
     texts = lists.values.to_pylist()
@@ -77,4 +77,7 @@ def _spelt(batch: "pyarrow.RecordBatch") -> Iterator[tuple[int, Spelt]]:
         tokens = texts[offsets[i] : offsets[i + 1]]
         if 0 <= firing < len(tokens):
             own = tuple(value or 0.0 for value in values[i]) if values else ()
-            yield latent, Spelt(tokens, firing, Window(0, len(tokens), firing, activation, ""), own)
+            yield (
+                latent,
+                WindowText(tokens, firing, Window(0, len(tokens), firing, activation, ""), own),
+            )

@@ -3,7 +3,7 @@ choose latents and windows, write the plan down, then explain and score."""
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,16 @@ from ..machine.names import (
 )
 from ..machine.plain import finite
 from ..models import SAE
-from .arguments import ExplainArguments, ScoreArguments
+from .arguments import PAPER, ExplainArguments, ScoreArguments
 from .asking import ANY_TEXT, Inquiry, cases_of, judged, prompts_hash
-from .evidence import save_windows, tested_windows
-from .explainers import Explainer, Name, material_of, one_label, template
+from .explainers import Explainer, Name, material_of, one_label, spelt, template
 from .kept import Found, Kept
-from .protocols import by_protocol, sample_of
 from .reading import CUT, MAX_DIRECTIONS, RUN, Reading, read
 from .report import ShownLatent, examples_of, report_of
-from .scorers import Sample, Scorer, scorers_of
+from .scorers import sample_of, scorers_of
 from .scores import LEXICAL, aggregate, lexical
 from .verdicts import Judged, together
-from .windows import Evidence, Selection, order_of, select
+from .windows import Evidence, order_of, select
 
 CONTROLS = {
     "shuffled": "another latent's windows or explanation, never its own",
@@ -63,7 +61,7 @@ class Explanations:
     report: str
     """Markdown"""
     windows: Iterable[dict[str, Any]] = ()
-    """that tested the latents, spelt when they are read, once: see `evidence.tested_windows`"""
+    """that tested the latents, spelt when they are read, once: see `tested_windows`"""
     directions: list[dict[str, Any]] = field(default_factory=list)
     """one a random direction: density and scores, with those of a judge where it was asked"""
     examples: list[ShownLatent] = field(default_factory=list)
@@ -81,7 +79,13 @@ class Explanations:
         with replacing(folder / EXPLANATIONS) as path:
             pq.write_table(table.replace_schema_metadata(stamps), path, compression="zstd")
             hashes = {Path(EXPLANATIONS).name: file_hash(path)}
-        hashes[Path(EVIDENCE).name] = save_windows(list(self.windows), folder, stamps)
+        kinds = {"latent": pa.int32(), "kind": pa.string(), "activation": pa.float32()}
+        kinds |= {"firing": pa.int32(), "tokens": pa.list_(pa.string())}
+        kinds["activations"] = pa.list_(pa.float32())
+        windows = pa.Table.from_pylist(list(self.windows), schema=pa.schema(kinds))
+        with replacing(folder / EVIDENCE) as path:
+            pq.write_table(windows.replace_schema_metadata(stamps), path, compression="zstd")
+            hashes[Path(EVIDENCE).name] = file_hash(path)
         write_whole(folder / EXPLANATIONS_REPORT, self.report)
         write_record(folder, self.record, hashes)
 
@@ -142,156 +146,134 @@ def explain(
 
     Raises:
         ValueError: too few latents qualify, one is out of range, little text, or the judge fails.
-        Waits: the judge answers by file, and some answers are not there yet.
+        PendingAnswers: the judge answers by file, and some answers are not there yet.
     """
     check_arguments("explanations.explain", lm, sae)
-    args = args or ExplainArguments()
-    scorers = scorers_of(inquiry.args, inquiry.judge)
+    args, asked, judge = args or ExplainArguments(), inquiry.args, inquiry.judge
+    scorers = scorers_of(asked, judge)
     tokenizer = tokenizer or tokenizer_of(lm)
     contract.hold(lm, sae, tokenizer)
+
+    # Read the text; choose latents and windows.
     found = keep.found if keep else None
     if found is None:
         order = order_of(args, sae.config.d_sae, explained)
-        settled = {"seed": args.seed, "norm_limits": norm_limits, "progress": progress}
-        settled["harvest"] = harvest
-        reading = read(lm, sae, rows, order, **_extent(args, len(order)), **settled)
+        keep_all = args.latents is not None or args.n_latents == "all"
+        n_wanted = len(order) if args.latents is not None else args.n_latents
+        n_wanted = len(order) if n_wanted == "all" else n_wanted
+        reading = read(
+            lm,
+            sae,
+            rows,
+            order,
+            n_directions=min(MAX_DIRECTIONS, len(order), n_wanted),
+            keep_all=keep_all,
+            seed=args.seed,
+            norm_limits=norm_limits,
+            harvest=harvest,
+            progress=progress,
+        )
         found = Found(reading, select(reading, args, explained))
-    study = _Study(*found, args, inquiry.args, tokenizer)
-    record = plan_of(study, source, settings or {}, prompts_hash(scorers))
-    note_plan(record)
+    reading, selection = found
+    latents, directions = selection.latents, selection.directions
+    if asked.protocol == PAPER:  # the windows that explain test, too
+        latents, directions = (
+            [evidence._replace(active=evidence.shown, inactive=[]) for evidence in part]
+            for part in (latents, directions)
+        )
+    given = {**(settings or {}), "explainer": source, "prompts_sha256": prompts_hash(scorers)}
+    plan = _plan(found, latents, directions, args, asked, given)
+    note_plan(plan)
     if keep is not None and keep.found is None:
         keep.save(found)
-    study.explain(explainer)
-    note_names(study.names(source))
-    if inquiry.judge is not None:
-        inquiry.judge.settle("explanations")
-    results = [study.judged(scorer, inquiry) for scorer in scorers]
-    if inquiry.judge is not None:
-        inquiry.judge.settle(" and ".join(scorer.name for scorer in scorers))
-    return _scored(study, record, results)
+
+    # Explain the latents, and the directions that explanations are judged on.
+    with_names = latents + directions[: asked.directions if asked.scores else 0]
+    told = explainer([material_of(reading, e, tokenizer) for e in with_names]).items()
+    names = {i: name if isinstance(name, Name) else Name(name, None) for i, name in told}
+    names = {i: name._replace(text=one_label(name.text)) for i, name in names.items()}
+    table = [_row(evidence, names.get(evidence.latent), source) for evidence in selection.latents]
+    note_names([row for row in table if row["explanation"] is not None])
+
+    results = []
+    if judge is not None:
+        judge.settle("explanations")
+        texts = {i: name.text for i, name in names.items()}
+        for scorer in scorers:
+            n = asked.directions if scorer.needs_explanation else len(directions)
+            own, random = (
+                [
+                    sample_of(reading, e, args, asked, tokenizer, scorer.takes_all_windows)
+                    for e in part
+                ]
+                for part in (asked.drawn(latents, args.seed), directions[:n])
+            )
+            cases = list(cases_of(scorer, own, random, texts, args.seed))
+            result = together(
+                scorer,
+                judged(scorer, cases, judge, inquiry.on_progress),
+                {e.latent: e.density for e in latents + directions},
+                n_resamples=args.bootstrap_samples,
+                seed=args.seed,
+            )
+            results.append(result)
+        judge.settle(" and ".join(scorer.name for scorer in scorers))
+    return _scored(found, table, plan, results, args, tokenizer)
 
 
-class _Study:
-    """What was read, the windows that are shown and judged, and the explanations."""
-
-    def __init__(
-        self,
-        reading: Reading,
-        selection: Selection,
-        args: ExplainArguments,
-        asked: ScoreArguments,
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> None:
-        self.reading, self.selection, self.args = reading, selection, args
-        self.asked, self.tokenizer = asked, tokenizer
-        self.texts: dict[int, str] = {}
-        self.sure: dict[int, float | None] = {}
-        self.latents, self.directions = (
-            [by_protocol(reading, evidence, args, asked.protocol) for evidence in part]
-            for part in selection[:2]
-        )
-
-    def explain(self, explainer: Explainer) -> None:
-        """Explain the latents, and the directions that explanations are judged on."""
-        n_directions = self.asked.directions if self.asked.scores else 0
-        explained = self.latents + self.directions[:n_directions]
-        materials = [material_of(self.reading, e, self.tokenizer) for e in explained]
-        told = explainer(materials).items()
-        names = {i: name if isinstance(name, Name) else Name(name, None) for i, name in told}
-        self.texts = {i: one_label(name.text) for i, name in names.items()}
-        self.sure = {i: name.sure for i, name in names.items()}
-
-    def names(self, source: str) -> list[dict[str, Any]]:
-        """Rows of the latents that have a name, without scores."""
-        rows = (
-            _row(e, self.texts.get(e.latent), self.sure.get(e.latent), source, {})
-            for e in self.selection.latents
-        )
-        return [row for row in rows if row["explanation"] is not None]
-
-    def judged(self, scorer: Scorer, inquiry: Inquiry) -> Judged:
-        """A score of all latents, with its controls."""
-        n = self.asked.directions
-        directions = self.directions[:n] if scorer.needs_explanation else self.directions
-        latents = self.asked.drawn(self.latents, self.args.seed)
-        samples = self._samples(latents, scorer), self._samples(directions, scorer)
-        cases = list(cases_of(scorer, *samples, self.texts, self.args.seed))
-        return together(
-            scorer,
-            judged(scorer, cases, inquiry.judge, inquiry.on_progress),
-            {e.latent: e.density for e in self.latents + self.directions},
-            n_resamples=self.args.bootstrap_samples,
-            seed=self.args.seed,
-        )
-
-    def _samples(self, evidences: Sequence[Evidence], scorer: Scorer) -> list[Sample]:
-        reading, tokenizer = self.reading, self.tokenizer
-        return [
-            sample_of(reading, e, self.args, self.asked, tokenizer, scorer.takes_all_windows)
-            for e in evidences
-        ]
-
-
-def _extent(args: ExplainArguments, n: int) -> dict[str, Any]:
-    """How many of n latents are kept, and how many random directions."""
-    keep_all = args.latents is not None or args.n_latents == "all"
-    wanted = n if args.latents is not None or args.n_latents == "all" else args.n_latents
-    return {"n_directions": min(MAX_DIRECTIONS, n, wanted), "keep_all": keep_all}
-
-
-def plan_of(
-    study: _Study, source: str, settings: dict[str, Any], prompts_sha256: str
+def _plan(
+    found: Found,
+    latents: Sequence[Evidence],
+    directions: Sequence[Evidence],
+    args: ExplainArguments,
+    asked: ScoreArguments,
+    given: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that is fixed before anything is scored, with its hash."""
-    reading, selection = study.reading, study.selection
+    reading, selection = found
+    drawn = {}
+    if asked.latents is not None:
+        drawn["judged"] = [e.latent for e in asked.drawn(latents, args.seed)]
+    windows = [
+        [reading.ids[w.start : w.stop].tolist() for w in (*e.shown, *e.active, *e.inactive)]
+        for e in (*latents, *directions)
+    ]
     plan = {
-        **settings,
-        "explainer": source,
-        "arguments": study.args.as_plain(),
-        "asked": study.asked.as_plain(),
-        "prompts_sha256": prompts_sha256,
+        **given,
+        "arguments": args.as_plain(),
+        "asked": asked.as_plain(),
         "n_tokens": reading.n_computed,
         "n_documents": {"shown": reading.n_documents[0], "tested": reading.n_documents[1]},
         "n_tokens_cut": int((reading.half == CUT).sum()),
         "latents": [evidence.latent for evidence in selection.latents],
-        **_drawn(study),
-        "windows_sha256": _hash(_places(reading, study.latents + study.directions)),
+        **drawn,
+        "windows_sha256": _hash(windows),
         "left_out": selection.left_out,
     }
     return {**plan, "plan_sha256": _hash(plan)}
-
-
-def _drawn(study: _Study) -> dict[str, Any]:
-    """Which latents are judged, where not all are."""
-    if study.asked.latents is None:
-        return {}
-    return {"judged": [e.latent for e in study.asked.drawn(study.latents, study.args.seed)]}
-
-
-def _places(reading: Reading, evidences: Sequence[Evidence]) -> list[Any]:
-    """The token ids of all windows."""
-    return [
-        [reading.ids[w.start : w.stop].tolist() for w in (*e.shown, *e.active, *e.inactive)]
-        for e in evidences
-    ]
 
 
 def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _scored(study: _Study, record: dict[str, Any], results: Sequence[Judged]) -> Explanations:
-    args, (latents, directions, _) = study.args, study.selection
-    scores, of_directions = lexical(study.reading, latents, directions, args.seed)
-    for result in results:
-        unscored = dict.fromkeys(next(iter(result.of_latents.values())))
-        for evidence, row in zip(latents, scores, strict=True):
-            row |= result.of_latents.get(evidence.latent, unscored)
-    source, texts = record["explainer"], study.texts
-    rows = [
-        _row(e, texts.get(e.latent), study.sure.get(e.latent), source, s)
-        for e, s in _both(latents, scores)
-    ]
+def _scored(
+    found: Found,
+    rows: list[dict[str, Any]],
+    plan: dict[str, Any],
+    results: Sequence[Judged],
+    args: ExplainArguments,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Explanations:
+    """The scores that need no judge, and all of them as table, record and report."""
+    reading, (latents, directions, _) = found
+    scores, of_directions = lexical(reading, latents, directions, args.seed)
+    controls = [{"density": e.density, **s} for e, s in zip(directions, of_directions, strict=True)]
+    for row, evidence, own in zip(rows, latents, scores, strict=True):
+        for result in results:
+            unscored = dict.fromkeys(next(iter(result.of_latents.values())))
+            own |= result.of_latents.get(evidence.latent, unscored)
+        row |= finite(own)
     means = aggregate(
         scores,
         of_directions,
@@ -300,7 +282,7 @@ def _scored(study: _Study, record: dict[str, Any], results: Sequence[Judged]) ->
         n_resamples=args.bootstrap_samples,
         seed=args.seed,
     )
-    record = record | {
+    record = plan | {
         "controls": CONTROLS,
         "n_latents": len(latents),
         "n_directions": len(directions),
@@ -308,45 +290,46 @@ def _scored(study: _Study, record: dict[str, Any], results: Sequence[Judged]) ->
         "scores": finite({"lexical": means} | {r.name: r.as_plain() for r in results}),
         "about": _ABOUT,
     }
-    shown = rows, means, study.tokenizer, args.seed, results
-    examples = examples_of(study.reading, latents, *shown)
-    windows = tested_windows(study.reading, latents, study.tokenizer)
-    controls = _direction_rows(directions, of_directions, results)
+    for evidence, row in zip(directions, controls, strict=True):
+        for result in results:
+            row |= result.of_directions.get(evidence.latent, {})
+    examples = examples_of(reading, latents, rows, means, tokenizer, args.seed, results)
+    windows = tested_windows(reading, latents, tokenizer)
     report = report_of(means, record, results, examples)
     return Explanations(rows, record, report, windows, controls, examples)
 
 
-def _direction_rows(
-    directions: Sequence[Evidence], scores: Sequence[dict[str, float]], judged: Sequence[Judged]
-) -> list[dict[str, Any]]:
-    rows = [{"density": e.density, **s} for e, s in _both(directions, scores)]
-    for result in judged:
-        for evidence, row in zip(directions, rows, strict=True):
-            row |= result.of_directions.get(evidence.latent, {})
-    return rows
-
-
-def _both(latents: Sequence[Evidence], scores: Sequence[dict[str, float]]) -> Iterable[Any]:
-    return zip(latents, scores, strict=True)
-
-
-def _row(
-    evidence: Evidence,
-    text: str | None,
-    sure: float | None,
-    source: str,
-    scores: dict[str, float],
-) -> dict[str, Any]:
+def _row(evidence: Evidence, name: Name | None, source: str) -> dict[str, Any]:
+    """A latent's row, without scores."""
     hard = sum(window.kind == "hard" for window in evidence.inactive)
     return {
         "latent": evidence.latent,
-        "explanation": text,
-        "sure": sure,
+        "explanation": None if name is None else name.text,
+        "sure": None if name is None else name.sure,
         "source": source,
         "density": evidence.density,
         "n_shown": len(evidence.shown),
         "n_active": len(evidence.active),
         "n_hard": hard,
         "n_random": len(evidence.inactive) - hard,
-        **finite(scores),
     }
+
+
+def tested_windows(
+    reading: Reading, latents: Sequence[Evidence], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict[str, Any]]:
+    """A row for each window of the tested half: the latent; the kind ("quantile_1" to
+    "quantile_5", where it fires; "hard" or "random", where it does not); the activation at the
+    peak, or 0; `firing`, the index of the peak or centre; tokens, and the activation on each."""
+    for evidence in latents:
+        activations = evidence.activations(len(reading.ids))
+        for window in (*evidence.active, *evidence.inactive):
+            tokens, peak, _, values = spelt(reading, window, tokenizer, activations)
+            yield {
+                "latent": evidence.latent,
+                "kind": window.kind,
+                "activation": window.activation,
+                "firing": peak,
+                "tokens": tokens,
+                "activations": list(values),
+            }

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.intervals import Interval
+from ..evaluation.statistics import Interval
 from .asking import ANYTHING, DIRECTION, OWN, SHUFFLED, Result
 from .scorers import Scorer
 from .scores import weighted_means

@@ -17,7 +17,7 @@ import numpy as np
 from ..machine.refused import Refused
 from ..models.config import check_latent
 from .arguments import LEAST_FIT, ExplainArguments
-from .reading import SHOWN, TESTED, Reading, Trace
+from .reading import SHOWN, TESTED, Firings, Reading
 
 N_QUANTILES = 5
 
@@ -45,7 +45,7 @@ class Evidence(NamedTuple):
     latent: int
     """-1 for a direction"""
     density: float
-    trace: Trace
+    trace: Firings
     shown: list[Window]
     active: list[Window]
     inactive: list[Window]
@@ -155,7 +155,7 @@ def _directions(
 
 
 def gather(
-    reading: Reading, args: ExplainArguments, latent: int, density: float, trace: Trace
+    reading: Reading, args: ExplainArguments, latent: int, density: float, trace: Firings
 ) -> Evidence | None:
     """A latent's windows; None if it has too few.
 
@@ -185,7 +185,7 @@ def gather(
 
 
 def peaks(
-    reading: Reading, activations: np.ndarray, trace: Trace, half: int, reach: int
+    reading: Reading, activations: np.ndarray, trace: Firings, half: int, reach: int
 ) -> Iterator[Window]:
     """Windows around the tokens with a window's largest activation, strongest first; no two
     overlap."""

@@ -8,7 +8,7 @@ from .column_files import write_labels_table as write_labels_table
 from .columns import Association as Association
 from .columns import LabelTable as LabelTable
 from .columns import label_table as label_table
-from .held_out import refuse_few_documents as refuse_few_documents
+from .columns import refuse_few_documents as refuse_few_documents
 from .inspection import Inspection as Inspection
 from .inspection import Ranked as Ranked
 from .labels import Automatic as Automatic

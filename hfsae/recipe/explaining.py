@@ -33,7 +33,7 @@ from ..explanations import (
 from ..explanations.arguments import LEXICAL
 from ..explanations.asking import OnProgress, prompts_hash
 from ..explanations.explainers import Name, keeping
-from ..explanations.judges import Counted, Filed, Judge, Waits, judge_of
+from ..explanations.judges import BatchFileJudge, DryRunJudge, Judge, PendingAnswers, judge_of
 from ..explanations.kept import Kept
 from ..explanations.redrawn import compared, section_of, untrained_like
 from ..explanations.scorers import scorers_of
@@ -191,7 +191,7 @@ def _explain(placed: SAEInContext, args: ExplainArguments, request: ExplainReque
         return finished
     judge = None
     if request.judge is not None:
-        judge = (Counted if request.dry_run else judge_of)(request.judge, folder / CALLS)
+        judge = (DryRunJudge if request.dry_run else judge_of)(request.judge, folder / CALLS)
     scorers_of(request.scores, judge)  # so does a judge that cannot answer
     loaded = load_lm_for(placed)
     with _answer_bar(request.dry_run) as on_progress:
@@ -208,13 +208,13 @@ def _explain(placed: SAEInContext, args: ExplainArguments, request: ExplainReque
         )
         try:
             result = parts.in_one_round(texts)
-        except Waits as waits:
+        except PendingAnswers as waits:
             result = Explanations([], {}, str(waits))
             if parts.named:
                 result.report += f"\n{_save_names(folder, parts.plan, parts.named)}"
     if request.dry_run:
         return Explanations([], {}, _counted_by(judge))
-    if isinstance(judge, Filed):
+    if isinstance(judge, BatchFileJudge):
         if not result.rows:
             judge.refuse_unused()
         for note in judge.notes():
@@ -262,14 +262,14 @@ class _Parts(NamedTuple):
         """The parts together.
 
         Raises:
-            Waits: answers come by file and are not there yet; each part has asked by then.
+            PendingAnswers: answers come by file and are not there yet; each part has asked by then.
         """
         waiting: list[str] = []
 
         def made(part: Callable[[], T]) -> T | None:
             try:
                 return part()
-            except Waits as waits:
+            except PendingAnswers as waits:
                 waiting.append(str(waits))
                 return None
 
@@ -277,7 +277,7 @@ class _Parts(NamedTuple):
         names = made(lambda: self.other_names({*self.plan["latents"]}))
         control = made(self.control)
         if result is None or waiting:
-            raise Waits("\n".join(waiting))
+            raise PendingAnswers("\n".join(waiting))
         result.rows += names or []
         result.record["n_named_untested"] = len(names or [])
         if isinstance(control, str):
@@ -382,7 +382,7 @@ def shuffled_weights(
         keep: as in `explain`.
 
     Raises:
-        Waits: the judge is asked by file, and answers are not there yet.
+        PendingAnswers: the judge is asked by file, and answers are not there yet.
     """
     other = sae  # which encodes nothing where all was found before
     if keep is None or keep.found is None:
@@ -459,7 +459,7 @@ def _save_names(folder: Path, plan: dict[str, Any], named: list[dict[str, Any]])
 
 def _counted_by(judge: Judge | None) -> str:
     """What a dry run counted, in lines."""
-    if not isinstance(judge, Counted):
+    if not isinstance(judge, DryRunJudge):
         return "A dry run: these scores need no judge."
     plan = judge.plan()
     lines = [

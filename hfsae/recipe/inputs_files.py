@@ -15,8 +15,8 @@ from ..features import (
     collect_rows,
     label_table,
     read_labels_table,
+    refuse_few_documents,
 )
-from ..features.held_out import refuse_few_documents
 from ..machine.units import UNITS
 from ..models import SAE
 from .fields import Recipe, rows_ahead, sides_of

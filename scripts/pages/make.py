@@ -156,7 +156,7 @@ def _probe(sae: str, options: str) -> Made:
 _FEW_TOKENS = "--evaluation.n_tokens 10000 --evaluation.n_foreign_tokens 5000"
 _ON_TEXTS = f"{_FEW_TOKENS} --evaluation.texts '{TEXTS}'"
 MADE = {
-    "judge": _explain(QUICKSTART, "--scores detection likelihood intruder"),
+    "judge": _explain(QUICKSTART, "--scores detection intruder"),
     "names": _explain(QUICKSTART, "--n_tokens 50000 --controls untrained"),
     "redrawn": _explain(REDRAWN, "--n_tokens 50000"),
     "probing": _probe(QUICKSTART, "--n_tasks all --n_words 0 --uniformity_tokens 0"),

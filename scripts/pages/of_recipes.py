@@ -66,7 +66,6 @@ def spread(interval: Sequence[float] | None) -> str:
 SCORES = {
     "lexical": "`lexical` Pearson",
     "detection": "`detection` AUC",
-    "likelihood": "`likelihood` AUC",
     "intruder": "`intruder` accuracy",
 }
 SIDES = ("own", "shuffled", "difference", "direction", "anything")
@@ -109,7 +108,6 @@ def judge_claims() -> Iterator[tuple[str, bool]]:
 
     words = "Asked yes or no, or for the intruder, so small a model cannot tell"
     yield words, not tells("detection") and not tells("intruder")
-    yield "How much likelier a name makes a text it can tell, if weakly.", tells("likelihood")
 
 
 LEXICAL = ("pearson", "auprc", "auc")

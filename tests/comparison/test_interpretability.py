@@ -9,7 +9,7 @@ from comparisons.at_l0 import at_l0
 from comparisons.interpretability import Interpretability, Score
 
 from hfsae.comparison import Measured
-from hfsae.evaluation.intervals import interval
+from hfsae.evaluation.statistics import interval
 
 PEARSON, LEXICAL = Score("pearson"), "explained/lexical/latents/"
 

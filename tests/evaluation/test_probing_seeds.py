@@ -2,8 +2,8 @@
 
 import pytest
 
-from hfsae.evaluation.intervals import Interval
 from hfsae.evaluation.probing.seeds import arms_of, over_seeds, seeds_table
+from hfsae.evaluation.statistics import Interval
 
 NAMES = ["jumprelu/seed_0/l0_50", "jumprelu/seed_1/l0_50", "topk/seed_0/k_50", "topk/seed_1/k_50"]
 AUCS = {"war": (0.9, 0.8, 0.6, 0.6), "sea": (0.7, 0.6, 0.7, 0.5)}

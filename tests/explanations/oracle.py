@@ -16,11 +16,10 @@ class Oracle:
 
     name = "oracle"
 
-    def __init__(self, has_log_likelihood: bool = True, knows=None) -> None:
-        self.has_log_likelihood, self.usage = has_log_likelihood, Usage()
+    def __init__(self, has_probabilities: bool = True, knows=None) -> None:
+        self.has_probabilities, self.usage = has_probabilities, Usage()
         self.knows = knows or (lambda names, words, at: words[at] in names)
         self.questions: list[Question] = []
-        self.n_pairs = 0
 
     def answer(self, questions, progress=None):
         self.questions += questions
@@ -31,10 +30,6 @@ class Oracle:
 
     def settle(self, about):
         """All answers are there."""
-
-    def log_likelihood(self, pairs, progress=None):
-        self.n_pairs += len(pairs)
-        return [-5.0 + bool(self.hits(context, text)) for context, text in pairs]
 
     def hits(self, description: str, text: str) -> list[int]:
         names, words = {*WORD.findall(description)}, WORD.findall(text)
@@ -69,9 +64,6 @@ class Oracle:
             return Answer(
                 json.dumps({"activations": [10 * (i in hits) for i in range(len(tokens))]})
             )
-        if texts and texts[0].startswith("1. "):
-            numbers = [str(n) for n, t in enumerate(texts, 1) if self.marked(first, t)]
-            return Answer(", ".join(numbers) or "None")
         grades = [8 if self.marked(first, text) else 1 for text in texts]
         return Answer(json.dumps({"grades": grades}))
 

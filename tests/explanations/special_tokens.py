@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tokenizers import AddedToken
 
 from hfsae.explanations.judges import Question
-from hfsae.explanations.judges.wording import Wording
+from hfsae.explanations.judges.chat_ids import ChatIds
 from hfsae.explanations.prompts import marked, quoted
 
 TEMPLATES = {  # of well-known families: the form of a message, and the tokens in it
@@ -91,13 +91,13 @@ def n_special(tokenizer, messages) -> int:
 
 
 def check_no_text_makes_a_special_token(tokenizer, tokens: list[str]) -> None:
-    rng, wording = random.Random(0), Wording(tokenizer)
+    rng, ids_of = random.Random(0), ChatIds(tokenizer)
     own = n_special(tokenizer, [("system", "x"), ("user", "x")])
     special = {*tokenizer.added_tokens_decoder}
     for text in nasty(tokens):
         for content in [*asked(text, rng), text]:
             messages = (("system", "x"), ("user", content))
-            here = wording.prompt(Question(messages))
+            here = ids_of.prompt(Question(messages))
             assert sum(i in special for i in here) == own, content
             assert content is text or n_special(tokenizer, messages) == own, content
-        assert special.isdisjoint(wording.text(text))
+        assert special.isdisjoint(ids_of.text(text))

@@ -11,7 +11,7 @@ import pytest
 from hfsae.explanations import explainers
 from hfsae.explanations.explainers import (
     Material,
-    Spelt,
+    WindowText,
     from_labels,
     material_of,
     one_label,
@@ -27,7 +27,7 @@ SOME_WINDOW = Window(0, 1, 0, 1.0, "top")
 
 def named(*windows: tuple[list[str], int]) -> str:
     """The template's text for windows given as tokens and the peak's index."""
-    shown = [Spelt(tokens, peak, SOME_WINDOW) for tokens, peak in windows]
+    shown = [WindowText(tokens, peak, SOME_WINDOW) for tokens, peak in windows]
     return template([Material(7, shown)])[7]
 
 

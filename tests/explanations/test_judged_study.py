@@ -8,7 +8,7 @@ import pytest
 
 from hfsae.cli import main
 from hfsae.explanations.judges import Answer, Usage
-from hfsae.explanations.judges.counted import example
+from hfsae.explanations.judges.dry_run import example
 from hfsae.explanations.scorers.detection import Detection
 
 from ..helpers import refused
@@ -24,8 +24,8 @@ class Guesser:
 
     name = "guesser"
 
-    def __init__(self, has_log_likelihood: bool, n_silent: int = 0) -> None:
-        self.has_log_likelihood, self.n_silent = has_log_likelihood, n_silent
+    def __init__(self, has_probabilities: bool, n_silent: int = 0) -> None:
+        self.has_probabilities, self.n_silent = has_probabilities, n_silent
         self.usage, self.questions = Usage(), []
 
     def answer(self, questions, progress=None):
@@ -53,9 +53,6 @@ class Guesser:
 
     def settle(self, about):
         pass
-
-    def log_likelihood(self, pairs, progress=None):
-        return [-float(sum(map(ord, context + text)) % 89) for context, text in pairs]
 
 
 class Judges(list[Guesser]):
@@ -86,11 +83,11 @@ def record_of(folder):
 def test_scores_of_a_judge_stand_in_all_files_with_its_usage(
     folder, loads, judges, capsys, monkeypatch
 ):
-    asked = ["--scores", "detection", "likelihood", "intruder", "--explainer", "lm", *CALLS]
+    asked = ["--scores", "detection", "fuzzing", "intruder", "--explainer", "lm", *CALLS]
     assert main(named(folder, *asked)) == 0
     report, record = capsys.readouterr().out, record_of(folder)
     assert record["judge"] == {"model": "packaged", "address": "local"}
-    assert record["asked"]["scores"] == ["detection", "likelihood", "intruder"]
+    assert record["asked"]["scores"] == ["detection", "fuzzing", "intruder"]
     assert record["usage"]["n_calls"] == len(judges[0].questions) > 0
     detection = record["scores"]["detection"]
     assert detection["tells_apart"] is False and detection["headline"] == "auc"
@@ -102,7 +99,7 @@ def test_scores_of_a_judge_stand_in_all_files_with_its_usage(
     assert {row["source"] for row in rows} == {"lm"}
     assert len({row["explanation"] for row in rows}) == len(rows) > 9
     assert {row["sure"] for row in rows} <= {n / 10 for n in range(11)}
-    names = {"detection_auc", "shuffled_detection_auc", "anything_likelihood_f1", "pearson"}
+    names = {"detection_auc", "shuffled_detection_auc", "anything_fuzzing_auc", "pearson"}
     assert names | {"intruder_accuracy", "detection_n_failed"} <= {*rows[0]}
     assert main(named(folder, *asked)) == 0
     assert capsys.readouterr().out == report and len(judges) == 1, "nothing is asked again"
@@ -145,13 +142,13 @@ def test_the_plan_says_what_is_asked(folder, loads, judges):
         ["--scores", "detection"],
         ["--scores", "intruder"],
         ["--scores", "detection", "--judge", "other", "--base_url", "http://localhost:9/v1"],
-        ["--protocol", "saebench", *CALLS[:2]],
+        ["--protocol", "paper", *CALLS[:2]],
     ):
         assert main(named(folder, "--judged_windows", "4", *options)) == 0
         hashes.add(record_of(folder)["plan_sha256"])
     assert len(hashes) == 4
     text = (folder / "features/explanations.md").read_text()
-    assert "those of the protocol `saebench`" in text
+    assert "those of the protocol `paper`" in text
 
 
 def test_a_dry_run_counts_the_calls_and_leaves_no_file(folder, loads, judges, capsys, monkeypatch):
@@ -177,10 +174,6 @@ def test_a_dry_run_counts_the_calls_and_leaves_no_file(folder, loads, judges, ca
             "base_url http://h/v1 and provider 'auto' are both given",
         ),
         (["--judge", "packaged"], "the judge 'packaged' is not used; add --explainer lm"),
-        (
-            ["--scores", "likelihood", "--judge", "m", "--base_url", "http://h/v1"],
-            "the score 'likelihood' needs a model on this machine",
-        ),
         (["--scores", "detect"], "--scores must be one of 'lexical', 'detection'"),
         (["--protocol", "paper", "--scores", "intruder"], "'paper' has a score of its own"),
         (["--scores", "detection", "--judged_windows", "1"], "windows is 1; it must be 2 or more"),

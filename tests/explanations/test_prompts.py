@@ -7,10 +7,10 @@ import pytest
 from tokenizers import normalizers
 
 from hfsae.explanations.asking import lm_explainer, prompts_hash
-from hfsae.explanations.explainers import Material, Spelt
+from hfsae.explanations.explainers import Material, WindowText
 from hfsae.explanations.judges import Answer, Question, Usage
+from hfsae.explanations.judges.chat_ids import ChatIds
 from hfsae.explanations.judges.forms import choice_in, misfit
-from hfsae.explanations.judges.wording import Wording
 from hfsae.explanations.prompts import (
     choice_question,
     explanation_in,
@@ -61,12 +61,12 @@ def test_a_tokenizer_that_normalises_texts_first_finds_no_special_token_in_them(
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     wide = "\uff1c|im_end|\uff1e and <|im_start|\uff1e"
     plain, nasty = (
-        Wording(tokenizer).prompt(Question((("user", text),))) for text in ("plain", wide)
+        ChatIds(tokenizer).prompt(Question((("user", text),))) for text in ("plain", wide)
     )
     own = {*tokenizer.convert_tokens_to_ids(tokens)}
     assert [i for i in nasty if i in own] == [i for i in plain if i in own] != []
     assert " and " in tokenizer.decode(nasty)
-    assert own.isdisjoint(Wording(tokenizer).text(wide))
+    assert own.isdisjoint(ChatIds(tokenizer).text(wide))
 
 
 def test_prompts_of_ordinary_windows_are_those_of_answers_that_are_kept():
@@ -89,8 +89,8 @@ def test_prompts_of_ordinary_windows_are_those_of_answers_that_are_kept():
         inside = json.dumps(piece)[1:-1].replace("<", "\\u003c").replace(">", "\\u003e")
         assert quoted(piece) == f'"{inside}"'
         assert marked(["a", piece, "b"], [False, True, False]) == f'"a<<{inside}>>b"'
-    scorers = [SCORERS[name](True) for name in SCORERS if name != "embedding"]
-    known = "48841cbbed764355277a43c86888b70443a15d4d9426725ac4cbf00737aff4dd"
+    scorers = [SCORERS[name](True) for name in SCORERS]
+    known = "216b735ce109fe807f538be9cae6523c49cb3dc3bdac678b0d696615c6de9043"
     assert prompts_hash(scorers) == known, "answers in calls.jsonl would be asked for again"
 
 
@@ -110,8 +110,8 @@ WINDOW = Window(0, 4, 1, 8.0, "top")
 
 def test_the_question_for_an_explanation_marks_what_is_above_three_tenths_and_lists_activations():
     shown = [
-        Spelt([" the", " ship", "<<", " sank"], 1, WINDOW, (0.0, 8.0, 2.3, 2.5)),
-        Spelt([" a", " port", "!", ""], 1, WINDOW, (0.0, 4.0, 1.3, 0.0)),
+        WindowText([" the", " ship", "<<", " sank"], 1, WINDOW, (0.0, 8.0, 2.3, 2.5)),
+        WindowText([" a", " port", "!", ""], 1, WINDOW, (0.0, 4.0, 1.3, 0.0)),
     ]
     question = explanation_question(Material(3, shown))
     *_, (role, text) = question.messages
@@ -151,7 +151,7 @@ def test_a_name_is_asked_from_twelve_windows_of_sixteen_tokens_at_most():
     """Over all strengths, each around its strongest token."""
     words = [f" w{i}" for i in range(40)]
     shown = [
-        Spelt(words, peak, WINDOW, tuple(float(i == peak) * (30 - peak) for i in range(40)))
+        WindowText(words, peak, WINDOW, tuple(float(i == peak) * (30 - peak) for i in range(40)))
         for peak in range(24)
     ]
     text = explanation_question(Material(3, shown)).messages[-1][1]
@@ -191,7 +191,7 @@ def test_what_an_answer_lacks_is_one_clause():
     assert misfit("[1, 2]", graded) == f"{wanted}has 2"
     assert misfit('{"grades": [1, 2, 11]}', graded) == f"{wanted}has '11'"
     assert misfit("I cannot", graded) == f"{wanted}is no list"
-    named = explanation_question(Material(3, [Spelt([" a"], 0, WINDOW, (1.0,))]))
+    named = explanation_question(Material(3, [WindowText([" a"], 0, WINDOW, (1.0,))]))
     assert misfit('{"sure": 3}', named) == 'it has no text "name"'
     assert not misfit('{"name": "ships"}', named), "how sure may be missing"
     assert misfit("6", choice_question("s", "t", ("1", "2"))) == "it is none of 1, 2"
@@ -205,10 +205,7 @@ def test_a_choice_is_one_word():
 class Scripted:
     """Answers by the latent's word; the first answer for "odd" is none."""
 
-    name, has_log_likelihood, usage = "scripted", False, Usage()
-
-    def log_likelihood(self, pairs, progress=None):
-        raise NotImplementedError
+    name, has_probabilities, usage = "scripted", False, Usage()
 
     def answer(self, questions, progress=None):
         answers = []
@@ -226,5 +223,5 @@ class Scripted:
 
 def test_a_judge_explains_and_a_latent_whose_answers_are_none_is_absent():
     words = {3: " ship", 4: " odd", 5: " none", 6: " gone"}
-    materials = [Material(i, [Spelt([w], 0, WINDOW, (1.0,))]) for i, w in words.items()]
+    materials = [Material(i, [WindowText([w], 0, WINDOW, (1.0,))]) for i, w in words.items()]
     assert lm_explainer(Scripted())(materials) == {3: ("ships", 0.5), 4: ("ships", 0.5)}

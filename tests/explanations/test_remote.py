@@ -1,5 +1,7 @@
 """Answers from servers, sound and faulty ones, over real HTTP on the loopback interface."""
 
+import asyncio
+import base64
 import gzip
 import json
 import math
@@ -8,20 +10,17 @@ import random
 import re
 import signal
 import socket
+import sys
 import threading
-import zlib
 from contextlib import suppress
-from email.utils import formatdate
 
 import pytest
-from huggingface_hub.inference._providers import _common as common
-from huggingface_hub.inference._providers import get_provider_helper
 
-from hfsae.explanations.judges import Counted, JudgeArguments, Question
-from hfsae.explanations.judges.remote import Remote
-from hfsae.explanations.judges.replies import without_thoughts
-from hfsae.explanations.judges.tokens import by_tokenizer
-from hfsae.explanations.judges.transport import chat_url, retry_after
+from hfsae.explanations.judges import DryRunJudge, JudgeArguments, Question
+from hfsae.explanations.judges.chat import n_question_tokens
+from hfsae.explanations.judges.dry_run import TokenCounter
+from hfsae.explanations.judges.forms import without_thoughts
+from hfsae.explanations.judges.remote import Remote, base_of, retry_after
 from hfsae.machine.checksums import unsealed
 from hfsae.machine.refused import Refused
 
@@ -52,17 +51,8 @@ def server(monkeypatch):
 
 @pytest.fixture
 def provider(server, hub, monkeypatch):
-    """One of Hugging Face's Inference Providers, at the loopback server."""
-    mapping = common.InferenceProviderMapping(
-        provider="together",
-        hf_model_id="org/m",
-        providerId="m-turbo",
-        status="live",
-        task="conversational",
-    )
-    monkeypatch.setitem(common.HARDCODED_MODEL_INFERENCE_MAPPING, "together", {"org/m": mapping})
-    helper = get_provider_helper("together", task="conversational", model="org/m")
-    monkeypatch.setattr(helper, "base_url", server.url.removesuffix("/v1"))
+    """One of Hugging Face's Inference Providers: their router is the loopback server."""
+    monkeypatch.setattr("hfsae.explanations.judges.remote.ROUTER", server.url)
     monkeypatch.setenv("HF_TOKEN", KEY)
     return {"base_url": None, "provider": "together", "model": "org/m"}
 
@@ -74,8 +64,13 @@ def way(request):
 
 
 def judge_of(server, calls=None, *, waits=None, **changes) -> Remote:
-    args = JudgeArguments(**{"model": "m", "base_url": server.url} | changes)
-    return Remote(args, calls, sleep=[].append if waits is None else waits.append)
+    args = JudgeArguments(**{"model": "m", "base_url": server and server.url} | changes)
+
+    async def sleep(seconds):
+        if waits is not None:
+            waits.append(seconds)
+
+    return Remote(args, calls, sleep=sleep)
 
 
 def asked(n: int = 12, **changes) -> list[Question]:
@@ -204,14 +199,10 @@ def test_waits_double_and_end_after_six_retries(server):
     assert all(2**i / 2 <= wait <= 2**i for i, wait in enumerate(waits)) and len(waits) == 6
 
 
-def test_retry_after_has_seconds_or_a_date_and_a_limit():
-    def wait(value):
-        return retry_after({"Retry-After": value}, now=lambda: 1_000_000.0)
-
-    assert wait("3") == 3 and wait("0.5") == 0.5 and wait("99999") == 120
-    assert wait(formatdate(1_000_030, usegmt=True)) == 30
-    assert wait(formatdate(999_000, usegmt=True)) == 0
-    assert wait("soon") is None and wait("") is None and wait("nan") is None
+def test_retry_after_has_seconds_and_a_limit():
+    assert retry_after("3") == 3 and retry_after("0.5") == 0.5 and retry_after("99999") == 120
+    assert retry_after("soon") is None and retry_after("") is None and retry_after("nan") is None
+    assert retry_after(None) is None and retry_after("-1") == 0
 
 
 def test_thoughts_are_no_part_of_an_answer(server):
@@ -310,9 +301,10 @@ def test_a_server_that_is_not_there_is_named():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
-    judge = Remote(JudgeArguments(model="m", base_url=url), sleep=[].append)
+    args, waits = {"model": "m", "base_url": url}, []
     with pytest.raises(Refused, match=f"{url} cannot be reached"):
-        judge.answer(asked(1))
+        judge_of(None, waits=waits, **args).answer(asked(1))
+    assert len(waits) == 2, "a wrong address is not tried six times"
 
 
 def test_a_server_that_does_not_chat_is_named(server):
@@ -442,74 +434,9 @@ def test_a_key_in_the_answers_of_an_older_run_is_hidden_when_they_are_read(serve
     assert "[key]" in answer.text and KEY not in answer.text
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_an_answer_is_read_up_to_its_largest_size(server, way, packed):
-    """Endless ones: 64 kB at a time, or a few bytes that unpack to 64 kB."""
-    sent, piece = [], b" " * 2**16
-
-    def endless(handler, body):
-        pack = zlib.compressobj(wbits=31)
-        handler.send_response(200)
-        if packed:
-            handler.send_header("Content-Encoding", "gzip")
-        handler.send_header("Connection", "close")
-        handler.end_headers()
-        with suppress(OSError):
-            while len(sent) < 10_000:
-                part = pack.compress(piece) + pack.flush(zlib.Z_FULL_FLUSH)
-                sent.append(part if packed else piece)
-                handler.wfile.write(sent[-1])
-        handler.close_connection = True
-
-    server.faults["prompt 3"] = [endless] * 2
-    answers = judge_of(server, concurrency=1, **way).answer(asked(6))
-    assert texts(answers) == [*SOUND[:3], None, *SOUND[4:6]]
-    assert answers[3].failure == "the answer is larger than 8 MB"
-    assert packed or len(sent) < 1000  # what stands in buffers of sockets included
-
-
-def test_an_answer_that_was_packed_unasked_is_read(server, way):
-    def pack(handler, body):
-        handler.server.count({})
-        message = {"message": {"content": "packed"}}
-        data = gzip.compress(json.dumps({"choices": [message]}).encode())
-        handler.send_response(200)
-        handler.send_header("Content-Encoding", "gzip")
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    server.always = pack
-    assert texts(judge_of(server, **way).answer(asked(1, schema=None))) == ["packed"]
-    names = [{name.lower(): value for name, value in h.items()} for h in server.headers]
-    assert {h.get("accept-encoding") for h in names} == {"identity"}
-
-
-def test_an_error_with_an_endless_text_is_known_by_its_status(server, way):
-    def endless(handler, body):
-        handler.send_response(401)
-        handler.send_header("Connection", "close")
-        handler.end_headers()
-        with suppress(OSError):
-            while True:
-                handler.wfile.write(b"no " * 2**16)
-        handler.close_connection = True
-
-    server.always = endless
-    with pytest.raises(Refused, match=r"not accept the key in (OPENAI_API_KEY|HF_TOKEN)"):
-        judge_of(server, **way).answer(asked(1))
-
-
-def test_a_redirection_is_not_followed_nor_its_endless_text_read(server, way):
+def test_a_redirection_is_not_followed(server, way):
     def redirects(handler, body):
-        handler.send_response(307)
-        handler.send_header("Location", f"{server.url}/elsewhere")
-        handler.send_header("Connection", "close")
-        handler.end_headers()
-        with suppress(OSError):
-            while not handler.server.is_over.is_set():
-                handler.wfile.write(b" " * 2**16)
-        handler.close_connection = True
+        handler.reply(307, "elsewhere", Location=f"{server.url}/elsewhere")
 
     server.always = redirects
     with pytest.raises(Refused, match="it redirects, with status 307"):
@@ -555,8 +482,11 @@ def test_numbers_that_no_float_holds_do_not_end_a_run(server, number):
 def test_the_plan_counts_what_the_server_counts(server, tiny_tokenizer):
     args = JudgeArguments(model="m", base_url=server.url, price_in=1.5, price_out=6.0)
     server.n_tokens = lambda text: len(tiny_tokenizer(text)["input_ids"])
+    counter = TokenCounter(
+        server.n_tokens, lambda question: n_question_tokens(question, server.n_tokens), "m"
+    )
     questions = [prompt(f"Which of these {i} windows " + "fit it? " * i) for i in range(100)]
-    counted = Counted(args, counter=by_tokenizer(tiny_tokenizer, "m"))
+    counted = DryRunJudge(args, counter=counter)
     expected = [answer.text for answer in counted.answer(questions)]
     assert len(expected) == 100 and server.asked.total() == 0
     server.always = content(expected[0])
@@ -570,25 +500,44 @@ def test_the_plan_counts_what_the_server_counts(server, tiny_tokenizer):
 
 
 def test_an_address_may_end_where_users_end_it():
-    assert chat_url("http://a:1") == chat_url("http://a:1/") == "http://a:1/v1/chat/completions"
-    assert chat_url("http://a/v1/") == "http://a/v1/chat/completions"
-    assert chat_url("http://a/v1beta/openai?x=1") == "http://a/v1beta/openai/chat/completions?x=1"
-    assert chat_url("http://a/v1/chat/completions") == "http://a/v1/chat/completions"
+    assert base_of("http://a:1") == base_of("http://a:1/") == ("http://a:1/v1", {})
+    assert base_of("http://a/v1/") == base_of("http://a/v1/chat/completions") == ("http://a/v1", {})
+    assert base_of("http://a/v1beta/openai?x=1") == ("http://a/v1beta/openai", {"x": "1"})
+    assert base_of("http://a/chat/completions") == ("http://a", {})
 
 
-def test_servers_give_no_probabilities_of_texts(server):
-    with pytest.raises(Refused, match="use a local model"):
-        judge_of(server).log_likelihood([("a", "b")])
+def test_a_judge_in_a_notebook_whose_loop_runs_is_asked_too(server):
+    async def cell():
+        return judge_of(server).answer(asked(3))
+
+    assert texts(asyncio.run(cell())) == SOUND[:3]
 
 
-def test_a_provider_is_asked_in_its_own_form(server, provider, tmp_path):
+def test_a_missing_package_is_a_sentence(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(Refused, match=r"needs openai: pip install 'hfsae\[judge\]'"):
+        judge_of(server)
+
+
+def test_no_key_of_the_environment_goes_to_a_server_that_needs_none(server, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    judge = judge_of(server)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)  # which the client reads by itself
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY)
+    judge.answer(asked(1))
+    assert KEY not in json.dumps(server.headers)
+    assert "authorization" not in {name.lower() for name in server.headers[0]}
+
+
+@pytest.mark.parametrize("name, model", [("together", "org/m:together"), ("auto", "org/m")])
+def test_a_provider_is_asked_through_the_router(server, provider, name, model, tmp_path):
     server.faults["prompt 1"] = [status(500), content("")]
-    judge = judge_of(server, tmp_path / "calls.jsonl", **provider)
+    judge = judge_of(server, tmp_path / "calls.jsonl", **provider | {"provider": name})
     assert texts(judge.answer(asked(3))) == SOUND[:3]
     assert judge.usage.n_tokens_in == server.usage["prompt_tokens"]
-    body = server.bodies[0]
-    assert (body["model"], body["temperature"]) == ("m-turbo", 0)
-    assert body["response_format"]["schema"] == SCHEMA  # the form of this provider
+    body, headers = server.bodies[0], {k.lower(): v for k, v in server.headers[0].items()}
+    assert (body["model"], body["temperature"]) == (model, 0)
+    assert headers["authorization"] == f"Bearer {KEY}"
     (question,) = asked(1, choices=("yes", "no"), schema=None)
     server.always = content("yes")
     assert set(judge.answer([question])[0].log_probabilities) == {"yes", "no"}
@@ -604,7 +553,8 @@ def test_a_provider_ends_the_run_in_a_sentence(server, provider, code):
 
 
 def test_what_is_wrong_with_a_provider_is_a_sentence(server, provider, go_offline):
-    with pytest.raises(Refused, match="provider nobody cannot answer for 'org/m'"):
+    server.always = status(400, "model_not_supported")
+    with pytest.raises(Refused, match="provider nobody has no model 'org/m'"):
         judge_of(server, **provider | {"provider": "nobody"}).answer(asked())
     server.always = raw('{"choices": 3}', "application/json")
     with pytest.raises(Refused, match="provider together does not answer with chat completions"):
@@ -612,13 +562,3 @@ def test_what_is_wrong_with_a_provider_is_a_sentence(server, provider, go_offlin
     go_offline()
     with pytest.raises(Refused, match="HF_HUB_OFFLINE is set"):
         judge_of(server, **provider).answer(asked())
-
-
-def test_a_hub_library_that_prepares_requests_in_another_way_is_named(
-    server, provider, monkeypatch
-):
-    helper = get_provider_helper("together", task="conversational", model="org/m")
-    monkeypatch.setattr(helper, "prepare_request", lambda request: request)
-    with pytest.raises(Refused, match=r"huggingface_hub [\d.]+ cannot prepare a request to prov"):
-        judge_of(server, **provider).answer(asked(1))
-    assert server.asked.total() == 0

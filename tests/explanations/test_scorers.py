@@ -1,7 +1,6 @@
 """Scores by an oracle judge on planted latents, with controls; what lowers them; failures."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,9 +8,8 @@ import pytest
 from hfsae.explanations.asking import ScoreArguments, cases_of, judged, prompts_hash, result_of
 from hfsae.explanations.explainers import from_labels
 from hfsae.explanations.judges import Answer
-from hfsae.explanations.protocols import by_protocol, sample_of
 from hfsae.explanations.report import verdict_of
-from hfsae.explanations.scorers import SCORERS, Case, scorers_of
+from hfsae.explanations.scorers import SCORERS, Case, sample_of, scorers_of
 from hfsae.explanations.verdicts import together
 from hfsae.explanations.windows import ExplainArguments, select
 
@@ -25,7 +23,6 @@ JUDGED = [
     ("detection", True),
     ("detection", False),
     ("fuzzing", True),
-    ("likelihood", True),
     ("simulation", False),
 ]
 
@@ -50,7 +47,7 @@ def sampled(selection, planted):
                 [
                     sample_of(
                         reading,
-                        by_protocol(reading, e, ARGS, protocol),
+                        e if protocol == "ours" else e._replace(active=e.shown, inactive=[]),
                         ARGS,
                         asked,
                         planted.tokenizer,
@@ -80,7 +77,7 @@ def sound(sampled):
 
 def scored(sampled, name, judge, texts=NAMES, protocol="ours"):
     """The results of a score put together."""
-    scorer = SCORERS[name](judge.has_log_likelihood)
+    scorer = SCORERS[name](judge.has_probabilities)
     latents, directions = sampled(protocol, scorer.takes_all_windows)
     cases = list(cases_of(scorer, latents, directions, texts, seed=0))
     densities = {sample.latent: 0.016 for sample in latents + directions}
@@ -93,7 +90,7 @@ def test_an_oracle_is_right_with_own_names_and_at_chance_with_anothers(sound, na
     result = sound(name, local)
     means = result.means["uniform"][result.metric]
     assert means["own"].value == pytest.approx(1) and result.tells_apart
-    if name in ("detection", "likelihood"):
+    if name == "detection":
         assert means["shuffled"].low <= result.chance <= means["shuffled"].high
     # marks and tokens of another name are a little rarer where the latent fires
     assert means["shuffled"].value == pytest.approx(result.chance, abs=0.05)
@@ -145,51 +142,12 @@ def test_labels_that_miss_or_add_occurrences_lower_every_headline(
             assert lower.high < own.low, metric
 
 
-@pytest.mark.parametrize("name", ["saebench", "simulation"])
-def test_protocols_of_others_have_their_windows_and_scores(sampled, name):
-    protocol = {"saebench": "saebench", "simulation": "paper"}[name]
-    assert ScoreArguments(protocol=protocol).scores == (name,)
-    judge = Oracle(False)
-    result = scored(sampled, name, judge, protocol=protocol)
-    latents, _ = sampled(protocol)
-    if name == "saebench":
-        assert len(judge.questions) == 3 * len(LATENTS), "one question a latent and control"
-        assert all(len(s.inactive) == 10 and len(s.active) == 2 for s in latents)
-        fires = [f" w{s.latent - 12}" in w.tokens for s in latents for w in s.inactive]
-        expected = 1 - 10 / 12 * np.mean(fires)
-        assert result.means["uniform"]["accuracy"]["own"].value == pytest.approx(expected)
-        silent = result.means["uniform"]["accuracy"]["anything"].value
-        assert silent == pytest.approx(10 / 12), "naming none: .714 of 14"
-    else:
-        assert all(not s.inactive and len(s.active) == 20 for s in latents)
-        assert result.means["uniform"]["pearson_equal"]["own"].value == pytest.approx(1)
-
-
-def test_saebenchs_windows_are_as_in_its_code(selection):
-    """Two of the twelve strongest, and two below them, test; activations differ here."""
-    reading, (latents, *_) = selection
-    evidence = latents[0]
-    value = np.random.default_rng(0).random(len(evidence.trace.value)).astype(np.float32)
-    evidence = evidence._replace(trace=evidence.trace._replace(value=value))
-    theirs = by_protocol(reading, evidence, ARGS, "saebench")
-    assert [w.kind for w in theirs.active] == ["top"] * 2 + ["weighted"] * 2
-    assert [w.kind for w in theirs.shown] == ["top"] * 10 + ["weighted"] * 5
-    assert len(theirs.inactive) == 10
-    top = [w.activation for w in (*theirs.active, *theirs.shown) if w.kind == "top"]
-    below = [w.activation for w in (*theirs.active, *theirs.shown) if w.kind == "weighted"]
-    assert max(below) < min(top) and max(top) == value.max()
-
-
-def test_saebenchs_windows_below_a_hundredth_of_the_strongest_are_inactive(selection):
-    reading, (latents, *_) = selection
-    trace = latents[0].trace
-    _, first = np.unique(reading.start[trace.token], return_index=True)  # of each row
-    value = np.full(len(trace.value), 0.005, dtype=np.float32)
-    value[first[:12]] = 1.0
-    evidence = latents[0]._replace(trace=trace._replace(value=value))
-    theirs = by_protocol(reading, evidence, ARGS, "saebench")
-    assert [w.kind for w in theirs.active] == ["top"] * 2
-    assert [w.kind for w in theirs.inactive] == ["weighted"] * 2 + ["random"] * 10
+def test_the_protocol_of_the_paper_has_its_windows_and_score(sampled):
+    assert ScoreArguments(protocol="paper").scores == ("simulation",)
+    result = scored(sampled, "simulation", Oracle(False), protocol="paper")
+    latents, _ = sampled("paper")
+    assert all(not s.inactive and len(s.active) == 20 for s in latents)
+    assert result.means["uniform"]["pearson_equal"]["own"].value == pytest.approx(1)
 
 
 def test_text_that_asks_for_something_changes_no_other_latents_answers(sampled):
@@ -262,11 +220,11 @@ def test_above_five_per_cent_of_failures_there_is_no_headline(sampled):
 
 
 def test_an_answer_that_does_not_parse_is_asked_for_once_more_with_another_seed(sampled):
-    first = Flaky(lambda i: i == 4, text='{"grades": [1, 1', has_log_likelihood=False)
+    first = Flaky(lambda i: i == 4, text='{"grades": [1, 1', has_probabilities=False)
     result = scored(sampled, "detection", first)
     assert result.n_failed == 0
     assert [q.seed for q in first.questions].count(1) == 1
-    gone = Flaky(lambda i: i == 4, has_log_likelihood=False)
+    gone = Flaky(lambda i: i == 4, has_probabilities=False)
     result = scored(sampled, "detection", gone)
     assert result.n_failed == 12 and not any(q.seed for q in gone.questions), "what failed is not"
 
@@ -299,16 +257,20 @@ def test_a_score_at_chance_tells_nothing_though_its_control_lies_below(sampled):
     assert result.tells_apart
 
 
-def test_pairs_are_asked_for_once_and_progress_has_the_running_mean(sampled):
+def test_progress_counts_all_answers_and_has_the_running_mean(sampled):
     judge, calls = Oracle(), []
-    scorer = SCORERS["likelihood"](True)
+    scorer = SCORERS["detection"](True)
     cases = list(cases_of(scorer, *sampled(), NAMES, seed=0))
     judged(scorer, cases, judge, lambda *news: calls.append(news))
-    assert 3.8 < judge.n_pairs / 12 / len(LATENTS) <= 4, "own, shuffled, anything, without"
     name, done, total, mean = calls[-1]
-    assert name == "likelihood" and done == total == 6 * 12 * len(LATENTS) and mean == 1
+    assert name == "detection" and done == total == 3 * 12 * len(LATENTS) and mean == 1
     counts = [news[1] for news in calls]
     assert counts == sorted(counts)
+
+
+def test_scores_without_a_judge_are_refused():
+    with pytest.raises(ValueError, match=r"scores need a judge \(detection\)"):
+        scorers_of(ScoreArguments(scores=("lexical", "detection")), None)
 
 
 def test_what_is_asked_has_a_hash(sampled):
@@ -342,13 +304,3 @@ def test_directions_are_judged_by_their_own_names(sampled):
 def test_arguments_that_do_not_fit_are_refused(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         ScoreArguments(**changes)
-
-
-def test_likelihood_needs_a_model_on_this_machine_and_embedding_its_package(monkeypatch):
-    asked = ScoreArguments(scores=("lexical", "likelihood"))
-    assert asked.scores == ("likelihood",)
-    with pytest.raises(ValueError, match="'likelihood' needs a model on this machine"):
-        scorers_of(asked, Oracle(has_log_likelihood=False))
-    monkeypatch.setitem(sys.modules, "wordllama", None)
-    with pytest.raises(ValueError, match="needs the package wordllama"):
-        scorers_of(ScoreArguments(scores=("embedding",)), None)

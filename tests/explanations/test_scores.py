@@ -5,20 +5,22 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from hfsae.evaluation.intervals import interval
+from hfsae.evaluation.statistics import (
+    auc,
+    average_precision,
+    interval,
+    pearson,
+    weighted_pearson,
+)
 from hfsae.explanations.scores import (
     Lexicon,
     aggregate,
-    auc,
-    average_precision,
     decided,
     derangement,
     lexical,
-    pearson,
     strata_of,
     stratum_weights,
     weighted_means,
-    weighted_pearson,
 )
 from hfsae.explanations.windows import ExplainArguments, select
 

@@ -6,10 +6,10 @@ import pytest
 
 from hfsae.explanations.asking import ScoreArguments, cases_of, judged, lm_explainer
 from hfsae.explanations.explainers import Material
-from hfsae.explanations.judges import Counted, JudgeArguments, Remote
-from hfsae.explanations.judges.tokens import by_length
-from hfsae.explanations.protocols import sample_of
-from hfsae.explanations.scorers import SCORERS
+from hfsae.explanations.judges import DryRunJudge, JudgeArguments, Remote
+from hfsae.explanations.judges.chat import n_question_tokens, n_tokens
+from hfsae.explanations.judges.dry_run import TokenCounter
+from hfsae.explanations.scorers import SCORERS, sample_of
 from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import read_planted
@@ -68,8 +68,12 @@ def results(samples, judge, name):
     return judged(scorer, cases, judge)
 
 
+async def no_wait(seconds):
+    pass
+
+
 def remote(server, calls=None) -> Remote:
-    return Remote(JudgeArguments(model="m", base_url=server.url), calls, sleep=[].append)
+    return Remote(JudgeArguments(model="m", base_url=server.url), calls, sleep=no_wait)
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -103,7 +107,8 @@ def test_scores_of_a_second_run_ask_nothing(server, samples, tmp_path):
 def test_the_plan_of_all_scores_is_what_the_server_counts(server, samples):
     server.n_tokens = lambda text: -(-len(text.encode()) // 4) + 1
     args = JudgeArguments(model="m", base_url=server.url)
-    counted, judge = Counted(args, counter=by_length()), remote(server)
+    counter = TokenCounter(n_tokens, n_question_tokens, "characters / 4")
+    counted, judge = DryRunJudge(args, counter=counter), remote(server)
     for each in (counted, judge):
         materials = [Material(sample.latent, sample.active) for sample in samples]
         texts = lm_explainer(each)(materials)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hfsae.explanations.reading import SHOWN, TESTED, Reading, Trace
+from hfsae.explanations.reading import SHOWN, TESTED, Firings, Reading
 from hfsae.explanations.windows import (
     Evidence,
     ExplainArguments,
@@ -45,7 +45,7 @@ def args(**changes) -> ExplainArguments:
     return ExplainArguments(**{"n_latents": 20, "max_density": 1.0} | changes)
 
 
-def activations(reading: Reading, trace: Trace) -> np.ndarray:
+def activations(reading: Reading, trace: Firings) -> np.ndarray:
     dense = np.zeros(len(reading.ids), dtype=np.float32)
     dense[trace.token] = trace.value
     return dense
@@ -134,7 +134,7 @@ def test_hard_windows_exist_where_context_matters(planted):
     reading = read_planted(planted, [5, 7])
     trace = reading.trace(7)
     early = trace.token % 32 < 20
-    reading._traces[7] = Trace(trace.token[early], trace.value[early])
+    reading._traces[7] = Firings(trace.token[early], trace.value[early])
     evidence = next(e for e in select(reading, args(latents=[5, 7])).latents if e.latent == 7)
     hard = [w for w in evidence.inactive if w.kind == "hard"]
     assert len(hard) == 10 and {int(reading.ids[w.peak]) for w in hard} == {7}

@@ -221,8 +221,7 @@ def test_batches_and_blocks_of_variables_change_nothing(monkeypatch):
     kinds = np.arange(60) % 3
     labels = {"age": age, "kind": kinds}
     whole = label_table(sae_of_dimensions(), batches(x), labels, n_resamples=20)
-    monkeypatch.setattr("hfsae.features.held_out._AT_ONCE", 60 * 7)
-    monkeypatch.setattr("hfsae.features.units._AT_ONCE", D * 3)
+    monkeypatch.setattr("hfsae.features.columns._AT_ONCE", 60 * 3)
     pieces = label_table(sae_of_dimensions(), batches(x, 11), labels, n_resamples=20)
     assert pieces.to_dict() == whole.to_dict()
     for one, other in zip(whole.associations, pieces.associations, strict=True):
@@ -231,7 +230,7 @@ def test_batches_and_blocks_of_variables_change_nothing(monkeypatch):
 
 def test_of_more_units_than_memory_holds_a_random_part_is_used(monkeypatch, caplog):
     x, age = noise(200, n_rows=2), np.random.default_rng(5).normal(size=200)
-    monkeypatch.setattr("hfsae.features.units._MOST", 2 * D * 50)
+    monkeypatch.setattr("hfsae.features.columns._MOST", 2 * D * 50)
     with caplog.at_level(logging.WARNING):
         table = label_table(sae_of_dimensions(), batches(x, 16), {"age": age}, n_resamples=5)
     assert 10 < table.n_units <= 50 and table.share in (0.5, 0.25, 0.125)

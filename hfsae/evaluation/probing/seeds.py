@@ -6,7 +6,7 @@ from typing import Any
 
 from ...machine.files import printable
 from ...machine.markdown import table
-from ..intervals import Interval
+from ..statistics import Interval
 
 ABOUT = (
     "SAEs whose names differ in seed_N alone are one arm: AUC is the mean over its seeds and over "

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...lm import contract, tokenizer_of
 from ...machine.refused import Refused
 from ...models import SAE
-from ..intervals import Interval, interval
+from ..statistics import Interval, interval
 from ..untrained import Untrained, firings
 from .arguments import LEAST_WORDS, ProbeArguments
 from .last_tokens import LastTokens, last_tokens

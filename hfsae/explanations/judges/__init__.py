@@ -1,19 +1,14 @@
-"""Who answers questions about latents: a packaged or local language model, or a server's.
+"""Who answers questions about latents: a language model here, at a server, or asked by files.
 
-opening     the judge that arguments name
 base        a question, an answer, what every judge does; the settings
+opening     the judge that arguments name
 calls       calls.jsonl: every answer, so that none is asked for twice
-counted     the judge of a dry run, which only counts
-local       a language model on this machine
-scoring     its log-probabilities, batch by batch
-wording     its tokens of a question
-remote      a server's language model
-filed       a language model that is asked by file: requests, and answers to them
-bodies      a question in the form that servers and files have
-transport   one request, and what went wrong with it
-replies     a server's reply, read
-forms       the form that an answer is to have
-tokens      how many tokens a question has
+local       a language model on this machine; `chat_ids`: its tokens of a question
+remote      a server's language model, by the `openai` client
+batch_file  a language model that is asked by files: requests, and answers to them
+chat        requests and replies in the form of OpenAI's chat completions, for both
+forms       whether a text is an answer
+dry_run     the judge that only counts what would be asked
 """
 
 import lazy_loader

@@ -3,11 +3,11 @@
 from .base import Answer as Answer
 from .base import Judge as Judge
 from .base import JudgeArguments as JudgeArguments
+from .base import PendingAnswers as PendingAnswers
 from .base import Question as Question
 from .base import Usage as Usage
-from .base import Waits as Waits
-from .counted import Counted as Counted
-from .filed import Filed as Filed
+from .batch_file import BatchFileJudge as BatchFileJudge
+from .dry_run import DryRunJudge as DryRunJudge
 from .local import Local as Local
 from .opening import judge_of as judge_of
 from .remote import Remote as Remote

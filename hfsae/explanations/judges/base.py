@@ -79,19 +79,20 @@ Progress = Callable[[int, Usage], object]
 """Called with the number of answered questions, and the usage so far."""
 
 
-class Waits(Exception):
+class PendingAnswers(Exception):
     """Questions were written to a file of requests, and have no answer yet; the sentence names the
     file."""
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """Answers questions: a local language model, a server's, files of answers, or `Counted`, which
-    only counts."""
+    """Answers questions: a local language model, a server's, files of answers, or
+    `DryRunJudge`, which only counts."""
 
     name: str
     """for the record: "packaged", a Hub id, or the model's name at the server"""
-    has_log_likelihood: bool
+    has_probabilities: bool
+    """whether it knows those of any answer: a model on this machine"""
     usage: Usage
 
     def answer(
@@ -105,16 +106,6 @@ class Judge(Protocol):
         """
         ...
 
-    def log_likelihood(
-        self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
-    ) -> list[float]:
-        """log p(text | context) of pairs (context, text), in nats, summed over the text's tokens.
-
-        Raises:
-            ValueError: the judge is a server.
-        """
-        ...
-
     def settle(self, about: str) -> None:
         """Make sure that all answers so far are there, before results that need them.
 
@@ -122,7 +113,7 @@ class Judge(Protocol):
             about: what the answers are for, a plural noun for the sentence.
 
         Raises:
-            Waits: some answers come by file, and are not there yet.
+            PendingAnswers: some answers come by file, and are not there yet.
         """
         ...
 
@@ -182,9 +173,6 @@ class JudgeArguments:
             raise Refused(f"{where} is given without a model; name the model to ask there")
         if not self.model.strip():
             raise Refused("model is empty; give 'packaged', a Hub id or a folder")
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
         check_least(self, concurrency=1, retries=0, batch_size=1)
         if not 0 < self.timeout < float("inf"):
             raise Refused(f"timeout is {self.timeout}; give a number of seconds above 0")
@@ -219,8 +207,8 @@ class JudgeArguments:
         return self.is_served or self.is_by_file
 
     @property
-    def has_log_likelihood(self) -> bool:
-        """Whether it knows the probability of any text: a model on this machine."""
+    def has_probabilities(self) -> bool:
+        """Whether it knows the probability of any answer: a model on this machine."""
         return not self.is_remote
 
     @property

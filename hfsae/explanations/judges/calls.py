@@ -2,7 +2,6 @@
 
     {"call": hash, "model": ..., "address": ..., "messages": [[role, text], ...],
      "parameters": {...}, "answer": {"text": ..., "failure": ..., ...}}
-    {"call": hash, "model": ..., "address": ..., "pair": [context, text], "log_likelihood": nats}
 
 A call is known by the hash of model, messages and parameters, whether it went to a server or into a
 file: one that was answered is never asked again, one that failed is. No key is written, not even
@@ -13,7 +12,6 @@ over.
 
 import hashlib
 import json
-import math
 import os
 import threading
 from collections.abc import Collection, Sequence
@@ -55,7 +53,6 @@ class Calls:
         self._without_keys = hider(secrets)
         self._lock, self._file = threading.Lock(), -1
         self._answers: dict[str, Answer] = {}
-        self._log_likelihoods: dict[str, float] = {}
         for line in sealed_lines(path) if path and path.is_file() else ():
             self._learn(line)
 
@@ -63,19 +60,12 @@ class Calls:
         """Hash of a question to this model; a local one answers alike whatever the seed."""
         if self._who["address"] == LOCAL:
             question = question._replace(seed=0)
-        return self._hash([list(map(list, question.messages)), parameters(question)])
-
-    def key_of_pair(self, context: str, text: str) -> str:
-        """Hash of a question for log p(text | context) to this model."""
-        return self._hash(["log_likelihood", context, text])
+        messages = list(map(list, question.messages))
+        return _hash([*self._identity, messages, parameters(question)])
 
     def answer(self, key: str) -> Answer | None:
         """The answer of an earlier call; None where there is none, or it failed."""
         return self._answers.get(key)
-
-    def log_likelihood(self, key: str) -> float | None:
-        """log p(text | context) in nats of an earlier call; None where there is none."""
-        return self._log_likelihoods.get(key)
 
     def note(self, answered: Sequence[tuple[Question, Answer]]) -> None:
         """Write answers to disk before returning."""
@@ -89,20 +79,20 @@ class Calls:
             }
             for question, answer in answered
         ]
-        self._append(lines)
-
-    def note_pairs(self, scored: Sequence[tuple[tuple[str, str], float]]) -> None:
-        """Write log p(text | context) of pairs to disk before returning."""
-        lines = [
-            {
-                "call": self.key_of_pair(*pair),
-                **self._who,
-                "pair": list(pair),
-                "log_likelihood": value,
-            }
-            for pair, value in scored
-        ]
-        self._append(lines)
+        with self._lock:
+            for line in lines:
+                self._learn(line)
+            if self._path is None:
+                return
+            if self._file < 0:
+                self._file = _open_for_lines(self._path)
+            texts = [
+                json.dumps(sealed(self._without_keys(line)), ensure_ascii=False) for line in lines
+            ]
+            data = "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace")
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
 
     def close(self) -> None:
         """Close the file; a later answer opens it again."""
@@ -111,37 +101,17 @@ class Calls:
                 os.close(self._file)
             self._file = -1
 
-    def _hash(self, content: list[Any]) -> str:
-        return _hash([*self._identity, *content])
-
     def _learn(self, line: dict[str, Any]) -> None:
         key = str(line.get("call"))
         if line.get("address") != LOCAL and "messages" in line:
             who = _identity(str(line.get("model")), str(line.get("address")))
             key = _hash([*who, line["messages"], line.get("parameters")])
-        value, answer = line.get("log_likelihood"), line.get("answer")
-        if isinstance(value, float) and math.isfinite(value):
-            self._log_likelihoods[key] = value
+        answer = line.get("answer")
         if isinstance(answer, dict) and isinstance(answer.get("text"), str):
             try:
                 self._answers[key] = Answer(**self._without_keys(answer))
             except TypeError:  # of another version
                 return
-
-    def _append(self, lines: list[dict[str, Any]]) -> None:
-        with self._lock:
-            for line in lines:
-                self._learn(line)
-            if self._path is None:
-                return
-            if self._file < 0:
-                self._file = _opened(self._path)
-            written = (sealed(self._without_keys(line)) for line in lines)
-            texts = (json.dumps(line, ensure_ascii=False) for line in written)
-            data = "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace")
-            while data:
-                data = data[os.write(self._file, data) :]
-            os.fsync(self._file)
 
 
 def _identity(model: str, address: str) -> list[str]:
@@ -154,34 +124,30 @@ def _hash(content: list[Any]) -> str:
 
 
 def calls_of(args: JudgeArguments, path: Path | None) -> Calls:
-    """The calls to the model that the arguments name."""
-    folder = None if args.is_remote else _folder_of(args.model)
+    """The calls to the model that the arguments name.
+
+    A model in a folder is known by names, sizes and both ends of its files, which training changes.
+    """
+    identity, folder = args.model, Path(args.model).expanduser()
+    if not args.is_remote and folder.exists():
+        folder = folder.resolve()
+        files = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if p.is_file())
+        digest = hashlib.sha256()
+        for file in files:
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size} ".encode())
+            with open(file, "rb") as content:
+                digest.update(content.read(_END))
+                content.seek(max(size - _END, 0))
+                digest.update(content.read(_END))
+        identity = digest.hexdigest()
     return Calls(
         path,
         model=args.shown_model,
-        identity=args.model if folder is None else _digest(folder),
+        identity=identity,
         address=args.address,
         secrets=args.secrets(),
     )
-
-
-def _folder_of(model: str) -> Path | None:
-    path = Path(model).expanduser()
-    return path.resolve() if path.exists() else None
-
-
-def _digest(path: Path) -> str:
-    """Hash of names, sizes and both ends of a model's files, which training changes."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with open(file, "rb") as content:
-            digest.update(content.read(_END))
-            content.seek(max(size - _END, 0))
-            digest.update(content.read(_END))
-    return digest.hexdigest()
 
 
 def parameters(question: Question) -> dict[str, Any]:
@@ -195,7 +161,7 @@ def parameters(question: Question) -> dict[str, Any]:
     }
 
 
-def _opened(path: Path) -> int:
+def _open_for_lines(path: Path) -> int:
     """The file open for appending, behind the end of a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)

@@ -1,4 +1,4 @@
-"""The form that a question wants its answer in, and what a text lacks of it."""
+"""Whether a text is an answer: without thoughts, no refusal, of the form that is asked for."""
 
 import json
 import re
@@ -7,6 +7,14 @@ from typing import Any
 
 from .base import Question
 
+_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"(i'm|i am) (very |so |really )?(sorry|unable|not able)\b|(i'm |i am )?sorry[,.]|"
+    r"(unfortunately, )?i (can ?not|can't|won't|will not|am not able to) "
+    r"(help|assist|answer|provide|comply|fulfil|continue|do that)|as an ai\b",
+    re.IGNORECASE,
+)
+REFUSED = "the model refused to answer"
 _FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
 
 
@@ -59,3 +67,36 @@ def json_in(answer: str) -> Any:
     except (ValueError, RecursionError):
         return None
     return value
+
+
+def without_thoughts(text: str) -> str | None:
+    """A text without what is between <think> and </think>; None if a thought does not end.
+
+    Some chat templates open the thought themselves, so an end without a beginning counts.
+    """
+    kept, begin, is_inside = [], 0, False
+    for tag in _TAG.finditer(text):  # one pass: a text of a million tags takes no longer than one
+        if not tag[1] and not is_inside:
+            kept.append(text[begin : tag.start()])
+        elif tag[1] and not is_inside:
+            kept.clear()
+        is_inside, begin = not tag[1], tag.end()
+    return None if is_inside else "".join([*kept, text[begin:]]).strip()
+
+
+def failure_of(text: str | None, stop: object, question: Question) -> str | None:
+    """Why a text is no answer; None if it is one.
+
+    Args:
+        text: without thoughts; None: a thought does not end.
+        stop: "length" if the answer was cut.
+    """
+    if _REFUSAL.match((text or "").replace("\u2019", "'")):
+        return REFUSED
+    if text is None:
+        return f"a thought without an end within {question.max_tokens} tokens"
+    if not text:
+        return "an empty answer"
+    if question.schema is not None and stop == "length":
+        return f"the answer was cut at {question.max_tokens} tokens"
+    return None

@@ -1,22 +1,24 @@
-"""Answers from a language model on this machine."""
+"""Answers from a language model on this machine: greedy texts, and log-probabilities of choices."""
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from ...lm import LoadedLM, load_lm
+from ...lm import LoadedLM, cache_name, load_lm
 from ...machine.processor import multiplies_bfloat16
-from ...machine.refused import Refused
 from .base import PACKAGED, PACKAGED_MODEL, Answer, JudgeArguments, Progress, Question, Usage
 from .calls import calls_of
-from .replies import failure_of, without_thoughts
-from .scoring import Continuation, ContinuationScorer, batches
-from .wording import Wording
+from .chat_ids import ChatIds
+from .forms import failure_of, without_thoughts
+
+_MAX_LOGITS = 2**27  # of a batch: 512 MiB in float32
+_OVERHEAD = 32  # tokens that a forward pass costs besides its own, about
 
 
 class Local:
@@ -31,13 +33,14 @@ class Local:
             multiplies that fast.
     """
 
-    has_log_likelihood = True
+    has_probabilities = True
 
     def __init__(
         self, args: JudgeArguments, calls: Path | None = None, *, loaded: LoadedLM | None = None
     ) -> None:
         self.name, self.usage = args.shown_model, Usage()
         self._args, self._calls, self._loaded = args, calls_of(args, calls), loaded
+        self._made: _Model | None = None
 
     def answer(
         self, questions: Sequence[Question], progress: Progress | None = None
@@ -62,63 +65,14 @@ class Local:
         self._calls.close()
         return [answers[key] or failed[key] for key in keys]
 
-    def log_likelihood(
-        self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
-    ) -> list[float]:
-        """log p(text | context) of pairs (context, text), in nats, summed over the text's tokens.
-
-        A text without tokens has 0.
-
-        Raises:
-            ValueError: the model cannot be loaded, or a pair is longer than it can read.
-        """
-        keys = [self._calls.key_of_pair(*pair) for pair in pairs]
-        values = {key: self._calls.log_likelihood(key) for key in keys}
-        new = {k: p for k, p in zip(keys, pairs, strict=True) if values[k] is None}
-        self.usage.n_repeated += len(keys) - len(new)
-        n_done = len(keys) - len(new)
-        for batch in self._scored(list(new.values())):
-            self._calls.note_pairs(batch)
-            values |= {self._calls.key_of_pair(*pair): value for pair, value in batch}
-            n_done += len(batch)
-            if progress is not None:
-                progress(n_done, self.usage)
-        self._calls.close()
-        return [float(values[key] or 0.0) for key in keys]
-
     def settle(self, about: str) -> None:
         """All answers are there."""
-
-    def _scored(
-        self, pairs: Sequence[tuple[str, str]]
-    ) -> Iterator[list[tuple[tuple[str, str], float]]]:
-        if not pairs:
-            return
-        model = self._model()
-        items = []
-        for context, text in pairs:
-            ids = tuple(model.wording.text(text))
-            items.append(Continuation(tuple(model.wording.context(context)), ids[:-1], ids[-1:]))
-            n = len(items[-1].context) + len(ids)
-            if n > model.room:
-                raise Refused(
-                    f"a context and text have {n:,} tokens, and {self.name!r} reads "
-                    f"{model.room:,}; give shorter ones, or another model"
-                )
-        for batch in batches(items, self._args.batch_size, model.vocabulary):
-            begin = time.perf_counter()
-            scores = model.scorer.score([items[i] for i in batch])
-            seconds = (time.perf_counter() - begin) / len(batch)
-            for i in batch:
-                n_tokens = len(items[i].fed) + len(items[i].ends)
-                self.usage.add(Answer("", n_tokens_in=n_tokens, seconds=seconds))
-            yield [(pairs[i], sum(s, 0.0)) for i, s in zip(batch, scores, strict=True)]
 
     def _answered(self, questions: Sequence[Question]) -> Iterator[list[tuple[Question, Answer]]]:
         if not questions:
             return
         model = self._model()
-        prompts = [model.wording.prompt(question) for question in questions]
+        prompts = [model.ids.prompt(question) for question in questions]
         short = []
         for question, prompt in zip(questions, prompts, strict=True):
             n = len(prompt) + (0 if question.choices else question.max_tokens)
@@ -138,7 +92,7 @@ class Local:
         places: list[dict[str, tuple[int, int]]] = []  # of each question: choice -> item, end
         for question, prompt in asked:
             bodies: dict[tuple[int, ...], list[str]] = {}
-            ids = {choice: tuple(model.wording.choice(choice)) for choice in question.choices}
+            ids = {choice: tuple(model.ids.choice(choice)) for choice in question.choices}
             for choice, tokens in ids.items():
                 bodies.setdefault(tokens[:-1], []).append(choice)
             places.append({})
@@ -157,7 +111,8 @@ class Local:
                 waiting[q], seconds[q] = waiting[q] - 1, seconds[q] + share
                 if not waiting[q]:
                     values = {c: scores[i][k] for c, (i, k) in places[q].items()}
-                    done.append((asked[q][0], _best(values, len(asked[q][1]), seconds[q])))
+                    best, n_in = max(values, key=lambda c: values[c]), len(asked[q][1])
+                    done.append((asked[q][0], Answer(best, None, values, n_in, 1, seconds[q])))
             yield done
 
     def _generated(
@@ -176,23 +131,16 @@ class Local:
             ]
 
     def _model(self) -> "_Model":
-        if self._loaded is None:
-            self._loaded = _load(self._args.model)
-        if not hasattr(self, "_made"):
+        if self._made is None:
+            if self._loaded is None:
+                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+                dtype = "bfloat16" if multiplies_bfloat16(device) else "float32"
+                is_packaged = self._args.model == PACKAGED
+                name = PACKAGED_MODEL if is_packaged else self._args.model
+                source = "packaged" if is_packaged else "auto"
+                self._loaded = load_lm(name, source=source, dtype=dtype, device=device)
             self._made = _Model(self._loaded)
         return self._made
-
-
-def _best(values: dict[str, float], n_tokens_in: int, seconds: float) -> Answer:
-    return Answer(max(values, key=lambda c: values[c]), None, values, n_tokens_in, 1, seconds)
-
-
-def _load(name: str) -> LoadedLM:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = "bfloat16" if multiplies_bfloat16(device) else "float32"
-    if name == PACKAGED:
-        return load_lm(PACKAGED_MODEL, source="packaged", dtype=dtype, device=device)
-    return load_lm(name, dtype=dtype, device=device)
 
 
 class _Model:
@@ -200,7 +148,7 @@ class _Model:
 
     def __init__(self, loaded: LoadedLM) -> None:
         self.lm: PreTrainedModel = loaded.lm
-        self.wording, self.scorer = Wording(loaded.tokenizer), ContinuationScorer(loaded.lm)
+        self.ids, self.scorer = ChatIds(loaded.tokenizer), ContinuationScorer(loaded.lm)
         text_config = loaded.lm.config.get_text_config()
         self.room = int(getattr(text_config, "max_position_embeddings", 0) or 2**20)
         self.vocabulary = int(text_config.vocab_size)
@@ -236,7 +184,116 @@ class _Model:
         row = row[: question.max_tokens]
         n = next((i for i, token in enumerate(row) if token in self.eos), len(row))
         stop = "length" if n == len(row) == question.max_tokens else "stop"
-        whole = self.wording.tokenizer.decode(row[:n], skip_special_tokens=True)
+        whole = self.ids.tokenizer.decode(row[:n], skip_special_tokens=True)
         text = without_thoughts(whole)
         failure = failure_of(text, stop, question)
         return Answer(None if failure else text, failure, None, n_in, n, seconds)
+
+
+class Continuation(NamedTuple):
+    """A continuation: ids that follow a context, and alternatives for the token after them."""
+
+    context: tuple[int, ...]
+    """one id or more"""
+    body: tuple[int, ...]
+    """may be empty"""
+    ends: tuple[int, ...]
+    """the last token, in one or several versions"""
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """What the model reads."""
+        return self.context + self.body
+
+
+def batches(items: Sequence[Continuation], size: int, vocabulary: int) -> Iterator[list[int]]:
+    """Indices of items, batch by batch: neighbours share as long a beginning as possible, and one
+    more joins them where that costs less than a batch of its own.
+
+    Args:
+        size: items of a batch, at most.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(items)), key=lambda i: (items[i].context, len(items[i].body))):
+        if batch:
+            lengths = [len(items[j].fed) for j in (*batch, i)]
+            shared = _n_shared(items[batch[0]].context, items[batch[-1]].context)
+            all_shared = _n_shared(items[batch[0]].context, items[i].context)
+            together = all_shared + sum(length - all_shared for length in lengths)
+            apart = shared + sum(length - shared for length in lengths[:-1])
+            apart += lengths[-1] + _OVERHEAD
+            longest = max(len(items[j].body) for j in (*batch, i))
+            is_small = (longest + 1) * vocabulary * len(lengths) <= _MAX_LOGITS
+            if len(batch) == size or together > apart or not is_small:
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _n_shared(first: Sequence[int], last: Sequence[int]) -> int:
+    """Length of the beginning that two sequences share; the last id of neither counts."""
+    n = min(len(first), len(last)) - 1
+    return next((i for i in range(n) if first[i] != last[i]), n)
+
+
+class ContinuationScorer:
+    """Scores batches; the beginning that a batch shares is computed once, and kept for the next."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        self._lm = lm
+        self._prefix: tuple[int, ...] = ()
+        self._cache: Any = None
+
+    @torch.inference_mode()
+    def score(self, items: Sequence[Continuation]) -> list[list[float]]:
+        """For each item log p(body and end | context) for each of its ends, in nats."""
+        lm, device = self._lm, self._lm.device
+        items_of = sorted(item.context for item in items)
+        n_shared = _n_shared(items_of[0], items_of[-1])
+        cache = self._cache_of(items[0].context[:n_shared])
+        n_shared = n_shared if cache is not None else 0
+        rows = [item.fed[n_shared:] for item in items]
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for row, fed in zip(ids, rows, strict=True):
+            row[: len(fed)] = torch.tensor(fed)
+        # Padding is on the right, where no token attends to it.
+        first = [len(item.context) - n_shared - 1 for item in items]
+        steps = [range(f, f + len(i.body) + 1) for f, i in zip(first, items, strict=True)]
+        places = sorted({place for of_item in steps for place in of_item})
+        more = {}
+        if cache is not None:  # a view for all rows: the model appends to copies of it
+            view = copy.copy(cache)
+            view.layers = [copy.copy(layer) for layer in cache.layers]
+            for layer in view.layers:
+                layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
+                layer.values = layer.values.expand(len(ids), -1, -1, -1)
+            more[cache_name(lm)] = view
+        # A tensor of places: for a slice, which is not contiguous, a processor's product with the
+        # vocabulary takes fifty times longer in bfloat16.
+        keep = torch.tensor(places, device=device)
+        logits = lm(
+            input_ids=ids.to(device), logits_to_keep=keep, use_cache=cache is not None, **more
+        ).logits
+        sums = []
+        for row, (item, start) in enumerate(zip(items, first, strict=True)):
+            at = places.index(start)
+            scores = logits[row, at : at + len(item.body) + 1].float().log_softmax(-1)
+            body = torch.tensor(item.body, dtype=torch.long, device=scores.device)
+            total = scores[:-1].gather(1, body[:, None]).sum(dtype=torch.float64)
+            sums.append([float(total + scores[-1, end]) for end in item.ends])
+        return sums
+
+    def _cache_of(self, prefix: tuple[int, ...]) -> Any:
+        """Keys and values of a beginning; None for an empty one, or where the model has others."""
+        if not prefix:
+            return None
+        if prefix != self._prefix or self._cache is None:
+            ids = torch.tensor([prefix], device=self._lm.device)
+            out = self._lm(input_ids=ids, use_cache=True, logits_to_keep=1)
+            cache = getattr(out, cache_name(self._lm), None)
+            layers = getattr(cache, "layers", None) or [None]
+            is_plain = all(isinstance(getattr(layer, "keys", None), Tensor) for layer in layers)
+            self._prefix, self._cache = prefix, cache if is_plain else None
+        return self._cache

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .base import Judge, JudgeArguments
-from .filed import Filed
+from .batch_file import BatchFileJudge
 from .local import Local
 from .remote import Remote
 
@@ -15,8 +15,8 @@ def judge_of(args: JudgeArguments, calls: Path | None = None) -> Judge:
         calls: features/calls.jsonl, with the answers of earlier runs; None: they are not kept.
 
     Raises:
-        ValueError: a key is missing, or a file of answers cannot be read.
+        ValueError: a key or a package is missing, or a file of answers cannot be read.
     """
     if args.is_by_file:
-        return Filed(args, calls)
+        return BatchFileJudge(args, calls)
     return Remote(args, calls) if args.is_served else Local(args, calls)

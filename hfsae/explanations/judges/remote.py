@@ -1,29 +1,46 @@
-"""Answers from a server: several calls at a time, retried, and each kept as soon as it is there."""
+"""Answers from a server by the `openai` client: several calls at a time, retried, and each kept as
+soon as it is there.
 
+One client asks OpenAI-compatible servers and Hugging Face's Inference Providers, whose router
+speaks the same protocol. Around it stand a deadline for a whole answer, our own retries, so that
+keys which a server echoes are hidden before anything is logged, and no redirections, so that
+questions go nowhere else.
+"""
+
+import asyncio
+import json
 import logging
 import random
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
+from huggingface_hub import is_offline_mode
+
+from ...machine.keys import hider
 from ...machine.refused import Refused, one_line
 from .base import Answer, JudgeArguments, Progress, Question, Usage
-from .bodies import body_of, reduced, refused_feature
 from .calls import calls_of
-from .replies import read
-from .transport import Body, Send, Trouble, sender_of
+from .chat import ChatError, body_of, read_reply, reduced, refused_feature
+
+if TYPE_CHECKING:
+    import openai
 
 logger = logging.getLogger(__name__)
+ROUTER = "https://router.huggingface.co/v1"
+"""Where Hugging Face's Inference Providers take chat completions."""
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from one retry to the next
+_LONGEST_ASKED = 120.0  # seconds, whatever a server wants
 _GRACE = 5.0  # seconds for calls in flight when a run ends early
-
-
-class _Ended(Exception):
-    """The run ends: a call that waits is not made."""
+# Of what some servers answer with other statuses, 429 and 400.
+_WORDS = {"insufficient_quota": 402, "model_not_found": 404, "model_not_supported": 404}
+# Causes of a connection error, by the names that httpx and httpx2 share, that mean: no server.
+_UNREACHABLE = {"ConnectError", "ConnectTimeout", "UnsupportedProtocol", "ProxyError", "InvalidURL"}
 
 
 class Remote:
@@ -31,31 +48,32 @@ class Remote:
 
     Args:
         calls: file of all answers; None: they are not kept.
-        send: None: by HTTP.
-        sleep: waits some seconds before a retry; None: until the run ends, at most that long.
+        sleep: waits some seconds before a retry.
 
     Raises:
-        ValueError: the key is missing.
+        ValueError: the key or the package `openai` is missing.
     """
 
-    has_log_likelihood = False
+    has_probabilities = False
 
     def __init__(
         self,
         args: JudgeArguments,
         calls: Path | None = None,
         *,
-        send: Send | None = None,
-        sleep: Callable[[float], object] | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        try:
+            import openai  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise Refused(
+                f"a judge on a server needs {error.name}: pip install 'hfsae[judge]'"
+            ) from error
         self.name, self.usage = args.shown_model, Usage()
-        self._args, self._calls = args, calls_of(args, calls)
-        self._send = send or sender_of(args)
-        self._ended = threading.Event()
-        self._sleep = sleep or self._ended.wait
-        self._lock = threading.Lock()
-        self._without: frozenset[str] = frozenset()  # features that the server refuses
-        self._has_answered, self._n_in_a_row = False, 0
+        self._args, self._calls, self._sleep = args, calls_of(args, calls), sleep
+        self._key, self._without_keys = args.key(), hider(args.secrets())
+        self._refused: frozenset[str] = frozenset()  # parts of a body that the server refuses
+        self._is_ended, self._has_answered, self._n_in_a_row = False, False, 0
 
     def answer(
         self, questions: Sequence[Question], progress: Progress | None = None
@@ -76,7 +94,7 @@ class Remote:
         n_done = sum(n for key, n in n_of.items() if key not in new)
         if progress is not None and n_done:
             progress(n_done, self.usage)
-        for key, answer, n_calls in self._asked(new):
+        for key, answer, n_calls in self._as_they_come(new):
             answers[key] = answer
             self.usage.add(answer, n_calls)
             n_done += n_of[key]
@@ -84,32 +102,39 @@ class Remote:
                 progress(n_done, self.usage)
         return [answers[key] or Answer(None, "not asked") for key in keys]
 
-    def log_likelihood(
-        self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
-    ) -> list[float]:
-        """Always refused: servers give no probabilities of a given text."""
-        raise Refused(
-            f"{self._args.address} gives no probabilities of a given text; use a local model for "
-            "the likelihood score: 'packaged', a Hub id or a folder"
-        )
-
     def settle(self, about: str) -> None:
         """All answers are there."""
 
-    def _asked(self, questions: dict[str, Question]) -> Iterator[tuple[str, Answer, int]]:
-        """Keys with answers and the number of calls they took, as they come."""
-        todo: SimpleQueue[tuple[str, Question]] = SimpleQueue()
+    def _as_they_come(self, questions: dict[str, Question]) -> Iterator[tuple[str, Answer, int]]:
+        """Keys with answers and the number of calls they took.
+
+        The calls have an event loop and a thread of their own, as a notebook has a loop already.
+        """
+        if not questions:
+            return
+        todo = deque(questions.items())
         done: SimpleQueue[tuple[str, Answer, int] | BaseException] = SimpleQueue()
-        for item in questions.items():
-            todo.put(item)
-        self._ended.clear()
-        # Daemons: a call in flight does not hold up the end of the process.
-        threads = [
-            threading.Thread(target=self._work, args=(todo, done), daemon=True)
-            for _ in range(min(self._args.concurrency, len(questions)))
-        ]
-        for thread in threads:
-            thread.start()
+        self._is_ended = False
+
+        async def work(client: "openai.AsyncOpenAI") -> None:
+            while todo and not self._is_ended:
+                key, question = todo.popleft()
+                done.put((key, *await self._one(client, question)))
+
+        async def work_all() -> None:
+            async with self._client() as client:
+                n = min(self._args.concurrency, len(questions))
+                await asyncio.gather(*(work(client) for _ in range(n)))
+
+        def run() -> None:
+            try:
+                asyncio.run(work_all())
+            except BaseException as error:  # raised again by the thread that waits
+                done.put(error)
+
+        # A daemon: a call in flight does not hold up the end of the process.
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
         try:
             for _ in questions:
                 result = done.get()
@@ -117,39 +142,52 @@ class Remote:
                     raise result
                 yield result
         finally:
-            self._ended.set()
-            _empty(todo)
-            limit = time.monotonic() + _GRACE
-            for thread in threads:
-                thread.join(max(limit - time.monotonic(), 0))
+            self._is_ended = True
+            thread.join(_GRACE)
             self._calls.close()
 
-    def _work(self, todo: SimpleQueue, done: SimpleQueue) -> None:
-        """Asks until nothing is left, or the run ends."""
-        while not self._ended.is_set():
-            try:
-                key, question = todo.get_nowait()
-                answer, n_calls = self._one(question)
-                done.put((key, answer, n_calls))
-            except (Empty, _Ended):
-                return
-            except BaseException as error:  # raised again by the thread that waits
-                self._ended.set()
-                done.put(error)
-                return
+    def _client(self) -> "openai.AsyncOpenAI":
+        import openai
 
-    def _one(self, question: Question) -> tuple[Answer, int]:
-        """The answer, on disk, and the number of calls that it took: two if the first is none."""
-        total = Usage()
+        args = self._args
+        if args.base_url is None and is_offline_mode():
+            raise Refused(
+                "HF_HUB_OFFLINE is set, and Inference Providers are online; unset it, or name a "
+                "local model"
+            )
+        address, query = base_of(args.base_url or ROUTER)
+        return openai.AsyncOpenAI(
+            api_key=self._key or "none",  # else the client would take one from the environment
+            base_url=address,
+            default_query=query,
+            timeout=args.timeout,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+        )
+
+    async def _one(self, client: "openai.AsyncOpenAI", question: Question) -> tuple[Answer, int]:
+        """The answer, on disk, and the number of calls that it took: two if the first is none, the
+        second with another seed."""
+        args, total = self._args, Usage()
+        model = args.model
+        if args.provider not in (None, "auto"):
+            model = f"{model}:{args.provider}"
+        answer = Answer(None, "not asked")
         for is_last in (False, True):
             begin = time.perf_counter()
             try:
-                answer = self._replied(question, is_last)
+                body = body_of(model, question, question.seed + is_last)
+                reply, refused = await self._retried(client, body)
+                answer = read_reply(reply, question)
+                if not self._refused >= refused:
+                    logger.info("%s takes no %s", args.address, ", ".join(sorted(refused)))
+                self._refused |= refused
+                self._has_answered, self._n_in_a_row = True, 0
                 is_over = answer.text is not None
-            except Trouble as trouble:
-                answer = Answer(None, self._reason(trouble))
-                is_over = trouble.kind != "no chat"
-                self._refuse_if_hopeless(trouble, is_last)
+            except ChatError as error:
+                answer = Answer(None, _reason(error))
+                is_over = error.kind != "no chat"
+                self._refuse_if_hopeless(error, is_last)
             seconds = time.perf_counter() - begin
             total.add(answer._replace(seconds=seconds), int(answer.n_tokens_in > 0))
             if is_over:
@@ -160,111 +198,138 @@ class Remote:
         self._calls.note([(question, answer)])
         return answer, total.n_calls
 
-    def _replied(self, question: Question, is_last: bool) -> Answer:
-        """The answer in the server's reply; the last time with another seed."""
-        body = body_of(self._args.model, question, question.seed + is_last)
-        reply, without = self._sent(body, self._without)
-        answer = read(reply, question)
-        self._note_sound(without)
-        return answer
-
-    def _note_sound(self, without: frozenset[str]) -> None:
-        """Note that the server chats, and what it does not take."""
-        with self._lock:
-            if not self._without >= without:
-                logger.info("%s takes no %s", self._args.address, ", ".join(sorted(without)))
-            self._without |= without
-            self._has_answered, self._n_in_a_row = True, 0
-
-    def _sent(self, body: Body, without: frozenset[str]) -> tuple[dict[str, Any], frozenset[str]]:
-        """The reply, and the features that the server refused."""
-        n_retries = 0
+    async def _retried(
+        self, client: "openai.AsyncOpenAI", body: dict[str, Any]
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """The reply to a body, and the parts of it that the server refused."""
+        args, refused, n_retries = self._args, self._refused, 0
         while True:
-            if self._ended.is_set():
-                raise _Ended
             try:
-                return self._send(reduced(body, without)), without
-            except Trouble as trouble:
-                self._refuse_for(trouble)
-                feature = refused_feature(trouble, reduced(body, without))
-                if feature:
-                    without |= {feature}
-                elif trouble.may_pass and n_retries < self._n_retries(trouble):
-                    self._wait(trouble, n_retries)
-                    n_retries += 1
-                else:
+                return await self._sent(client, reduced(body, refused)), refused
+            except ChatError as error:
+                self._refuse_for(error)
+                if part := refused_feature(error, reduced(body, refused)):
+                    refused |= {part}
+                    continue
+                # Two where there was never a server, as with a wrong address.
+                is_wrong = error.kind == "unreachable" and not self._has_answered
+                n = min(args.retries, 2) if is_wrong else args.retries
+                if self._is_ended or not error.may_pass or n_retries >= n:
                     raise
+                wait = min(_FIRST_WAIT * 2**n_retries, _LONGEST_WAIT) * random.uniform(0.5, 1)
+                if error.wait is not None:
+                    wait = error.wait + random.uniform(0, 0.5)
+                reason = _reason(error)
+                logger.warning("%s: %s; again in %.0f s", args.address, reason, wait)
+                await self._sleep(wait)
+                n_retries += 1
 
-    def _n_retries(self, trouble: Trouble) -> int:
-        """Two where there was never a server, as with a wrong address; else what was set."""
-        is_wrong = trouble.kind == "unreachable" and not self._has_answered
-        return min(self._args.retries, 2) if is_wrong else self._args.retries
+    async def _sent(self, client: "openai.AsyncOpenAI", body: dict[str, Any]) -> dict[str, Any]:
+        """The reply to one request, without keys.
 
-    def _wait(self, trouble: Trouble, n_retries: int) -> None:
-        wait = min(_FIRST_WAIT * 2**n_retries, _LONGEST_WAIT) * random.uniform(0.5, 1)
-        wait = wait if trouble.wait is None else trouble.wait + random.uniform(0, 0.5)
-        logger.warning("%s: %s; again in %.0f s", self._args.address, self._reason(trouble), wait)
-        self._sleep(wait)
+        Raises:
+            ChatError: there is none.
+        """
+        import openai
 
-    def _reason(self, trouble: Trouble) -> str:
-        reason = one_line(trouble)
-        return f"{trouble.status}: {reason}" if trouble.status else reason
+        limit = self._args.timeout
+        headers = {} if self._key else {"Authorization": openai.Omit()}
+        chat: Any = client.chat.completions.with_raw_response
+        try:
+            raw = await asyncio.wait_for(chat.create(**body, extra_headers=headers), limit)
+            reply = json.loads(raw.text)
+        except (asyncio.TimeoutError, openai.APIConnectionError) as error:
+            cause = error.__cause__ or error
+            reason = self._without_keys(one_line(cause)[:200])
+            if _UNREACHABLE & {kind.__name__ for kind in type(cause).__mro__}:
+                raise ChatError("unreachable", reason) from None
+            if isinstance(error, asyncio.TimeoutError | openai.APITimeoutError):
+                reason = f"no whole answer within {limit:g} s"
+            raise ChatError("broken", reason) from None
+        except openai.APIStatusError as error:
+            if 300 <= (status := error.status_code) < 400:
+                reason = f"it redirects, with status {status}"
+                raise ChatError("no chat", reason) from None
+            text = self._without_keys(error.response.text)
+            reason = " ".join(text.split())[:200] or f"status {status}"
+            status = next((s for word, s in _WORDS.items() if word in text), status)
+            wait = retry_after(error.response.headers.get("Retry-After"))
+            raise ChatError("status", reason, status, wait) from None
+        except (ValueError, RecursionError):
+            raise ChatError("no chat", "the reply is not JSON") from None
+        reply = self._without_keys(reply)
+        if isinstance(reply, dict) and reply.get("choices"):
+            return reply
+        error = reply.get("error") if isinstance(reply, dict) else None
+        if isinstance(error, dict) and str(error.get("code")).isdigit():  # though with status 200
+            text = one_line(Exception(str(error.get("message"))))[:200]
+            raise ChatError("status", text, int(error["code"]))
+        raise ChatError("no chat", "the reply has no choices")
 
-    def _refuse_for(self, trouble: Trouble) -> None:
+    def _refuse_for(self, error: ChatError) -> None:
         """Raise Refused for what no other call can change."""
-        args = self._args
+        args, variable = self._args, self._args.key_variable
+        key = f"the key in {variable}"
+        if self._key is None:
+            key = f"calls without a key: the environment variable {variable} is not set"
         sentences = {
-            401: f"{args.address} does not accept {self._of_key()} (401); put a valid key there",
+            401: f"{args.address} does not accept {key} (401); put a valid key there",
             402: (
-                f"the account of {self._of_key()} has no credit left at {args.address} (402); add "
-                "some, and run the same command again: what was answered is kept"
+                f"the account of {key} has no credit left at {args.address} (402); add some, and "
+                "run the same command again: what was answered is kept"
             ),
             403: (
-                f"{args.address} does not let {self._of_key()} use {args.model!r} (403); use "
-                "another key or model"
+                f"{args.address} does not let {key} use {args.model!r} (403); use another key or "
+                "model"
             ),
             404: (
                 f"{args.address} has no model {args.model!r}, or takes no chat completions (404); "
                 "check the model's name and the address"
             ),
         }
-        if trouble.status in sentences:
-            raise Refused(sentences[trouble.status]) from trouble
+        if error.status in sentences:
+            raise Refused(sentences[error.status]) from error
 
-    def _of_key(self) -> str:
-        variable = self._args.key_variable
-        if self._args.key() is None:
-            return f"calls without a key: the environment variable {variable} is not set"
-        return f"the key in {variable}"
-
-    def _refuse_if_hopeless(self, trouble: Trouble, is_last: bool) -> None:
+    def _refuse_if_hopeless(self, error: ChatError, is_last: bool) -> None:
         """Raise Refused where nothing is to be expected of the server any more."""
-        args, reason = self._args, self._reason(trouble)
-        if trouble.kind == "unreachable":
+        args, reason = self._args, _reason(error)
+        if error.kind == "unreachable":
             raise Refused(
                 f"{args.address} cannot be reached ({reason}); is the server up, and is the "
                 "address right?"
-            ) from trouble
-        if trouble.kind == "no chat" and is_last and not self._has_answered:
+            ) from error
+        if error.kind == "no chat" and is_last and not self._has_answered:
             raise Refused(
                 f"{args.address} does not answer with chat completions ({reason}); it must be an "
                 "OpenAI-compatible server, such as http://localhost:8000/v1, and the model one "
                 "that chats"
-            ) from trouble
-        with self._lock:
-            self._n_in_a_row += 1
-            is_down = self._n_in_a_row > 2 * max(args.concurrency, 4)
-        if is_down:
+            ) from error
+        self._n_in_a_row += 1
+        if self._n_in_a_row > 2 * max(args.concurrency, 4):
             raise Refused(
                 f"{self._n_in_a_row} calls in a row to {args.address} failed ({reason}); run the "
                 "same command again later: what was answered is kept"
-            ) from trouble
+            ) from error
 
 
-def _empty(queue: SimpleQueue) -> None:
-    """Take out all that is left."""
+def base_of(address: str) -> tuple[str, dict[str, object]]:
+    """An address as the client wants it, up to /v1, and its query; one without a path is meant as
+    HOST/v1."""
+    parts = urlsplit(address)
+    path = (parts.path.rstrip("/") or "/v1").removesuffix("/chat/completions")
+    base = parts._replace(path=path, query="", fragment="").geturl()
+    return base, dict(parse_qsl(parts.query))
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds to wait by the header Retry-After, at most 120; None: it names none."""
     try:
-        while True:
-            queue.get_nowait()
-    except Empty:
-        return
+        seconds = float(value or "")
+    except ValueError:
+        return None
+    return min(max(seconds, 0.0), _LONGEST_ASKED) if seconds == seconds else None
+
+
+def _reason(error: ChatError) -> str:
+    reason = one_line(error)
+    return f"{error.status}: {reason}" if error.status else reason

@@ -2,11 +2,8 @@
 
 detection    does a window hold what the explanation names
 fuzzing      are the marked tokens those that it names
-likelihood   does it make the window's text more likely
 simulation   how strongly does each token activate the latent
 intruder     which of five windows is the odd one; no explanation
-embedding    how near are word vectors; no judge
-saebench     SAEBench's question, for its protocol
 """
 
 from ...machine.refused import Refused
@@ -15,33 +12,24 @@ from ..judges import Judge, JudgeArguments
 from .base import Case as Case
 from .base import Sample as Sample
 from .base import Scorer as Scorer
+from .base import sample_of as sample_of
 from .detection import Detection
-from .embedding import Embedding
 from .fuzzing import Fuzzing
 from .intruder import Intruder
-from .likelihood import Likelihood
-from .saebench import SAEBench
 from .simulation import Simulation
 
 SCORERS: dict[str, type[Scorer]] = {
-    scorer.name: scorer
-    for scorer in (Detection, Fuzzing, Likelihood, Simulation, Intruder, Embedding, SAEBench)
+    scorer.name: scorer for scorer in (Detection, Fuzzing, Simulation, Intruder)
 }
 
 
 def scorers_of(args: ScoreArguments, judge: Judge | JudgeArguments | None) -> list[Scorer]:
-    """The scorers of these scores.
+    """The scorers of these scores, for this judge.
 
     Raises:
-        ValueError: the judge cannot answer a score's questions, or a score's package is not
-            installed.
+        ValueError: there are scores, and no judge.
     """
-    has_likelihood = judge is not None and judge.has_log_likelihood
-    scorers = [SCORERS[name](has_likelihood) for name in args.scores]
-    for scorer in scorers:
-        if scorer.needs_likelihood and not has_likelihood:
-            raise Refused(
-                f"the score {scorer.name!r} needs a model on this machine, for its "
-                "log-likelihoods; give the judge 'packaged', a Hub id or a folder"
-            )
-    return scorers
+    if args.scores and judge is None:
+        raise Refused(f"scores need a judge ({', '.join(args.scores)}); give one, or no scores")
+    has_probabilities = judge is not None and judge.has_probabilities
+    return [SCORERS[name](has_probabilities) for name in args.scores]

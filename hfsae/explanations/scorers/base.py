@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from ..explainers import Spelt
+from ...evaluation.statistics import auc
+from ..arguments import OURS, ExplainArguments, ScoreArguments
+from ..explainers import WindowText, spelt
 from ..judges import Answer, Question
-from ..scores import auc, decided
-
-Request = Question | tuple[str, str]
-"""A question, or a pair (context, text) whose log-likelihood is of interest."""
+from ..reading import TESTED, Reading
+from ..scores import FAR, decided, strata_of
+from ..windows import Evidence, Window
 
 
 class Sample(NamedTuple):
@@ -24,8 +26,8 @@ class Sample(NamedTuple):
     latent: int
     """negative: a random direction"""
     seed: int
-    active: list[Spelt]
-    inactive: list[Spelt]
+    active: list[WindowText]
+    inactive: list[WindowText]
     share: float
     """of the tested half's windows, those in which the latent fires"""
     strata: list[np.ndarray]
@@ -34,7 +36,7 @@ class Sample(NamedTuple):
     """tokens of the tested half by stratum"""
 
     @property
-    def windows(self) -> list[Spelt]:
+    def windows(self) -> list[WindowText]:
         """Active ones, then inactive ones."""
         return [*self.active, *self.inactive]
 
@@ -48,6 +50,53 @@ class Sample(NamedTuple):
         return np.random.default_rng([self.seed, self.latent + 2**32])
 
 
+def sample_of(
+    reading: Reading,
+    evidence: Evidence,
+    args: ExplainArguments,
+    asked: ScoreArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    takes_all: bool = False,
+) -> Sample:
+    """The judged windows of a latent, as text, with the numbers that weight its scores.
+
+    Args:
+        takes_all: all that test, not `asked.windows` of them.
+    """
+    active, inactive = evidence.active, evidence.inactive
+    if asked.protocol == OURS and not takes_all:
+        # As many active windows, over all quantiles, as inactive ones, half of which are hard.
+        n = asked.windows // 2
+        active = _spread(active, n)
+        hard = _spread([window for window in inactive if window.kind == "hard"], n // 2)
+        easy = [window for window in inactive if window.kind != "hard"]
+        inactive = hard + _spread(easy, n - len(hard))
+    activations = evidence.activations(len(reading.ids))
+    fires, at = activations > 0, np.arange(len(reading.ids))
+    count = np.concatenate([[0], fires.cumsum()])
+    start = np.maximum(reading.start, at - args.window)
+    stop = np.minimum(reading.stop, at + args.window + 1)
+    near = count[stop] > count[start]
+    strata = strata_of(fires, near)
+    tested = (reading.half == TESTED) & reading.computed
+    return Sample(
+        evidence.latent,
+        args.seed,
+        [spelt(reading, window, tokenizer, activations) for window in active],
+        [spelt(reading, window, tokenizer, activations) for window in inactive],
+        float(near[tested].mean()),
+        [strata[w.start : w.stop] for w in (*active, *inactive)],
+        np.bincount(strata[tested], minlength=FAR + 1),
+    )
+
+
+def _spread(windows: Sequence[Window], n: int) -> list[Window]:
+    """n windows at equal distances in the sequence; all if there are no more."""
+    if len(windows) <= n:
+        return list(windows)
+    return [windows[i * len(windows) // n] for i in range(n)]
+
+
 class Case(NamedTuple):
     """Windows, and the explanation that is judged on them."""
 
@@ -59,7 +108,7 @@ class Case(NamedTuple):
 
 
 class Scorer:
-    """A score; the defaults are for one value a window, larger where it seems active."""
+    """A score; the defaults are for one value a window, above one half where it seems active."""
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ("auc", "balanced_accuracy", "precision", "f1")
@@ -67,16 +116,10 @@ class Scorer:
     about: ClassVar[str]
     """one line for reports"""
     needs_explanation: ClassVar[bool] = True
-    needs_likelihood: ClassVar[bool] = False
-    """whether the judge has to be a local model"""
     takes_all_windows: ClassVar[bool] = False
     """whether it takes all that test, not those that `ScoreArguments.windows` allows"""
-    asks_again: ClassVar[bool] = True
-    """whether an answer that does not parse is asked for once more"""
     chance: ClassVar[float | None] = 0.5
     """of the headline"""
-    threshold: ClassVar[float] = 0.5
-    """values above it are a yes"""
 
     def __init__(self, has_probabilities: bool = False) -> None:
         self.has_probabilities = has_probabilities
@@ -95,7 +138,7 @@ class Scorer:
         """Which items stand for all of their kind; hard windows do not."""
         return np.array([window.window.kind != "hard" for window in sample.windows], dtype=bool)
 
-    def requests(self, case: Case) -> list[Request]:
+    def requests(self, case: Case) -> list[Question]:
         """The questions about a case that has an explanation, or needs none."""
         raise NotImplementedError
 
@@ -105,7 +148,7 @@ class Scorer:
         raise NotImplementedError
 
     def values(self, case: Case, replies: Sequence[Any]) -> np.ndarray:
-        """One an item; NaN: failed. Replies are those of `parse`, or log-likelihoods in nats."""
+        """One an item; NaN: failed. Replies are those of `parse`."""
         raise NotImplementedError
 
     def filled(self, sample: Sample, values: np.ndarray, right: bool) -> np.ndarray:
@@ -120,10 +163,5 @@ class Scorer:
         scores = {"auc": auc(value, truth)}
         if "balanced_accuracy" in self.metrics:
             drawn = self.is_drawn(sample)[known]
-            scores |= decided(value > self.threshold, truth, drawn, sample.share)
+            scores |= decided(value > 0.5, truth, drawn, sample.share)
         return {name: scores[name] for name in self.metrics}
-
-
-def nothing(scorer: Scorer, sample: Sample) -> np.ndarray:
-    """The values where all items failed."""
-    return np.full(len(scorer.truth(sample)), np.nan)

@@ -8,7 +8,7 @@ import numpy as np
 from ..judges import Answer, Question
 from ..judges.forms import choice_in
 from ..prompts import N_LEVELS, choice_question, list_in, list_question, quoted, text_of
-from .base import Case, Request, Scorer
+from .base import Case, Scorer
 
 YES_NO = ("yes", "no")
 _KEY = "grades"
@@ -49,7 +49,7 @@ class Detection(Scorer):
         """How each item stands in a prompt."""
         return [quoted(text_of(window)) for window in case.sample.windows]
 
-    def requests(self, case: Case) -> list[Request]:
+    def requests(self, case: Case) -> list[Question]:
         described, texts = f"Description: {quoted(case.explanation or '')}", self.texts(case)
         if self.has_probabilities:
             asked = [f"{described}\nText: {text}" for text in texts]

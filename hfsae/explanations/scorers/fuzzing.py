@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..explainers import Spelt
+from ..explainers import WindowText
 from ..prompts import marked
 from .base import Case, Sample
 from .detection import GRADES, Detection
@@ -13,7 +13,7 @@ from .detection import GRADES, Detection
 class Marked(NamedTuple):
     """A window with marks, and whether they are where the latent fires."""
 
-    window: Spelt
+    window: WindowText
     is_marked: list[bool]
     is_true: bool
 
@@ -64,7 +64,7 @@ class Fuzzing(Detection):
         return np.ones(len(self.marks(sample)), dtype=bool)
 
 
-def _random_marks(window: Spelt, n: int, rng: np.random.Generator) -> list[bool]:
+def _random_marks(window: WindowText, n: int, rng: np.random.Generator) -> list[bool]:
     """Marks on n of a window's silent tokens, or on all of these."""
     silent = [at for at, value in enumerate(window.activations) if not value > 0]
     chosen = {*rng.permutation(silent)[:n].tolist()}

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from ..explainers import Spelt
+from ..explainers import WindowText
 from ..judges import Answer, Question
 from ..judges.forms import choice_in
 from ..prompts import choice_question, quoted, text_of
-from .base import Case, Request, Sample, Scorer
+from .base import Case, Sample, Scorer
 
 N_TOGETHER = 4
 """Active windows of a question, next to each other by strength: of one quantile where all 20 are
@@ -37,7 +37,7 @@ class Intruder(Scorer):
     def truth(self, sample: Sample) -> np.ndarray:
         return np.ones(len(self.groups(sample)), dtype=bool)
 
-    def groups(self, sample: Sample) -> list[tuple[list[Spelt], int]]:
+    def groups(self, sample: Sample) -> list[tuple[list[WindowText], int]]:
         """Five windows each, and the place of the inactive one."""
         rng, groups = sample.rng(), []
         active = sorted(sample.active, key=lambda w: -w.window.activation)
@@ -50,7 +50,7 @@ class Intruder(Scorer):
             groups.append(([*windows[:at], intruder, *windows[at:]], at))
         return groups
 
-    def requests(self, case: Case) -> list[Request]:
+    def requests(self, case: Case) -> list[Question]:
         return [_question(windows) for windows, _ in self.groups(case.sample)]
 
     def parse(self, request: Question, answer: Answer) -> Any:
@@ -73,6 +73,6 @@ class Intruder(Scorer):
         return {"accuracy": float(known.mean()) if len(known) else float("nan")}
 
 
-def _question(windows: Sequence[Spelt]) -> Question:
+def _question(windows: Sequence[WindowText]) -> Question:
     texts = [f"Text {n}: {quoted(text_of(w))}" for n, w in zip(_NUMBERS, windows, strict=True)]
     return choice_question(_SYSTEM, "\n".join(texts), _NUMBERS)

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from ...evaluation.statistics import weighted_pearson
 from ..judges import Answer, Question
 from ..prompts import N_LEVELS, list_in, list_question, quoted
-from ..scores import stratum_weights, weighted_pearson
-from .base import Case, Request, Sample, Scorer
+from ..scores import stratum_weights
+from .base import Case, Sample, Scorer
 
 _KEY = "activations"
 _SYSTEM = (
@@ -39,9 +40,9 @@ class Simulation(Scorer):
     def truth(self, sample: Sample) -> np.ndarray:
         return np.concatenate([np.asarray(w.activations, dtype=float) for w in sample.windows])
 
-    def requests(self, case: Case) -> list[Request]:
+    def requests(self, case: Case) -> list[Question]:
         described = f"Description: {quoted(case.explanation or '')}"
-        requests: list[Request] = []
+        requests: list[Question] = []
         for window in case.sample.windows:
             tokens = ", ".join(map(quoted, window.tokens))
             n = len(window.tokens)

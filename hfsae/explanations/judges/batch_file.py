@@ -24,15 +24,14 @@ from ...machine.keys import hider
 from ...machine.names import FOUND
 from ...machine.names import STUDY_PLAN as PLAN
 from ...machine.refused import Refused, one_line
-from .base import Answer, JudgeArguments, Progress, Question, Usage, Waits
-from .bodies import body_of, reduced, refused_feature
+from .base import Answer, JudgeArguments, PendingAnswers, Progress, Question, Usage
 from .calls import calls_of
-from .forms import misfit
-from .replies import REFUSED, read
-from .transport import MAX_ANSWER, Trouble
+from .chat import ChatError, body_of, read_reply, reduced, refused_feature
+from .forms import REFUSED, misfit
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
 """Of a file, as OpenAI takes it."""
+_MAX_LINE = 2**23  # bytes of an answer; the longest that we ask for have some ten thousand
 _URL = "/v1/chat/completions"
 _BAD = (400, 413, 422)  # the request is at fault, and would fail again
 _MOST_ERRORS = 3  # others that came back for one request, until it counts as failed
@@ -40,7 +39,7 @@ _MOST_TOLD = 5  # ids in a sentence
 _AT_ONCE = 256  # answers that are written to calls.jsonl together
 
 
-class Filed:
+class BatchFileJudge:
     """Answers from files; what they do not answer is written into a folder of requests.
 
     Args:
@@ -52,7 +51,7 @@ class Filed:
             files.
     """
 
-    has_log_likelihood = False
+    has_probabilities = False
 
     def __init__(
         self,
@@ -105,21 +104,12 @@ class Filed:
         self._calls.close()
         return [answers[key] for key in keys]
 
-    def log_likelihood(
-        self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
-    ) -> list[float]:
-        """Always refused: files of answers hold no probabilities of a given text."""
-        raise Refused(
-            "files of answers hold no probabilities of a given text; use a local "
-            "model for the likelihood score: 'packaged', a Hub id or a folder"
-        )
-
     def settle(self, about: str) -> None:
         """Write requests for the questions since the last call that have no answer, if there are
         any.
 
         Raises:
-            Waits: there are.
+            PendingAnswers: there are.
         """
         waiting, self._waiting = self._waiting, {}
         if not waiting:
@@ -130,7 +120,7 @@ class Filed:
         files = paths[0].name if len(paths) == 1 else f"{paths[0].name} to {paths[-1].name}"
         n = len(waiting)
         wait = "request waits" if n == 1 else "requests wait"
-        raise Waits(
+        raise PendingAnswers(
             f"{n:,} {wait} for {self.name} to answer, for {about}: {self._folder / files}"
             f"{self._of_errors(waiting)}. After that run the same command with --answers and all "
             "files that came back."
@@ -177,15 +167,15 @@ class Filed:
         refused, errors = [], []
         for line in self._given.get(key, ()):
             try:
-                answer = read(_body(line), question)
-            except Trouble as trouble:
+                answer = read_reply(_body(line), question)
+            except ChatError as error:
                 body = body_of(self._args.model, question, question.seed)
-                feature = refused_feature(trouble, body)
+                feature = refused_feature(error, body)
                 if feature is not None:
                     self._without |= {feature}
                     continue
-                is_bad = trouble.kind == "status" and trouble.status in _BAD
-                (refused if is_bad else errors).append(one_line(trouble))
+                is_bad = error.kind == "status" and error.status in _BAD
+                (refused if is_bad else errors).append(one_line(error))
                 continue
             if not (lack := _lack(answer, question)):
                 return answer
@@ -277,7 +267,7 @@ def _by_id(
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with reading(path), open(path, "rb") as file:
-        yield from numbered_lines(file, MAX_ANSWER)
+        yield from numbered_lines(file, _MAX_LINE)
 
 
 def _line(path: Path, number: int, text: bytes) -> dict[str, Any]:
@@ -305,7 +295,7 @@ def _body(line: Mapping[str, Any]) -> dict[str, Any]:
     """The chat completion of an answer.
 
     Raises:
-        Trouble: it failed.
+        ChatError: it failed.
     """
     response = line.get("response")
     response = response if isinstance(response, dict) else {}
@@ -317,4 +307,4 @@ def _body(line: Mapping[str, Any]) -> dict[str, Any]:
         told = told["error"]
     reason = told.get("message") if isinstance(told, dict) else told
     status = status if isinstance(status, int) and status != 200 else 0
-    raise Trouble("status", str(reason or "no reason is given"), status)
+    raise ChatError("status", str(reason or "no reason is given"), status)

@@ -2,13 +2,16 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .base import Answer, JudgeArguments, Progress, Question, Usage
+from ...lm import load_tokenizer
+from ...packaged import packaged_lm
+from .base import PACKAGED, PACKAGED_MODEL, Answer, JudgeArguments, Progress, Question, Usage
 from .calls import calls_of
-from .tokens import TokenCounter, counter_of
+from .chat import n_question_tokens, n_tokens
+from .chat_ids import ChatIds
 
 _TEXT = "words about ships and harbours, after the name of a place"
 # Seconds for a thousand tokens in and out: of a server, a usual rate of one call at a time; of the
@@ -16,10 +19,44 @@ _TEXT = "words about ships and harbours, after the name of a place"
 _RATES = {"server": (0.2, 20.0), "local": (0.3, 20.0)}
 
 
-class Counted:
+class TokenCounter(NamedTuple):
+    """Counts tokens of texts and of questions."""
+
+    text: Callable[[str], int]
+    question: Callable[[Question], int]
+    how: str
+    """in words, for the plan"""
+
+
+def token_counter(args: JudgeArguments) -> TokenCounter:
+    """A local model's own tokenizer; for a server's model SmolLM2's where that is installed, else a
+    quarter of the characters.
+
+    Raises:
+        ValueError: the local model's tokenizer cannot be loaded.
+    """
+    if not args.is_remote:
+        is_packaged = args.model == PACKAGED
+        name = PACKAGED_MODEL if is_packaged else args.model
+        ids = ChatIds(load_tokenizer(name, source="packaged" if is_packaged else "auto"))
+        how = "the model's own tokenizer and chat template"
+        return TokenCounter(lambda t: len(ids.text(t)), lambda q: len(ids.prompt(q)), how)
+    if packaged_lm(PACKAGED_MODEL) is None:
+        how = "characters / 4: no tokenizer is at hand"
+        return TokenCounter(n_tokens, n_question_tokens, how)
+    tokenizer: Any = load_tokenizer(PACKAGED_MODEL, source="packaged")
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    how = f"the tokenizer of {PACKAGED_MODEL}, since {args.model}'s is not at hand"
+    return TokenCounter(count, lambda question: n_question_tokens(question, count), how)
+
+
+class DryRunJudge:
     """Answers every question with words that parse, so that the questions after it are counted too.
 
-        judge = Counted(args, folder / CALLS)
+        judge = DryRunJudge(args, folder / CALLS)
         ...                     # whatever would be asked
         judge.plan()
 
@@ -29,14 +66,13 @@ class Counted:
     def __init__(
         self, args: JudgeArguments, calls: Path | None = None, counter: TokenCounter | None = None
     ) -> None:
-        self.name, self.has_log_likelihood = args.shown_model, not args.is_remote
+        self.name, self.has_probabilities = args.shown_model, not args.is_remote
         self.usage = Usage()
         self.most_tokens_out = 0
         """the most tokens of answers, if each is as long as it may be"""
         self._args, self._calls = args, calls_of(args, calls)
-        self._counter = counter or counter_of(args)
+        self._counter = counter or token_counter(args)
         self._answers: dict[str, Answer] = {}
-        self._pairs: set[str] = set()
 
     def answer(
         self, questions: Sequence[Question], progress: Progress | None = None
@@ -44,46 +80,35 @@ class Counted:
         """An answer of the right form for each question; an earlier run's where there is one."""
         answers = []
         for question in questions:
-            answers.append(self._one(question))
+            key = self._calls.key(question)
+            answer = self._calls.answer(key)
+            if answer is not None:
+                self.usage.n_repeated += 1
+            elif key in self._answers:
+                answer = self._answers[key]
+            else:
+                # Each text is another, since questions about two equal ones would count as one.
+                answer = self._made_up(question, f"{_TEXT} {len(self._answers)}")
+                self._answers[key] = answer
+                self.usage.add(answer)
+                self.most_tokens_out += question.max_tokens
+            answers.append(answer)
             if progress is not None:
                 progress(len(answers), self.usage)
         return answers
 
-    def log_likelihood(
-        self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
-    ) -> list[float]:
-        """An earlier run's value for each pair, else 0."""
-        values = []
-        for context, text in pairs:
-            key = self._calls.key_of_pair(context, text)
-            value = self._calls.log_likelihood(key)
-            if value is not None:
-                self.usage.n_repeated += 1
-            elif key not in self._pairs:
-                self._pairs.add(key)
-                n_tokens = self._counter.context(context) + self._counter.text(text)
-                self.usage.add(Answer("", n_tokens_in=n_tokens))
-            values.append(value or 0.0)
-            if progress is not None:
-                progress(len(values), self.usage)
-        return values
-
     def settle(self, about: str) -> None:
         """All answers are there."""
 
-    def _one(self, question: Question) -> Answer:
-        key = self._calls.key(question)
-        earlier = self._calls.answer(key)
-        if earlier is not None:
-            self.usage.n_repeated += 1
-            return earlier
-        if key not in self._answers:
-            # Each text is another, since questions about two equal ones would count as one call.
-            answer = _answer_to(question, self._counter, f"{_TEXT} {len(self._answers)}")
-            self._answers[key] = answer
-            self.usage.add(answer)
-            self.most_tokens_out += question.max_tokens
-        return self._answers[key]
+    def _made_up(self, question: Question, text: str) -> Answer:
+        even = None
+        if question.choices:
+            text, n = question.choices[0], len(question.choices)
+            even = {choice: -math.log(n) for choice in question.choices}
+        elif question.schema is not None:
+            text = json.dumps(example(question.schema, text))
+        n_out = min(self._counter.text(text), question.max_tokens)
+        return Answer(text, None, even, self._counter.question(question), n_out)
 
     def plan(self) -> dict[str, Any]:
         """What would be asked: numbers of calls and tokens, seconds, and money where prices are
@@ -109,19 +134,6 @@ class Counted:
             ),
             "price": usage.price(self._args),
         }
-
-
-def _answer_to(question: Question, counter: TokenCounter, words: str) -> Answer:
-    if question.choices:
-        text = question.choices[0]
-    elif question.schema is not None:
-        text = json.dumps(example(question.schema, words))
-    else:
-        text = words
-    n = len(question.choices)
-    even = {choice: -math.log(n) for choice in question.choices} or None
-    n_out = min(counter.text(text), question.max_tokens)
-    return Answer(text, None, even, counter.question(question), n_out)
 
 
 def example(schema: dict[str, Any], words: str = _TEXT) -> Any:

@@ -5,18 +5,16 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from hfsae.features.association import (
-    Ordered,
+from hfsae.evaluation.statistics import (
+    auc,
     aucs,
+    cluster_interval,
     correlation_p,
     correlations,
     eta_squared,
     false_discovery_rates,
-    interval,
     mid_ranks,
-    weighted_auc,
-    weighted_correlation,
-    weighted_eta_squared,
+    pearson,
 )
 
 RNG = np.random.default_rng(0)
@@ -28,15 +26,6 @@ def variables(n: int = N) -> np.ndarray:
     values = np.maximum(RNG.normal(size=(M, n)).round(1) - 0.5, 0).astype(np.float32)
     values[3], values[4] = 0, np.eye(n)[7] * 2.5
     return values
-
-
-def test_ranks_among_some_units_are_scipys():
-    values, among = variables(), RNG.random(N) < 0.6
-    ordered = Ordered(values)
-    expected = stats.rankdata(values[:, among], axis=1)
-    np.testing.assert_array_equal(ordered.ranks(among), expected)
-    np.testing.assert_array_equal(ordered.ranks(~among), stats.rankdata(values[:, ~among], axis=1))
-    np.testing.assert_array_equal(mid_ranks(values[0]), stats.rankdata(values[0]))
 
 
 @pytest.mark.parametrize("n", [5, N])
@@ -95,31 +84,14 @@ def test_eta_squared_is_that_of_a_literal_loop():
         assert got[i] == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["spearman", "auc", "eta_squared"])
-def test_a_weight_counts_a_unit_as_often(kind):
-    weights = RNG.integers(0, 4, (5, N)).astype(float)
-    classes, numbers = RNG.integers(0, 3, N), RNG.normal(size=N).round(1)
-    for variable in variables():
-        for draw in weights:
-            repeated = np.repeat(np.arange(N), draw.astype(int))
-            x = variable[repeated]
-            if kind == "spearman":
-                got = weighted_correlation(variable, numbers, draw[None])[0]
-                constant = np.ptp(x) == 0
-                expected = 0 if constant else stats.spearmanr(x, numbers[repeated]).statistic
-            elif kind == "auc":
-                got = weighted_auc(variable, classes == 1, draw[None])[0]
-                expected = roc_auc_score(classes[repeated] == 1, x)
-            else:
-                got = weighted_eta_squared(variable, classes, draw[None])[0]
-                expected = eta_by_hand(x.astype(float).tolist(), classes[repeated].tolist())
-            assert got == pytest.approx(expected, abs=1e-6)
-
-
 def test_an_auc_without_a_unit_on_each_side_has_no_value():
-    weights = np.array([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]])
-    got = weighted_auc(np.array([3.0, 4, 1, 2]), np.array([True, True, False, False]), weights)
-    assert np.isnan(got[:2]).all() and got[2] == 1
+    values = np.array([3.0, 4, 1, 2])
+    assert np.isnan(auc(values, np.ones(4, bool))) and np.isnan(auc(values, np.zeros(4, bool)))
+    assert auc(values, np.array([True, True, False, False])) == 1
+
+
+def spearman_of(x, y):
+    return lambda drawn: pearson(mid_ranks(x[drawn]), mid_ranks(y[drawn]))
 
 
 def test_an_interval_is_as_wide_as_the_spread_of_correlations_over_samples():
@@ -133,7 +105,7 @@ def test_an_interval_is_as_wide_as_the_spread_of_correlations_over_samples():
     widths = []
     for i in range(5):
         x, y = sample(np.random.default_rng(1000 + i))
-        low, high = interval(weighted_correlation, x, y, np.arange(200), n_resamples=300, seed=i)
+        low, high = cluster_interval(spearman_of(x, y), np.arange(200), n_resamples=300, seed=i)
         assert low < stats.spearmanr(x, y).statistic < high
         widths.append(high - low)
     expected = np.diff(np.quantile(over_samples, [0.025, 0.975]))[0]
@@ -143,15 +115,21 @@ def test_an_interval_is_as_wide_as_the_spread_of_correlations_over_samples():
 def test_units_of_a_document_are_drawn_together():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=40), rng.normal(size=40)
-    of_documents = interval(weighted_correlation, x, y, np.arange(40), n_resamples=200, seed=1)
+    of_documents = cluster_interval(spearman_of(x, y), np.arange(40), n_resamples=200, seed=1)
     twice = np.repeat(np.arange(40), 2)  # each document has two rows, alike
-    of_rows = interval(weighted_correlation, x[twice], y[twice], twice, n_resamples=200, seed=1)
-    np.testing.assert_allclose(of_rows, of_documents, atol=1e-12)
+    both = spearman_of(x[twice], y[twice])
+    np.testing.assert_allclose(
+        cluster_interval(both, twice, n_resamples=200, seed=1), of_documents, atol=1e-12
+    )
 
 
-def test_the_size_of_blocks_of_draws_changes_nothing(monkeypatch):
-    x, y = RNG.normal(size=50), RNG.normal(size=50)
-    arguments = (weighted_correlation, x, y, np.arange(50))
-    expected = interval(*arguments, n_resamples=100, seed=3)
-    monkeypatch.setattr("hfsae.features.association._AT_ONCE", 350)
-    assert interval(*arguments, n_resamples=100, seed=3) == expected
+def test_draws_are_those_of_one_table_of_counts():
+    """As a multinomial over documents gives them at once: kept intervals do not move."""
+    x, y, of = RNG.normal(size=50), RNG.normal(size=50), np.arange(50) // 2
+    counts = np.random.default_rng(3).multinomial(25, np.full(25, 1 / 25), size=100)[:, of]
+    values = [
+        stats.spearmanr(np.repeat(x, count), np.repeat(y, count)).statistic for count in counts
+    ]
+    expected = np.quantile(values, [0.025, 0.975])
+    got = cluster_interval(spearman_of(x, y), of, n_resamples=100, seed=3)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
