@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 from comparisons.experiment import CausalArguments, Experiment, compare
-from hfsae.recipe.probing import with_probing
 
 from hfsae.comparison import compare as plain_compare
+from hfsae.recipe.probing import with_probing
 
 from ..probed import probing_record
 from .conftest import tiny_comparison

@@ -1,8 +1,6 @@
 """Answers from servers, sound and faulty ones, over real HTTP on the loopback interface."""
 
 import asyncio
-import base64
-import gzip
 import json
 import math
 import os
