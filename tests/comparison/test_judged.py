@@ -15,6 +15,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from hfsae.explanations.prompts import quoted
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "comparisons" / "judged.py"
+KEPT = SCRIPT.parent / "interpretability" / "judged"
 ABOUT = {"n_latents": 20, "seed": 0, "n_tokens": 100}
 HEAD = {"judge": "m", "controls": {"random directions": [0.5, 0.4, 0.6]}}
 N_BLOCKS, N_INSIDE, LEVEL = 10, 6, 0.05 / 3
@@ -114,3 +115,33 @@ def test_results_are_computed_again_from_the_kept_answers_alone(script, tmp_path
     assert results["runs"]["two"]["own"][0] == pytest.approx(np.mean([own for own, _ in aucs]))
     assert results["plan"] == plan["sha256"] and results["judge"] == "m"
     assert "balanced accuracy" in (tmp_path / "names.md").read_text()
+
+
+def test_the_kept_answers_give_the_results_that_are_told(script):
+    """Without the resampling, which takes seconds."""
+    results, plan = (json.loads((KEPT / f"{x}.json").read_text()) for x in ("results", "plan"))
+    with gzip.open(KEPT / "answers.jsonl.gz", "rt", encoding="utf-8") as file:
+        head, *lines = map(json.loads, file)
+    texts = {line["call"]: line["answer"]["text"] for line in lines if "call" in line}
+    latents = [line for line in lines if "run" in line]
+    judgements = [latent[which] for latent in latents for which in ("own", "other")]
+    assert all(texts[judgement["call"]] == judgement["answer"] for judgement in judgements)
+    assert results["plan"] == plan["sha256"] == script["hash_of"](plan)
+    assert {key: results[key] for key in head} == head
+    keys = {"own": "detection_auc", "other": "shuffled_detection_auc"}
+    keys["balanced_accuracy"] = "detection_balanced_accuracy"
+    runs = {
+        name: script["rows_of"]([x for x in latents if x["run"] == name], plan[name])
+        for name in results["runs"]
+    }
+    for name, of in results["runs"].items():
+        assert of["n_latents"] == len(runs[name]["block"]) == plan["about"]["n_latents"]
+        for key, column in keys.items():
+            assert of[key][0] == pytest.approx(runs[name][column].mean()), (name, key)
+    for pair in results["pairs"]:
+        one, other = runs[pair["first"]], runs[pair["second"]]
+        value = one["detection_auc"].mean() - other["detection_auc"].mean()
+        assert pair["value"] == pytest.approx(value)
+        assert pair["least"] == pytest.approx(script["smallest_shown"](one, other, 0.05 / 6))
+    page = (KEPT / "names.md").read_text(encoding="utf-8")
+    assert page == script["page"](results, plan)

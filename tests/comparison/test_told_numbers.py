@@ -1,6 +1,7 @@
 """Each number that a page of scripts/comparisons tells in a sentence is a report's."""
 
 import ast
+import gzip
 import json
 import re
 from collections.abc import Sequence
@@ -640,38 +641,49 @@ def test_what_is_told_of_a_judge_that_can_tell():
     home = HOME / "interpretability" / "judged"
     found = json.loads((home / "results.json").read_text())
     plan = json.loads((home / "plan.json").read_text())
-    above = [of["own_minus_other"] for of in found["runs"].values()]
-    drawn = found["controls"]["re-drawn weights, own minus another's"]
-    pairs = found["pairs"]
+    controls, pairs = found["controls"], found["pairs"]
     least, most = ends([pair["least"] for pair in pairs])
-    largest = max(pairs, key=lambda pair: abs(pair["value"]))
-    told = " ".join(section(title).split())
     said(title, "60 latents of each, as many", plan["about"]["n_latents"])
+    with gzip.open(home / "answers.jsonl.gz", "rt", encoding="utf-8") as file:
+        n_calls = sum(line.startswith('{"call"') for line in file)
+    said(title, "files of 1,011 requests", *divmod(n_calls, 1000))
     study = json.loads((HOME.parent / "studies" / "named" / "plan.json").read_text())
     weights = {sae["name"]: {"weights_sha256": sae["weights_sha256"]} for sae in study["saes"]}
     assert weights == plan["about"]["weights"], "the same SAEs are rated"
     said(title, "L0s of 47.9, 47.8, 48.5 and 50.0", *(sae["l0"] for sae in study["saes"]))
-    own = [of["own"][0] for of in found["runs"].values()]
-    said(title, "accuracy of .664, .682, .654 and .646", *own)
-    said(title, "is lower by .164, .176, .150 and .143", *(value for value, *_ in above))
-    assert all(low > 0 for _, low, _ in above) and "each interval above 0" in told
-    whole = found["controls"]["re-drawn weights"][0]
-    said(title, "it is .578, and .086 above another's", whole, drawn[0])
-    assert own[0] - whole > most, "little less than the gap between trained and re-drawn"
-    assert (largest["first"], largest["second"]) == ("batch_topk/k_50", "topk/k_50")
-    assert len(pairs) == 6 and "the largest of six is .036, between BatchTopK and TopK" in told
+    own, other, balanced = (
+        [of[key][0] for of in found["runs"].values()]
+        for key in ("own", "other", "balanced_accuracy")
+    )
+    said(title, "the grades is .745, .808, .685 and .701", *own)
+    said(title, "accuracy .664, .707, .642 and .624", *balanced)
+    said(title, "another latent's name .47 to .51", *ends(other))
+    directions, drawn, above = (of[0] for of in controls.values())
+    assert [*controls][:2] == ["random directions", "re-drawn weights"]
+    said(title, "it is .580, and .080 above another's", drawn, above)
+    said(title, "of random directions it is .574", directions)
+    shown = {(p["first"], p["second"]): p for p in pairs if p["holm"] < 0.05}
+    batch, gated, topk = "batch_topk/k_50", "gated/target_l0_50", "topk/k_50"
+    assert len(pairs) == 6 and [*shown] == [(batch, gated), (batch, topk)]
+    values = [pair["value"] for pair in shown.values()]
+    said(title, "than Gated's by .123 and than TopK's by .107", *values)
+    said(title, "(p .001 each", max(pair["holm"] for pair in shown.values()))
+    of_jumprelu = [pair for pair in pairs if pair["first"] == "jumprelu/target_l0_50"]
+    largest = max(of_jumprelu, key=lambda pair: abs(pair["value"]))
+    assert len(of_jumprelu) == 3 and largest["second"] == batch
     values = [largest[key] for key in ("value", "p", "holm")]
-    said(title, "is .036, between BatchTopK and TopK (p .117, corrected .704)", *values)
-    assert all(pair["holm"] > 0.05 for pair in pairs)
-    said(title, "true difference of .066 to .078", least, most)
-    said(title, "`auc_random` .491", found["beside"]["auc_random"][0])
-    said(title, "worse ones (-.416)", found["beside"]["density"][0])
+    said(title, "is -.064, to BatchTopK (p .017, corrected .068)", *values)
+    said(title, "true difference of .087 to .094", least, most)
+    values = [balanced[1] - balanced[2], balanced[1] - balanced[3]]
+    said(title, "balanced accuracy the two are .065 and .083", *values)
+    said(title, "`auc_random` .565", found["beside"]["auc_random"][0])
+    said(title, "worse ones (-.306)", found["beside"]["density"][0])
     assert found["plan"] == plan["sha256"]
     rated = (HOME.parent / "studies" / "named" / "report.md").read_text(encoding="utf-8")
     beside = next(x for x in rated.splitlines() if x.startswith("| `detection_auc` | all |"))
     n, spearman = beside.split(" | ")[2:4]
-    said(title, "Two blind passes over 100 of these", int(n))
-    said(title, "balanced accuracy (Spearman .35)", float(spearman.split(" ")[0]))
+    said(title, "Two blind passes over 100 latents of that former pass", int(n))
+    said(title, "its balanced accuracy (Spearman .35)", float(spearman.split(" ")[0]))
 
 
 def test_which_variant_costs_what():
