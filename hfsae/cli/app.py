@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..explanations.judges import JudgeArguments
 from ..machine.files import printable, printable_lines
 from ..machine.names import META, PRESETS
 from ..machine.refused import Refused, refuse_absent_source
@@ -107,15 +108,24 @@ def presets_verb(argv: list[str]) -> None:
     parser.examples = (
         "hfsae presets runs/mine",
         "hfsae presets runs/mine --n_candidates 100 --max_kl 2",
+        "hfsae presets runs/mine --test",
+        "hfsae presets runs/mine --judge MODEL --requests asked",
     )
     add_sae(parser, "lm")
     names = ("n_candidates", "n_presets", "max_kl", "max_repetition", "max_surprise")
     parser.add_fields(PresetArguments, *names)
+    parser.add("--test", action="store_true", help="no search: test those that it has again")
+    asked = ("model", "base_url", "provider", "requests", "answers", "key_env")
+    parser.add_fields(JudgeArguments, *asked, renamed={"model": "judge"})
     options, given = parse_given(parser, argv)
     args = PresetArguments(**parser.take(PresetArguments, options))
     args.check()
     command = command_of("collect", options, given)
+    judge, test = parser.take(JudgeArguments, options), options.pop("test")
     placed = find(options, given)
+    if judge or test:
+        _test(placed, args, JudgeArguments(**judge) if judge else None)
+        return
     homes = (placed.folder, placed.origin)
     if not any(home is not None and (home / META).is_file() for home in homes):
         raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
@@ -139,6 +149,36 @@ def presets_verb(argv: list[str]) -> None:
     print(
         f"{len(found.presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
         f"{placed.folder}` offers them."
+    )
+
+
+def _test(placed: "SAEInContext", args: PresetArguments, judge: JudgeArguments | None) -> None:
+    """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
+    judge, by what that says."""
+    from ..explanations.judges import PendingAnswers
+    from ..measurement import filled
+    from ..presets import found_presets, retest, save_presets
+    from ..recipe import judged_presets
+
+    presets = found_presets(placed.folder) or found_presets(placed.origin or placed.folder)
+    if not presets:
+        raise Refused(f"there are no presets of a search in {placed.folder}; search first")
+    if judge is None:
+        with filled(placed):
+            kept = retest(_opened(placed), presets, args, _say)
+            save_presets(placed.folder, kept)
+    else:
+        try:
+            kept = judged_presets(presets, judge)
+        except PendingAnswers as pending:
+            print(pending)
+            return
+        with filled(placed):
+            save_presets(placed.folder, kept)
+    dropped = ", ".join(p["name"] for p in presets if p["name"] not in {k["name"] for k in kept})
+    print(
+        f"{len(kept)} of {len(presets)} presets pass and are in {placed.folder / PRESETS}; "
+        f"dropped: {printable(dropped or 'none')}"
     )
 
 

@@ -280,7 +280,8 @@ def find_presets(
         if any(str(attempt.candidate.latent) in preset["latents"] for preset in presets):
             continue
         tick("presets confirmed", len(presets), args.n_presets)
-        if preset := _confirmed(model, attempt, labels, args):
+        tried = [a for a in attempts if a.candidate == attempt.candidate]
+        if preset := _confirmed(model, attempt, tried, labels, args):
             progress(f"works with {len(SEEDS)} of {len(SEEDS)} seeds: {_line(attempt)}")
             presets.append(preset)
     return Found(presets, attempts)
@@ -403,10 +404,13 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> l
 
 
 def works(attempt: Attempt, args: PresetArguments) -> bool:
-    """Whether steering was seen with every seed, in texts that are near the model's own and do not
-    go round."""
-    is_within = attempt.kl <= args.max_kl and attempt.repetition <= args.max_repetition
-    return is_within and attempt.n_seeds == len(SEEDS)
+    """Whether steering was seen with every seed, within the bounds."""
+    return is_within(attempt, args) and attempt.n_seeds == len(SEEDS)
+
+
+def is_within(attempt: Attempt, args: PresetArguments) -> bool:
+    """Whether the texts are near the model's own and do not go round."""
+    return attempt.kl <= args.max_kl and attempt.repetition <= args.max_repetition
 
 
 def _striking(attempt: Attempt) -> float:
@@ -416,6 +420,7 @@ def _striking(attempt: Attempt) -> float:
 def _confirmed(
     model: Model,
     attempt: Attempt,
+    tried: Sequence[Attempt],
     labels: Mapping[int, str],
     args: PresetArguments,
 ) -> dict[str, Any] | None:
@@ -450,7 +455,46 @@ def _confirmed(
         "steered": steered,
         "kl": round(kl, 3),
         "surprise": round(surprise, 3),
+        "others": _of_others(attempt.prompt, tried),
     }
+
+
+def _of_others(own: str, tried: Sequence[Attempt]) -> list[dict[str, str]]:
+    """The texts of other prompts."""
+    return [{"prompt": a.prompt, "steered": a.steered} for a in tried if a.prompt != own]
+
+
+def retest(
+    model: Model,
+    presets: Sequence[Mapping[str, Any]],
+    args: PresetArguments = PresetArguments(),
+    progress: Callable[[str], object] = logger.info,
+) -> list[dict[str, Any]]:
+    """Of presets that were found, those whose text and those of all prompts, which are written
+    again, keep the bounds, with what was measured; no other latents are tried."""
+    args.check()
+    contract.hold(model.lm, model.sae, model.tokenizer)
+    texts, kept = unsteered(model, args.n_tokens), []
+    for preset in presets:
+        ((latent, strength),) = preset["latents"].items()
+        candidate = Candidate(int(latent), (preset["name"],), float(strength))
+        ((tried),) = attempts_of(model, [candidate], texts, args.n_tokens)
+        own = next((a for a in tried if a.prompt == preset["prompt"]), tried[0])
+        shown = surprise_of(model, preset["prompt"], preset["steered"])
+        holds = is_within(own, args) and shown <= args.max_surprise
+        progress(f"{_line(own)}, of its text {shown:+.2f}: {'kept' if holds else 'dropped'}")
+        if holds:
+            others = _of_others(preset["prompt"], tried)
+            kept.append({**preset, "surprise": round(shown, 3), "others": others})
+    return kept
+
+
+def found_presets(folder: Path) -> list[dict[str, Any]]:
+    """Those of presets.json that a search found for the folder's weights."""
+    path = folder / PRESETS
+    listed = parse_json(path) if path.is_file() else []
+    rows, ours = (listed, stamp(folder)) if isinstance(listed, list) and listed else ([], {})
+    return [p for p in rows if isinstance(p, dict) and "seeds" in p and {**p, **ours} == p]
 
 
 def save_presets(folder: Path, presets: Sequence[Mapping[str, Any]]) -> None:

@@ -49,6 +49,7 @@ from .results import LEFT_OUT as LEFT_OUT
 from .results import outdated as outdated
 from .results import refuse_another_training as refuse_another_training
 from .results import stage_of as stage_of
+from .stage_presets import judged_presets as judged_presets
 from .stages import finish as finish
 from .stages import make_results as make_results
 from .stages import run as run
