@@ -221,9 +221,6 @@ class ImageArguments:
     these."""
     folder: str = ""
     """A folder of pictures with its subfolders, in place of files."""
-    packaged: str = ""
-    """Pictures in Python packages by their name, or several names with commas, in place of
-    files."""
     positions: Positions = "patches"
     """The positions whose activations are used: the patches, the CLS token alone, or all, with
     registers."""
@@ -240,17 +237,15 @@ class ImageArguments:
     """Seed of the order and of the crops; the sides do not depend on it."""
     labels: str = ""
     """A csv or parquet table of labels, whose column "file" has the pictures' names as captions
-    show them; or "folders": the label is the name of a picture's folder. Packaged pictures have
-    their own."""
+    show them; or "folders": the label is the name of a picture's folder."""
 
     def __post_init__(self) -> None:
         self.files = check_files("images", self.files)
-        for name in ("folder", "packaged", "labels"):
+        for name in ("folder", "labels"):
             if not isinstance(getattr(self, name), str):
                 raise Refused(f"images.{name} is {getattr(self, name)!r}; give text, or ''")
-        given = [name for name in ("files", "folder", "packaged") if getattr(self, name)]
-        if len(given) > 1:
-            raise Refused(f"images has {' and '.join(given)}; give one of them")
+        if self.files and self.folder:
+            raise Refused("images has files and folder; give one of them")
         if self.positions not in get_args(Positions):
             raise Refused(
                 f"images.positions is {self.positions!r}; it can be 'patches', 'cls' or 'all'"

@@ -4,7 +4,6 @@ import random
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from hashlib import sha256
 from inspect import signature
 from math import prod
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ..lm import LoadedEncoder, n_positions
@@ -29,13 +28,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MOST_PIXELS = 50_000_000
 """Of a picture that is decoded: 150 MB as RGB, and three times that where it is transparent."""
 _PREFIX = 2  # a CLS and a distillation token; registers are in the config
-
-
-class _Picture(NamedTuple):
-    name: str
-    id: str
-    label: str | None
-    at: Path | UInt8[np.ndarray, "height width 3"]
 
 
 class Grid(NamedTuple):
@@ -76,6 +68,7 @@ class Pictures:
     """
 
     section, noun = "images", "pictures"
+    origin = LOCAL_FILES
 
     def __init__(self, args: ImageArguments, encoder: LoadedEncoder, sites: Sequence[str]) -> None:
         self._require_pillow()
@@ -86,10 +79,12 @@ class Pictures:
                 "images"
             )
         self._takes = {*signature(encoder.model.forward).parameters}
-        self._pictures = _listed(args)
-        self.names = [picture.name for picture in self._pictures]
-        self.ids = [picture.id for picture in self._pictures]
-        self.origin = "Python packages" if args.packaged else LOCAL_FILES
+        given = args.folder or args.files
+        if not given:
+            raise Refused("images names no pictures; give images.files or images.folder")
+        field = "images.folder" if args.folder else "images.files"
+        self._paths = paths_of(field, given, SUFFIXES)
+        self.names, self.ids = short_names(self._paths), ids_of(self._paths)
         self.size, self.grid = self._lay_out(encoder, sites)
         place = torch.arange(self.grid.n_prefix + self.grid.n_patches)
         kept = {"patches": place >= self.grid.n_prefix, "cls": place == 0, "all": place >= 0}
@@ -137,14 +132,11 @@ class Pictures:
 
     def fault(self, document: int) -> str | None:
         """Why a picture does not decode; None if it does."""
-        at = self._pictures[document].at
-        return _fault(at, *state(at)) if isinstance(at, Path) else None
+        path = self._paths[document]
+        return _fault(path, *state(path))
 
     def _decode(self, document: int) -> "Image":
-        from PIL import Image
-
-        at = self._pictures[document].at
-        return rgb_of(at) if isinstance(at, Path) else Image.fromarray(at).convert("RGB")
+        return rgb_of(self._paths[document])
 
     def _cut(self, piece: Piece) -> "Image":
         if not self.arguments.crops:
@@ -209,10 +201,7 @@ class Pictures:
 
     def labels(self) -> dict[str, list[str | None]]:
         """By column the label of each picture."""
-        if not self.arguments.packaged:
-            return read_labels("images.labels", self.arguments.labels, self.names)
-        labels = [picture.label for picture in self._pictures]
-        return {"label": labels} if any(labels) else {}
+        return read_labels("images.labels", self.arguments.labels, self.names)
 
 
 def grid_of(config: Any, n_positions: int, size: tuple[int, int]) -> Grid:
@@ -307,27 +296,3 @@ def _in_rgb(image: "Image") -> "Image":
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def _listed(args: ImageArguments) -> list[_Picture]:
-    """All pictures of a section, in natural order."""
-    if args.packaged:
-        return _packaged(args.packaged)
-    field = "images.folder" if args.folder else "images.files"
-    given = args.folder or args.files
-    if not given:
-        raise Refused("images names no pictures; give images.files, images.folder or .packaged")
-    paths = paths_of(field, given, SUFFIXES)
-    three = zip(short_names(paths), ids_of(paths), paths, strict=True)
-    return [_Picture(name, id_, None, path) for name, id_, path in three]
-
-
-def _packaged(names: str) -> list[_Picture]:
-    from ..packaged import packaged_pictures
-
-    listed = []
-    for source in names.split(","):
-        for name, pixels, label in packaged_pictures(source.strip()):
-            id_ = sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()[:16]
-            listed.append(_Picture(name, id_, label, pixels))
-    return listed

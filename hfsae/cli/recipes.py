@@ -66,7 +66,7 @@ SECTIONS = {MADE_BY[file]: (*_KINDS, *stage_of(file).sections) for file in (EVAL
 _ACTIVATIONS = "activations"
 _SHORT = {"--activations": "--activations.files", "--site": "--sae.site"}
 _SHORT["--labels"] = "--activations.labels"
-_SOURCES = ("--images.files", "--images.folder", "--images.packaged", "--audio.files")
+_SOURCES = ("--images.files", "--images.folder", "--audio.files")
 _INSTEAD = (
     ("sites", "site"),
     ("sites", "target_site"),

@@ -141,7 +141,7 @@ def _check_kind(recipe: Recipe) -> None:
         raise Refused(
             f"lms are language models, and this is a recipe of {recipe.kind}; leave out lms"
         )
-    pictures = bool(images.files or images.folder or images.packaged)
+    pictures = bool(images.files or images.folder)
     if recipe.kind == "files" and (pictures or sounds.files):
         raise Refused("the recipe has activations.files and pictures or sound; leave out one")
     if recipe.kind == "text" and (pictures or sounds.files):
@@ -152,8 +152,8 @@ def _check_kind(recipe: Recipe) -> None:
         )
     if recipe.kind == "pictures" and not pictures:
         raise Refused(
-            "lm.kind is 'auto', and the recipe names no pictures (images.files, .folder or "
-            ".packaged) and no sound (audio.files); leave lm.kind out for a language model on text"
+            "lm.kind is 'auto', and the recipe names no pictures (images.files, "
+            "images.folder) and no sound (audio.files); leave lm.kind out for a language model on text"
         )
     if pictures and sounds.files:
         raise Refused("the recipe has images and audio; leave out one")

@@ -20,7 +20,6 @@ from ..features import CollectArguments
 from ..machine.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..machine.names import CHECKPOINTS, FEATURES, FIGURES
 from ..machine.refused import Refused
-from ..packaged import packaged_labels
 from ..training import TrainingArguments
 from ..training.arguments import SHARED
 from .lms import LMArguments, spelt_lms
@@ -168,9 +167,7 @@ class Recipe:
             return bool(self.activations.labels)
         if self.kind == "text" or not self.sizes.evaluation:
             return False
-        given = self.images if self.kind == "pictures" else self.audio
-        packaged = packaged_labels(self.images.packaged) if self.kind == "pictures" else ()
-        return bool(given.labels or packaged)
+        return bool((self.images if self.kind == "pictures" else self.audio).labels)
 
     @property
     def sizes(self) -> Sizes:

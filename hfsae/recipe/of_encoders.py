@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode
 from transformers import PreTrainedModel
 
 from ..activations import AudioArguments, ImageArguments, InputSource, Split
@@ -18,7 +17,6 @@ from ..lm import LoadedEncoder, contract, empty_encoder, encoder_width, load_enc
 from ..machine.refused import Refused
 from ..machine.units import UNITS
 from ..models import SAE, SAEConfig
-from ..packaged import PACKAGED_ENCODERS, packaged_encoder
 from .configs import make_configs
 from .fields import LMArguments, Recipe, rows_ahead, sides_of
 from .job import Job
@@ -147,29 +145,18 @@ def check_encoder_recipe(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAE
     """
     if recipe.evaluation.texts:
         raise Refused("evaluation.texts needs a language model; this recipe reads no text")
-    model = empty_encoder(_copy_of(recipe.lm), revision=recipe.lm.revision)
+    if recipe.lm.source == "packaged":
+        raise Refused("lm.source is 'packaged', and no vision model is; leave it out")
+    model = empty_encoder(recipe.lm.name, revision=recipe.lm.revision)
     return model, make_configs(recipe, {site: encoder_width(model, site) for site in recipe.sites})
 
 
 def load_for(args: LMArguments, device: str | None = None) -> LoadedEncoder:
     """The recipe's vision or audio model."""
-    copy = _copy_of(args)
-    loaded = load_encoder(
-        copy,
+    return load_encoder(
+        args.name,
         revision=args.revision,
         dtype=args.dtype,
         device=device,
         attn_implementation=args.attn_implementation,
     )
-    if copy == args.name:
-        return loaded
-    loaded.model.name_or_path = args.name  # a packaged copy is of this model, too
-    return loaded._replace(origin=PACKAGED_ENCODERS[args.name].origin)
-
-
-def _copy_of(args: LMArguments) -> str:
-    """The name to load: the model's, or the folder of its packaged copy."""
-    is_packaged = args.source == "packaged" or (args.source == "auto" and is_offline_mode())
-    if args.source == "packaged" or (is_packaged and args.name in PACKAGED_ENCODERS):
-        return str(packaged_encoder(args.name))
-    return args.name

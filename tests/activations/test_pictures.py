@@ -10,7 +10,6 @@ import torch
 
 from hfsae.activations import HarvestArguments, ImageArguments, InputSource
 from hfsae.activations.pictures import grid_of
-from hfsae.packaged import PACKAGED_PICTURES, packaged_pictures
 
 from ..tiny_encoders import (
     N_PATCHES,
@@ -249,31 +248,12 @@ def test_labels_come_from_a_table_or_from_folders(encoder, tmp_path, caplog):
             source.labels()
 
 
-def test_packaged_pictures_come_with_their_labels(encoder):
-    for name in ("digits", "photographs"):
-        for package in PACKAGED_PICTURES[name].packages:
-            if package.installed is None:
-                pytest.skip(f"{package.name} is not installed: {package.install_command}")
-    loaded = encoder("vit")
-    source = source_of(loaded, packaged="photographs, digits")
-    pictures = [*packaged_pictures("photographs"), *packaged_pictures("digits")]
-    labels = [picture.label for picture in pictures]
-    assert source.labels() == {"label": labels} and labels[0] is None and labels[-1] is not None
-    assert source.caption(20, 0) == f"{pictures[20].name}, patch row 1 column 1"
-    assert source.describe()["images"]["origin"] == "Python packages"
-    for document in (3, 20):
-        (piece,) = source.reader.pieces(document)
-        seen = [Image.fromarray(pictures[document].pixels)]
-        expected = loaded.processor(images=seen, return_tensors="pt")["pixel_values"]
-        assert torch.equal(source.read([piece]).inputs["pixel_values"], expected)
-
-
 @pytest.mark.usefixtures("as_for_users")
 def test_what_is_no_picture_is_refused_with_the_remedy(encoder, tmp_path):
     loaded = encoder("vit")
     (tmp_path / "a.pt").write_bytes(b"")
     for fields, sentence in (
-        ({}, "images names no pictures; give images.files, images.folder or .packaged"),
+        ({}, "images names no pictures; give images.files or images.folder"),
         ({"files": "a.png", "folder": "b"}, "images has files and folder; give one of them"),
         ({"files": str(tmp_path / "b*.png")}, r"images.files: no file with \.png, .* is at"),
         ({"files": str(tmp_path / "a.pt")}, r"images.files: .*a.pt is none of \.png, .*; convert"),
