@@ -15,7 +15,7 @@
 
 **A datum's journey.** text -> `activations.tokens` (rows of token ids, a keep-mask) ->
 `activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.source` (what
-fills a bucket: text, pictures, sound, files, or tensors in memory) -> `activations.shuffle`
+fills a bucket: text, pictures, files, or tensors in memory) -> `activations.shuffle`
 (batches [n, d], float32) -> `models` (pre_acts -> latents -> recon, and the loss) -> `training.run`
 (one optimiser step) -> `training.checkpoint` -> `SAE.folded().save_pretrained` -> `evaluation`
 (spliced into the language model), `features` (what latents fire on), `steering` (what they do),

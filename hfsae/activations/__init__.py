@@ -1,4 +1,4 @@
-"""Activations: text, pictures or sound through a model, files, or tensors in memory; shuffled."""
+"""Activations: text or pictures through a model, files, or tensors in memory; shuffled."""
 
 import lazy_loader
 

@@ -49,14 +49,14 @@ _USAGE = {
 }
 # Fields that `--help` explains; the others are for `--help_all`.
 _TEXT = ("lm.name", "text.dataset")
-_OTHER_INPUTS = ("images.files", "audio.files", "activations.files")
+_OTHER_INPUTS = ("images.files", "activations.files")
 _TRAINING = ("training.output_dir", "training.n_tokens", "training.learning_rate")
 _TRAINING += ("evaluation.n_tokens",)
 _OFTEN = {
     "train": (*_TEXT, *_OTHER_INPUTS, *_TRAINING, "text.context_size", "collect_tokens"),
     "compare": (*_TEXT, *_TRAINING, "arms", "seeds", "at_l0", "only"),
     "tune": ("training.output_dir", "training.n_tokens", "ranges", "arms", "trials", "rungs"),
-    "harvest": (*_TEXT, *_OTHER_INPUTS[:2], "training.n_tokens", "evaluation.n_tokens"),
+    "harvest": (*_TEXT, *_OTHER_INPUTS[:1], "training.n_tokens", "evaluation.n_tokens"),
     "evaluate": (*_TEXT, "evaluation.n_tokens", "evaluation.texts"),
     "collect": (*_TEXT, "collect_tokens", "collect.top", "collect.window"),
 }
@@ -66,7 +66,7 @@ SECTIONS = {MADE_BY[file]: (*_KINDS, *stage_of(file).sections) for file in (EVAL
 _ACTIVATIONS = "activations"
 _SHORT = {"--activations": "--activations.files", "--site": "--sae.site"}
 _SHORT["--labels"] = "--activations.labels"
-_SOURCES = ("--images.files", "--images.folder", "--audio.files")
+_SOURCES = ("--images.files", "--images.folder")
 _INSTEAD = (
     ("sites", "site"),
     ("sites", "target_site"),
@@ -299,7 +299,7 @@ def with_files(argv: list[str]) -> list[str]:
 
 
 def with_one_source(argv: list[str]) -> list[str]:
-    """The arguments of a recipe whose pictures or sound are others than those in its file: what the
+    """The arguments of a recipe whose pictures are others than those in its file: what the
     file names in their place is taken out."""
     given = {part.partition("=")[0] for part in argv} & {*_SOURCES}
     others = [flag for flag in _SOURCES if flag not in given] if given else []

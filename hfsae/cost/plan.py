@@ -143,9 +143,7 @@ def _input_lines(recipe: Recipe, lm: Model) -> list[str]:
     if recipe.kind == "text":
         read = f"text            {_short(text.dataset)}, rows of {text.context_size} tokens"
     else:
-        section = recipe.images if recipe.kind == "pictures" else recipe.audio
-        given = [section.files, getattr(section, "folder", ""), getattr(section, "packaged", "")]
-        read = f"{recipe.kind:<16}{_short(next(filter(None, given), ''))}"
+        read = f"{recipe.kind:<16}{_short(recipe.images.files or recipe.images.folder)}"
     return [
         *(
             f"{what:<16}{name}, {count_of(one) / 1e6:.0f} M parameters, {dtype}"

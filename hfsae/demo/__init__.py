@@ -2,7 +2,7 @@
 
     subject                       what is shown: an SAE, its model, the files beside them
     opening                       how it is read from a folder or the Hub
-    units                         what it reads, in words: tokens, rows, patches or frames
+    units                         what it reads, in words: tokens, rows or patches
     inspect_actions | why
     | steer_actions | latent_map
     | health_actions | beside

@@ -16,7 +16,7 @@ from ..machine.files import read_json
 from ..machine.names import CONFIG, EVALUATION
 from ..machine.refused import Refused
 from ..machine.seal import CHANGED, is_changed
-from ..machine.units import FRAME, ROW
+from ..machine.units import ROW
 from ..machine.visible import public
 from .beside import apart, other_of
 from .missing import missing
@@ -187,7 +187,7 @@ def about(subject: Subject) -> Json:
     Returns:
         name (str): of the SAE.
         kind (str): its architecture.
-        unit (str): what it reads one of at a time: token; or row, patch or frame, which other
+        unit (str): what it reads one of at a time: token; or row or patch, which other
             answers call a token.
         site (str | None): the place in the model whose activations it reads.
         d_sae (int): how many latents it has: their indices are 0 to d_sae - 1.
@@ -198,7 +198,7 @@ def about(subject: Subject) -> Json:
         notes (list[str]): what may make numbers differ here.
     """
     config, loaded = subject.sae.config, subject.loaded or subject.encoder
-    has_model = loaded is not None or subject.unit in (ROW, FRAME)  # of which nothing runs it
+    has_model = loaded is not None or subject.unit == ROW  # of which nothing runs it
     why_not = re.sub("'[^']*'", lambda m: repr(public(m[0][1:-1])), subject.why_no_lm)
     return {
         "name": subject.name,

@@ -27,8 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments
 from ..activations.given import Given, as_rows
-from ..activations.harvest import Harvester, refuse_not_finite
-from ..activations.inputs import Batch
+from ..activations.harvest import Batch, Harvester, refuse_not_finite
 from ..activations.source import ActivationBatch
 from ..activations.tokens import TokenBatch
 from ..lm import (

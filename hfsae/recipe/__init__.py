@@ -17,7 +17,7 @@ inputs      what a recipe loads before its stages run
 job         an SAE in a run, with all that stages work on
 lms         a recipe's language model, or several that read the same tokens
 naming      names for latents at the end of a run
-of_encoders  pictures or sound through a model, as the inputs of a run
+of_encoders  pictures through a vision model, as the inputs of a run
 of_files    activations that are read from files, as the inputs of a run
 of_lms      text through several language models, as the inputs of a run
 of_text     text through a language model, as the inputs of a run

@@ -109,7 +109,7 @@ def _with_text(
     if model is None or site is None or dataset is None:
         raise Refused(
             "hfsae.train needs a model, a site and a dataset, or activations in files; for "
-            "pictures and sound give a recipe to hfsae.recipe.run"
+            "pictures give a recipe to hfsae.recipe.run"
         )
     base = _for_one(recipe)
     return replace(

@@ -136,24 +136,20 @@ def check_given(recipe: Recipe) -> None:
 
 def _check_kind(recipe: Recipe) -> None:
     """Refuse inputs that do not suit the kind of model."""
-    images, sounds = recipe.images, recipe.audio
+    pictures = bool(recipe.images.files or recipe.images.folder)
     if recipe.lms and recipe.kind != "text":
         raise Refused(
             f"lms are language models, and this is a recipe of {recipe.kind}; leave out lms"
         )
-    pictures = bool(images.files or images.folder)
-    if recipe.kind == "files" and (pictures or sounds.files):
-        raise Refused("the recipe has activations.files and pictures or sound; leave out one")
-    if recipe.kind == "text" and (pictures or sounds.files):
-        section = "images" if pictures else "audio"
+    if recipe.kind == "files" and pictures:
+        raise Refused("the recipe has activations.files and pictures; leave out one")
+    if recipe.kind == "text" and pictures:
         raise Refused(
-            f"the recipe has {section}, which a language model does not read; set lm.kind to auto, "
-            "and lm.name to a vision or audio model"
+            "the recipe has images, which a language model does not read; set lm.kind to auto, and "
+            "lm.name to a vision model"
         )
     if recipe.kind == "pictures" and not pictures:
         raise Refused(
-            "lm.kind is 'auto', and the recipe names no pictures (images.files, "
-            "images.folder) and no sound (audio.files); leave lm.kind out for a language model on text"
+            "lm.kind is 'auto', and the recipe names no pictures (images.files, images.folder); "
+            "leave lm.kind out for a language model on text"
         )
-    if pictures and sounds.files:
-        raise Refused("the recipe has images and audio; leave out one")

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from ..activations import (
     ActivationArguments,
-    AudioArguments,
     HarvestArguments,
     ImageArguments,
     ShuffleArguments,
@@ -29,18 +28,17 @@ from .sizes import AUTO, Count, Sizes, sizes_of
 logger = logging.getLogger(__name__)
 # The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "lms", "text", "harvest", "activations")
-TRAINING_SECTIONS += ("images", "audio")
+TRAINING_SECTIONS += ("images",)
 TRAINING_SECTIONS += ("shuffle", "seed")
 TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
 _MOST_SECONDS = 86_400
 Sections = dict[str, Any]
 """Fields of a recipe by section, of those that are given."""
-Kind = Literal["text", "files", "pictures", "sounds"]
+Kind = Literal["text", "files", "pictures"]
 UNUSED: dict[Kind, tuple[str, ...]] = {
-    "text": ("activations", "images", "audio"),
-    "files": ("lm", "lms", "text", "harvest", "images", "audio"),
-    "pictures": ("lms", "text", "activations", "audio"),
-    "sounds": ("lms", "text", "activations", "images"),
+    "text": ("activations", "images"),
+    "files": ("lm", "lms", "text", "harvest", "images"),
+    "pictures": ("lms", "text", "activations"),
 }
 """Sections that a recipe does not use."""
 
@@ -59,8 +57,6 @@ class Recipe:
     """Files of activations, in the place of lm, text and harvest."""
     images: ImageArguments = field(default_factory=ImageArguments)
     """Pictures for a vision model, in the place of text."""
-    audio: AudioArguments = field(default_factory=AudioArguments)
-    """Sound for an audio model, in the place of text."""
     shuffle: ShuffleArguments = field(default_factory=ShuffleArguments)
     sae: dict[str, Any] = field(default_factory=dict)
     """Fields of the SAE's config: model_type (jumprelu_sae), site, d_sae, target_l0 and so on; d_in
@@ -147,7 +143,7 @@ class Recipe:
             return "files"
         if self.lm.kind is None:
             return "text"
-        return "sounds" if self.audio.files else "pictures"
+        return "pictures"
 
     @property
     def models(self) -> dict[str, LMArguments]:
@@ -167,7 +163,7 @@ class Recipe:
             return bool(self.activations.labels)
         if self.kind == "text" or not self.sizes.evaluation:
             return False
-        return bool((self.images if self.kind == "pictures" else self.audio).labels)
+        return bool(self.images.labels)
 
     @property
     def sizes(self) -> Sizes:

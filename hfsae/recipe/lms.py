@@ -17,8 +17,8 @@ class LMArguments:
     name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """Hub id or folder of a causal language model, or a .gguf file."""
     kind: Literal["auto"] | None = None
-    """"auto": `name` is a vision or audio model that `AutoModel` loads; it reads the images
-    or audio of the recipe. None: a causal language model."""
+    """"auto": `name` is a vision model that `AutoModel` loads; it reads the recipe's
+    images. None: a causal language model."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"

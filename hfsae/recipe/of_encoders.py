@@ -1,4 +1,4 @@
-"""Pictures or sound through a model of transformers, as the inputs of a run."""
+"""Pictures through a vision model of transformers, as the inputs of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..activations import AudioArguments, ImageArguments, InputSource, Split
-from ..activations.pictures import Pictures
+from ..activations import InputSource, Split
 from ..evaluation import EvaluationResult, evaluate_reconstructions, output_change
 from ..evaluation.result import in_units
 from ..features import FeatureStore, LabelTable, collect_rows, label_table
 from ..features.pictures import write_pictures
 from ..lm import LoadedEncoder, contract, empty_encoder, encoder_width, load_encoder
 from ..machine.refused import Refused
-from ..machine.units import UNITS
+from ..machine.units import PATCH
 from ..models import SAE, SAEConfig
 from .configs import make_configs
 from .fields import LMArguments, Recipe, rows_ahead, sides_of
@@ -28,16 +27,11 @@ _EVERY_POSITION = (
 
 
 class EncoderInputs:
-    """Pictures or sound through a vision or audio model."""
+    """Pictures through a vision model."""
 
     def __init__(self, recipe: Recipe, loaded: LoadedEncoder) -> None:
         self.recipe, self.loaded = recipe, loaded
-        self.unit = UNITS[self.section].one
-
-    @property
-    def section(self) -> str:
-        """The recipe's section that names the inputs."""
-        return "images" if self.recipe.kind == "pictures" else "audio"
+        self.unit = PATCH.one
 
     @property
     def device(self) -> torch.device:
@@ -47,10 +41,9 @@ class EncoderInputs:
     def source(
         self, sites: Sequence[str], limits: Mapping[str, float] | None = None
     ) -> InputSource:
-        """The recipe's pictures or sound through the model."""
-        arguments: ImageArguments | AudioArguments = getattr(self.recipe, self.section)
-        known = None if limits is None else dict(limits)
-        return InputSource(arguments, self.loaded, sites, self.recipe.harvest, norm_limits=known)
+        """The recipe's pictures through the model."""
+        known, images = None if limits is None else dict(limits), self.recipe.images
+        return InputSource(images, self.loaded, sites, self.recipe.harvest, norm_limits=known)
 
     def check(self) -> None:
         """Decode all documents that the run will read: too many that cannot be read are told before
@@ -69,7 +62,7 @@ class EncoderInputs:
             parts.append(("validation", calibration))
         for which, n in parts:
             if not any([*source.once(which, n)]) and n != 0:
-                raise Refused(f"no {source.reader.noun} on the {which} side can be read")
+                raise Refused(f"no pictures on the {which} side can be read")
 
     def terms(self) -> dict[str, str | None]:
         """The model's weights, dtype and attention."""
@@ -100,12 +93,13 @@ class EncoderInputs:
                 result.metrics |= output_change(
                     self.loaded.model, sae, inputs, args, norm_limits=limits
                 )
-            results[name] = in_units(result, UNITS[self.section])
+            results[name] = in_units(result, PATCH)
         return results
 
     def collect(self, job: Job) -> FeatureStore:
-        """Pictures, or moments of sound, on which the latents of the job's SAE fire."""
+        """Pictures on which the latents of the job's SAE fire."""
         n, source = self.recipe.sizes.examples, self.source(job.sae.config.reads.names, job.limits)
+        grid = source.grid  # for who draws the patches
         with token_bar("collect", n, unit=self.unit) as progress:
             return collect_rows(
                 job.sae,
@@ -113,28 +107,19 @@ class EncoderInputs:
                 self.recipe.collect,
                 caption=source.caption,
                 unit=self.unit,
-                meta=_grid_of(source),
+                meta={"grid": [grid.rows, grid.columns], "patch": list(grid.step)},
             )
 
     def illustrate(self, job: Job) -> None:
         """Small copies of the pictures that examples are from."""
-        if self.recipe.kind == "pictures":
-            source = self.source(job.sae.config.reads.names, job.limits)
-            write_pictures(job.folder, source.picture)
+        source = self.source(job.sae.config.reads.names, job.limits)
+        write_pictures(job.folder, source.picture)
 
     def tabulate(self, job: Job) -> LabelTable:
         """How latents go with the labels of documents; of all documents on the held-out side."""
         source = self.source(job.sae.config.reads.names, job.limits)
         batches = source.batches(sides_of(self.recipe)[-1])
         return label_table(job.sae, batches, source.labels(), seed=self.recipe.seed)
-
-
-def _grid_of(source: InputSource) -> dict[str, Any]:
-    """Where the patches lie, for who draws them."""
-    if not isinstance(source.reader, Pictures):
-        return {}
-    grid = source.reader.grid
-    return {"grid": [grid.rows, grid.columns], "patch": list(grid.step)}
 
 
 def check_encoder_recipe(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
@@ -152,7 +137,7 @@ def check_encoder_recipe(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAE
 
 
 def load_for(args: LMArguments, device: str | None = None) -> LoadedEncoder:
-    """The recipe's vision or audio model."""
+    """The recipe's vision model."""
     return load_encoder(
         args.name,
         revision=args.revision,

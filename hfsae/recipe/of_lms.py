@@ -124,7 +124,7 @@ class SeveralLMs:
 
     def tabulate(self, job: Job) -> LabelTable:
         """Never: text has no labels."""
-        raise Refused("a table of labels is made of files, pictures and sound, and this is text")
+        raise Refused("a table of labels is made of files and pictures, and this is text")
 
 
 def _harvested(harvester: Harvester, rows: Iterable[TokenBatch]) -> Iterator[ActivationBatch]:

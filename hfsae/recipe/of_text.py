@@ -83,7 +83,7 @@ class TextInputs:
 
     def tabulate(self, job: Job) -> LabelTable:
         """Never: `hfsae probe` tells what latents reveal about labelled texts."""
-        raise Refused("a table of labels is made of files, pictures and sound; see `hfsae probe`")
+        raise Refused("a table of labels is made of files and pictures; see `hfsae probe`")
 
 
 def check_text_recipe(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:

@@ -71,7 +71,7 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
 def _check_calibration(recipe: Recipe) -> None:
     """Refuse thresholds that would be set on a side that has no share of the documents."""
     sections = {"text": recipe.text, "files": recipe.activations}
-    sections |= {"pictures": recipe.images, "sounds": recipe.audio}
+    sections |= {"pictures": recipe.images}
     if recipe.training.calibration_tokens and not sections[recipe.kind].validation_fraction:
         raise Refused(
             f"training.calibration_tokens is {recipe.training.calibration_tokens}, and no document "

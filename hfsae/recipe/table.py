@@ -67,7 +67,7 @@ STAGES = (
     Stage(
         COLUMNS,
         _in("tabulating", "tabulate"),
-        sections=("activations.labels", "images.labels", "audio.labels"),
+        sections=("activations.labels", "images.labels"),
         size=lambda recipe: int(recipe.has_labels),
     ),
     Stage(
