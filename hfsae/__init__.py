@@ -4,7 +4,7 @@
 
     cli                                  the command
     demo | comparison | tuning | measurement | diffing | study   the app; arms at equal L0; ratings
-    cost                                 seconds and bytes of a run, before it is begun
+    cost                                 memory and disk of a run, before it is begun
     hub | recipe                         push, fetch, load by meaning; what a run is
     explanations | presets               names for latents, and how certain; what steers well
     training | evaluation | features | cards | convert | steering | attribution

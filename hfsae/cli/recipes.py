@@ -14,7 +14,6 @@ from jsonargparse import get_loader, set_loader, set_parsing_settings
 
 from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
-from ..cost.cards import CARDS
 from ..explanations import ExplainArguments
 from ..lm.located import refuse_absent
 from ..machine.files import check_yaml, parse_yaml
@@ -146,14 +145,7 @@ def add_output(parser: VerbParser) -> None:
 def train_parser() -> VerbParser:
     """The parser of `hfsae train`."""
     parser = recipe_parser("train")
-    parser.add("--dry_run", action="store_true", help="print what would run, and its cost")
-    parser.add(
-        "--gpu",
-        type=str | None,
-        default=None,
-        help=f"with --dry_run: the cost on GPUs of this kind ({', '.join(CARDS)}), by formula; "
-        "without it, this machine is measured",
-    )
+    parser.add("--dry_run", action="store_true", help="print what would run, its memory and disk")
     return parser
 
 

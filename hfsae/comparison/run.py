@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..cards import write_card
-from ..cost.shortage import check_memory
+from ..cost import check_memory
 from ..lm import LoadedLM
 from ..machine.files import read_json, sweep, write_whole
 from ..machine.lock import locked

@@ -1,11 +1,11 @@
-"""What `--dry_run` says of memory beside what is then measured; what it says of Gemma 2 on GPUs.
+"""What `--dry_run` says of memory beside what is then measured; what Gemma 2 takes on GPUs.
 
     python scripts/bench/plan.py [NAME ...]     said and measured, here; all of RUNS by default
-    python scripts/bench/plan.py --gpus H100    a table by formula: no run, no card needed
+    python scripts/bench/plan.py --gpus         a table of GPU memory and disk: no card needed
 
 Measured is the peak resident memory of each process of a short run on the packaged SmolLM2, up to
 the trained SAE, whole and beyond what the process held when its language model was loaded; of two
-processes the larger. Time is not compared: what is said of it is right on a quiet machine only.
+processes the larger.
 """
 
 import argparse
@@ -22,10 +22,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
 from hfsae.cli.recipes import parse_recipe, recipe_parser
-from hfsae.cost.cards import CARDS
-from hfsae.cost.footprint import memory
-from hfsae.cost.plan import RunCost, estimate
-from hfsae.recipe import check, make_configs
+from hfsae.cost import disk, memory
+from hfsae.recipe import Recipe, check, make_configs
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "scripts" / "recipes" / "quickstart.yaml"
@@ -88,10 +86,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", choices=[*RUNS, []], metavar="NAME")
-    parser.add_argument("--gpus", choices=list(CARDS), metavar="CARD", help=", ".join(CARDS))
+    parser.add_argument("--gpus", action="store_true")
     args = parser.parse_args()
     if args.gpus:
-        print("\n".join(table(args.gpus)))
+        print("\n".join(table()))
         return
     print("| run | said, GB | measured | ratio | beyond the model: said | measured | ratio |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -145,30 +143,29 @@ def gemma(size: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config).eval()
 
 
-def table(card: str) -> list[str]:
+def table() -> list[str]:
     """One SAE on the residual stream, the recipes' settings but bfloat16 products."""
     counts = " / ".join(map(str, _COUNTS))
     lines = [
-        f"| Gemma 2, latents, tokens | GB of each of {counts} {card} | hours | disk, GB |",
-        "| --- | ---: | ---: | ---: |",
+        f"| Gemma 2, latents, tokens | GB of each of {counts} GPUs | disk, GB |",
+        "| --- | ---: | ---: |",
     ]
     for size in _GEMMA_SIZES:
         lm = gemma(size)
         for width, (d_sae, n_tokens) in _WIDTHS.items():
-            plans = [_gemma_plan(lm, size, d_sae, n_tokens, n, card) for n in _COUNTS]
-            fits = [p.gpu_bytes <= CARDS[card].memory for p in plans]
-            memory = " / ".join(f"{p.gpu_bytes / 1e9:.0f}" for p in plans)
-            both = zip(plans, fits, strict=True)
-            hours = " / ".join(f"{p.seconds / 3600:.0f}" if fit else "-" for p, fit in both)
-            disk = f"{plans[0].disk_bytes / 1e9:.0f}"
+            each = []
+            for n in _COUNTS:
+                recipe = _gemma_recipe(size, d_sae, n_tokens, n)
+                configs = make_configs(recipe, lm)
+                each.append(sum(memory(recipe, lm, configs, on_gpu=True).gpu.values()))
+            on_disk = sum(disk(recipe, lm, configs).values())
+            cells = " / ".join(f"{n / 1e9:.0f}" for n in each)
             tokens = f"{n_tokens / 1e9:.0f} billion"
-            lines.append(f"| {size.upper()}, {width}, {tokens} | {memory} | {hours} | {disk} |")
+            lines.append(f"| {size.upper()}, {width}, {tokens} | {cells} | {on_disk / 1e9:.0f} |")
     return lines
 
 
-def _gemma_plan(
-    lm: PreTrainedModel, size: str, d_sae: int, n_tokens: float, n: int, card: str
-) -> RunCost:
+def _gemma_recipe(size: str, d_sae: int, n_tokens: float, n: int) -> Recipe:
     fields = {
         "sae.d_sae": d_sae,
         "training.n_tokens": int(n_tokens),
@@ -179,8 +176,7 @@ def _gemma_plan(
     }
     argv = [str(x) for k, v in fields.items() for x in (f"--{k}", v)]
     recipe_file = ROOT / "scripts" / "recipes" / f"gemma2_{size}_131k.yaml"
-    recipe, _ = parse_recipe(recipe_parser("train"), [str(recipe_file), *argv])
-    return estimate(recipe, lm, make_configs(recipe, lm), CARDS[card])
+    return parse_recipe(recipe_parser("train"), [str(recipe_file), *argv])[0]
 
 
 if __name__ == "__main__":
