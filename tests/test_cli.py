@@ -581,7 +581,7 @@ def test_the_real_model_from_recipe_to_shown_latents(
     assert "latent 3: fires on" in capsys.readouterr().out
     assert main([*argv, "--dry_run"]) == 0
     planned = capsys.readouterr().out
-    assert "memory" in planned and "min" in planned
+    assert "memory" in planned and "disk" in planned and "not predicted" in planned
 
 
 def test_a_folder_of_another_kind_of_model_is_told_from_an_sae(tmp_path, capsys):

@@ -27,11 +27,11 @@ from .source import ActivationBatch as ActivationBatch
 from .source import Source as Source
 from .source import TextSource as TextSource
 from .tensors import TensorSource as TensorSource
-from .text_hash import text_digest as text_digest
 from .tokens import Document as Document
 from .tokens import PackedRows as PackedRows
 from .tokens import TokenBatch as TokenBatch
 from .tokens import check_text as check_text
 from .tokens import documents as documents
 from .tokens import is_hub as is_hub
+from .tokens import text_digest as text_digest
 from .tokens import text_origin as text_origin

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 from ..machine.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..machine.refused import Refused
 from ..packaged import check_fractions
-from .listed import listed
+from .in_memory import in_memory_texts
 
 Split = Literal["train", "validation", "test"]
 Positions = Literal["patches", "cls", "all"]
@@ -91,7 +91,7 @@ class TextArguments:
                 f"text.dataset is {shown}; name a file, a folder, a Hub data set, or "
                 "packaged texts as 'packaged:wiki'"
             )
-        self.dataset = listed(given, self.text_column)
+        self.dataset = in_memory_texts(given, self.text_column)
         if self.bos not in ("row", "document", "none"):
             raise Refused(f"text.bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
         if self.context_size < 2:

@@ -21,8 +21,7 @@ from ..packaged import shares_of_texts
 from .arguments import Split
 from .cache import lm_digest
 from .harvest import Batch, Harvester
-from .text_hash import text_digest
-from .tokens import PackedRows, TokenBatch, text_origin
+from .tokens import PackedRows, TokenBatch, text_digest, text_origin
 
 
 class ActivationBatch(NamedTuple):

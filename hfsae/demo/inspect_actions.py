@@ -3,7 +3,7 @@
 import random
 from typing import Annotated
 
-from ..activations.spelling import token_text
+from ..activations.token_text import token_text
 from ..features import (
     PLAIN,
     Example,

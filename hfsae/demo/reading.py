@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..activations.spelling import Tokens, single_tokens
+from ..activations.token_text import Tokens, single_tokens
 from ..features.inspection import Inspection
 from ..machine.refused import Refused
 from . import validate

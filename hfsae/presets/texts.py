@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..activations.spelling import tokenise
+from ..activations.token_text import tokenise
 from ..features import FeatureStore
 from ..lm import Moment, activations_read, cast_for, intervene, special_ids, unspared
 from ..models import SAE

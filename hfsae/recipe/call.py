@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from ..activations.listed import Columns, listed
+from ..activations.in_memory import Columns, in_memory_texts
 from ..machine.refused import Refused
 from ..models import SAE
 from .fields import Recipe
@@ -116,7 +116,9 @@ def _with_text(
         base,
         license=licence_with(base, model) if isinstance(recipe, str | Path) else base.license,
         lm=replace(base.lm, name=model),
-        text=replace(base.text, dataset=listed(dataset, base.text.text_column), fractions={}),
+        text=replace(
+            base.text, dataset=in_memory_texts(dataset, base.text.text_column), fractions={}
+        ),
     )
 
 
