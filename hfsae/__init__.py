@@ -4,7 +4,7 @@
 
     cli                                  the command
     demo | comparison | tuning | measurement | diffing   the app; arms at equal L0
-    cost                                 seconds and bytes of a run, before it is begun
+    cost                                 memory and disk of a run, before it is begun
     hub | recipe                         push, fetch, load by meaning; what a run is
     explanations | presets               names for latents, and how certain; what steers well
     training | features | cards | convert | steering | attribution
@@ -16,7 +16,7 @@
 
 **A datum's journey.** text -> `activations.tokens` (rows of token ids, a keep-mask) ->
 `activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.source` (what
-fills a bucket: text, pictures, sound, files, or tensors in memory) -> `activations.shuffle`
+fills a bucket: text, pictures, files, or tensors in memory) -> `activations.shuffle`
 (batches [n, d], float32) -> `models` (pre_acts -> latents -> recon, and the loss) -> `training.run`
 (one optimiser step) -> `training.checkpoint` -> `SAE.folded().save_pretrained` -> `evaluation`
 (spliced into the language model), `features` (what latents fire on), `steering` (what they do),

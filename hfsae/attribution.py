@@ -51,7 +51,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .activations.spelling import meant, tokenise
+from .activations.token_text import named_token, tokenise
 from .lm import (
     Moment,
     check_arguments,
@@ -251,7 +251,7 @@ def _token(
             0, -1
         ]
 
-    chosen = meant(given or tokenizer_of(lm), token, next_logits)
+    chosen = named_token(given or tokenizer_of(lm), token, next_logits)
     if chosen.typed is not None:
         warnings.warn(
             f"{token!r} is read as {' ' + token!r}, with a space before it, the likelier of both "

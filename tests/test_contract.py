@@ -13,7 +13,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 import hfsae
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig, collect, splice
 from hfsae.activations import TokenBatch
-from hfsae.activations.spelling import tokenise
+from hfsae.activations.token_text import tokenise
 from hfsae.evaluation.probing import probe
 from hfsae.features.inspection import inspect
 from hfsae.lm import cache_name

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 import hfsae
 from hfsae.activations import (
     ActivationArguments,
-    AudioArguments,
     FileSource,
     ImageArguments,
     InputSource,
@@ -35,9 +34,9 @@ from hfsae.recipe import (
     read_recipe,
     run,
 )
-from tests.helpers import refused
+from tests.helpers import ROOT, refused
 from tests.tiny import TEXTS, tiny_recipe
-from tests.tiny_encoders import block, save_encoder, save_pictures, save_sounds, whole_model
+from tests.tiny_encoders import block, save_encoder, save_pictures, whole_model
 from tests.training.planted import PlantedStream
 
 N, D, PER_DOCUMENT = 6000, 16, 20
@@ -238,30 +237,21 @@ def test_results_are_not_made_on_files_that_were_replaced(acts, tmp_path, capsys
     assert (tmp_path / "run" / "evaluation.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", ["pictures", "sounds"])
-def test_results_are_not_made_on_pictures_or_sounds_that_were_replaced(tmp_path, capsys, kind):
+def test_results_are_not_made_on_pictures_that_were_replaced(tmp_path, capsys):
     pytest.importorskip("PIL")
-    pytest.importorskip("scipy")
-    folder, family = tmp_path / kind, "vit" if kind == "pictures" else "wav2vec2"
-    if kind == "pictures":
-        save_pictures(folder, 40)
-        inputs = {"images": ImageArguments(folder=str(folder), held_out_fraction=0.3)}
-    else:
-        save_sounds(folder, [0.5] * 40)
-        inputs = {"audio": AudioArguments(files=str(folder), held_out_fraction=0.3)}
-    lm = LMArguments(name=save_encoder(family, tmp_path / "model"), kind="auto", dtype="float32")
-    sae = {"site": block(whole_model(family), 1), "d_sae": 32, "target_l0": 4}
-    recipe = tiny_recipe(tmp_path / "run", lm=lm, sae=sae, collect_tokens=100, **inputs)
+    folder = tmp_path / "pictures"
+    save_pictures(folder, 40)
+    images = ImageArguments(folder=str(folder), held_out_fraction=0.3)
+    lm = LMArguments(name=save_encoder("vit", tmp_path / "model"), kind="auto", dtype="float32")
+    sae = {"site": block(whole_model("vit"), 1), "d_sae": 32, "target_l0": 4}
+    recipe = tiny_recipe(tmp_path / "run", lm=lm, sae=sae, collect_tokens=100, images=images)
     (made,) = run(recipe)
     before = (made / "evaluation.json").read_bytes()
-    if kind == "pictures":
-        save_pictures(folder, 40, seed=1)
-    else:
-        save_sounds(folder, [0.6] * 40)
+    save_pictures(folder, 40, seed=1)
     for verb in ("evaluate", "collect"):
         capsys.readouterr()
         said = refused([verb, str(made)], capsys)
-        assert f"the {kind} differ from those that {made} was trained on" in said
+        assert f"the pictures differ from those that {made} was trained on" in said
     assert (made / "evaluation.json").read_bytes() == before
 
 
@@ -333,7 +323,7 @@ def test_pictures_that_cannot_be_read_stop_a_run_before_it_trains_and_mended_one
     recipe = tiny_recipe(tmp_path / "run", lm=lm, images=images, sae=sae, collect_tokens=0)
     source = InputSource(images, load_encoder(lm.name), [sae["site"]])
     document = [*source.once("train", None)][-1][-1].document  # of the last batch of an epoch
-    path = tmp_path / "pictures" / source.reader.names[document]
+    path = tmp_path / "pictures" / source.names[document]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=f"1 of 60 pictures cannot .* the first is {path.name}"):
@@ -556,3 +546,26 @@ def test_a_folder_of_files_and_one_of_text_are_not_mixed(acts, loads, tmp_path):
     with pytest.raises(ValueError, match="another recipe"):
         run(recipe)
     assert load_trained(tmp_path / "run").config.site == "layers.1"
+
+
+def test_the_guide_writes_the_activations_of_an_audio_encoder_to_files(tmp_path, monkeypatch):
+    guide = (ROOT / "scripts" / "recipes" / "activations.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    folder = save_encoder("wav2vec2", tmp_path / "speech")
+    code = code.replace("facebook/wav2vec2-base", folder).replace("layers.8", "layers.1")
+    generator = np.random.default_rng(0)
+    waves = [generator.normal(size=3200 + 800 * (i % 3)) for i in range(40)]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"waves": waves})
+    held_out = {"held_out_fraction": 0.3}
+    source = FileSource(ActivationArguments("acts.safetensors", **held_out), ["layer8"])
+    assert source.documents == list(range(40)) and source.shapes.widths == {"layer8": 16}
+    model = whole_model("wav2vec2")
+    with torch.no_grad():
+        inputs = torch.tensor(waves[3], dtype=torch.float32)[None]
+        normal = (inputs - inputs.mean()) / (inputs.var(correction=0) + 1e-7).sqrt()
+        expected = model(normal, output_hidden_states=True).hidden_states[2][0]
+    mine = load_file("acts.safetensors")
+    torch.testing.assert_close(
+        mine["layer8"][mine["document"] == 3], expected, rtol=1e-4, atol=1e-5
+    )

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 import hfsae
-from hfsae.activations.spelling import Tokens, spell, tokenise
+from hfsae.activations.token_text import Tokens, spell, tokenise
 from hfsae.features.inspection import compare, firings_in, inspect
 
 

@@ -23,7 +23,6 @@ from hfsae.packaged import (
     shares_of_texts,
     text_licence,
 )
-from hfsae.packaged import cache as packaged_cache
 from hfsae.recipe import call, read_recipe, stages
 
 from .explanations.special_tokens import check_no_text_makes_a_special_token
@@ -68,7 +67,7 @@ def test_a_packaged_lm_in_parts_is_there_if_all_parts_are(install):
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(packaged_cache, "HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(unpacking, "HF_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hfsae" / "google--gemma-3-270m"
 
 

@@ -8,6 +8,7 @@ import shlex
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hfsae
@@ -17,6 +18,8 @@ from hfsae import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.cli.recipes import parse_recipe, recipe_parser, train_parser
 from hfsae.cli.table import VERBS
 from hfsae.comparison import Comparison
+
+from .tiny_encoders import save_encoder
 
 ROOT = Path(__file__).parent.parent
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -72,9 +75,13 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
 
     sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=576, d_sae=4096, site="layers.12"))
     sae.save_pretrained("runs/quickstart")
+    speech = save_encoder("wav2vec2", tmp_path / "speech")
+    waves = np.random.default_rng(0).normal(size=(3, 3200))
     for page in (*OTHERS, hfsae.training.__doc__ or ""):
-        own: dict = {}
+        own: dict = {"waves": waves}
         for block in blocks("python", page):
+            if "wav2vec2" in block:  # a tiny one, of three blocks
+                block = block.replace("facebook/wav2vec2-base", speech).replace("s.8", "s.1")
             exec(block, own)
     assert own["trained"].config.d_sae == 1024
     assert (tmp_path / "runs/by-hand/model.safetensors").exists()

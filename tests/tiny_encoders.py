@@ -1,6 +1,5 @@
-"""Tiny random models of pictures and sound, in folders with their processors; files for them."""
+"""Tiny random models of pictures, and one of sound, in folders with their processors; pictures."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,10 @@ _TOWERS = {"text_config": _TEXT, "vision_config": _VISION}
 _CONVS = {"conv_dim": (8, 8), "conv_kernel": (80, 9), "conv_stride": (40, 8)}
 _SPEECH = _WIDE | _CONVS | {"num_feat_extract_layers": 2, "vocab_size": 10}
 _SPEECH |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
-_WHISPER = {"vocab_size": 20, "d_model": D, "num_mel_bins": 8, "max_source_positions": 50}
-_WHISPER |= {"max_target_positions": 8, "decoder_start_token_id": 1}
-_WHISPER |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-for _side in ("encoder", "decoder"):
-    _WHISPER |= {f"{_side}_layers": 3, f"{_side}_attention_heads": 2, f"{_side}_ffn_dim": 32}
 
 _SQUARE = {"height": SIDE, "width": SIDE}
 _CUT = {"size": {"shortest_edge": 32}, "crop_size": _SQUARE}
 _FIXED = {"size": _SQUARE}
-_MEL = {"feature_size": 8, "sampling_rate": RATE, "chunk_length": 1}
 
 # family -> (model, its config and sizes, its processor and settings, tokens before the patches)
 VISION = {
@@ -55,7 +48,6 @@ VISION = {
     ),
 }
 AUDIO = {
-    "whisper": ("WhisperModel", "WhisperConfig", _WHISPER, "WhisperFeatureExtractor", _MEL, 0),
     "wav2vec2": (
         "Wav2Vec2Model",
         "Wav2Vec2Config",
@@ -99,9 +91,7 @@ def block(model: nn.Module, number: int) -> str:
     stacks = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and name.split(".")[-1] in ("layer", "layers")
-        and not name.startswith("decoder")
+        if isinstance(module, nn.ModuleList) and name.split(".")[-1] in ("layer", "layers")
     ]
     return f"{stacks[0]}.{number}"
 
@@ -118,15 +108,3 @@ def save_pictures(
     for i, one in enumerate(pixels):
         Image.fromarray(one).save(folder / f"{i}.png")
     return pixels
-
-
-def save_sounds(folder: Path, seconds: Sequence[float], rate: int = RATE) -> list[np.ndarray]:
-    """Random sounds 0.wav, 1.wav and so on, and their samples, -1 to 1."""
-    from scipy.io import wavfile
-
-    rng = np.random.default_rng(0)
-    waves = [rng.integers(-9000, 9000, round(s * rate), dtype=np.int16) for s in seconds]
-    folder.mkdir(exist_ok=True)
-    for i, wave in enumerate(waves):
-        wavfile.write(folder / f"{i}.wav", rate, wave)
-    return [(wave / 2**15).astype(np.float32) for wave in waves]

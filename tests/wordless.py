@@ -1,4 +1,4 @@
-"""SAEs that read no text, in folders as runs write them: of rows in files, of pictures, of sound.
+"""SAEs that read no text, in folders as runs write them: of rows in files, of pictures.
 
 The feature store is made by plain loops over the latents, to be compared with.
 """
@@ -39,15 +39,6 @@ def folder_of_rows(folder: Path, *, n: int = 20, each: int = 12) -> Path:
     sae = small_sae(8, "acts")
     store = store_of(sae, x, lambda i, j: f"document {i}, row {j}", {"unit": "row"})
     training = {"activations": {"files": "acts.safetensors", "held_out_fraction": 0.05}}
-    return _write(folder, sae, store, training)
-
-
-def folder_of_sound(folder: Path) -> Path:
-    """An SAE that was trained on a model of sound."""
-    x = torch.randn(6, 20, 8, generator=torch.Generator().manual_seed(6))
-    sae = small_sae(8, "layers.1")
-    store = store_of(sae, x, lambda i, j: f"tone-{i}.wav, {j / 50:.2f} s", {"unit": "frame"})
-    training = {"lm": {"name": "tiny/wav", "kind": "auto"}, "audio": {"files": "*.wav"}}
     return _write(folder, sae, store, training)
 
 

@@ -1,13 +1,12 @@
 """Names of the room, and where each is imported from at its first use."""
 
-from .arguments import AudioArguments as AudioArguments
+from .arguments import ActivationArguments as ActivationArguments
 from .arguments import HarvestArguments as HarvestArguments
 from .arguments import ImageArguments as ImageArguments
 from .arguments import ShuffleArguments as ShuffleArguments
 from .arguments import Split as Split
 from .arguments import TextArguments as TextArguments
 from .cache import ActivationCache as ActivationCache
-from .files import ActivationArguments as ActivationArguments
 from .files import FileShapes as FileShapes
 from .files import FileSource as FileSource
 from .files import check_files as check_files
@@ -15,24 +14,24 @@ from .files import sites_in as sites_in
 from .files import tensors_in as tensors_in
 from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester
+from .harvest import InputBatch as InputBatch
 from .held_out import MeasuredText as MeasuredText
 from .held_out import apart as apart
 from .held_out import held_out_sentence as held_out_sentence
 from .held_out import is_held_out as is_held_out
 from .held_out import plain_text as plain_text
 from .held_out import text_record as text_record
-from .input_source import InputSource as InputSource
-from .inputs import InputBatch as InputBatch
+from .pictures import InputSource as InputSource
 from .shuffle import ShuffledActivations as ShuffledActivations
 from .source import ActivationBatch as ActivationBatch
 from .source import Source as Source
 from .source import TextSource as TextSource
 from .tensors import TensorSource as TensorSource
-from .text_hash import text_digest as text_digest
 from .tokens import Document as Document
 from .tokens import PackedRows as PackedRows
 from .tokens import TokenBatch as TokenBatch
 from .tokens import check_text as check_text
 from .tokens import documents as documents
 from .tokens import is_hub as is_hub
+from .tokens import text_digest as text_digest
 from .tokens import text_origin as text_origin

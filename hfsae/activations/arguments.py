@@ -1,25 +1,27 @@
-"""The sections of a recipe on inputs: text, its reading, the shuffling; pictures and sound in its
-place. Importing them imports no torch."""
+"""The sections of a recipe on inputs: text, its reading, the shuffling; pictures or files
+of activations in its place. Importing them imports no torch."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 from ..machine.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..machine.refused import Refused
 from ..packaged import check_fractions
-from .input_files import check_files
-from .listed import listed
+from .in_memory import in_memory_texts
 
 Split = Literal["train", "validation", "test"]
 Positions = Literal["patches", "cls", "all"]
+DOCUMENTS = "document"
+"""The usual name of the tensor or column that holds each row's document."""
 OF_RUN = "run"
 """of `HarvestArguments.cache`: for as long as a run lasts"""
 _MOST_IN_A_ROW = 2**24
 _MOST_ROWS = 2**20
 _MOST_PASSES = 10**6
 _MOST_CROPS = 2**16
-_MOST_RATE = 2**20
+_MOST_IN_A_BLOCK = 2**24
 
 
 @runtime_checkable
@@ -89,7 +91,7 @@ class TextArguments:
                 f"text.dataset is {shown}; name a file, a folder, a Hub data set, or "
                 "packaged texts as 'packaged:wiki'"
             )
-        self.dataset = listed(given, self.text_column)
+        self.dataset = in_memory_texts(given, self.text_column)
         if self.bos not in ("row", "document", "none"):
             raise Refused(f"text.bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
         if self.context_size < 2:
@@ -221,9 +223,6 @@ class ImageArguments:
     these."""
     folder: str = ""
     """A folder of pictures with its subfolders, in place of files."""
-    packaged: str = ""
-    """Pictures in Python packages by their name, or several names with commas, in place of
-    files."""
     positions: Positions = "patches"
     """The positions whose activations are used: the patches, the CLS token alone, or all, with
     registers."""
@@ -240,17 +239,15 @@ class ImageArguments:
     """Seed of the order and of the crops; the sides do not depend on it."""
     labels: str = ""
     """A csv or parquet table of labels, whose column "file" has the pictures' names as captions
-    show them; or "folders": the label is the name of a picture's folder. Packaged pictures have
-    their own."""
+    show them; or "folders": the label is the name of a picture's folder."""
 
     def __post_init__(self) -> None:
-        self.files = check_files("images", self.files)
-        for name in ("folder", "packaged", "labels"):
+        self.files = files_as_text("images", self.files)
+        for name in ("folder", "labels"):
             if not isinstance(getattr(self, name), str):
                 raise Refused(f"images.{name} is {getattr(self, name)!r}; give text, or ''")
-        given = [name for name in ("files", "folder", "packaged") if getattr(self, name)]
-        if len(given) > 1:
-            raise Refused(f"images has {' and '.join(given)}; give one of them")
+        if self.files and self.folder:
+            raise Refused("images has files and folder; give one of them")
         if self.positions not in get_args(Positions):
             raise Refused(
                 f"images.positions is {self.positions!r}; it can be 'patches', 'cls' or 'all'"
@@ -264,36 +261,61 @@ class ImageArguments:
 
 
 @dataclass
-class AudioArguments:
-    """Sound to run an audio model on, in place of a text."""
+class ActivationArguments:
+    """Files of activations to train on, in place of a language model and a text."""
 
     files: str | list[str] = ""
-    """A .wav file, a folder or glob of them, or a list of these; with the package soundfile .flac,
-    .mp3 and .ogg, too. Channels are averaged."""
-    rate: int = 16_000
-    """Samples a second that the model takes; sound of another rate is resampled."""
-    seconds: float = 0.0
-    """Cut files into pieces of so many seconds, the last one shorter; 0: pieces as long as the
-    model takes at once, or whole files if it takes any length."""
-    held_out_fraction: float = 0.05
-    """Expected share of files on the test side, which evaluation reads; all pieces of one are on
-    the same side."""
-    validation_fraction: float = 0.0
-    """Expected share of files on the validation side, for choosing settings. It is taken from the
-    training side: the test side stays the same."""
-    seed: int = 0
-    """Seed of the order; the sides do not depend on it."""
+    """A .safetensors, .npy or .parquet file, a folder or glob of them, or a list of these. Each
+    file holds all sites; files are read in natural order: part2 before part10."""
+    sites: dict[str, str] = field(default_factory=dict)
+    """The tensor or column of a site, where it has another name than the site. A .npy file is
+    called by its own name, without the number of a shard: acts-part1 and acts-00001-of-00004 are
+    `acts`; other numbers need a pattern: `{acts: "acts_*"}`."""
+    documents: str = DOCUMENTS
+    """The tensor or column with each row's document; documents are held out as a whole. Without
+    it, each row of [rows, ctx, d] is a document, and each 1,000 rows of [n, d]."""
     labels: str = ""
-    """A csv or parquet table of labels, whose column "file" has the files' names as captions show
-    them; or "folders": the label is the name of a file's folder."""
+    """A csv or parquet table of labels for the rows or documents."""
+    held_out_fraction: float = 0.05
+    """Expected share of documents on the test side, which evaluation reads."""
+    validation_fraction: float = 0.0
+    """Expected share of documents on the validation side, for choosing settings. It is taken from
+    the training side: the test side stays the same."""
+    block: int = 4096
+    """Rows that are read together. Each epoch reads the blocks in another order; of a parquet
+    file, which can only be read forward, with row groups of more than two blocks it is these that
+    change places."""
+    seed: int = 0
+    """Seed of the blocks' order; the sides do not depend on it."""
 
-    def __post_init__(self) -> None:
-        self.files = check_files("audio", self.files)
-        if not isinstance(self.labels, str):
-            raise Refused(f"audio.labels is {self.labels!r}; give text, or ''")
+    def __post_init__(self):
+        self.files = files_as_text("activations", self.files)
+        for name in ("documents", "labels"):
+            if not isinstance(getattr(self, name), str):
+                raise Refused(
+                    f"activations.{name} is {getattr(self, name)!r}; give a name, or '' for none"
+                )
         for name in ("held_out_fraction", "validation_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise Refused(f"audio.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
-        check_least(self, "audio.", rate=1, seconds=0)
-        check_most("audio.rate", self.rate, _MOST_RATE)
-        check_seed("audio.seed", self.seed)
+                raise Refused(
+                    f"activations.{name} is {getattr(self, name)}; use a fraction, 0 to 1"
+                )
+        check_least(self, "activations.", block=1)
+        check_most("activations.block", self.block, _MOST_IN_A_BLOCK)
+        check_seed("activations.seed", self.seed)
+
+
+def files_as_text(section: str, given: object) -> str | list[str]:
+    """A section's `files` as text, of which a list holds at least one.
+
+    Raises:
+        ValueError: it is neither a name nor a list of names.
+    """
+    if isinstance(given, str | os.PathLike):
+        return os.fspath(given)
+    if not isinstance(given, Sequence) or not given:
+        raise Refused(f"{section}.files is {given!r}; name a file, a folder, a glob, or a list")
+    for one in given:
+        if not isinstance(one, str | os.PathLike):
+            raise Refused(f"{section}.files holds {one!r}; name files, folders or globs")
+    return [os.fspath(one) for one in given]

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 from ..machine.files import open_to_readers
 from ..machine.refused import Refused
-from .inputs import Batch, inputs_of
 
 logger = logging.getLogger(__name__)
 SHARD_BYTES = 2**27
@@ -193,14 +192,13 @@ class ActivationCache:
         self._places = {k: place for k, place in self._places.items() if place.shard != shard}
 
 
-def batch_key(batch: Batch, rows: int, way: str = "") -> str:
+def batch_key(inputs: Mapping[str, Tensor], keep: Tensor, rows: int, way: str = "") -> str:
     """Hash of inputs, mask and rows per forward pass; `way` names a computation that rounds
     differently, such as compiled code."""
-    inputs = inputs_of(batch)
     names = " ".join(name for name in inputs if name != "input_ids")
     shapes = " ".join(str(tuple(x.shape)) for x in inputs.values())
     digest = blake2b(f"{names}{shapes} {rows}{way}".encode(), digest_size=16)
-    for part in (*inputs.values(), batch.keep):
+    for part in (*inputs.values(), keep):
         digest.update(part.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

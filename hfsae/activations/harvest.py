@@ -1,5 +1,5 @@
-"""From rows of tokens, pictures or sound to a model's activations at some sites: a vector for each
-kept position."""
+"""From rows of tokens or pictures to a model's activations at some sites: a vector for each kept
+position."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +12,21 @@ from ..lm import Site, blocks_below, by_model, capture, find_module, forward, ru
 from ..machine.refused import Refused
 from .arguments import HarvestArguments
 from .cache import ActivationCache, batch_key
-from .inputs import Batch, inputs_of
 from .tokens import TokenBatch
+
+
+class InputBatch(NamedTuple):
+    """Rows of inputs that are no text, each a picture or a crop of one."""
+
+    inputs: dict[str, Tensor]
+    """By the name of the model's argument, such as pixel_values [rows, 3, height, width]."""
+    keep: Bool[Tensor, "rows ctx"]
+    """Positions whose activations are used."""
+    document: Int64[Tensor, " rows"]
+    """The number of each row's picture among all of the source."""
+
+
+Batch = TokenBatch | InputBatch
 
 
 class Harvested(NamedTuple):
@@ -51,7 +64,8 @@ class _Reader:
 
     def _cached(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
         assert self.cache
-        key = batch_key(batch, self.args.rows, " compiled" if self.args.compile else "")
+        way = " compiled" if self.args.compile else ""
+        key = batch_key(_inputs_of(batch), batch.keep, self.args.rows, way)
         activations = self.cache.get(key, self.places)
         if activations is None:
             activations = self._activations(batch)
@@ -61,7 +75,7 @@ class _Reader:
         return {place: acts.to(self.lm.device) for place, acts in activations.items()}
 
     def _activations(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
-        inputs = {name: x.split(self.args.rows) for name, x in inputs_of(batch).items()}
+        inputs = {name: x.split(self.args.rows) for name, x in _inputs_of(batch).items()}
         keeps = batch.keep.to(self.lm.device).split(self.args.rows)
         parts = [
             self._forward({name: x[i] for name, x in inputs.items()}, keep)
@@ -93,6 +107,11 @@ class _Reader:
             ) from error
         # Indexing copies, so the full tensors are freed; sites of a spread LM may be elsewhere.
         return {at: acts[at][keep.to(acts[at].device)].to(keep.device) for at in self.places}
+
+
+def _inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """A batch's tensors by the names of the model's arguments."""
+    return {"input_ids": batch.input_ids} if isinstance(batch, TokenBatch) else batch.inputs
 
 
 class Harvester:

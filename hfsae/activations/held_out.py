@@ -12,8 +12,7 @@ from ..machine.refused import Refused
 from ..machine.visible import LOCAL_FILES, listed
 from ..packaged import packaged_names
 from .arguments import Split, TextArguments, side_of
-from .text_hash import text_digest
-from .tokens import id_of, is_hub, text_origin, texts
+from .tokens import id_of, is_hub, text_digest, text_origin, texts
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]

@@ -1,10 +1,23 @@
-"""Pictures as a vision model reads them: whole or in random crops, by the model's own processor."""
+"""Pictures as a source of activations, through a vision model of transformers.
 
+Pictures are read whole or in random crops, by the model's own processor. The order of an epoch is
+a permutation of all pieces (pictures or their crops), by the seed and the epoch, so a position is
+two numbers. Which positions are kept is known before the model runs: every process plans the same
+bucket and harvests its share of it.
+"""
+
+import csv
+import logging
+import os
 import random
+import threading
 import warnings
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import lru_cache
-from hashlib import sha256
+from glob import glob
+from hashlib import blake2b, sha256
 from inspect import signature
 from math import prod
 from pathlib import Path
@@ -12,30 +25,39 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ..lm import LoadedEncoder, n_positions
-from ..machine.refused import Refused, one_line
+from ..machine.checksums import file_hash
+from ..machine.files import refuse_special
+from ..machine.refused import Refused, closest, one_line
 from ..machine.visible import LOCAL_FILES
-from .arguments import ImageArguments
-from .input_files import Recent, ids_of, paths_of, read_labels, short_names, state
-from .inputs import Piece
+from .arguments import HarvestArguments, ImageArguments, Split, side_of
+from .cache import lm_digest
+from .harvest import Harvester, InputBatch
+from .source import ActivationBatch, Filling, Refusals, harvest_share
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+logger = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MOST_PIXELS = 50_000_000
 """Of a picture that is decoded: 150 MB as RGB, and three times that where it is transparent."""
 _PREFIX = 2  # a CLS and a distillation token; registers are in the config
+_MOST_FAULTS = 0.01  # share of pictures that cannot be read
+_SHOWN = 10  # names of files that are not read
+_DECODED = 2**28  # bytes of decoded pictures that are kept
+_COLUMN = "file"  # of a table of labels
 
 
-class _Picture(NamedTuple):
-    name: str
-    id: str
-    label: str | None
-    at: Path | UInt8[np.ndarray, "height width 3"]
+class Piece(NamedTuple):
+    """A picture, or a crop of it."""
+
+    document: int
+    number: int
+    """Of the crop, counted from 0."""
 
 
 class Grid(NamedTuple):
@@ -67,131 +89,169 @@ class Grid(NamedTuple):
         return number, -1 - i
 
 
-class Pictures:
-    """The pictures that a recipe's section names, and how a model reads them.
+class InputSource:
+    """A source that runs a vision model on pictures.
+
+    Documents are pictures. `ActivationBatch.position` is a patch's number, by rows from the top
+    left (CLS -1, registers -2 and so on).
+
+    Args:
+        arguments: the pictures.
+        harvest: its `rows` are the pictures of a forward pass.
+        norm_limits: by site, the largest norm of a kept activation; None: by the harvest's
+            `max_norm_ratio`.
 
     Raises:
         ValueError: no pictures are named or found, pillow is not installed, or the model's
             positions at the sites are no patches of a picture.
     """
 
-    section, noun = "images", "pictures"
+    refusals = Refusals(
+        too_few="the pictures gave {n} activations, fewer than a batch ({batch_size}); give more "
+        "pictures or a smaller batch_size",
+        other_content="the pictures differ from those at the start of this training (bucket "
+        "{bucket} differs); restore them, or train in another output_dir",
+        other_origin="the model's weights differ from those at the start of this training; use "
+        "the original model, or train in another output_dir",
+    )
 
-    def __init__(self, args: ImageArguments, encoder: LoadedEncoder, sites: Sequence[str]) -> None:
-        self._require_pillow()
-        self.arguments, self.processor = args, encoder.processor
-        if encoder.model.main_input_name != "pixel_values":
-            raise Refused(
-                f"{type(encoder.model).__name__} reads sound, not pictures; give audio in place of "
-                "images"
-            )
-        self._takes = {*signature(encoder.model.forward).parameters}
-        self._pictures = _listed(args)
-        self.names = [picture.name for picture in self._pictures]
-        self.ids = [picture.id for picture in self._pictures]
-        self.origin = "Python packages" if args.packaged else LOCAL_FILES
-        self.size, self.grid = self._lay_out(encoder, sites)
-        place = torch.arange(self.grid.n_prefix + self.grid.n_patches)
-        kept = {"patches": place >= self.grid.n_prefix, "cls": place == 0, "all": place >= 0}
-        self._keep: Bool[Tensor, " ctx"] = kept[args.positions]
-        self._decoded: Recent[Image] = Recent(self._decode, lambda image: 3 * prod(image.size))
-
-    @staticmethod
-    def _require_pillow() -> None:
+    def __init__(
+        self,
+        arguments: ImageArguments,
+        encoder: LoadedEncoder,
+        sites: Sequence[str],
+        harvest: HarvestArguments | None = None,
+        *,
+        norm_limits: dict[str, float] | None = None,
+    ) -> None:
         try:
-            import PIL.Image  # noqa: F401
+            import PIL.Image
         except ImportError as error:
             raise Refused("pictures are read by pillow: pip install 'hfsae[vision]'") from error
+        self.arguments, self.encoder = arguments, encoder
+        harvest = harvest or HarvestArguments()
+        self.harvester = Harvester(encoder.model, sites, harvest, norm_limits=norm_limits)
+        self._takes = {*signature(encoder.model.forward).parameters}
+        self._paths = paths_of(arguments)
+        self.ids = [_id(path, *_state(path)) for path in self._paths]
+        """16 hexadecimal digits of a hash of each file's content"""
+        folders = [path.absolute().parent for path in self._paths]
+        common = os.path.commonpath(folders)
+        self.names = [path.absolute().relative_to(common).as_posix() for path in self._paths]
+        """Each path below the folder that all have in common"""
 
-    def _lay_out(
-        self, encoder: LoadedEncoder, sites: Sequence[str]
-    ) -> tuple[tuple[int, int], Grid]:
-        """Height and width that the model takes, and where its positions lie."""
-        from PIL import Image
-
-        wide, high = (Image.new("RGB", size) for size in ((640, 480), (300, 700)))
+        kind = type(encoder.model).__name__
+        wide, high = (PIL.Image.new("RGB", size) for size in ((640, 480), (300, 700)))
         inputs = self._processed([wide])
         shapes = [tuple(x["pixel_values"].shape) for x in (inputs, self._processed([high]))]
         if shapes[0] != shapes[1] or len(shapes[0]) != 4:
             raise Refused(
-                f"the processor of {type(encoder.model).__name__} makes pictures of several sizes "
+                f"the processor of {kind} makes pictures of several sizes "
                 f"({shapes[0]} and {shapes[1]}); set size and crop_size in its "
                 "preprocessor_config.json so that all have one"
             )
-        size = shapes[0][2:]
-        grid = grid_of(encoder.model.config, n_positions(encoder.model, sites, inputs), size)
-        if self.arguments.positions == "cls" and not grid.n_prefix:
-            raise Refused(
-                f"images.positions is 'cls', and {type(encoder.model).__name__} has no CLS token; "
-                "use 'patches'"
-            )
-        return size, grid
+        self.size = shapes[0][2:]
+        n = n_positions(encoder.model, sites, inputs)
+        self.grid = grid_of(encoder.model.config, n, self.size)
+        if arguments.positions == "cls" and not self.grid.n_prefix:
+            raise Refused(f"images.positions is 'cls', and {kind} has no CLS token; use 'patches'")
+        place = torch.arange(n)
+        kept = {"patches": place >= self.grid.n_prefix, "cls": place == 0, "all": place >= 0}
+        self.keep: Bool[Tensor, " ctx"] = kept[arguments.positions]
+        """The positions of a piece whose activations are used"""
+        self._n_kept = int(self.keep.sum())
+
+        self._position = {"epoch": 0, "offset": 0}
+        self._faults: dict[int, str | None] = {}
+        self._order = lru_cache(maxsize=1)(self._ordered)
+        self._decoded: OrderedDict[int, Image] = OrderedDict()
+        self._lock = threading.Lock()  # a bucket may be filled by a thread of its own
+
+    @property
+    def sites(self) -> list[str]:
+        """The harvester's sites."""
+        return self.harvester.sites
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return self.encoder.model.device
+
+    # Pictures and what the model sees of them.
 
     def _processed(self, images: "Sequence[Image]", **options: Any) -> dict[str, Tensor]:
-        made = self.processor(images=list(images), return_tensors="pt", **options)
+        made = self.encoder.processor(images=list(images), return_tensors="pt", **options)
         return {name: x for name, x in made.items() if name in self._takes}
-
-    def pieces(self, document: int) -> list[Piece]:
-        """The picture, or its crops."""
-        return [Piece(document, number, 0) for number in range(max(1, self.arguments.crops))]
 
     def fault(self, document: int) -> str | None:
         """Why a picture does not decode; None if it does."""
-        at = self._pictures[document].at
-        return _fault(at, *state(at)) if isinstance(at, Path) else None
+        path = self._paths[document]
+        return _fault(path, *_state(path))
 
-    def _decode(self, document: int) -> "Image":
-        from PIL import Image
+    @property
+    def n_faults(self) -> int:
+        """Pictures so far that could not be read, and are left out."""
+        return sum(fault is not None for fault in self._faults.values())
 
-        at = self._pictures[document].at
-        return rgb_of(at) if isinstance(at, Path) else Image.fromarray(at).convert("RGB")
+    def _is_readable(self, document: int) -> bool:
+        """Whether a picture decodes, found out at its first use; if not, it is counted.
+
+        Raises:
+            ValueError: too many do not.
+        """
+        if document in self._faults:
+            return self._faults[document] is None
+        fault = self._faults[document] = self.fault(document)
+        if fault is None:
+            return True
+        logger.warning("%s cannot be read and is left out: %s", self.names[document], fault)
+        if self.n_faults > _MOST_FAULTS * len(self.ids):
+            number, first = next((i, f) for i, f in self._faults.items() if f is not None)
+            raise Refused(
+                f"{self.n_faults} of {len(self.ids)} pictures cannot be read, more than "
+                f"{_MOST_FAULTS:.0%}; the first is {self.names[number]} ({first}); remove or "
+                "replace them"
+            )
+        return False
 
     def _cut(self, piece: Piece) -> "Image":
+        """The picture, or its crop. Pictures that crops were cut out of are kept, up to 256 MiB:
+        those of one come at random times."""
+        path = self._paths[piece.document]
         if not self.arguments.crops:
-            return self._decode(piece.document)
-        image = self._decoded(piece.document)
+            return rgb_of(path)
+        with self._lock:
+            image = self._decoded.pop(piece.document, None) or rgb_of(path)
+            self._decoded[piece.document] = image  # the last
+            while sum(3 * prod(one.size) for one in self._decoded.values()) > _DECODED:
+                if len(self._decoded) == 1:
+                    break
+                self._decoded.popitem(last=False)
         rng = random.Random(f"{self.arguments.seed} {self.ids[piece.document]} {piece.number}")
         side = min(*self.size, *image.size)
         left, top = (rng.randint(0, length - side) for length in image.size)
         return image.crop((left, top, left + side, top + side))
 
-    def inputs(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
+    def read(self, pieces: Sequence[Piece]) -> InputBatch:
         """Pixels by the name of the model's argument, a row for each piece.
 
         Raises:
             ValueError: a picture does not decode.
         """
         try:
-            return self._processed([self._cut(piece) for piece in pieces])
-        except Exception as error:  # as in `fault`
+            inputs = self._processed([self._cut(piece) for piece in pieces])
+        except Exception as error:  # as in `_fault`
             among = ", ".join(self.names[piece.document] for piece in pieces[:3])
             raise Refused(f"a picture among {among} cannot be read: {one_line(error)}") from error
-
-    def keep(self, piece: Piece) -> Bool[Tensor, " ctx"]:
-        """Patches, the CLS token, or all, by the section's `positions`."""
-        return self._keep
-
-    def positions(self, piece: Piece) -> Int64[Tensor, " ctx"]:
-        """As `Grid.positions`."""
-        return self.grid.positions(piece.number)
-
-    def place(self, position: int) -> str:
-        """Such as "patch row 3 column 7"; rows and columns are counted from 1."""
-        number, i = self.grid.find(position)
-        crop = f"crop {number + 1}, " if self.arguments.crops else ""
-        if i == -1:
-            return f"{crop}CLS token"
-        if i < 0:
-            return f"{crop}register {-1 - i}"
-        row, column = divmod(i, self.grid.columns)
-        return f"{crop}patch row {row + 1} column {column + 1}"
+        documents = torch.tensor([piece.document for piece in pieces])
+        return InputBatch(inputs, self.keep.expand(len(pieces), -1), documents)
 
     def picture(self, document: int, position: int = 0) -> "Image":
         """What the model sees of a picture, or of its crop that a position belongs to: resized and
         cut, before colours are normalised."""
         from PIL import Image
 
-        piece = Piece(document, self.grid.find(position)[0], 0)
+        piece = Piece(document, self.grid.find(position)[0])
         unscaled = {"do_normalize": False, "do_rescale": False}
         (pixels,) = self._processed([self._cut(piece)], **unscaled)["pixel_values"]
         colours = pixels.float().round().clamp(0, 255).byte().permute(1, 2, 0)
@@ -207,12 +267,156 @@ class Pictures:
         height, width = self.grid.step
         return (column * width, row * height, (column + 1) * width, (row + 1) * height)
 
+    def caption(self, document: int, position: int) -> str:
+        """Such as "flower.jpg, patch row 3 column 7"; rows and columns are counted from 1."""
+        number, i = self.grid.find(position)
+        name = self.names[document]
+        name += f", crop {number + 1}" if self.arguments.crops else ""
+        if i == -1:
+            return f"{name}, CLS token"
+        if i < 0:
+            return f"{name}, register {-1 - i}"
+        row, column = divmod(i, self.grid.columns)
+        return f"{name}, patch row {row + 1} column {column + 1}"
+
     def labels(self) -> dict[str, list[str | None]]:
-        """By column the label of each picture."""
-        if not self.arguments.packaged:
-            return read_labels("images.labels", self.arguments.labels, self.names)
-        labels = [picture.label for picture in self._pictures]
-        return {"label": labels} if any(labels) else {}
+        """By column the label of each picture; no column, if there are none."""
+        return read_labels(self.arguments.labels, self.names)
+
+    # Their order.
+
+    def pieces(self, side: Split) -> list[Piece]:
+        """All pieces of one side, in the order of pictures.
+
+        Raises:
+            ValueError: no picture is on this side.
+        """
+        args = self.arguments
+        chosen = [i for i, id_ in enumerate(self.ids) if side_of(id_, args) == side]
+        if not chosen:
+            name = "validation_fraction" if side == "validation" else "held_out_fraction"
+            raise Refused(
+                f"none of the {len(self.ids)} pictures is on the {side} side at "
+                f"images.{name}={getattr(args, name)}; change it or give more pictures"
+            )
+        return [Piece(i, number) for i in chosen for number in range(max(1, args.crops))]
+
+    def n_positions(self, side: Split) -> int:
+        """Positions of one side that are kept, with those of pictures that may not decode."""
+        return self._n_kept * len(self.pieces(side))
+
+    def _ordered(self, side: Split, epoch: int) -> list[Piece]:
+        """One side's pieces in an epoch's order."""
+        pieces = self.pieces(side)
+        mixed = random.Random(f"{self.arguments.seed} {epoch}").getrandbits(63)
+        generator = torch.Generator().manual_seed(mixed)
+        return [pieces[i] for i in torch.randperm(len(pieces), generator=generator).tolist()]
+
+    def _batches(self, side: Split, epoch: int, offset: int) -> Iterator[tuple[list[Piece], int]]:
+        """Pieces that make a batch, and the place after them in the epoch's order."""
+        batch: list[Piece] = []
+        order = self._order(side, epoch)
+        for place in range(offset, len(order)):
+            if self._is_readable(order[place].document):
+                batch.append(order[place])
+            if len(batch) == self.harvester.args.rows:
+                yield batch, place + 1
+                batch = []
+        if batch:
+            yield batch, len(order)
+
+    def fill(self, n: int, rank: int = 0, n_processes: int = 1) -> Filling:
+        """Plan batches until n positions are kept; each process reads and harvests its share.
+
+        Raises:
+            ValueError: no picture of the training side can be read.
+        """
+        planned: list[list[Piece]] = []
+        capacity = 0
+        while capacity < n:
+            before = len(planned)
+            for batch, place in self._batches("train", **self._position):
+                planned.append(batch)
+                self._position["offset"] = place
+                capacity += self._n_kept * len(batch)
+                if capacity >= n:
+                    break
+            else:
+                if len(planned) == before and not self._position["offset"]:
+                    raise Refused("none of the training pictures can be read")
+                self._position = {"epoch": self._position["epoch"] + 1, "offset": 0}
+        n_special = len(self.keep) * sum(map(len, planned)) - capacity
+        read = {name: getattr(self.arguments, name) for name in ("positions", "crops", "seed")}
+        digest = blake2b(f"{read}".encode(), digest_size=8)
+        for piece in (piece for batch in planned for piece in batch):
+            digest.update(f"{self.ids[piece.document]} {piece.number} ".encode())
+        documents: list[Tensor] = []
+        parts = harvest_share(self.harvester, planned, self.read, rank, n_processes, documents)
+        return Filling(capacity, n_special, digest.hexdigest(), parts, documents)
+
+    def once(self, side: Split, n: int | None) -> Iterator[list[Piece]]:
+        """The pieces of each of one side's batches, once; with n, until n positions are kept."""
+        n_left = None if n is None else -(-n // self._n_kept)  # pieces
+        for batch, _ in self._batches(side, 0, 0):
+            if n_left is not None:
+                batch = batch[:n_left]
+                n_left -= len(batch)
+            if batch:
+                yield batch
+            if n_left == 0:
+                return
+
+    def inputs(self, side: Split, n: int | None = None) -> Iterable[InputBatch]:
+        """One side's inputs, which can be read several times; with n, only as many as keep n
+        positions."""
+        return _Inputs(self, side, n)
+
+    def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
+        """One side's activations, once; with n, only those of pieces that keep n positions."""
+        for pieces in self.once(side, n):
+            harvested = self.harvester(self.read(pieces))
+            places = torch.stack([self.grid.positions(piece.number) for piece in pieces])
+            position = places[harvested.row.cpu(), harvested.position.cpu()]
+            document = harvested.document
+            yield ActivationBatch(harvested.activations, document, position.to(document.device))
+
+    # What identifies it.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the epochs, and the norm limits."""
+        return {"inputs": dict(self._position), "norm_limits": dict(self.harvester.norm_limits)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position that `state_dict` returned."""
+        self._position = dict(state["inputs"])
+        self.harvester.norm_limits = dict(state["norm_limits"])
+
+    def origin(self) -> str:
+        """Hash of the model's weights."""
+        return lm_digest(self.encoder.model)
+
+    def content(self) -> str:
+        """Hash of all pictures, all sides."""
+        digest = sha256(" ".join(self.ids).encode()).hexdigest()
+        return f"SHA-256 of {len(self.ids)} pictures {digest}"
+
+    def describe(self) -> dict[str, Any]:
+        """All settings of the pictures and of the harvest, how many there are, and their hash."""
+        counts = {"n_documents": len(self.ids), "n_unreadable": self.n_faults}
+        about = {**asdict(self.arguments), "origin": LOCAL_FILES, **counts}
+        about["content"] = self.content()
+        return {"images": about, "harvest": asdict(self.harvester.args)}
+
+
+class _Inputs:
+    """One side's inputs, read again each time."""
+
+    def __init__(self, source: InputSource, side: Split, n: int | None) -> None:
+        self.source, self.n = source, n
+        self.side: Split = side
+
+    def __iter__(self) -> Iterator[InputBatch]:
+        return map(self.source.read, self.source.once(self.side, self.n))
 
 
 def grid_of(config: Any, n_positions: int, size: tuple[int, int]) -> Grid:
@@ -250,6 +454,65 @@ def grid_of(config: Any, n_positions: int, size: tuple[int, int]) -> Grid:
         f"{size[0]} x {size[1]} in patches of {height} x {width}, so they cannot be placed in it; "
         "name a block's output as the site"
     )
+
+
+# Files.
+
+
+def paths_of(args: ImageArguments) -> list[Path]:
+    """The files that a section's path, folder, globs or list name, each once, in natural order.
+
+    Raises:
+        ValueError: a name leads to no file, or a named file has another suffix.
+    """
+    from .files.formats import natural
+
+    field, given = ("images.folder", args.folder) if args.folder else ("images.files", args.files)
+    if not given:
+        raise Refused("images names no pictures; give images.files or images.folder")
+    suffixes = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+    found = set[Path]()
+    for name in [given] if isinstance(given, str) else given:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            every = sorted(file for file in path.rglob("*") if not file.is_dir())
+            files = [file for file in every if file.suffix.lower() in SUFFIXES]
+            others = [str(file.relative_to(path)) for file in every if file not in {*files}]
+            if others:
+                more = f" and {len(others) - _SHOWN} more" if others[_SHOWN:] else ""
+                shown = ", ".join(others[:_SHOWN]) + more
+                logger.info("%s: %d files are read; not read: %s", path, len(files), shown)
+        else:
+            files = [path] if path.exists() else list(map(Path, glob(str(path), recursive=True)))
+        if not files:
+            raise Refused(f"{field}: no file with {suffixes} is at {name!r}; check the path")
+        for file in files:
+            if file.suffix.lower() not in SUFFIXES:
+                raise Refused(f"{field}: {file} is none of {suffixes}; convert it")
+            refuse_special(file)
+        found |= {*files}
+    return sorted(found, key=natural)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What changes when a file does: its size and time.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error}); check it") from error
+    return about.st_size, about.st_mtime_ns
+
+
+@lru_cache(maxsize=2**20)  # a run opens its files several times
+def _id(path: Path, size: int, changed: int) -> str:
+    try:
+        return file_hash(path)[:16]
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error}); check it") from error
 
 
 @lru_cache(maxsize=2**20)  # a run checks its pictures, and opens them several times
@@ -309,25 +572,57 @@ def _in_rgb(image: "Image") -> "Image":
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-def _listed(args: ImageArguments) -> list[_Picture]:
-    """All pictures of a section, in natural order."""
-    if args.packaged:
-        return _packaged(args.packaged)
-    field = "images.folder" if args.folder else "images.files"
-    given = args.folder or args.files
+def read_labels(given: str, names: Sequence[str]) -> dict[str, list[str | None]]:
+    """By column the label of each picture; None for those that the table lacks.
+
+    Args:
+        given: a csv or parquet table whose column "file" has the pictures' names; "folders": the
+            label is the name of the folder that a picture lies in; "": there are no labels.
+
+    Raises:
+        ValueError: the table cannot be read, has no such column, or names none of the pictures.
+    """
     if not given:
-        raise Refused("images names no pictures; give images.files, images.folder or .packaged")
-    paths = paths_of(field, given, SUFFIXES)
-    three = zip(short_names(paths), ids_of(paths), paths, strict=True)
-    return [_Picture(name, id_, None, path) for name, id_, path in three]
+        return {}
+    if given == "folders":
+        return {"folder": [Path(name).parent.name or None for name in names]}
+    path, example = Path(given).expanduser(), repr(next(iter(names), "a.png"))
+    if path.suffix not in (".parquet", ".csv"):
+        raise Refused(
+            f"images.labels is {str(path)!r}; name a .csv or .parquet table, or 'folders'"
+        )
+    refuse_special(path)
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
 
-
-def _packaged(names: str) -> list[_Picture]:
-    from ..packaged import packaged_pictures
-
-    listed = []
-    for source in names.split(","):
-        for name, pixels, label in packaged_pictures(source.strip()):
-            id_ = sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()[:16]
-            listed.append(_Picture(name, id_, label, pixels))
-    return listed
+            table = parquet.read_table(path).to_pylist()
+            rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in table]
+        else:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = [
+                    {k: v for k, v in row.items() if k}
+                    for row in csv.DictReader(file, restkey="", restval="")
+                ]
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are one of the first two
+        raise Refused(f"images.labels: {path} cannot be read ({error}); check it") from error
+    by_name: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(rows, 1):
+        if not row.get(_COLUMN):
+            raise Refused(
+                f"images.labels: row {number} of {path} names no file in a column {_COLUMN!r}; add "
+                f"it, with names such as {example}"
+            )
+        by_name[row[_COLUMN]] = row
+    if by_name.keys().isdisjoint(names):
+        raise Refused(
+            f"images.labels: {path} names none of the {len(names)} files; its column {_COLUMN!r} "
+            f"needs names such as {example}"
+        )
+    if unknown := [name for name in by_name if name not in {*names}]:
+        near = closest(unknown[0], names)
+        logger.warning("images.labels: no file is called %r, as in %s%s", unknown[0], path, near)
+    columns = dict.fromkeys(column for row in rows for column in row if column != _COLUMN)
+    return {
+        column: [by_name.get(name, {}).get(column) or None for name in names] for column in columns
+    }

@@ -3,8 +3,8 @@
     Source --fill--> `ShuffledActivations` --> batches of a training
     Source --batches--> `ActivationBatch` --> reconstructions, fingerprints
 
-`TextSource` runs a language model on rows of tokens, `InputSource` a model of pictures or sound on
-those; `TensorSource` reads tensors in memory.
+`TextSource` runs a language model on rows of tokens, `InputSource` a vision model on pictures;
+`TensorSource` reads tensors in memory.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,10 +20,8 @@ from ..machine.refused import Refused
 from ..packaged import shares_of_texts
 from .arguments import Split
 from .cache import lm_digest
-from .harvest import Harvester
-from .inputs import Batch
-from .text_hash import text_digest
-from .tokens import PackedRows, TokenBatch, text_origin
+from .harvest import Batch, Harvester
+from .tokens import PackedRows, TokenBatch, text_digest, text_origin
 
 
 class ActivationBatch(NamedTuple):

@@ -11,26 +11,30 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from glob import glob
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
+from huggingface_hub import HfApi
 from jaxtyping import Bool, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..lm import NamesSite, tokenizer_of
+from ..machine.client import HTTPError
 from ..machine.files import numbered_lines, refuse_special, unreadable
 from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
 from ..packaged import packaged_names, packaged_text
-from .arguments import Split, TextArguments
-from .listed import no_column, text_in
-from .special_tokens import special_ids
+from .arguments import HarvestArguments, Split, TextArguments
+from .in_memory import Columns, no_column, text_in, text_list
 
 logger = logging.getLogger(__name__)
 _SHOWN = 10  # names of files that are not read
@@ -39,6 +43,8 @@ _CHARACTERS_AT_ONCE = 2**22  # each takes a tokenizer about 150 bytes (SmolLM2's
 _LONG = 2**24  # characters of a document
 _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
 _LONGEST = 2**30  # bytes of a document in a file; all of it is in memory at once
+# Bytes, of a digest: largest file that is read as a whole; part of a larger one at each end; block.
+_WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24
 
 
 class Document(NamedTuple):
@@ -423,3 +429,143 @@ def _chunks(pieces: Iterator[Document]) -> Iterator[list[Document]]:
 
 def _start() -> dict[str, Any]:
     return {"epoch": 0, "documents": 0, "tokens": 0, "leftover_ids": [], "leftover_document": []}
+
+
+TextInput = str | Sequence[str] | Columns | TextArguments | Iterable[TokenBatch]
+"""A text, several texts, a `datasets.Dataset`, a `TextArguments`, or rows of tokens."""
+
+
+def token_rows(
+    text: TextInput,
+    lm: nn.Module,
+    config: NamesSite,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    side: Split = "test",
+) -> Iterable[TokenBatch]:
+    """Rows of tokens: the given ones, or rows packed from texts.
+
+    Args:
+        text: a list, or the column "text" of a data set, is read whole, in rows of at most 128
+            tokens; of a `TextArguments` only `side` is read; rows are returned unchanged.
+        config: the SAE's config; its `bos` sets the places of BOS tokens.
+        tokenizer: None: the tokenizer that `hfsae.load_lm` loaded with the model.
+        side: the documents of a `TextArguments` to read.
+
+    Raises:
+        ValueError: no tokenizer is known for the text, or it is neither text nor rows.
+    """
+    if isinstance(text, Tensor):
+        raise Refused(
+            "the text is a tensor; give texts, or rows of tokens: a list of "
+            "hfsae.activations.TokenBatch(input_ids, keep, document)"
+        )
+    args: Any = [text] if isinstance(text, str) else text
+    if not isinstance(args, TextArguments):
+        # by elimination: a generator cannot be looked into
+        is_of_rows = isinstance(args, Iterable) and not isinstance(args, Columns | Mapping)
+        if isinstance(args, Sequence):
+            is_of_rows = all(isinstance(batch, TokenBatch) for batch in args)
+        if is_of_rows:
+            return cast(Iterable[TokenBatch], args)
+    tokenizer = tokenizer or tokenizer_of(lm)
+    if not isinstance(args, TextArguments):
+        texts = text_list(args)
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
+        # all of them, in rows no longer than the texts together: a BOS, and an EOS after each
+        n_tokens = 1 + sum(len(ids) + 1 for ids in encoded["input_ids"])
+        context_size = min(TextArguments.context_size, n_tokens)
+        args = TextArguments(
+            dataset=texts, context_size=context_size, shuffle_documents=False, held_out_fraction=1.0
+        )
+        side = "test"  # holds all of a list
+    bos = getattr(config, "bos", None) or args.bos
+    if tokenizer.bos_token_id is None:
+        bos = "none"
+    return PackedRows(tokenizer, replace(args, bos=bos), side, rows=HarvestArguments().rows)
+
+
+# Special tokens: BOS and the like, and chat roles, which have no name of their own.
+
+_added: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, frozenset[int]]] = WeakKeyDictionary()
+"""by tokenizer its length, and its tokens added as special"""
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the tokenizer's special tokens, and of tokens added as special."""
+    return sorted({*tokenizer.all_special_ids, *_added_as_special(tokenizer)})
+
+
+def special_among(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> set[int]:
+    """Those of some ids that are special: quicker than all of them, for each of many texts."""
+    named, added = {*tokenizer.all_special_ids}, _added_as_special(tokenizer)
+    return {id_ for id_ in ids if id_ in named or id_ in added}
+
+
+def _added_as_special(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Listed once, as Gemma's tokenizer takes milliseconds to list its 6,384 added tokens."""
+    n, known = len(tokenizer), _added.get(tokenizer)
+    if known is None or known[0] != n:
+        listed = tokenizer.added_tokens_decoder
+        known = n, frozenset(id_ for id_, token in listed.items() if token.special)
+        _added[tokenizer] = known
+    return known[1]
+
+
+# What identifies a text: training resumes from a checkpoint only with the same one.
+
+
+def text_digest(args: TextArguments) -> str | None:
+    """Digest of the whole text, all sides; None if the Hub does not answer.
+
+    A hash of: the texts of listed or packaged documents; the contents of local files, in reading
+    order; the names and hashes of a Hub data set's files, from one request (its card may change).
+    Of a file over 1 GiB it covers only the size and the first and last 64 MiB: a change in between
+    that keeps the size is not noticed.
+
+    Raises:
+        ValueError: a file or packaged text cannot be read.
+    """
+    if is_hub(args.dataset):
+        return _hub_digest(str(args.dataset), args)
+    if isinstance(args.dataset, str) and not args.dataset.startswith("packaged:"):
+        parts = map(_file_hash, local_files(args.dataset))
+    else:
+        parts = (sha256(text.encode()).digest() for text in texts(args))
+    digest = sha256()
+    for part in parts:
+        digest.update(part)
+    return f"SHA-256 {digest.hexdigest()}"
+
+
+def _file_hash(path: Path) -> bytes:
+    """Hash of a file's suffix, size and contents; its name and folder may change."""
+    try:
+        size = path.stat().st_size
+        digest = sha256(f"{path.suffix} {size}".encode())
+        with path.open("rb") as file:
+            if size > _WHOLE:
+                digest.update(file.read(_END))
+                file.seek(-_END, 2)
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise Refused(unreadable(path, error)) from error
+    return digest.digest()
+
+
+def _hub_digest(name: str, args: TextArguments) -> str | None:
+    try:
+        info = HfApi().dataset_info(
+            name, revision=args.dataset_revision, timeout=30, files_metadata=True
+        )
+    except (HTTPError, OSError):  # the code that reads the text reports it
+        return None
+    config = f", {args.dataset_config}" if args.dataset_config else ""
+    files = sorted(
+        f"{file.rfilename} {file.blob_id}"
+        for file in info.siblings or ()
+        if not file.rfilename.endswith((".md", ".gitattributes"))
+    )
+    digest = sha256("\n".join(files).encode()).hexdigest()
+    return f"{name}{config}, SHA-256 of its files {digest}"

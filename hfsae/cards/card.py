@@ -77,7 +77,7 @@ _CAPTIONS = {
     "thresholds": "Thresholds, in the raw units of the activations",
     "diff": "Which latents are of one of the two language models, and which of both",
 }
-_SECTIONS = ("lm", "lms", "text", "harvest", "activations", "images", "audio")
+_SECTIONS = ("lm", "lms", "text", "harvest", "activations", "images")
 _SECTIONS += ("shuffle", "sae_as_trained", "training")
 _NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
 _NOT_SHOWN = ("output_dir", "transformers_version", "model_weights")

@@ -13,7 +13,6 @@ from jsonargparse import get_loader, set_loader, set_parsing_settings
 
 from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
-from ..cost.cards import CARDS
 from ..lm.located import refuse_absent
 from ..machine.files import parse_yaml
 from ..machine.names import EVALUATION, MADE_BY, META
@@ -38,14 +37,14 @@ _USAGE = {
 }
 # Fields that `--help` explains; the others are for `--help_all`.
 _TEXT = ("lm.name", "text.dataset")
-_OTHER_INPUTS = ("images.files", "audio.files", "activations.files")
+_OTHER_INPUTS = ("images.files", "activations.files")
 _TRAINING = ("training.output_dir", "training.n_tokens", "training.learning_rate")
 _TRAINING += ("evaluation.n_tokens",)
 _OFTEN = {
     "train": (*_TEXT, *_OTHER_INPUTS, *_TRAINING, "text.context_size", "collect_tokens"),
     "compare": (*_TEXT, *_TRAINING, "arms", "seeds", "at_l0", "only"),
     "tune": ("training.output_dir", "training.n_tokens", "ranges", "arms", "trials", "rungs"),
-    "harvest": (*_TEXT, *_OTHER_INPUTS[:2], "training.n_tokens", "evaluation.n_tokens"),
+    "harvest": (*_TEXT, *_OTHER_INPUTS[:1], "training.n_tokens", "evaluation.n_tokens"),
     "evaluate": (*_TEXT, "evaluation.n_tokens", "evaluation.texts"),
     "collect": (*_TEXT, "collect_tokens", "collect.top", "collect.window"),
 }
@@ -55,7 +54,7 @@ SECTIONS = {MADE_BY[file]: (*_KINDS, *stage_of(file).sections) for file in (EVAL
 _ACTIVATIONS = "activations"
 _SHORT = {"--activations": "--activations.files", "--site": "--sae.site"}
 _SHORT["--labels"] = "--activations.labels"
-_SOURCES = ("--images.files", "--images.folder", "--images.packaged", "--audio.files")
+_SOURCES = ("--images.files", "--images.folder")
 _INSTEAD = (
     ("sites", "site"),
     ("sites", "target_site"),
@@ -133,14 +132,7 @@ def add_output(parser: VerbParser) -> None:
 def train_parser() -> VerbParser:
     """The parser of `hfsae train`."""
     parser = recipe_parser("train")
-    parser.add("--dry_run", action="store_true", help="print what would run, and its cost")
-    parser.add(
-        "--gpu",
-        type=str | None,
-        default=None,
-        help=f"with --dry_run: the cost on GPUs of this kind ({', '.join(CARDS)}), by formula; "
-        "without it, this machine is measured",
-    )
+    parser.add("--dry_run", action="store_true", help="print what would run, its memory and disk")
     return parser
 
 

@@ -37,15 +37,13 @@ def train(argv: list[str]) -> None:
     refuse_absent_models(recipe)
     if options["dry_run"]:
         with without_collecting():
-            from ..cost.plan import plan
+            from ..cost import plan
 
-        print("\n".join(plan(recipe, options["gpu"]).lines))
+        print("\n".join(plan(recipe).lines))
         return
-    if options["gpu"] is not None:
-        raise Refused("--gpu needs --dry_run: it only estimates the cost on a GPU")
     command = shlex.join(["hfsae", "train", *argv])
     with without_collecting():
-        from ..cost.shortage import check_memory
+        from ..cost import check_memory
         from ..recipe import run
         from .show import print_folder, print_next
 

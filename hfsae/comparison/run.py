@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from ..cost.shortage import check_memory
+from ..cost import check_memory
 from ..machine.names import CHECKPOINTS, CONFIG, FINGERPRINT, TRAINING
 from ..machine.refused import Refused
 from ..recipe import (

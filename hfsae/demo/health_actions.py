@@ -10,7 +10,7 @@ from .. import cards
 from ..evaluation import EvaluationArguments, evaluate
 from ..evaluation.metrics import DENSITY, FIDELITY
 from ..evaluation.result import LOSSES
-from ..machine.units import FRAME, ROW
+from ..machine.units import ROW
 from ..machine.visible import public
 from .rows import Json
 from .subject import Subject
@@ -100,7 +100,7 @@ def about(subject: Subject) -> Json:
     Returns:
         name (str): of the SAE.
         kind (str): its architecture.
-        unit (str): what it reads one of at a time: token; or row, patch or frame, which other
+        unit (str): what it reads one of at a time: token; or row or patch, which other
             answers call a token.
         site (str | None): the place in the model whose activations it reads.
         d_sae (int): how many latents it has: their indices are 0 to d_sae - 1.
@@ -111,7 +111,7 @@ def about(subject: Subject) -> Json:
         notes (list[str]): what may make numbers differ here.
     """
     config, loaded = subject.sae.config, subject.loaded or subject.encoder
-    has_model = loaded is not None or subject.unit in (ROW, FRAME)  # of which nothing runs it
+    has_model = loaded is not None or subject.unit == ROW  # of which nothing runs it
     why_not = re.sub("'[^']*'", lambda m: repr(public(m[0][1:-1])), subject.why_no_lm)
     return {
         "name": subject.name,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..hub.outgoing import is_of_hfsae
-from ..machine.units import FRAME, PATCH, ROW, TOKEN
+from ..machine.units import PATCH, ROW, TOKEN
 from ..recipe import home_of
 from .subject import Subject, public_source, without_source
 
@@ -23,7 +23,6 @@ _INPUTS = {
         ["--lm.kind", "auto", "--images.folder", "PICTURES"],
         "PICTURES: a folder of pictures.",
     ),
-    FRAME: (["--lm.kind", "auto", "--audio.files", "SOUNDS"], "SOUNDS: a folder of sound files."),
 }
 """of each kind of SAE, the inputs in a command, and what they are"""
 _BY_MODEL = ["--explainer", "lm", "--judge", "MODEL_TO_ASK", "--requests", "asked"]

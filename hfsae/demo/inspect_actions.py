@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
-from ..activations.spelling import token_text
+from ..activations.token_text import token_text
 from ..features import (
     PLAIN,
     blank_label,
@@ -183,7 +183,7 @@ def feature(subject: Subject, latent: int) -> Json:
         n_groups (int, optional): how many groups of examples follow the strongest.
         groups (list, optional): {kind, examples} of texts in which it fires, the strongest first.
             The "text" of an example has the token that it fires on between « and »; of an SAE that
-            reads no text, it says which row, patch or frame that is.
+            reads no text, it says which row or patch that is.
     """
     index, config, store = check_latent(subject, latent), subject.sae.config, subject.store
     reads, sites = "", []

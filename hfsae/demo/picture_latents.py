@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import torch
 
 from ..activations.pictures import grid_of, rgb_of
-from ..activations.spelling import Tokens
+from ..activations.token_text import Tokens
 from ..features.inspection import Inspection, firings_in
 from ..features.pictures import Grid, Key, Picture, small
 from ..lm import capture, cast_for, contract, forward

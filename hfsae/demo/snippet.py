@@ -116,7 +116,7 @@ def of_texts(subject: Subject, prompt: str, latents: Mapping[int, float], how: S
     where = "" if how.scope == "all" else f" if phase == {how.scope!r} else nullcontext()"
     return (
         f"{'from contextlib import nullcontext' + chr(10) * 2 if where else ''}"
-        f"{_loading(subject, 'from hfsae.activations.special_tokens import special_ids', _PAIR)}"
+        f"{_loading(subject, 'from hfsae.activations.tokens import special_ids', _PAIR)}"
         f"prompt = {text}\n"
         "ids = tokenizer(prompt, add_special_tokens=False)['input_ids']\n"
         "spare = special_ids(tokenizer)  # BOS and the like are left as they are\n\n\n"

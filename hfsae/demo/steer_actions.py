@@ -11,8 +11,8 @@ from typing import Annotated, NamedTuple, cast
 import torch
 
 from .. import steering
-from ..activations.special_tokens import special_ids
-from ..activations.spelling import Tokens, spell
+from ..activations.token_text import Tokens, spell
+from ..activations.tokens import special_ids
 from ..machine.refused import Refused
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Unit
 from ..steering.pair import Phase, Sampling, generate_pair

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..activations.spelling import Tokens, single_tokens, tokenise, tokenise_chat
+from ..activations.token_text import Tokens, single_tokens, tokenise, tokenise_chat
 from ..features import Automatic, FeatureSearch, FeatureStore
 from ..features.inspection import Inspection, Ranked, inspect
 from ..features.pictures import Grid, Pictures

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..activations.special_tokens import special_ids
-from ..activations.spelling import Tokens, meant, single_tokens
+from ..activations.token_text import Tokens, named_token, single_tokens
+from ..activations.tokens import special_ids
 from ..attribution import Attribution, attribute, logit
 from ..machine.refused import Refused
 from . import validate
@@ -245,7 +245,7 @@ def _question(
         """A typed token's id; where its text is read with a space more, a note is added."""
         if text.startswith("#") and text[1:].isdecimal():
             return subject.token_id(text)
-        chosen = meant(subject.tokenizer, text, lambda: logits)
+        chosen = named_token(subject.tokenizer, text, lambda: logits)
         if chosen.typed is not None:
             less = float(logits[chosen.token] - logits[chosen.typed])
             notes.append(

@@ -26,11 +26,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments
-from ..activations.given import Given, as_rows
-from ..activations.harvest import Harvester, refuse_not_finite
-from ..activations.inputs import Batch
+from ..activations.harvest import Batch, Harvester, refuse_not_finite
 from ..activations.source import ActivationBatch
-from ..activations.tokens import TokenBatch
+from ..activations.tokens import TextInput, TokenBatch, token_rows
 from ..lm import (
     Autoencoder,
     HasConfig,
@@ -70,7 +68,7 @@ _FEW = 1000  # tokens: too few for a reliable L0
 def evaluate(
     lm: PreTrainedModel,
     sae: Autoencoder,
-    text: Given,
+    text: TextInput,
     args: EvaluationArguments | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -108,7 +106,7 @@ def evaluate(
     check_arguments("evaluate", lm, sae)
     args = args or EvaluationArguments()
     contract.hold(lm, sae, tokenizer)
-    rows = as_rows(text, lm, sae.config, tokenizer, side=args.side)
+    rows = token_rows(text, lm, sae.config, tokenizer, side=args.side)
     return evaluate_all(lm, {"": sae}, rows, args, **more)[""]
 
 

@@ -1,6 +1,6 @@
 """How far an encoder's own output moves when it runs on an SAE's reconstructions.
 
-An encoder of pictures or sound predicts no token, so there is no loss to recover: its output itself
+A vision model predicts no token, so there is no loss to recover: its output itself
 is compared with that of the run as it is. The output is the pooled vector of a row, or, where the
 model has none, the last hidden state at the kept positions. Runs ("arms"), as in `fidelity`:
 *spliced*, with the reconstruction in the place of the activation at the target site, and as
@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..activations.harvest import refuse_not_finite
-from ..activations.inputs import InputBatch
+from ..activations.harvest import InputBatch, refuse_not_finite
 from ..lm import (
     Autoencoder,
     capture,
@@ -101,7 +100,7 @@ def output_change(
         change = output_change(encoder.model, sae, source.inputs("test", 20_000))
 
     Args:
-        model: An encoder of pictures or sound, in eval mode.
+        model: A vision model, in eval mode.
         sae: Anything with `encode`, `decode` and `config.site`; a transcoder reads at `site` and
             its reconstructions replace `target_site`.
         batches: Inputs. Without `mean` they are read twice, so a list, or `InputSource.inputs`.
@@ -237,8 +236,7 @@ def _outputs(
     if isinstance(pooled, Tensor):
         rows = keep.any(dim=1).nonzero()[:, 0].to(pooled.device)
         return rows, pooled[rows].double()
-    hidden = getattr(output, "encoder_last_hidden_state", None)  # of Whisper
-    hidden = output.last_hidden_state if hidden is None else hidden
+    hidden = output.last_hidden_state
     keep = keep.to(hidden.device)
     if keep.shape != hidden.shape[:2]:
         keep = keep.any(dim=1, keepdim=True).expand(hidden.shape[:2])

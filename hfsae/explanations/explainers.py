@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..activations.spelling import spell
+from ..activations.token_text import spell
 from ..machine.files import numbered_lines, printable
 from ..machine.labels import MAX_LENGTH
 from ..machine.refused import Refused, one_line

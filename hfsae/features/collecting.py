@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
 from ..activations.cache import lm_digest
-from ..activations.given import Given, as_rows
-from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
+from ..activations.token_text import REPLACEMENT, decoded, is_part, token_text
+from ..activations.tokens import TextInput, token_rows
 from ..lm import check_arguments, contract, model_and_path, tokenizer_of
 from ..machine.refused import Refused
 from ..models import SAE
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 def collect(
     lm: PreTrainedModel | Mapping[str, PreTrainedModel],
     sae: SAE,
-    text: Given,
+    text: TextInput,
     args: CollectArguments | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -82,7 +82,7 @@ def collect(
     seen = Seen(sae.config.d_sae, **sizes, device=sae.W_dec.device)
     limits = harvester.norm_limits
     kept = Resume(resume, "" if resume is None else _key(lms, sae, tokenizer, args, limits))
-    batches = kept.rest(as_rows(text, first, sae.config, tokenizer), seen)
+    batches = kept.rest(token_rows(text, first, sae.config, tokenizer), seen)
     if progress is not None and seen.n_rows:
         progress(sum(part.numel() for part in seen.tokens))
     for batch in batches:

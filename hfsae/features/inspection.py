@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..activations.spelling import Tokens
+from ..activations.token_text import Tokens
 from ..lm import activations_read, cast_for, contract
 from ..models.config import check_latent
 

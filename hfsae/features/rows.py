@@ -1,4 +1,4 @@
-"""What the latents of an SAE fire on where there is no text: rows of files, patches, frames.
+"""What the latents of an SAE fire on where there is no text: rows of files, patches of pictures.
 
     Source.batches --pieces--> latents --RowBlock--> Seen --> FeatureStore
 
@@ -88,7 +88,7 @@ def collect_rows(
         batches: of a source, as `source.batches("test")`.
         caption: the words for a document's number and a position.
         n: read only the first n rows.
-        unit: what a row is: "row", "patch" or "frame".
+        unit: what a row is: "row" or "patch".
         progress: called after each batch with its number of rows.
         meta: further entries of meta.json.
 

@@ -68,7 +68,7 @@ class FeatureSearch:
 
     def by_caption(self, text: str, k: int = 20) -> list[Hit]:
         """Latents that fire in documents whose captions have this text, where a feature store is of
-        rows, patches or frames: a latent has one example in a document at most.
+        rows or patches: a latent has one example in a document at most.
 
         The score is the largest activation there over the latent's maximal one.
         """

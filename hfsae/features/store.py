@@ -189,7 +189,7 @@ class FeatureStore:
 
     @property
     def unit(self) -> str:
-        """What latents were read at: "token", or "row", "patch" or "frame" where there is no text
+        """What latents were read at: "token", or "row" or "patch" where there is no text
         (UNITS has the plurals)."""
         return self.meta.get("unit", "token")
 
@@ -404,7 +404,7 @@ ANSI = ("\x1b[1;30;43m", "\x1b[0m")
 def show(latent: Latent, highlight: tuple[str, str] = PLAIN, *, width: int = 100) -> str:
     """Lines of text: numbers, tokens, then one line an example with the firing token highlighted.
 
-    Without text an example is a row, patch or frame, with the activations of others around it.
+    Without text an example is a row or patch, with the activations of others around it.
 
     Args:
         highlight: put before and after the firing token: PLAIN, or ANSI on a colour terminal.

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..activations.listed import Columns, listed_texts
-from ..activations.spelling import spell, tokenise
+from ..activations.in_memory import Columns, text_list
+from ..activations.token_text import spell, tokenise
 from ..lm import (
     Encoder,
     NamesSite,
@@ -118,7 +118,7 @@ def _read(
         if tokenizer is None:
             return input_ids, mask, [[str(i) for i in row] for row in input_ids.tolist()]
         return input_ids, mask, [spell(tokenizer, row) for row in input_ids.tolist()]
-    text, speller = listed_texts(text), tokenizer or tokenizer_of(lm)
+    text, speller = text_list(text), tokenizer or tokenizer_of(lm)
     bos = getattr(config, "bos", None) != "none"
     rows = [tokenise(speller, one, bos=bos) for one in text]
     length = max((len(row.ids) for row in rows), default=0)

@@ -7,7 +7,7 @@ hooks      read and replace activations at sites
 splicing   let the model run on an SAE's reconstructions
 several    language models that read the same tokens, and sites in them
 load       a model from the Hub, a folder, a .gguf file or a package
-encoders   the same for models of pictures and sound, and one way to run any model
+encoders   the same for vision models, and one way to run any model
 located    where the copy of a model lies
 copies     its config, and what is refused of it
 contract   whether a model is the one that an SAE was trained on

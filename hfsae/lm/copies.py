@@ -114,27 +114,24 @@ def main_input(config: PreTrainedConfig) -> str:
     return (models[0] if isinstance(models, tuple) else models).main_input_name
 
 
-READS = {"pixel_values": "pictures", "input_features": "sound", "input_values": "sound"}
-"""What an encoder reads, in words, by the name of its main input."""
-
-
 def refuse_encoder(name: str, copy: Copy) -> None:
-    """Refuse a model of pictures or sound where a language model is needed.
+    """Refuse a model of pictures, sound or another input where a language model is needed.
 
     Raises:
         ValueError: it reads no text.
     """
     try:
         config = encoder_config(config_of(copy))
-        reads = READS.get(main_input(config))
+        reads = main_input(config)
     except Exception:  # what is wrong with the config is said by whoever reads it in earnest
         return
-    if reads is not None and type(config) not in AutoModelForCausalLM._model_mapping:
-        section = "images" if reads == "pictures" else "audio"
-        raise Refused(
-            f"model {name!r} is a {config.model_type}, which reads {reads}, not text; set lm.kind "
-            f"to 'auto' and name its {reads} under {section}, in place of text"
-        )
+    remedies = {"pixel_values": "set lm.kind to 'auto' and name its pictures under images"}
+    for sound in ("input_features", "input_values"):
+        remedies[sound] = "train on files of its activations (activations.files)"
+    remedy = remedies.get(reads)
+    if remedy is None or type(config) in AutoModelForCausalLM._model_mapping:
+        return
+    raise Refused(f"model {name!r} is a {config.model_type}, which reads no text; {remedy}")
 
 
 def refuse_random_weights(missing: Sequence[str], kind: str) -> None:

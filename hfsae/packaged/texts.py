@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..machine.refused import Refused
-from .installed import Package
+from .models import Package
 
 
 def packaged_text(name: str, fraction: float = 1.0) -> list[str]:

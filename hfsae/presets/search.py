@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..activations.spelling import tokenise
+from ..activations.token_text import tokenise
 from ..features import FeatureStore
 from ..features.function_words import content_word
 from ..lm import Moment, activations_read, cast_for, contract, intervene, special_ids, unspared

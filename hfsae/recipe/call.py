@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import SupportsFloat
 
-from ..activations.listed import Columns, listed
+from ..activations.in_memory import Columns, in_memory_texts
 from ..machine.refused import Refused
 from ..models import SAE
 from .fields import Recipe
@@ -70,7 +70,7 @@ def train(
     if activations is None and (model is None or site is None or dataset is None):
         raise Refused(
             "hfsae.train needs a model, a site and a dataset, or activations in files; for "
-            "pictures and sound give a recipe to hfsae.recipe.run"
+            "pictures give a recipe to hfsae.recipe.run"
         )
     base = _for_one(recipe if activations is None or recipe != "quickstart" else "activations")
     if activations is not None:
@@ -79,7 +79,7 @@ def train(
     elif model is not None and dataset is not None:
         if not isinstance(recipe, Recipe):
             base = replace(base, license=licence_with(base, model))
-        texts = listed(dataset, base.text.text_column)
+        texts = in_memory_texts(dataset, base.text.text_column)
         text = replace(base.text, dataset=texts, fractions={})
         base = replace(base, lm=replace(base.lm, name=model), text=text)
     place = {"site": site} if isinstance(site, str | None) else {"sites": list(site)}

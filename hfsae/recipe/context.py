@@ -99,7 +99,7 @@ def refuse_without_text(placed: SAEInContext) -> None:
     """Refuse an SAE of activations that are not text's, where a language model is needed.
 
     Raises:
-        ValueError: it was trained on files, pictures or sound.
+        ValueError: it was trained on files or pictures.
     """
     if placed.recipe.lms:
         raise Refused(

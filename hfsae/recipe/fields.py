@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 
 from ..activations import (
     ActivationArguments,
-    AudioArguments,
     HarvestArguments,
     ImageArguments,
     ShuffleArguments,
@@ -32,7 +31,6 @@ from ..lm.places import SLASH
 from ..machine.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..machine.names import CHECKPOINTS, FEATURES, FIGURES
 from ..machine.refused import Refused, closest
-from ..packaged import packaged_labels
 from ..training import TrainingArguments
 from ..training.arguments import SHARED
 
@@ -40,18 +38,17 @@ logger = logging.getLogger(__name__)
 Count = int | Literal["auto"]
 # The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "lms", "text", "harvest", "activations")
-TRAINING_SECTIONS += ("images", "audio")
+TRAINING_SECTIONS += ("images",)
 TRAINING_SECTIONS += ("shuffle", "seed")
 TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
 _MOST_SECONDS = 86_400
 Sections = dict[str, Any]
 """Fields of a recipe by section, of those that are given."""
-Kind = Literal["text", "files", "pictures", "sounds"]
+Kind = Literal["text", "files", "pictures"]
 UNUSED: dict[Kind, tuple[str, ...]] = {
-    "text": ("activations", "images", "audio"),
-    "files": ("lm", "lms", "text", "harvest", "images", "audio"),
-    "pictures": ("lms", "text", "activations", "audio"),
-    "sounds": ("lms", "text", "activations", "images"),
+    "text": ("activations", "images"),
+    "files": ("lm", "lms", "text", "harvest", "images"),
+    "pictures": ("lms", "text", "activations"),
 }
 """Sections that a recipe does not use."""
 
@@ -75,8 +72,8 @@ class LMArguments:
     name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """Hub id or folder of a causal language model, or a .gguf file."""
     kind: Literal["auto"] | None = None
-    """"auto": `name` is a vision or audio model that `AutoModel` loads; it reads the images
-    or audio of the recipe. None: a causal language model."""
+    """"auto": `name` is a vision model that `AutoModel` loads; it reads the recipe's
+    images. None: a causal language model."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
@@ -126,8 +123,6 @@ class Recipe:
     """Files of activations, in the place of lm, text and harvest."""
     images: ImageArguments = field(default_factory=ImageArguments)
     """Pictures for a vision model, in the place of text."""
-    audio: AudioArguments = field(default_factory=AudioArguments)
-    """Sound for an audio model, in the place of text."""
     shuffle: ShuffleArguments = field(default_factory=ShuffleArguments)
     sae: dict[str, Any] = field(default_factory=dict)
     """Fields of the SAE's config: model_type (jumprelu_sae), site, d_sae, target_l0 and so on; d_in
@@ -214,7 +209,7 @@ class Recipe:
             return "files"
         if self.lm.kind is None:
             return "text"
-        return "sounds" if self.audio.files else "pictures"
+        return "pictures"
 
     @property
     def models(self) -> dict[str, LMArguments]:
@@ -234,9 +229,7 @@ class Recipe:
             return bool(self.activations.labels)
         if self.kind == "text" or not self.sizes.evaluation:
             return False
-        given = self.images if self.kind == "pictures" else self.audio
-        packaged = packaged_labels(self.images.packaged) if self.kind == "pictures" else ()
-        return bool(given.labels or packaged)
+        return bool(self.images.labels)
 
     @property
     def sizes(self) -> Sizes:

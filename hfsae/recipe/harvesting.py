@@ -2,7 +2,7 @@
 
     train-00000.safetensors ...   a bucket each, in the order of training
     test-00000.safetensors ...    of held-out documents, for the evaluation
-    labels.csv                    of these documents, where pictures or sounds have labels
+    labels.csv                    of these documents, where pictures have labels
     harvest.json                  how far it came, the hash of each file, and of what was read
     recipe.yaml                   trains the same SAEs on these files
 

@@ -1,23 +1,20 @@
-"""Pictures or sound through a model of transformers, as the inputs of a run."""
+"""Pictures through a vision model of transformers, as the inputs of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode
 
-from ..activations import AudioArguments, ImageArguments, InputSource, Split
-from ..activations.pictures import Pictures
+from ..activations import InputSource, Split
 from ..evaluation import EvaluationResult, evaluate_reconstructions, output_change
 from ..evaluation.result import in_units
 from ..features import FeatureStore, LabelTable, collect_rows, label_table
 from ..features.pictures import write_pictures
 from ..lm import LoadedEncoder, contract, load_encoder
 from ..machine.refused import Refused
-from ..machine.units import UNITS
+from ..machine.units import PATCH
 from ..models import SAE
-from ..packaged import PACKAGED_ENCODERS, packaged_encoder
 from .fields import LMArguments, Recipe, rows_ahead, sides_of
 from .job import Inputs, Job, counted, token_bar
 
@@ -27,16 +24,11 @@ _EVERY_POSITION = (
 
 
 class EncoderInputs(Inputs):
-    """Pictures or sound through a vision or audio model."""
+    """Pictures through a vision model."""
 
     def __init__(self, recipe: Recipe, loaded: LoadedEncoder) -> None:
         self.recipe, self.loaded = recipe, loaded
-        self.unit = UNITS[self.section].one
-
-    @property
-    def section(self) -> str:
-        """The recipe's section that names the inputs."""
-        return "images" if self.recipe.kind == "pictures" else "audio"
+        self.unit = PATCH.one
 
     @property
     def device(self) -> torch.device:
@@ -46,10 +38,9 @@ class EncoderInputs(Inputs):
     def source(
         self, sites: Sequence[str], limits: Mapping[str, float] | None = None
     ) -> InputSource:
-        """The recipe's pictures or sound through the model."""
-        arguments: ImageArguments | AudioArguments = getattr(self.recipe, self.section)
-        known = None if limits is None else dict(limits)
-        return InputSource(arguments, self.loaded, sites, self.recipe.harvest, norm_limits=known)
+        """The recipe's pictures through the model."""
+        known, images = None if limits is None else dict(limits), self.recipe.images
+        return InputSource(images, self.loaded, sites, self.recipe.harvest, norm_limits=known)
 
     def check(self) -> None:
         """Decode all documents that the run will read: too many that cannot be read are told before
@@ -68,7 +59,7 @@ class EncoderInputs(Inputs):
             parts.append(("validation", calibration))
         for which, n in parts:
             if not any([*source.once(which, n)]) and n != 0:
-                raise Refused(f"no {source.reader.noun} on the {which} side can be read")
+                raise Refused(f"no pictures on the {which} side can be read")
 
     def terms(self) -> dict[str, str | None]:
         """The model's weights, dtype and attention."""
@@ -99,16 +90,13 @@ class EncoderInputs(Inputs):
                 result.metrics |= output_change(
                     self.loaded.model, sae, inputs, args, norm_limits=limits
                 )
-            results[name] = in_units(result, UNITS[self.section])
+            results[name] = in_units(result, PATCH)
         return results
 
     def collect(self, job: Job) -> FeatureStore:
-        """Pictures, or moments of sound, on which the latents of the job's SAE fire."""
+        """Pictures on which the latents of the job's SAE fire."""
         n, source = self.recipe.sizes.examples, self.source(job.sae.config.reads.names, job.limits)
-        where_patches_lie: dict[str, Any] = {}
-        if isinstance(source.reader, Pictures):
-            grid = source.reader.grid
-            where_patches_lie = {"grid": [grid.rows, grid.columns], "patch": list(grid.step)}
+        grid = source.grid  # for who draws the patches
         with token_bar("collect", n, unit=self.unit) as progress:
             return collect_rows(
                 job.sae,
@@ -116,14 +104,13 @@ class EncoderInputs(Inputs):
                 self.recipe.collect,
                 caption=source.caption,
                 unit=self.unit,
-                meta=where_patches_lie,
+                meta={"grid": [grid.rows, grid.columns], "patch": list(grid.step)},
             )
 
     def illustrate(self, job: Job) -> None:
         """Small copies of the pictures that examples are from."""
-        if self.recipe.kind == "pictures":
-            source = self.source(job.sae.config.reads.names, job.limits)
-            write_pictures(job.folder, source.picture)
+        source = self.source(job.sae.config.reads.names, job.limits)
+        write_pictures(job.folder, source.picture)
 
     def tabulate(self, job: Job) -> LabelTable:
         """How latents go with the labels of documents; of all documents on the held-out side."""
@@ -133,24 +120,11 @@ class EncoderInputs(Inputs):
 
 
 def load_for(args: LMArguments, device: str | None = None) -> LoadedEncoder:
-    """The recipe's vision or audio model."""
-    copy = loaded_copy(args)
-    loaded = load_encoder(
-        copy,
+    """The recipe's vision model."""
+    return load_encoder(
+        args.name,
         revision=args.revision,
         dtype=args.dtype,
         device=device,
         attn_implementation=args.attn_implementation,
     )
-    if copy == args.name:
-        return loaded
-    loaded.model.name_or_path = args.name  # a packaged copy is of this model, too
-    return loaded._replace(origin=PACKAGED_ENCODERS[args.name].origin)
-
-
-def loaded_copy(args: LMArguments) -> str:
-    """The name to load: the model's, or the folder of its packaged copy."""
-    is_packaged = args.source == "packaged" or (args.source == "auto" and is_offline_mode())
-    if args.source == "packaged" or (is_packaged and args.name in PACKAGED_ENCODERS):
-        return str(packaged_encoder(args.name))
-    return args.name

@@ -57,7 +57,7 @@ def load(args: LMArguments, device: str | None = None) -> LoadedLM:
 
 @runtime_checkable
 class Inputs(Protocol):  # checkable: types are checked in tests
-    """A recipe's inputs, opened: its classes are those of text, of files, of pictures and sound."""
+    """A recipe's inputs, opened: its classes are those of text, of files, of pictures."""
 
     unit: str
     """a position in words, such as "tok" """
@@ -110,7 +110,7 @@ class Inputs(Protocol):  # checkable: types are checked in tests
 
     def tabulate(self, job: "Job") -> LabelTable:
         """How the latents of the job's SAE go with labels of documents."""
-        raise Refused("a table of labels is made of files, pictures and sound; see `hfsae probe`")
+        raise Refused("a table of labels is made of files and pictures; see `hfsae probe`")
 
 
 class Job(NamedTuple):

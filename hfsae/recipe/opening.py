@@ -29,7 +29,7 @@ from ..models import DEFAULT_VARIANT, SAE, SAEConfig, variants
 from ..models.registry import refuse_configs_alone
 from .declared import check_model_type, known_variants
 from .fields import LMArguments, Recipe, check_cache, sides_of
-from .inputs_encoders import EncoderInputs, load_for, loaded_copy
+from .inputs_encoders import EncoderInputs, load_for
 from .inputs_files import FileInputs
 from .inputs_text import TextInputs, check_foreign
 from .job import EmptyLMs, Inputs, Loaded, Model, NoModel, load
@@ -76,7 +76,7 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
             "batches or more"
         )
     sections = {"text": recipe.text, "files": recipe.activations}
-    sections |= {"pictures": recipe.images, "sounds": recipe.audio}
+    sections |= {"pictures": recipe.images}
     if recipe.training.calibration_tokens and not sections[recipe.kind].validation_fraction:
         raise Refused(
             f"training.calibration_tokens is {recipe.training.calibration_tokens}, and no document "
@@ -90,7 +90,9 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
     if recipe.kind == "files":
         return None, make_configs(recipe, check_files(recipe.activations, recipe.sites).widths)
     if recipe.kind != "text":
-        model = empty_encoder(loaded_copy(recipe.lm), revision=recipe.lm.revision)
+        if recipe.lm.source == "packaged":
+            raise Refused("lm.source is 'packaged', and no vision model is; leave it out")
+        model = empty_encoder(recipe.lm.name, revision=recipe.lm.revision)
         widths = {site: encoder_width(model, site) for site in recipe.sites}
         return model, make_configs(recipe, widths)
     if (cache := recipe.harvest.cache_folder) is not None:
@@ -271,27 +273,23 @@ def _check_sites_of_models(recipe: Recipe) -> None:
 
 def _check_kind(recipe: Recipe) -> None:
     """Refuse inputs that do not suit the kind of model."""
-    images, sounds = recipe.images, recipe.audio
     if recipe.lms and recipe.kind != "text":
         raise Refused(
             f"lms are language models, and this is a recipe of {recipe.kind}; leave out lms"
         )
-    pictures = bool(images.files or images.folder or images.packaged)
-    if recipe.kind == "files" and (pictures or sounds.files):
-        raise Refused("the recipe has activations.files and pictures or sound; leave out one")
-    if recipe.kind == "text" and (pictures or sounds.files):
-        section = "images" if pictures else "audio"
+    pictures = bool(recipe.images.files or recipe.images.folder)
+    if recipe.kind == "files" and pictures:
+        raise Refused("the recipe has activations.files and pictures; leave out one")
+    if recipe.kind == "text" and pictures:
         raise Refused(
-            f"the recipe has {section}, which a language model does not read; set lm.kind to auto, "
-            "and lm.name to a vision or audio model"
+            "the recipe has images, which a language model does not read; set lm.kind to auto, and "
+            "lm.name to a vision model"
         )
     if recipe.kind == "pictures" and not pictures:
         raise Refused(
-            "lm.kind is 'auto', and the recipe names no pictures (images.files, .folder or "
-            ".packaged) and no sound (audio.files); leave lm.kind out for a language model on text"
+            "lm.kind is 'auto', and the recipe names no pictures (images.files, images.folder); "
+            "leave lm.kind out for a language model on text"
         )
-    if pictures and sounds.files:
-        raise Refused("the recipe has images and audio; leave out one")
 
 
 def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:

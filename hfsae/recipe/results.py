@@ -105,7 +105,7 @@ STAGES = (
     Stage(
         COLUMNS,
         _in("stages", "stage_labels"),
-        sections=("activations.labels", "images.labels", "audio.labels"),
+        sections=("activations.labels", "images.labels"),
         size=lambda recipe: int(recipe.has_labels),
     ),
     Stage(

@@ -26,8 +26,6 @@ from .. import cards
 from ..activations import ShuffledActivations, Source
 from ..activations.arguments import OF_RUN
 from ..activations.held_out import DIGEST
-from ..activations.pictures import Pictures
-from ..activations.sounds import Sounds
 from ..cards import figures
 from ..lm import widths_of
 from ..machine import processor
@@ -212,14 +210,14 @@ def make_results(
 
 
 def _refuse_replaced_files(source: Source, folder: Path) -> None:
-    """Refuse activation files, pictures or sound that are not those of the training: what others
+    """Refuse activation files or pictures that are not those of the training: what others
     hold out may have been trained on."""
     record = read_json(folder / TRAINING)
     section = section_of(record)
     recorded = record.get(section)
     trained_on = recorded.get("content") if isinstance(recorded, dict) else None
     if trained_on not in (None, source.content()):
-        kind = {"images": Pictures.noun, "audio": Sounds.noun}.get(section, "activation files")
+        kind = "pictures" if section == "images" else "activation files"
         raise Refused(
             f"the {kind} differ from those that {folder} was trained on (their hash in {TRAINING} "
             "differs), so that what is called held out may have been trained on; restore them, or "

@@ -186,7 +186,6 @@ def fields() -> Iterator[Try]:
         ("--nothing", "nothing"),
         ("--nothing=1", "nothing"),
         ("--dry-run", "dry"),
-        ("--gpu=H100", "--dry_run"),
         ("--training=5", "training"),
         ("--sae=5", "sae"),
         ("--saes=5", "saes"),
@@ -253,7 +252,6 @@ def recipes() -> Iterator[Try]:
     yield command(["train", "recipe.yaml", "recipe.yaml"], "recipe.yaml")
     yield command(["train"], "site")
     yield command(["train", "--dry_run"], "site")
-    yield command(["train", "recipe.yaml", "--dry_run", "--gpu=abacus"], "abacus")
     yield command(["train", "a" * 5000], "too long")
     yield command(["train", "new\nline.yaml"], "recipe")
 
@@ -563,7 +561,7 @@ def calls() -> Iterator[Try]:
 
 
 GOOD = (
-    ["train", "recipe.yaml", "--dry_run", "--gpu=H100"],
+    ["train", "recipe.yaml", "--dry_run"],
     ["train", "recipe.yaml", "--training.output_dir=run"],
     ["train", "recipe.yaml", "--training.output_dir=new", "--training.n_tokens=1600"],
     ["show", "run", "3"],

@@ -99,7 +99,7 @@ _ACTIONS: dict[str, Action] = {
     "convert": Verb("convert", "{}", "{}-converted", "--to", "hfsae"),
     "card": Verb("card", "{}"),
     "push": Verb("push", "{}", "nobody/nothing", "--dry_run"),
-    "plan": Verb("train", "{}/recipe.yaml", "--dry_run", "--gpu", "H100"),
+    "plan": Verb("train", "{}/recipe.yaml", "--dry_run"),
     "evaluate": Verb("evaluate", "{}", "--evaluation.n_tokens", "0"),
     "store": _store,
     "labels": read_labels,

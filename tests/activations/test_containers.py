@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hfsae.activations.files.containers import natural, open_shards, sites_of
+from hfsae.activations import ActivationArguments, sites_in
+from hfsae.activations.files.formats import natural, open_shards
 
 FORMATS = ["safetensors", "npy", "parquet"]
 SITE = "layers.1"
@@ -77,7 +78,6 @@ def test_units_of_a_parquet_file_are_blocks_or_row_groups_larger_than_two_of_the
     assert [*shard.units(50, 7)] == [(0, 20), (20, 40), (40, 50)]
     assert [*shard.units(50, 10)] == [(i, i + 10) for i in range(0, 50, 10)]
     assert [*shard.units(50, 30)] == [(0, 30), (30, 50)]
-    assert shard.has_other_blocks(10) and not shard.has_other_blocks(20)
     assert [*shard.units(50, 99)] == [(0, 50)]
 
 
@@ -141,7 +141,14 @@ def test_npy_files_are_sites_by_their_names_and_shards_by_their_numbers(tmp_path
     for i, name in enumerate([*names, "x3", "x4"]):
         np.save(tmp_path / f"{name}.npy", np.full((3, 2), i, "float32"))
     paths = sorted(tmp_path.iterdir())
-    assert sites_of(paths) == ["a", "b", "layers.1", "layers.2", "x3", "x4"]
+    assert sites_in(ActivationArguments([*map(str, paths)])) == [
+        "a",
+        "b",
+        "layers.1",
+        "layers.2",
+        "x3",
+        "x4",
+    ]
     assert values({"s": "layers.1", "t": "layers.2"}) == [{"layers.1": 0, "layers.2": 1}]
     assert values({"s": "a", "t": "b"}) == [{"a": 2, "b": 4}, {"a": 3, "b": 5}]
     assert values({"s": "x*"}) == [{"x*": 6}, {"x*": 7}]
@@ -159,12 +166,12 @@ def test_npy_files_are_sites_by_their_names_and_shards_by_their_numbers(tmp_path
 
 
 def test_sites_of_a_file_are_its_tensors_of_vectors(tmp_path):
-    assert sites_of([saved(tmp_path, "safetensors", numbers(4, 2))]) == [SITE]
-    assert sites_of([saved(tmp_path, "parquet", numbers(4, 2))]) == [SITE]
+    assert sites_in(ActivationArguments(saved(tmp_path, "safetensors", numbers(4, 2)))) == [SITE]
+    assert sites_in(ActivationArguments(saved(tmp_path, "parquet", numbers(4, 2)))) == [SITE]
     ragged = pa.array([[1.0], [1.0, 2.0]], pa.list_(pa.float32()))
     whole = pa.array([[1.0], [2.0]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"ragged": ragged, "whole": whole}), tmp_path / "b.parquet")
-    assert sites_of([tmp_path / "b.parquet"]) == ["whole"]
+    assert sites_in(ActivationArguments(tmp_path / "b.parquet")) == ["whole"]
 
 
 def test_texts_and_numbers_of_rows_are_read_whole(tmp_path):

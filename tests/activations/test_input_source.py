@@ -1,4 +1,4 @@
-"""Pictures and sound as a source: what an epoch holds, shares of processes, and resuming."""
+"""Pictures as a source: what an epoch holds, shares of processes, and resuming."""
 
 import json
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from hfsae.activations import (
-    AudioArguments,
     HarvestArguments,
     ImageArguments,
     InputSource,
@@ -17,7 +16,7 @@ from hfsae.activations import (
 )
 from hfsae.lm import capture, forward
 from hfsae.training import Trainer
-from tests.tiny_encoders import N_PATCHES, D, block, save_pictures, save_sounds
+from tests.tiny_encoders import N_PATCHES, D, block, save_pictures
 from tests.training.planted import (
     arguments,
     assert_same_bits,
@@ -27,7 +26,6 @@ from tests.training.planted import (
 )
 
 pytest.importorskip("PIL")
-pytest.importorskip("scipy")
 N_PICTURES = 30
 
 
@@ -35,7 +33,6 @@ N_PICTURES = 30
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("inputs")
     save_pictures(made / "pictures", N_PICTURES)
-    save_sounds(made / "sounds", [0.2 + 0.07 * (i % 4) for i in range(24)])
     return made
 
 
@@ -46,11 +43,7 @@ def make(encoder, folder):
     def source(family: str = "vit", rows: int = 4, ratio: float | None = None, **fields):
         loaded = encoder(family)
         more = {"held_out_fraction": 0.2, "validation_fraction": 0.15} | fields
-        args = (
-            AudioArguments(files=str(folder / "sounds"), **more)
-            if loaded.model.main_input_name == "input_values"
-            else ImageArguments(folder=str(folder / "pictures"), **more)
-        )
+        args = ImageArguments(folder=str(folder / "pictures"), **more)
         harvest = HarvestArguments(rows=rows, max_norm_ratio=ratio)
         return InputSource(args, loaded, [block(loaded.model, 1)], harvest)
 
@@ -68,16 +61,17 @@ def in_order(rows: torch.Tensor) -> torch.Tensor:
 
 def expected_rows(source: InputSource, sides: tuple[str, ...]) -> torch.Tensor:
     """By a loop: every piece of these sides alone through the model."""
-    reader, site, rows = source.reader, source.sites[0], []
-    for document, id_ in enumerate(reader.ids):
+    site, rows, chosen = source.sites[0], [], []
+    for document, id_ in enumerate(source.ids):
         place = int(id_, 16) / 2**64
         side = "test" if place < 0.2 else "validation" if place < 0.35 else "train"
-        if side not in sides:
-            continue
-        for piece in reader.pieces(document):
-            with torch.no_grad(), capture(source.encoder.model, [site]) as acts:
-                forward(source.encoder.model, reader.inputs([piece]))
-            rows.append(acts[site][0][reader.keep(piece)])
+        if side in sides:
+            chosen.append(document)
+    for piece in (piece for side in sides for piece in source.pieces(side)):
+        assert piece.document in chosen
+        with torch.no_grad(), capture(source.encoder.model, [site]) as acts:
+            forward(source.encoder.model, source.read([piece]).inputs)
+        rows.append(acts[site][0][source.keep])
     return torch.cat(rows)
 
 
@@ -86,9 +80,7 @@ def assert_same_rows(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("n_processes", [1, 2])
-@pytest.mark.parametrize(
-    "family, fields", [("vit", {}), ("vit", {"crops": 2}), ("wav2vec2", {"seconds": 0.15})]
-)
+@pytest.mark.parametrize("family, fields", [("vit", {}), ("vit", {"crops": 2})])
 def test_an_epoch_has_each_training_position_once_and_none_that_is_held_out(
     make, family, fields, n_processes
 ):
@@ -123,7 +115,7 @@ def test_each_epoch_has_another_order_and_so_has_each_seed(make):
     assert_same_rows(first, third)
 
 
-@pytest.mark.parametrize("family, ratio", [("vit", 1.05), ("wav2vec2", None)])
+@pytest.mark.parametrize("family, ratio", [("vit", 1.05), ("clip", None)])
 def test_shares_of_processes_make_the_bucket_of_one(make, family, ratio):
     whole = make(family, ratio=ratio)
     filling = whole.fill(300, 0, 1)
@@ -140,7 +132,7 @@ def test_shares_of_processes_make_the_bucket_of_one(make, family, ratio):
     assert all(limit == limits[0] for limit in limits) and len(limits[0]) == (ratio is not None)
 
 
-@pytest.mark.parametrize("family", ["vit", "wav2vec2"])
+@pytest.mark.parametrize("family", ["vit", "clip"])
 def test_a_position_gives_the_same_filling_again(make, family):
     one, other = make(family, ratio=2.0), make(family, ratio=2.0)
     assert isinstance(one, Source)
@@ -214,11 +206,10 @@ def test_other_pictures_or_another_model_at_a_loaded_position_are_refused(
 
 def test_content_and_description_name_what_was_read(make, folder):
     source, about = make(), make().describe()
-    assert source.content() == make(seed=3).content() != make("wav2vec2").content()
+    assert source.content() == make(seed=3).content()
     assert source.content().startswith(f"SHA-256 of {N_PICTURES} pictures ")
     assert about["images"]["folder"] == str(folder / "pictures")
     assert about["images"]["n_documents"] == N_PICTURES and about["harvest"]["rows"] == 4
-    assert make("wav2vec2").describe()["audio"]["rate"] == 16_000
     assert source.origin() == make().origin() != make("clip").origin()
 
 
@@ -228,13 +219,6 @@ def test_a_part_of_a_side_is_whole_pictures_until_it_is_enough(make):
     inputs = make().inputs("train", 5 * N_PATCHES)
     first, second = ([batch.document.tolist() for batch in inputs] for _ in range(2))
     assert first == second and [len(rows) for rows in first] == [4, 1]
-
-
-def test_batches_of_sound_are_full_where_lengths_allow_it(make):
-    source = make("wav2vec2")
-    lengths = [batch.inputs["input_values"].shape for batch in source.inputs("train")]
-    n = len(source.pieces("train"))
-    assert sum(rows for rows, _ in lengths) == n and len(lengths) <= n / 4 + 4
 
 
 def test_a_side_without_pictures_is_refused(make):

@@ -10,7 +10,6 @@ import torch
 
 from hfsae.activations import HarvestArguments, ImageArguments, InputSource
 from hfsae.activations.pictures import grid_of
-from hfsae.packaged import PACKAGED_PICTURES, packaged_pictures
 
 from ..tiny_encoders import (
     N_PATCHES,
@@ -20,7 +19,6 @@ from ..tiny_encoders import (
     D,
     block,
     save_pictures,
-    save_sounds,
     whole_model,
 )
 
@@ -82,12 +80,12 @@ def test_pictures_are_in_natural_order_with_names_below_their_folder(encoder, tm
     with caplog.at_level("INFO", logger="hfsae.activations"):
         source = source_of(encoder("vit"), folder=str(tmp_path))
     names = [f"{i}.png" for i in (0, 1, *range(3, 11))] + ["b/2.png"]
-    assert source.reader.names == names
+    assert source.names == names
     assert "11 files are read; not read: notes.txt" in caplog.text
     by_glob = source_of(encoder("vit"), files=[f"{tmp_path}/*.png", f"{tmp_path}/b"])
-    assert sorted(by_glob.reader.names) == sorted(names)
+    assert sorted(by_glob.names) == sorted(names)
     one = source_of(encoder("vit"), files=str(tmp_path / "b" / "2.png"))
-    assert one.reader.names == ["2.png"] and one.reader.ids == source.reader.ids[-1:]
+    assert one.names == ["2.png"] and one.ids == source.ids[-1:]
 
 
 def test_pictures_of_every_mode_decode_to_their_colours(encoder, tmp_path):
@@ -211,17 +209,17 @@ def test_a_truncated_jpeg_is_found_at_an_eighth_of_its_size(encoder, tmp_path):
     (tmp_path / "0.png").unlink()
     Image.fromarray(pixels).save(tmp_path / "0.jpg")
     source = source_of(encoder("vit"), folder=str(tmp_path))
-    assert source.reader.fault(0) is None
+    assert source.fault(0) is None
     data = (tmp_path / "0.jpg").read_bytes()
     (tmp_path / "0.jpg").write_bytes(data[: len(data) * 9 // 10])
-    assert "truncated" in source.reader.fault(0)
+    assert "truncated" in source.fault(0)
 
 
 @pytest.mark.parametrize("side", [7100, 10_000, 13_500])  # pillow warns of the second
 def test_a_picture_of_too_many_pixels_is_refused_before_they_are_decoded(encoder, tmp_path, side):
     Image.new("1", (side, side)).save(tmp_path / "0.png")
     assert (tmp_path / "0.png").stat().st_size < 30_000
-    reader = source_of(encoder("vit"), folder=str(tmp_path)).reader
+    reader = source_of(encoder("vit"), folder=str(tmp_path))
     assert reader.fault(0) == "it has more than 50,000,000 pixels; make it smaller"
 
 
@@ -249,52 +247,27 @@ def test_labels_come_from_a_table_or_from_folders(encoder, tmp_path, caplog):
             source.labels()
 
 
-def test_packaged_pictures_come_with_their_labels(encoder):
-    for name in ("digits", "photographs"):
-        for package in PACKAGED_PICTURES[name].packages:
-            if package.installed is None:
-                pytest.skip(f"{package.name} is not installed: {package.install_command}")
-    loaded = encoder("vit")
-    source = source_of(loaded, packaged="photographs, digits")
-    pictures = [*packaged_pictures("photographs"), *packaged_pictures("digits")]
-    labels = [picture.label for picture in pictures]
-    assert source.labels() == {"label": labels} and labels[0] is None and labels[-1] is not None
-    assert source.caption(20, 0) == f"{pictures[20].name}, patch row 1 column 1"
-    assert source.describe()["images"]["origin"] == "Python packages"
-    for document in (3, 20):
-        (piece,) = source.reader.pieces(document)
-        seen = [Image.fromarray(pictures[document].pixels)]
-        expected = loaded.processor(images=seen, return_tensors="pt")["pixel_values"]
-        assert torch.equal(source.read([piece]).inputs["pixel_values"], expected)
-
-
 @pytest.mark.usefixtures("as_for_users")
 def test_what_is_no_picture_is_refused_with_the_remedy(encoder, tmp_path):
     loaded = encoder("vit")
     (tmp_path / "a.pt").write_bytes(b"")
     for fields, sentence in (
-        ({}, "images names no pictures; give images.files, images.folder or .packaged"),
+        ({}, "images names no pictures; give images.files or images.folder"),
         ({"files": "a.png", "folder": "b"}, "images has files and folder; give one of them"),
         ({"files": str(tmp_path / "b*.png")}, r"images.files: no file with \.png, .* is at"),
         ({"files": str(tmp_path / "a.pt")}, r"images.files: .*a.pt is none of \.png, .*; convert"),
         ({"folder": str(tmp_path)}, r"images.folder: no file with"),
         ({"files": 3}, "images.files is 3; name a file, a folder, a glob, or a list"),
-        ({"files": [3]}, r"images.files is \[3\]; name a file"),
+        ({"files": [3]}, r"images.files holds 3; name files"),
         ({"positions": "tokens"}, "images.positions is 'tokens'; it can be 'patches', 'cls' or"),
         ({"held_out_fraction": 2.0}, "images.held_out_fraction is 2.0; use a fraction"),
         ({"crops": -1}, "images.crops is -1; it must be 0 or more"),
     ):
         with pytest.raises(ValueError, match=sentence):
             source_of(loaded, **fields)
-    save_pictures(tmp_path, 1)
-    with pytest.raises(ValueError, match="WhisperModel reads sound, not pictures; give audio"):
-        source_of(encoder("whisper"), folder=str(tmp_path))
-    with pytest.raises(ValueError, match="this source is of pictures, not of sounds"):
-        source_of(loaded, folder=str(tmp_path)).seconds(3)
 
 
 def test_without_pillow_the_command_that_installs_it_is_named(encoder, monkeypatch, tmp_path):
-    save_sounds(tmp_path, [0.1])
     loaded = encoder("vit")
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ValueError, match=r"read by pillow: pip install 'hfsae\[vision\]'"):

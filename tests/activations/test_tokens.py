@@ -13,7 +13,7 @@ from pyarrow import parquet
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hfsae.activations import ActivationArguments, input_files
+from hfsae.activations import ActivationArguments, ImageArguments, pictures
 from hfsae.activations import tokens as tokens_module
 from hfsae.activations.arguments import TextArguments
 from hfsae.activations.files import sites_in
@@ -558,8 +558,8 @@ READERS = {
     "rows.safetensors": lambda path: sites_in(ActivationArguments(path)),
     "rows.npy": lambda path: sites_in(ActivationArguments(path)),
     "rows.parquet": lambda path: sites_in(ActivationArguments(path)),
-    "picture.png": lambda path: input_files.paths_of("images.files", path, [".png"]),
-    "labels.csv": lambda path: input_files.read_labels("images.labels", path, ["a.png"]),
+    "picture.png": lambda path: pictures.paths_of(ImageArguments(path)),
+    "labels.csv": lambda path: pictures.read_labels(path, ["a.png"]),
     "task.jsonl": lambda path: read_tasks(path),
 }
 

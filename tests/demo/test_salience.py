@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import torch
 
-from hfsae.activations.spelling import Tokens
+from hfsae.activations.token_text import Tokens
 from hfsae.demo.salience import by_salience, numbers
 from hfsae.features import FeatureStore
 from hfsae.features.inspection import Inspection

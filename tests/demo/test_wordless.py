@@ -1,4 +1,4 @@
-"""The app for SAEs that read no text: of files, of pictures, of sound."""
+"""The app for SAEs that read no text: of files, of pictures."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ from hfsae.demo.snippet import of_latent
 from hfsae.demo.word_search import find
 from hfsae.features.pictures import Grid
 
-from ..wordless import COLOURS, D_SAE, GRID, folder_of_pictures, folder_of_rows, folder_of_sound
+from ..wordless import COLOURS, D_SAE, GRID, folder_of_pictures, folder_of_rows
 from ..wordless import pictures as drawn
 from .conftest import free_port, served, visiting
 
@@ -51,12 +51,7 @@ def of_pictures(tmp_path_factory) -> Subject:
     return open_subject(Choice(str(folder)))
 
 
-@pytest.fixture(scope="module")
-def of_sound(tmp_path_factory) -> Subject:
-    return open_subject(Choice(str(folder_of_sound(tmp_path_factory.mktemp("sound") / "sae"))))
-
-
-@pytest.fixture(params=["rows", "pictures", "sound"])
+@pytest.fixture(params=["rows", "pictures"])
 def wordless(request) -> Subject:
     return request.getfixturevalue(f"of_{request.param}")
 
@@ -76,15 +71,14 @@ def shown(subject: Subject, address: at.Address) -> str:
     return "".join(map(str, parts))
 
 
-def test_an_sae_is_known_by_its_records_and_has_the_pages_that_fit(of_rows, of_pictures, of_sound):
+def test_an_sae_is_known_by_its_records_and_has_the_pages_that_fit(of_rows, of_pictures):
     text = {"inspect", "steer", "why", "compare"}
     own = ["feature", "search", "map", "labels", "health", "about"]
     assert of_rows.unit.one == "row" and list(pages_of(of_rows)) == own
-    assert of_sound.unit.one == "frame" and list(pages_of(of_sound)) == own
     assert of_pictures.unit.one == "patch" and list(pages_of(of_pictures)) == ["picture", *own]
     assert of_rows.loaded is of_pictures.loaded is None and of_pictures.encoder is not None
     assert text.isdisjoint(pages_of(of_pictures))
-    assert not of_rows.notes + of_pictures.notes + of_sound.notes
+    assert not of_rows.notes + of_pictures.notes
 
 
 @pytest.mark.parametrize("is_bare", [False, True])
@@ -293,15 +287,14 @@ def test_the_code_of_a_latent_runs(kind, request, tmp_path, monkeypatch, capsys)
     assert "tensor(" in capsys.readouterr().out
 
 
-def test_commands_for_what_is_missing_name_the_inputs_of_the_kind(of_rows, of_pictures, of_sound):
+def test_commands_for_what_is_missing_name_the_inputs_of_the_kind(of_rows, of_pictures):
     commands = {}
-    for subject in (of_rows, of_pictures, of_sound):
+    for subject in (of_rows, of_pictures):
         store, subject.store = subject.store, None
         commands[subject.unit.one] = how_to_make(subject, "collect").command.partition("/sae ")[2]
         subject.store = store
     assert commands["row"] == "--activations.files FILES.safetensors"
     assert commands["patch"].endswith("--lm.kind auto --images.folder PICTURES")
-    assert commands["frame"] == "--lm.name tiny/wav --lm.kind auto --audio.files SOUNDS"
 
 
 def test_agents_are_told_of_the_tools_that_there_are(of_rows, of_pictures):

@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from hfsae.activations.spelling import token_text
+from hfsae.activations.token_text import token_text
 from hfsae.features import CollectArguments, FeatureStore, collect, collecting, nearest_rows
 from hfsae.features.collecting import window_texts
 

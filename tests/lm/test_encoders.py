@@ -1,4 +1,4 @@
-"""Models of pictures and sound, loaded from folders, and what is read at their sites."""
+"""Vision models, loaded from folders, and what is read at their sites."""
 
 import json
 from collections.abc import Callable
@@ -27,10 +27,7 @@ from hfsae.lm import (
 from hfsae.machine.refused import HubRefused
 
 from ..tiny_encoders import (
-    AUDIO,
-    FAMILIES,
     N_PATCHES,
-    RATE,
     SIDE,
     VISION,
     D,
@@ -46,7 +43,7 @@ pytest.importorskip("PIL")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("encoders")
-    return {family: save(family, root / family) for family in FAMILIES}
+    return {family: save(family, root / family) for family in (*VISION, "wav2vec2")}
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +52,18 @@ def load(folders) -> Callable[[str], LoadedEncoder]:
 
 
 def inputs_for(model: PreTrainedModel, rows: int = 2) -> dict[str, torch.Tensor]:
-    shapes = {"pixel_values": (3, SIDE, SIDE), "input_features": (8, 100), "input_values": (RATE,)}
-    name, generator = model.main_input_name, torch.Generator().manual_seed(0)
-    return {name: torch.randn(rows, *shapes[name], generator=generator)}
+    generator = torch.Generator().manual_seed(0)
+    return {"pixel_values": torch.randn(rows, 3, SIDE, SIDE, generator=generator)}
 
 
 def hidden_states(family: str, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """By the model's own means: of the whole of it, where only a tower is loaded."""
     model = whole_model(family)
-    if family == "whisper":
-        start = torch.full((len(inputs["input_features"]), 1), 1)
-        output = model(**inputs, decoder_input_ids=start, output_hidden_states=True)
-        return output.encoder_hidden_states
     tower = model.vision_model if family in ("clip", "siglip") else model
     return tower(**inputs, output_hidden_states=True).hidden_states
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VISION)
 def test_what_is_captured_at_a_block_is_its_hidden_state(family, load):
     model = load(family).model
     inputs = inputs_for(model)
@@ -84,12 +76,12 @@ def test_what_is_captured_at_a_block_is_its_hidden_state(family, load):
             assert torch.equal(acts[site], expected[number + 1]), site
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VISION)
 def test_an_encoder_loads_frozen_with_its_processor(family, load, folders):
     loaded = load(family)
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
     assert loaded.origin == f"folder {folders[family]}"
-    assert type(loaded.processor).__name__.removesuffix("Pil") == FAMILIES[family][3]
+    assert type(loaded.processor).__name__.removesuffix("Pil") == VISION[family][3]
     assert encoder_width(loaded.model, block(loaded.model, 2)) == D
     empty = empty_encoder(folders[family])
     assert empty.device.type == "meta" and type(empty) is type(loaded.model)
@@ -112,17 +104,6 @@ def test_dtype_is_a_name_and_inputs_are_cast_to_it(folders):
         load_encoder(folders["vit"], dtype="bf17")
 
 
-def test_a_decoder_above_an_encoder_does_not_run_where_a_capture_stops_below(load):
-    model, ran = load("whisper").model, []
-    hook = model.decoder.register_forward_hook(lambda *_: ran.append(1))
-    site, inputs = block(model, 2), inputs_for(model)
-    with capture(model, [site], stop_early=True):
-        forward(model, inputs)
-    assert not ran and site == "encoder.layers.2"
-    assert forward(model, inputs).encoder_last_hidden_state.shape == (2, 50, D) and ran
-    hook.remove()
-
-
 @pytest.mark.parametrize("family", VISION)
 def test_positions_are_counted_without_a_picture(family, load):
     model = load(family).model
@@ -138,10 +119,6 @@ def test_sites_that_are_no_sequence_of_vectors_are_refused(load):
         encoder_width(model, "pooler")
     with pytest.raises(ValueError, match=r"site 'layers.9' is"):
         encoder_width(model, "layers.9")
-    speech = load("wav2vec2").model
-    sites = [block(speech, 0), "feature_extractor.conv_layers.0:in"]
-    with pytest.raises(ValueError, match=r"one vector a position|differ in their positions"):
-        n_positions(speech, sites, inputs_for(speech))
 
 
 def test_inputs_of_another_size_than_the_model_takes_are_one_sentence(load):
@@ -200,16 +177,20 @@ def test_a_language_model_is_not_an_encoder(tmp_path, make_tiny_lm, tiny_tokeniz
     make_tiny_lm("llama").save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     for call in (load_encoder, empty_encoder):
-        with pytest.raises(ValueError, match=r"is a llama, which reads neither pictures nor sound"):
+        with pytest.raises(ValueError, match=r"is a llama, which reads no pictures; leave"):
             call(str(tmp_path))
 
 
 @pytest.mark.parametrize("family", ["vit", "clip", "wav2vec2"])
 def test_a_language_model_is_wanted_and_an_encoder_found(family, folders):
-    reads, section = ("sound", "audio") if family in AUDIO else ("pictures", "images")
-    sentence = (
-        rf"reads {reads}, not text; set lm.kind to 'auto' and name its {reads} under {section}"
-    )
+    sentence = r"reads no text; set lm.kind to 'auto' and name its pictures under images"
+    if family == "wav2vec2":
+        sentence = r"reads no text; train on files of its activations \(activations.files\)"
+        for call in (load_encoder, empty_encoder):
+            with pytest.raises(
+                ValueError, match=r"is a wav2vec2, which reads no pictures; .* train"
+            ):
+                call(folders[family])
     for call in (load_lm, empty_lm, load_tokenizer):
         with pytest.raises(ValueError, match=sentence) as caught:
             call(folders[family])
@@ -217,13 +198,13 @@ def test_a_language_model_is_wanted_and_an_encoder_found(family, folders):
 
 
 def test_an_encoder_s_weights_have_a_sketch_that_tells_another_encoder_s(load, folders, tmp_path):
-    for family in ("vit", "whisper"):
+    for family in ("vit", "clip"):
         model = load(family).model
         terms = contract.terms(model)
         assert terms["model_weights"] and terms["tokenizer_hash"] is terms["bos"] is None
         other = load_encoder(save(family, tmp_path / family, seed=1)).model
         assert contract.terms(other)["model_weights"] != terms["model_weights"]
-    again = contract.terms(load_encoder(folders["whisper"]).model)
+    again = contract.terms(load_encoder(folders["clip"]).model)
     assert again == terms
 
 

@@ -1,41 +1,290 @@
-"""Files of activations as a source: no model runs, and files may be larger than the memory."""
+"""Files of activations as a source: no model runs, and files may be larger than the memory.
+
+`check_files` compares headers before anything is read or written; `Rows` has the document and the
+side of each row; `FileSource` gives rows in an order that changes with each epoch. The shards of a
+harvest are known by the hashes in its harvest.json (`refuse_other_shards`).
+"""
 
 import logging
 import random
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b, sha256
+from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from ...machine.refused import Refused
+from ...machine.files import printable, read_json
+from ...machine.names import HARVEST
+from ...machine.refused import Refused, closest
 from ...machine.visible import LOCAL_FILES
-from ..arguments import Split
+from ..arguments import DOCUMENTS, ActivationArguments, Shares, Split, side_of
 from ..harvest import rows_not_finite
 from ..source import ActivationBatch, Filling, Refusals
-from .arguments import ActivationArguments
-from .harvested import refuse_other_shards
-from .rows import KEEP, Rows, like_documents, places
-from .shapes import CheckedFiles, checked
-from .shard import Header
-from .tables import TableShard
+from .formats import (
+    FLOATS,
+    INTEGERS,
+    TEXT,
+    Header,
+    Shard,
+    is_like_documents,
+    open_shards,
+    paths_of,
+    safetensors_shard,
+    sites_in,
+)
 
 logger = logging.getLogger(__name__)
+KEEP = "keep"
+"""The tensor or column that is false for rows to leave out."""
+SHARDS = "shards"
+"""The key of {file name: hash} in harvest.json."""
+_SIDES: tuple[Split, ...] = ("train", "validation", "test")
 _SHARE_OF: dict[Split, str] = {
     "train": "held_out_fraction",
     "validation": "validation_fraction",
     "test": "held_out_fraction",
 }
+_LEFT_OUT = 4  # added to the number of a side
+_TOGETHER = 1000  # rows of [n, d] that are a document where none is given
 _FEW = 100  # rows too few to judge a column by
 _FAR = 100  # times the median norm: a mean beyond it is that of a few rows
+_COMPARED = 2**30  # bytes of training rows that are compared with held-out ones: about a second
 
 Activations = dict[str, Float[Tensor, "_ _"]]
+
+
+class FileShapes(NamedTuple):
+    """What the headers of files say."""
+
+    widths: dict[str, int]
+    """By site."""
+    dtypes: dict[str, torch.dtype]
+    """By site."""
+    n_rows: int
+    """Of all sides, and with those to leave out."""
+
+
+class _Files(NamedTuple):
+    """Files whose headers fit each other and the sites."""
+
+    shards: list[Shard]
+    tensors: dict[str, str]
+    """By site, the tensor or column that holds it."""
+    headers: dict[str, list[Header]]
+    """By site, one of each shard."""
+
+    @property
+    def shapes(self) -> FileShapes:
+        """The widths, dtypes and the number of rows."""
+        firsts = {site: headers[0] for site, headers in self.headers.items()}
+        return FileShapes(
+            {site: header.shape[-1] for site, header in firsts.items()},
+            {site: FLOATS[header.kind] for site, header in firsts.items()},
+            sum(header.n_rows for header in next(iter(self.headers.values()))),
+        )
+
+
+def check_files(args: ActivationArguments, sites: Sequence[str]) -> FileShapes:
+    """Widths, dtypes and the number of rows, from headers alone.
+
+    Raises:
+        ValueError: a file is damaged or of another format, lacks a site, or differs from the others
+            in a site's width or dtype.
+    """
+    return _checked(args, sites).shapes
+
+
+def _checked(args: ActivationArguments, sites: Sequence[str]) -> _Files:
+    """The files, once their headers are checked."""
+    if not sites:
+        raise Refused(f"no site is named; the files have {', '.join(sites_in(args)) or 'none'}")
+    for site in args.sites:
+        if site not in sites:
+            raise Refused(
+                f"activations.sites has {site!r}, and the sites are {', '.join(sites)}"
+                f"{closest(site, sites)}; rename it"
+            )
+    tensors = {site: args.sites.get(site, site) for site in sites}
+    more = [name for name in (args.documents, KEEP) if name]
+    shards = open_shards(paths_of(args), tensors, more)
+    headers = {site: [shard.header(name) for shard in shards] for site, name in tensors.items()}
+    first = headers[sites[0]]
+    for site in sites:
+        for header, beside in zip(headers[site], first, strict=True):
+            _check_site(site, header, headers[site][0], beside)
+    _check_rows(shards, first, args.documents)
+    return _Files(shards, tensors, headers)
+
+
+def _check_site(site: str, header: Header, first: Header, beside: Header) -> None:
+    """Check one tensor alone, against the first shard's, and against another site's beside it."""
+    path, kind, shape, _ = header
+    if kind not in FLOATS:
+        raise Refused(
+            f"{path} holds {kind} at site {site!r}; convert it to float32, float16 or bfloat16"
+        )
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise Refused(
+            f"{path} has shape {list(shape)} at site {site!r}; give [n, d] or [rows, ctx, d], "
+            "none of them 0"
+        )
+    if (kind, shape[-1]) != (first.kind, first.shape[-1]):
+        raise Refused(
+            f"{path} holds {kind} of width {shape[-1]:,} at site {site!r}, and {first.path} "
+            f"{first.kind} of width {first.shape[-1]:,}; give all files one dtype and width"
+        )
+    if header.n_rows != beside.n_rows:
+        raise Refused(
+            f"{path} has {header.n_rows:,} rows at site {site!r}, and {beside.path} "
+            f"{beside.n_rows:,} at another; give all sites the same rows"
+        )
+
+
+def _check_rows(shards: Sequence[Shard], headers: Sequence[Header], documents: str) -> None:
+    """Check, by headers alone, the documents and marks that belong to rows."""
+    for name, kinds in ((documents, (*INTEGERS, TEXT)), (KEEP, ("bool",))):
+        lacking = [shard for shard in shards if name not in shard.names]
+        if lacking and name == documents == DOCUMENTS:
+            shard = lacking[0]
+            for other in _like_documents(shard, headers[shards.index(shard)], DOCUMENTS):
+                raise Refused(
+                    f"{shard.path} has no {DOCUMENTS!r}, and {other!r} with a value for each row: "
+                    f"give --activations.documents {other} if these are the rows' documents, or "
+                    "else '' for none"
+                )
+        if lacking and (len(lacking) < len(shards) or name not in (DOCUMENTS, KEEP, "")):
+            path, names = lacking[0].path, lacking[0].names
+            raise Refused(
+                f"{path} has no tensor or column {name!r}{closest(name, names)}; give it to all "
+                "files, or to none"
+            )
+        marks = [] if lacking else [shard.header(name) for shard in shards]
+        for mark, header in zip(marks, headers, strict=False):
+            if mark.kind not in kinds:
+                fix = "bool" if name == KEEP else "int64; in parquet it may be text, too"
+                raise Refused(f"{mark.path} holds {mark.kind} in {name!r}; convert it to {fix}")
+            if (mark.kind == TEXT) != (marks[0].kind == TEXT):
+                raise Refused(
+                    f"{name!r} is {mark.kind} in {mark.path} and {marks[0].kind} in "
+                    f"{marks[0].path}; give one kind in all files"
+                )
+            if mark.n_values != header.n_rows:
+                raise Refused(
+                    f"{mark.path} has {mark.n_values:,} values in {name!r} for "
+                    f"{header.n_rows:,} rows of activations; give one for each row"
+                )
+
+
+def _like_documents(shard: Shard, header: Header, documents: str) -> list[str]:
+    """Other tensors or columns that may hold documents, by their names: a whole number or a text
+    for each row."""
+    near = [n for n in shard.names if is_like_documents(n) and n != documents]
+    kinds = {name: shard.header(name) for name in near}
+    return [
+        name
+        for name, one in kinds.items()
+        if one.kind in (*INTEGERS, TEXT) and one.n_values == header.n_rows
+    ]
+
+
+class Rows:
+    """The document and the side of each row, in the order of the shards.
+
+    A document is what its id says, in whichever shard its rows are. Where no ids are given, each
+    row of [rows, ctx, d] is a document, and each 1,000 rows of an [n, d].
+
+    Memory: 9 bytes a row, and for a document about what its id takes.
+
+    Args:
+        headers: of the first site, in each shard.
+        documents: the name of the tensor or column with the ids; it may be absent.
+        shares: of the held-out sides.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], headers: Sequence[Header], documents: str, shares: Shares
+    ):
+        self._headers = headers
+        self.starts = [0, *accumulate(header.n_rows for header in headers)]
+        """The first row of each shard, and the end."""
+        self.are_given = documents in shards[0].names
+        if self.are_given:
+            self.ids, self.document = _numbered([shard.values(documents) for shard in shards])
+        else:
+            numbers = [np.arange(header.n_rows) // _size(header) for header in headers]
+            firsts = [0, *accumulate(int(number[-1]) + 1 for number in numbers)]
+            self._firsts = firsts  # documents of each shard
+            self.document: Int64[np.ndarray, " n"] = np.concatenate(
+                [number + first for number, first in zip(numbers, firsts, strict=False)]
+            )
+            self.ids = [
+                f"{header.path.name} {i}"
+                for header, first, stop in zip(headers, firsts, firsts[1:], strict=False)
+                for i in range(stop - first)
+            ]
+        sides = [_SIDES.index(side_of(_hash(id_), shares)) for id_ in self.ids]
+        self.side: UInt8[np.ndarray, " n"] = np.array(sides, np.uint8)[self.document]
+        for shard, start, stop in zip(shards, self.starts, self.starts[1:], strict=False):
+            if (side := shard.metadata.get("side")) in _SIDES:  # decided as it was written
+                self.side[start:stop] = _SIDES.index(side)
+        if KEEP in shards[0].names:
+            keep = np.concatenate([shard.values(KEEP) for shard in shards])
+            self.side[~keep] += _LEFT_OUT
+
+    def are_on(self, side: Split, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """For rows start to stop, whether each is on a side and not left out."""
+        return self.side[start:stop] == _SIDES.index(side)
+
+    def are_left_out(self, side: Split) -> np.ndarray:
+        """For each row, whether it is on a side but left out."""
+        return self.side == _SIDES.index(side) + _LEFT_OUT
+
+    def parts(self) -> Iterator[bytes | memoryview]:
+        """For a hash: all that was read of the files."""
+        if self.are_given:
+            yield self.document.data
+            ids = self.ids
+            yield ids.data if isinstance(ids, np.ndarray) else repr(ids).encode("utf-8", "replace")
+        yield (self.side >= _LEFT_OUT).data
+
+    def caption(self, document: int, position: int) -> str:
+        """Where a row is, in words."""
+        if self.are_given:
+            return f"document {printable(str(self.ids[document]))}, row {position:,}"
+        shard = bisect_right(self._firsts, document) - 1
+        header = self._headers[shard]
+        row = (document - self._firsts[shard]) * _size(header) + position
+        return f"{printable(header.path.name)}, {header.place(row)}"
+
+
+def _size(header: Header) -> int:
+    """Rows of a document where none is given."""
+    return header.shape[1] if len(header.shape) == 3 else _TOGETHER
+
+
+def _numbered(
+    values: list[np.ndarray],
+) -> tuple[Sequence[str] | Int64[np.ndarray, " _"], Int64[np.ndarray, " n"]]:
+    """The distinct ids, and for each row the index of its own."""
+    if values[0].dtype == object:
+        known: dict[str, int] = {}
+        each = (known.setdefault(text, len(known)) for part in values for text in part)
+        numbers = np.fromiter(each, np.int64, sum(map(len, values)))
+        return list(known), numbers
+    return np.unique(np.concatenate(values).astype(np.int64), return_inverse=True)
+
+
+def _hash(id_: object) -> str:
+    return blake2b(str(id_).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 class Block(NamedTuple):
@@ -93,11 +342,19 @@ class FileSource:
         self, args: ActivationArguments, sites: Sequence[str], batch_size: int | None = None
     ):
         self.args, self.sites, self.batch_size = args, list(sites), batch_size
-        self._files = checked(args, sites)
+        self._files = _checked(args, sites)
         refuse_other_shards([shard.path for shard in self._files.shards])
         self.shapes = self._files.shapes
         self.rows = Rows(self._files.shards, self._files.headers[sites[0]], args.documents, args)
-        self.blocks = [*_blocks(self._files, self.rows.starts, args.block)]
+        self.blocks = list[Block]()
+        unit = 0
+        for i, shard in enumerate(self._files.shards):
+            first = self.rows.starts[i]
+            for low, high in shard.units(self.rows.starts[i + 1] - first, args.block):
+                for start in range(low, high, args.block):
+                    n = min(args.block, high - start)
+                    self.blocks.append(Block(i, start, n, first + start, unit))
+                unit += 1
         firsts = [block.first for block in self.blocks]
         self._n_used = np.add.reduceat(self.rows.are_on("train"), firsts, dtype=np.int64)
         self._n_left_out = np.add.reduceat(self.rows.are_left_out("train"), firsts, dtype=np.int64)
@@ -105,10 +362,8 @@ class FileSource:
         self._order: tuple[int, Int64[np.ndarray, " n"]] = (-1, np.empty(0, np.int64))
         self._reader = _Reader(self._files)
         self._is_looked_at = False
-        if batch_size is not None:
-            self._check_sides(batch_size)
-
-    def _check_sides(self, batch_size: int) -> None:
+        if batch_size is None:
+            return
         if (n := self.n_rows("train")) < batch_size:
             raise Refused(
                 f"{self._where} has {n:,} training rows, of {self.shapes.n_rows:,} rows in "
@@ -163,8 +418,13 @@ class FileSource:
         more than the files do.
         """
         n_epoch, batch_size = int(self._n_used.sum()), self.batch_size or 1
-        if self.is_in_order:
-            n = self._n_whole(n)
+        if self.is_in_order:  # the training rows of the next files, until there are n
+            n_asked, n, place = n, 0, self._position["block"]
+            while n < n_asked:
+                shard = self.blocks[place].shard
+                while place < len(self.blocks) and self.blocks[place].shard == shard:
+                    n, place = n + int(self._n_used[place]), place + 1
+                place %= len(self.blocks)
         elif n > n_epoch:
             n = n_epoch // batch_size * batch_size
         pieces, n_left_out = self._next(n)
@@ -186,16 +446,6 @@ class FileSource:
         """
         pieces, _ = self._next(min(n, int(self._n_used.sum())))
         return map(self._read, pieces)
-
-    def _n_whole(self, n: int) -> int:
-        """The training rows of the next files, until there are n."""
-        n_rows, place = 0, self._position["block"]
-        while n_rows < n:
-            shard = self.blocks[place].shard
-            while place < len(self.blocks) and self.blocks[place].shard == shard:
-                n_rows, place = n_rows + int(self._n_used[place]), place + 1
-            place %= len(self.blocks)
-        return n_rows
 
     def _next(self, n: int) -> tuple[list[_Piece], int]:
         """The next n training rows, and how many rows their blocks leave out."""
@@ -236,7 +486,8 @@ class FileSource:
         }
         for mine in range(rank, len(pieces) + rank, n_processes):
             acts = self._read(pieces[mine]) if mine < len(pieces) else nothing
-            if rank == 0 and not self._is_looked_at and _n(acts) >= _FEW:
+            n_rows = len(next(iter(acts.values())))
+            if rank == 0 and not self._is_looked_at and n_rows >= _FEW:
                 self._is_looked_at = True
                 for site, x in acts.items():
                     _warn_of_doubts(x.float(), f"{self._where}, site {site!r}")
@@ -271,7 +522,7 @@ class FileSource:
         seen, reader = np.zeros(len(self.rows.ids), np.int64), _Reader(self._files)
         for block in self.blocks:
             document = self.rows.document[block.first : block.first + block.n]
-            position = places(document, seen)
+            position = _places(document, seen)
             chosen = self._rows_on(side, block)[:left] - block.start
             if len(chosen):
                 acts = reader.read(block.shard, chosen + block.start)
@@ -287,7 +538,7 @@ class FileSource:
         shard, documents = self._files.shards[0], self.args.documents
         if documents in shard.names:
             first = self._files.headers[self.sites[0]][0]
-            for name in like_documents(shard, first, documents):
+            for name in _like_documents(shard, first, documents):
                 logger.warning(
                     "%s: the documents of rows are in %r (activations.documents), and %r is not "
                     "read",
@@ -337,10 +588,8 @@ class FileSource:
     @cached_property
     def _layout(self) -> str:
         """Hash of all that decides which rows a block gives."""
-        digest, shards = blake2b(self.rows.side.data, digest_size=8), self._files.shards
+        digest = blake2b(self.rows.side.data, digest_size=8)
         digest.update(f"{self.args.block}".encode())
-        if any(isinstance(s, TableShard) and s.has_other_blocks(self.args.block) for s in shards):
-            digest.update(b"blocks cut row groups")  # earlier versions joined these
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -351,12 +600,23 @@ class FileSource:
         return {"activations": {**asdict(self.args), **about}}
 
 
+def _places(document: Int64[np.ndarray, " n"], seen: Int64[np.ndarray, " _"]) -> np.ndarray:
+    """The number of each row within its document. `seen` holds how many rows of each document came
+    before, and is counted on."""
+    order = np.argsort(document, kind="stable")
+    numbers, firsts, counts = np.unique(document[order], return_index=True, return_counts=True)
+    place = np.empty(len(document), np.int64)
+    place[order] = np.arange(len(document)) - np.repeat(firsts - seen[numbers], counts)
+    seen[numbers] += counts
+    return place
+
+
 class _Reader:
     """Reads rows of shards, one of which is open."""
 
-    def __init__(self, files: CheckedFiles):
+    def __init__(self, files: _Files):
         self._files = files
-        self._shard, self._rows = -1, _nothing
+        self._shard, self._rows = -1, None
 
     def read(self, shard: int, rows: Int64[np.ndarray, " n"]) -> Activations:
         """Some rows of a shard, by site; their numbers ascend.
@@ -364,7 +624,7 @@ class _Reader:
         Raises:
             ValueError: one of them holds NaN or infinity.
         """
-        if shard != self._shard:
+        if self._rows is None or shard != self._shard:
             names = sorted({*self._files.tensors.values()})
             self._shard, self._rows = shard, self._files.shards[shard].reader(names)
         start, stop = int(rows[0]), int(rows[-1]) + 1
@@ -373,30 +633,15 @@ class _Reader:
             chosen = torch.from_numpy(rows - start)
             read = {name: x.index_select(0, chosen) for name, x in read.items()}
         for site, name in self._files.tensors.items():
-            _refuse_not_finite(read[name], rows, self._files.headers[site][shard], site)
+            if bad := rows_not_finite(read[name]).tolist():
+                header, n_more = self._files.headers[site][shard], len(bad) - 1
+                more = f", as do {n_more:,} more of the {len(rows):,} rows read with it"
+                raise Refused(
+                    f"{header.place(int(rows[bad[0]]))} of {header.path} holds NaN or infinity at "
+                    f"site {site!r}{more if n_more else ''}; repair what is wrong, or mark rows to "
+                    f"leave out by false in a bool tensor `{KEEP}`"
+                )
         return {site: read[name] for site, name in self._files.tensors.items()}
-
-
-def _n(acts: Activations) -> int:
-    return len(next(iter(acts.values())))
-
-
-def _nothing(start: int, stop: int) -> Activations:
-    return {}
-
-
-def _refuse_not_finite(
-    x: Float[Tensor, "n d"], rows: Int64[np.ndarray, " n"], header: Header, site: str
-) -> None:
-    bad = rows_not_finite(x).tolist()
-    if bad:
-        first, more = int(rows[bad[0]]), len(bad) - 1
-        others = f", as do {more:,} more of the {len(rows):,} rows read with it" if more else ""
-        raise Refused(
-            f"{header.place(first)} of {header.path} holds NaN or infinity at site {site!r}"
-            f"{others}; repair what is wrong, or mark rows to leave out by false in a bool tensor "
-            f"`{KEEP}`"
-        )
 
 
 def _warn_of_doubts(x: Float[Tensor, "n d"], where: str) -> None:
@@ -418,11 +663,88 @@ def _warn_of_doubts(x: Float[Tensor, "n d"], where: str) -> None:
         )
 
 
-def _blocks(files: CheckedFiles, starts: Sequence[int], size: int) -> Iterator[Block]:
-    """All blocks, in the order of the rows."""
-    unit = 0
-    for i, shard in enumerate(files.shards):
-        for low, high in shard.units(starts[i + 1] - starts[i], size):
-            for start in range(low, high, size):
-                yield Block(i, start, min(size, high - start), starts[i] + start, unit)
-            unit += 1
+def shard_hash(path: Path) -> str:
+    """Hash of a shard's name, size, headers, and the first and last MiB of each tensor; computed
+    once for each state of the file."""
+    about = path.stat()
+    return _hash_of(path, about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@lru_cache(maxsize=2**16)  # a run opens its files several times
+def _hash_of(path: Path, *_about: int) -> str:
+    shard = safetensors_shard(path)
+    digest = sha256(repr(sorted(shard.metadata.items())).encode())
+    for part in shard.edges(sorted(shard.names)):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def refuse_other_shards(paths: Sequence[Path]) -> None:
+    """Refuse files that are not those of the harvest in whose folder they lie; others pass, as does
+    a harvest from before these hashes.
+
+    Raises:
+        ValueError: a shard is missing, was changed or swapped, or is none of the harvest's.
+    """
+    for folder in dict.fromkeys(path.parent for path in paths):
+        path = folder / HARVEST
+        shards = read_json(path).get(SHARDS) if path.is_file() else None
+        if isinstance(shards, dict):
+            _refuse_other_shards(folder, shards, [p.name for p in paths if p.parent == folder])
+
+
+def _refuse_other_shards(folder: Path, shards: dict[str, str], names: Sequence[str]) -> None:
+    why, name = "", ""
+    for name in sorted({*shards, *names}):
+        if not (folder / name).is_file():
+            why = "is missing"
+        elif name not in shards:
+            why = "is none of its shards, such as a copy of one"
+        elif name in names and shard_hash(folder / name) != shards[name]:
+            why = "is not the file that was written: its hash differs, as of a swapped one"
+        if why:
+            raise Refused(
+                f"{folder / name} {why} ({HARVEST} has {len(shards):,} shards of this harvest with "
+                "their hashes); put back what was written, or harvest into another folder"
+            )
+
+
+def warn_of_equal_documents(
+    held_out: Iterable[ActivationBatch], training: Iterable[ActivationBatch], where: str
+) -> None:
+    """Log how many held-out documents have all of their rows among those of training, of which 1
+    GiB is read. The activations of the first site count."""
+    each = [(_hashes_of(_first(batch)), batch.document.numpy()) for batch in held_out]
+    if not each:
+        return
+    hashes, document = (np.concatenate(part) for part in zip(*each, strict=True))
+    distinct, which = np.unique(hashes, return_inverse=True)
+    is_there, n_bytes, n_rows = np.zeros(len(distinct), dtype=bool), 0, 0
+    for batch in training:
+        x = _first(batch)
+        at = np.searchsorted(distinct, read := _hashes_of(x)).clip(max=len(distinct) - 1)
+        is_there[at[distinct[at] == read]] = True
+        n_bytes, n_rows = n_bytes + x.nbytes, n_rows + len(x)
+        if n_bytes >= _COMPARED:
+            break
+    documents, number = np.unique(document, return_inverse=True)
+    is_doubled = np.ones(len(documents), dtype=bool)
+    np.logical_and.at(is_doubled, number, is_there[which])
+    if n := int(is_doubled.sum()):
+        logger.warning(
+            "%s: %d of %d held-out documents have all of their rows among %s training rows, "
+            "under other ids: results on them are not of held-out data; give equal documents "
+            "one id",
+            *(where, n, len(documents), f"{n_rows:,}"),
+        )
+
+
+def _first(batch: ActivationBatch) -> Float[Tensor, "n d"]:
+    return next(iter(batch.activations.values()))
+
+
+def _hashes_of(x: Float[Tensor, "n d"]) -> Int64[np.ndarray, " n"]:
+    """Of each row a number that follows from its bits."""
+    bits = x.contiguous().view({2: torch.int16, 4: torch.int32}[x.element_size()])
+    weights = np.random.default_rng(0).integers(1, 2**62, x.shape[1]) * 2 + 1
+    return (bits.numpy().astype(np.int64) * weights).sum(1)  # modulo 2**64

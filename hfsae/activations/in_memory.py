@@ -22,7 +22,7 @@ class Columns(Protocol):
         """The values of a column."""
 
 
-def listed(given: object, column: str) -> str | list[str]:
+def in_memory_texts(given: object, column: str) -> str | list[str]:
     """Documents as a list; the name or path of a data set is returned as it is.
 
     Args:
@@ -44,15 +44,15 @@ def listed(given: object, column: str) -> str | list[str]:
     return list(given)
 
 
-def listed_texts(given: object) -> list[str]:
+def text_list(given: object) -> list[str]:
     """One text or several, as a list; of a data set, its column "text".
 
     Raises:
-        ValueError: as for `listed`; or a path is given, which would be read as a text.
+        ValueError: as for `in_memory_texts`; or a path is given, which would be read as a text.
     """
     if isinstance(given, os.PathLike):
         raise Refused(f"{given} is a path; hfsae.TextArguments(dataset={str(given)!r}) reads it")
-    texts = listed(given, "text")
+    texts = in_memory_texts(given, "text")
     return [texts] if isinstance(texts, str) else texts
 
 
