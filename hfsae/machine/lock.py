@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Launchers' variables for a process's rank: rank 0 locks the folder, other ranks share it.
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _POLL_SECONDS = 0.2
+_MOST_REMOVALS = 100  # of the folder by others, between its making and its lock
 
 _mine: ContextVar[frozenset[Path]] = ContextVar("_mine", default=frozenset())
 
@@ -45,13 +46,11 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         return
     made = [p for p in (root, *root.parents) if not p.exists()]
     path, note = root / IN_USE_LOCK, root / IN_USE
-    lock, seconds = FileLock(path, thread_local=False), 0.0
+    lock, seconds, n_removals = FileLock(path, thread_local=False), 0.0, 0
     while not lock.is_locked:
         try:
             root.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=seconds, poll_interval=_POLL_SECONDS)
-        except FileNotFoundError:  # another process has just removed the folder
-            continue
         except Timeout:
             if not wait:
                 raise Refused(
@@ -61,6 +60,9 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             logger.info("waiting for %s, in use by %s", root, _owner(note))
             seconds = -1.0
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and n_removals < _MOST_REMOVALS:
+                n_removals += 1  # another process has just removed the folder
+                continue
             if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
                 logger.warning(
                     "%s cannot be locked (%s): do not start a second run there before this one "
