@@ -104,7 +104,7 @@ def test_a_single_sae_is_listed_by_what_its_config_and_metrics_say(hub, folder, 
     assert listed(ID) == [".", "hfsae", "3", "40", "7.3"]
     fetched = {r.path.rpartition("/")[2] for r in hub.seen() if "/resolve/" in r.path}
     assert fetched == {"config.json", "evaluation.json"}
-    assert len(hub.seen("GET", f"^/api/models/{ID}")) == 1
+    assert len(hub.seen("GET", f"^/api/models/{ID}$")) == 1
     runs = folder.parent / "runs"
     lm = runs / "lm"
     LlamaConfig().save_pretrained(lm)  # a language model beside is none
