@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -508,7 +509,8 @@ def test_a_judge_in_a_notebook_whose_loop_runs_is_asked_too(server):
     async def cell():
         return judge_of(server).answer(asked(3))
 
-    assert texts(asyncio.run(cell())) == SOUND[:3]
+    with ThreadPoolExecutor(1) as pool:  # tests of pages leave a loop in this thread
+        assert texts(pool.submit(lambda: asyncio.run(cell())).result()) == SOUND[:3]
 
 
 def test_a_missing_package_is_a_sentence(server, monkeypatch):

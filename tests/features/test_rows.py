@@ -263,10 +263,10 @@ def test_show_gives_captions_and_the_places_around_them():
     document, position = torch.tensor([3] * 5 + [4] * 2), torch.tensor([0, 1, 2, 3, 4, 0, 1])
     args = CollectArguments(window=2)
     store = collect_rows(
-        sae_of_dimensions(1), [batch_of(x, document, position)], args, caption=caption, unit="frame"
+        sae_of_dimensions(1), [batch_of(x, document, position)], args, caption=caption, unit="row"
     )
     assert show(store[0]).splitlines() == [
-        "latent 0: fires on 57.143% of frames (4), max 3.5, mean when active 1.94",
+        "latent 0: fires on 57.143% of rows (4), max 3.5, mean when active 1.94",
         "  top",
         "        3.5  «document 3, row 2»  also at 1 (2)",
         "       1.25  «document 4, row 0»  also at 1 (1)",
@@ -287,7 +287,7 @@ def test_latents_that_never_fire_are_logged(caplog):
     [
         ([], {}, "no activation is left to collect from"),
         ([batch_of(torch.ones(1, D), torch.zeros(1).long(), None)], {}, "come without positions"),
-        ([], {"unit": "word"}, "the unit is 'word'; it can be 'row', 'patch', 'frame'"),
+        ([], {"unit": "word"}, "the unit is 'word'; it can be 'row', 'patch'"),
         ([], {"n": 0}, "n is 0; give 1 row or more, or None for all"),
     ],
 )
