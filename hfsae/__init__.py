@@ -3,16 +3,16 @@
 **Floors.** Imports go down, never sideways; import-linter holds them to it.
 
     cli                                  the command
-    demo | comparison | tuning | measurement | diffing   the app; arms at equal L0
-    cost                                 memory and disk of a run, before it is begun
-    hub | recipe                         push, fetch, load by meaning; what a run is
-    explanations | presets               names for latents, and how certain; what steers well
+    demo | comparison | tuning | diffing   the app; arms at equal L0; searches; what changed
+    runs                                 a recipe, its stages and folder; measuring any SAE
+    hub                                  push, fetch, load by meaning
+    explanations                         names for latents, and how certain
     training | features | cards | convert | steering | attribution
     evaluation                           what an SAE loses and separates; every room's statistics
     models | activations                 one forward pass, a variant a file; sources, their streams
     ops | lm                             sparse algebra; sites in a language model
     packaged                             inputs that come as Python packages
-    machine                              files, locks, memory, the Hub's client
+    io                                   files, hashes, errors, the lock, the Hub's client
 
 **A datum's journey.** text -> `activations.tokens` (rows of token ids, a keep-mask) ->
 `activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.source` (what
@@ -38,7 +38,7 @@ import importlib
 
 import lazy_loader
 
-from .machine.importing import after_importing
+from .io.importing import after_importing
 
 __version__ = "0.1.0"
 _import, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -52,6 +52,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .activations.token_text import named_token, tokenise
+from .io.errors import Refused
 from .lm import (
     Moment,
     check_arguments,
@@ -63,7 +64,6 @@ from .lm import (
     tokenizer_of,
     unspared,
 )
-from .machine.refused import Refused
 from .models import SAE
 
 Objective = Callable[[Tensor], Tensor]
@@ -193,7 +193,7 @@ def attribute(
         ValueError: several rows or target tokens, a latent that never fires, or another model.
     """
     check_arguments("attribute", lm, sae)
-    contract.hold(lm, sae, tokenizer or known_tokenizer(lm))
+    contract.check_model(lm, sae, tokenizer or known_tokenizer(lm))
     row = _row(lm, sae, text, tokenizer)
     if objective is not None:
         target = contrast = None
@@ -465,7 +465,7 @@ def uniformity(
             last in their row; tokens without a firing latent are left out of the result.
     """
     check_arguments("uniformity", lm, sae)
-    contract.hold(lm, sae)
+    contract.check_model(lm, sae)
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     drawn = random_places(ids, n_tokens, spare_tokens=spare, seed=seed)

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from .machine.bounds import check_least
-from .machine.files import passes, read_json, write_whole
-from .machine.lock import locked
-from .machine.markdown import table
-from .machine.names import REPORT, TRAINING
-from .machine.plain import finite
-from .machine.refused import Diverged, Refused
-from .machine.units import section_of
-from .recipe import LEFT_OUT, Recipe, as_plain, changed_training, check_arm, what_matters
+from .io.bounds import check_least
+from .io.errors import Diverged, Refused
+from .io.file_names import REPORT, TRAINING
+from .io.files import passes, read_json, write_whole
+from .io.json_safe import json_safe
+from .io.lock import locked
+from .io.markdown import table
+from .io.units import section_of
+from .runs import LEFT_OUT, Recipe, as_plain, changed_training, check_arm, what_matters
 from .training.arguments import SHARED
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
     from .evaluation import EvaluationResult
-    from .recipe import Loaded
+    from .runs import Loaded
 
 logger = logging.getLogger(__name__)
 ELASTICITY = 0.3
@@ -189,7 +189,7 @@ def tune(tuning: Tuning, command: str = "") -> Path:
         from optuna.storages.journal import JournalFileBackend
     except ModuleNotFoundError as error:
         raise Refused(_MISSING) from error
-    from .recipe import check, load_inputs
+    from .runs import check, load_inputs
     from .training.trainer import make_accelerator
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -441,7 +441,7 @@ def on_one_stream(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Recipe:
 def train_and_score(recipe: Recipe, command: str, loaded: "Loaded") -> dict[str, dict[str, Any]]:
     """Train a recipe's SAEs and evaluate them side by side; by name: score, measured, failure."""
     from .models.config import l0_goal
-    from .recipe import evaluate_saes, inputs_of, load_all_trained, run
+    from .runs import evaluate_saes, inputs_of, load_all_trained, run
 
     run(replace(recipe, evaluation=replace(recipe.evaluation, n_tokens=0)), command, loaded)
     folders = {name: Path(recipe.training.output_dir, name) for name in recipe.saes}
@@ -451,7 +451,7 @@ def train_and_score(recipe: Recipe, command: str, loaded: "Loaded") -> dict[str,
         score = score_of(result, l0_goal(recipe.saes[name]))
         measured = {key: result.metrics[key].value for key in ("l0", "fvu", "dead_share")}
         measured["seconds"] = read_json(folders[name] / TRAINING)["seconds"]["sae"]
-        lines[name] = {"score": finite(score), "measured": measured, "failure": ""}
+        lines[name] = {"score": json_safe(score), "measured": measured, "failure": ""}
     return lines
 
 

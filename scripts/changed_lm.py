@@ -27,7 +27,7 @@ from torch import nn
 import hfsae
 from hfsae.activations import Harvester, PackedRows, TextArguments, TokenBatch
 from hfsae.lm import LoadedLM
-from hfsae.recipe import inputs_of, load_inputs, norm_limits, of_run, read_rows
+from hfsae.runs import inputs_of, load_inputs, norm_limits, of_run, read_rows
 
 DIFF = "diff.json"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -19,7 +19,7 @@ import yaml
 from transformers import AutoConfig
 
 from hfsae import cards
-from hfsae.machine import public_record, resealed, sealed
+from hfsae.io import resealed, sealed, without_local_paths
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 RECIPES = Path(__file__).parent / "recipes"
@@ -47,7 +47,9 @@ def take_over(run: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(run / "figures", folder / "figures")
     for name in ("config", "training", "evaluation"):
-        record = public_record(json.loads((run / f"{name}.json").read_text(encoding="utf-8")), run)
+        record = without_local_paths(
+            json.loads((run / f"{name}.json").read_text(encoding="utf-8")), run
+        )
         record.pop("density", None)
         write_json(folder / f"{name}.json", resealed(record))
     shutil.copy(run / "fingerprint.safetensors", folder)
@@ -69,7 +71,7 @@ def take_over_names(run: Path, folder: Path, chosen: list[int]) -> None:
     if not (run / "explanations.json").is_file():
         return
     record = json.loads((run / "explanations.json").read_text(encoding="utf-8"))
-    parts = sealed(public_record(record, run.parent), {})  # not with the whole tables
+    parts = sealed(without_local_paths(record, run.parent), {})  # not with the whole tables
     write_json(folder / "explanations.json", parts)
     shutil.copy(run / "explanations.md", folder)
     wanted = [("latent", "in", chosen)]

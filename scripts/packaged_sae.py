@@ -29,11 +29,11 @@ import pyarrow.parquet as pq
 import torch
 
 import hfsae
-from hfsae import cards, recipe
+from hfsae import cards, runs
 from hfsae.activations import ShuffledActivations
 from hfsae.cli import main as hfsae_command
 from hfsae.cli import parse_recipe, recipe_parser
-from hfsae.machine import public_record, resealed, sealed, weights_hash
+from hfsae.io import resealed, sealed, weights_hash, without_local_paths
 from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE, shipped_at
 from hfsae.training import refit_
 
@@ -121,8 +121,8 @@ def refit(trained: Path, options: list[str], n_activations: int) -> Path:
         return folder
     held = ["--shuffle.bucket_tokens", str(n_activations)]
     recipe_, _ = parse_recipe(recipe_parser("train"), [str(RECIPE), *options, *held])
-    sae, ridge = recipe.load_trained(trained), recipe_.training.refit_ridge
-    source = recipe.inputs_of(recipe_, recipe.load_inputs(recipe_)).source([sae.config.site])
+    sae, ridge = runs.load_trained(trained), recipe_.training.refit_ridge
+    source = runs.inputs_of(recipe_, runs.load_inputs(recipe_)).source([sae.config.site])
     with closing(ShuffledActivations(source, recipe_.shuffle, recipe_.training.batch_size)) as all_:
         x = all_.held()[sae.config.site]
         refit_(sae, x, x, ridge)
@@ -147,9 +147,9 @@ def measure(folder: Path, options: list[str]) -> None:
         parse_recipe(recipe_parser("train"), [str(RECIPE), *options, *more])[0]
         for more in (WITHOUT_TEXT, TO_SHOW)
     )
-    loaded, sae = recipe.load(shown.lm, "cpu"), recipe.load_trained(folder)
-    recipe.make_results(measured, loaded, sae, folder)
-    recipe.make_results(shown, loaded, sae, folder)
+    loaded, sae = runs.load(shown.lm, "cpu"), runs.load_trained(folder)
+    runs.make_results(measured, loaded, sae, folder)
+    runs.make_results(shown, loaded, sae, folder)
 
 
 def have_same_weights(one: Path, other: Path) -> bool:
@@ -195,7 +195,9 @@ def ship(folder: Path, place: Path, n_refit: int) -> None:
     """Put the files that are wanted, without paths of this machine and with a card of them, in
     place of what lies there, which stays until all is made."""
     for name in RECORDS:
-        record = public_record(json.loads((folder / name).read_text(encoding="utf-8")), folder)
+        record = without_local_paths(
+            json.loads((folder / name).read_text(encoding="utf-8")), folder
+        )
         record = resealed(record)
         (folder / name).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     shutil.rmtree(folder / "figures", ignore_errors=True)  # the app draws them

@@ -61,11 +61,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import hfsae.hub.upload
-import hfsae.machine.client
+import hfsae.io.hub_client
 from hfsae.cards import figures
 from hfsae.comparison import plots
+from hfsae.io.processor import multiplies_bfloat16
 from hfsae.lm import LoadedLM, load_lm
-from hfsae.machine.processor import multiplies_bfloat16
 from hfsae.ops import sparse
 from hfsae.packaged import PACKAGED_LMS
 
@@ -171,8 +171,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     """
     HUB.start(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    hfsae.machine.client.patiently(lambda: None, "a first request")  # which a Hub has answered
-    waiting = [hfsae.hub.upload, hfsae.machine.client]
+    hfsae.io.hub_client.patiently(lambda: None, "a first request")  # which a Hub has answered
+    waiting = [hfsae.hub.upload, hfsae.io.hub_client]
     waiting += [huggingface_hub.utils._http, huggingface_hub.file_download]
     huggingface_hub.HfFileSystem.clear_instance_cache()  # it remembers listings
     if importlib.util.find_spec("datasets"):
@@ -503,9 +503,9 @@ def every_lm_is(
         seen.append(name)
         return LoadedLM(lm, tokenizer, "a test")
 
-    monkeypatch.setattr("hfsae.recipe.job.load_lm", load_lm)
+    monkeypatch.setattr("hfsae.runs.job.load_lm", load_lm)
     monkeypatch.setattr("hfsae.cli.recipes.refuse_absent", lambda *where: None)
-    monkeypatch.setattr("hfsae.recipe.opening.empty_lm", lambda name, **kwargs: lm)
+    monkeypatch.setattr("hfsae.runs.opening.empty_lm", lambda name, **kwargs: lm)
     return seen
 
 

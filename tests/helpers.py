@@ -22,10 +22,10 @@ from transformers import AutoModel, PreTrainedModel
 import hfsae
 from hfsae.cli import main
 from hfsae.features import FeatureStore
-from hfsae.machine.checksums import unsealed
-from hfsae.machine.files import read_json
-from hfsae.machine.lock import locked
-from hfsae.machine.names import META
+from hfsae.io.checksums import unsealed
+from hfsae.io.file_names import META
+from hfsae.io.files import read_json
+from hfsae.io.lock import locked
 from hfsae.models import SAE, SAEConfig
 
 ROOT = Path(__file__).parent.parent

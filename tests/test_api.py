@@ -15,8 +15,8 @@ from hfsae.activations import (
     TextSource,
 )
 from hfsae.activations.tokens import documents
-from hfsae.machine.files import read_json
-from hfsae.machine.refused import Damaged, HubRefused
+from hfsae.io.errors import Damaged, HubRefused
+from hfsae.io.files import read_json
 
 from .helpers import run_python
 from .tiny import TEXTS, make_sae, tiny_recipe, tokens
@@ -114,7 +114,7 @@ def test_a_variant_that_was_defined_needs_no_registration():
     """In a process of its own: a variant stays registered for as long as its process runs."""
     code = """
 import hfsae, transformers
-from hfsae.recipe import Recipe, make_configs
+from hfsae.runs import Recipe, make_configs
 
 class HalfSAEConfig(hfsae.ReLUSAEConfig):
     model_type = "half_sae"
@@ -178,7 +178,7 @@ def test_a_splice_spares_special_tokens_unless_told_otherwise(tiny_lm):
 
 def test_one_call_trains_what_the_recipe_would(tmp_path, loads):
     recipe = tiny_recipe(tmp_path / "recipe")
-    folders = hfsae.recipe.run(recipe)
+    folders = hfsae.runs.run(recipe)
     fields = {**recipe.sae}
     given = {name: fields.pop(name) for name in ("site", "d_sae", "target_l0")}
     sae = hfsae.train(
@@ -195,7 +195,7 @@ def test_a_language_model_is_given_to_a_training_by_its_name(tmp_path, loads):
     with pytest.raises(hfsae.Refused, match="must be a Hub id or a folder, as text, got a Linear"):
         hfsae.train(torch.nn.Linear(2, 2), **given)
     assert not (tmp_path / "run").exists()
-    assert hfsae.recipe.LMArguments(tmp_path).name == str(tmp_path)
+    assert hfsae.runs.LMArguments(tmp_path).name == str(tmp_path)
 
 
 @pytest.mark.parametrize(

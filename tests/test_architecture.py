@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import hfsae
-from hfsae.machine import names
+from hfsae.io import file_names as names
 from hfsae.models.registry import class_of
 
 from .helpers import run_python
@@ -219,11 +219,11 @@ def test_the_name_of_a_file_stands_once():
     for path in sorted(PACKAGE.rglob("*.py")):
         place = path.relative_to(PACKAGE)
         is_of_others = place.parts[0] == "convert" and place.name != "formats.py"
-        if place.as_posix() == "machine/names.py" or is_of_others:
+        if place.as_posix() == "io/file_names.py" or is_of_others:
             continue
         for line, text in spelled(ast.parse(path.read_text())):
             is_name = any(text == file or text.endswith(f"/{file}") for file in files)
-            assert not is_name, f"{place}:{line} has {text!r}, whose name is in machine/names.py"
+            assert not is_name, f"{place}:{line} has {text!r}, whose name is in io/file_names.py"
 
 
 def test_no_function_is_longer_than_eighty_lines():

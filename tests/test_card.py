@@ -23,9 +23,9 @@ from hfsae.cards import render_card, set_model_id, write_card
 from hfsae.evaluation import EvaluationArguments, evaluate
 from hfsae.evaluation.probing.extract import extract
 from hfsae.features import FeatureStore, collect
-from hfsae.machine.visible import public, public_record
+from hfsae.io.local_paths import public, without_local_paths
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
-from hfsae.recipe import finish
+from hfsae.runs import finish
 
 from .helpers import make, variants
 from .probed import CAUTION, WEAK, probing_record
@@ -465,9 +465,9 @@ def test_documents_in_a_command_are_counted_not_shown(given, shown):
 def test_a_folder_of_any_form_is_shown_as_one_where_the_record_knows_it(name):
     record = {"lm": {"name": name, "origin": f"folder {name}"}, "b": {"name": name, "kind": name}}
     shown = {"lm": {"name": "./gemma", "origin": "folder ./gemma"}}
-    assert public_record(record) == shown | {"b": {"name": "./gemma", "kind": name}}
+    assert without_local_paths(record) == shown | {"b": {"name": "./gemma", "kind": name}}
     on_the_hub = {"lm": {"name": name, "origin": "Hugging Face Hub at 0123"}}
-    assert public_record(on_the_hub) == on_the_hub
+    assert without_local_paths(on_the_hub) == on_the_hub
     assert public("folder a/b, x.gguf", "origin") == "folder ./b, x.gguf"
 
 

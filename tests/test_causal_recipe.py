@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfsae.recipe import make_configs
+from hfsae.runs import make_configs
 
 from .tiny import tiny_recipe
 

@@ -10,7 +10,7 @@ import pytest
 
 import hfsae
 from hfsae.cli import main
-from hfsae.machine.refused import Refused
+from hfsae.io.errors import Refused
 from hfsae.packaged import PACKAGED_LMS, SEPARATE_SAES
 
 from .tiny import make_sae

@@ -19,7 +19,7 @@ from hfsae.features.inspection import inspect
 from hfsae.lm import cache_name
 from hfsae.lm.contract import check, differences, terms, tokenizer_hash
 from hfsae.lm.weights_sketch import distance, sketch
-from hfsae.presets.search import Model, find_presets
+from hfsae.runs.preset_search import Model, find_presets
 
 from .tiny import make_sae
 

@@ -12,21 +12,21 @@ import yaml
 from transformers import AutoConfig, AutoModel
 
 import hfsae
-import hfsae.recipe.opening
+import hfsae.runs.opening
 from hfsae.activations import HarvestArguments, Harvester, TokenBatch
 from hfsae.activations.source import ActivationBatch
-from hfsae.cost import plan
 from hfsae.diffing import GROUPS, Scaling, Sides, diff, groups_of, table
 from hfsae.diffing.measures import resampled
 from hfsae.diffing.report import percent
 from hfsae.diffing.run import compared
 from hfsae.features.labels import write_label
 from hfsae.hub import write_space
+from hfsae.io.checksums import resealed
+from hfsae.io.files import printable, read_json
 from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
 from hfsae.lm.weights_sketch import sketch
-from hfsae.machine.checksums import resealed
-from hfsae.machine.files import printable, read_json
-from hfsae.recipe import Recipe, check, harvest_to, run
+from hfsae.runs import Recipe, check, harvest_to, run
+from hfsae.runs.cost import plan
 
 from .helpers import refused, script
 from .tiny import make_sae, tiny_recipe, tokens
@@ -127,9 +127,9 @@ def loads_two(monkeypatch, tiny_lm, another_lm, tiny_tokenizer):
     def load_lm(name, **_):
         return LoadedLM(lm(name), tiny_tokenizer, f"the Hub, {name}")
 
-    monkeypatch.setattr(hfsae.recipe.job, "load_lm", load_lm)
-    monkeypatch.setattr(hfsae.recipe.opening, "empty_lm", lambda name, **_: lm(name))
-    monkeypatch.setattr(hfsae.recipe.opening, "load_tokenizer", lambda name, **_: tiny_tokenizer)
+    monkeypatch.setattr(hfsae.runs.job, "load_lm", load_lm)
+    monkeypatch.setattr(hfsae.runs.opening, "empty_lm", lambda name, **_: lm(name))
+    monkeypatch.setattr(hfsae.runs.opening, "load_tokenizer", lambda name, **_: tiny_tokenizer)
 
 
 def recipe_of_two(folder: Path, **fields) -> Recipe:
@@ -153,7 +153,7 @@ def recipe_of_two(folder: Path, **fields) -> Recipe:
         ({"sae": {"sites": ["layers.1", SITES[1]]}}, "'layers.1' names no model of lms; put one"),
         ({"sae": {"sites": ["bse/layers.1", SITES[1]]}}, "lms lacks, 'bse'; closest: 'base'"),
         ({"sae": {"sites": ["base/layers.1", "base/layers.2"]}}, r"no site is of chat, one of lms"),
-        ({"lm": hfsae.recipe.LMArguments(name="x/y")}, r"has lm and lms \(base, chat\); leave out"),
+        ({"lm": hfsae.runs.LMArguments(name="x/y")}, r"has lm and lms \(base, chat\); leave out"),
         (
             {"sae": {"model_type": "jumprelu_clt", "target_sites": SITES}},
             r"a jumprelu_clt has sites of several models \(base, chat\)",
@@ -175,9 +175,9 @@ def test_what_does_not_go_together_is_refused_in_one_sentence(
 
 
 def test_a_recipe_of_one_model_is_written_as_before(tmp_path):
-    plain = hfsae.recipe.as_plain(tiny_recipe(tmp_path))
+    plain = hfsae.runs.as_plain(tiny_recipe(tmp_path))
     assert "lms" not in plain and plain["lm"]["name"] == "tiny/gemma"
-    plain = hfsae.recipe.as_plain(recipe_of_two(tmp_path))
+    plain = hfsae.runs.as_plain(recipe_of_two(tmp_path))
     assert "lm" not in plain and plain["lms"]["chat"]["name"] == "tiny/chat"
     assert Recipe(lms=plain["lms"]).lms == plain["lms"]
 
@@ -233,9 +233,9 @@ def test_what_needs_a_single_model_is_refused(trained, tiny_lm):
     sae = hfsae.load(str(trained))
     with pytest.raises(ValueError, match=r"several language models at once \(base, chat\)"):
         hfsae.steer(tiny_lm, sae, {0: 1.0}).__enter__()
-    placed = hfsae.recipe.of_run(trained)
+    placed = hfsae.runs.of_run(trained)
     with pytest.raises(ValueError, match=r"over several language models \(base, chat\)"):
-        hfsae.recipe.load_lm_for(placed)
+        hfsae.runs.load_lm_for(placed)
 
 
 @pytest.mark.parametrize(
@@ -255,13 +255,13 @@ def test_each_model_is_compared_with_that_of_the_training(
     for one, name in zip(recipe["lms"].values(), names, strict=True):
         one["name"] = name
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    load_two, third = hfsae.recipe.job.load_lm, make_tiny_lm("gemma2", seed=2)
+    load_two, third = hfsae.runs.job.load_lm, make_tiny_lm("gemma2", seed=2)
 
     def load_lm(name, **options):
         loaded = load_two(name, **options)
         return loaded._replace(lm=third) if name.endswith("other") else loaded
 
-    monkeypatch.setattr(hfsae.recipe.job, "load_lm", load_lm)
+    monkeypatch.setattr(hfsae.runs.job, "load_lm", load_lm)
     assert sentence in refused([verb, str(folder)], capsys)
     assert (folder / "evaluation.json").read_bytes() == (trained / "evaluation.json").read_bytes()
 
@@ -330,7 +330,7 @@ def test_a_plan_counts_both_models(tmp_path, loads_two):
 def test_harvested_files_of_two_models_train_the_same_sae(tmp_path, loads_two):
     recipe = recipe_of_two(tmp_path / "live")
     written = harvest_to(recipe, tmp_path / "files")
-    again = hfsae.recipe.read_recipe(written)
+    again = hfsae.runs.read_recipe(written)
     assert again.kind == "files" and not again.lms and again.sites == SITES
     (live,) = run(recipe)
     training = replace(again.training, output_dir=str(tmp_path / "again"))
@@ -636,7 +636,7 @@ def test_the_verb_writes_a_record_a_figure_and_a_table(trained, capsys):
     changed = {**record, "n_tokens": 1}
     (trained / "diff.json").write_text(json.dumps(changed))
     with pytest.raises(ValueError, match="was changed after it was written"):
-        hfsae.recipe.finish(trained)
+        hfsae.runs.finish(trained)
     diff(trained, 300)
 
 

@@ -25,7 +25,7 @@ from hfsae.cli import main
 from hfsae.comparison import Comparison, compare
 from hfsae.evaluation import EvaluationArguments
 from hfsae.lm import load_encoder
-from hfsae.recipe import (
+from hfsae.runs import (
     LMArguments,
     harvest_to,
     inputs_of,
@@ -143,7 +143,7 @@ def test_a_harvest_goes_on_where_it_was_stopped(loads, tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path / "files", collect_tokens=0)
     harvest_to(recipe, tmp_path / "whole")
     with monkeypatch.context() as broken:
-        broken.setattr("hfsae.recipe.harvesting._write_held_out", _interrupt)
+        broken.setattr("hfsae.runs.harvest_files._write_held_out", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             harvest_to(recipe, tmp_path / "parts")
     other = tiny_recipe(tmp_path / "files", collect_tokens=0, seed=1)
@@ -171,7 +171,7 @@ def test_a_harvest_is_not_resumed_with_another_text_or_model(
     base = tiny_recipe(tmp_path / "files", collect_tokens=0)
     recipe = replace(base, text=replace(base.text, dataset=str(text)))
     with monkeypatch.context() as broken:
-        broken.setattr("hfsae.recipe.harvesting._write_held_out", _interrupt)
+        broken.setattr("hfsae.runs.harvest_files._write_held_out", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             harvest_to(recipe, tmp_path / "acts")
     before = {path.name: path.read_bytes() for path in (tmp_path / "acts").iterdir()}
@@ -179,9 +179,9 @@ def test_a_harvest_is_not_resumed_with_another_text_or_model(
         text.write_text(text.read_text().replace("document", "page"))
         sentence = "the inputs differ from those of the harvest in .*acts"
     else:
-        load_lm, other = hfsae.recipe.job.load_lm, make_tiny_lm("gemma2", seed=3)
+        load_lm, other = hfsae.runs.job.load_lm, make_tiny_lm("gemma2", seed=3)
         monkeypatch.setattr(
-            hfsae.recipe.job, "load_lm", lambda *a, **k: load_lm(*a, **k)._replace(lm=other)
+            hfsae.runs.job, "load_lm", lambda *a, **k: load_lm(*a, **k)._replace(lm=other)
         )
         sentence = "the weights of the model differ from those of the harvest"
     with pytest.raises(ValueError, match=sentence):

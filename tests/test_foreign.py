@@ -13,10 +13,10 @@ from hfsae.cards import render_card, texts_section
 from hfsae.cli import main
 from hfsae.demo.parts import html
 from hfsae.evaluation import EvaluationArguments, EvaluationResult, evaluate
-from hfsae.machine.files import read_json
-from hfsae.machine.names import EVALUATION
-from hfsae.recipe import load_trained, norm_limits, outdated, run
-from hfsae.recipe.inputs_text import foreign_text
+from hfsae.io.file_names import EVALUATION
+from hfsae.io.files import read_json
+from hfsae.runs import load_trained, norm_limits, outdated, run
+from hfsae.runs.inputs_text import foreign_text
 
 from .helpers import make, refused
 from .tiny import tiny_recipe

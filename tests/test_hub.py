@@ -24,9 +24,8 @@ import hfsae
 from hfsae import cards
 from hfsae.features import write_label
 from hfsae.hub import write_space
-from hfsae.hub.suite import beside as files_beside
-from hfsae.hub.suite import width_of
-from hfsae.machine.checksums import stamp
+from hfsae.hub.suite import files_beside, width_of
+from hfsae.io.checksums import stamp
 from hfsae.models import SAE, SAEConfig
 
 from .helpers import activations, make, save_store, variants

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from hfsae.machine.lock import locked
-from hfsae.machine.names import IN_USE, IN_USE_LOCK
+from hfsae.io.file_names import IN_USE, IN_USE_LOCK
+from hfsae.io.lock import locked
 
 from .helpers import held_elsewhere
 

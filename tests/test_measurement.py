@@ -8,8 +8,8 @@ import pytest
 import hfsae
 from hfsae.cli import main
 from hfsae.evaluation import EvaluationArguments, evaluate
-from hfsae.machine.files import read_json
-from hfsae.recipe import Recipe, read_rows
+from hfsae.io.files import read_json
+from hfsae.runs import Recipe, read_rows
 
 from .helpers import make, refused
 from .tiny import TEXTS

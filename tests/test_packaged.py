@@ -23,7 +23,7 @@ from hfsae.packaged import (
     shares_of_texts,
     text_licence,
 )
-from hfsae.recipe import call, read_recipe, stages
+from hfsae.runs import call, read_recipe, stages
 
 from .explanations.special_tokens import check_no_text_makes_a_special_token
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from hfsae.machine.files import read_json
+from hfsae.io.files import read_json
 
 from .comparison.told import rows
 from .probed import around, probing_record

@@ -8,15 +8,14 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from hfsae import cost
-from hfsae import recipe as recipes
+from hfsae import runs as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
-from hfsae.cost import check_memory, memory, parameters, plan, stages
 from hfsae.evaluation import EvaluationArguments
-from hfsae.machine.processor import Room
+from hfsae.io.processor import Room
 from hfsae.models import BatchTopKCLTConfig
-from hfsae.recipe import LMArguments, Recipe, make_configs
+from hfsae.runs import LMArguments, Recipe, cost, make_configs
+from hfsae.runs.cost import check_memory, memory, parameters, plan, stages
 from hfsae.training import TrainingArguments
 
 RECIPES = sorted((Path(__file__).parent.parent / "scripts" / "recipes").glob("*.yaml"))

@@ -13,21 +13,25 @@ import hfsae
 from hfsae.cli import main
 from hfsae.features import CollectArguments, FeatureStore
 from hfsae.packaged import SHIPPED_SAE
-from hfsae.presets import (
+from hfsae.runs.preset_search import (
     PROMPTS,
     Attempt,
     Candidate,
     Found,
     Model,
     PresetArguments,
+    attempts_of,
     candidates,
     find_presets,
     retest,
     save_presets,
+    surprise_of,
+    surprises,
     table,
+    texts_at_once,
+    unsteered,
     works,
 )
-from hfsae.presets.search import attempts_of, surprise_of, surprises, together, unsteered
 
 from .helpers import refused
 
@@ -230,7 +234,7 @@ def test_presets_are_found_on_a_gpu(model):
 
 
 def test_texts_of_a_large_vocabulary_are_written_by_fewer_at_once():
-    assert [together(n, 30) for n in (49_152, 262_144, 10**7)] == [4, 2, 1]
+    assert [texts_at_once(n, 30) for n in (49_152, 262_144, 10**7)] == [4, 2, 1]
 
 
 def test_without_time_left_nothing_is_tried(model):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hfsae import TextArguments
-from hfsae.recipe import run
+from hfsae.runs import run
 
 from .tiny import tiny_recipe
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-import hfsae.machine.processor
-from hfsae.machine.processor import (
+import hfsae.io.processor
+from hfsae.io.processor import (
     Float32Products,
     keep_few_kernels,
     main_memory,
@@ -27,7 +27,7 @@ from hfsae.machine.processor import (
 def test_products_are_the_nearest_in_bfloat16_with_gradients_of_its_dtype(
     without_bfloat16, monkeypatch, bias, block
 ):
-    monkeypatch.setattr(hfsae.machine.processor, "_BLOCK", block)
+    monkeypatch.setattr(hfsae.io.processor, "_BLOCK", block)
     torch.manual_seed(0)
     layer = nn.Linear(64, 48, bias=bias, dtype=torch.bfloat16)
     x = torch.randn(5, 64, dtype=torch.bfloat16, requires_grad=True)
@@ -107,7 +107,7 @@ import ctypes, sys, types
 sys.modules["hfsae"] = types.ModuleType("hfsae")  # without the seconds of its own imports
 sys.modules["hfsae"].__path__ = [sys.argv[2]]
 import torch
-from hfsae.machine.processor import keep_few_kernels
+from hfsae.io.processor import keep_few_kernels
 if sys.argv[1] == "keep":
     keep_few_kernels()
 fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()

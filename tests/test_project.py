@@ -216,14 +216,14 @@ def test_scripts_import_public_names_only(shape):
     [
         ("import hfsae", []),
         ("from hfsae import Refused, recipe", []),
-        ("from hfsae.recipe import read_recipe", []),
+        ("from hfsae.runs import read_recipe", []),
         ("from hfsae.cli import main, parse_recipe", []),
         (
-            "def f():\n    from hfsae.machine.files import read_json",
-            ["hfsae.machine.files.read_json"],
+            "def f():\n    from hfsae.io.files import read_json",
+            ["hfsae.io.files.read_json"],
         ),
-        ("from hfsae.machine import files", ["hfsae.machine.files"]),
-        ("import hfsae.machine.files", ["hfsae.machine.files"]),
+        ("from hfsae.io import files", ["hfsae.io.files"]),
+        ("import hfsae.io.files", ["hfsae.io.files"]),
     ],
 )
 def test_a_name_is_public_where_an_init_lists_it(shape, line, private, tmp_path):

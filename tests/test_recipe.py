@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModel
 
 from hfsae import cards
-from hfsae import recipe as recipes
+from hfsae import runs as recipes
 from hfsae.activations import (
     ActivationCache,
     HarvestArguments,
@@ -24,10 +24,10 @@ from hfsae.activations import (
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore, resume
 from hfsae.hub import published
+from hfsae.io.checksums import STAMPED
+from hfsae.io.file_names import COLLECTING
 from hfsae.lm.weights_sketch import sketch
-from hfsae.machine.checksums import STAMPED
-from hfsae.machine.names import COLLECTING
-from hfsae.recipe import make_configs, run
+from hfsae.runs import make_configs, run
 from hfsae.training import Trainer
 
 from .helpers import at_each_pass, held_elsewhere, refused

@@ -9,7 +9,8 @@ import torch
 
 from hfsae import cli
 from hfsae.cli import main
-from hfsae.machine.files import (
+from hfsae.io.errors import Damaged
+from hfsae.io.files import (
     parse_yaml,
     printable,
     read_json,
@@ -18,7 +19,6 @@ from hfsae.machine.files import (
     write_tensors,
     write_whole,
 )
-from hfsae.machine.refused import Damaged
 
 
 def test_yaml_with_a_key_twice_is_refused_with_both_lines():

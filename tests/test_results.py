@@ -3,12 +3,12 @@
 import json
 from dataclasses import fields
 
-from hfsae.machine.checksums import sealed
-from hfsae.machine.names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, RECORDS
-from hfsae.recipe import Recipe, as_plain, outdated, run, stage_of
-from hfsae.recipe.fields import TRAINING_SECTIONS
-from hfsae.recipe.recipe_files import value_at, what_is_set, with_value
-from hfsae.recipe.results import MADE_FROM, STAGES, Stage, made_from
+from hfsae.io.checksums import sealed
+from hfsae.io.file_names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, RECORDS
+from hfsae.runs import Recipe, as_plain, outdated, run, stage_of
+from hfsae.runs.fields import TRAINING_SECTIONS
+from hfsae.runs.recipe_files import value_at, what_is_set, with_value
+from hfsae.runs.results import MADE_FROM, STAGES, Stage, made_from
 
 from .tiny import tiny_recipe
 
@@ -54,7 +54,7 @@ def test_a_further_line_of_the_table_is_a_stage_of_a_run(tmp_path, loads, monkey
 
     at = next(i for i, stage in enumerate(STAGES) if stage.file == CARD)
     longer = (*STAGES[:at], Stage("count.json", count, sections=("collect",)), *STAGES[at:])
-    monkeypatch.setattr("hfsae.recipe.results.STAGES", longer)
+    monkeypatch.setattr("hfsae.runs.results.STAGES", longer)
     before = ["evaluation.json", "features/meta.json", "fingerprint.safetensors"]
     (folder,) = run(tiny_recipe(tmp_path / "sae"))
     assert json.loads((folder / "count.json").read_text())["n"] == 32 and made == [before]

@@ -15,7 +15,7 @@ from hfsae.cli import main
 from hfsae.features import CollectArguments, FeatureStore
 from hfsae.hub import write_space
 from hfsae.hub.outgoing import published
-from hfsae.machine.checksums import (
+from hfsae.io.checksums import (
     CONTENT,
     changes,
     content_hash,
@@ -25,9 +25,9 @@ from hfsae.machine.checksums import (
     sealed_lines,
     stamp,
 )
-from hfsae.machine.names import CALLS, EVALUATION, EXAMPLES, META, PROBING
-from hfsae.machine.refused import Damaged
-from hfsae.recipe.probing import with_probing
+from hfsae.io.errors import Damaged
+from hfsae.io.file_names import CALLS, EVALUATION, EXAMPLES, META, PROBING
+from hfsae.runs.stage_probe import with_probing
 from tests.planted_tokens import plant
 from tests.probed import probing_record
 

@@ -11,7 +11,7 @@ from hfsae.evaluation import EvaluationArguments
 from hfsae.features.logit_lens import last_written, lens_of, residual_directions
 from hfsae.features.search import firing_on
 from hfsae.lm import Sites, reads_of, widths_of, writes_of
-from hfsae.recipe import make_configs
+from hfsae.runs import make_configs
 from hfsae.training import Trainer
 
 from .tiny import make_sae, tiny_recipe, tokens

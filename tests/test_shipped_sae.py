@@ -14,11 +14,11 @@ import hfsae
 from hfsae.cli import main
 from hfsae.features import FeatureStore, read_automatic, read_labels, write_label
 from hfsae.hub.outgoing import licence_notes, licence_of
+from hfsae.io.checksums import weights_hash
 from hfsae.lm import contract
-from hfsae.machine.checksums import weights_hash
 from hfsae.models.identity import decoder_hash
 from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE
-from hfsae.presets import find_presets
+from hfsae.runs.preset_search import find_presets
 
 from .conftest import every_lm_is
 
@@ -297,7 +297,7 @@ def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
     assert studies(["make", foreign, "--output_dir", "study", *few]) == 0
     assert "items of 1 SAE: study/plan.json" in capsys.readouterr().out
     assert json.loads(Path("study/folders.json").read_text()) == {"foreign": str(OUT.resolve())}
-    search, the_sea = "hfsae.presets.search.", 1774
+    search, the_sea = "hfsae.runs.preset_search.", 1774
     limits = {"PROMPTS": ("We decided to travel by",), "SEEDS": (16, 17, 18), "_DENSITIES": (1, 1)}
     for name, value in limits.items():
         monkeypatch.setattr(search + name, value)  # of all, one labelled latent is tried
@@ -305,7 +305,7 @@ def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
     def at_eight(model, labels, args, say):
         return find_presets(model, labels, args._replace(strengths=(8.0,)), say)
 
-    monkeypatch.setattr("hfsae.presets.find_presets", at_eight)
+    monkeypatch.setattr("hfsae.runs.preset_search.find_presets", at_eight)
     write_label(OUT, the_sea, "oceans")
     few = ["--n_candidates", "0"]
     capsys.readouterr()

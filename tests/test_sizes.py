@@ -8,7 +8,7 @@ from hfsae import Refused
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore
-from hfsae.recipe import Recipe, load_plain, run
+from hfsae.runs import Recipe, load_plain, run
 from hfsae.training import TrainingArguments
 
 from .tiny import tiny_recipe

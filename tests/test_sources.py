@@ -12,12 +12,11 @@ import hfsae
 from hfsae.activations import documents, held_out
 from hfsae.cli import main
 from hfsae.features import write_label
-from hfsae.machine.checksums import unsealed, weights_hash
-from hfsae.machine.files import read_json
-from hfsae.machine.refused import Refused
-from hfsae.measurement import explain, find_sae, probe
+from hfsae.io.checksums import unsealed, weights_hash
+from hfsae.io.errors import Refused
+from hfsae.io.files import read_json
 from hfsae.packaged import SHIPPED_SAE, packaged_text
-from hfsae.recipe import load_trained, run
+from hfsae.runs import explain, find_sae, load_trained, probe, run
 
 from .conftest import every_lm_is
 from .helpers import refused
@@ -52,7 +51,7 @@ def trained(tmp_path_factory, tiny_lm, tiny_tokenizer) -> Path:
 def here(tmp_path, monkeypatch) -> Path:
     """The working folder, with a text and with tasks for probes; presets have one prompt."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hfsae.presets.search.PROMPTS", ("abc",))
+    monkeypatch.setattr("hfsae.runs.preset_search.PROMPTS", ("abc",))
     lines = "".join(json.dumps({"text": text}) + "\n" for text in letters())
     Path("my.jsonl").write_text(lines)
     rows = [

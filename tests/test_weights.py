@@ -14,7 +14,7 @@ import hfsae
 from hfsae.cards import write_card
 from hfsae.cli import main
 from hfsae.hub import write_space
-from hfsae.machine.checksums import KEY, STAMPED, of_others, refuse_mixture, stamp, weights_hash
+from hfsae.io.checksums import KEY, STAMPED, of_others, refuse_mixture, stamp, weights_hash
 
 from .helpers import refused
 

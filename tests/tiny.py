@@ -16,7 +16,7 @@ from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import CollectArguments
 from hfsae.models import SAE
-from hfsae.recipe import LMArguments, Recipe
+from hfsae.runs import LMArguments, Recipe
 from hfsae.training import TrainingArguments
 
 TEXTS = [f"document {i}: " + "abcdefghij " * (3 + i % 5) for i in range(200)]

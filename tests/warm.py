@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoModel
 
 import hfsae.cli
-import hfsae.recipe.stages
+import hfsae.runs.stages
 import hfsae.training.trainer
 from hfsae import TopKSAE, TopKSAEConfig
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args, runtime_checkable
 
-from ..machine.bounds import MOST_TOKENS, check_least, check_most, check_seed
-from ..machine.refused import Refused
+from ..io.bounds import MOST_TOKENS, check_least, check_most, check_seed
+from ..io.errors import Refused
 from ..packaged import check_fractions
 from .in_memory import in_memory_texts
 
@@ -206,7 +206,7 @@ class ShuffleArguments:
         Raises:
             ValueError: this machine has no such device.
         """
-        from ..machine.processor import refuse_absent  # imports torch
+        from ..io.processor import refuse_absent  # imports torch
 
         try:
             refuse_absent(self.device)

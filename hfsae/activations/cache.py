@@ -32,8 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..machine.files import open_to_readers
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.files import open_to_readers
 
 logger = logging.getLogger(__name__)
 SHARD_BYTES = 2**27

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from ..io.errors import Refused
 from ..lm import Site, blocks_below, by_model, capture, find_module, forward, running_as
-from ..machine.refused import Refused
 from .arguments import HarvestArguments
 from .cache import ActivationCache, batch_key
 from .tokens import TokenBatch

@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ..machine.refused import Refused
-from ..machine.visible import LOCAL_FILES, listed
+from ..io.errors import Refused
+from ..io.local_paths import LOCAL_FILES, listed
 from ..packaged import packaged_names
 from .arguments import Split, TextArguments, side_of
 from .tokens import id_of, is_hub, text_digest, text_origin, texts

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 
 _GIVE = "give a file, a folder, a Hub data set's name, a list of texts, or a datasets.Dataset"
 

@@ -28,11 +28,11 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from ..io.checksums import file_hash
+from ..io.errors import Refused, closest, one_line
+from ..io.files import refuse_special
+from ..io.local_paths import LOCAL_FILES
 from ..lm import LoadedEncoder, n_positions
-from ..machine.checksums import file_hash
-from ..machine.files import refuse_special
-from ..machine.refused import Refused, closest, one_line
-from ..machine.visible import LOCAL_FILES
 from .arguments import HarvestArguments, ImageArguments, Split, side_of
 from .cache import lm_digest
 from .harvest import Harvester, InputBatch

@@ -33,7 +33,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from .arguments import ShuffleArguments
 from .source import Filling, Source
 

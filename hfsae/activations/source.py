@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..packaged import shares_of_texts
 from .arguments import Split
 from .cache import lm_digest

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from .arguments import Split
 from .source import ActivationBatch, Filling, Refusals
 

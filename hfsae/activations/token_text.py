@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from .tokens import TokenBatch, special_among
 
 REPLACEMENT = "\ufffd"  # decoders write it for bytes that are not a whole character

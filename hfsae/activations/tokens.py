@@ -27,11 +27,11 @@ from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..io.errors import Refused, one_line
+from ..io.files import numbered_lines, refuse_special, unreadable
+from ..io.hub_client import HTTPError
+from ..io.local_paths import LOCAL_FILES
 from ..lm import NamesSite, tokenizer_of
-from ..machine.client import HTTPError
-from ..machine.files import numbered_lines, refuse_special, unreadable
-from ..machine.refused import Refused, one_line
-from ..machine.visible import LOCAL_FILES
 from ..packaged import packaged_names, packaged_text
 from .arguments import HarvestArguments, Split, TextArguments
 from .in_memory import Columns, no_column, text_in, text_list

@@ -23,18 +23,9 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import ChainableUndefined, Environment, Template, TemplateError
 
 from ..activations import held_out_sentence
-from ..machine.checksums import of_others, refuse_changed, refuse_mixture
-from ..machine.files import (
-    damaged,
-    printable,
-    read_json,
-    read_table,
-    reading,
-    write_whole,
-)
-from ..machine.label_words import association_cells, too_few_to_tell
-from ..machine.markdown import escaped
-from ..machine.names import (
+from ..io.checksums import of_others, refuse_changed, refuse_mixture
+from ..io.errors import Damaged, Refused
+from ..io.file_names import (
     CARD,
     COLUMNS,
     CONFIG,
@@ -46,9 +37,18 @@ from ..machine.names import (
     LATENTS,
     TRAINING,
 )
-from ..machine.refused import Damaged, Refused
-from ..machine.units import Unit, section_of, unit_of
-from ..machine.visible import is_folder, listed, public_record
+from ..io.files import (
+    damaged,
+    printable,
+    read_json,
+    read_table,
+    reading,
+    write_whole,
+)
+from ..io.label_words import association_cells, too_few_to_tell
+from ..io.local_paths import is_folder, listed, without_local_paths
+from ..io.markdown import escaped
+from ..io.units import Unit, section_of, unit_of
 from ..models import SAE
 from ..models.registry import class_of
 from ..models.site_fields import where_in_short_of, where_of, where_to_of
@@ -197,7 +197,9 @@ def _suite_row(home: Path, path: str) -> Json:
 
 def _records(folder: Path) -> tuple[Json, Json, Json]:
     """Config, training record and evaluation of an SAE; empty where a file is missing."""
-    config, record, evaluation = (public_record(_json(folder / name), folder) for name in RECORDS)
+    config, record, evaluation = (
+        without_local_paths(_json(folder / name), folder) for name in RECORDS
+    )
     with reading(folder / TRAINING):
         _refuse_text_for_numbers(record)
     with reading(folder / EVALUATION):

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from .. import models as models  # its Auto classes, so that config.json can be read
-from ..machine.files import damaged, opened_tensors, read_json, reading, replacing
-from ..machine.names import DIFF, EVALUATION, FIGURES, LOG, TRAINING, WEIGHTS
-from ..machine.refused import Damaged, Refused
-from ..machine.units import TOKEN, Unit, unit_of
+from ..io.errors import Damaged, Refused
+from ..io.file_names import DIFF, EVALUATION, FIGURES, LOG, TRAINING, WEIGHTS
+from ..io.files import damaged, opened_tensors, read_json, reading, replacing
+from ..io.units import TOKEN, Unit, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

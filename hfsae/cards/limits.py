@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..machine.units import TOKEN, unit_of
+from ..io.units import TOKEN, unit_of
 from ..models import SAE
 from ..models.config import l0_goal
 from ..models.registry import class_of

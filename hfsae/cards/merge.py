@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from huggingface_hub.utils import validate_repo_id
 
-from ..machine.files import parse_yaml, reading
-from ..machine.names import CARD
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.file_names import CARD
+from ..io.files import parse_yaml, reading
 
 _OPEN, _CLOSE = "<!-- hfsae:keep -->", "<!-- /hfsae:keep -->"
 _KEPT = re.compile(f"{_OPEN}.*?{_CLOSE}", re.DOTALL)

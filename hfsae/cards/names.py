@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ..activations import held_out_sentence, is_held_out
-from ..machine.checksums import of_others
-from ..machine.files import printable, read_json, read_table
-from ..machine.labels import labels_in
-from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
-from ..machine.visible import public
+from ..io.checksums import of_others
+from ..io.file_names import EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
+from ..io.files import printable, read_json, read_table
+from ..io.labels import labels_in
+from ..io.local_paths import public
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]

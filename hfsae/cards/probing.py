@@ -4,9 +4,9 @@ of texts apart, and absorption and uniformity, beside untrained latents."""
 from pathlib import Path
 from typing import Any
 
-from ..machine.checksums import of_others
-from ..machine.files import read_json, reading
-from ..machine.names import EVALUATION, PROBING
+from ..io.checksums import of_others
+from ..io.file_names import EVALUATION, PROBING
+from ..io.files import read_json, reading
 from .names import interval_text
 
 Json = dict[str, Any]

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..activations import held_out_sentence
-from ..machine.files import reading
-from ..machine.names import EVALUATION
+from ..io.file_names import EVALUATION
+from ..io.files import reading
 from ..models.config import l0_goal
 
 Json = dict[str, Any]

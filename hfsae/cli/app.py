@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..explanations.judges import JudgeArguments
-from ..machine.files import printable, printable_lines
-from ..machine.names import META, PRESETS
-from ..machine.refused import Refused, refuse_absent_source
+from ..io.errors import Refused, refuse_absent_source
+from ..io.file_names import META, PRESETS
+from ..io.files import printable, printable_lines
 from ..packaged import SEPARATE_SAES
-from ..presets import PresetArguments
+from ..runs.preset_arguments import PresetArguments
 from .files import SOURCE, add_choice, add_site, folder_of, given_options
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
 from .source import add_sae, command_of, find, take_choice
 
 if TYPE_CHECKING:
-    from ..presets import Model
-    from ..recipe import SAEInContext
+    from ..runs import SAEInContext
+    from ..runs.preset_search import Model
 
 
 def demo_verb(argv: list[str]) -> None:
@@ -73,7 +73,7 @@ def _with_model(options: dict[str, Any]) -> dict[str, Any]:
 def _at_results(args: dict[str, Any]) -> dict[str, Any]:
     """The same options for the folder in runs/ with what was measured of the SAE, if there is
     one."""
-    from ..measurement import default_folder, results_folder  # takes seconds
+    from ..runs import default_folder, results_folder  # takes seconds
 
     options = {**args}
     choice = take_choice(options)
@@ -130,8 +130,8 @@ def presets_verb(argv: list[str]) -> None:
     if not any(home is not None and (home / META).is_file() for home in homes):
         raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
     from ..features import read_labels  # takes seconds
-    from ..measurement import filled
-    from ..presets import find_presets, save_presets, table
+    from ..runs import filled
+    from ..runs.preset_search import find_presets, save_presets, table
 
     with filled(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
@@ -156,9 +156,8 @@ def _test(placed: "SAEInContext", args: PresetArguments, judge: JudgeArguments |
     """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
     judge, by what that says."""
     from ..explanations.judges import PendingAnswers
-    from ..measurement import filled
-    from ..presets import found_presets, retest, save_presets
-    from ..recipe import judged_presets
+    from ..runs import filled, judged_presets
+    from ..runs.preset_search import found_presets, retest, save_presets
 
     presets = found_presets(placed.folder) or found_presets(placed.origin or placed.folder)
     if not presets:
@@ -188,9 +187,9 @@ def _say(line: str) -> None:
 
 def _opened(placed: "SAEInContext") -> "Model":
     from ..features import FeatureStore
-    from ..presets import Model
-    from ..recipe.context import refuse_without_text
-    from ..recipe.job import load
+    from ..runs.context import refuse_without_text
+    from ..runs.job import load
+    from ..runs.preset_search import Model
 
     refuse_without_text(placed)
     store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)

@@ -6,16 +6,16 @@ from typing import Any
 from ..explanations import ExplainArguments, ScoreArguments
 from ..explanations.arguments import SCORES
 from ..explanations.judges import JudgeArguments
-from ..machine.files import printable_lines
-from ..machine.names import (
+from ..io.file_names import (
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     PROBING,
     PROBING_REPORT,
 )
-from ..recipe import ExplainRequest
-from ..recipe.explain_request import CONTROLS, EXPLAINERS
+from ..io.files import printable_lines
+from ..runs import ExplainRequest
+from ..runs.explain_request import CONTROLS, EXPLAINERS
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
 from .source import add_folders, add_sae, add_saes, find, find_all, tell_text
@@ -37,7 +37,7 @@ def explain_verb(argv: list[str]) -> None:
     args = ExplainArguments(**parser.take(ExplainArguments, options))
     placed = find(options, given)
     tell_text("explain", placed)
-    from ..measurement import explain_placed
+    from ..runs import explain_placed
 
     result = explain_placed(placed, args, request)
     print(printable_lines(result.report))
@@ -108,7 +108,7 @@ def probe_verb(argv: list[str]) -> None:
     options, given = parse_given(parser, argv)
     args = ProbeArguments(**parser.take(ProbeArguments, options))
     placed = find_all(options, given, options.pop("output_dir"))
-    from ..measurement import probe_placed  # takes seconds
+    from ..runs import probe_placed  # takes seconds
 
     result = probe_placed(placed, args, **options)  # the tasks, and their columns
     print(printable_lines(result.report))

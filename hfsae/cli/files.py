@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..machine.files import printable, printable_lines
-from ..machine.names import FINGERPRINT
-from ..machine.refused import refuse_absent_source
+from ..io.errors import refuse_absent_source
+from ..io.file_names import FINGERPRINT
+from ..io.files import printable, printable_lines
 from .parsing import VerbParser, verb_parser
 
 SOURCE = "folder, or repository on the Hub as name/repository"
@@ -78,7 +78,7 @@ def folder_of(which: dict[str, Any], site: str | None = None) -> Iterator[str]:
         if not formats or "hfsae" in formats:  # nothing to convert
             yield source
             return
-    from ..measurement import chosen, own_folder
+    from ..runs import chosen, own_folder
 
     with own_folder(chosen(**which), site) as folder:
         _tell(f"using {source} in hfsae's format, from {folder}")
@@ -92,10 +92,10 @@ def verify_verb(argv: list[str]) -> None:
     add_choice(parser)
     parser.add("--dtype", type=str | None, help="cast to this dtype first, for example bfloat16")
     options = given_options(parser.parse(argv))
-    from ..hub import beside, load
+    from ..hub import files_beside, load
 
     sae = load(**options)
-    home = beside(names=(FINGERPRINT,), **{k: v for k, v in options.items() if k != "dtype"})
+    home = files_beside(names=(FINGERPRINT,), **{k: v for k, v in options.items() if k != "dtype"})
     if home is None or not (home / FINGERPRINT).is_file():
         from ..models.fingerprint import state_hash
 

@@ -17,9 +17,9 @@ from importlib.metadata import version
 from itertools import pairwise
 from textwrap import wrap
 
-from ..machine.files import printable, printable_lines
-from ..machine.importing import after_importing
-from ..machine.refused import Refused, one_line
+from ..io.errors import Refused, one_line
+from ..io.files import printable, printable_lines
+from ..io.importing import after_importing
 from .parsing import with_names
 from .table import ABOUT_FIELDS, EXAMPLES, VERBS
 

@@ -13,8 +13,8 @@ from inspect import signature
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from ..machine.bounds import in_words
-from ..machine.refused import Refused, closest, one_line
+from ..io.bounds import in_words
+from ..io.errors import Refused, closest, one_line
 from .table import VERBS
 
 if TYPE_CHECKING:

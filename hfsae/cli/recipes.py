@@ -13,15 +13,15 @@ from jsonargparse import get_loader, set_loader, set_parsing_settings
 
 from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
+from ..io.errors import Refused
+from ..io.file_names import EVALUATION, MADE_BY, META
+from ..io.files import parse_yaml
 from ..lm.located import refuse_absent
-from ..machine.files import parse_yaml
-from ..machine.names import EVALUATION, MADE_BY, META
-from ..machine.refused import Refused
-from ..recipe import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
-from ..recipe.declared import DeclaredField, check_sae_fields, known_variants
-from ..recipe.fields import UNUSED
-from ..recipe.recipe_files import licence_with
-from ..recipe.results import stage_of
+from ..runs import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
+from ..runs.declared_fields import DeclaredField, check_sae_fields, known_variants
+from ..runs.fields import UNUSED
+from ..runs.recipe_files import licence_with
+from ..runs.results import stage_of
 from ..tuning import Tuning
 from .files import add_choice, add_site
 from .parsing import VerbParser, explained, with_names

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from ..comparison import Comparison
-from ..machine.files import printable, printable_lines
-from ..machine.lock import is_first_process
-from ..machine.names import CARD, DIFF, EVALUATION, FIGURES, META, RECIPE, REPORT
-from ..machine.refused import Refused, refuse_absent_source
-from ..recipe import shipped_recipes
+from ..io.errors import Refused, refuse_absent_source
+from ..io.file_names import CARD, DIFF, EVALUATION, FIGURES, META, RECIPE, REPORT
+from ..io.files import printable, printable_lines
+from ..io.lock import is_first_process
+from ..runs import shipped_recipes
 from ..tuning import Tuning
 from .files import add_choice, add_source
 from .parsing import verb_parser
@@ -37,14 +37,14 @@ def train(argv: list[str]) -> None:
     refuse_absent_models(recipe)
     if options["dry_run"]:
         with without_collecting():
-            from ..cost import plan
+            from ..runs.cost import plan
 
         print("\n".join(plan(recipe).lines))
         return
     command = shlex.join(["hfsae", "train", *argv])
     with without_collecting():
-        from ..cost import check_memory
-        from ..recipe import run
+        from ..runs import run
+        from ..runs.cost import check_memory
         from .show import print_folder, print_next
 
     folders = run(recipe, command, check_cost=check_memory)
@@ -93,7 +93,7 @@ def show_folder(argv: list[str]) -> None:
     add_choice(parser)
     options = parser.parse(argv)
     from ..hub import load as load_any
-    from ..measurement import results_folder
+    from ..runs import results_folder
     from .show import NO_EXAMPLES, how_to_make, print_folder
 
     latents, choice = options["latents"] or [], take_choice(options)
@@ -118,9 +118,9 @@ def card(argv: list[str]) -> None:
     add_output(parser)
     options = parser.parse(argv)
     from ..hub import load as load_any
-    from ..measurement import fill_folder, place, run_folder
-    from ..recipe.folder import home_of, locked_run
-    from ..recipe.stages import finish
+    from ..runs import fill_folder, place, run_folder
+    from ..runs.folder import home_of, locked_run
+    from ..runs.stages import finish
 
     output, choice = options["output_dir"], take_choice(options)
     folder = run_folder(choice) if output is None else None
@@ -143,7 +143,7 @@ def harvest(argv: list[str]) -> None:
     if options["out"] is None:
         raise Refused("hfsae harvest needs --out FOLDER, where the files go")
     refuse_absent_models(recipe)
-    from ..recipe import harvest_to
+    from ..runs import harvest_to
 
     written = harvest_to(recipe, options["out"])
     print(f"wrote {options['out']}; the same SAE from it: hfsae train {written}")
@@ -161,8 +161,8 @@ def diff(argv: list[str]) -> None:
     )
     options = parser.parse(argv)
     from .. import diffing
-    from ..recipe.folder import home_of, locked_run, trained_folder
-    from ..recipe.stages import finish
+    from ..runs.folder import home_of, locked_run, trained_folder
+    from ..runs.stages import finish
 
     folder = trained_folder(options["run"])
     with locked_run(home_of(folder) or folder, [folder]):
@@ -189,8 +189,8 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
     source, *changes = argv
     options, given = parse_given(parser, changes)
     refuse_absent_source(source)
-    from ..measurement import again, run_folder
-    from ..recipe.folder import home_of, locked_run
+    from ..runs import again, run_folder
+    from ..runs.folder import home_of, locked_run
     from .show import print_folder
 
     choice = take_choice({"source": source, **options})
@@ -201,7 +201,7 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
             changed = given[section]
             inner = f".{next(iter(changed))}" if isinstance(changed, dict) and changed else ""
             raise Refused(f"`hfsae {verb}` cannot change {section}{inner}")
-        from ..measurement import filled, find_sae, measure, refuse_unmeasurable
+        from ..runs import filled, find_sae, measure, refuse_unmeasurable
 
         placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
         refuse_unmeasurable(placed, result)

@@ -15,15 +15,15 @@ from ..diffing import table
 from ..evaluation import EvaluationResult
 from ..evaluation.result import KINDS_OF_DOCUMENTS, aligned
 from ..features import ANSI, PLAIN, FeatureStore, read_names, show
-from ..machine.checksums import changes, refuse_mixture
-from ..machine.files import printable, printable_lines, read_json, reading
-from ..machine.names import CONFIG, DIFF, EVALUATION, FEATURES, META, TRAINING
-from ..machine.refused import Refused
-from ..machine.units import TOKEN, section_of, unit_of
-from ..measurement import known_fields
+from ..io.checksums import changes, refuse_mixture
+from ..io.errors import Refused
+from ..io.file_names import CONFIG, DIFF, EVALUATION, FEATURES, META, TRAINING
+from ..io.files import printable, printable_lines, read_json, reading
+from ..io.units import TOKEN, section_of, unit_of
 from ..models.config import check_latent
 from ..models.site_fields import where_of
-from ..recipe.folder import home_of
+from ..runs import known_fields
+from ..runs.folder import home_of
 
 NO_EXAMPLES = "no examples of what latents fire on"
 _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3

@@ -7,15 +7,15 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..machine.files import printable
-from ..machine.refused import refuse_absent_source
-from ..recipe import Sections
+from ..io.errors import refuse_absent_source
+from ..io.files import printable
+from ..runs import Sections
 from .files import SOURCE, add_choice, add_site, add_source
 from .parsing import VerbParser
 from .recipes import add_output, add_sections
 
 if TYPE_CHECKING:
-    from ..recipe import SAEInContext
+    from ..runs import SAEInContext
 
 _CHOICE = ("source", "subfolder", "layer", "width", "l0", "revision")
 
@@ -51,7 +51,7 @@ def add_folders(parser: VerbParser) -> None:
 
 def take_choice(options: dict[str, Any]) -> dict[str, Any]:
     """Which SAE: its options, taken out of all, as arguments of `hfsae.load`."""
-    from ..measurement import chosen  # takes seconds, as does `find_saes`
+    from ..runs import chosen  # takes seconds, as does `find_saes`
 
     return chosen(**{name: options.pop(name) for name in _CHOICE if name in options})
 
@@ -73,7 +73,7 @@ def find(options: dict[str, Any], given: Sections) -> "SAEInContext":
         given: fields of a recipe.
 
     Raises:
-        ValueError: as `hfsae.measurement.find_sae`.
+        ValueError: as `hfsae.runs.find_sae`.
     """
     options["sources"] = [options.pop("source")]
     (placed,) = find_all(options, given, options.pop("output_dir"))
@@ -85,7 +85,7 @@ def find_all(
 ) -> "list[SAEInContext]":
     """SAEs of several sources, each chosen by the same options: those of `add_saes`, which are
     taken out of all."""
-    from ..measurement import chosen, find_saes
+    from ..runs import chosen, find_saes
 
     sources, site = options.pop("sources"), options.pop("site")
     which = {name: options.pop(name) for name in _CHOICE if name in options}

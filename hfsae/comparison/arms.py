@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..machine.refused import Refused
-from ..recipe import LEFT_OUT, Recipe, changed_training, check_arm
+from ..io.errors import Refused
+from ..runs import LEFT_OUT, Recipe, changed_training, check_arm
 from ..training import TrainingArguments
 
 _KEYS = {"sae", "sweep", "training", "title", "made_by"}

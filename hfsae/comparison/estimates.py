@@ -37,13 +37,13 @@ class Estimate(NamedTuple):
         return any(not (low > 0 or high < 0) for low, high in (self.seeds, self.items))
 
     @property
-    def is_shown(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether it differs from 0 by both intervals and by p."""
         return not self.holds_0 and self.p < LEVEL
 
     def marked(self, text: str) -> str:
         """Markdown: bold if it is shown; in italics if the correction alone forbids it."""
-        mark = "**" if self.is_shown else "" if self.holds_0 else "*"
+        mark = "**" if self.is_significant else "" if self.holds_0 else "*"
         return f"{mark}{text}{mark}"
 
     def cell(self, write: Callable[[float], str], unit: str = "", *, has_items: bool = True) -> str:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 
 from ..evaluation.statistics import bootstrap_weights
-from ..machine.units import unit_of
+from ..io.units import unit_of
 from .arms import Comparison
 from .estimates import Estimate, corrected, estimate
 from .results import Measured

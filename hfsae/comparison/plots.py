@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cards.figures import plain_ticks, save
-from ..machine.units import Unit
+from ..io.units import Unit
 from .frontier import Frontiers
 from .results import Measured
 

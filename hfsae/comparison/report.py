@@ -16,12 +16,12 @@ import yaml
 from ..activations import Split, TextArguments, documents, is_hub
 from ..cards import write_card
 from ..evaluation.result import KINDS_OF_DOCUMENTS
-from ..machine.files import read_json, sweep, write_whole
-from ..machine.lock import locked
-from ..machine.markdown import table
-from ..machine.names import FIGURES, REPORT, REPORT_PAGE, TRAINING
-from ..machine.units import TOKEN, section_of, unit_of
-from ..recipe import as_plain
+from ..io.file_names import FIGURES, REPORT, REPORT_PAGE, TRAINING
+from ..io.files import read_json, sweep, write_whole
+from ..io.lock import locked
+from ..io.markdown import table
+from ..io.units import TOKEN, section_of, unit_of
+from ..runs import as_plain
 from . import plots
 from .arms import Comparison
 from .estimates import LEVEL, Estimate
@@ -327,7 +327,7 @@ def _overall(areas: Sequence[Estimate]) -> str:
 
 
 def _kind(e: Estimate) -> str:
-    return _NONE if not e.is_shown else "better" if e.value < 0 else "worse"
+    return _NONE if not e.is_significant else "better" if e.value < 0 else "worse"
 
 
 def _range(estimates: dict[float, Estimate], l0s: Sequence[float]) -> str:

@@ -23,12 +23,12 @@ from transformers import AutoConfig
 from ..evaluation import EvaluationResult
 from ..evaluation.probing.extract import KEY as PROBING_KEY
 from ..hub import is_sae
-from ..machine.checksums import CONTENT, of_others
-from ..machine.files import damaged, read_json, read_tensors, write_tensors, write_whole
-from ..machine.lock import locked
-from ..machine.names import DOCUMENTS, EVALUATION, RESULT_TENSORS, RESULTS, TRAINING
-from ..machine.refused import Damaged, Refused
-from ..recipe import (
+from ..io.checksums import CONTENT, of_others
+from ..io.errors import Damaged, Refused
+from ..io.file_names import DOCUMENTS, EVALUATION, RESULT_TENSORS, RESULTS, TRAINING
+from ..io.files import damaged, read_json, read_tensors, write_tensors, write_whole
+from ..io.lock import locked
+from ..runs import (
     RESULT_SECTIONS,
     as_plain,
     differences,

@@ -7,10 +7,9 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from ..cost import check_memory
-from ..machine.names import CHECKPOINTS, CONFIG, FINGERPRINT, TRAINING
-from ..machine.refused import Refused
-from ..recipe import (
+from ..io.errors import Refused
+from ..io.file_names import CHECKPOINTS, CONFIG, FINGERPRINT, TRAINING
+from ..runs import (
     as_plain,
     check,
     evaluate_saes,
@@ -23,6 +22,7 @@ from ..recipe import (
     run,
     save_recipe,
 )
+from ..runs.cost import check_memory
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import results
 from .arms import ArmRun, Comparison, arm_runs

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUCLT, JumpReLUSAE, ReLUSAE
 from ..models.causal import Causal
 from ..models.folding import fold_decoder_norms as fold_decoder_norms

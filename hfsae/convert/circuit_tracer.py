@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..machine.files import parse_yaml, read_tensors
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.files import parse_yaml, read_tensors
 from ..models import SAE, ReLUSAE, TopKSAE
 from .build import State, build, exported, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..machine.files import read_tensors
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.files import read_tensors
 from ..models import SAE
 from .circuit_tracer import hooks, read_config, refuse_below_zero, site_of
 from .cross_layer import Part, joined, numbers_of, parts_of

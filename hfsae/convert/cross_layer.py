@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models import SAE
 from ..models.causal import Causal
 from .build import assembled, to_jumprelu

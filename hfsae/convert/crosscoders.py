@@ -32,9 +32,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.files import read_json, read_tensors
-from ..machine.names import CONFIG, WEIGHTS
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.file_names import CONFIG, WEIGHTS
+from ..io.files import read_json, read_tensors
 from ..models import SAE
 from .build import State, build
 from .sites import to_site

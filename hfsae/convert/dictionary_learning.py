@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..machine.files import read_json
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.files import read_json
 from ..models import SAE, BatchTopKSAE, GatedSAE, MatryoshkaBatchTopKSAE, TopKSAE
 from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
 from .crosscoders import refuse_pickle

@@ -16,9 +16,9 @@ from zipfile import BadZipFile
 from safetensors import SafetensorError
 from transformers import AutoModel
 
-from ..machine.files import open_to_readers, read_json
-from ..machine.names import CONFIG, WEIGHTS, WEIGHTS_INDEX
-from ..machine.refused import Damaged, Refused, one_line
+from ..io.errors import Damaged, Refused, one_line
+from ..io.file_names import CONFIG, WEIGHTS, WEIGHTS_INDEX
+from ..io.files import open_to_readers, read_json
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
 from . import (

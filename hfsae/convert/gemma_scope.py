@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.refused import Damaged, Refused, one_line
+from ..io.errors import Damaged, Refused, one_line
 from ..models import SAE
 from .build import build, check_plain, exported, refuse, to_jumprelu
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from ..machine.files import read_json, read_tensors
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.files import read_json, read_tensors
 from ..models import SAE
 from .build import build, exported, refuse, to_jumprelu
 

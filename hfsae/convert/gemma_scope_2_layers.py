@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..machine.files import opened_tensors, read_json, read_tensors
-from ..machine.names import CONFIG
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.file_names import CONFIG
+from ..io.files import opened_tensors, read_json, read_tensors
 from ..models import SAE
 from .cross_layer import Part, joined, numbers_of, parts_of
 from .gemma_scope_2 import hook_of, model_of, site_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models import SAE, ReLUSAE, TopKSAE
 from .build import build, exported, refuse
 from .dictionary_learning import read_tensors

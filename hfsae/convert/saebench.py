@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models import SAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from .build import to_jumprelu
 from .sites import to_hook

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..machine.files import read_json, read_tensors
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.files import read_json, read_tensors
 from ..models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site

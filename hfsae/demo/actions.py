@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.context import get_blocks_context
 from gradio.events import api
 
-from ..machine.units import PATCH
+from ..io.units import PATCH
 from . import (
     compare_saes,
     diff_actions,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 from urllib.parse import urlencode
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..steering.pair import Sampling
 from .validate import MAX_CHARACTERS
 

@@ -12,9 +12,9 @@ from gradio.utils import colab_check
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..machine.guard import HostGuard, local_hosts
-from ..machine.processor import keep_few_kernels
-from ..machine.units import ROW
+from ..io.host_check import HostCheck, local_hosts
+from ..io.processor import keep_few_kernels
+from ..io.units import ROW
 from .actions import ENDPOINTS, Actions, in_queue
 from .address import Address, Feature, Inspect, Steer, from_query, page_of, to_query
 from .opening import open_subject
@@ -305,7 +305,7 @@ def looks(server_name: str | None = None, *, uploads: bool = False) -> dict[str,
         "state_session_capacity": SESSIONS,
         "app_kwargs": {
             "middleware": [
-                Middleware(HostGuard, hosts=app_hosts(server_name)),
+                Middleware(HostCheck, hosts=app_hosts(server_name)),
                 Middleware(_PagePolicy),
             ],
             "lifespan": lambda app: as_tools(app, ENDPOINTS),

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..machine.files import columns_of, read_json, read_table, reading
-from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
+from ..io.file_names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
+from ..io.files import columns_of, read_json, read_table, reading
 from .rows import Json
 from .subject import Subject
 

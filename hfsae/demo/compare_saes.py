@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from ..convert.formats import find
 from ..features.inspection import inspect
-from ..hub import beside, list_files, list_saes
+from ..hub import files_beside, list_files, list_saes
+from ..io.checksums import CHANGED, is_changed
+from ..io.errors import Refused
+from ..io.file_names import CONFIG, EVALUATION
+from ..io.files import read_json
+from ..io.local_paths import public
 from ..lm import contract
-from ..machine.checksums import CHANGED, is_changed
-from ..machine.files import read_json
-from ..machine.names import CONFIG, EVALUATION
-from ..machine.refused import Refused
-from ..machine.visible import public
 from ..models.site_fields import where_of
 from ..packaged import SHIPPED_SAE
 from . import validate
@@ -62,7 +62,9 @@ def compare_saes(subject: Subject, other: str) -> Json:
         folder = root if root.is_dir() else root.parent
         path = folder / EVALUATION
         path = path if path.resolve().parent == folder else None
-    elif there := beside(list_files(place.source), [EVALUATION, CONFIG], subfolder=place.subfolder):
+    elif there := files_beside(
+        list_files(place.source), [EVALUATION, CONFIG], subfolder=place.subfolder
+    ):
         path = there / EVALUATION
     if path is None or not path.is_file():
         how = None

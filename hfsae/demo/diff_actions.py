@@ -5,7 +5,7 @@ It is diff.json, which `hfsae diff` writes (`hfsae.diffing`).
 
 from typing import Annotated, Any
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from . import validate
 from .rows import Json, as_rows
 from .subject import Subject

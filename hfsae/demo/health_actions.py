@@ -10,8 +10,8 @@ from .. import cards
 from ..evaluation import EvaluationArguments, evaluate
 from ..evaluation.metrics import DENSITY, FIDELITY
 from ..evaluation.result import LOSSES
-from ..machine.units import ROW
-from ..machine.visible import public
+from ..io.local_paths import public
+from ..io.units import ROW
 from .rows import Json
 from .subject import Subject
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..hub.outgoing import is_of_hfsae
-from ..machine.units import PATCH, ROW, TOKEN
-from ..recipe import home_of
+from ..io.units import PATCH, ROW, TOKEN
+from ..runs import home_of
 from .subject import Subject, public_source, without_source
 
 _TEXT = "TEXTS.jsonl"

@@ -17,7 +17,7 @@ from ..features import (
 )
 from ..features.inspection import compare
 from ..features.logit_lens import lens_of
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from . import validate
 from .automatic import automatic_name
 from .how_to_make import without_examples

@@ -9,11 +9,10 @@ import torch
 
 from ..features import FeatureStore, read_automatic, read_labels
 from ..features.pictures import Grid, Pictures
-from ..hub import beside, load
-from ..lm import contract, load_lm
-from ..machine.checksums import KEY, changes, of_others, refuse_mixture, weights_hash
-from ..machine.files import MAX_TEXT, damaged, parse_json, reading
-from ..machine.names import (
+from ..hub import files_beside, load
+from ..io.checksums import KEY, changes, of_others, refuse_mixture, weights_hash
+from ..io.errors import Damaged, Refused
+from ..io.file_names import (
     CARD,
     COLUMNS,
     DIFF,
@@ -29,11 +28,12 @@ from ..machine.names import (
     PRESETS,
     TRAINING,
 )
-from ..machine.refused import Damaged, Refused
-from ..machine.units import PATCH, unit_of
+from ..io.files import MAX_TEXT, damaged, parse_json, reading
+from ..io.units import PATCH, unit_of
+from ..lm import contract, load_lm
 from ..packaged import shipped_at
-from ..recipe import LMArguments
-from ..recipe.inputs_encoders import load_for
+from ..runs import LMArguments
+from ..runs.inputs_encoders import load_for
 from .diff_actions import check_diff
 from .label_actions import label_rows
 from .subject import (
@@ -96,7 +96,7 @@ def open_subject(
     code = shipped.in_python if shipped else code
     subject = Subject(sae, public_name(choice), in_python=code, choice=choice)
     subject.lm_name = sae.config.model_name
-    subject.folder = beside(choice.source, _BESIDE, **which)
+    subject.folder = files_beside(choice.source, _BESIDE, **which)
     if subject.folder is not None:
         refuse_mixture(subject.folder)
     if Path(choice.source).is_dir() and shipped is None:

@@ -21,8 +21,8 @@ from ..activations.pictures import grid_of, rgb_of
 from ..activations.token_text import Tokens
 from ..features.inspection import Inspection, firings_in
 from ..features.pictures import Grid, Key, Picture, small
+from ..io.errors import Refused, one_line
 from ..lm import capture, cast_for, contract, forward
-from ..machine.refused import Refused, one_line
 from . import validate
 from .parts import data_link
 from .rows import Json, check_latent, denser_than, firing_rows, largest_of
@@ -207,7 +207,7 @@ def _read(subject: Subject, name: str, image: "Image.Image") -> PictureLatents:
     assert subject.encoder is not None
     model, processor = subject.encoder[:2]
     sae, reads = subject.sae, subject.sae.config.reads
-    contract.hold(model, sae)
+    contract.check_model(model, sae)
     takes = {*signature(model.forward).parameters}
     try:
         inputs = {

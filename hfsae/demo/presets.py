@@ -14,7 +14,7 @@ from typing import Any
 
 from ..features import Example, FeatureStore
 from ..features.function_words import content_word
-from ..presets import Model, find_presets, save_presets
+from ..runs.preset_search import Model, find_presets, save_presets
 from .label_actions import best_rows
 from .subject import Subject
 

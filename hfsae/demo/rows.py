@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..features.inspection import Inspection
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from . import validate
 from .how_to_make import without_examples
 from .subject import Subject

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 
-from ..machine.units import PATCH
+from ..io.units import PATCH
 from ..steering.pair import Sampling
 from .address import Settings
 from .rows import largest_of

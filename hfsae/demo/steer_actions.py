@@ -13,7 +13,7 @@ import torch
 from .. import steering
 from ..activations.token_text import Tokens, spell
 from ..activations.tokens import special_ids
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Unit
 from ..steering.pair import Phase, Sampling, generate_pair
 from . import validate

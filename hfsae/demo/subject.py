@@ -26,11 +26,11 @@ from ..activations.token_text import Tokens, single_tokens, tokenise, tokenise_c
 from ..features import Automatic, FeatureSearch, FeatureStore
 from ..features.inspection import Inspection, Ranked, inspect
 from ..features.pictures import Grid, Pictures
+from ..io.errors import Refused
+from ..io.file_names import CONFIG
+from ..io.local_paths import without_local_paths
+from ..io.units import TOKEN, Unit
 from ..lm import LoadedEncoder, LoadedLM, contract
-from ..machine.names import CONFIG
-from ..machine.refused import Refused
-from ..machine.units import TOKEN, Unit
-from ..machine.visible import public_record
 from ..models import SAE
 from ..packaged import SHIPPED_SAE, shipped_at
 from . import validate
@@ -144,7 +144,7 @@ class Subject:
         """Its model's, without where a folder lies."""
         loaded = self.loaded or self.encoder
         lm = {"name": self.lm_name, "origin": loaded.origin if loaded else None}
-        return public_record({"lm": lm})["lm"]["name"]
+        return without_local_paths({"lm": lm})["lm"]["name"]
 
     @property
     def shown_lm_name(self) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 
 
 class Range(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from ..activations.token_text import Tokens, named_token, single_tokens
 from ..activations.tokens import special_ids
 from ..attribution import Attribution, attribute, logit
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from . import validate
 from .parts import cited, spaced
 from .rows import SHOWN, Json, as_rows, check_latent

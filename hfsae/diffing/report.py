@@ -5,8 +5,8 @@ from typing import Any
 
 from ..evaluation.result import aligned
 from ..features import FeatureStore, read_names, show
-from ..machine.files import printable, read_json, reading
-from ..machine.names import DIFF, META
+from ..io.file_names import DIFF, META
+from ..io.files import printable, read_json, reading
 from .measures import LEAST_OWN, MOST_NU
 from .sides import FIRST, SECOND, SHARED
 

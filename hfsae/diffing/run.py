@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..activations import ActivationBatch
+from ..io.checksums import sealed, stamp
+from ..io.errors import Refused
+from ..io.file_names import DIFF
+from ..io.files import write_whole
 from ..lm import LoadedLMs, contract
-from ..machine.checksums import sealed, stamp
-from ..machine.files import write_whole
-from ..machine.names import DIFF
-from ..machine.refused import Refused
 from ..models import SAE
-from ..recipe import check_held_out, inputs_of, load_inputs, norm_limits, of_run
-from ..recipe.job import counted, token_bar
+from ..runs import check_held_out, inputs_of, load_inputs, norm_limits, of_run
+from ..runs.job import counted, token_bar
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import N_TOKENS
 from .measures import LEAST_OWN, LITTLE, MOST_NU, Explained, Scaling, in_other
@@ -58,7 +58,7 @@ def diff(folder: str | Path, n_tokens: int = N_TOKENS) -> Json:
     loaded = load_inputs(recipe, str(make_accelerator(recipe.training).device))
     inputs = inputs_of(recipe, loaded)
     if isinstance(loaded, LoadedLMs):
-        contract.hold_together(loaded.lms, sae, loaded.tokenizer)
+        contract.check_models(loaded.lms, sae, loaded.tokenizer)
     sae.to(inputs.device)  # pyright: ignore[reportArgumentType] - transformers' wrapper
     reads, limits = sae.config.reads, norm_limits(sae, placed.folder)
     batches = inputs.source(reads.names, limits).batches(recipe.evaluation.side, n_tokens)

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..io.errors import Refused
 from ..lm.places import SLASH
-from ..machine.refused import Refused
 from ..models import SAE
 
 FIRST, SECOND, SHARED, OTHER = "first", "second", "shared", "other"

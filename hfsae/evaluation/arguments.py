@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ..machine.bounds import MOST_TOKENS, check_least, check_most
-from ..machine.refused import Refused
+from ..io.bounds import MOST_TOKENS, check_least, check_most
+from ..io.errors import Refused
 
 Side = Literal["test", "validation"]
 AUTO: Literal["auto"] = "auto"

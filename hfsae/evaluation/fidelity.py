@@ -29,6 +29,7 @@ from ..activations import HarvestArguments
 from ..activations.harvest import Batch, Harvester, refuse_not_finite
 from ..activations.source import ActivationBatch
 from ..activations.tokens import TextInput, TokenBatch, token_rows
+from ..io.errors import Refused
 from ..lm import (
     Autoencoder,
     HasConfig,
@@ -44,7 +45,6 @@ from ..lm import (
     widths_of,
     writes_of,
 )
-from ..machine.refused import Refused
 from ..ops import kl_of_logs
 from .arguments import EvaluationArguments
 from .metrics import DocumentSums
@@ -105,7 +105,7 @@ def evaluate(
     more = {"mean": mean, "norm_limits": norm_limits, "progress": progress}
     check_arguments("evaluate", lm, sae)
     args = args or EvaluationArguments()
-    contract.hold(lm, sae, tokenizer)
+    contract.check_model(lm, sae, tokenizer)
     rows = token_rows(text, lm, sae.config, tokenizer, side=args.side)
     return evaluate_all(lm, {"": sae}, rows, args, **more)[""]
 
@@ -144,7 +144,7 @@ def evaluate_all(
     if lm.training:
         raise Refused("the LM is in training mode: dropout differs between arms; call lm.eval()")
     for sae in saes.values():
-        contract.hold(lm, sae, getattr(batches, "tokenizer", None))
+        contract.check_model(lm, sae, getattr(batches, "tokenizer", None))
     rows, limits = list(_first_tokens(batches, args.most_tokens)), dict(norm_limits or {})
     for batch, sae in product(rows, saes.values()):
         contract.check_rows(lm, sae, batch.input_ids, batch.document)

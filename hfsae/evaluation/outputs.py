@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..activations.harvest import InputBatch, refuse_not_finite
+from ..io.errors import Refused
 from ..lm import (
     Autoencoder,
     capture,
@@ -34,7 +35,6 @@ from ..lm import (
     widths_of,
     writes_of,
 )
-from ..machine.refused import Refused
 from .arguments import EvaluationArguments
 from .fidelity import mean_activation
 from .metrics import Definition, DocumentSums, Metric, estimate
@@ -118,7 +118,7 @@ def output_change(
     args, limits = args or EvaluationArguments(), dict(norm_limits or {})
     if model.training:
         raise Refused("the model is in training mode: dropout differs between arms; call .eval()")
-    contract.hold(model, sae)
+    contract.check_model(model, sae)
     if mean is None:
         if iter(batches) is batches:
             raise Refused(

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..activations.harvest import refuse_not_finite
 from ..activations.source import ActivationBatch
+from ..io.errors import Refused
 from ..lm import Autoencoder, cast_for, reads_of, writes_of
-from ..machine.refused import Refused
 from ..models import SAE
 from .arguments import EvaluationArguments
 from .metrics import RunningFidelity, density_histogram, estimate

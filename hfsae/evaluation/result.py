@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..machine.plain import finite
-from ..machine.units import TOKEN, Unit
+from ..io.json_safe import json_safe
+from ..io.units import TOKEN, Unit
 from .metrics import Definition, Histogram, Metric
 
 KINDS_OF_DOCUMENTS = {"test": "held-out", "validation": "validation"}
@@ -113,7 +113,7 @@ class EvaluationResult:
         """A dict for JSON: NaN and infinity become None, tensors become lists."""
         own = {k: v for k, v in self.__dict__.items() if k != "of_documents"}
         plain = {key: {k: asdict(v) for k, v in own[key].items()} for key in ("metrics", "texts")}
-        return finite({**own, **plain})
+        return json_safe({**own, **plain})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationResult":

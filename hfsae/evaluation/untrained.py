@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..activations import HarvestArguments, Harvester, TokenBatch
+from ..io.errors import Refused
 from ..lm import Sites
-from ..machine.refused import Refused
 from ..models import SAE
 from ..models.jumprelu import along_directions
 

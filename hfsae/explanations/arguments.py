@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeVar
 
 from numpy.random import default_rng
 
-from ..machine.bounds import check_least
-from ..machine.refused import Refused
+from ..io.bounds import check_least
+from ..io.errors import Refused
 
 E = TypeVar("E")
 LEAST_FIT = 20

@@ -46,7 +46,7 @@ OnProgress = Callable[[str, int, int, float], object]
 """Called with a score's name, the numbers of answers so far and in all, and the running mean."""
 
 
-class Inquiry(NamedTuple):
+class ScoringRequest(NamedTuple):
     """The scores to compute, and the judge who answers."""
 
     args: ScoreArguments = ScoreArguments()

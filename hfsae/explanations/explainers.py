@@ -20,10 +20,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..activations.token_text import spell
-from ..machine.files import numbered_lines, printable
-from ..machine.labels import MAX_LENGTH
-from ..machine.refused import Refused, one_line
-from .reading import Reading
+from ..io.errors import Refused, one_line
+from ..io.files import numbered_lines, printable
+from ..io.labels import MAX_LENGTH
+from .reading import CorpusActivations
 from .windows import Evidence, Window
 
 LINE_END, BLANK = "a line end", "a blank"
@@ -67,7 +67,7 @@ Explainer = Callable[[Sequence[Material]], Mapping[int, str | Name]]
 
 
 def material_of(
-    reading: Reading, evidence: Evidence, tokenizer: PreTrainedTokenizerBase
+    reading: CorpusActivations, evidence: Evidence, tokenizer: PreTrainedTokenizerBase
 ) -> Material:
     """The shown windows of a latent, as text."""
     activations = evidence.activations(len(reading.ids))
@@ -76,7 +76,7 @@ def material_of(
 
 
 def spelt(
-    reading: Reading,
+    reading: CorpusActivations,
     window: Window,
     tokenizer: PreTrainedTokenizerBase,
     activations: np.ndarray | None = None,

@@ -16,9 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..machine.checksums import content_hash
-from ..machine.files import replacing
-from .reading import Firings, Reading
+from ..io.checksums import content_hash
+from ..io.files import replacing
+from .reading import CorpusActivations, Firings
 from .windows import Evidence, Selection, Window
 
 _FORMAT = 1
@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 class Found(NamedTuple):
     """The text as it was read, and the windows of latents and directions."""
 
-    reading: Reading
+    reading: CorpusActivations
     selection: Selection
 
 
@@ -111,7 +111,7 @@ def _found(arrays: Arrays, about: Mapping[str, str]) -> Found:
     evidence = [Evidence(*of, *groups[3 * i : 3 * i + 3]) for i, of in enumerate(facts)]
     n_latents = int(about["n_latents"])
     latents, directions = evidence[:n_latents], evidence[n_latents:]
-    reading = Reading(
+    reading = CorpusActivations(
         **{name: arrays[name] for name in _FACTS},
         n_documents=tuple(json.loads(about["n_documents"])),
         projections=np.zeros((len(arrays["ids"]), 0), np.float32),

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
 from ..features.summary import BLOCK_LATENTS
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models import SAE
 
 SHOWN, TESTED, CUT = 0, 1, 2
@@ -44,7 +44,7 @@ class Firings(NamedTuple):
 
 
 @dataclass
-class Reading:
+class CorpusActivations:
     """The tokens that were read, special ones apart, and what was computed on them.
 
     Arrays have an entry a token, in reading order. Text is contiguous from `start` to `stop`:
@@ -108,7 +108,7 @@ def read(
     harvest: HarvestArguments | None = None,
     progress: Callable[[int], object] | None = None,
     most_firings: int = MOST_FIRINGS,
-) -> Reading:
+) -> CorpusActivations:
     """Read rows of tokens once.
 
     Args:
@@ -208,7 +208,7 @@ class _Parts:
             for kept in [is_kept[latent]]
         ]
 
-    def reading(self, seed: int) -> Reading:
+    def reading(self, seed: int) -> CorpusActivations:
         """All of it together, halved."""
         ids, document, row, position, computed = np.concatenate(self.tokens, axis=1)
         half, n_documents = halves(ids, document, seed)
@@ -216,7 +216,7 @@ class _Parts:
         half = np.where(is_shared(ids, half, stop), CUT, half)
         start, stop = stretches(row, position, document, half, computed)
         latent, token, value = (np.concatenate(part) for part in zip(*self.firings, strict=True))
-        return Reading(
+        return CorpusActivations(
             ids,
             half,
             start,

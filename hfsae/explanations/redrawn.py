@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..activations import HarvestArguments, TokenBatch
 from ..evaluation.untrained import firings, limits, sample
-from ..machine.markdown import table
+from ..io.markdown import table
 from ..models import SAE
 from ..models.relu import rectified
 from .arguments import LEXICAL as LEXICAL_SCORES

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..activations import held_out_sentence, is_held_out
 from ..evaluation.statistics import Interval
-from ..machine.files import printable
-from ..machine.markdown import table
+from ..io.files import printable
+from ..io.markdown import table
 from .explainers import spelt
-from .reading import Reading
+from .reading import CorpusActivations
 from .scores import LEXICAL
 from .verdicts import Judged, is_above
 from .windows import Evidence, Window
@@ -63,7 +63,7 @@ def report_of(
 
 
 def examples_of(
-    reading: Reading,
+    reading: CorpusActivations,
     latents: Sequence[Evidence],
     rows: Sequence[dict[str, Any]],
     means: Means,
@@ -230,7 +230,7 @@ def _choices(
 
 
 def _latent(
-    reading: Reading,
+    reading: CorpusActivations,
     evidence: Evidence,
     row: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
@@ -265,7 +265,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _line(reading: Reading, window: Window, tokenizer: PreTrainedTokenizerBase) -> str:
+def _line(reading: CorpusActivations, window: Window, tokenizer: PreTrainedTokenizerBase) -> str:
     tokens, peak, *_ = spelt(reading, window, tokenizer)
     left, right = printable("".join(tokens[:peak])), printable("".join(tokens[peak + 1 :]))
     return f"{left[-_WIDTH:]}«{printable(tokens[peak])}»{right[:_WIDTH]}"

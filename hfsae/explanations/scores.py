@@ -28,7 +28,7 @@ from ..evaluation.statistics import (
     pearson,
     resampled_means,
 )
-from .reading import SHOWN, TESTED, Reading
+from .reading import SHOWN, TESTED, CorpusActivations
 from .windows import Evidence, Window
 
 LEXICAL = ("pearson", "auprc", "auc", "auc_random")
@@ -88,7 +88,7 @@ def derangement(n: int, seed: int) -> np.ndarray:
 class Lexicon:
     """Predictions by token, and their scores on the tested half."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: CorpusActivations) -> None:
         self.reading = reading
         kinds, self.kind = np.unique(reading.ids, return_inverse=True)
         self.n_kinds = len(kinds)
@@ -136,7 +136,10 @@ class Lexicon:
 
 
 def lexical(
-    reading: Reading, latents: Sequence[Evidence], directions: Sequence[Evidence], seed: int
+    reading: CorpusActivations,
+    latents: Sequence[Evidence],
+    directions: Sequence[Evidence],
+    seed: int,
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Scores of each latent, with those of its controls; and of each random direction.
 

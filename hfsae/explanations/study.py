@@ -11,28 +11,28 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, TokenBatch
-from ..lm import check_arguments, contract, tokenizer_of
-from ..machine.checksums import file_hash, sealed
-from ..machine.files import replacing, write_whole
-from ..machine.labels import MAX_LENGTH
-from ..machine.names import (
+from ..io.checksums import file_hash, sealed
+from ..io.file_names import (
     EVIDENCE,
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     FEATURES,
 )
-from ..machine.plain import finite
+from ..io.files import replacing, write_whole
+from ..io.json_safe import json_safe
+from ..io.labels import MAX_LENGTH
+from ..lm import check_arguments, contract, tokenizer_of
 from ..models import SAE
 from .arguments import PAPER, ExplainArguments, ScoreArguments
-from .asking import ANY_TEXT, Inquiry, cases_of, judged, prompts_hash
+from .asking import ANY_TEXT, ScoringRequest, cases_of, judged, prompts_hash
 from .explainers import Explainer, Name, material_of, one_label, spelt, template
 from .kept import Found, Kept
-from .reading import CUT, MAX_DIRECTIONS, RUN, Reading, read
+from .reading import CUT, MAX_DIRECTIONS, RUN, CorpusActivations, read
 from .report import ShownLatent, examples_of, report_of
 from .scorers import sample_of, scorers_of
 from .scores import LEXICAL, aggregate, lexical
-from .verdicts import Judged, together
+from .verdicts import Judged, combined_report
 from .windows import Evidence, order_of, select
 
 CONTROLS = {
@@ -119,7 +119,7 @@ def explain(
     progress: Callable[[int], object] | None = None,
     note_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
     note_names: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
-    inquiry: Inquiry = Inquiry(),
+    inquiry: ScoringRequest = ScoringRequest(),
     keep: Kept | None = None,
 ) -> Explanations:
     """Explanations of latents, scored on text that they were not made from, beside controls.
@@ -152,7 +152,7 @@ def explain(
     args, asked, judge = args or ExplainArguments(), inquiry.args, inquiry.judge
     scorers = scorers_of(asked, judge)
     tokenizer = tokenizer or tokenizer_of(lm)
-    contract.hold(lm, sae, tokenizer)
+    contract.check_model(lm, sae, tokenizer)
 
     # Read the text; choose latents and windows.
     found = keep.found if keep else None
@@ -209,7 +209,7 @@ def explain(
                 for part in (asked.drawn(latents, args.seed), directions[:n])
             )
             cases = list(cases_of(scorer, own, random, texts, args.seed))
-            result = together(
+            result = combined_report(
                 scorer,
                 judged(scorer, cases, judge, inquiry.on_progress),
                 {e.latent: e.density for e in latents + directions},
@@ -273,7 +273,7 @@ def _scored(
         for result in results:
             unscored = dict.fromkeys(next(iter(result.of_latents.values())))
             own |= result.of_latents.get(evidence.latent, unscored)
-        row |= finite(own)
+        row |= json_safe(own)
     means = aggregate(
         scores,
         of_directions,
@@ -287,7 +287,7 @@ def _scored(
         "n_latents": len(latents),
         "n_directions": len(directions),
         "n_unexplained": sum(row["explanation"] is None for row in rows),
-        "scores": finite({"lexical": means} | {r.name: r.as_plain() for r in results}),
+        "scores": json_safe({"lexical": means} | {r.name: r.as_plain() for r in results}),
         "about": _ABOUT,
     }
     for evidence, row in zip(directions, controls, strict=True):
@@ -316,7 +316,7 @@ def _row(evidence: Evidence, name: Name | None, source: str) -> dict[str, Any]:
 
 
 def tested_windows(
-    reading: Reading, latents: Sequence[Evidence], tokenizer: PreTrainedTokenizerBase
+    reading: CorpusActivations, latents: Sequence[Evidence], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[dict[str, Any]]:
     """A row for each window of the tested half: the latent; the kind ("quantile_1" to
     "quantile_5", where it fires; "hard" or "random", where it does not); the activation at the

@@ -85,7 +85,7 @@ def is_above(low: float, chance: float | None) -> bool:
     return chance is None or low > chance
 
 
-def together(
+def combined_report(
     scorer: Scorer,
     results: Sequence[Result],
     densities: Mapping[int, float],

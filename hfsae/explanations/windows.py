@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models.config import check_latent
 from .arguments import LEAST_FIT, ExplainArguments
-from .reading import SHOWN, TESTED, Firings, Reading
+from .reading import SHOWN, TESTED, CorpusActivations, Firings
 
 N_QUANTILES = 5
 
@@ -27,7 +27,7 @@ class TooFew(Refused):
 
 
 class Window(NamedTuple):
-    """A stretch of tokens; the indices are those of a `Reading`."""
+    """A stretch of tokens; the indices are those of a `CorpusActivations`."""
 
     start: int
     stop: int
@@ -83,7 +83,7 @@ def order_of(
 
 
 def select(
-    reading: Reading, args: ExplainArguments, explained: Collection[int] | None = None
+    reading: CorpusActivations, args: ExplainArguments, explained: Collection[int] | None = None
 ) -> Selection:
     """The first latents of the order that qualify, and a random direction for each.
 
@@ -132,7 +132,7 @@ def _misfit(density: float, args: ExplainArguments) -> str:
     return ""
 
 
-def _too_few(n: int, n_least: int, reasons: Counter[str], reading: Reading) -> str:
+def _too_few(n: int, n_least: int, reasons: Counter[str], reading: CorpusActivations) -> str:
     listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     qualify = {0: "no latent qualifies", 1: "only 1 latent qualifies"}
     return (
@@ -142,7 +142,7 @@ def _too_few(n: int, n_least: int, reasons: Counter[str], reading: Reading) -> s
 
 
 def _directions(
-    reading: Reading, args: ExplainArguments, chosen: Sequence[Evidence]
+    reading: CorpusActivations, args: ExplainArguments, chosen: Sequence[Evidence]
 ) -> Iterator[Evidence]:
     """Random directions, thresholded at the densities of the chosen latents."""
     densities = [evidence.density for evidence in chosen]
@@ -155,7 +155,7 @@ def _directions(
 
 
 def gather(
-    reading: Reading, args: ExplainArguments, latent: int, density: float, trace: Firings
+    reading: CorpusActivations, args: ExplainArguments, latent: int, density: float, trace: Firings
 ) -> Evidence | None:
     """A latent's windows; None if it has too few.
 
@@ -185,7 +185,7 @@ def gather(
 
 
 def peaks(
-    reading: Reading, activations: np.ndarray, trace: Firings, half: int, reach: int
+    reading: CorpusActivations, activations: np.ndarray, trace: Firings, half: int, reach: int
 ) -> Iterator[Window]:
     """Windows around the tokens with a window's largest activation, strongest first; no two
     overlap."""
@@ -199,7 +199,7 @@ def peaks(
             yield Window(start, stop, at, float(activations[at]), "")
 
 
-def _bounds(reading: Reading, at: int, reach: int) -> tuple[int, int]:
+def _bounds(reading: CorpusActivations, at: int, reach: int) -> tuple[int, int]:
     return max(int(reading.start[at]), at - reach), min(int(reading.stop[at]), at + reach + 1)
 
 
@@ -219,14 +219,14 @@ def over_quantiles(windows: Sequence[Window], n: int, rng: np.random.Generator) 
     return drawn
 
 
-def _commonest(reading: Reading, shown: Sequence[Window], n: int = 10) -> np.ndarray:
+def _commonest(reading: CorpusActivations, shown: Sequence[Window], n: int = 10) -> np.ndarray:
     """Ids of the tokens that are the peaks of most windows of the shown half."""
     counts = Counter(int(reading.ids[window.peak]) for window in shown)
     return np.array([token for token, _ in counts.most_common(n)])
 
 
 def _inactive(
-    reading: Reading,
+    reading: CorpusActivations,
     args: ExplainArguments,
     activations: np.ndarray,
     commonest: np.ndarray,

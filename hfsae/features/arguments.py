@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from ..machine.bounds import check_least, check_most, check_seed
+from ..io.bounds import check_least, check_most, check_seed
 
 _MOST_OF_A_LATENT = 10**6
 

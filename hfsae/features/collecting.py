@@ -19,8 +19,8 @@ from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
 from ..activations.cache import lm_digest
 from ..activations.token_text import REPLACEMENT, decoded, is_part, token_text
 from ..activations.tokens import TextInput, token_rows
+from ..io.errors import Refused
 from ..lm import check_arguments, contract, model_and_path, tokenizer_of
-from ..machine.refused import Refused
 from ..models import SAE
 from ..models.identity import DECODER, decoder_hash
 from .arguments import CollectArguments
@@ -28,7 +28,7 @@ from .layout import NEAR, nearest_rows, plane
 from .logit_lens import FORMULA, LensTokens, last_written, lens_tokens, residual_directions
 from .resume import Resume
 from .store import COLUMNS, FeatureStore
-from .summary import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
+from .summary import BLOCK_LATENTS, HISTOGRAM_EDGES, LatentStatistics, Windows
 
 if TYPE_CHECKING:
     import pyarrow
@@ -79,7 +79,7 @@ def collect(
     names, harvest = sae.config.reads.names, harvest or HarvestArguments()
     harvester = Harvester(lm, names, harvest, norm_limits=norm_limits)
     sizes = {name: getattr(args, name) for name in ("top", "reservoir", "window", "seed")}
-    seen = Seen(sae.config.d_sae, **sizes, device=sae.W_dec.device)
+    seen = LatentStatistics(sae.config.d_sae, **sizes, device=sae.W_dec.device)
     limits = harvester.norm_limits
     kept = Resume(resume, "" if resume is None else _key(lms, sae, tokenizer, args, limits))
     batches = kept.rest(token_rows(text, first, sae.config, tokenizer), seen)
@@ -103,9 +103,9 @@ def _hold(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     if isinstance(lm, Mapping):
-        contract.hold_together(lm, sae, tokenizer)
+        contract.check_models(lm, sae, tokenizer)
     else:
-        contract.hold(lm, sae, tokenizer)
+        contract.check_model(lm, sae, tokenizer)
 
 
 def _lens_of(
@@ -119,7 +119,7 @@ def _lens_of(
     return lm[name], residual_directions(lm[name], rows, place)
 
 
-def _check_seen(seen: Seen, harvester: Harvester) -> None:
+def _check_seen(seen: LatentStatistics, harvester: Harvester) -> None:
     """Refuse a summary of no tokens, and log a summary without firings."""
     if not seen.n_tokens:
         raise Refused(
@@ -129,7 +129,7 @@ def _check_seen(seen: Seen, harvester: Harvester) -> None:
     warn_of_silence(seen, "tokens")
 
 
-def warn_of_silence(seen: Seen, units: str) -> None:
+def warn_of_silence(seen: LatentStatistics, units: str) -> None:
     """Log a summary without firings; `units`: the plural of what was read."""
     if not seen.histogram.any():
         logger.warning(
@@ -159,7 +159,7 @@ def _key(
     return digest.hexdigest()
 
 
-def _encode_into(seen: Seen, sae: SAE, batch: TokenBatch, harvested: Harvested) -> None:
+def _encode_into(seen: LatentStatistics, sae: SAE, batch: TokenBatch, harvested: Harvested) -> None:
     x = sae.config.reads.joined(harvested.activations)
     n_rows, context = batch.input_ids.shape
     step = max(1, BLOCK_LATENTS // (context * sae.config.d_sae))
@@ -178,7 +178,7 @@ def _build_store(
     lm: PreTrainedModel,
     directions: Float[Tensor, "d_sae d_model"] | None,
     tokenizer: PreTrainedTokenizerBase,
-    seen: Seen,
+    seen: LatentStatistics,
     args: CollectArguments,
 ) -> FeatureStore:
     import pyarrow.dataset
@@ -220,7 +220,7 @@ def description(
 
 def latents_table(
     sae: SAE,
-    seen: Seen,
+    seen: LatentStatistics,
     args: CollectArguments,
     lens: LensTokens | None,
     text: Callable[[int], str],
@@ -253,7 +253,7 @@ def latents_table(
 
 
 def _examples_table(
-    tokenizer: PreTrainedTokenizerBase, seen: Seen, args: CollectArguments
+    tokenizer: PreTrainedTokenizerBase, seen: LatentStatistics, args: CollectArguments
 ) -> "pyarrow.Table":
     import pyarrow as pa
 
@@ -288,7 +288,7 @@ class Ranked(NamedTuple):
     """[examples, width] see Windows"""
 
 
-def ranked_examples(seen: Seen, args: CollectArguments) -> Ranked:
+def ranked_examples(seen: LatentStatistics, args: CollectArguments) -> Ranked:
     """The strongest rows of each latent, and some of each group of its sample."""
     latent, kind, _, peak, row, position, around = _examples(seen, args)
     kinds = np.array(["top", *(f"quantile_{q}" for q in range(args.quantiles, 0, -1))])
@@ -298,7 +298,7 @@ def ranked_examples(seen: Seen, args: CollectArguments) -> Ranked:
     return Ranked({**columns, "activation": peak}, row, position, around)
 
 
-def _examples(seen: Seen, args: CollectArguments) -> list[np.ndarray]:
+def _examples(seen: LatentStatistics, args: CollectArguments) -> list[np.ndarray]:
     """Latent, kind and the fields of Windows of each example; kind 0: top, 1: strongest group."""
     groups = quantile_groups(seen.sample, seen.top, args.quantiles)
     selections = [(seen.top.key > -torch.inf, seen.top)]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int64
 
-from ..machine.files import damaged, replacing
-from ..machine.refused import Damaged, Refused, closest
+from ..io.errors import Damaged, Refused, closest
+from ..io.files import damaged, replacing
 
 if TYPE_CHECKING:
     import pyarrow

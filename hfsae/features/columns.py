@@ -28,11 +28,11 @@ from ..evaluation.statistics import (
     false_discovery_rates,
     mid_ranks,
 )
-from ..machine.files import printable
-from ..machine.label_words import association_cells, too_few_to_tell
-from ..machine.markdown import escaped
-from ..machine.plain import finite
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.files import printable
+from ..io.json_safe import json_safe
+from ..io.label_words import association_cells, too_few_to_tell
+from ..io.markdown import escaped
 from ..models import SAE
 from .column_files import ByDocument, Column, LabelColumns
 from .draws import hashed
@@ -101,7 +101,7 @@ class Association:
     def to_dict(self) -> dict[str, Any]:
         """A dict for JSON, without the numbers of each latent."""
         own = {k: v for k, v in asdict(self).items() if k not in ("values", "p", "q")}
-        return finite({**own, "n_passing": self.n_passing})
+        return json_safe({**own, "n_passing": self.n_passing})
 
 
 @dataclass

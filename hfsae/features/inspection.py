@@ -154,7 +154,7 @@ def inspect(lm: PreTrainedModel, sae: Any, tokens: Tokens) -> Inspection:
         ValueError: the SAE names no site, or is not for this model (`hfsae.lm.contract`).
     """
     batch = tokens.batch(lm.device)
-    contract.hold(lm, sae)
+    contract.check_model(lm, sae)
     contract.check_bos(lm, sae, batch.input_ids)
     x = activations_read(lm, sae.config, input_ids=batch.input_ids)
     x = cast_for(sae, x[0][batch.keep[0]])

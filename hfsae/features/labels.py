@@ -1,6 +1,6 @@
 """Names that people give to latents: `features/labels.json`, {"labels": {"1234": "the sea"}}.
 
-The file also holds the hash of the SAE's weights (`machine.checksums`): names of other weights are
+The file also holds the hash of the SAE's weights (`io.checksums`): names of other weights are
 left out with a note where they would be shown, and refused where they would be published. A
 file written by hand needs no hash. People may edit the file: the hash does not cover its content.
 
@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..machine.checksums import KEY, of_others, refuse_mixture, stamp
-from ..machine.files import columns_of, damaged, parse_json, read_table, reading, write_whole
-from ..machine.labels import checked_label, labels_in
-from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
-from ..machine.refused import Damaged, Refused
+from ..io.checksums import KEY, of_others, refuse_mixture, stamp
+from ..io.errors import Damaged, Refused
+from ..io.file_names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
+from ..io.files import columns_of, damaged, parse_json, read_table, reading, write_whole
+from ..io.labels import checked_label, labels_in
 
 DOUBTFUL_SURE, DOUBTFUL_PEARSON = 0.5, 0.05
 """Certainty of a language model, and correlation of its windows' tokens with activations on other

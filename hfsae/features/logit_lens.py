@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..io.errors import Refused
 from ..lm import Site, find_module, own_passes
-from ..machine.refused import Refused
 from ..models import SAE
 
 FORMULA = (

@@ -11,10 +11,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..machine.checksums import FILES, file_hash
-from ..machine.files import damaged, read_json, read_table, reading, replacing, table_metadata
-from ..machine.names import EXAMPLES, META, PICTURES
-from ..machine.refused import Damaged, Refused
+from ..io.checksums import FILES, file_hash
+from ..io.errors import Damaged, Refused
+from ..io.file_names import EXAMPLES, META, PICTURES
+from ..io.files import damaged, read_json, read_table, reading, replacing, table_metadata
 from .store import FeatureStore
 
 if TYPE_CHECKING:

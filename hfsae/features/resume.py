@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 
 from ..activations import TokenBatch
-from ..machine.files import read_tensors, write_tensors
-from ..machine.refused import Damaged
-from .summary import Seen
+from ..io.errors import Damaged
+from ..io.files import read_tensors, write_tensors
+from .summary import LatentStatistics
 
 logger = logging.getLogger(__name__)
 _EVERY_SECONDS = 60.0
@@ -30,7 +30,7 @@ class Resume:
         self._digest = sha256()
         self._saved_at = time.monotonic()
 
-    def rest(self, rows: Iterable[TokenBatch], seen: Seen) -> Iterator[TokenBatch]:
+    def rest(self, rows: Iterable[TokenBatch], seen: LatentStatistics) -> Iterator[TokenBatch]:
         """The rows that an empty summary still has to see, after it got the file's.
 
         The file serves if it has this key, and the rows begin with those that it was made from.
@@ -51,7 +51,7 @@ class Resume:
             batches = chain(first, batches)
         return batches
 
-    def save(self, batch: TokenBatch, seen: Seen) -> None:
+    def save(self, batch: TokenBatch, seen: LatentStatistics) -> None:
         """Note the batch that was added last, and write the file if it is a minute old."""
         if self._path is None:
             return

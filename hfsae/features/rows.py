@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations import ActivationBatch
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models import SAE
 from .collecting import (
     CollectArguments,
@@ -29,7 +29,7 @@ from .collecting import (
 )
 from .draws import uniform
 from .store import COLUMNS, UNITS, FeatureStore
-from .summary import BLOCK_LATENTS, Peaks, Seen, Windows
+from .summary import BLOCK_LATENTS, LatentStatistics, Peaks, Windows
 
 if TYPE_CHECKING:
     import pyarrow
@@ -100,7 +100,7 @@ def collect_rows(
     if n is not None and n < 1:
         raise Refused(f"n is {n}; give 1 row or more, or None for all")
     args = args or CollectArguments()
-    seen = Seen(
+    seen = LatentStatistics(
         sae.config.d_sae,
         top=args.top,
         reservoir=args.reservoir,
@@ -245,7 +245,7 @@ class RowBlock(Peaks):
 
 def _build_store(
     sae: SAE,
-    seen: Seen,
+    seen: LatentStatistics,
     args: CollectArguments,
     documents: np.ndarray,
     unit: str,
@@ -275,7 +275,7 @@ def _columns(unit: str) -> dict[str, dict[str, str]]:
 
 
 def _examples_table(
-    seen: Seen,
+    seen: LatentStatistics,
     args: CollectArguments,
     caption: Callable[[int, int], str],
     numbers: np.ndarray,

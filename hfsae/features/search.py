@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..io.errors import Refused
 from ..lm import activations_read, cast_for, special_ids, unspared
-from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import check_latent
 from .logit_lens import last_written, output_embedding, residual_directions, through_final_norm

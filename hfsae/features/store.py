@@ -2,7 +2,7 @@
 
 `features/latents.parquet` has a row per latent, `features/examples.parquet` a row per example, and
 `features/meta.json` records their origin and the meaning of each column (COLUMNS), and seals the
-two (`hfsae.machine.checksums`).
+two (`hfsae.io.checksums`).
 """
 
 import json
@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.checksums import file_hash, refuse_changed, refuse_mixture, sealed, unsealed
-from ..machine.files import (
+from ..io.checksums import file_hash, refuse_changed, refuse_mixture, sealed, unsealed
+from ..io.errors import Damaged, Refused
+from ..io.file_names import EXAMPLES, FEATURES, LATENTS, META
+from ..io.files import (
     check_columns,
     damaged,
     printable,
@@ -31,9 +33,7 @@ from ..machine.files import (
     text_columns,
     write_whole,
 )
-from ..machine.names import EXAMPLES, FEATURES, LATENTS, META
-from ..machine.refused import Damaged, Refused
-from ..machine.units import UNITS as _KINDS_OF_UNITS
+from ..io.units import UNITS as _KINDS_OF_UNITS
 from ..models.identity import DECODER, marked
 
 if TYPE_CHECKING:

@@ -132,7 +132,7 @@ class Block(Peaks):
         """Nothing: each row of tokens comes once."""
 
 
-class Seen:
+class LatentStatistics:
     """The whole summary: for each latent its strongest rows, `top`, and random ones, `sample`."""
 
     def __init__(

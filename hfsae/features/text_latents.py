@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.in_memory import Columns, text_list
 from ..activations.token_text import spell, tokenise
+from ..io.errors import Refused
 from ..lm import (
     Encoder,
     NamesSite,
@@ -22,7 +23,6 @@ from ..lm import (
     tokenizer_of,
     unspared,
 )
-from ..machine.refused import Refused
 
 Texts = str | Sequence[str] | Columns | Int[Tensor, "rows ctx"] | Mapping[str, Tensor]
 """A text, several texts, a `datasets.Dataset`, token ids, or a tokenizer's output: input_ids and
@@ -94,7 +94,7 @@ def latents(
     """
     check_arguments("latents", lm, sae)
     tokenizer = tokenizer or known_tokenizer(lm)
-    contract.hold(lm, sae, tokenizer)
+    contract.check_model(lm, sae, tokenizer)
     input_ids, mask, tokens = _read(lm, sae.config, text, tokenizer)
     contract.check_bos(lm, sae, input_ids, mask)
     keep = mask & unspared(input_ids, special_ids(lm))

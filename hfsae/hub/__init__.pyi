@@ -11,7 +11,7 @@ from .push import push_sae as push_sae
 from .space import requirement as requirement
 from .space import write_space as write_space
 from .suite import SAEEntry as SAEEntry
-from .suite import beside as beside
+from .suite import files_beside as files_beside
 from .suite import formats_in as formats_in
 from .suite import list_saes as list_saes
 from .suite import load as load

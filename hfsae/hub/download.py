@@ -9,8 +9,8 @@ from typing import NamedTuple
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..machine.client import HTTPError, in_a_sentence, patiently
-from ..machine.refused import Refused, closest_folders
+from ..io.errors import Refused, closest_folders
+from ..io.hub_client import HTTPError, hub_error_text, with_retries
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,12 @@ def list_files(
         ValueError: the repository does not exist, is not allowed, or is unreachable.
     """
     doing = f"read {repo_id} (not a local folder{closest_folders(repo_id)})"
-    with in_a_sentence(repo_id, doing, revision):
+    with hub_error_text(repo_id, doing, revision):
         if local_files_only or constants.HF_HUB_OFFLINE:
             return _cached_files(repo_id, revision, cache_dir)
         ask = partial(HfApi(token=token).model_info, repo_id, revision=revision)
         try:
-            info = patiently(partial(ask, files_metadata=True), "model_info")
+            info = with_retries(partial(ask, files_metadata=True), "model_info")
         except HTTPError as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
@@ -93,8 +93,8 @@ def fetch(
         cache_dir=cache_dir,
         local_files_only=local_files_only or listing.is_cached,
     )
-    with in_a_sentence(listing.repo_id, f"download {listing.repo_id}", listing.revision):
-        return Path(patiently(get, "download"))
+    with hub_error_text(listing.repo_id, f"download {listing.repo_id}", listing.revision):
+        return Path(with_retries(get, "download"))
 
 
 def refuse_path(repo_id: str, path: str) -> None:

@@ -11,10 +11,9 @@ from huggingface_hub import get_token
 from transformers import AutoConfig
 
 from ..cards import front_of
-from ..machine.checksums import PUBLISHED, refuse_changed, refuse_mixture, resealed
-from ..machine.files import parse_yaml, read_json, read_table
-from ..machine.keys import keys_of_environment
-from ..machine.names import (
+from ..io.checksums import PUBLISHED, refuse_changed, refuse_mixture, resealed
+from ..io.errors import Refused
+from ..io.file_names import (
     CARD,
     COLUMNS_REPORT,
     CONFIG,
@@ -34,8 +33,9 @@ from ..machine.names import (
     WEIGHTS_INDEX,
     in_folder,
 )
-from ..machine.refused import Refused
-from ..machine.visible import public_record
+from ..io.files import parse_yaml, read_json, read_table
+from ..io.local_paths import without_local_paths
+from ..io.secrets import keys_of_environment
 from ..models.fingerprint import renamed
 from ..packaged import known_licence, licence_conflict
 
@@ -149,11 +149,11 @@ def published(path: Path, include_code: bool = False) -> Path | bytes:
         config = path.with_name(CONFIG)
         fields = read_json(config) if config.is_file() else {}
         names = {key: fields[key] for key in ("model_name", "model_names") if fields.get(key)}
-        shown = public_record(names, home)
+        shown = without_local_paths(names, home)
         return path if shown == names else renamed(path, AutoConfig.from_pretrained(home), shown)
     if name not in (CONFIG, *_RECORDS):
         return path
-    content = resealed(public_record(read_json(path), home))
+    content = resealed(without_local_paths(read_json(path), home))
     if name == CONFIG:
         content.pop("auto_map", None)
         content.pop("_name_or_path", None)

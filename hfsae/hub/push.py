@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
 
-from ..machine.files import read_json
-from ..machine.names import CONFIG, WEIGHTS
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.file_names import CONFIG, WEIGHTS
+from ..io.files import read_json
 
 if TYPE_CHECKING:
     from ..models import SAE

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from ..features.labels import read_names
-from ..machine.files import read_json
-from ..machine.names import CARD, CONFIG
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.file_names import CARD, CONFIG
+from ..io.files import read_json
 from .outgoing import (
     files_to_publish,
     is_sae,

@@ -23,10 +23,10 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..convert.formats import FORMATS, find, load_folder, matching
 from ..convert.saelens import SCALER
-from ..machine.files import read_json
-from ..machine.names import CONFIG, EVALUATION, FINGERPRINT, WEIGHTS_INDEX
-from ..machine.processor import refuse_absent
-from ..machine.refused import Refused, refuse_absent_source
+from ..io.errors import Refused, refuse_absent_source
+from ..io.file_names import CONFIG, EVALUATION, FINGERPRINT, WEIGHTS_INDEX
+from ..io.files import read_json
+from ..io.processor import refuse_absent
 from ..models import SAE
 from ..models.config import l0_goal
 from .download import Listing, fetch, list_files
@@ -202,7 +202,7 @@ def _one_device(device: Any, device_map: Any) -> Any:
     return device_map
 
 
-def beside(
+def files_beside(
     source: str | Path | Listing,
     names: Sequence[str],
     *,

@@ -29,9 +29,8 @@ from .. import cards
 from ..convert.formats import load_folder
 from ..features import FeatureStore
 from ..features.labels import read_names
-from ..machine.client import WAITS, HTTPError, in_a_sentence, patiently
-from ..machine.files import passes
-from ..machine.names import (
+from ..io.errors import Refused
+from ..io.file_names import (
     CARD,
     CONFIG,
     EXAMPLES,
@@ -43,7 +42,8 @@ from ..machine.names import (
     PICTURES,
     STEPS,
 )
-from ..machine.refused import Refused
+from ..io.files import passes
+from ..io.hub_client import WAITS, HTTPError, hub_error_text, with_retries
 from .download import refuse_path
 from .outgoing import (
     CODE,
@@ -146,7 +146,7 @@ class Upload:
         """The commit's address; empty of a dry run."""
         self.homes = _homes(self.folder)
         self.prefix = f"{self.subfolder.strip('/')}/" if self.subfolder.strip("/") else ""
-        with in_a_sentence(self.repo_id, f"push to {self.repo_id}"):
+        with hub_error_text(self.repo_id, f"push to {self.repo_id}"):
             try:
                 plan = self.plan(looks=not (self.dry_run and constants.HF_HUB_OFFLINE))
             except HTTPError as error:
@@ -187,7 +187,7 @@ class Upload:
     def _look(self, plan: Plan) -> None:
         """The repository's state; a new branch starts with main's."""
         look = partial(self.api.model_info, self.repo_id)
-        ask = partial(patiently, what="model_info", reconnects=not self.dry_run)
+        ask = partial(with_retries, what="model_info", reconnects=not self.dry_run)
         try:
             info = ask(partial(look, revision=self.revision))
         except GatedRepoError:  # a kind of one not found
@@ -258,9 +258,9 @@ class Upload:
         """A file on the branch; for a branch that does not exist yet, main's."""
         get = partial(self.api.hf_hub_download, self.repo_id, path)
         try:
-            return Path(patiently(partial(get, revision=self.revision), "download"))
+            return Path(with_retries(partial(get, revision=self.revision), "download"))
         except RevisionNotFoundError:
-            return Path(patiently(get, "download"))
+            return Path(with_retries(get, "download"))
 
     def _write_cards(self, plan: Plan) -> None:
         """Put the repository's id into cards, and keep what people wrote into the older ones."""
@@ -294,7 +294,7 @@ class Upload:
     def _commit(self, plan: Plan) -> CommitInfo:
         """Create the repository and the branch if they are missing, and make the one commit."""
         make_repo = partial(self.api.create_repo, private=plan.private, exist_ok=True)
-        patiently(partial(make_repo, self.repo_id), "create_repo")
+        with_retries(partial(make_repo, self.repo_id), "create_repo")
 
         def commit() -> CommitInfo:
             files = [CommitOperationAdd(path, data) for path, data in sorted(plan.files.items())]
@@ -310,11 +310,11 @@ class Upload:
         try:
             if self.revision and not self.create_pr:
                 branch = partial(self.api.create_branch, branch=self.revision, exist_ok=True)
-                patiently(partial(branch, self.repo_id), "branch")
+                with_retries(partial(branch, self.repo_id), "branch")
             with warnings.catch_warnings():  # parquet here is intended: the features
                 warnings.filterwarnings("ignore", message="It seems that you are about to commit a")
                 # a repeated commit is recognised; a pull request would be made twice
-                return commit() if self.create_pr else patiently(commit, "commit")
+                return commit() if self.create_pr else with_retries(commit, "commit")
         except BaseException as error:  # also Ctrl-C
             is_overtaken = (
                 isinstance(error, HfHubHTTPError) and error.response.status_code in _OVERTAKEN

@@ -2,9 +2,9 @@
 
 An SAE is valid for activations of one model at one site, made as in training: same weights, same
 tokenizer, BOS token, dtype, and attention implementation, no dropout. A training run writes these
-`terms` into the SAE's config; every call that runs an SAE in a model compares them by `hold`.
-Activations are always raw, so there is no normalisation to agree on. Other code checks sites and
-widths where it uses them.
+`terms` into the SAE's config; every call that runs an SAE in a model compares them by
+`check_model`. Activations are always raw, so there is no normalisation to agree on. Other code
+checks sites and widths where it uses them.
 
 A difference that makes all latents meaningless is an error, one that changes some latents a
 warning. To continue deliberately, set the field that the sentence names to None: what is None is
@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd  # the base of all classes of dropout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from .autoencoder import HasConfig, NamesSite
 from .load import known_tokenizer
 from .sites import unwrapped
@@ -110,7 +110,7 @@ def terms_together(
     }
 
 
-def hold(
+def check_model(
     lm: nn.Module,
     sae: HasConfig,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -146,10 +146,10 @@ def hold(
         _warn_once(lm, sae, difference)
 
 
-def hold_together(
+def check_models(
     lms: Mapping[str, nn.Module], sae: HasConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """`hold` for an SAE over several models, which have a vocabulary in common.
+    """`check_model` for an SAE over several models, which have a vocabulary in common.
 
     Raises:
         ValueError: a model is missing, is another than in training or has another's name, the
@@ -193,7 +193,7 @@ def _refuse_swapped(name: str, lm: PreTrainedModel, in_training: Mapping[str, An
 
 
 def intend(lm: nn.Module, sae: HasConfig, field: str) -> None:
-    """Silence `hold`'s warning of an intended difference, such as a copy in another dtype.
+    """Silence `check_model`'s warning of an intended difference, such as a copy in another dtype.
 
     Args:
         field: the field of the SAE's config whose difference is intended.

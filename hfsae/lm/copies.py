@@ -24,8 +24,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from ..machine.names import CONFIG
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.file_names import CONFIG
 from .located import Copy
 
 

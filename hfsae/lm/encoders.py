@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..machine.loading import one_at_a_time
-from ..machine.processor import refuse_absent, spare_bfloat16_
-from ..machine.refused import Refused, one_line
+from ..io.errors import Refused, one_line
+from ..io.loading import one_at_a_time
+from ..io.processor import refuse_absent, spare_bfloat16_
 from .copies import (
     check_dtype,
     config_of,

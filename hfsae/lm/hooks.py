@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from .autoencoder import NamesSite
 from .places import Site
 from .sites import find_module, named, reads_of, unwrapped

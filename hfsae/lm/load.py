@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..machine.loading import one_at_a_time
-from ..machine.processor import refuse_absent, spare_bfloat16_
-from ..machine.refused import Refused
+from ..io.errors import Refused
+from ..io.loading import one_at_a_time
+from ..io.processor import refuse_absent, spare_bfloat16_
 from .copies import (
     check_dtype,
     config_of,

@@ -17,9 +17,9 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from ..machine.client import HTTPError, hub_reason
-from ..machine.names import CONFIG, WEIGHTS, WEIGHTS_INDEX
-from ..machine.refused import HubRefused, Refused, closest, one_line
+from ..io.errors import HubRefused, Refused, closest, one_line
+from ..io.file_names import CONFIG, WEIGHTS, WEIGHTS_INDEX
+from ..io.hub_client import HTTPError, hub_reason
 from ..packaged import PACKAGED_LMS, packaged_lm, require_gguf_reader, require_packaged_lm
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from .load import LoadedLM
 from .places import model_and_path
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..machine.refused import Refused, closest
+from ..io.errors import Refused, closest
 from .autoencoder import NamesSite
 from .places import GRAMMAR, Site, shown
 

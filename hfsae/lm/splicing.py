@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from . import contract
 from .autoencoder import Autoencoder, HasConfig, NamesSite
 from .hooks import attach, capture, own_passes, replaced
@@ -61,7 +61,7 @@ def intervene(
             pass, the target runs before the site, the model's last hidden state has NaN or
             infinity, or, with several sites, there is a KV cache.
     """
-    contract.hold(lm, sae, dropout="warning")
+    contract.check_model(lm, sae, dropout="warning")
     if is_causal(sae.config):
         with _intervene_site_by_site(lm, sae, write, chosen_sites(sae.config, sites)):
             yield

@@ -16,12 +16,12 @@ import transformers
 from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..machine.checksums import file_hash
-from ..machine.files import write_whole
-from ..machine.loading import one_at_a_time
-from ..machine.lock import locked
-from ..machine.names import WEIGHTS
-from ..machine.refused import Refused
+from ..io.checksums import file_hash
+from ..io.errors import Refused
+from ..io.file_names import WEIGHTS
+from ..io.files import write_whole
+from ..io.loading import one_at_a_time
+from ..io.lock import locked
 from ..packaged import PackagedLM
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float64, Int8
 from torch import Tensor, nn
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from .sites import unwrapped
 
 _MATRICES, _ROWS, _STEP, _SUMS = 8, 8, 97, 3

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from . import penalties
 from .base import SAE, ForwardParts, Schedule
 from .config import Number, SAEConfig

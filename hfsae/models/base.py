@@ -41,12 +41,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
 from .folding import fold_decoder_norms
-from .places import Places
-from .strict import Strict
+from .site_layout import SiteLayout
+from .strict_loading import StrictLoading
 
 
 class Schedule(NamedTuple):
@@ -106,7 +106,7 @@ class ForwardParts(NamedTuple):
         return values.sum() / self.n_tokens
 
 
-class SAE(Places, Strict):
+class SAE(SiteLayout, StrictLoading):
     """Base of all variants. A variant defines `activate` and, if it has any, `sparsity_losses`.
 
     Parameters: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out] with unit-norm rows, b_dec

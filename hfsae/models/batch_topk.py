@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..ops import EVERYWHERE, Entries, Place, Workspace, kth_positive, screen_batch_top_k
 from .auxk import AuxKSAE, AuxKSAEConfig
 from .base import ForwardParts, Schedule

@@ -33,14 +33,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from ..io.errors import Refused
 from ..lm.sites import Sites
-from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Place
 from .base import SAE
 from .batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from .config import INITIAL_FREE_NORM, SAEConfig
 from .jumprelu import JumpReLUSAE, JumpReLUSAEConfig
-from .places import Source
+from .site_layout import Source
 
 _K_OF_SOURCE = 16
 

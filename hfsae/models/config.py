@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
 
+from ..io.bounds import check_type
+from ..io.errors import Refused, closest
 from ..lm import weights_sketch
-from ..machine.bounds import check_type
-from ..machine.refused import Refused, closest
 from .site_fields import Number, SiteFields
 
 _OF_EACH_MODEL = ("model_revision", "model_dtype", "model_attention", "model_weights")

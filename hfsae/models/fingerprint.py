@@ -19,10 +19,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..machine.checksums import stamp
-from ..machine.files import json_value, opened_tensors, write_tensors
-from ..machine.names import FINGERPRINT
-from ..machine.refused import Damaged, Refused, one_line
+from ..io.checksums import stamp
+from ..io.errors import Damaged, Refused, one_line
+from ..io.file_names import FINGERPRINT
+from ..io.files import json_value, opened_tensors, write_tensors
 from .config import SAEConfig
 
 N_TOKENS = 64

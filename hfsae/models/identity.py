@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from .fingerprint import state_hash
 
 DECODER = "decoder_sha256"

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..ops import EVERYWHERE, Kernel, Place, heaviside, jumprelu
 from . import penalties
 from .base import SAE, ForwardParts, Schedule

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..ops import Place, nested_sums
 from .base import SAE, ForwardParts, Schedule
 from .batch_topk import BatchTopKSAE, BatchTopKSAEConfig

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from .base import SAE
 from .config import SAEConfig, variants
 

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
 
+from ..io.errors import Refused
 from ..lm.sites import Sites
-from ..machine.refused import Refused
 
 Number = int | float
 _OF_SEVERAL = ("sites", "widths", "site_scales", "scales_folded", "row_norm", "site_dropout")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, largest, screen_top_k
 from .auxk import AuxKSAE, AuxKSAEConfig
 from .base import ForwardParts, Schedule

@@ -49,7 +49,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.processor import multiplies_bfloat16
+from ..io.processor import multiplies_bfloat16
 from .selection import Summed, kth_positive, one_process
 from .sparse import Entries, Workspace, blocks, on_gpu, stable_order
 

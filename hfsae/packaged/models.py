@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ..machine.names import CONFIG
-from ..machine.refused import Refused, closest
+from ..io.errors import Refused, closest
+from ..io.file_names import CONFIG
 
 
 class Package(NamedTuple):

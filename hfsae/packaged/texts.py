@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from .models import Package
 
 

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..io.errors import Refused
+from ..io.files import replacing
 from ..lm import Site
-from ..machine.files import replacing
-from ..machine.refused import Refused
 from ..models import SAE
 from .intervention import Edits, Maxima, Unit, resolve
 

@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..io.errors import Refused
 from ..lm import (
     Moment,
     check_arguments,
@@ -38,7 +39,6 @@ from ..lm import (
     special_ids,
     unspared,
 )
-from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import check_latent
 from ..models.identity import refuse_values_of_others

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
+from ..io.errors import Refused
 from ..lm import cache_name
-from ..machine.refused import Refused
 from ..ops import gumbel, kl_of_logs
 
 Phase = Literal["prompt", "generated"]

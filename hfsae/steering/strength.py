@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from ..io.errors import Refused
 from ..lm import special_ids
-from ..machine.refused import Refused
 from ..ops import gumbel, kl_of_logs
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

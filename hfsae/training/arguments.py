@@ -4,8 +4,8 @@ import logging
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
-from ..machine.bounds import MOST_TOKENS, check_least, check_most
-from ..machine.refused import Refused
+from ..io.bounds import MOST_TOKENS, check_least, check_most
+from ..io.errors import Refused
 from .schedules import Duration, in_steps
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ..machine.files import free_space
-from ..machine.names import STEPS
-from ..machine.refused import Refused, one_line
+from ..io.errors import Refused, one_line
+from ..io.file_names import STEPS
+from ..io.files import free_space
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # format of the trainer's state; a checkpoint without a number has the first

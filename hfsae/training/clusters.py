@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..machine.processor import multiplies_bfloat16
+from ..io.processor import multiplies_bfloat16
 
 _AT_ONCE = 2**23  # similarities that are in memory
 

@@ -6,7 +6,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models import SAE
 from ..models.config import FIELDS_OF_TRANSFORMERS, own_fields
 from .arguments import FREE, TrainingArguments

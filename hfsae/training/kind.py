@@ -8,7 +8,7 @@ import logging
 
 import torch
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models import SAE
 from .arguments import TrainingArguments
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models import SAE, SAEConfig
 from ..models.folding import fold_decoder_norms
 from ..ops import Workspace

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ..io.errors import Refused
 from ..lm import widths_of
-from ..machine.refused import Refused
 from ..models import SAE, Schedule
 from ..ops import Entries, Workspace, one_process
 from .arguments import TrainingArguments

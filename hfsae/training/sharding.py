@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from ..machine.refused import Refused
+from ..io.errors import Refused
 from ..models import SAE, SAEConfig
 
 

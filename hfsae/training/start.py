@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..io.errors import Refused
 from ..lm import Sites
-from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import INITIAL_FREE_NORM
 from ..models.dedicated import directions_of_difference, reading_difference

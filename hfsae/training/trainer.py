@@ -31,13 +31,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..activations.harvest import refuse_not_finite
-from ..machine.checksums import stamp
-from ..machine.files import free_space, reading, sweep, write_whole
-from ..machine.lock import locked
-from ..machine.names import CHECKPOINTS, CONFIG, LOG, TRAINING
-from ..machine.processor import without_denormals
-from ..machine.refused import Diverged, Refused
-from ..machine.units import ROW
+from ..io.checksums import stamp
+from ..io.errors import Diverged, Refused
+from ..io.file_names import CHECKPOINTS, CONFIG, LOG, TRAINING
+from ..io.files import free_space, reading, sweep, write_whole
+from ..io.lock import locked
+from ..io.processor import without_denormals
+from ..io.units import ROW
 from ..models import SAE
 from ..ops import Workspace
 from . import checkpoint

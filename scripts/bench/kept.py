@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from hfsae.machine import public_record
+from hfsae.io import without_local_paths
 
 
 def keep(path: Path, run: Mapping[str, Any], settings: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ def keep(path: Path, run: Mapping[str, Any], settings: Sequence[str]) -> None:
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
     others = [old for old in runs if any(old.get(key) != run[key] for key in settings)]
     about = {"command": _command(), "machine": machine()}
-    kept = {"runs": [*others, public_record({**about, **run})]}
+    kept = {"runs": [*others, without_local_paths({**about, **run})]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 

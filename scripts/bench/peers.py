@@ -25,7 +25,7 @@ from safetensors import safe_open
 import hfsae
 from hfsae.cli import parse_recipe, recipe_parser
 from hfsae.comparison import ArmRun, Comparison, arm_runs
-from hfsae.machine import weights_hash
+from hfsae.io import weights_hash
 
 
 def main() -> None:

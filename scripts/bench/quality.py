@@ -37,7 +37,7 @@ from safetensors.torch import load_file, save_file
 
 from hfsae.activations import ShuffledActivations
 from hfsae.comparison import t_interval
-from hfsae.recipe import Recipe, inputs_of, load, read_recipe
+from hfsae.runs import Recipe, inputs_of, load, read_recipe
 
 BATCH, N_MEASURED, N_LOSSES = 256, 30_000, 8_192
 RATES = {"hfsae": 3e-3, "saelens": 2.4e-3, "dictionary_learning": 4.8e-3, "sparsify": 4.8e-3}

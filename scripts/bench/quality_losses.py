@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 from hfsae.activations import PackedRows
 from hfsae.evaluation import EvaluationArguments, evaluate_all
 from hfsae.models import SAE
-from hfsae.recipe import Recipe, load
+from hfsae.runs import Recipe, load
 
 KIND = {"JumpReLU": "jumprelu_sae", "BatchTopK": "batch_topk_sae", "TopK": "topk_sae"}
 

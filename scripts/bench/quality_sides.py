@@ -116,7 +116,7 @@ def hfsae(
     from transformers import AutoConfig, AutoModel
 
     from hfsae.activations import TensorSource
-    from hfsae.recipe import read_recipe
+    from hfsae.runs import read_recipe
     from hfsae.training import Trainer, TrainingArguments
 
     class Buckets(TensorSource):
@@ -155,7 +155,7 @@ def hfsae(
 def write_start(train: Tensor, d_sae: int, seed: int, path: Path) -> None:
     """Write the weights at which the quickstart's recipe starts on these activations."""
     from hfsae import BatchTopKSAE, BatchTopKSAEConfig
-    from hfsae.recipe import read_recipe
+    from hfsae.runs import read_recipe
     from hfsae.training import sample_size, start_
 
     torch.manual_seed(seed)

@@ -26,7 +26,7 @@ from quality import BATCH, harvest, script_of
 from quality_sides import OF_HFSAE
 
 from hfsae.comparison import t_interval
-from hfsae.recipe import read_recipe
+from hfsae.runs import read_recipe
 
 SITES = {
     "quickstart": ("layers.5", "layers.12", "layers.25", "layers.15.mlp", "layers.15.self_attn"),

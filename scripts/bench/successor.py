@@ -30,7 +30,7 @@ from hfsae.evaluation import (
     evaluate_all,
 )
 from hfsae.models import SAE
-from hfsae.recipe import norm_limits
+from hfsae.runs import norm_limits
 
 TEXTS = ("wiki,sotu", "news", "medicine", "messages")
 N_BOOTSTRAP, SIDE = 2000, "test"

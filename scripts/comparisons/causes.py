@@ -25,7 +25,7 @@ from hfsae.comparison import (
     t_interval,
 )
 from hfsae.hub import is_sae
-from hfsae.recipe import load, load_trained, read_rows
+from hfsae.runs import load, load_trained, read_rows
 
 from . import figures
 from .causal_control import ACTIONS, COUNTS, KINDS, ORDERS, CausalControl, causal_control
@@ -144,7 +144,7 @@ def section(differences: Differences) -> Iterator[str]:
     rows = [["", *others]]
     rows += [[name, *(difference_cell(cells[a]) for a in others)] for name, cells in told.items()]
     estimates = [e for cells in told.values() for e in cells.values()]
-    n = sum(e.is_shown for e in estimates)
+    n = sum(e.is_significant for e in estimates)
     verdict = (
         f"{n} of {len(estimates)} differences are shown"
         if n

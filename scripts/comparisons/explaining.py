@@ -12,10 +12,16 @@ from torch import Tensor
 from hfsae import SAE, LoadedLM, Recipe, Refused
 from hfsae.activations import HarvestArguments
 from hfsae.comparison import Comparison, Measured, save_results
-from hfsae.explanations import ExplainArguments, Explanations, Inquiry, explain, untrained_like
+from hfsae.explanations import (
+    ExplainArguments,
+    Explanations,
+    ScoringRequest,
+    explain,
+    untrained_like,
+)
 from hfsae.explanations.judges import JudgeArguments, judge_of
 from hfsae.hub import is_sae
-from hfsae.recipe import load, load_trained, norm_limits, read_rows
+from hfsae.runs import load, load_trained, norm_limits, read_rows
 
 logger = logging.getLogger(__name__)
 _CONTROLS = ("", "shuffled_", "token_ceiling_")
@@ -65,7 +71,10 @@ def with_explanations(
         harvest = HarvestArguments(**cache)
 
         def explained(
-            m: Measured, sae: SAE, args: ExplainArguments, inquiry: Inquiry = Inquiry()
+            m: Measured,
+            sae: SAE,
+            args: ExplainArguments,
+            inquiry: ScoringRequest = ScoringRequest(),
         ) -> Explanations:
             return explain(
                 loaded.lm,
@@ -113,7 +122,7 @@ def with_explanations(
             calls = comparison.report_folder / "calls" / f"{'-'.join(map(str, key))}.jsonl"
             columns = {}
             try:
-                inquiry = Inquiry(args.asked(), judge_of(JudgeArguments(), calls))
+                inquiry = ScoringRequest(args.asked(), judge_of(JudgeArguments(), calls))
                 result = explained(m, _sae(m, loaded), args.judged_arguments(), inquiry)
                 columns |= _columns("latents", result.rows, every=True)
                 columns |= _columns("directions", result.directions, every=True)

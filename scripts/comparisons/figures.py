@@ -100,7 +100,7 @@ def verdicts_figure(verdicts: Mapping[str, Sequence[Verdict]]) -> "Figure":
             y, colour = rows.index((v.of, v.arm)), plots.colour(comparisons.index(v.of))
             for sides, width in ((v.estimate.items, 0.8), (v.estimate.seeds, 2.6)):
                 axes.hlines(y, *sides, color=colour, lw=width)
-            face = colour if v.estimate.is_shown else "white"
+            face = colour if v.estimate.is_significant else "white"
             axes.plot(v.estimate.value, y, "o", color=colour, markerfacecolor=face, markersize=5)
         names = [f"{arm[:_NAME]}  ({of})" if axes is panels[0] else "" for of, arm in rows]
         axes.set_yticks(range(len(rows)), names, fontsize=7)
@@ -125,7 +125,7 @@ def draw_places(path: Path, found: Mapping[str, Sequence[OverPlaces]]) -> Path:
             axes.plot(row.values, [y - 0.25] * len(row.values), "o", color="#777777", mfc="none")
             for sides, width in ((p.predicted, 0.8), (p.interval, 2.6)):
                 axes.hlines(y, *sides, color=colour, lw=width)
-            axes.plot(p.value, y, "D", color=colour, mfc=colour if p.is_shown else "white")
+            axes.plot(p.value, y, "D", color=colour, mfc=colour if p.is_significant else "white")
             ends += [*row.values, *p.interval]
         shown = [textwrap.fill(arm, _LABEL) if axes is panels[0] else "" for arm, _ in names]
         axes.set_yticks(range(len(names)), shown, fontsize=8)

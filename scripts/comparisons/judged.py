@@ -39,8 +39,8 @@ from hfsae.explanations.judges import JudgeArguments
 from hfsae.explanations.prompts import quoted
 from hfsae.explanations.reading import read
 from hfsae.explanations.windows import order_of, select
-from hfsae.machine.checksums import stamp
-from hfsae.recipe import (
+from hfsae.io.checksums import stamp
+from hfsae.runs import (
     ExplainRequest,
     SAEInContext,
     explain_sae,

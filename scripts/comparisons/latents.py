@@ -285,7 +285,7 @@ def _judged_verdict(mean: Estimate, above: Estimate, failed: float, chance: floa
 
 def _verdict(spreads: Mapping[str, Estimate]) -> str:
     """Which differences are shown, and in which scores none is."""
-    shown = {name: s for name, s in spreads.items() if s.is_shown}
+    shown = {name: s for name, s in spreads.items() if s.is_significant}
     clauses = [
         f"{name} {'higher' if s.value > 0 else 'lower'} by {abs(s.value):.3f}"
         for name, s in shown.items()

@@ -56,7 +56,7 @@ class Pooled(NamedTuple):
     """that the mean is 0"""
 
     @property
-    def is_shown(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the mean differs from 0 by its interval and by p."""
         low, high = self.interval
         return (low > 0 or high < 0) and self.p < LEVEL

@@ -18,7 +18,7 @@ from finite_differences import agreement, estimates, finite_difference
 from hfsae import JumpReLUSAE
 from hfsae.activations import HarvestArguments, Harvester, PackedRows, TextArguments
 from hfsae.lm import load_lm
-from hfsae.recipe import load_plain, load_trained, norm_limits
+from hfsae.runs import load_plain, load_trained, norm_limits
 
 KERNELS = ("rectangle", "triangle", "epanechnikov", "gaussian")
 

@@ -85,7 +85,7 @@ def _verdicts(compared: Differences | AcrossSites, metric: str) -> Iterator[Verd
         for arm, cells in differences.tables.get(metric, {}).items():
             l0s, estimate = differences.over_all(arm, metric)
             if estimate is not None:
-                shown = sum(cell.is_shown for cell in cells[: len(differences.l0s)])
+                shown = sum(cell.is_significant for cell in cells[: len(differences.l0s)])
                 titles = compared.c.title(arm), compared.c.title(differences.reference)
                 n_seeds = len(compared.c.seeds)
                 yield Verdict(of, titles[0], l0s, estimate, shown, titles[1], n_seeds)

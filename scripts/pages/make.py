@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from kept import machine
 
-from hfsae.machine import public_record
+from hfsae.io import without_local_paths
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results")
@@ -182,7 +182,7 @@ def main(argv: list[str]) -> None:
         result = made.extract(json.loads((folders[0] / made.record).read_text("utf-8")))
         command = " ".join(["hfsae", made.verb, *map(str, saes), made.options]).strip()
         kept = {"command": command, "machine": machine(), **used, **result}
-        kept = public_record(kept, folders[0])
+        kept = without_local_paths(kept, folders[0])
     path = RESULTS / f"{argv[0]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

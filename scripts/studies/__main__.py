@@ -91,8 +91,7 @@ def command() -> ArgumentParser:
 
 def make(options: Namespace) -> None:
     """Write the plan of a study."""
-    from hfsae.measurement import chosen, filled, find_saes
-    from hfsae.recipe import remember
+    from hfsae.runs import chosen, filled, find_saes, remember
 
     from .make import check_study
     from .make import make as make_plan

@@ -16,17 +16,17 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hfsae.explanations import (
+    CorpusActivations,
     Evidence,
     ExplainArguments,
-    Reading,
     Window,
     order_of,
     read,
     select,
     spelt,
 )
-from hfsae.machine import refuse_changed, refuse_mixture, weights_hash
-from hfsae.recipe import (
+from hfsae.io import refuse_changed, refuse_mixture, weights_hash
+from hfsae.runs import (
     SAEInContext,
     check_held_out,
     limits_of,
@@ -154,7 +154,7 @@ def _explained(args: StudyArguments, folder: Path) -> list[int] | None:
 
 
 def items_of(
-    reading: Reading,
+    reading: CorpusActivations,
     args: StudyArguments,
     tokenizer: PreTrainedTokenizerBase,
     sae: int,
@@ -192,7 +192,9 @@ def items_of(
 class _Pages:
     """What is shown of the latents of one SAE."""
 
-    def __init__(self, reading: Reading, tokenizer: PreTrainedTokenizerBase, sae: int) -> None:
+    def __init__(
+        self, reading: CorpusActivations, tokenizer: PreTrainedTokenizerBase, sae: int
+    ) -> None:
         self.reading, self.tokenizer, self.sae = reading, tokenizer, sae
         self._of_intruders = np.zeros(len(reading.ids), dtype=bool)
 

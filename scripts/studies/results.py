@@ -17,7 +17,7 @@ from scipy import stats
 
 import hfsae
 from hfsae.evaluation import Interval, holm
-from hfsae.machine import refuse_changed, refuse_mixture, weights_hash
+from hfsae.io import refuse_changed, refuse_mixture, weights_hash
 
 from .agreement import counts_of, gwet, jackknife, krippendorff, percent
 from .answers import Answer, Ledger

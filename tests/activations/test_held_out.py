@@ -15,7 +15,7 @@ from hfsae.activations import (
     is_held_out,
     text_record,
 )
-from hfsae.machine.refused import Refused
+from hfsae.io.errors import Refused
 
 READ = [f"document {i}: " + "a b\n c " * (i % 7) for i in range(200)]
 OWN = [f"another {i}" for i in range(40)]

@@ -19,7 +19,7 @@ from hfsae.activations.arguments import TextArguments
 from hfsae.activations.files import sites_in
 from hfsae.activations.tokens import PackedRows, documents
 from hfsae.evaluation.probing.tasks import read_tasks
-from hfsae.machine.refused import Refused
+from hfsae.io.errors import Refused
 
 BOS, EOS = 0, 1
 WORDS = {"<bos>": BOS, "<eos>": EOS, "<unk>": 2, "<user>": 3} | {f"w{i}": i for i in range(4, 64)}

@@ -57,8 +57,8 @@ def test_arms_are_paired_by_seed_and_token_and_corrected_together():
     arms = {"a": ArmCauses(of_seeds), "b": ArmCauses(stronger)}
     told = compared(arms, "a", n_resamples=200, seed=0)
     effect = told["to ablate, by norm"]["b"]
-    assert effect.value == pytest.approx(math.log(1.3), abs=0.01) and effect.is_shown
+    assert effect.value == pytest.approx(math.log(1.3), abs=0.01) and effect.is_significant
     assert told["to double, off target"]["b"].value == pytest.approx(-math.log(1.3), abs=0.01)
     same = told["8 alone"]["b"]
-    assert same.value == 0 and not same.is_shown
+    assert same.value == 0 and not same.is_significant
     assert len(told) == 8 and all(list(cells) == ["b"] for cells in told.values())

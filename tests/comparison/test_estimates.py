@@ -35,7 +35,7 @@ def test_a_wide_side_away_from_0_takes_nothing_from_what_is_shown():
     draws = own[:, None] + np.where(rng.random(1001) < 0.2, 50.0, 0.1 * rng.standard_normal(1001))
     draws[:, 0] = own
     found = estimate(draws, n_resamples=1000, seed=0)
-    assert found.items[1] > 20 and found.is_shown
+    assert found.items[1] > 20 and found.is_significant
 
 
 def test_an_interval_excludes_0_where_p_alone_is_below_its_level():
@@ -46,9 +46,9 @@ def test_an_interval_excludes_0_where_p_alone_is_below_its_level():
 
 def test_what_one_table_shows_among_twenty_is_not_shown():
     one, nothing = of([0.9, 1.0, 1.3], 0.01), of([-0.1, 0.0, 0.1], 0.01)
-    assert corrected([one])[0].is_shown and one.marked("1") == "**1**"
+    assert corrected([one])[0].is_significant and one.marked("1") == "**1**"
     (first, *_) = corrected([one, *[nothing] * 19])
-    assert not first.is_shown and not first.holds_0 and first.marked("1") == "*1*"
+    assert not first.is_significant and not first.holds_0 and first.marked("1") == "*1*"
     assert nothing.marked("0") == "0"
 
 
@@ -60,4 +60,4 @@ def test_cells_without_a_value_are_not_counted():
 
 def test_one_seed_shows_nothing():
     one = of([1.0], 0.01)
-    assert math.isnan(one.p) and not one.is_shown
+    assert math.isnan(one.p) and not one.is_significant

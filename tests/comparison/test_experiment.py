@@ -7,7 +7,7 @@ import pytest
 from comparisons.experiment import CausalArguments, Experiment, compare
 
 from hfsae.comparison import compare as plain_compare
-from hfsae.recipe.probing import with_probing
+from hfsae.runs.stage_probe import with_probing
 
 from ..probed import probing_record
 from .conftest import tiny_comparison

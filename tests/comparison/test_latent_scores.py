@@ -14,7 +14,7 @@ from comparisons.experiment import Experiment, InterpretArguments, compare
 from hfsae.activations import TextArguments
 from hfsae.comparison import results_in
 from hfsae.explanations import ExplainArguments
-from hfsae.recipe import explain_sae, of_run
+from hfsae.runs import explain_sae, of_run
 
 from ..conftest import every_lm_is
 from ..explanations.oracle import Oracle

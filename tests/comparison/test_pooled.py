@@ -85,9 +85,9 @@ def test_arms_are_pooled_by_title_and_reference_and_corrected_for_their_number()
     topk, gated = over_places(rows)
     assert (topk.arm, topk.values, gated.values) == ("TopK", [0.10, 0.11, 0.13], [0.2, 0.3])
     own = pooled([0.10, 0.11, 0.13], [0.01] * 3)  # the error of seeds, larger than the bootstrap's
-    assert topk.pooled.interval == pytest.approx(own.interval) and topk.pooled.is_shown
+    assert topk.pooled.interval == pytest.approx(own.interval) and topk.pooled.is_significant
     assert topk.pooled.p == pytest.approx(2 * own.p)
-    assert math.isnan(gated.pooled.predicted[0]) and not gated.pooled.is_shown
+    assert math.isnan(gated.pooled.predicted[0]) and not gated.pooled.is_significant
 
 
 def test_the_error_is_the_bootstraps_where_documents_differ_more():

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hfsae.comparison import compare
-from hfsae.machine import processor
-from hfsae.machine.checksums import KEY
-from hfsae.machine.files import read_tensors, write_tensors
+from hfsae.io import processor
+from hfsae.io.checksums import KEY
+from hfsae.io.files import read_tensors, write_tensors
 
 from ..helpers import held_elsewhere
 from .conftest import ARMS, tiny_comparison

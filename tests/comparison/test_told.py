@@ -121,8 +121,8 @@ def test_the_table_of_five_sites_is_the_report():
             pair = [table[name][column] for table in tables]
             for part, measured in zip(cell.split(" / "), pair, strict=True):
                 assert agrees(part.removesuffix("°"), [measured]), (row, column)
-                is_shown = measured == "-" or measured.startswith("**")
-                assert part.endswith("°") != is_shown, (row, column)
+                is_significant = measured == "-" or measured.startswith("**")
+                assert part.endswith("°") != is_significant, (row, column)
 
 
 @pytest.mark.parametrize(
@@ -326,8 +326,8 @@ def test_the_table_of_ablations_is_the_reports(longer, report):
             for part, table in zip(cell.split(" / "), tables, strict=True):
                 own = [table[arm][column.removeprefix("longer: ")] for arm in arms[name]]
                 assert agrees(part.removesuffix("°"), own), (name, column)
-                is_shown = longer or own[0].startswith("**")
-                assert part.endswith("°") != is_shown, (name, column)
+                is_significant = longer or own[0].startswith("**")
+                assert part.endswith("°") != is_significant, (name, column)
 
 
 def test_longer_runs_are_compared_with_the_reports():

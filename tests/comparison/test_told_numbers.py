@@ -182,8 +182,8 @@ def test_the_verdict_over_all_places():
             found[metric, arm] = [
                 float(n) for cell in known for n in re.findall(r"[-+][\d.]+", cell)
             ]
-            is_shown = arm in OVER_PLACES or (metric == FVU and arm in (SCRATCH, "BatchTopK"))
-            assert ("**" in cells["95 % interval"]) == is_shown
+            is_significant = arm in OVER_PLACES or (metric == FVU and arm in (SCRATCH, "BatchTopK"))
+            assert ("**" in cells["95 % interval"]) == is_significant
     gated, topk, scratch, batch = (found[FVU, arm] for arm in (*OVER_PLACES, SCRATCH, "BatchTopK"))
     assert "[Over all eight places]" in section(title)
     said(title, "larger by 15 % for", gated[0])
@@ -251,7 +251,7 @@ def from_scratch() -> Differences:
 def shown(differences: Differences, metric: str, arm: str) -> dict[float, float]:
     """{L0: per cent} of the differences that are shown; the area stands at 0."""
     cells = zip([*differences.l0s, 0.0], differences.tables[metric][arm], strict=True)
-    return {l0: 100 * (2.718281828**e.value - 1) for l0, e in cells if e.is_shown}
+    return {l0: 100 * (2.718281828**e.value - 1) for l0, e in cells if e.is_significant}
 
 
 def test_what_is_told_of_jumprelu_from_scratch(from_scratch):
@@ -479,8 +479,8 @@ def test_what_the_order_of_arms_depends_on():
     said(title, "TopK's by 14 % after block 5", of["layers.5"], 5)
     late = max(of["layers.25"], of["layers.15.mlp"])
     said(title, "by 2 % after block 25 and on the MLP", late, 25)
-    is_shown = {s for (s, arm), c in areas(FVU).items() if arm == scratch and c["area"][:2] == "**"}
-    assert is_shown == {"layers.15", "layers.15.mlp"}
+    shown = {s for (s, arm), c in areas(FVU).items() if arm == scratch and c["area"][:2] == "**"}
+    assert shown == {"layers.15", "layers.15.mlp"}
     said(title, "2 to 3 % after block 15", *ends(at_sites(FVU, scratch, "area", only=r"\*\*")), 15)
     at_20 = {key: percents({"": cells["L0 20"]})[0] for key, cells in areas(FVU).items()}
     at_20.pop((attention, gated))

@@ -16,7 +16,7 @@ from comparisons.experiment import (
 from safetensors.torch import save_file
 
 from hfsae.activations import ActivationArguments, ImageArguments
-from hfsae.recipe import LMArguments
+from hfsae.runs import LMArguments
 
 from ..tiny import tiny_fields
 from ..tiny_encoders import block, save_encoder, save_pictures, whole_model

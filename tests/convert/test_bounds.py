@@ -14,7 +14,7 @@ from transformers import AutoModel
 import hfsae
 from hfsae.cards import shown_latents
 from hfsae.features import FeatureStore
-from hfsae.machine.checksums import unsealed
+from hfsae.io.checksums import unsealed
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import SHIPPED_SAE
 

@@ -19,7 +19,7 @@ import hfsae
 from hfsae.convert import FORMATS, WRITTEN, crosscoders, load_folder, save_as
 from hfsae.convert.formats import find
 from hfsae.convert.saelens import to_saelens
-from hfsae.machine.refused import Refused
+from hfsae.io.errors import Refused
 from hfsae.models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -29,10 +29,10 @@ from hfsae.demo.steer_actions import direction
 from hfsae.demo.subject import Subject, default_source
 from hfsae.evaluation.probing.extract import extract
 from hfsae.features.search import Hit
-from hfsae.machine.checksums import sealed
-from hfsae.machine.units import TOKEN
+from hfsae.io.checksums import sealed
+from hfsae.io.units import TOKEN
 from hfsae.packaged import SHIPPED_SAE
-from hfsae.presets import save_presets
+from hfsae.runs.preset_search import save_presets
 
 from ..helpers import variants
 from ..probed import CAUTION, probing_record

@@ -26,9 +26,9 @@ from hfsae.demo.presets import (
     why_random,
 )
 from hfsae.features import Example, FeatureStore
-from hfsae.machine.checksums import stamp
+from hfsae.io.checksums import stamp
 from hfsae.packaged import SHIPPED_SAE
-from hfsae.presets import Found
+from hfsae.runs.preset_search import Found
 
 from .conftest import TEXTS as TEXTS_OF_SAE
 

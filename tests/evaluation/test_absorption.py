@@ -26,7 +26,7 @@ from hfsae.evaluation.probing.absorption import (
 from hfsae.evaluation.probing.letters import first_letters
 from hfsae.evaluation.probing.words import LETTERS, Words, read_words, words_of
 from hfsae.evaluation.untrained import Untrained
-from hfsae.machine.refused import Refused
+from hfsae.io.errors import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 
 from .planted_letters import PARTIAL, PURE, SPLIT, planted

@@ -22,12 +22,11 @@ from hfsae.evaluation.probing.regression import in_row_space, rank, regress
 from hfsae.evaluation.probing.splits import split
 from hfsae.evaluation.probing.study import chosen_names, draw
 from hfsae.evaluation.untrained import Untrained
-from hfsae.machine.refused import Refused
-from hfsae.measurement import find_saes, probe_placed
+from hfsae.io.errors import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import package_folder
-from hfsae.recipe import run
-from hfsae.recipe.probing import packed_rows
+from hfsae.runs import find_saes, probe_placed, run
+from hfsae.runs.stage_probe import packed_rows
 
 from ..helpers import refused
 from ..planted_tokens import plant

@@ -8,11 +8,11 @@ import torch
 from hfsae.cards import probing_facts, probing_section
 from hfsae.evaluation import EvaluationResult
 from hfsae.evaluation.metrics import Histogram, Metric
-from hfsae.evaluation.probing.extract import extract, finite, kept_extract
+from hfsae.evaluation.probing.extract import extract, json_safe, kept_extract
 from hfsae.evaluation.untrained import Untrained
-from hfsae.machine.refused import Refused
+from hfsae.io.errors import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
-from hfsae.recipe import evaluation_text
+from hfsae.runs import evaluation_text
 
 from ..probed import CAUTION, WEAK, probing_record
 
@@ -39,7 +39,7 @@ def test_what_is_no_number_is_none_in_json():
     assert part["uniformity"]["saes"]["mine"]["mean"] == [None] * 3
     row = probing_facts(part)["measures"][-1]
     assert (row["title"], row["own"]) == ("uniformity of effects", "-")
-    assert finite({"a": [float("inf"), 1.0, "x"]}) == {"a": [None, 1.0, "x"]}
+    assert json_safe({"a": [float("inf"), 1.0, "x"]}) == {"a": [None, 1.0, "x"]}
 
 
 def test_values_stand_beside_those_of_untrained_latents_with_what_they_cannot_tell():

@@ -11,11 +11,10 @@ import pytest
 from hfsae.cards import probing_section
 from hfsae.evaluation.probing import ProbeArguments
 from hfsae.evaluation.probing.extract import extract
-from hfsae.machine.checksums import changes, weights_hash
-from hfsae.machine.names import PROBING
-from hfsae.machine.refused import Refused
-from hfsae.measurement import find_saes, probe_placed
-from hfsae.recipe import Recipe, run
+from hfsae.io.checksums import changes, weights_hash
+from hfsae.io.errors import Refused
+from hfsae.io.file_names import PROBING
+from hfsae.runs import Recipe, find_saes, probe_placed, run
 
 from ..tiny import tiny_fields, tiny_recipe
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hfsae.explanations.reading import Reading, read
-from hfsae.recipe import run
+from hfsae.explanations.reading import CorpusActivations, read
+from hfsae.runs import run
 
 from ..conftest import every_lm_is
 from ..planted_tokens import Planted, plant
@@ -29,7 +29,7 @@ def planted() -> Planted:
     return plant(torch.diag(1.0 + torch.arange(N_TOKENS)), torch.zeros(CTX, N_TOKENS), 0.5, rows)
 
 
-def read_planted(planted, order=range(N_TOKENS), size=32, **changes) -> Reading:
+def read_planted(planted, order=range(N_TOKENS), size=32, **changes) -> CorpusActivations:
     arguments = {"n_directions": 5, "keep_all": False, "seed": 0} | changes
     return read(planted.lm, planted.sae, planted.batches(size), np.array(order), **arguments)
 

@@ -20,7 +20,7 @@ from hfsae.demo.health_actions import health
 from hfsae.demo.inspect_actions import feature
 from hfsae.demo.pages.health import overview_panel
 from hfsae.explanations import study as study_module
-from hfsae.explanations.asking import Inquiry, ScoreArguments, lm_explainer
+from hfsae.explanations.asking import ScoreArguments, ScoringRequest, lm_explainer
 from hfsae.explanations.judges import (
     BatchFileJudge,
     JudgeArguments,
@@ -34,9 +34,9 @@ from hfsae.explanations.prompts import list_question
 from hfsae.explanations.study import explain
 from hfsae.explanations.windows import ExplainArguments, select
 from hfsae.features import FeatureStore, read_names
-from hfsae.machine.refused import Refused
-from hfsae.recipe import limits_of, load_lm_for, of_run
-from hfsae.recipe.explaining import shuffled_weights
+from hfsae.io.errors import Refused
+from hfsae.runs import limits_of, load_lm_for, of_run
+from hfsae.runs.stage_explain import shuffled_weights
 
 from .. import forked
 from ..helpers import refused
@@ -85,7 +85,7 @@ def written(path: Path, lines) -> str:
 
 
 def studied(planted, judge, asked=SCORES):
-    inquiry = Inquiry(asked, judge)
+    inquiry = ScoringRequest(asked, judge)
     explainer, tokenizer = lm_explainer(judge), planted.tokenizer
     rows = planted.batches(32)
     return explain(
@@ -728,7 +728,7 @@ def test_a_judge_that_fails_for_a_moment_leaves_no_result_of_the_control(folder,
         raise Refused("the server is away")
 
     args, asked = ExplainArguments(n_tokens=2500), ScoreArguments(("detection",))
-    limits, inquiry = limits_of(placed, loaded), Inquiry(asked, Oracle())
+    limits, inquiry = limits_of(placed, loaded), ScoringRequest(asked, Oracle())
     how = {"explainer": away, "inquiry": inquiry}
     with pytest.raises(Refused, match="the server is away"):
         shuffled_weights(placed.recipe, loaded, placed.sae, args, limits, **how)

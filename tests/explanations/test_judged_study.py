@@ -68,7 +68,7 @@ class Judges(list[Guesser]):
 @pytest.fixture
 def judges(monkeypatch) -> Judges:
     made = Judges()
-    monkeypatch.setattr("hfsae.recipe.explaining.judge_of", made.make)
+    monkeypatch.setattr("hfsae.runs.stage_explain.judge_of", made.make)
     return made
 
 

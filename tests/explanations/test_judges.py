@@ -20,8 +20,8 @@ from hfsae.explanations.judges import (
 from hfsae.explanations.judges.chat import n_question_tokens, n_tokens
 from hfsae.explanations.judges.chat_ids import ChatIds
 from hfsae.explanations.judges.dry_run import TokenCounter, example
+from hfsae.io.errors import Refused
 from hfsae.lm import LoadedLM
-from hfsae.machine.refused import Refused
 
 TEMPLATE = (
     "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}\n{% endfor %}"

@@ -15,8 +15,8 @@ from hfsae.demo import Choice, open_subject
 from hfsae.demo.inspect_actions import feature
 from hfsae.explanations.stored import STORED
 from hfsae.features import FeatureStore, read_automatic, read_names, write_label
-from hfsae.machine.checksums import changes
-from hfsae.recipe import load_plain, run
+from hfsae.io.checksums import changes
+from hfsae.runs import load_plain, run
 
 from ..conftest import every_lm_is
 from ..tiny import letters_recipe

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from hfsae.activations import TokenBatch
-from hfsae.explanations.reading import CUT, RUN, SHOWN, TESTED, Reading, read
+from hfsae.explanations.reading import CUT, RUN, SHOWN, TESTED, CorpusActivations, read
 
 from .conftest import N_TOKENS, read_planted
 
 
-def runs_of(reading: Reading, half: int) -> set[tuple[int, ...]]:
+def runs_of(reading: CorpusActivations, half: int) -> set[tuple[int, ...]]:
     """All runs of RUN tokens that a stretch of one half has."""
     ids, at = reading.ids.tolist(), np.flatnonzero(reading.half == half).tolist()
     return {tuple(ids[i : i + RUN]) for i in at if i + RUN <= reading.stop[i]}
@@ -50,7 +50,7 @@ def test_stretches_are_text_of_one_row_without_special_tokens(planted):
     assert all((reading.half[a:b] == reading.half[a]).all() for a, b in _spans(reading))
 
 
-def _spans(reading: Reading) -> set[tuple[int, int]]:
+def _spans(reading: CorpusActivations) -> set[tuple[int, int]]:
     return {*zip(reading.start.tolist(), reading.stop.tolist(), strict=True)}
 
 

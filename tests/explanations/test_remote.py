@@ -20,8 +20,8 @@ from hfsae.explanations.judges.chat import n_question_tokens
 from hfsae.explanations.judges.dry_run import TokenCounter
 from hfsae.explanations.judges.forms import without_thoughts
 from hfsae.explanations.judges.remote import Remote, base_of, retry_after
-from hfsae.machine.checksums import unsealed
-from hfsae.machine.refused import Refused
+from hfsae.io.checksums import unsealed
+from hfsae.io.errors import Refused
 
 from ..forked import CONTEXT
 from .loopback_judge import (

@@ -12,7 +12,7 @@ from hfsae.demo.subject import Choice
 from hfsae.explanations import ExplainArguments, explain
 from hfsae.features import read_names, write_label
 from hfsae.hub.outgoing import files_to_publish, published
-from hfsae.machine.checksums import weights_hash
+from hfsae.io.checksums import weights_hash
 
 from ..helpers import refused
 from .conftest import D_SAE, N_TOKENS, verb

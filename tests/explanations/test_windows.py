@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hfsae.explanations.reading import SHOWN, TESTED, Firings, Reading
+from hfsae.explanations.reading import SHOWN, TESTED, CorpusActivations, Firings
 from hfsae.explanations.windows import (
     Evidence,
     ExplainArguments,
@@ -25,7 +25,7 @@ D_SAE = 40
 
 
 @pytest.fixture(scope="module")
-def reading(planted) -> Reading:
+def reading(planted) -> CorpusActivations:
     """Of latents of many densities, which fire on several tokens each."""
     sae = ReLUSAE(ReLUSAEConfig(d_in=N_TOKENS, d_sae=D_SAE, site="drop", model_name="m"))
     generator = torch.Generator().manual_seed(5)
@@ -45,7 +45,7 @@ def args(**changes) -> ExplainArguments:
     return ExplainArguments(**{"n_latents": 20, "max_density": 1.0} | changes)
 
 
-def activations(reading: Reading, trace: Firings) -> np.ndarray:
+def activations(reading: CorpusActivations, trace: Firings) -> np.ndarray:
     dense = np.zeros(len(reading.ids), dtype=np.float32)
     dense[trace.token] = trace.value
     return dense

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfsae.features import read_labels_table
-from hfsae.machine.refused import Damaged, Refused
+from hfsae.io.errors import Damaged, Refused
 
 
 def write(folder, name: str, columns: dict[str, list]):

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from hfsae.activations import ActivationBatch
 from hfsae.cards.card import labels_section
 from hfsae.features import LabelColumns, label_table, read_labels_table
-from hfsae.machine.refused import Refused
+from hfsae.io.errors import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 
 D, N_ROWS = 40, 5

@@ -9,7 +9,7 @@ import pytest
 
 import hfsae
 from hfsae.features import blank_label, read_labels, write_label
-from hfsae.machine.checksums import stamp
+from hfsae.io.checksums import stamp
 
 from ..helpers import make, refused, save_store
 

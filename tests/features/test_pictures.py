@@ -14,7 +14,7 @@ from sheet import sheet
 
 from hfsae.features import FeatureStore, pictures
 from hfsae.features.pictures import Box, Grid, Pictures, write_pictures
-from hfsae.machine.names import EXAMPLES, PICTURES
+from hfsae.io.file_names import EXAMPLES, PICTURES
 
 from ..wordless import GRID, PATCH, SIDE, TOP, folder_of_pictures, folder_of_rows
 from ..wordless import pictures as drawn

@@ -15,7 +15,7 @@ from hfsae.features import (
     collect_rows,
     show,
 )
-from hfsae.machine.refused import Damaged, Refused
+from hfsae.io.errors import Damaged, Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 
 D, THRESHOLD = 8, 0.75

@@ -14,8 +14,8 @@ from datasets import load_dataset
 
 from hfsae.features import ANSI, Example, FeatureStore, Latent, show
 from hfsae.features.store import COLUMNS
-from hfsae.machine.checksums import stamp
-from hfsae.machine.refused import Damaged, Refused
+from hfsae.io.checksums import stamp
+from hfsae.io.errors import Damaged, Refused
 
 from ..helpers import unseal
 

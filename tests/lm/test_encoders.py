@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
 
+from hfsae.io.errors import HubRefused
 from hfsae.lm import (
     LoadedEncoder,
     capture,
@@ -24,7 +25,6 @@ from hfsae.lm import (
     n_positions,
     smallest_inputs,
 )
-from hfsae.machine.refused import HubRefused
 
 from ..tiny_encoders import (
     N_PATCHES,

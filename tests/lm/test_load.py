@@ -12,14 +12,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import hfsae.lm
+from hfsae.io.errors import HubRefused
+from hfsae.io.processor import Float32Products
 from hfsae.lm import (
     capture,
     empty_lm,
     load_lm,
     site_width,
 )
-from hfsae.machine.processor import Float32Products
-from hfsae.machine.refused import HubRefused
 
 from ..loopback_hub import Fault, LoopbackHub
 from ..tiny import tokens

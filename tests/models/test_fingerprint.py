@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 import hfsae
 from hfsae import SAE
-from hfsae.machine.checksums import of_others, weights_hash
+from hfsae.io.checksums import of_others, weights_hash
 from hfsae.models.fingerprint import renamed, verify
 
 FULL, LOW = (1e-4, 0.01), (0.05, 0.1)

@@ -11,7 +11,7 @@ import hfsae
 from hfsae.cards.card import misgivings
 from hfsae.convert import WRITTEN, save_as
 from hfsae.convert.saebench import SAEBenchSAE
-from hfsae.machine.refused import Refused
+from hfsae.io.errors import Refused
 from hfsae.models.registry import class_of
 
 from ..helpers import variants

@@ -10,8 +10,8 @@ from studies.__main__ import main
 from studies.make import items_of, shown_token, visible_marks
 from studies.plan import Item, Plan, Refused, StudyArguments
 
-from hfsae.explanations.reading import Reading, read
-from hfsae.recipe import names_apart, run
+from hfsae.explanations.reading import CorpusActivations, read
+from hfsae.runs import names_apart, run
 
 from ..conftest import every_lm_is
 from ..planted_tokens import Planted, plant
@@ -30,7 +30,7 @@ def planted() -> Planted:
 
 
 @pytest.fixture(scope="module")
-def reading(planted) -> Reading:
+def reading(planted) -> CorpusActivations:
     order = np.arange(N_TOKENS)
     settings = {"n_directions": 6, "keep_all": False, "seed": 0}
     return read(planted.lm, planted.sae, planted.batches(32), order, **settings)

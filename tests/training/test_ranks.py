@@ -25,7 +25,7 @@ from hfsae import (
     TopKSAE,
     TopKSAEConfig,
 )
-from hfsae.recipe import read_recipe, run
+from hfsae.runs import read_recipe, run
 from hfsae.training import TrainingArguments
 from hfsae.training.run import Run
 

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-import hfsae.recipe
+import hfsae.runs
 from hfsae import tuning
 from hfsae.activations import ActivationArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.evaluation import EvaluationResult
-from hfsae.machine.files import read_json
-from hfsae.recipe import read_recipe, run
+from hfsae.io.files import read_json
+from hfsae.runs import read_recipe, run
 from hfsae.tuning import Trial, Tuning, edge, recipe_of, score_of, tune
 
 from ..helpers import at_each_pass, refused
@@ -218,7 +218,7 @@ def test_a_failure_that_is_no_divergence_ends_the_search_and_is_not_kept(
         raise ValueError("the Hub cannot be reached")
 
     with monkeypatch.context() as broken:
-        broken.setattr(hfsae.recipe, "load_inputs", unreachable)
+        broken.setattr(hfsae.runs, "load_inputs", unreachable)
         with pytest.raises(ValueError, match="the Hub cannot be reached"):
             tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1))
     assert tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1)).exists()

@@ -27,8 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...machine.files import damaged, json_value, passes, reading, refuse_special, unreadable
-from ...machine.refused import Damaged, Refused, closest, one_line
+from ...io.errors import Damaged, Refused, closest, one_line
+from ...io.files import damaged, json_value, passes, reading, refuse_special, unreadable
 from ..arguments import ActivationArguments
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from ...machine.files import printable, read_json
-from ...machine.names import HARVEST
-from ...machine.refused import Refused, closest
-from ...machine.visible import LOCAL_FILES
+from ...io.errors import Refused, closest
+from ...io.file_names import HARVEST
+from ...io.files import printable, read_json
+from ...io.local_paths import LOCAL_FILES
 from ..arguments import DOCUMENTS, ActivationArguments, Shares, Split, side_of
 from ..harvest import rows_not_finite
 from ..source import ActivationBatch, Filling, Refusals

@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from ...machine.files import write_whole
-from ...machine.units import Unit
+from ...io.files import write_whole
+from ...io.units import Unit
 from .. import address as at
 from ..actions import Actions
 from ..how_to_make import how_to_make

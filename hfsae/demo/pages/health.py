@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...machine.units import ROW, TOKEN, Unit
+from ...io.units import ROW, TOKEN, Unit
 from .. import address as at
 from .. import validate
 from ..actions import Actions

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import gradio as gr
 from gradio.components import Component
 
-from ...machine.refused import Refused
+from ...io.errors import Refused
 from ..actions import Actions, in_queue
 from ..address import Address, Steer, page_of, to_query
 from ..parts import html

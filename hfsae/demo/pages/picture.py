@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...machine.units import PATCH
+from ...io.units import PATCH
 from .. import address as at
 from ..actions import Actions, in_queue
 from ..parts import data_link, html, panel

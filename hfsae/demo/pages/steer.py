@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from gradio.events import Dependency
 
-from ...machine.refused import Refused
+from ...io.errors import Refused
 from ...steering import MODES, SCOPES, UNITS
 from .. import address as at
 from .. import validate

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...machine.bounds import check_least
-from ...machine.refused import Refused
+from ...io.bounds import check_least
+from ...io.errors import Refused
 from .tasks import LEAST
 
 LEAST_WORDS = 500

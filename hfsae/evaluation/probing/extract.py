@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...machine.checksums import of_others, refuse_changed
-from ...machine.files import read_json, reading
-from ...machine.names import EVALUATION, PROBING
-from ...machine.plain import finite
-from ...machine.refused import Refused
+from ...io.checksums import of_others, refuse_changed
+from ...io.errors import Refused
+from ...io.file_names import EVALUATION, PROBING
+from ...io.files import read_json, reading
+from ...io.json_safe import json_safe
 
 logger = logging.getLogger(__name__)
 KEY = "probing"
@@ -31,7 +31,7 @@ def extract(record: Mapping[str, Any]) -> dict[str, Any]:
     if uniformity := record.get("uniformity"):
         own = {name: v for name, v in uniformity["saes"].items() if name == record["sae"]}
         result["uniformity"] = {**uniformity, "saes": own}
-    return finite(result)
+    return json_safe(result)
 
 
 def _is_own(entry: Mapping[str, Any], record: Mapping[str, Any]) -> bool:

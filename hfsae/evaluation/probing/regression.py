@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...machine.refused import Refused
+from ...io.errors import Refused
 
 CS = np.logspace(5, -5, 10)
 _ITERATIONS = 1000

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...machine.files import printable
-from ...machine.markdown import table
+from ...io.files import printable
+from ...io.markdown import table
 from .seeds import ABOUT as SEEDS
 from .seeds import seeds_table
 

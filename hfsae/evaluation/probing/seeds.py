@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...machine.files import printable
-from ...machine.markdown import table
+from ...io.files import printable
+from ...io.markdown import table
 from ..statistics import Interval
 
 ABOUT = (

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...io.errors import Refused
 from ...lm import contract, tokenizer_of
-from ...machine.refused import Refused
 from ...models import SAE
 from ..statistics import Interval, interval
 from ..untrained import Untrained, firings
@@ -49,7 +49,7 @@ class Probing:
 
 def _hold(lm: PreTrainedModel, saes: Mapping[str, SAE], tokenizer: PreTrainedTokenizerBase) -> None:
     for sae in saes.values():
-        contract.hold(lm, sae, tokenizer)
+        contract.check_model(lm, sae, tokenizer)
 
 
 def probe(

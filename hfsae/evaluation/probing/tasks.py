@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...machine.files import numbered_lines, refuse_special
-from ...machine.refused import Refused, one_line
+from ...io.errors import Refused, one_line
+from ...io.files import numbered_lines, refuse_special
 from ...packaged import PROBES, package_folder, probe_rows
 from .splits import LEAST_GROUPS
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ...machine.bounds import check_least
-from ...machine.refused import Refused
+from ...io.bounds import check_least
+from ...io.errors import Refused
 
 PACKAGED, PACKAGED_MODEL = "packaged", "HuggingFaceTB/SmolLM2-135M-Instruct"
 LOCAL, FILES = "local", "files"

@@ -19,11 +19,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ...machine.files import numbered_lines, reading, write_whole
-from ...machine.keys import hider
-from ...machine.names import FOUND
-from ...machine.names import STUDY_PLAN as PLAN
-from ...machine.refused import Refused, one_line
+from ...io.errors import Refused, one_line
+from ...io.file_names import FOUND
+from ...io.file_names import STUDY_PLAN as PLAN
+from ...io.files import numbered_lines, reading, write_whole
+from ...io.secrets import hider
 from .base import Answer, JudgeArguments, PendingAnswers, Progress, Question, Usage
 from .calls import calls_of
 from .chat import ChatError, body_of, read_reply, reduced, refused_feature

@@ -5,7 +5,7 @@
 
 A call is known by the hash of model, messages and parameters, whether it went to a server or into a
 file: one that was answered is never asked again, one that failed is. No key is written, not even
-one that a server echoes. Each line has a hash (`hfsae.machine.checksums`): one that was changed
+one that a server echoes. Each line has a hash (`hfsae.io.checksums`): one that was changed
 since is refused, as scores are computed from it; one that a killed run left unfinished is passed
 over.
 """
@@ -18,8 +18,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...machine.checksums import sealed, sealed_lines
-from ...machine.keys import hider
+from ...io.checksums import sealed, sealed_lines
+from ...io.secrets import hider
 from .base import LOCAL, Answer, JudgeArguments, Question
 
 _END = 2**20  # bytes

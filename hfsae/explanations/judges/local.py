@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from ...io.processor import multiplies_bfloat16
 from ...lm import LoadedLM, cache_name, load_lm
-from ...machine.processor import multiplies_bfloat16
 from .base import PACKAGED, PACKAGED_MODEL, Answer, JudgeArguments, Progress, Question, Usage
 from .calls import calls_of
 from .chat_ids import ChatIds

@@ -22,8 +22,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from huggingface_hub import is_offline_mode
 
-from ...machine.keys import hider
-from ...machine.refused import Refused, one_line
+from ...io.errors import Refused, one_line
+from ...io.secrets import hider
 from .base import Answer, JudgeArguments, Progress, Question, Usage
 from .calls import calls_of
 from .chat import ChatError, body_of, read_reply, reduced, refused_feature

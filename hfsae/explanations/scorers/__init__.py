@@ -6,7 +6,7 @@ simulation   how strongly does each token activate the latent
 intruder     which of five windows is the odd one; no explanation
 """
 
-from ...machine.refused import Refused
+from ...io.errors import Refused
 from ..arguments import ScoreArguments
 from ..judges import Judge, JudgeArguments
 from .base import Case as Case

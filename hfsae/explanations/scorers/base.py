@@ -15,7 +15,7 @@ from ...evaluation.statistics import auc
 from ..arguments import OURS, ExplainArguments, ScoreArguments
 from ..explainers import WindowText, spelt
 from ..judges import Answer, Question
-from ..reading import TESTED, Reading
+from ..reading import TESTED, CorpusActivations
 from ..scores import FAR, decided, strata_of
 from ..windows import Evidence, Window
 
@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 
 
 def sample_of(
-    reading: Reading,
+    reading: CorpusActivations,
     evidence: Evidence,
     args: ExplainArguments,
     asked: ScoreArguments,

@@ -1,0 +1,296 @@
+"""Loading that refuses what does not fit, where transformers would log a line and go on."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
+
+from ..io.errors import Refused, one_line
+from ..io.file_names import CONFIG, FINGERPRINT, TRAINING, WEIGHTS, WEIGHTS_INDEX
+from ..io.files import opened_tensors, read_json, reading
+from ..io.loading import one_at_a_time
+from .config import SAEConfig
+from .fingerprint import Verification, verify
+
+T = TypeVar("T", bound="StrictLoading")
+_HUB_OPTIONS = {
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+    "_commit_hash",
+}
+
+
+class StrictLoading(PreTrainedModel):
+    """A model that loads only weights that fit it, and can be verified against its fingerprint."""
+
+    if TYPE_CHECKING:  # transformers' wrapper hides the type
+
+        def to(self: T, *args: object, **kwargs: object) -> T: ...
+
+    @classmethod
+    def from_pretrained(
+        cls: type[T], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> T:
+        """Load from a folder or the Hub, as transformers does, but refuse what does not fit. Called
+        on `SAE`, it returns the variant that the config names.
+
+        Raises:
+            ValueError: a weight is missing, unexpected, of another shape, or not finite, where
+                transformers would log a line and continue with fresh values; or other files than
+                model.safetensors and its shards would be read; or sites, scales or models stand in
+            another order than in the record of the training.
+        """
+        if cls.config_class is SAEConfig:
+            variant = cast(type[T], _variant_at(f"{pretrained_model_name_or_path}", kwargs))
+            return variant.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        where = f"{pretrained_model_name_or_path}"
+        place = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS and v is not None}
+        _refuse_other_files(kwargs)
+        kwargs["use_safetensors"] = True  # no pickle, not even a restricted one
+        if files := _weight_files(where, place):
+            _refuse_other_weights(cls, files, where, place, kwargs.get("config"))
+        kwargs["ignore_mismatched_sizes"] = True  # reported below, in one sentence
+        kwargs["output_loading_info"] = True
+        with one_at_a_time:
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = loaded
+        _refuse_misfits(model, info, where)
+        _refuse_another_order(Path(where, place.get("subfolder", "")))
+        model.lay_out_by_latent()
+        model._source = {"name": where, **place}
+        return loaded if wants_info else model
+
+    def verify(self, fingerprint: str | Path | None = None) -> Verification:
+        """Compare this SAE with its fingerprint: are the weights those that were saved, and do they
+        give the same latents on this machine?
+
+        Args:
+            fingerprint: a fingerprint.safetensors, or a folder that holds one; by default the one
+                in the folder or repository that this SAE was loaded from.
+
+        Raises:
+            ValueError: there is no fingerprint, or it is damaged.
+        """
+        path = Path(self._find_fingerprint() if fingerprint is None else fingerprint)
+        path = path / FINGERPRINT if path.is_dir() else path
+        if not path.is_file():
+            raise Refused(
+                f"there is no {path}; `hfsae train` and `hfsae.write_fingerprint` make it"
+            )
+        return verify(self, path)
+
+    def _find_fingerprint(self) -> Path:
+        source = dict(getattr(self, "_source", {}))
+        name = source.pop("name", None)
+        if name is None:
+            raise Refused("this SAE was not loaded from a folder; name its fingerprint's folder")
+        if Path(name).is_dir():
+            return Path(name, source.get("subfolder", ""))
+        try:
+            return Path(cast(str, cached_file(name, FINGERPRINT, **source)))
+        except OSError as error:
+            raise Refused(f"{name} holds no {FINGERPRINT} to verify against") from error
+
+
+def _variant_at(name: str, options: dict[str, Any]) -> Any:
+    """The class of the SAE in a folder or a repository.
+
+    Raises:
+        ValueError: it holds no SAE in hfsae's own format.
+    """
+    place = {key: value for key, value in options.items() if key in _HUB_OPTIONS}
+    try:
+        config = options.get("config") or AutoConfig.from_pretrained(name, **place)
+    except ValueError as error:  # no model_type, or an unknown one
+        raise Refused(f"{name} holds no SAE: {one_line(error)}") from error
+    if not isinstance(config, SAEConfig):
+        raise Refused(
+            f"{name} holds a {config.model_type!r} model, not an SAE in hfsae's format; hfsae.load "
+            "reads other formats"
+        )
+    return MODEL_MAPPING[type(config)]
+
+
+def _refuse_other_files(options: dict[str, Any]) -> None:
+    """Refuse options that make transformers read weights which were not checked before."""
+    for name in ("variant", "gguf_file"):
+        if options.get(name) is not None:
+            raise Refused(
+                f"{name}={options[name]!r}: an SAE is read from {WEIGHTS} alone; leave {name} out"
+            )
+    if options.get("use_safetensors") is False:
+        raise Refused("use_safetensors=False: an SAE is read from safetensors files alone")
+    if path := (options.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # by AutoModel
+        raise Refused(_IS_ADAPTER.format(path))
+
+
+_IS_ADAPTER = (
+    f"{{}} holds {ADAPTER_CONFIG_NAME}, a PEFT adapter's file; remove it if this is an SAE"
+)
+
+
+def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
+    """The files that will be loaded; empty if unknown. Downloads those of a repository.
+
+    Raises:
+        ValueError: an index of shards names files that are not beside it, or transformers would
+            read others: those of an adapter or of a distributed checkpoint.
+    """
+    if Path(name).is_dir():
+        folder = Path(name, place.get("subfolder", ""))
+
+        def find(file: str) -> str | None:
+            return str(folder / file) if (folder / file).is_file() else None
+
+        if shards := sorted(path.name for path in folder.glob("shard-*-model-*.safetensors")):
+            raise Refused(
+                f"{folder} holds {shards[0]}, of a distributed checkpoint, which would be read in "
+                f"place of {WEIGHTS}; move it elsewhere"
+            )
+    else:
+        lenient = ("gated_repo", "missing_entries", "connection_errors")
+        quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
+
+        def find(file: str) -> str | None:
+            return cast("str | None", cached_file(name, file, **place, **quiet))
+
+    if find(ADAPTER_CONFIG_NAME):
+        raise Refused(_IS_ADAPTER.format(name))
+    if file := find(WEIGHTS):
+        return [file]
+    index = find(WEIGHTS_INDEX)
+    return [] if index is None else list(filter(None, map(find, _shards(Path(index)))))
+
+
+def _shards(index: Path) -> list[str]:
+    """File names of the shards that an index lists.
+
+    Raises:
+        ValueError: the index is damaged, or a name leads to another folder.
+    """
+    with reading(index):
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if foreign := [name for name in names if not _SHARD.fullmatch(name)]:
+            raise Refused(
+                f"{index} lists {foreign[0]!r}, which is not a shard beside it; use an intact copy"
+            )
+    return names
+
+
+def _refuse_other_weights(
+    cls: type[PreTrainedModel], files: list[str], where: str, place: dict[str, Any], config: Any
+) -> None:
+    """Refuse weights that do not fit the config, before memory is allocated for the config's
+    shapes and before an unsupported dtype is silently cast."""
+    if config is None:
+        config_class: Any = cls.config_class
+        try:
+            config = config_class.from_pretrained(where, **place)
+        except ValueError as error:
+            raise Refused(f"{where}: {error}") from error
+    try:
+        with torch.device("meta"):
+            expected = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
+    except (RuntimeError, OverflowError) as error:
+        raise Refused(f"{where}: its config asks for widths beyond any memory") from error
+    shapes, dtypes = {}, {}
+    try:
+        for file in files:
+            with opened_tensors(file) as weights:
+                for name in weights.keys():  # noqa: SIM118 - not a dict
+                    piece = weights.get_slice(name)
+                    shapes[name], dtypes[name] = piece.get_shape(), piece.get_dtype()
+    except (SafetensorError, OSError) as error:
+        raise Refused(f"{where}: {Path(file).name} is damaged: {error}") from error
+    _refuse_other_names(
+        cls, set(expected) - set(shapes), set(shapes) - set(expected), expected, where
+    )
+    for name in sorted(expected):
+        if expected[name] != shapes[name]:
+            raise Refused(
+                f"{where}: {name} has shape {shapes[name]} in the file, but the config asks for "
+                f"{expected[name]}; config.json and weights belong to different SAEs"
+            )
+        if dtypes[name] not in _DTYPES:
+            raise Refused(
+                f"{where}: {name} is stored as {dtypes[name]}; weights of an SAE are "
+                f"{', '.join(_DTYPES)}"
+            )
+
+
+_DTYPES = ("F32", "BF16", "F16", "F64")  # as safetensors names them
+_SHARD = re.compile(r"[\w-]+(\.[\w-]+)*\.safetensors")
+
+
+def _refuse_other_names(
+    cls: type[PreTrainedModel],
+    missing: set[str],
+    extra: set[str],
+    expected: Iterable[str],
+    where: str,
+) -> None:
+    if missing or extra:
+        raise Refused(
+            f"{where} is not a {cls.__name__}: missing weights {_listed(missing)}, unexpected "
+            f"weights {_listed(extra)}; a {cls.__name__} has {sorted(expected)}"
+        )
+
+
+def _refuse_another_order(folder: Path) -> None:
+    """Refuse a config.json with the sites, scales or models of the training beside it in another
+    order: columns of the weights would be read at each other's places."""
+    try:
+        trained = read_json(folder / TRAINING)["sae_as_trained"]
+        config = read_json(folder / CONFIG)
+        both = {name: (trained.get(name), config.get(name)) for name in _IN_ORDER}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return  # there is no record, or what uses it tells that it is damaged
+    for name, (then, now) in both.items():
+        if type(then) is not type(now) or then == now or not isinstance(now, list | dict):
+            continue
+        values = [map(str, x.values() if isinstance(x, dict) else x) for x in (then, now)]
+        if sorted(values[0]) == sorted(values[1]):
+            raise Refused(
+                f"{folder / CONFIG} has {name} {now}, and the training ({TRAINING}) had {then}: "
+                "the same in another order, so that the weights would be used at each other's "
+                "places; put the order of the training back"
+            )
+
+
+_IN_ORDER = ("sites", "target_sites", "site_scales", "model_names", "model_weights")
+
+
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)[:10]
+    return f"{shown}" + (f" and {len(names) - len(shown):,} more" if len(names) > 10 else "")
+
+
+def _refuse_misfits(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
+    if mismatched := info["mismatched_keys"]:
+        key, shape, expected = sorted(mismatched)[0]
+        raise Refused(
+            f"{where}: {key} has shape {list(shape)} in the file, but the config asks for "
+            f"{list(expected)}; config.json and weights belong to different SAEs"
+        )
+    _refuse_other_names(
+        type(model),
+        set(info["missing_keys"]),
+        set(info["unexpected_keys"]),
+        model.state_dict(),
+        where,
+    )
+    for key, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise Refused(f"{where}: {key} holds {bad} values that are NaN or infinite")

@@ -1,0 +1,566 @@
+"""The cost of a recipe before anything is loaded or written: memory, stage by stage, and disk.
+
+Memory peaks at one of a run's stages: harvesting, estimating scales, a training step, writing a
+checkpoint or the trained SAE, evaluation, collecting examples. So the largest arrays of each stage
+are counted, and the largest stage is what a process needs. With a GPU, its memory and main memory
+are counted apart, each with its own largest stage.
+
+Sizes are exact (parameters, buckets, batches); how many copies are alive at once was measured on a
+CPU (`scripts/bench/plan.py`), where torch allocates and frees as it does on a GPU. Seconds are not
+predicted: they depend on the machine, and a run shows them after its first steps.
+"""
+
+import copy
+import logging
+import os
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from ..activations import check_files
+from ..activations.cache import SHARD_BYTES
+from ..evaluation.fidelity import rows_at_once
+from ..features.logit_lens import LENS_EMBEDDING
+from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
+from ..lm import widths_of
+from ..io.processor import Room, gpu_memory, main_memory
+from ..io.errors import Refused
+from ..models import SAE, SAEConfig
+from .preset_search import PROMPTS, SEEDS, PresetArguments, texts_at_once
+from .fields import Recipe, bucket_tokens
+from .job import EmptyLMs, Model, first_model
+from .opening import check, with_lone_site
+from .results import refuse_another_training
+from .stage_probe import probe_arguments
+from ..training.kind import SPARSE_BELOW, SPARSE_FROM
+from ..training.run import FIRST_LOOK
+from ..training.schedules import in_steps
+from ..training.sharding import check_spread
+from ..training.start import sample_size
+
+logger = logging.getLogger(__name__)
+Number = int | float
+Parts = dict[str, Number]
+
+_FLOAT, _BFLOAT = 4, 2  # bytes
+_PYTHON = 0.6e9
+_CUDA = 1.0e9  # context, cuBLAS, NCCL and the allocator's waste; an assumption
+_COPIES_BESIDE_A_GRADIENT = 3  # of [batch, d_sae], while a matrix's gradient is added to the last
+_AUTOCAST_COPIES = 1.0  # more, in bfloat16
+_LOOK_COPIES = 2.25  # of pre-activations, while their density is taken
+_WORD_COPIES = 2.1  # of the latents that fire on some word, at all words
+_BATCH_COPIES = 8  # [batch, d]: input, target, reconstruction, errors, gradients
+_SCORES = 2**23  # pairs that a sparse step scores at a time
+_ENTRY = 100  # bytes that a sparse step needs for one entry
+_ENTRIES_A_FIRING = 2.0  # the kernel's window and the screen select more than fires
+_EXAMPLE_TOKEN = 55  # bytes of a token of an example, while tables of them are made
+_SHARD_COPIES = 2  # of the cache's shard, while its entries are put together
+_SURELY = 1.25  # times the memory there is: plans are inexact, a run that fits is not refused
+_REMEDIES = {  # by the stage that needs the memory
+    "activation bucket": "lower shuffle.bucket_tokens",
+    "one step, dense": "make a step in parts (training.gradient_accumulation_steps)",
+    "one step, sparse": "make a step in parts (training.gradient_accumulation_steps)",
+    "decoder by least squares": "set training.refit_ridge to null",
+    "evaluation": "lower evaluation.sae_batch_tokens or harvest.rows",
+    "one batch of text": "lower harvest.rows or text.context_size",
+    "examples": "lower collect.top, collect.reservoir or collect.window",
+    "probing": "set probe_texts to 0, and give `hfsae probe` fewer --n_words",
+    "presets": "set preset_seconds to 0",
+    "language model": "take a smaller language model",
+    "loading the language model": "take a smaller language model",
+}
+
+
+class RunCost(NamedTuple):
+    """The cost of a recipe: `lines` to print, and the sums that they show."""
+
+    lines: list[str]
+    memory_bytes: Number
+    """main memory of each process"""
+    gpu_bytes: Number
+    """GPU memory of each process; 0 without one"""
+    disk_bytes: Number
+
+
+class Memory(NamedTuple):
+    """One process's memory by part: of a stage, or at the stages that need most."""
+
+    main: Parts
+    gpu: Parts = {}  # noqa: RUF012 - never written
+    """empty without a GPU"""
+
+
+class Shortage(NamedTuple):
+    """A kind of memory that a plan needs more of than is free."""
+
+    kind: Literal["main memory", "GPU memory"]
+    needed: Number
+    room: Room
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it exceeds even the total, by more than a plan's error."""
+        return self.needed > _SURELY * self.room.total
+
+    def __str__(self) -> str:
+        needed, total, free = (f"{n / 1e9:,.1f} GB" for n in (self.needed, *self.room[::-1]))
+        has = f"{total} ({free} free)" if self.room.free < self.room.total else total
+        return f"about {needed} of {self.kind} needed, but this machine has {has}"
+
+
+def plan(recipe: Recipe) -> RunCost:
+    """Estimates for each of `training.num_processes` processes, on this machine.
+
+    Raises:
+        ValueError: as for `hfsae.runs.check`; or so many processes cannot share the work.
+    """
+    recipe = with_lone_site(recipe)
+    lm, configs = check(recipe)
+    t, n = recipe.training, recipe.training.num_processes or 1
+    t.check_shares(n)
+    needed = memory(recipe, lm, configs, on_gpu=torch.cuda.is_available())
+    on_disk = disk(recipe, lm, configs)
+
+    lines = _input_lines(recipe, lm)
+    for name, config in configs.items():
+        goal = f", target L0 {config.target_l0}" if config.target_l0 else ""
+        sides = (config.reads, config.writes) if config.is_transcoder else (config.reads,)
+        place = " to ".join(", ".join(f"{site} ({d} wide)" for site, d in side) for side in sides)
+        lines.append(
+            f"SAE {name or '':<11} {config.model_type}, {config.d_sae:,} latents, {place}{goal}"
+        )
+    read = f"from {t.n_tokens / recipe.shuffle.passes:,.0f} harvested"
+    if recipe.kind == "files":
+        args = recipe.activations
+        of_training = 1 - args.held_out_fraction - args.validation_fraction
+        n_rows = of_training * check_files(args, recipe.sites).n_rows
+        times = t.n_tokens / max(n_rows, 1)
+        read = f"from some {n_rows:,.0f} rows, each read {times:.2g} times"
+    lines += [
+        f"training        {t.n_tokens:,} activations in {t.total_steps:,} steps of {t.batch_size}, "
+        + read,
+        f"output          {t.output_dir}",
+    ]
+    try:
+        refuse_another_training(recipe)
+    except ValueError as error:  # what is in its output folder
+        lines.append(f"note            it would be refused: {error}")
+
+    together_ = f"   {n} processes: {n * sum_of(needed.main) / 1e9:.1f} GB" if n > 1 else ""
+    lines.append("")
+    if needed.gpu:
+        lines.append(_sum_line("GPU memory" if n == 1 else "each GPU", needed.gpu))
+    main = "memory each" if n > 1 else "main memory" if needed.gpu else "memory"
+    lines.append(_sum_line(main, needed.main) + together_)
+    for shortage in shortages(needed, n):
+        lines.append(
+            f"note            {shortage}; {_remedy(recipe, lm, configs, needed, shortage)}"
+        )
+    lines += [
+        _sum_line("disk", on_disk),
+        "time            not predicted; a run shows what is left after its first steps",
+    ]
+    return RunCost(lines, *map(sum_of, (needed.main, needed.gpu, on_disk)))
+
+
+def _input_lines(recipe: Recipe, lm: Model) -> list[str]:
+    """The models, and what they read."""
+
+    def short(dataset: str | list[str]) -> str:
+        return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
+
+    if recipe.kind == "files":
+        return [f"activations     {short(recipe.activations.files)}"]
+    models = [(args.name, args.dtype, lm) for args in recipe.models.values()]
+    if isinstance(lm, EmptyLMs):
+        each = zip(recipe.models.items(), lm.each.values(), strict=True)
+        models = [(f"{name}: {args.name}", args.dtype, one) for (name, args), one in each]
+    what = "language model" if recipe.kind == "text" else "model"
+    read = f"pictures        {short(recipe.images.files or recipe.images.folder)}"
+    if recipe.kind == "text":
+        text = recipe.text
+        read = f"text            {short(text.dataset)}, rows of {text.context_size} tokens"
+    return [
+        *(
+            f"{what:<16}{name}, {count_of(one) / 1e6:.0f} M parameters, {dtype}"
+            for name, dtype, one in models
+        ),
+        read,
+    ]
+
+
+def _sum_line(name: str, parts: Parts) -> str:
+    listed = ", ".join(f"{part} {amount / 1e9:.2f}" for part, amount in parts.items())
+    return f"{name:<15} {sum_of(parts) / 1e9:.1f} GB   ({listed})"
+
+
+def check_memory(
+    recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], device: torch.device
+) -> None:
+    """Before anything is allocated, warn where the plan needs more than is free at present.
+
+    Raises:
+        ValueError: the recipe needs more memory than this machine has.
+    """
+    needed = memory(recipe, lm, configs, on_gpu=device.type == "cuda")
+    for shortage in shortages(needed, int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
+        sentence = f"{shortage}; {_remedy(recipe, lm, configs, needed, shortage)}"
+        if shortage.is_sure:
+            raise Refused(sentence)
+        logger.warning("%s, or the system may end the run", sentence)
+
+
+def shortages(needed: Memory, n_here: int) -> list[Shortage]:
+    """Shortages of this machine, for `n_here` processes that share its main memory."""
+    every = [Shortage("main memory", n_here * sum_of(needed.main), main_memory())]
+    if needed.gpu:
+        every.append(Shortage("GPU memory", sum_of(needed.gpu), gpu_memory()))
+    return [shortage for shortage in every if shortage.needed > shortage.room.free]
+
+
+def _remedy(
+    recipe: Recipe,
+    lm: Model,
+    configs: dict[str, SAEConfig],
+    needed: Memory,
+    shortage: Shortage,
+) -> str:
+    """The remedy: less of the largest part, or a narrower SAE, by half, a quarter and so on."""
+    is_gpu = shortage.kind == "GPU memory"
+    parts = needed.gpu if is_gpu else needed.main
+    largest = max(parts, key=lambda name: parts[name])
+    ways = [_REMEDIES[largest]] if largest in _REMEDIES else []
+    if is_gpu and (not ways or largest == "one step, dense"):
+        ways = ["spread latents over more cards (training.num_processes, training.shard_latents)"]
+    n_sharing = shortage.needed / sum_of(parts)
+    narrow, widest = configs, max(config.d_sae for config in configs.values())
+    while all(config.d_sae >= 2 * config.d_in for config in narrow.values()):
+        narrow = copy.deepcopy(narrow)
+        for config in narrow.values():
+            config.d_sae //= 2
+        try:
+            then = memory(recipe, lm, narrow, on_gpu=bool(needed.gpu))
+        except ValueError:  # latents that do not divide evenly among processes
+            continue
+        if n_sharing * sum_of(then.gpu if is_gpu else then.main) <= shortage.room.free:
+            d_sae = max(config.d_sae for config in narrow.values())
+            ways.append(f"lower sae.d_sae: {d_sae:,} instead of {widest:,} would fit")
+            break
+    return ", or ".join(ways or ["train fewer SAEs at a time"])
+
+
+def memory(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: bool) -> Memory:
+    """Memory of one process: of process 0, which needs most.
+
+    Raises:
+        ValueError: the recipe spreads latents that cannot be spread.
+    """
+    every = stages(recipe, lm, configs, on_gpu=on_gpu)
+    if not on_gpu:
+        return Memory(max((_joined(s.main, s.gpu) for s in every), key=sum_of))
+    gpu = max((_joined(s.gpu, {"CUDA": _CUDA}) for s in every), key=sum_of)
+    return Memory(max((s.main for s in every), key=sum_of), gpu)
+
+
+def disk(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Parts:
+    """Disk space while it runs; at the end checkpoints are removed."""
+    t, n = recipe.training, sum(parameters(config)[0] for config in configs.values())
+    every = in_steps(t.save_steps, t.total_steps) or t.total_steps
+    n_checkpoints = -(-t.total_steps // every)
+    if t.save_total_limit is not None:  # one more, while the next is written
+        n_checkpoints = min(n_checkpoints, t.save_total_limit + 1)
+    parts: Parts = {"checkpoints": 3 * _FLOAT * n * n_checkpoints, "trained SAE": _FLOAT * n}
+    if recipe.harvest.cache is not None:
+        harvested = t.n_tokens / recipe.shuffle.passes * _token_bytes(recipe, lm, configs)
+        parts["activation cache"] = min(harvested, 1e9 * recipe.harvest.cache_gb)
+    return parts
+
+
+def stages(
+    recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: bool
+) -> list[Memory]:
+    """Memory in use at each stage: `gpu` is that of the device of the SAE, whichever it is, and
+    `main` what is always in main memory.
+
+    Raises:
+        ValueError: as `memory`.
+    """
+    t, n, spread = recipe.training, recipe.training.num_processes or 1, _is_spread(recipe)
+    for config in configs.values() if spread else ():
+        check_spread(config, n)
+    counts = [parameters(config, n if spread else 1) for config in configs.values()]
+    all_, here = (sum(count[i] for count in counts) for i in (0, 1))
+    largest = max(count[0] for count in counts)
+
+    lm_bytes = count_of(lm) * _lm_dtype(recipe, lm).itemsize
+    always = Memory(
+        {"Python and libraries": _PYTHON}, {"language model": lm_bytes} if lm_bytes else {}
+    )
+    n_buckets, size = 1 + recipe.shuffle.prefetch, bucket_tokens(recipe)
+    bucket: Parts = {"activation bucket": n_buckets * size * _token_bytes(recipe, lm, configs)}
+    in_main = not on_gpu or not recipe.shuffle.device.startswith("cuda")
+    streaming = _and(always, Memory(bucket) if in_main else Memory({}, bucket))
+    if n > 1 and not spread:
+        streaming = _and(streaming, Memory({}, {"buckets of gradients": _FLOAT * here}))
+    training = _and(streaming, Memory({}, {"SAE, gradients, Adam": 4 * _FLOAT * here}))
+    after = _and(always, Memory({}, {"SAE": _FLOAT * largest}))
+
+    # A file's pages and a copy of them; GGUF is unpacked to float32 first.
+    loading: Parts = {"loading the language model": (1 if on_gpu else 2) * lm_bytes}
+    made: Parts = {"SAE as it is made": _FLOAT * (all_ + largest / 2)}
+    each = [_step(recipe, config, on_gpu) for config in configs.values()]
+    step = max(each, key=lambda stage: sum_of(stage.gpu))
+    # Weights and moments are written from where they are, or gathered first if they are spread.
+    checkpoint = Memory({})
+    # The trained SAEs, and for one of them the folded state and a copy of its encoder.
+    folded: Parts = {"folding": _FLOAT * (all_ + 1.5 * largest)}
+    folding = Memory({}, folded)
+    if spread:
+        gathered: Parts = {"a matrix put together": _FLOAT * largest}
+        checkpoint = Memory({"checkpoint": 3 * _FLOAT * all_}, gathered)
+        folding = Memory({**folded, "SAE put together": _FLOAT * largest})
+    refit = Memory({})
+    if t.refit_ridge is not None:  # products of latents, their factor, what a part adds
+        d_sae = max(config.d_sae for config in configs.values())
+        squares: Parts = {"decoder by least squares": 3 * _FLOAT * d_sae**2}
+        refit = Memory(squares) if spread else Memory({}, squares)
+    return [
+        Memory(_joined(loading, always.main)),
+        _and(always, Memory({}, made)),
+        _and(training, _harvest(recipe, lm, configs)),
+        _and(streaming, Memory({}, {"SAE": _FLOAT * here}), _look(recipe, lm, configs, on_gpu)),
+        _and(training, step),
+        _and(training, checkpoint),
+        _and(training, folding, refit),
+        *(_and(after, stage) for stage in _after_training(recipe, lm, configs)),
+    ]
+
+
+def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Memory:
+    """A block's forward pass, or the exchange of harvested activations, whichever needs more."""
+    first, token = first_model(lm), _token_bytes(recipe, lm, configs)
+    if first is None or recipe.kind != "text":  # several models run one after the other
+        return Memory({"a block of the file": recipe.activations.block * token})
+    rows, context = recipe.harvest.rows, recipe.text.context_size
+    item, tokens, n = _lm_dtype(recipe, lm).itemsize, rows * context, _n_processes(recipe)
+    config = first.config.get_text_config()
+    blocks = max((m for m in first.modules() if isinstance(m, nn.ModuleList)), key=len)
+    widest = max(max(p.shape) for p in blocks[0].parameters() if p.ndim > 1)
+    mlp = 3 * tokens * widest * item  # gate, up and their product
+    named = next(iter(recipe.models.values())).attn_implementation
+    attention = 0
+    if (named or first.config._attn_implementation) == "eager":
+        # scores, soft-capped scores, float32 softmax, its copy
+        attention = rows * config.num_attention_heads * context**2 * (3 * item + _FLOAT)
+    forward = max(mlp, attention) + 4 * tokens * config.hidden_size * item
+    widest_site = max(max(c.d_in, c.d_out) for c in configs.values())
+    gather = (2 * n + 1) * tokens * widest_site * item if n > 1 else 0
+    device: Parts = {"one batch of text": 2 * tokens * token + max(forward, gather)}
+    if recipe.harvest.cache is None:
+        return Memory({}, device)
+    shard = min(SHARD_BYTES, bucket_tokens(recipe) * token // n)
+    shard += tokens * token  # the batch that makes it full
+    return Memory({"activation cache": _SHARD_COPIES * shard}, device)
+
+
+def _look(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bool) -> Memory:
+    """Scales and variances from a sample, then pre-activations of a part of it."""
+    n = min(sample_size(recipe.training), bucket_tokens(recipe))
+    sample = n * _FLOAT * sum(widths_of(*configs.values()).values())
+    largest = 0.0
+    for config in configs.values():
+        work = (3 if on_gpu else 2) * _FLOAT * n * max(config.d_in, config.d_out)
+        if len(config.reads) > 1:  # put side by side first
+            work += _FLOAT * n * (config.d_in + (config.d_out if config.is_causal else 0))
+        may_be_sparse = not on_gpu and not _is_spread(recipe) and _can_be_sparse(config)
+        if may_be_sparse or _has_warm_start(config, recipe):
+            work = max(work, _LOOK_COPIES * _FLOAT * min(n, FIRST_LOOK) * config.d_sae)
+        largest = max(largest, work)
+    return Memory({"sample of activations": sample}, {"first look at activations": largest})
+
+
+def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Memory:
+    """Memory of one SAE's step beyond parameters, gradients and moments."""
+    t, n, spread = recipe.training, _n_processes(recipe), _is_spread(recipe)
+    batch = t.batch_size // t.gradient_accumulation_steps // (1 if spread else n)
+    n_sources = len(config.reads) if config.is_causal else 1
+    inputs = _BATCH_COPIES * _FLOAT * batch * max(config.d_in, config.d_out)
+    if _takes_sparse_steps(recipe, config, on_gpu=on_gpu):
+        # See `hfsae.ops.screening`: X and W of the bound, a block of scores and of what they pick;
+        # a source at a time, whose gradients of the encoder are then put together.
+        d, d_sae = config.d_in // n_sources, config.d_sae // n_sources
+        work = _BFLOAT * (batch + d_sae) * (d + 4) + (_BFLOAT + 1) * max(256 * d_sae, _SCORES)
+        work += _ENTRY * _ENTRIES_A_FIRING * batch * min(_first_l0(config, recipe), d_sae / 2)
+        if config.is_causal:
+            work += _FLOAT * d * d_sae
+        if n > 1:  # DDP's gradients are copies of those that a step computes
+            work += _FLOAT * config.d_sae * (config.d_in // n_sources + config.d_out)
+        return Memory({}, {"one step, sparse": inputs + work})
+    latents = _FLOAT * batch * config.d_sae // (n if spread else 1)
+    if spread and config.is_causal:  # latents by source come from all processes, and encoder rows
+        latents *= n
+        inputs += 2 * _FLOAT * config.d_sae * config.d_in // n_sources
+    matrix = max(config.d_in, config.d_out) * config.d_sae
+    if config.is_causal:  # rows of the first source write everywhere
+        matrix = config.d_out * config.d_sae // n_sources
+    gradient = _FLOAT * matrix // (n if spread else 1)
+    copies = config.dense_copies
+    if t.bf16:
+        copies += _AUTOCAST_COPIES
+        inputs += _BFLOAT * parameters(config, n if spread else 1)[1]  # of the weights
+    work = max(copies * latents, _COPIES_BESIDE_A_GRADIENT * latents + gradient)
+    return Memory({}, {"one step, dense": inputs + work})
+
+
+def _after_training(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> list[Memory]:
+    """Evaluation, examples, probing and presets, those of them that a run has."""
+    sizes, context = recipe.sizes, recipe.text.context_size
+    d_sae = max(config.d_sae for config in configs.values())
+    of_text = first_model(lm) if recipe.kind == "text" else None
+    config = None if of_text is None else of_text.config.get_text_config()
+    item, parts = _lm_dtype(recipe, lm).itemsize, list[Memory]()
+
+    if sizes.evaluation != 0:
+        # Logits of two arms and five float32 copies of one row of them, or, if logits are capped, a
+        # copy of the second arm's; before that, latents beside the first arm's.
+        at_once = recipe.evaluation.sae_batch_tokens
+        if config is None or recipe.lms:  # no language model's loss
+            work = _LOOK_COPIES * _FLOAT * at_once * d_sae
+        else:
+            rows = min(recipe.harvest.rows, rows_at_once(context, config.vocab_size))
+            logits = rows * context * config.vocab_size * item
+            capped = logits if getattr(config, "final_logit_softcapping", None) else 0
+            latents = _FLOAT * min(recipe.harvest.rows * context, at_once) * d_sae
+            comparing = 2 * logits + max(capped, 5 * _FLOAT * context * config.vocab_size)
+            work = max(comparing, logits + _LOOK_COPIES * latents)
+        parts.append(Memory({}, {"evaluation": work}))
+
+    if sizes.examples != 0:
+        # Each latent's record, beside a block of latents while it grows. At the end, promoted
+        # tokens: the unembedding and W_dec anew; and tables of examples, in main memory.
+        a, wide = recipe.collect, max(configs.values(), key=lambda c: c.d_sae * c.d_out)
+        a_window = 16 + _FLOAT * (2 * a.window + 1)  # key, peak, row, position, what is around it
+        a_latent = (a.top + a.reservoir) * a_window + _FLOAT * (len(HISTOGRAM_EDGES) - 1) + 8
+        block = _LOOK_COPIES * _FLOAT * max(BLOCK_LATENTS, context * wide.d_sae)
+        is_input = any(site.endswith(":in") for site in wide.writes.names)
+        lens = _FLOAT * wide.d_sae * wide.d_out * (2 if is_input else 1)
+        if config is not None:
+            lens += _FLOAT * min(config.vocab_size * config.hidden_size, LENS_EMBEDDING)
+        most = a.top + a.quantiles * min(a.per_quantile, a.reservoir)
+        most = min(most, -(-sizes.examples // context))
+        n_examples = min(most * wide.d_sae, sizes.examples * (wide.l0_goal or wide.d_sae))
+        tables = 2 * 8 * sizes.examples  # ids of tokens and documents, in batches and concatenated
+        tables += _EXAMPLE_TOKEN * n_examples * min(2 * a.window + 1, context)
+        kept: Parts = {"examples": wide.d_sae * a_latent + max(block, lens)}
+        parts.append(Memory({"tables of examples": tables}, kept))
+
+    if sizes.probing != 0:
+        # Latents and untrained ones at a task's texts, or at words, where at most all latents fire.
+        p = probe_arguments(recipe)
+        most = max(2 * p.n_texts, _WORD_COPIES * p.n_words)
+        parts.append(Memory({"probing": _FLOAT * d_sae * most}))
+
+    if sizes.presets != 0 and config is not None:
+        # Logits of a batch of steered texts, in float32, and those of the model as it is.
+        n = PresetArguments().n_tokens
+        rows = texts_at_once(config.vocab_size, n) * len(PROMPTS) * len(SEEDS)
+        parts.append(Memory({}, {"presets": rows * n * config.vocab_size * (_FLOAT + item)}))
+    return parts
+
+
+def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
+    """An SAE's parameters: all, and those that one process holds if latents are spread.
+
+    Raises:
+        ValueError: torch cannot count so many.
+    """
+    try:
+        with torch.device("meta"):
+            sae: SAE = AutoModel.from_config(config)
+    except (RuntimeError, TypeError) as error:
+        raise Refused(
+            f"sae.d_sae {config.d_sae} is more than any machine can hold; 8 to 32 times d_in is "
+            "usual"
+        ) from error
+    every = sum(p.numel() for p in sae.parameters())
+    spread = sum(sae.get_parameter(name).numel() for name in sae.latent_dims)
+    return every, every - spread + spread // n_processes
+
+
+def count_of(lm: Model) -> int:
+    """The model's parameters, or those of several; 0 without one."""
+    if isinstance(lm, EmptyLMs):
+        return sum(map(count_of, lm.each.values()))
+    return 0 if lm is None else sum(p.numel() for p in lm.parameters())
+
+
+def _lm_dtype(recipe: Recipe, lm: Model) -> torch.dtype:
+    """The dtype of activations in this run: the language model's, where "auto" is that of its
+    weights; of files float32, the largest that they can have."""
+    if (first := first_model(lm)) is None:
+        return torch.float32
+    dtype = next(iter(recipe.models.values())).dtype
+    return first.dtype if dtype == "auto" else getattr(torch, dtype)
+
+
+def _token_bytes(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> int:
+    """Bytes of one token's activations at all sites."""
+    return sum(widths_of(*configs.values()).values()) * _lm_dtype(recipe, lm).itemsize
+
+
+def _n_processes(recipe: Recipe) -> int:
+    return recipe.training.num_processes or 1
+
+
+def _is_spread(recipe: Recipe) -> bool:
+    """Whether latents are spread over processes."""
+    return recipe.training.shard_latents and _n_processes(recipe) > 1
+
+
+def _takes_sparse_steps(recipe: Recipe, config: SAEConfig, *, on_gpu: bool) -> bool:
+    """Whether steps are sparse, as far as is known before any activation is seen. Steps on a GPU
+    count as dense, which need more memory: there it has not been measured when sparse ones pay."""
+    t = recipe.training
+    if on_gpu or _is_spread(recipe) or t.sparse == "never" or not _can_be_sparse(config):
+        return False
+    is_wide = config.d_sae >= SPARSE_FROM
+    return t.sparse == "always" or (
+        is_wide and _first_l0(config, recipe) < SPARSE_BELOW * config.d_sae
+    )
+
+
+def _can_be_sparse(config: SAEConfig) -> bool:
+    with torch.device("meta"):
+        return AutoModel.from_config(config).can_be_sparse
+
+
+def _first_l0(config: SAEConfig, recipe: Recipe) -> float:
+    """L0 at the start of training, where it is highest: half of all latents, unless kept low."""
+    is_steered_there = config.target_l0 is not None and not _has_warm_start(config, recipe)
+    return config.d_sae / 2 if is_steered_there else float(config.l0_goal or config.d_sae / 2)
+
+
+def _has_warm_start(config: SAEConfig, recipe: Recipe) -> bool:
+    steps = in_steps(recipe.training.warm_start_steps, recipe.training.total_steps)
+    return config.has_thresholds and bool(config.target_l0) and steps > 0
+
+
+def _and(*each: Memory) -> Memory:
+    main, gpu = (_joined(*parts) for parts in zip(*each, strict=True))
+    return Memory(main, gpu)
+
+
+def _joined(*each: Parts) -> Parts:
+    """Add up parts of the same name."""
+    total: Parts = {}
+    for parts in each:
+        for name, amount in parts.items():
+            total[name] = total.get(name, 0) + amount
+    return total
+
+
+def sum_of(parts: Parts) -> Number:
+    """All parts together."""
+    return sum(parts.values())

@@ -1,0 +1,158 @@
+"""The fields of SAEs' configs, known without importing these, which takes seconds: so that a wrong
+option is told at once.
+
+They are read from the source of hfsae/models: a field is an annotated name in the body of a class,
+with its default and the text under it, and a class also has its bases' fields. Variants in users'
+own modules are known by their classes, once these are imported.
+"""
+
+import ast
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ..io.bounds import check_type
+from ..io.errors import Refused, closest
+from .fields import Recipe
+
+_ROOM = Path(__file__).parents[1] / "models"
+_ANNOTATIONS = {"Literal": Literal, "Number": int | float}
+_EVERY_MODEL = ("model_type", "dtype", "torch_dtype")  # fields beside the declared ones
+
+
+class DeclaredField(NamedTuple):
+    type: Any
+    """None: it is only known by importing"""
+    default: Any
+    """None without one, too"""
+    text: str
+
+
+class Variant(NamedTuple):
+    """A variant as its classes declare it."""
+
+    fields: dict[str, DeclaredField]
+    formula: str
+
+
+def known_variants() -> dict[str, Variant]:
+    """The variants by model_type: those of hfsae, and imported ones."""
+    known = dict(declared_variants())
+    if f"{__name__.partition('.')[0]}.models" in sys.modules:
+        from ..models.config import own_fields, variants  # which is there already
+
+        for config in variants():
+            if config.model_type not in known:
+                every, fields = config.__dataclass_fields__, {}
+                for name in sorted(own_fields(config)):
+                    kind, default = every[name].type, getattr(config, name, None)
+                    fields[name] = DeclaredField(kind, default, "")
+                known[config.model_type] = Variant(fields, "a variant of your own")
+    return known
+
+
+def check_sae_fields(recipe: Recipe, given: Iterable[str] = ()) -> None:
+    """Check fields of SAEs' configs, as far as that needs neither a model nor torch.
+
+    Args:
+        given: fields that the user set explicitly, expecting an effect.
+
+    Raises:
+        ValueError: an unknown model_type, a field that no variant has, a given one that no variant
+            in the recipe has, or one with a value of another type.
+    """
+    variants, saes = known_variants(), recipe.sae_fields().values()
+    every = {*_EVERY_MODEL, *(name for v in variants.values() for name in v.fields)}
+    for fields in saes:
+        own = variants[check_model_type(fields)].fields
+        for name in fields.keys() - every:
+            near = closest(name, [*own]) or closest(name, sorted(every))
+            raise Refused(f"sae has no field {name!r}{near or '; `--help_all` lists all'}")
+    types = {check_model_type(fields) for fields in saes}
+    for name in given:
+        having = sorted(t for t, variant in variants.items() if name in variant.fields)
+        if having and not types & {*having}:
+            raise Refused(
+                f"a {' or '.join(sorted(types))} has no field {name!r}; with sae.model_type "
+                f"{' or '.join(having)} there is one"
+            )
+        for fields in saes:
+            declared = variants[check_model_type(fields)].fields.get(name)
+            if declared and declared.type is not None and name in fields:
+                check_type(f"sae.{name}", fields[name], declared.type)
+
+
+def check_model_type(fields: Mapping[str, Any]) -> str:
+    """The model_type of an SAE's fields.
+
+    Raises:
+        ValueError: no variant has it.
+    """
+    given = fields.get("model_type", _names(_parsed(_ROOM / "__init__.py"))["DEFAULT_VARIANT"])
+    if given not in (known := known_variants()):
+        raise Refused(
+            f"sae.model_type {given!r} is unknown{closest(str(given), [*known])}; hfsae has "
+            f"{', '.join(sorted(known))}; import the module of a variant of your own first (a "
+            "command: --import MODULE)"
+        )
+    return given
+
+
+@cache
+def declared_variants() -> dict[str, Variant]:
+    """The variants of hfsae."""
+    statements = [node for path in _ROOM.glob("*.py") for node in _parsed(path)]
+    nodes = {node.name: node for node in statements if isinstance(node, ast.ClassDef)}
+
+    def fields_of(name: str) -> dict[str, DeclaredField]:
+        bases = [b.id for b in nodes[name].bases if isinstance(b, ast.Name) and b.id in nodes]
+        fields = {k: v for base in reversed(bases) for k, v in fields_of(base).items()}
+        for node, after in pairwise([*nodes[name].body, ast.Pass()]):
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+                continue
+            if ast.unparse(node.annotation).startswith("ClassVar"):
+                continue
+            under = after.value if isinstance(after, ast.Expr) else None
+            text = str(under.value) if isinstance(under, ast.Constant) else ""
+            default = node.value and _evaluated(node.value)
+            fields[node.target.id] = DeclaredField(
+                _evaluated(node.annotation), default, " ".join(text.split())
+            )
+        return fields
+
+    variants = {}
+    for node in nodes.values():
+        config = _names(node.body).get("config_class")
+        model_type = config and _names(nodes[config].body).get("model_type")
+        if config and model_type:
+            formula = (ast.get_docstring(node) or "").partition("\n")[0]
+            variants[model_type] = Variant(fields_of(config), formula)
+    return dict(sorted(variants.items()))
+
+
+@cache
+def _parsed(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
+
+
+def _names(body: list[ast.stmt]) -> dict[str, str]:
+    """The names that statements set to a text, or to another name."""
+    names = {}
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            if isinstance(node.value, ast.Name):
+                names[node.targets[0].id] = node.value.id
+            elif isinstance(node.value, ast.Constant):
+                names[node.targets[0].id] = node.value.value
+    return names
+
+
+def _evaluated(node: ast.expr) -> Any:
+    """The value of an expression of numbers, texts and built-in types; None for another."""
+    try:
+        return eval(ast.unparse(node), dict(_ANNOTATIONS))
+    except NameError:
+        return None

@@ -1,0 +1,432 @@
+"""A recipe: its sections, and what they hold in full. Importing this imports no torch.
+
+Many places are written in few words: `layers.{10..15}`, or `layers.{10..15}.mlp:in ->
+layers.{}.mlp`. `{10..15}` is each number from 10 to 15, `{10,13,16}` each that is listed, and `{}`
+the same one again; `a -> b` reads at a and reconstructs b. In `sae.site` they make an SAE at each
+place; in `sae.sites`, a list or a text with commas, one SAE over all, and arrows fill
+`sae.target_sites`, for cross-layer transcoders.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+from ..activations import (
+    ActivationArguments,
+    HarvestArguments,
+    ImageArguments,
+    ShuffleArguments,
+    Split,
+    TextArguments,
+)
+from ..evaluation import EvaluationArguments
+from ..evaluation.arguments import AUTO, AUTO_TOKENS
+from ..features import CollectArguments
+from ..lm import Site
+from ..lm.places import SLASH
+from ..io.bounds import MOST_TOKENS, check_least, check_most, check_seed
+from ..io.file_names import CHECKPOINTS, FEATURES, FIGURES
+from ..io.errors import Refused, closest
+from ..training import TrainingArguments
+from ..training.arguments import SHARED
+
+logger = logging.getLogger(__name__)
+Count = int | Literal["auto"]
+# The sections that people change most come first: error messages name the first differences.
+TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "lms", "text", "harvest", "activations")
+TRAINING_SECTIONS += ("images",)
+TRAINING_SECTIONS += ("shuffle", "seed")
+TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
+_MOST_SECONDS = 86_400
+Sections = dict[str, Any]
+"""Fields of a recipe by section, of those that are given."""
+Kind = Literal["text", "files", "pictures"]
+UNUSED: dict[Kind, tuple[str, ...]] = {
+    "text": ("activations", "images"),
+    "files": ("lm", "lms", "text", "harvest", "images"),
+    "pictures": ("lms", "text", "activations"),
+}
+"""Sections that a recipe does not use."""
+
+
+# Shares of training.n_tokens, and the most tokens. At these shares evaluation, examples and names
+# take less time together than training does; they are the quickstart's, in two digits.
+_EVALUATION = (0.0125, AUTO_TOKENS)
+_EXAMPLES = (0.095, 1_000_000)
+_NAMES = (0.032, 50_000)
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LISTED = re.compile(r"\{(\w+(?:,\w+)+)\}")
+_ARROW = "->"
+_BETWEEN = re.compile(r",(?![^{}]*\})")  # commas that are not within braces
+_MOST_PLACES = 1000
+
+
+@dataclass
+class LMArguments:
+    """The language model, and the dtype to load it in."""
+
+    name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Hub id or folder of a causal language model, or a .gguf file."""
+    kind: Literal["auto"] | None = None
+    """"auto": `name` is a vision model that `AutoModel` loads; it reads the recipe's
+    images. None: a causal language model."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    """dtype of the LM's weights and of harvested activations."""
+    source: Literal["auto", "hub", "packaged"] = "auto"
+    """"auto": the Hub, or if it cannot be reached, the copy in a Python package."""
+    attn_implementation: str | None = None
+    """As in transformers; Gemma 2 needs "eager"."""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "dtype", "source"):
+            if getattr(self, name) is None:
+                raise Refused(f"lm.{name} is null; leave it out for the usual one, or give text")
+        if isinstance(self.name, Path):
+            self.name = str(self.name)
+        if not isinstance(self.name, str):
+            raise Refused(
+                f"the language model must be a Hub id or a folder, as text, got a "
+                f"{type(self.name).__name__}"
+            )
+
+
+class Sizes(NamedTuple):
+    """The size of each stage after training, in tokens that it reads; 0: the stage is left out."""
+
+    evaluation: int | None
+    """None: all held-out text"""
+    examples: int
+    names: int
+    probing: int
+    """texts of a task"""
+    presets: int
+    """seconds"""
+
+
+@dataclass
+class Recipe:
+    """The SAEs to train, the language model and text to train on, and the results to make."""
+
+    lm: LMArguments = field(default_factory=LMArguments)
+    lms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Several language models in the place of lm, to compare them: a name, and the fields of `lm`;
+    sites have the name before a slash, as chat/layers.13."""
+    text: TextArguments = field(default_factory=TextArguments)
+    harvest: HarvestArguments = field(default_factory=HarvestArguments)
+    activations: ActivationArguments = field(default_factory=ActivationArguments)
+    """Files of activations, in the place of lm, text and harvest."""
+    images: ImageArguments = field(default_factory=ImageArguments)
+    """Pictures for a vision model, in the place of text."""
+    shuffle: ShuffleArguments = field(default_factory=ShuffleArguments)
+    sae: dict[str, Any] = field(default_factory=dict)
+    """Fields of the SAE's config: model_type (jumprelu_sae), site, d_sae, target_l0 and so on; d_in
+    is the site's width."""
+    saes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Several SAEs on the same stream: a name, and the fields of `sae` that differ; under
+    `training`, the settings of `training` that differ, such as its learning_rate."""
+    training: TrainingArguments = field(default_factory=TrainingArguments)
+    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
+    collect: CollectArguments = field(default_factory=CollectArguments)
+    collect_tokens: Count = AUTO
+    """Tokens to search for examples; "auto": 9.5 % of training.n_tokens, at most a million; 0
+    leaves this stage out."""
+    explain_tokens: Count = 0
+    """Held-out tokens on which the names of 100 latents are tested, as by `hfsae explain`; all
+    others with examples get names without scores. "auto": 3.2 % of training.n_tokens, at most
+    50,000, and 0 without examples; 0 leaves this stage out."""
+    probe_texts: int = 0
+    """Texts of each of 20 packaged sets with which latents are probed, as by `hfsae probe` (500
+    there), where a language model read text. 0 leaves this stage out."""
+    preset_seconds: int = 0
+    """Seconds to search for the app's presets at the end, for each SAE with examples: latents whose
+    steering visibly changes texts. 0 leaves this stage out; `hfsae presets` looks longer."""
+    seed: int = 0
+    """Seed of the SAEs' initial weights."""
+    license: str | None = None
+    """Licence of the trained SAE, for its card: a Hub identifier such as 'apache-2.0'. That of a
+    recipe's file is for its own language model: with another lm.name it has to be given, too."""
+
+    def __post_init__(self) -> None:
+        self.sae, self.saes = _saes_in_full(self.sae, self.saes)
+        self.lms = _lms_in_full(self.lms)
+        check_seed("seed", self.seed)
+        for name in ("collect_tokens", "explain_tokens"):
+            if (n_tokens := getattr(self, name)) == AUTO:
+                continue
+            if n_tokens < 0:
+                raise Refused(f"{name} must be 0 (to leave that stage out) or more, got {n_tokens}")
+            check_most(name, n_tokens, MOST_TOKENS)
+        check_least(self, probe_texts=0)
+        if not 0 <= self.preset_seconds <= _MOST_SECONDS:
+            raise Refused(
+                f"preset_seconds is {self.preset_seconds}; it can be 0 (to leave that stage out) "
+                f"to {_MOST_SECONDS:,}"
+            )
+        for name in self.saes:
+            parts = PurePosixPath(name).parts
+            if not parts or parts[0] in TAKEN_FOLDERS or {"..", "/"} & {*parts}:
+                raise Refused(
+                    f"an SAE cannot be called {name!r}: the name becomes its folder "
+                    "in training.output_dir; leave out '..', a leading '/', and "
+                    f"{', '.join(TAKEN_FOLDERS)}"
+                )
+            self.training_of(name)
+
+    def training_of(self, name: str) -> TrainingArguments:
+        """The training settings of the SAE of this name ("" for a single one).
+
+        Raises:
+            ValueError: its own settings have no such field, or one that the stream depends on.
+        """
+        given = self.saes.get(name, {}).get("training", {})
+        subject = f"saes.{name}.training"
+        args = changed_training(self.training, given, subject)
+        if shared := sorted(SHARED & {*given}):
+            raise Refused(
+                f"{subject}.{shared[0]} cannot differ between SAEs on one stream; set "
+                f"training.{shared[0]}"
+            )
+        return args
+
+    def sae_fields(self) -> dict[str, dict[str, Any]]:
+        """The config fields of each SAE by name ("" for a single one); null unsets a field."""
+        merged = {name: {**self.sae, **own} for name, own in (self.saes or {"": {}}).items()}
+        return {
+            name: {k: v for k, v in fields.items() if v is not None and k != "training"}
+            for name, fields in merged.items()
+        }
+
+    @property
+    def kind(self) -> Kind:
+        """What the activations are made from."""
+        if self.activations.files:
+            return "files"
+        if self.lm.kind is None:
+            return "text"
+        return "pictures"
+
+    @property
+    def models(self) -> dict[str, LMArguments]:
+        """The language models by the names that sites have: of a single one ""."""
+        several = {name: LMArguments(**given) for name, given in self.lms.items()}
+        return several or {"": self.lm}
+
+    @property
+    def model_names(self) -> list[str]:
+        """The Hub ids or folders of the language models."""
+        return [args.name for args in self.models.values()]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the documents have labels, so that a table of them is made."""
+        if self.kind == "files":
+            return bool(self.activations.labels)
+        if self.kind == "text" or not self.sizes.evaluation:
+            return False
+        return bool(self.images.labels)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The size of each stage after training: the recipe's numbers, and for "auto" a share of
+        the training's tokens, of two significant digits. Names are shown beside examples: without
+        those, "auto" makes no names. Presets are looked for among examples."""
+
+        def number(size: Count | None, share: float, most: int) -> Any:
+            n = int(float(f"{share * self.training.n_tokens:.1e}"))
+            return min(most, max(1, n)) if size == AUTO else size
+
+        evaluation = number(self.evaluation.n_tokens, *_EVALUATION)
+        examples = number(self.collect_tokens, *_EXAMPLES)
+        if self.kind != "text" or self.lms:  # the others need a single language model
+            return Sizes(evaluation, examples, 0, 0, 0)
+        no_names = self.explain_tokens == AUTO and not examples
+        names = 0 if no_names else number(self.explain_tokens, *_NAMES)
+        presets = self.preset_seconds if examples else 0
+        return Sizes(evaluation, examples, names, self.probe_texts, presets)
+
+    @property
+    def sites(self) -> list[str]:
+        """All sites and target sites, each once."""
+        several = self.sae_fields().values()
+        every = [at for f in several for at in (f.get("site"), f.get("target_site"))]
+        lists = ("sites", "target_sites")
+        every += [at for f in several for name in lists for at in f.get(name) or ()]
+        return list(dict.fromkeys(site for site in every if site))
+
+
+def _lms_in_full(lms: object) -> dict[str, dict[str, Any]]:
+    """The section lms with all fields of each model."""
+    if not lms:
+        return {}
+    if not isinstance(lms, Mapping) or not all(isinstance(one, Mapping) for one in lms.values()):
+        raise Refused(
+            "lms must hold language models by name, such as {base: {name: ...}, chat: {name: "
+            f"...}}}}, got {lms!r}"
+        )
+    if len(lms) == 1:
+        raise Refused(f"lms has one model, {next(iter(lms))}; give lm for a single one")
+    known = [field.name for field in fields(LMArguments) if field.name != "kind"]
+    in_full = {}
+    for name, given in lms.items():
+        if not isinstance(name, str) or not name or SLASH in name:
+            raise Refused(f"lms cannot have {name!r}: a name stands before the slash of sites")
+        if unknown := [key for key in given if key not in known]:
+            near = closest(str(unknown[0]), known) or f"; it has {', '.join(known)}"
+            raise Refused(f"lms.{name} has no field {unknown[0]!r}{near}")
+        if "name" not in given:
+            raise Refused(f"lms.{name} has no name, the Hub id or folder of a language model")
+        try:
+            plain = asdict(LMArguments(**given))
+        except Refused as error:
+            raise Refused(f"lms.{name}: {error}") from error
+        in_full[name] = {key: value for key, value in plain.items() if key != "kind"}
+    return in_full
+
+
+def _saes_in_full(
+    sae: Mapping[str, Any], saes: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The sections sae and saes with places in full: a site for several makes an SAE at each."""
+    sae = _sites_in_full(sae)
+    saes = {name: _sites_in_full(own) for name, own in saes.items()}
+    if not _is_short(site := sae.get("site")):
+        return sae, saes
+    places = _places_in(str(site))
+    if saes or sae.get("target_site"):
+        other = "saes names SAEs" if saes else "there is a target_site"
+        raise Refused(
+            f"sae.site {site!r} makes an SAE at each place, and {other} too; leave out one"
+        )
+    if len(places) == 1:
+        return {**sae, "site": places[0][0], "target_site": places[0][1]}, saes
+    del sae["site"]
+    each = {Site.parse(at).module: {"site": at, "target_site": to} for at, to in places}
+    return sae, {name: {k: v for k, v in own.items() if v} for name, own in each.items()}
+
+
+def _sites_in_full(sae: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an SAE with each place of its `sites` and `target_sites` on its own."""
+    in_full = dict(sae)
+    for name in ("sites", "target_sites"):
+        if not (given := in_full.get(name)):
+            continue
+        texts = _BETWEEN.split(given) if isinstance(given, str) else given
+        if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+            raise Refused(f"sae.{name} must be a list of places such as 'layers.12', got {given!r}")
+        each = [_places_in(t) if _is_short(t) else [(t, None)] for t in map(str.strip, texts)]
+        places = [place for some in each for place in some]
+        targets = [target for _, target in places if target]
+        in_full[name] = [site for site, _ in places]
+        if not targets:
+            continue
+        if name == "target_sites" or sae.get("target_sites"):
+            raise Refused(
+                f"sae.{name} has an arrow ({_ARROW}), and sae.target_sites names targets too; "
+                "leave out one"
+            )
+        if len(targets) != len(places):
+            raise Refused("sae.sites has places with an arrow and places without; write all alike")
+        in_full["target_sites"] = targets
+    return in_full
+
+
+def _is_short(site: object) -> bool:
+    return isinstance(site, str) and ("{" in site or _ARROW in site)
+
+
+def _places_in(text: str) -> list[tuple[str, str | None]]:
+    """Each place that a text in few words names, with its target or None."""
+    ranges, lists = _RANGE.findall(text), _LISTED.findall(text)
+    rest = _LISTED.sub("", _RANGE.sub("", text)).replace("{}", "")
+    if len(ranges) + len(lists) > 1 or "{" in rest or (not ranges and not lists and "{}" in text):
+        raise Refused(
+            f"site {text!r} has braces of another form; use {{10..15}} or {{10,13,16}} once, and "
+            "{} for the same number again"
+        )
+    values = lists[0].split(",") if lists else [""]
+    if ranges:
+        first, last = map(int, ranges[0])
+        if not first <= last < first + _MOST_PLACES:
+            raise Refused(
+                f"site {text!r} counts from {first} to {last}; give the smaller number first"
+            )
+        values = [str(number) for number in range(first, last + 1)]
+    places = []
+    for value in values:
+        one = _LISTED.sub(value, _RANGE.sub(value, text)).replace("{}", value)
+        site, arrow, target = (part.strip() for part in one.partition(_ARROW))
+        if arrow and not (site and target):
+            raise Refused(f"site {text!r} lacks a side of its arrow; write `a -> b`")
+        places.append((site, target or None))
+    return places
+
+
+def changed_training(args: TrainingArguments, given: object, subject: str) -> TrainingArguments:
+    """The arguments with those fields that are given, as in a recipe's file.
+
+    Raises:
+        ValueError: an unknown field, or a value that it cannot have; starts with `subject`.
+    """
+    if not isinstance(given, dict):
+        raise Refused(f"{subject} must hold fields of training, got {given!r}")
+    if unknown := sorted({*given} - {*TrainingArguments.__dataclass_fields__}):
+        raise Refused(
+            f"{subject} has no field {unknown[0]!r}; `hfsae train --help_all` lists them all"
+        )
+    try:
+        return replace(args, **given)
+    except TypeError as error:  # text where there must be a number
+        raise Refused(f"{subject}: {error}; got {given}") from error
+
+
+def check_cache(folder: Path) -> None:
+    """Check that the folder of a cache can be written to.
+
+    Raises:
+        ValueError: it cannot be made, or written to.
+    """
+    home = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    if not home.is_dir() or not os.access(home, os.W_OK):
+        raise Refused(f"harvest.cache {folder} cannot be made or written to; give another folder")
+
+
+def check_arm(name: str, arm: dict[str, Any], keys: set[str]) -> None:
+    """Check the keys and sections of an arm.
+
+    Raises:
+        ValueError: an arm of a comparison or a search has another key, or a section without fields.
+    """
+    if unknown := sorted(set(arm) - keys):
+        raise Refused(
+            f"arm {name} has no {unknown[0]!r}; an arm can have {', '.join(sorted(keys))}"
+        )
+    for section in sorted(arm.keys() & {"sae", "training", "ranges"}):
+        if not isinstance(arm[section], dict):
+            raise Refused(f"{section} of arm {name} must hold fields, got {arm[section]!r}")
+
+
+def sides_of(recipe: Recipe) -> list[Split]:
+    """The sides without which a recipe cannot run: of the training, and of its evaluation."""
+    return ["train"] if recipe.sizes.evaluation == 0 else ["train", recipe.evaluation.side]
+
+
+def rows_ahead(recipe: Recipe) -> int:
+    """Activations that the training of a recipe reads: whole buckets."""
+    training, bucket = recipe.training, bucket_tokens(recipe)
+    used = -(-training.total_steps * training.batch_size // recipe.shuffle.passes)
+    return -(-used // bucket) * bucket
+
+
+def bucket_tokens(recipe: Recipe) -> int:
+    """Activations of a bucket: the recipe's number, or as many as a shorter run uses. Of files, a
+    whole number of batches: a bucket's remainder is not used, and here every row counts."""
+    training = recipe.training
+    used = -(-training.total_steps * training.batch_size // recipe.shuffle.passes)
+    n = min(recipe.shuffle.bucket_tokens, max(used, training.batch_size))
+    return n - n % training.batch_size if recipe.kind == "files" else n

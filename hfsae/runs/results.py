@@ -1,0 +1,247 @@
+"""The results that a run makes after its training, and which of them `hfsae train` makes (again).
+
+A result carries two hashes: `made_from_sha256` of what it was made from (the weights, the sections
+of the recipe that its stage reads, the stage's version), and `content_sha256` of its own content,
+with that of files written beside it (`machine.checksums`). A result is made where it is missing or
+one of its hashes differs, and nothing else is kept about it. The card shows the others, and is
+written where one of them is newer.
+
+    the output folder has                          `hfsae train`
+    nothing, or recipe.yaml and no training yet    takes it, whatever recipe.yaml says
+    something else, and no recipe.yaml             refuses it
+    a training with other settings                 refuses it, and tells which differ
+    a training that was interrupted                goes on from its last checkpoint
+    a stage that was interrupted                   makes its result: it is missing, or its tables
+                                                   are not those of its record
+    results of a section that was edited           makes these, for every SAE, and tells why
+    ... of which an interrupted run made some      makes those that are not of this recipe
+    a result, or a table of it, that was edited    makes it, and warns
+    results of other weights                       makes them, and warns; refuses training.json
+    a result that cannot be read                   refuses it, and names the verb that makes it
+    a number, where the recipe has "auto"          leaves the result: nobody gave another number
+    a result whose size is 0 in the recipe         leaves it
+    one that `explain`, `probe` or `presets` made  leaves it: no section says how it was made
+    a process that works there                     refuses: the folder is locked
+    all of it                                      has nothing to do
+
+A further stage is a function that takes a `Job` and writes a result with the entries of `Job.more`
+into the SAE's folder, and a line of `STAGES`: before that of the card if the result has a line in
+`machine.names.RECORDS`, by which it is checked, published and copied. See `stages.stage_labels`.
+"""
+
+import re
+from collections.abc import Callable, Collection
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..io.checksums import changes, content_hash, of_others, weights_hash
+from ..io.files import passes, read_json
+from ..io.file_names import (
+    CARD,
+    COLUMNS,
+    CONFIG,
+    EVALUATION,
+    EXPLANATIONS_RECORD,
+    FINGERPRINT,
+    META,
+    PRESETS,
+    PRESETS_SEARCH,
+    PROBING,
+    RECIPE,
+    STEPS,
+    TRAINING,
+)
+from ..io.errors import Refused
+from .fields import AUTO, TRAINING_SECTIONS, Recipe
+from .recipe_files import as_plain, differences, load_plain, value_at, what_is_set, with_value
+
+if TYPE_CHECKING:
+    from .job import Job
+
+MADE_FROM = "made_from_sha256"
+_N_SHOWN = 3
+
+
+def _in(module: str, name: str) -> Callable[..., Any]:
+    """A function of this room, whose module, which imports torch, is imported when it is called."""
+    return lambda it: getattr(import_module(f".{module}", __package__), name)(it)
+
+
+class Stage(NamedTuple):
+    """A result in an SAE's folder, and how it is made."""
+
+    file: str
+    """the result; a path below the SAE's folder"""
+    make: Callable[..., None]
+    """makes it of a `Job`"""
+    sections: tuple[str, ...] = ()
+    """keys of a recipe, or dotted ones: if one changes, the result is out of date"""
+    setting: str = ""
+    """the recipe's field for the size, as "evaluation.n_tokens"; empty without one"""
+    size: Callable[[Recipe], int | None] = lambda recipe: 1
+    """tokens, texts or seconds; None: all held-out text; 0: the recipe leaves this stage out"""
+    is_finished: Callable[[Path], bool] = Path.exists
+    """whether the file is there and complete"""
+    version: int = 1
+    """to be raised where the same settings give another result"""
+
+
+STAGES = (
+    Stage(
+        EVALUATION,
+        _in("stages", "stage_evaluation"),
+        sections=("evaluation",),
+        setting="evaluation.n_tokens",
+        size=lambda recipe: recipe.sizes.evaluation,
+    ),
+    Stage(
+        META,
+        _in("stages", "stage_examples"),
+        sections=("collect", "collect_tokens"),
+        setting="collect_tokens",
+        size=lambda recipe: recipe.sizes.examples,
+    ),
+    Stage(
+        COLUMNS,
+        _in("stages", "stage_labels"),
+        sections=("activations.labels", "images.labels"),
+        size=lambda recipe: int(recipe.has_labels),
+    ),
+    Stage(
+        EXPLANATIONS_RECORD,
+        _in("explaining", "stage_names"),
+        sections=("explain_tokens",),
+        setting="explain_tokens",
+        size=lambda recipe: recipe.sizes.names,
+        is_finished=_in("explaining", "is_named"),
+    ),
+    Stage(
+        PROBING,
+        _in("probing", "stage_probing"),
+        sections=("probe_texts",),
+        setting="probe_texts",
+        size=lambda recipe: recipe.sizes.probing,
+    ),
+    Stage(FINGERPRINT, _in("stages", "stage_fingerprint")),
+    # The card shows the results of the stages before it.
+    Stage(CARD, lambda job: _in("stages", "finish")(job.folder)),
+    Stage(
+        PRESETS_SEARCH,
+        _in("stage_presets", "stage_presets"),
+        sections=("preset_seconds", "collect", "collect_tokens"),
+        setting="preset_seconds",
+        size=lambda recipe: recipe.sizes.presets,
+        is_finished=lambda record: record.exists() and record.with_name(PRESETS).exists(),
+    ),
+)
+
+LEFT_OUT = {s.setting: 0 for s in STAGES if s.setting and s.file != EVALUATION}
+"""Fields of a recipe that leave out every stage after evaluation."""
+
+
+def stage_of(file: str) -> Stage:
+    """The stage that makes a result."""
+    return next(stage for stage in STAGES if stage.file == file)
+
+
+def make(stage: Stage, job: "Job") -> None:
+    """Make a stage's result, with the hash of what it is made from."""
+    key = {MADE_FROM: made_from(stage, job.recipe, weights_hash(job.folder))}
+    stage.make(job._replace(more={**(job.more or {}), **key}))
+
+
+def made_from(stage: Stage, recipe: Recipe, weights: str | None) -> str:
+    """The hash of what a stage makes its result from. Fields with their default do not count, so
+    that a field that is added later leaves older results as they are."""
+    read = what_is_set(recipe, stage.sections)
+    return content_hash({"weights": weights, "recipe": read, "version": stage.version})
+
+
+def outdated(folder: Path, recipe: Recipe, again: Collection[str] = ()) -> dict[str, str]:
+    """{result: why it has to be made}, in the order in which results are made.
+
+    Args:
+        folder: of an SAE of the run.
+        again: results to be made whatever the folder has.
+
+    Raises:
+        ValueError: a result that would be kept cannot be read.
+    """
+    weights, why = weights_hash(folder), dict[str, str]()
+    included = [stage for stage in STAGES if stage.size(recipe) != 0]
+    on_card = [stage.file for stage in included]
+    on_card = on_card[: on_card.index(CARD)]
+    foreign = {*of_others(folder, on_card)}
+    edited = {change.record: f"{change.path}: {change.why}" for change in changes(folder, on_card)}
+    for stage in included:
+        name, path = stage.file, folder / stage.file
+        if name in edited:
+            why[name] = edited[name]
+        elif name in again:
+            why[name] = "it is asked for"
+        elif not stage.is_finished(path):
+            why[name] = "it is not there"
+        elif name in foreign:
+            why[name] = f"{path} is of other weights"
+        elif _hash_in(path) not in (None, made_from(stage, recipe, weights)):
+            why[name] = f"{path} was made with other settings ({', '.join(stage.sections)})"
+        elif name == CARD and (why or _is_older(path, [TRAINING, *on_card])):
+            why[name] = "results are newer"
+    return why
+
+
+def _hash_in(path: Path) -> str | None:
+    """The hash in a result of what it was made from; None if it carries none."""
+    return read_json(path).get(MADE_FROM) if path.suffix == ".json" else None
+
+
+def _is_older(card: Path, data: Collection[str]) -> bool:
+    paths = [card.parent / name for name in data]
+    return any(p.exists() and p.stat().st_mtime > card.stat().st_mtime for p in paths)
+
+
+def refuse_another_training(recipe: Recipe) -> None:
+    """Refuse an output folder with something else than this recipe's training.
+
+    Raises:
+        ValueError: the folder holds something else, or a training with other settings.
+    """
+    root = Path(recipe.training.output_dir)
+    held = sorted(p.name for p in root.iterdir() if not passes(p)) if root.is_dir() else []
+    if not held:
+        return
+    if not (root / RECIPE).is_file():
+        raise Refused(
+            f"the folder {root} holds something else ({held[0]}, and no recipe.yaml); give another "
+            "training.output_dir"
+        )
+    if not any(next(root.rglob(made), None) for made in (STEPS, CONFIG)):
+        return  # no training yet: another recipe may take it
+    changed = list(differences(load_plain(root), as_plain(recipe), TRAINING_SECTIONS))
+    if not changed:
+        return
+    listed = [f"{key} is {old} there and {new} here" for key, old, new in changed[:_N_SHOWN]]
+    more = f"; {len(changed) - _N_SHOWN} more" if len(changed) > _N_SHOWN else ""
+    key, old, _ = changed[0]
+    is_one_word = len(changed) == 1 and re.fullmatch(r"'?[\w./:-]+'?", old) and old != "None"
+    same = f"give --{key} {old} to go on with it, or " if is_one_word else "give "
+    raise Refused(
+        f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); {same}"
+        "another training.output_dir, or delete the folder"
+    )
+
+
+def resolve_auto_sizes(recipe: Recipe) -> Recipe:
+    """The recipe with numbers of tokens for "auto". Results that the output folder has from this
+    training stand, whatever their number: nobody gave another."""
+    root, plain = Path(recipe.training.output_dir), as_plain(recipe)
+    held = load_plain(root) if (root / RECIPE).is_file() else {}
+    if next(differences(held, plain, TRAINING_SECTIONS), None):
+        held = {}
+    for stage in STAGES:
+        if value_at(plain, stage.setting) == AUTO:
+            ours, theirs = stage.size(recipe), value_at(held, stage.setting)
+            stands = isinstance(theirs, int | None) and 0 not in (ours, theirs)
+            recipe = with_value(recipe, stage.setting, theirs if stands else ours)
+    return recipe

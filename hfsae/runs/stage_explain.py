@@ -1,0 +1,546 @@
+"""Explanations of an SAE's latents on held-out text: as `hfsae explain` asks for them, and as the
+stage of a run that names latents.
+
+    explain_sae -> texts that stand, judge -> _Parts: study, names outside it, control -> files
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from tqdm.auto import tqdm
+
+from .. import cards
+from ..activations import text_digest, text_record
+from ..evaluation.untrained import SAMPLE_TOKENS
+from ..explanations import (
+    ExplainArguments,
+    Explainer,
+    Explanations,
+    ScoringRequest,
+    explain,
+    from_labels,
+    lm_explainer,
+    read_file,
+    template,
+)
+from ..explanations.arguments import LEXICAL
+from ..explanations.asking import OnProgress, prompts_hash
+from ..explanations.explainers import Name, keeping
+from ..explanations.judges import BatchFileJudge, DryRunJudge, Judge, PendingAnswers, judge_of
+from ..explanations.kept import Kept
+from ..explanations.redrawn import compared, section_of, untrained_like
+from ..explanations.scorers import scorers_of
+from ..explanations.stored import UNSCORED, stored_names
+from ..explanations.study import write_record
+from ..explanations.windows import TooFew, order_of
+from ..features import FeatureStore
+from ..features.labels import read_labels
+from ..lm import LoadedLM
+from ..io.checksums import changes, refuse_changed, refuse_mixture, stamp
+from ..io.files import read_json, read_table, reading, write_whole
+from ..io.file_names import (
+    CALLS,
+    EVIDENCE,
+    EXPLANATIONS,
+    EXPLANATIONS_RECORD,
+    EXPLANATIONS_REPORT,
+    FEATURES,
+    FOUND,
+    META,
+    STUDY_PLAN,
+    TRAINING,
+)
+from ..io.errors import Refused
+from ..io.local_paths import without_local_paths
+from ..models import SAE
+from .context import SAEInContext, check_held_out, limits_of, load_lm_for
+from .explain_request import JUDGE, UNTRAINED, ExplainRequest
+from .fields import Recipe
+from .folder import locked_run
+from .inputs_text import read_rows
+from .job import Job, token_bar
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+TEMPLATE = "template"
+
+
+def stage_names(job: Job) -> None:
+    """Names by template for all latents that there are examples of, and scores of a hundred, as
+    `hfsae explain` gives them. Where held-out text is too little for scores there are names alone.
+    """
+    recipe, folder = job.recipe, job.folder
+    args = ExplainArguments(n_tokens=recipe.sizes.names)
+    settings = {**settings_of(recipe), **stamp(folder)}
+    try:
+        if recipe.text.held_out_fraction == 0:
+            raise Refused("the recipe holds out no documents (text.held_out_fraction is 0)")
+        loaded = job.with_lm
+        with token_bar("name", args.n_tokens) as progress:
+            result = explain(
+                loaded.lm,
+                job.sae,
+                read_rows(recipe, loaded, "test", args.n_tokens),
+                args,
+                source=TEMPLATE,
+                settings=settings,
+                tokenizer=loaded.tokenizer,
+                norm_limits=job.limits,
+                progress=progress,
+                note_plan=lambda plan: write_record(folder, plan),
+            )
+    except Refused as error:
+        again = f"`hfsae explain {folder} --n_tokens N` tries again"
+        logger.info("note: names of latents have no scores: %s; %s", error, again)
+        record = {**settings, "explainer": TEMPLATE, "arguments": args.as_plain(), "latents": []}
+        report = f"# Names for latents\n\nThey have no scores: {error}.\n"
+        result = Explanations([], {**record, UNSCORED: str(error)}, report)
+    _add_stored_names(result, folder)
+    result.record |= job.more or {}
+    if result.rows:
+        result.save(folder)
+        return
+    (folder / FEATURES).mkdir(exist_ok=True)
+    for name in (EXPLANATIONS, EVIDENCE):
+        (folder / name).unlink(missing_ok=True)
+    write_whole(folder / EXPLANATIONS_REPORT, result.report)
+    write_record(folder, result.record)
+
+
+def is_named(record: Path) -> bool:
+    """Whether the record of explanations is there, and has more than their plan."""
+    return record.exists() and bool({"scores", UNSCORED} & {*read_json(record)})
+
+
+def save_named(result: Explanations, folder: Path) -> None:
+    """Save explanations, and the card with them. Beside those by template and by a judge, latents
+    that have examples in the folder get a name by template."""
+    if result.record["explainer"] in (TEMPLATE, JUDGE):
+        _add_stored_names(result, folder)
+    result.save(folder)
+    cards.write_card(folder)
+
+
+def _add_stored_names(result: Explanations, folder: Path) -> None:
+    """Add the names of latents that have examples in the folder and no explanation in `result`."""
+    if (folder / META).is_file():
+        names = stored_names(FeatureStore.load(folder), {row["latent"] for row in result.rows})
+        result.rows += names
+        result.record["n_stored_names"] = len(names)
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe contributes to explanations: the model and the text, without paths of this
+    machine."""
+    # the key that records have: the hash of a study's plan covers it
+    text = {"fingerprint": text_digest(recipe.text), "side": "test"}
+    return without_local_paths({"lm": vars(recipe.lm), "text": {**text_record(recipe.text), **text}})
+
+
+def check_explain(placed: SAEInContext, args: ExplainArguments) -> None:
+    """Check what explanations of an SAE need, before anything is loaded.
+
+    Raises:
+        ValueError: the SAE's text holds out no documents or cannot be read, or a latent is out of
+            range.
+    """
+    check_held_out(placed, "explanations are tested on documents")
+    order_of(args, placed.sae.config.d_sae)
+
+
+def explain_sae(
+    placed: SAEInContext, args: ExplainArguments, request: ExplainRequest | None = None
+) -> Explanations:
+    """Explain latents of an SAE in its folder; returns the report. A dry run returns only its plan;
+    where answers by file are missing, it returns what is to be answered.
+
+    Results are files below its features/. Results that were finished by the same plan are kept, and
+    a question that was answered once is not asked again.
+
+    Raises:
+        ValueError: there is no held-out text, an argument does not fit, or the judge cannot answer.
+    """
+    check_explain(placed, args)
+    with locked_run(placed.root, [placed.folder]):
+        refuse_mixture(placed.folder, [TRAINING, META])
+        refuse_changed(placed.folder, [META])  # from whose examples names are made, at the end
+        return _explain(placed, args, request or ExplainRequest())
+
+
+def _explain(placed: SAEInContext, args: ExplainArguments, request: ExplainRequest) -> Explanations:
+    folder = placed.folder
+    texts, standing = _texts(request, folder, placed.sae.config.d_sae)
+    settings = settings_of(placed.recipe)
+    if texts is not None:
+        settings["given"] = {str(latent): texts[latent] for latent in sorted(texts)}
+    if request.judge is not None:
+        settings["judge"] = request.judge.as_plain()
+    settings |= stamp(folder)
+    if standing:
+        words = json.dumps(sorted((latent, name.text) for latent, name in standing.items()))
+        settings["standing"] = {"n": len(standing), "sha256": sha256(words.encode()).hexdigest()}
+    if not request.dry_run and (finished := _finished(folder, settings, args, request)):
+        logger.info("%s is complete: nothing to do", folder / EXPLANATIONS)
+        return finished
+    judge = None
+    if request.judge is not None:
+        judge = (DryRunJudge if request.dry_run else judge_of)(request.judge, folder / CALLS)
+    scorers_of(request.scores, judge)  # so does a judge that cannot answer
+    loaded = load_lm_for(placed)
+    with _answer_bar(request.dry_run) as on_progress:
+        explainer = template
+        if texts is not None:
+            explainer = from_labels(texts)
+        elif request.explainer == JUDGE and judge is not None:
+            explainer = lm_explainer(
+                judge, lambda n, n_in_all: on_progress("explanations", n, n_in_all, float("nan"))
+            )
+        parts = _Parts(
+            *(placed, args, request, loaded, limits_of(placed, loaded)),
+            *(explainer, ScoringRequest(request.scores, judge, on_progress), standing, settings, {}, []),
+        )
+        try:
+            result = parts.in_one_round(texts)
+        except PendingAnswers as waits:
+            result = Explanations([], {}, str(waits))
+            if parts.named:
+                result.report += f"\n{_save_names(folder, parts.plan, parts.named)}"
+    if request.dry_run:
+        return Explanations([], {}, _counted_by(judge))
+    if isinstance(judge, BatchFileJudge):
+        if not result.rows:
+            judge.refuse_unused()
+        for note in judge.notes():
+            logger.warning("%s", note)
+    if result.rows:
+        if judge is not None and request.judge is not None:
+            usage = {**vars(judge.usage), "price": judge.usage.price(request.judge)}
+            usage |= {"key_env": request.judge.key_variable} if request.judge.is_served else {}
+            result.record["usage"] = usage
+            money = ""
+            if usage["price"] is not None:
+                money = f", for {usage['price']:,.2f} of the currency of the prices"
+            result.report += (
+                f"\nThe judge had {usage['n_calls']:,} calls, {usage['n_repeated']:,} answers of "
+                f"earlier runs, {usage['n_failed']:,} failures, {usage['n_tokens_in']:,} tokens in "
+                f"and {usage['n_tokens_out']:,} out, in {usage['seconds']:,.0f} s{money}.\n"
+            )
+        save_named(result, folder)
+        if (beside := _beside(request)) is not None:
+            for path in beside.glob(FOUND):
+                path.unlink()
+    return result
+
+
+class _Parts(NamedTuple):
+    """What a request consists of: the study, names of latents outside it, and a control."""
+
+    placed: SAEInContext
+    args: ExplainArguments
+    request: ExplainRequest
+    loaded: LoadedLM
+    limits: dict[str, float]
+    explainer: Explainer
+    inquiry: ScoringRequest
+    standing: Mapping[int, Name]
+    """names that the explainer need not make"""
+    settings: dict[str, Any]
+    """of the recipe, the SAE and the judge"""
+    plan: dict[str, Any]
+    """takes the study's plan"""
+    named: list[dict[str, Any]]
+    """takes rows of the latents that have a name so far"""
+
+    def in_one_round(self, texts: dict[int, str] | None) -> Explanations:
+        """The parts together.
+
+        Raises:
+            PendingAnswers: answers come by file and are not there yet; each part has asked by then.
+        """
+        waiting: list[str] = []
+
+        def made(part: Callable[[], T]) -> T | None:
+            try:
+                return part()
+            except PendingAnswers as waits:
+                waiting.append(str(waits))
+                return None
+
+        result = made(lambda: self.study(texts))
+        names = made(lambda: self.other_names({*self.plan["latents"]}))
+        control = made(self.control)
+        if result is None or waiting:
+            raise PendingAnswers("\n".join(waiting))
+        result.rows += names or []
+        result.record["n_named_untested"] = len(names or [])
+        if isinstance(control, str):
+            result.record[UNTRAINED] = {"refused": control}
+        elif control is not None:
+            means = compared(result, control)
+            result.record[UNTRAINED] = {"n_latents": control.record["n_latents"], **means}
+            result.report += "\n" + section_of(means)
+        return result
+
+    def study(self, texts: dict[int, str] | None) -> Explanations:
+        """The study; its plan goes onto the disk before anything is explained."""
+
+        def note_plan(plan: dict[str, Any]) -> None:
+            self.plan.update(plan)
+            if not self.request.dry_run:
+                _write_plan(plan, _beside(self.request), self.placed.folder)
+
+        with token_bar("explain", self.args.n_tokens) as progress:
+            return explain(
+                self.loaded.lm,
+                self.placed.sae,
+                read_rows(self.placed.recipe, self.loaded, "test", self.args.n_tokens),
+                self.args,
+                explainer=keeping(self.standing, self.explainer),
+                source=self.request.explainer,
+                explained=texts,
+                settings=self.settings,
+                tokenizer=self.loaded.tokenizer,
+                norm_limits=self.limits,
+                progress=progress,
+                note_plan=note_plan,
+                note_names=self.named.extend,
+                inquiry=self.inquiry,
+                keep=self.kept("found.safetensors"),
+            )
+
+    def kept(self, name: str) -> Kept | None:
+        """The file beside the requests with what a pass found; None where no answers come by
+        file."""
+        if self.request.dry_run or (beside := _beside(self.request)) is None:
+            return None
+        args, harvest = self.args.as_plain(), vars(self.placed.recipe.harvest)
+        made_from = {"settings": self.settings, "arguments": args, "limits": self.limits}
+        made_from |= {"harvest": harvest, "judged": self.request.scores.latents, "of": name}
+        return Kept(beside / name, made_from)
+
+    def other_names(self, studied: Collection[int]) -> list[dict[str, Any]]:
+        """Where the judge names all latents, or those of a list: names from stored examples for
+        those that the study leaves out, as they are too rare or too frequent for it."""
+        wanted, d_sae = self.args.latents, self.placed.sae.config.d_sae
+        names_all = self.args.n_latents == "all" or wanted is not None
+        judge, folder = self.inquiry.judge, self.placed.folder
+        if judge is None or self.request.explainer != JUDGE or not names_all:
+            return []
+        if not (folder / META).is_file():
+            logger.info("note: %s has no stored examples to name other latents from", folder)
+            return []
+        unwanted = {*range(d_sae)} - {*(range(d_sae) if wanted is None else wanted)}
+        store = FeatureStore.load(folder)
+        explainer = keeping(self.standing, self.explainer)
+        names = stored_names(store, unwanted | {*studied}, explainer, JUDGE)
+        self.named.extend(names)
+        judge.settle("names from stored examples")
+        return names
+
+    def control(self) -> Explanations | str | None:
+        """Explanations of an SAE of re-drawn weights, if they are asked for."""
+        if UNTRAINED not in self.request.controls:
+            return None
+        given = self.request.explainer in ("human", "file")  # words for latents of the trained one
+        return shuffled_weights(
+            self.placed.recipe,
+            self.loaded,
+            self.placed.sae,
+            self.args,
+            self.limits,
+            explainer=template if given else self.explainer,
+            inquiry=self.inquiry,
+            keep=self.kept("found-untrained.safetensors"),
+        )
+
+
+def shuffled_weights(
+    recipe: Recipe,
+    loaded: LoadedLM,
+    sae: SAE,
+    args: ExplainArguments,
+    limits: dict[str, float],
+    *,
+    explainer: Explainer,
+    inquiry: ScoringRequest,
+    keep: Kept | None = None,
+) -> Explanations | str:
+    """Explanations of an SAE of re-drawn weights, made and scored as those of `sae`: of as many
+    latents as are judged there. Where too few of its latents qualify, it returns the reason.
+
+    The text is read again: once for densities, once for windows; not where this is kept.
+
+    Args:
+        limits: by site, the largest norm of a kept activation.
+        keep: as in `explain`.
+
+    Raises:
+        PendingAnswers: the judge is asked by file, and answers are not there yet.
+    """
+    other = sae  # which encodes nothing where all was found before
+    if keep is None or keep.found is None:
+        rows = read_rows(recipe, loaded, "test", SAMPLE_TOKENS)
+        other = untrained_like(loaded.lm, sae, rows, seed=args.seed, norm_limits=limits)
+    if (n_judged := inquiry.args.latents) is not None and args.latents is None:
+        n = n_judged if args.n_latents == "all" else min(n_judged, args.n_latents)
+        args = replace(args, n_latents=n)
+    on_progress = inquiry.on_progress
+
+    def as_control(name: str, n_done: int, n_in_all: int, mean: float) -> None:
+        if on_progress is not None:
+            on_progress(f"{UNTRAINED} {name}", n_done, n_in_all, mean)
+
+    with token_bar("untrained", args.n_tokens) as progress:
+        try:
+            return explain(
+                loaded.lm,
+                other,
+                read_rows(recipe, loaded, "test", args.n_tokens),
+                args,
+                explainer=explainer,
+                source=UNTRAINED,
+                tokenizer=loaded.tokenizer,
+                norm_limits=limits,
+                progress=progress,
+                inquiry=inquiry._replace(
+                    args=replace(inquiry.args, directions=0), on_progress=as_control
+                ),
+                keep=keep,
+            )
+        except TooFew as error:  # and no refusal of the judge, which may pass
+            logger.warning("no scores of re-drawn weights: %s", error)
+            return str(error)
+
+
+def _write_plan(plan: dict[str, Any], beside: Path | None, folder: Path) -> None:
+    """Write the plan down: where answers come by file beside the requests, since what the folder
+    has stays until they are there."""
+    if beside is None:
+        write_record(folder, plan)
+        return
+    path = beside / STUDY_PLAN
+    other = read_json(path).get("plan_sha256") if path.is_file() else None
+    if other not in (None, plan["plan_sha256"]):
+        raise Refused(
+            f"{path} is the plan {str(other)[:12]}, and this one is "
+            f"{plan['plan_sha256'][:12]}: SAE, text or settings differ; give another "
+            "folder for its requests"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(plan, indent=1) + "\n")
+
+
+def _beside(request: ExplainRequest) -> Path | None:
+    """The folder of requests; None where no answers come by file."""
+    requests = request.judge.requests if request.judge is not None else None
+    return None if requests is None else Path(requests).expanduser()
+
+
+def _save_names(folder: Path, plan: dict[str, Any], named: list[dict[str, Any]]) -> str:
+    """Write the names so far, without scores, unless a judge has named or tested what is there; a
+    sentence on them."""
+    n, path = len(named), folder / EXPLANATIONS_RECORD
+    before = read_json(path) if path.is_file() else {}
+    if "scores" in before and (before["explainer"] == JUDGE or {*before["scores"]} - {LEXICAL}):
+        return f"{n:,} names are there; those in {folder} stay until all answers are."
+    record = {**plan, UNSCORED: "the judge's answers are not all there yet"}
+    record["n_named_untested"] = n
+    report = f"# Names for latents\n\n{n:,} so far: {record[UNSCORED]}.\n"
+    save_named(Explanations(list(named), record, report), folder)
+    return f"{n:,} names are there, without scores: {folder / EXPLANATIONS}"
+
+
+def _counted_by(judge: Judge | None) -> str:
+    """What a dry run counted, in lines."""
+    if not isinstance(judge, DryRunJudge):
+        return "A dry run: these scores need no judge."
+    plan = judge.plan()
+    lines = [
+        f"A dry run: nothing was sent to {judge.name}.",
+        f"calls       {plan['n_calls']:,}, and {plan['n_answered_before']:,} answered earlier",
+        f"tokens in   {plan['n_tokens_in']:,}, by {plan['tokens_counted_by']}",
+        f"tokens out  {plan['n_tokens_out']:,}; {plan['most_tokens_out']:,} at most",
+    ]
+    if plan["rate"]:
+        lines.append(f"time        {plan['seconds']:,.0f} s at {plan['rate']}")
+    price = plan["price"]
+    lines.append(
+        "money       give --price_in and --price_out, for a million tokens each"
+        if price is None
+        else f"money       {price:,.2f}"
+    )
+    return "\n".join(lines)
+
+
+@contextmanager
+def _answer_bar(dry_run: bool) -> Iterator[OnProgress]:
+    """A progress bar of answers for each score, with the running mean of its headline."""
+    bars: dict[str, tqdm] = {}
+    every = 0.2 if sys.stderr.isatty() else 15.0
+
+    def on_progress(name: str, n_done: int, n_in_all: int, mean: float) -> None:
+        if dry_run:
+            return
+        if name not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[name] = tqdm(total=n_in_all, desc=name, unit="answer", mininterval=every)
+        if mean == mean:
+            bars[name].set_postfix(mean=f"{mean:.3f}", refresh=False)
+        bars[name].update(n_done - bars[name].n)
+
+    yield on_progress
+    for bar in bars.values():
+        bar.close()
+
+
+def _texts(
+    request: ExplainRequest, folder: Path, d_sae: int
+) -> tuple[dict[int, str] | None, Mapping[int, Name]]:
+    """Explanations that are given, or None: they are to be made; and of these, names that stand."""
+    if request.file is not None:
+        names = read_file(request.file, d_sae, stamp(folder).get("weights_sha256"))
+        if request.explainer == JUDGE:
+            return None, names
+        return {latent: name.text for latent, name in names.items()}, {}
+    if request.explainer in (TEMPLATE, JUDGE):
+        return None, {}
+    texts = {latent: text for latent, text in read_labels(folder).items() if text}
+    if not texts:
+        raise Refused(f"no latent of {folder} has a label; give labels in `hfsae demo {folder}`")
+    return texts, {}
+
+
+def _finished(
+    folder: Path, settings: dict[str, Any], args: ExplainArguments, request: ExplainRequest
+) -> Explanations | None:
+    """What is stored, if the same was done with the same weights."""
+    paths = [folder / name for name in (EXPLANATIONS_RECORD, EXPLANATIONS, EXPLANATIONS_REPORT)]
+    if not all(path.is_file() for path in paths):
+        return None
+    for change in changes(folder, [EXPLANATIONS_RECORD]):
+        logger.warning("%s: %s; explanations are made again", change.path, change.why)
+        return None
+    record = read_json(paths[0])
+    same = {**settings, "explainer": request.explainer, "arguments": args.as_plain()}
+    same |= {"asked": request.scores.as_plain(), "judge": settings.get("judge")}
+    if request.judge is not None:
+        scorers = scorers_of(request.scores, request.judge)
+        same |= {"prompts_sha256": prompts_hash(scorers)}  # answers to other questions
+    is_same = all(record.get(key) == value for key, value in same.items())
+    is_same &= {*request.controls} <= {*record}
+    if not is_same or "scores" not in record:
+        return None
+    import pyarrow.parquet as pq
+
+    with reading(paths[1]):
+        columns = pq.read_schema(paths[1]).names
+    rows = read_table(paths[1], columns).to_pylist()
+    return Explanations(rows, record, paths[2].read_text(encoding="utf-8"))
