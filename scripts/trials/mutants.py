@@ -42,10 +42,9 @@ ROOMS = {
     "attribution": "test_attribution.py",
     "convert": "convert",
     "cards": "test_card.py test_figures.py test_model_cards.py test_foreign.py test_file_runs.py",
-    "presets": "test_presets.py test_presetting.py",
     "tuning": "tuning",
-    "cost": "test_plan.py test_pace.py",
-    "recipe": "test_recipe.py test_file_runs.py test_table.py test_sizes.py test_causal_recipe.py",
+    "runs": "test_recipe.py test_file_runs.py test_sizes.py test_causal_recipe.py test_plan.py "
+    "test_measurement.py test_presets.py test_presetting.py",
 }
 """Which of the tests are those of a room of hfsae/."""
 _LONGEST = 600  # seconds after which a mutant's tests are taken to hang
