@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 WARMUP, DECAY = 30, 0.25  # steps; share of all steps
-BUCKET = 131_072  # activations that are passed over several times before the next come
+BUCKET = 131_072
 _AT_ONCE = 2048
 _SAMPLE = 2**15
 
@@ -39,6 +39,8 @@ class Problem:
     seed: int
     centred: bool = False
     """whether the other libraries get activations less their mean"""
+    bucket: int = BUCKET
+    """activations that are passed over several times before the next come"""
     start: Path | None = None
     """from `write_start`: encoder columns and decoder rows that they start at"""
 
@@ -121,7 +123,7 @@ def hfsae(
 
     class Buckets(TensorSource):
         def held(self) -> dict[str, Tensor]:
-            return {"x": problem.train[-BUCKET:]}
+            return {"x": problem.train[-problem.bucket :]}
 
     own = {"d_in": problem.train.shape[1], "d_sae": problem.d_sae, "site": "x"}
     torch.manual_seed(problem.seed)
@@ -300,12 +302,12 @@ SIDES: dict[str, dict[str, Callable[[Problem], Trained]]] = {
 }
 
 
-def again(x: Tensor, passes: int) -> Tensor:
+def again(x: Tensor, passes: int, size: int = BUCKET) -> Tensor:
     """Each bucket in the order of the file, then `passes - 1` times in other orders."""
     if passes == 1:
         return x
     generator, parts = torch.Generator().manual_seed(0), list[Tensor]()
-    for bucket in x.split(BUCKET):
+    for bucket in x.split(size):
         orders = (torch.randperm(len(bucket), generator=generator) for _ in range(passes - 1))
         parts += [bucket, *(bucket[order] for order in orders)]
     return torch.cat(parts)

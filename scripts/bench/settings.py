@@ -19,7 +19,7 @@ from time import perf_counter
 
 import yaml
 from kept import keep, table
-from quality_sides import Problem, again, at_l0, hfsae, measure, parser_of
+from quality_sides import BUCKET, Problem, again, at_l0, hfsae, measure, parser_of
 from safetensors.torch import load_file
 
 from hfsae.training import TrainingArguments
@@ -36,6 +36,8 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--tokens", type=int, help="the first of the file; default: all")
     parser.add_argument("--passes", type=int, default=1)
+    bucket = "activations that all passes go over before the next come; default: %(default)s"
+    parser.add_argument("--bucket", type=int, default=BUCKET, help=bucket)
     parser.add_argument("--set", nargs="*", metavar="NAME=VALUE", help="fields of training")
     parser.add_argument("--batch", type=int, default=BATCH, help="default: %(default)s")
     parser.add_argument("--paper", action="store_true", help="the paper's own method")
@@ -46,7 +48,7 @@ def main() -> None:
     if not args.activations.is_file():
         parser.error(f"no file {args.activations}; quality.py harvests one")
     tensors = load_file(args.activations)
-    train = again(tensors["train"][: args.tokens], args.passes)
+    train = again(tensors["train"][: args.tokens], args.passes, args.bucket)
     cases = CASES
     if args.set is not None:
         pairs = [setting.partition("=") for setting in args.set]
@@ -62,6 +64,7 @@ def main() -> None:
         rows.append([name])
         for variant in args.variants:
             problem = Problem(train, args.batch, args.d_sae, L0, args.rate, args.seed)
+            problem.bucket = args.bucket
             started = perf_counter()
             trained = hfsae(problem, variant, changes, paper=args.paper)
             seconds = perf_counter() - started
@@ -72,7 +75,7 @@ def main() -> None:
             if args.output:
                 how = {"settings": name, "variant": variant, "paper": args.paper}
                 how |= {"tokens": len(train) // args.passes, "passes": args.passes}
-                how |= {key: getattr(args, key) for key in ("d_sae", "rate", "seed", "batch")}
+                how |= {key: getattr(args, key) for key in ("d_sae", "rate", "seed", "batch", "bucket")}
                 run = {**how, "l0_as_trained": l0, "seconds": seconds, "validation": of}
                 run["test"] = test
                 keep(args.output, run, [*how])
