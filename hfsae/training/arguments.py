@@ -34,8 +34,9 @@ class TrainingArguments:
     """Folder for checkpoints, logs and the trained SAE."""
     n_tokens: int = 4_000_000_000
     """Activations to train on. Each of `shuffle.passes` over the same ones counts: 3 passes over
-    a million are 3,000,000. From some 262,144 distinct ones on, a short run learns as much from a
-    further pass as from new text, which costs more."""
+    a million are 3,000,000. A short run learns most where one bucket (`shuffle.bucket_tokens`)
+    holds all activations, so that each pass goes over all of them; then a further pass costs less
+    than new text, and new text is worth more."""
     batch_size: int = 4096
     """Activations in an optimiser step, over all processes and accumulated parts."""
     gradient_accumulation_steps: int = 1
