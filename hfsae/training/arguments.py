@@ -148,7 +148,20 @@ class TrainingArguments:
             raise Refused(
                 f"training.num_processes must be 1 or more, or null, got {self.num_processes}"
             )
-        self._check_start()
+        if not 0 <= self.init_decoder_data <= 1:
+            raise Refused(
+                f"training.init_decoder_data must lie in [0, 1], got {self.init_decoder_data}"
+            )
+        if not 0 <= self.init_whitening <= 1:
+            raise Refused(f"training.init_whitening must lie in [0, 1], got {self.init_whitening}")
+        check_least(self, "training.", init_cluster_rounds=0)
+        for name in ("init_cluster_rounds", "init_whitening"):
+            if getattr(self, name) and not self.init_decoder_data:
+                raise Refused(
+                    f"training.{name} is {getattr(self, name)}, which has no effect "
+                    "while training.init_decoder_data, the share of data at the "
+                    f"start, is 0; set that to 0.9, or training.{name} to 0"
+                )
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
@@ -191,22 +204,6 @@ class TrainingArguments:
                 f"training.batch_size ({self.batch_size}) is not divisible by "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps})"
             )
-
-    def _check_start(self) -> None:
-        if not 0 <= self.init_decoder_data <= 1:
-            raise Refused(
-                f"training.init_decoder_data must lie in [0, 1], got {self.init_decoder_data}"
-            )
-        if not 0 <= self.init_whitening <= 1:
-            raise Refused(f"training.init_whitening must lie in [0, 1], got {self.init_whitening}")
-        check_least(self, "training.", init_cluster_rounds=0)
-        for name in ("init_cluster_rounds", "init_whitening"):
-            if getattr(self, name) and not self.init_decoder_data:
-                raise Refused(
-                    f"training.{name} is {getattr(self, name)}, which has no effect "
-                    "while training.init_decoder_data, the share of data at the "
-                    f"start, is 0; set that to 0.9, or training.{name} to 0"
-                )
 
     @property
     def total_steps(self) -> int:
