@@ -91,12 +91,12 @@ class TrainingArguments:
     paper: 0. At 131k tokens 0.7 lowers FVU by 4 %, and leaves more latents silent."""
     init_cluster_rounds: int = 0
     """Rounds of k-means after which the data that a latent starts at are a cluster of activations,
-    or of what clusters leave (`training/clusters.py`), instead of one token; 0: one token. 4 rounds
+    or of what clusters leave (`training/start.py`), instead of one token; 0: one token. 4 rounds
     at a share of 0.9 lower FVU by 6 % at 131k tokens, by 3 % at 524k."""
     init_whitening: float = 0.0
     """Power p of the covariance S in which tokens and clusters for the start are found, from 0 to
     1: decoder rows start at patterns, S^(p/2) c, encoder columns at their detectors, S^(-p/2) c
-    (`training/whitening.py`). Fewer latents end silent, above all where one direction holds much
+    (`training/start.py`). Fewer latents end silent, above all where one direction holds much
     of the variance."""
     init_encoder_scale: float = 1.0
     """Norm of encoder columns at the start, as a factor on that of decoder rows (the paper: 1)."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..io.errors import Refused
 from ..models import SAE, SAEConfig
-from ..models.folding import fold_decoder_norms
+from ..models.base import fold_decoder_norms
 from ..ops import Workspace
 
 MOST_LATENTS = 2**15
