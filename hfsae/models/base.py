@@ -43,6 +43,7 @@ from transformers.utils.generic import ModelOutput
 
 from ..io.errors import Refused
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
+from . import dedicated
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
 from .site_layout import SiteLayout
 from .strict_loading import StrictLoading
@@ -415,7 +416,8 @@ class SAE(SiteLayout, StrictLoading):
         is_changed = self.config.unit_norm_decoder or self.config.dedicated
         for p in self.decoder_parts() if is_changed else ():
             for grad, rows in blocks(p.grad, p) if p.grad is not None else ():
-                self.tie_(grad, rows)
+                if self.config.dedicated:
+                    dedicated.tie_(grad, rows, len(self.config.writes))
                 if self.config.unit_norm_decoder:
                     normals = self.normals(rows)
                     grad.addcmul_((grad * normals).sum(dim=-1, keepdim=True), normals, value=-1)

@@ -196,12 +196,6 @@ class SiteLayout(nn.Module):
         own = torch.arange(len(dead), device=dead.device) >= len(dead) - self.config.dedicated
         return dead & ~own
 
-    def tie_(self, changed: Float[Tensor, "n d_out"], rows: Float[Tensor, "n d_out"]) -> None:
-        """With `config.dedicated`, make the gradient of decoder rows, or these rows, equal at all
-        sites, but for dedicated latents'."""
-        if self.config.dedicated:
-            dedicated.tie_(changed, rows, len(self.config.writes))
-
     def first_rows(self, drawn: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "d_sae d_out"]:
         """Rows of norm 1 to start from: at every site of equal width the same direction, and the
         same share."""

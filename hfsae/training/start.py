@@ -27,7 +27,7 @@ from ..io.processor import multiplies_bfloat16
 from ..lm import Sites
 from ..models import SAE
 from ..models.config import INITIAL_FREE_NORM
-from ..models.dedicated import directions_of_difference, reading_difference
+from ..models.dedicated import directions_of_difference, reading_difference, tie_
 from .arguments import TrainingArguments
 from .health import diagnose_start, leading_share, root_mean_square_norm
 from .sharding import local, part, whole
@@ -105,7 +105,7 @@ def _start_dedicated_(sae: SAE, own: Float[Tensor, "m d"]) -> None:
     bias.copy_(bias[:-1].mean(dim=0).expand_as(bias))  # what is the last's own is for latents
     decoder, encoder = sae.decoder_rows().detach(), sae.encoder_rows().detach()
     rows, read = whole(decoder).clone(), whole(encoder).clone()
-    sae.tie_(rows, whole(decoder))
+    tie_(rows, whole(decoder), n_sites)
     norm = 1.0 if sae.config.unit_norm_decoder else INITIAL_FREE_NORM
     rows *= (norm / sae.row_norms(rows))[:, None]
     first = len(rows) - sae.config.dedicated
