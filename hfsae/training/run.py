@@ -173,10 +173,10 @@ class Run:
                 n_entries += round(
                     float(sae.density(out.pre_acts, schedule)) * out.pre_acts.numel()
                 )
-            for name, loss in out.losses.items():
-                losses[name] = losses.get(name, 0) + loss.detach() / n_parts
+            for name in out.losses:
+                losses[name] = losses.get(name, 0) + out.losses[name].detach() / n_parts
         pre_acts, at = out.pre_acts.detach(), out.at
-        del out  # its memory
+        del out  # latents and the graph, before Adam needs memory
 
         for p in sae.parameters() if self.mesh is not None else ():
             p.grad = None if p.grad is None else placed_as(p.grad, p)

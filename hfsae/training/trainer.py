@@ -258,6 +258,7 @@ class Trainer(Generic[Trained]):
                             start = time.perf_counter()
                             run.initialise(sample)
                             self.sae_seconds[name] += time.perf_counter() - start
+                        del sample  # up to 131,072 activations
                     while self.steps_done < self.args.total_steps:
                         self._step(bar)
                         if self._anyone(self.interrupt.requested):
