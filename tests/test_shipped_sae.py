@@ -16,7 +16,7 @@ from hfsae.features import FeatureStore, read_automatic, read_labels, write_labe
 from hfsae.hub.outgoing import licence_notes, licence_of
 from hfsae.io.checksums import weights_hash
 from hfsae.lm import contract
-from hfsae.models.identity import decoder_hash
+from hfsae.models.fingerprint import decoder_hash
 from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE
 from hfsae.runs.preset_search import find_presets
 

@@ -50,8 +50,8 @@ from ..io.local_paths import is_folder, listed, without_local_paths
 from ..io.markdown import escaped
 from ..io.units import Unit, section_of, unit_of
 from ..models import SAE
+from ..models.config import where_in_short_of, where_of, where_to_of
 from ..models.registry import class_of
-from ..models.site_fields import where_in_short_of, where_of, where_to_of
 from .limits import reasons_against
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section

@@ -20,8 +20,7 @@ from ..io.errors import Refused
 from ..io.file_names import CONFIG, DIFF, EVALUATION, FEATURES, META, TRAINING
 from ..io.files import printable, printable_lines, read_json, reading
 from ..io.units import TOKEN, section_of, unit_of
-from ..models.config import check_latent
-from ..models.site_fields import where_of
+from ..models.config import check_latent, where_of
 from ..runs import known_fields
 from ..runs.folder import home_of
 

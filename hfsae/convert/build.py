@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModel
 
 from ..io.errors import Refused
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUCLT, JumpReLUSAE, ReLUSAE
+from ..models.base import fold_decoder_norms as fold_decoder_norms
 from ..models.causal import Causal
-from ..models.folding import fold_decoder_norms as fold_decoder_norms
 
 State = dict[str, Tensor]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -18,7 +18,7 @@ from ..io.file_names import CONFIG, EVALUATION
 from ..io.files import read_json
 from ..io.local_paths import public
 from ..lm import contract
-from ..models.site_fields import where_of
+from ..models.config import where_of
 from ..packaged import SHIPPED_SAE
 from . import validate
 from .health_actions import metric_order, metric_rows

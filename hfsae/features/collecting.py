@@ -22,7 +22,7 @@ from ..activations.tokens import TextInput, token_rows
 from ..io.errors import Refused
 from ..lm import check_arguments, contract, model_and_path, tokenizer_of
 from ..models import SAE
-from ..models.identity import DECODER, decoder_hash
+from ..models.fingerprint import DECODER, decoder_hash
 from .arguments import CollectArguments
 from .layout import NEAR, nearest_rows, plane
 from .logit_lens import FORMULA, LensTokens, last_written, lens_tokens, residual_directions

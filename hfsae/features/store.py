@@ -34,7 +34,7 @@ from ..io.files import (
     write_whole,
 )
 from ..io.units import UNITS as _KINDS_OF_UNITS
-from ..models.identity import DECODER, marked
+from ..models.fingerprint import DECODER, marked
 
 if TYPE_CHECKING:
     import pandas

@@ -43,8 +43,8 @@ from transformers.utils.generic import ModelOutput
 
 from ..io.errors import Refused
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
+from . import dedicated
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
-from .folding import fold_decoder_norms
 from .site_layout import SiteLayout
 from .strict_loading import StrictLoading
 
@@ -197,13 +197,16 @@ class SAE(SiteLayout, StrictLoading):
             by_latent = self.encoder_rows().contiguous().T
             self.W_enc = nn.Parameter(by_latent, requires_grad=self.W_enc.requires_grad)
 
-    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc, in raw units (of the target).
+    def pre_activations(
+        self, x: Float[Tensor, "*batch d_in"], at: Place = EVERYWHERE
+    ) -> Float[Tensor, "..."]:
+        """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc, in raw units (of the target): [*batch,
+        d_sae], or a number for each entry of `at`.
 
         Raises:
             ValueError: the last dimension of x is not d_in.
         """
-        return self._project(x, EVERYWHERE)
+        return at.project(self.encoder_input(x), self.W_enc, self.latent_scale * self.b_enc)
 
     def pre_activations_of(
         self, x: Float[Tensor, "*batch d_in"], chosen: Bool[Tensor, " d_sae"]
@@ -211,9 +214,6 @@ class SAE(SiteLayout, StrictLoading):
         """`pre_activations` of some latents alone."""
         W, b = self.encoder_rows()[chosen].T, self.latent_scale * self.b_enc
         return EVERYWHERE.project(self.encoder_input(x), W, b[chosen])
-
-    def _project(self, x: Float[Tensor, "*batch d_in"], at: Place) -> Tensor:
-        return at.project(self.encoder_input(x), self.W_enc, self.latent_scale * self.b_enc)
 
     def encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """The encoder's input: x, or x - b_dec, in raw units (of the target).
@@ -226,16 +226,10 @@ class SAE(SiteLayout, StrictLoading):
                 f"this SAE reads activations of width {self.config.d_in}, got {tuple(x.shape)}: "
                 f"check that they come from {self.config.where} of the model it was trained on"
             )
-        x = self._normalised(self._cast(x))
-        return x - self._read_bias() if self.config.subtract_b_dec else x
-
-    def _read_bias(self) -> Float[Tensor, " d_in"]:
-        """b_dec as it is subtracted from what is read, in the unit of latents."""
-        return self.latent_scale * self.b_dec
-
-    def _cast(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """x in the weights' dtype: a model's bfloat16 activations go into a float32 SAE."""
-        return x.to(self.W_enc.dtype)
+        x = self._normalised(x.to(self.W_enc.dtype))
+        if not self.config.subtract_b_dec:
+            return x
+        return x - self.read_unit * (self.latent_scale * self.b_dec)
 
     def _normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """x in the unit of latents, after the per-token normalisation."""
@@ -323,7 +317,7 @@ class SAE(SiteLayout, StrictLoading):
         Raises:
             ValueError: x is needed and not given.
         """
-        return self._combine(self._cast(latents), x, EVERYWHERE)
+        return self._combine(latents.to(self.W_enc.dtype), x, EVERYWHERE)
 
     def _combine(self, latents: Tensor, x: Tensor | None, at: Place) -> Tensor:
         return self._completed(at.combine(latents, self.decoder_rows()), x)
@@ -338,7 +332,7 @@ class SAE(SiteLayout, StrictLoading):
         if x is None:
             why = "a skip connection" if self.config.skip_connection else self.config.token_norm
             raise Refused(f"this SAE has {why}: pass the input too, decode(latents, x)")
-        x = self._cast(x)
+        x = x.to(self.W_enc.dtype)
         if self.config.skip_connection:
             return recon + self._skipped(x)
         mean, spread = self._token_statistics(x)
@@ -359,7 +353,7 @@ class SAE(SiteLayout, StrictLoading):
         """
         if self.config.token_norm == "none":
             return torch.ones_like(x[..., :1])
-        return self._token_statistics(self._cast(x))[1]
+        return self._token_statistics(x.to(self.W_enc.dtype))[1]
 
     def forward(
         self,
@@ -382,14 +376,22 @@ class SAE(SiteLayout, StrictLoading):
         if return_loss and target is None and self.config.is_transcoder:
             raise Refused(f"a transcoder's loss needs target: x at {self.config.where_to}")
         if return_loss:
-            self._check_trainable()
+            if self.config.token_norm != "none":
+                raise Refused(
+                    f"an SAE with token_norm={self.config.token_norm!r} can be used but not "
+                    "trained; train one with token_norm='none'"
+                )
+            if self.config.skip_connection and not self.config.is_transcoder:
+                raise Refused(
+                    "an SAE with skip_connection could copy its input; train a transcoder"
+                )
             if x.numel() == 0:
                 raise Refused(f"x {[*x.shape]} holds no tokens, but the loss is their mean")
         schedule = schedule._replace(training=return_loss and self.training)
         target = x if target is None else target
         x = self.with_sites_hidden(x) if schedule.training else x
         at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
-        pre_acts = self._project(x, at)
+        pre_acts = self.pre_activations(x, at)
         latents = self.activate(pre_acts, schedule, at)
         if not return_loss:
             recon = self._combine(latents, x, at)
@@ -401,15 +403,6 @@ class SAE(SiteLayout, StrictLoading):
         losses = {"mse": mse, **self.sparsity_losses(parts, schedule)}
         loss = torch.stack(list(losses.values())).sum()
         return SAEOutput(loss, losses, recon, latents, pre_acts, at)
-
-    def _check_trainable(self) -> None:
-        if self.config.token_norm != "none":
-            raise Refused(
-                f"an SAE with token_norm={self.config.token_norm!r} can be used but not trained; "
-                "train one with token_norm='none'"
-            )
-        if self.config.skip_connection and not self.config.is_transcoder:
-            raise Refused("an SAE with skip_connection could copy its input; train a transcoder")
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         """Penalties by name: means over the batch, times their coefficients. Empty in the base."""
@@ -423,7 +416,8 @@ class SAE(SiteLayout, StrictLoading):
         is_changed = self.config.unit_norm_decoder or self.config.dedicated
         for p in self.decoder_parts() if is_changed else ():
             for grad, rows in blocks(p.grad, p) if p.grad is not None else ():
-                self.tie_(grad, rows)
+                if self.config.dedicated:
+                    dedicated.tie_(grad, rows, len(self.config.writes))
                 if self.config.unit_norm_decoder:
                     normals = self.normals(rows)
                     grad.addcmul_((grad * normals).sum(dim=-1, keepdim=True), normals, value=-1)
@@ -490,3 +484,23 @@ class SAE(SiteLayout, StrictLoading):
             return moved
 
         return super()._apply(cast, recurse)
+
+
+def fold_decoder_norms(
+    state: dict[str, Tensor],
+    norms_of: Callable[[Tensor], Tensor] = lambda rows: rows.norm(dim=-1),
+    decoder: Sequence[str] = ("W_dec",),
+) -> dict[str, Tensor]:
+    """Weights with decoder rows of norm 1, latents scaled up: the same reconstructions.
+
+    Args:
+        decoder: names of the weights that hold the rows of equal parts of the latents.
+    """
+    norms = torch.cat([norms_of(state[name]) for name in decoder])
+    # Folded rows differ from norm 1 by rounding: left alone, so folding twice changes nothing.
+    norms = torch.where((norms - 1).abs() < 1e-6, 1.0, norms).clamp(min=1e-12)
+    names = ("W_enc", "b_enc", "b_mag", "threshold")
+    scaled = {name: state[name] * norms for name in names if name in state and state[name].ndim}
+    parts = zip(decoder, norms.chunk(len(decoder)), strict=True)
+    rows = {name: state[name] / of_rows[:, None] for name, of_rows in parts}
+    return {**state, **scaled, **rows}

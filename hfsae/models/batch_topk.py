@@ -9,9 +9,9 @@ from transformers import initialization as init
 
 from ..io.errors import Refused
 from ..ops import EVERYWHERE, Entries, Place, Workspace, kth_positive, screen_batch_top_k
-from .auxk import AuxKSAE, AuxKSAEConfig
 from .base import ForwardParts, Schedule
 from .config import Number, SAEConfig
+from .topk import AuxKSAE, AuxKSAEConfig
 
 
 class BatchTopKSAEConfig(AuxKSAEConfig):

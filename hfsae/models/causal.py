@@ -10,10 +10,10 @@ With `skip_connection` there is + x^t W_skip^t too. Circuit Tracing (Anthropic 2
 inputs as sources and MLPs' outputs as targets; where targets are the sites themselves it is the
 weakly causal crosscoder (Anthropic 2024; Gemma Scope 2).
 
-Units are those of a crosscoder (places.py) on the side that is written, c_t sqrt(S); x^s is read in
-units of c_s, as by an SAE of that site alone. A row's norm N is the sum of its targets' norms, 1 in
-training. Everything else (non-linearity, thresholds, choice of the largest, penalties, dead
-latents) is by latent and comes from the variant, over the latents of all sources together.
+Units are those of a crosscoder (site_layout.py) on the side that is written, c_t sqrt(S); x^s is
+read in units of c_s, as by an SAE of that site alone. A row's norm N is the sum of its targets'
+norms, 1 in training. Everything else (non-linearity, thresholds, choice of the largest, penalties,
+dead latents) is by latent and comes from the variant, over the latents of all sources together.
 
 Weights are compact: `W_enc` [w, d_sae], w the width of each site, and for each source s
 `W_dec_{s}` [d_sae / S, (S - s) w], rows side by side from target s on. `W_dec` and `decoder_rows()`
@@ -81,9 +81,7 @@ class CausalConfig(SAEConfig):
                 f"site_dropout is for latents that read all sites; a {self.model_type}'s read one: "
                 "leave it at 0"
             )
-        self._check_targets(self.sites, self.targets)
-
-    def _check_targets(self, sites: list[str], targets: list[str]) -> None:
+        sites, targets = self.sites, self.targets
         are_places = isinstance(targets, list) and all(isinstance(at, str) for at in targets)
         if not are_places or len(targets) != len(sites):
             raise Refused(
@@ -255,17 +253,10 @@ class Causal(SAE):
         return (nn.functional.normalize(parts, dim=-1) / parts.shape[1] ** 0.5).flatten(1)
 
     @property
-    def input_scale(self) -> float | Float[Tensor, " d_in"]:
-        return self.read_scale * self._root
-
-    @property
-    def _root(self) -> float:
+    def read_unit(self) -> float:
         """sqrt(S), where what is written is in units of c sqrt(S), and what is read in units of
         c."""
         return self.n_sources**0.5 if self.config.has_column_scales else 1.0
-
-    def _read_bias(self) -> Float[Tensor, " d_in"]:
-        return self._root * super()._read_bias()
 
     def pre_activations_of(
         self, x: Float[Tensor, "*batch d_in"], chosen: Bool[Tensor, " d_sae"]
@@ -276,9 +267,11 @@ class Causal(SAE):
         parts = zip(columns, *(each.chunk(n) for each in by_source), strict=True)
         return torch.cat([EVERYWHERE.project(x, W[of].T, b[of]) for x, W, b, of in parts], dim=-1)
 
-    def _project(self, x: Float[Tensor, "*batch d_in"], at: Place) -> Tensor:
+    def pre_activations(
+        self, x: Float[Tensor, "*batch d_in"], at: Place = EVERYWHERE
+    ) -> Float[Tensor, "..."]:
         if (n := self.n_sources) == 1:
-            return super()._project(x, at)
+            return super().pre_activations(x, at)
         columns = [part.contiguous() for part in self.encoder_input(x).chunk(n, dim=-1)]
         rows = at.split_rows(self.encoder_rows(), n)
         biases = (self.latent_scale * self.b_enc).chunk(n)
@@ -307,7 +300,7 @@ class Causal(SAE):
         read = (unit / (one * self.read_scale)).expand(d).chunk(n)
         written = (one * self.write_scale / unit).expand(d).chunk(n)
         if self.config.subtract_b_dec:
-            biases = (self._root * state["b_dec"]).chunk(n)
+            biases = (self.read_unit * state["b_dec"]).chunk(n)
             columns = state["W_enc"].chunk(n, dim=1)
             state["b_enc"] -= torch.cat([b @ W for b, W in zip(biases, columns, strict=True)])
         for s, name in enumerate(self.decoder_names):

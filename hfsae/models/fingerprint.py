@@ -4,6 +4,10 @@
 values), and reconstructions; its metadata holds the SHA-256 of every weight, of the config and of
 the file of weights. With it two questions can be answered: are the weights those that were saved,
 to the bit? And do this machine, dtype and version compute the same latents from them?
+
+Results, such as the largest activations of latents, are kept with `decoder_hash`, which shows to
+which SAE they belong: one in memory has no file whose hash could be compared, and may be in another
+dtype, or not folded, where its latents are the same.
 """
 
 import hashlib
@@ -26,6 +30,10 @@ from ..io.files import json_value, opened_tensors, write_tensors
 from .config import SAEConfig
 
 N_TOKENS = 64
+DECODER = "decoder_sha256"
+"""The hash's key in features/meta.json."""
+_MOST_ENTRIES = 2**16  # entries; those of the largest decoder are hashed in milliseconds
+_OF_DECODER = "_of_decoder"  # attribute of a tensor
 _KEY = "fingerprint"
 """Key of the hash of the recorded tensors."""
 _TENSORS = ("x", "counts", "indices", "values", "recon")
@@ -131,7 +139,7 @@ def verify(sae: Any, path: Path) -> Verification:
     damaged = [] if _hash_all(tensors) == hashes.get(_KEY) else [_KEY]
     if _hash_config(sae.config) != hashes.get("config"):
         damaged.append("config")
-    state = {name: tensor for name, tensor in sae.state_dict().items()}
+    state = sae.state_dict()
     was_cast = tensors["x"].dtype != sae.dtype
     if not was_cast:
         damaged += [name for name, tensor in state.items() if _hash(tensor) != hashes.get(name)]
@@ -139,7 +147,12 @@ def verify(sae: Any, path: Path) -> Verification:
     if x.shape[-1] != sae.config.d_in or tensors["recon"].shape[-1] != sae.config.d_out:
         raise Refused(f"{path} belongs to another SAE: its activations are {x.shape[-1]} wide")
     latents, recon = _run(sae, x.to(sae.device, sae.dtype))
-    expected = _dense(tensors, sae.config.d_sae)
+    counts, indices, d_sae = tensors["counts"], tensors["indices"], sae.config.d_sae
+    expected = torch.zeros(len(counts), d_sae)
+    # Other indices are damage, which the hash has already shown.
+    if not len(indices) or 0 <= int(indices.min()) <= int(indices.max()) < d_sae:
+        rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        expected[rows, indices] = tensors["values"].float()
     flips = (latents != 0) != (expected != 0)
     same, expected_recon = ~flips.any(-1), tensors["recon"].float()
     is_full = sae.dtype in _FULL and x.dtype in _FULL
@@ -176,7 +189,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 raise Refused(f"it holds {sorted(file.keys())}, not {sorted(_TENSORS)}")
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
             hashes = json_value((file.metadata() or {}).get("sha256", "null"))
-        _refuse_misfits(tensors)
+        for name, tensor in tensors.items():
+            numbers, rank = _KINDS[name]
+            if tensor.dtype not in numbers or tensor.ndim != rank:
+                raise Refused(f"{name} holds {tensor.dtype} of shape {list(tensor.shape)}")
+            if not tensor.isfinite().all():
+                raise Refused(f"{name} holds values that are NaN or infinite")
+        n, n_counts, n_recon = (len(tensors[name]) for name in ("x", "counts", "recon"))
+        if not n or not n == n_counts == n_recon:
+            raise Refused(
+                f"it holds {n} activations, {n_counts} counts and {n_recon} reconstructions"
+            )
+        counts, n_latents = tensors["counts"], (len(tensors["indices"]), len(tensors["values"]))
+        if int(counts.min()) < 0 or {int(counts.sum()), *n_latents} != {n_latents[0]}:
+            raise Refused("its counts are not those of its indices and values")
         if not isinstance(hashes, dict):
             raise Refused("its metadata hold no hashes")
     except (SafetensorError, OSError, ValueError) as error:
@@ -185,32 +211,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "`hfsae.write_fingerprint` makes one"
         ) from error
     return tensors, hashes
-
-
-def _refuse_misfits(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors of other kinds, ranks and lengths than `write_fingerprint` writes."""
-    for name, tensor in tensors.items():
-        numbers, rank = _KINDS[name]
-        if tensor.dtype not in numbers or tensor.ndim != rank:
-            raise Refused(f"{name} holds {tensor.dtype} of shape {list(tensor.shape)}")
-        if not tensor.isfinite().all():
-            raise Refused(f"{name} holds values that are NaN or infinite")
-    n, n_counts, n_recon = (len(tensors[name]) for name in ("x", "counts", "recon"))
-    if not n or not n == n_counts == n_recon:
-        raise Refused(f"it holds {n} activations, {n_counts} counts and {n_recon} reconstructions")
-    counts, n_latents = tensors["counts"], (len(tensors["indices"]), len(tensors["values"]))
-    if int(counts.min()) < 0 or {int(counts.sum()), *n_latents} != {n_latents[0]}:
-        raise Refused("its counts are not those of its indices and values")
-
-
-def _dense(tensors: dict[str, Tensor], d_sae: int) -> Float[Tensor, "n d_sae"]:
-    counts, indices = tensors["counts"], tensors["indices"]
-    dense = torch.zeros(len(counts), d_sae)
-    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < d_sae:
-        return dense  # damaged; the hash check has already reported it
-    rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    dense[rows, indices] = tensors["values"].float()
-    return dense
 
 
 def _hash(tensor: Tensor) -> str:
@@ -240,3 +240,36 @@ def _hash_config(config: SAEConfig) -> str:
         and values[field.name] != field.default
     }
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def decoder_hash(W_dec: Float[Tensor, "d_sae d_out"]) -> str | None:
+    """Hash of up to 65,536 evenly spaced entries of a decoder, rounded to bfloat16: the same for an
+    SAE loaded in float32 and in bfloat16, folded or not. None in float16, which rounds otherwise.
+    """
+    if W_dec.dtype == torch.float16:
+        return None
+    entries = W_dec.detach().reshape(-1)
+    entries = entries[:: -(-len(entries) // _MOST_ENTRIES)].to(torch.bfloat16)
+    return state_hash({"W_dec": entries}) if len(entries) else None
+
+
+def marked(values: Tensor, decoder_sha256: str | None) -> Tensor:
+    """The same tensor, marked as belonging to the SAE with this decoder. Results of operations on
+    it lose the mark."""
+    setattr(values, _OF_DECODER, decoder_sha256)
+    return values
+
+
+def refuse_values_of_others(values: object, W_dec: Tensor, name: str) -> None:
+    """Refuse a tensor that is marked as another SAE's; one without a mark is accepted.
+
+    Raises:
+        ValueError: it belongs to another SAE than the one with this decoder.
+    """
+    theirs = getattr(values, _OF_DECODER, None)
+    ours = None if theirs is None else decoder_hash(W_dec)
+    if ours is not None and theirs != ours:
+        raise Refused(
+            f"{name} is another SAE's: its decoder differs from this one's; pass this SAE's, such "
+            "as FeatureStore.load(folder).max_activations of its own folder"
+        )

@@ -163,40 +163,45 @@ class JumpReLUSAE(SAE):
         threshold = at.of(self._threshold("reconstruction"))
         if self.config.activation == "shifted":
             return (pre_acts - threshold).relu().to(pre_acts.dtype)
-        return jumprelu(pre_acts, threshold, *self._estimator(schedule))
+        c, width = self.config, self._bandwidth(schedule)
+        return jumprelu(pre_acts, threshold, width, c.kernel, c.ste_to_inputs)
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         c = self.config
-        penalty = c.l0_coefficient * schedule.sparsity * self._penalty(parts, schedule)
-        losses = {c.penalty: penalty}
+        latents = parts.latents.float()
+        if c.penalty == "l1":
+            penalty = penalties.l1(self, parts, latents) / self.latent_scale
+        elif c.penalty == "tanh":  # a count, smooth near zero
+            written = latents / self.latent_scale * parts.at.of(self.decoder_norms())
+            penalty = parts.per_token((c.tanh_slope * c.d_out**0.5 * written).tanh())
+        else:
+            z, threshold = parts.pre_acts, parts.at.of(self._threshold("l0"))
+            width = self._bandwidth(schedule)
+            fires = heaviside(z, threshold, width, c.kernel, c.ste_to_inputs)
+            if c.l0_loss == "quadratic":
+                assert c.target_l0 is not None  # by check()
+                penalty = (parts.per_token(fires) / c.target_l0 - 1).square()
+            elif c.l0_loss == "frequency":
+                p = parts.at.totals_by_latent(fires) / parts.n_tokens
+                penalty = (p * (1 + p / c.frequency_limit)).sum()
+            else:
+                penalty = parts.per_token(fires)  # L0
+        losses = {c.penalty: c.l0_coefficient * schedule.sparsity * penalty}
         losses |= penalties.aux_k(self, parts, schedule, c.aux_coefficient, c.aux_k)
         if c.pre_act_coefficient:
-            threshold = self._threshold("l0") / self.latent_scale
-            losses["pre_act"] = c.pre_act_coefficient * penalties.pre_act(self, parts, threshold)
+            threshold = parts.at.of(self._threshold("l0") / self.latent_scale)
+            below = (threshold - parts.pre_acts.float() / self.latent_scale).relu()
+            # Norms are weights. If they got a gradient, Adam would shrink a dead latent's row to
+            # nothing before its encoder could move, and the loss with it: in
+            # tests/training/test_options.py none of 24 dead latents would come back.
+            norms = parts.at.of(self.decoder_norms().detach())
+            losses["pre_act"] = c.pre_act_coefficient * parts.per_token(below * norms)
         return losses
-
-    def _penalty(self, parts: ForwardParts, schedule: Schedule) -> Float[Tensor, ""]:
-        c = self.config
-        if c.penalty == "l1":
-            return penalties.l1(self, parts, parts.latents.float()) / self.latent_scale
-        if c.penalty == "tanh":
-            return penalties.tanh(self, parts, c.tanh_slope * c.d_out**0.5)
-        threshold = parts.at.of(self._threshold("l0"))
-        steps = heaviside(parts.pre_acts, threshold, *self._estimator(schedule))
-        if c.l0_loss == "quadratic":
-            assert c.target_l0 is not None  # by check()
-            return penalties.quadratic(parts, steps, c.target_l0)
-        if c.l0_loss == "frequency":
-            return penalties.frequency(parts, steps, c.frequency_limit)
-        return parts.per_token(steps)
 
     def _threshold(self, term: str) -> Float[Tensor, " d_sae"]:
         """The threshold in raw units; detached for a term that must not move it."""
         threshold = self.latent_scale * self.threshold
         return threshold if self.config.ste in ("both", term) else threshold.detach()
-
-    def _estimator(self, schedule: Schedule) -> tuple[float, str, bool]:
-        return self._bandwidth(schedule), self.config.kernel, self.config.ste_to_inputs
 
     @torch.no_grad()
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"] | None:

@@ -3,7 +3,6 @@
 import importlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from ..io.errors import Refused
@@ -73,12 +72,10 @@ def class_of(model_type: str | None) -> type[SAE] | None:
 
 def _classes() -> dict[type[SAEConfig], type[SAE]]:
     classes: dict[type[SAEConfig], type[SAE]] = {}
-    for sae in _below(SAE):
-        classes.setdefault(sae.config_class, sae)  # a class before those derived from it
+    waiting: list[type[SAE]] = [SAE]
+    while waiting:
+        base = waiting.pop(0)
+        if base is not SAE:
+            classes.setdefault(base.config_class, base)  # a class before those derived from it
+        waiting[:0] = base.__subclasses__()
     return classes
-
-
-def _below(base: type[SAE]) -> Iterator[type[SAE]]:
-    for derived in base.__subclasses__():
-        yield derived
-        yield from _below(derived)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..io.errors import Refused
 from ..lm.sites import Sites
 from . import dedicated
-from .site_fields import SiteFields
+from .config import SAEConfig
 
 _LEAST = 1e-12  # of a norm that something is divided by
 
@@ -44,7 +44,7 @@ class Source(NamedTuple):
 class SiteLayout(nn.Module):
     """The part of an SAE that knows its sites and their units; a base of `SAE`."""
 
-    config: SiteFields
+    config: SAEConfig
     W_enc: nn.Parameter
     W_dec: nn.Parameter
     b_dec: nn.Parameter
@@ -97,7 +97,13 @@ class SiteLayout(nn.Module):
     @property
     def input_scale(self) -> float | Float[Tensor, " d_in"]:
         """The scale over which all that is read has a mean squared norm of 1."""
-        return self.read_scale
+        return self.read_scale * self.read_unit
+
+    @property
+    def read_unit(self) -> float:
+        """Unit of b_dec, where it is subtracted from what is read, over that of latents: 1 unless
+        each source reads its own site."""
+        return 1.0
 
     def _of_columns(self, scales: list[float], sites: Sites) -> Float[Tensor, " d"]:
         bias = self.b_dec.detach()  # of it, so that scales are where the weights are
@@ -189,12 +195,6 @@ class SiteLayout(nn.Module):
             return dead
         own = torch.arange(len(dead), device=dead.device) >= len(dead) - self.config.dedicated
         return dead & ~own
-
-    def tie_(self, changed: Float[Tensor, "n d_out"], rows: Float[Tensor, "n d_out"]) -> None:
-        """With `config.dedicated`, make the gradient of decoder rows, or these rows, equal at all
-        sites, but for dedicated latents'."""
-        if self.config.dedicated:
-            dedicated.tie_(changed, rows, len(self.config.writes))
 
     def first_rows(self, drawn: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "d_sae d_out"]:
         """Rows of norm 1 to start from: at every site of equal width the same direction, and the

@@ -48,7 +48,7 @@ class StrictLoading(PreTrainedModel):
             ValueError: a weight is missing, unexpected, of another shape, or not finite, where
                 transformers would log a line and continue with fresh values; or other files than
                 model.safetensors and its shards would be read; or sites, scales or models stand in
-            another order than in the record of the training.
+                another order than in the record of the training.
         """
         if cls.config_class is SAEConfig:
             variant = cast(type[T], _variant_at(f"{pretrained_model_name_or_path}", kwargs))
@@ -56,7 +56,17 @@ class StrictLoading(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         where = f"{pretrained_model_name_or_path}"
         place = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS and v is not None}
-        _refuse_other_files(kwargs)
+        # Options that make transformers read other weights than those which are checked here.
+        for name in ("variant", "gguf_file"):
+            if kwargs.get(name) is not None:
+                raise Refused(
+                    f"{name}={kwargs[name]!r}: an SAE is read from {WEIGHTS} alone; leave {name} "
+                    "out"
+                )
+        if kwargs.get("use_safetensors") is False:
+            raise Refused("use_safetensors=False: an SAE is read from safetensors files alone")
+        if path := (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # by AutoModel
+            raise Refused(_IS_ADAPTER.format(path))
         kwargs["use_safetensors"] = True  # no pickle, not even a restricted one
         if files := _weight_files(where, place):
             _refuse_other_weights(cls, files, where, place, kwargs.get("config"))
@@ -65,7 +75,23 @@ class StrictLoading(PreTrainedModel):
         with one_at_a_time:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
-        _refuse_misfits(model, info, where)
+        if mismatched := info["mismatched_keys"]:
+            key, shape, expected = sorted(mismatched)[0]
+            raise Refused(
+                f"{where}: {key} has shape {list(shape)} in the file, but the config asks for "
+                f"{list(expected)}; config.json and weights belong to different SAEs"
+            )
+        _refuse_other_names(
+            cls,
+            set(info["missing_keys"]),
+            set(info["unexpected_keys"]),
+            model.state_dict(),
+            where,
+        )
+        for key, tensor in model.state_dict().items():
+            if not tensor.isfinite().all():
+                bad = int((~tensor.isfinite()).sum())
+                raise Refused(f"{where}: {key} holds {bad} values that are NaN or infinite")
         _refuse_another_order(Path(where, place.get("subfolder", "")))
         model.lay_out_by_latent()
         model._source = {"name": where, **place}
@@ -82,25 +108,26 @@ class StrictLoading(PreTrainedModel):
         Raises:
             ValueError: there is no fingerprint, or it is damaged.
         """
-        path = Path(self._find_fingerprint() if fingerprint is None else fingerprint)
+        if fingerprint is None:
+            source = dict(getattr(self, "_source", {}))
+            name = source.pop("name", None)
+            if name is None:
+                raise Refused(
+                    "this SAE was not loaded from a folder; name its fingerprint's folder"
+                )
+            fingerprint = Path(name, source.get("subfolder", ""))
+            if not Path(name).is_dir():
+                try:
+                    fingerprint = cast(str, cached_file(name, FINGERPRINT, **source))
+                except OSError as error:
+                    raise Refused(f"{name} holds no {FINGERPRINT} to verify against") from error
+        path = Path(fingerprint)
         path = path / FINGERPRINT if path.is_dir() else path
         if not path.is_file():
             raise Refused(
                 f"there is no {path}; `hfsae train` and `hfsae.write_fingerprint` make it"
             )
         return verify(self, path)
-
-    def _find_fingerprint(self) -> Path:
-        source = dict(getattr(self, "_source", {}))
-        name = source.pop("name", None)
-        if name is None:
-            raise Refused("this SAE was not loaded from a folder; name its fingerprint's folder")
-        if Path(name).is_dir():
-            return Path(name, source.get("subfolder", ""))
-        try:
-            return Path(cast(str, cached_file(name, FINGERPRINT, **source)))
-        except OSError as error:
-            raise Refused(f"{name} holds no {FINGERPRINT} to verify against") from error
 
 
 def _variant_at(name: str, options: dict[str, Any]) -> Any:
@@ -120,19 +147,6 @@ def _variant_at(name: str, options: dict[str, Any]) -> Any:
             "reads other formats"
         )
     return MODEL_MAPPING[type(config)]
-
-
-def _refuse_other_files(options: dict[str, Any]) -> None:
-    """Refuse options that make transformers read weights which were not checked before."""
-    for name in ("variant", "gguf_file"):
-        if options.get(name) is not None:
-            raise Refused(
-                f"{name}={options[name]!r}: an SAE is read from {WEIGHTS} alone; leave {name} out"
-            )
-    if options.get("use_safetensors") is False:
-        raise Refused("use_safetensors=False: an SAE is read from safetensors files alone")
-    if path := (options.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # by AutoModel
-        raise Refused(_IS_ADAPTER.format(path))
 
 
 _IS_ADAPTER = (
@@ -170,22 +184,15 @@ def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
     if file := find(WEIGHTS):
         return [file]
     index = find(WEIGHTS_INDEX)
-    return [] if index is None else list(filter(None, map(find, _shards(Path(index)))))
-
-
-def _shards(index: Path) -> list[str]:
-    """File names of the shards that an index lists.
-
-    Raises:
-        ValueError: the index is damaged, or a name leads to another folder.
-    """
-    with reading(index):
-        names = sorted(set(read_json(index)["weight_map"].values()))
+    if index is None:
+        return []
+    with reading(Path(index)):
+        names = sorted(set(read_json(Path(index))["weight_map"].values()))
         if foreign := [name for name in names if not _SHARD.fullmatch(name)]:
             raise Refused(
                 f"{index} lists {foreign[0]!r}, which is not a shard beside it; use an intact copy"
             )
-    return names
+    return list(filter(None, map(find, names)))
 
 
 def _refuse_other_weights(
@@ -274,23 +281,3 @@ _IN_ORDER = ("sites", "target_sites", "site_scales", "model_names", "model_weigh
 def _listed(names: set[str]) -> str:
     shown = sorted(names)[:10]
     return f"{shown}" + (f" and {len(names) - len(shown):,} more" if len(names) > 10 else "")
-
-
-def _refuse_misfits(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
-    if mismatched := info["mismatched_keys"]:
-        key, shape, expected = sorted(mismatched)[0]
-        raise Refused(
-            f"{where}: {key} has shape {list(shape)} in the file, but the config asks for "
-            f"{list(expected)}; config.json and weights belong to different SAEs"
-        )
-    _refuse_other_names(
-        type(model),
-        set(info["missing_keys"]),
-        set(info["unexpected_keys"]),
-        model.state_dict(),
-        where,
-    )
-    for key, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
-            bad = int((~tensor.isfinite()).sum())
-            raise Refused(f"{where}: {key} holds {bad} values that are NaN or infinite")

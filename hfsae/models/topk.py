@@ -1,4 +1,4 @@
-"""TopK SAE: exactly k latents a token."""
+"""TopK SAE: exactly k latents a token. Its base is BatchTopK's too."""
 
 from bisect import bisect_left
 from typing import Literal
@@ -9,11 +9,46 @@ from torch import Tensor, nn
 
 from ..io.errors import Refused
 from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, largest, screen_top_k
-from .auxk import AuxKSAE, AuxKSAEConfig
-from .base import ForwardParts, Schedule
-from .config import Number
+from . import penalties
+from .base import SAE, ForwardParts, Schedule
+from .config import Number, SAEConfig
 
 _MULTI = 4  # times k latents, in the second loss of Multi-TopK
+
+
+class AuxKSAEConfig(SAEConfig):
+    """Fields of TopK and BatchTopK, for activations of unit mean squared norm (x/c)."""
+
+    k: int = 64
+    """latents that may fire on a token; for BatchTopK, on average"""
+    aux_coefficient: Number = 1 / 32
+    """weight of the auxiliary loss that revives dead latents; 0: no such loss"""
+    aux_k: int = 512
+    """dead latents that a token may use in the auxiliary loss; about d_in / 2"""
+
+    def check(self) -> None:
+        super().check()
+        self.require_positive("k", "aux_k")
+        self.require_not_negative("aux_coefficient")
+        if self.k > self.d_sae:
+            raise Refused(f"k ({self.k}) is larger than the dictionary: use at most {self.d_sae}")
+        if self.target_l0 is not None:
+            raise Refused(f"this SAE's L0 is k ({self.k}): leave target_l0 out and set k instead")
+
+
+class AuxKSAE(SAE):
+    """Base of SAEs that pick latents by rank; dead ones learn by `penalties.aux_k` alone."""
+
+    config: AuxKSAEConfig
+
+    def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
+        c = self.config
+        return penalties.aux_k(self, parts, schedule, c.aux_coefficient, c.aux_k)
+
+    def density(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
+    ) -> Float[Tensor, ""]:
+        return torch.tensor(self.config.k / self.config.d_sae)
 
 
 class TopKSAEConfig(AuxKSAEConfig):
@@ -73,7 +108,9 @@ class TopKSAE(AuxKSAE):
             is_all = k == self._n_entries
             latents = pre_acts if is_all else pre_acts * among_top_k(at, pre_acts.detach(), k)
         elif self.config.selection == "groupmax":
-            latents = _largest_of_groups(pre_acts, k)
+            grouped = pre_acts.unflatten(-1, (k, -1))  # [*batch, k, latents of a group]
+            values, indices = grouped.max(dim=-1, keepdim=True)
+            latents = torch.zeros_like(grouped).scatter(-1, indices, values).flatten(-2)
         elif self.config.selection == "approximate":
             latents = nearly_largest(pre_acts, k, float(self.config.recall))
         else:
@@ -110,14 +147,6 @@ class TopKSAE(AuxKSAE):
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
     ) -> Float[Tensor, ""]:
         return torch.tensor(self._n_entries / self.config.d_sae)
-
-
-def _largest_of_groups(
-    z: Float[Tensor, "*batch d_sae"], n_groups: int
-) -> Float[Tensor, "*batch d_sae"]:
-    grouped = z.unflatten(-1, (n_groups, -1))  # [*batch, n_groups, latents of a group]
-    values, indices = grouped.max(dim=-1, keepdim=True)
-    return torch.zeros_like(grouped).scatter(-1, indices, values).flatten(-2)
 
 
 def nearly_largest(

@@ -1,7 +1,6 @@
 """Functions on tensors, without configs, modules or files."""
 
 from . import sparse as sparse
-from .nested import nested_sums as nested_sums
 from .sampling import gumbel as gumbel
 from .sampling import kl_of_logs as kl_of_logs
 from .screening import among_top_k as among_top_k
@@ -18,6 +17,7 @@ from .sparse import Everywhere as Everywhere
 from .sparse import Place as Place
 from .sparse import Workspace as Workspace
 from .sparse import blocks as blocks
+from .sparse import nested_sums as nested_sums
 from .straight_through import Kernel as Kernel
 from .straight_through import heaviside as heaviside
 from .straight_through import jumprelu as jumprelu

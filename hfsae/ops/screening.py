@@ -64,12 +64,11 @@ _Mask = Tensor | np.ndarray
 
 
 class _Bound(NamedTuple):
-    """The bound's two factors: X W^T >= v - floor, for every pair."""
+    """The bound's two factors: X W^T >= v - floor, for every pair. Their first d columns are those
+    of x and w."""
 
     X: Float[Tensor, "tokens _"]
     W: Float[Tensor, "d_sae _"]
-    d: int
-    """number of columns of x and w; the columns of the bound follow"""
     raised: Float[Tensor, " d_sae"]
     """hi + lo - (b - floor): the allowance for rounding"""
 
@@ -86,8 +85,14 @@ def screen(
     x may be S times as wide as W, inputs of S sources side by side. Latents are then in S equal
     parts, each of which reads the columns of its source.
     """
-    parts = zip(*_sources(x, W, b, floor), strict=True)
-    return Entries.joined([_screen(*part, workspace=workspace) for part in parts])
+    parts = []
+    with _full_precision(x.device):
+        for of, rows, bias, level in zip(*_sources(x, W, b, floor), strict=True):
+            bound = _bound(of, rows, bias, level, workspace)
+            candidates = _candidates(bound, lambda scores, X: _ordered(scores) > 0, workspace)
+            values = candidates.dots(of, rows) + candidates.of(bias)
+            parts.append(_kept(candidates, values, values > candidates.of(level)))
+    return Entries.joined(parts)
 
 
 def _sources(x: Tensor, W: Tensor, *others: Tensor) -> list[Sequence[Tensor]]:
@@ -95,14 +100,6 @@ def _sources(x: Tensor, W: Tensor, *others: Tensor) -> list[Sequence[Tensor]]:
     n = max(1, x.shape[1] // W.shape[1])
     columns = [x] if n == 1 else [part.contiguous() for part in x.chunk(n, dim=1)]
     return [columns, *(each.chunk(n) for each in (W, *others))]
-
-
-def _screen(x: Tensor, W: Tensor, b: Tensor, floor: Tensor, *, workspace: Workspace) -> Entries:
-    with _full_precision(x.device):
-        bound = _bound(x, W, b, floor, workspace)
-        candidates = _candidates(bound, lambda scores, X: _ordered(scores) > 0, workspace)
-        values = candidates.dots(x, W) + candidates.of(b)
-        return _kept(candidates, values, values > candidates.of(floor))
 
 
 def screen_top_k(
@@ -122,10 +119,23 @@ def screen_top_k(
     """
     with _full_precision(x.device):
         bound = _bound(x, W, b, torch.zeros_like(b), workspace)
-        groups = _Groups(bound, k)
+        d, size = W.shape[1], max(1, len(W) // (_GROUPS_PER_K * k))
+        n_groups = len(W) // size
+
+        def largest_of_groups(by_latent: Tensor) -> Tensor:
+            """[d_sae, n] -> [groups, n]."""
+            return by_latent[: size * n_groups].unflatten(0, (size, n_groups)).amax(0)
+
+        norms = bound.W[:, d : d + 2].float()
+        most_added = largest_of_groups(torch.cat([norms, bound.raised[:, None]], dim=1))
 
         def pick(scores: Tensor, X: Tensor) -> _Mask:
-            return _ordered(scores) >= _ordered(groups.lower_bound(scores, X))
+            best = largest_of_groups(scores).T.float()  # [n, groups]
+            added = X[:, d : d + 2].float() @ most_added[:, :2].T + most_added[:, 2]
+            # Rounding to bfloat16 changed scores by up to 2^-8; 2.1 covers this floor's own.
+            reached = best - 2.0**-7 * best.abs() - 2.1 * added
+            least = reached.topk(k, dim=1, sorted=False).values.amin(1).clamp(min=0)
+            return _ordered(scores) >= _ordered(-_rounded_up(-least, scores.dtype))
 
         candidates = _candidates(bound, pick, workspace)
         values = candidates.dots(x, W) + candidates.of(b)
@@ -190,34 +200,6 @@ def _full_precision(device: torch.device) -> Iterator[None]:
             matmul.allow_bf16_reduced_precision_reduction = True
 
 
-class _Groups:
-    """Groups of latents, with each group's largest additions to the score."""
-
-    def __init__(self, bound: _Bound, k: int) -> None:
-        self.k, self.d = k, bound.d
-        size = max(1, len(bound.W) // (_GROUPS_PER_K * k))
-        self.shape = (size, len(bound.W) // size)
-        norms = bound.W[:, self.d : self.d + 2].float()
-        added = torch.cat([norms, bound.raised[:, None]], dim=1)
-        self.added = self._grouped(added).amax(0)  # [groups, 3]
-
-    def _grouped(self, by_latent: Float[Tensor, "d_sae n"]) -> Float[Tensor, "size groups n"]:
-        size, n_groups = self.shape
-        return by_latent[: size * n_groups].unflatten(0, self.shape)
-
-    def lower_bound(
-        self, scores: Float[Tensor, "d_sae n"], X: Float[Tensor, "n _"]
-    ) -> Float[Tensor, " n"]:
-        """A lower bound of each token's k-th largest v, at least 0; in the scores' dtype."""
-        best = self._grouped(scores).amax(0).T.float()  # [n, groups]
-        norms = X[:, self.d : self.d + 2].float()
-        added = norms @ self.added[:, :2].T + self.added[:, 2]
-        # Rounding to bfloat16 changed scores by up to 2^-8; 2.1 covers this floor's own rounding.
-        reached = best - 2.0**-7 * best.abs() - 2.1 * added
-        floor = reached.topk(self.k, dim=1, sorted=False).values.amin(1).clamp(min=0)
-        return _rounded_down(floor, scores.dtype)
-
-
 def _bound(x: Tensor, W: Tensor, b: Tensor, floor: Tensor, workspace: Workspace) -> _Bound:
     d, g, low = W.shape[1], (W.shape[1] + 8) * 2.0**-23, _low_dtype(x.device)
     # Tensor cores read rows in units of 16 bytes: extra columns are zero.
@@ -238,7 +220,7 @@ def _bound(x: Tensor, W: Tensor, b: Tensor, floor: Tensor, workspace: Workspace)
     columns[:, d + 3] = _rounded_up(upper - columns[:, d + 2].float(), low)
     columns[:, d + 4 :] = 0
     raised = (columns[:, d + 2].float() + columns[:, d + 3].float() - gap).clamp(min=0)
-    return _Bound(X, columns, d, raised)
+    return _Bound(X, columns, raised)
 
 
 def _rounded_rows(rows: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,21 +249,17 @@ def _candidates(
         X = bound.X[first : first + n_rows]
         scores = workspace.buffer("scores", d_sae, len(X), dtype=X.dtype, device=X.device)
         torch.mm(bound.W, X.T, out=scores)
-        latents, tokens = _places(pick(scores, X))
+        mask = pick(scores, X)
+        if isinstance(mask, Tensor):
+            latents, tokens = mask.nonzero(as_tuple=True)
+        else:
+            places = np.divmod(np.flatnonzero(mask), mask.shape[1])
+            latents, tokens = map(torch.from_numpy, places)
         parts.append((tokens + first, latents))
     tokens, latents = (torch.cat(each) for each in zip(*parts, strict=True))
     order = stable_order(latents, d_sae)
     tokens, latents = tokens.index_select(0, order), latents.index_select(0, order)
     return Entries(tokens, latents, n_tokens, d_sae, workspace=workspace)
-
-
-def _places(mask: _Mask) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the marked places, row by row."""
-    if isinstance(mask, Tensor):
-        rows, columns = mask.nonzero(as_tuple=True)
-        return rows, columns
-    rows, columns = np.divmod(np.flatnonzero(mask), mask.shape[1])
-    return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
 def _kept(at: Entries, values: Tensor, keep: Tensor) -> Entries:
@@ -322,10 +300,6 @@ def _ordered(scores: Tensor) -> Tensor | np.ndarray:
 def _rounded_up(x: Tensor, dtype: torch.dtype) -> Tensor:
     near = x.to(dtype)
     return torch.where(near.float() < x, near.nextafter(near.new_tensor(torch.inf)), near)
-
-
-def _rounded_down(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return -_rounded_up(-x, dtype)
 
 
 def _low_dtype(device: torch.device) -> torch.dtype:

@@ -28,6 +28,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Shard
 
 _BLOCK = 2**19  # numbers, 2 MiB of float32: they stay in cache from one operation to the next
 _WORTH_LEAVING_OUT = 0.5  # share of entries with a value; above it, zero entries are kept
@@ -278,8 +279,15 @@ class Entries:
             return kernels.dots(x, W, self.tokens, self.latents)
         if not len(self):
             return x.new_zeros(0)
-        size = (self.d_sae, self.n_tokens)
-        pattern = _csr(self.latent_offsets, self.tokens, x.new_zeros(len(self)), size)
+        with warnings.catch_warnings():  # torch warns once that its CSR tensors are in beta
+            warnings.filterwarnings("ignore", "Sparse CSR")
+            pattern = torch.sparse_csr_tensor(
+                self.latent_offsets,
+                self.tokens,
+                x.new_zeros(len(self)),
+                (self.d_sae, self.n_tokens),
+                check_invariants=False,
+            )
         return torch.sparse.sampled_addmm(pattern, W, x.T, beta=0.0).values()
 
     def gram(self, values: Float[Tensor, " n"]) -> Float[Tensor, "d_sae d_sae"]:
@@ -345,6 +353,34 @@ class Entries:
 
 
 Place = Everywhere | Entries
+
+
+def nested_sums(
+    values: Tensor, W: Float[Tensor, "d_sae d_out"], at: Place, ends: Sequence[int]
+) -> Float[Tensor, "levels *batch d_out"]:
+    """values W over the first `end` latents, for each of the rising `ends`; the last is d_sae.
+
+    Each latent is multiplied once, in its segment between two ends; prefixes are running sums of
+    segments: at hardly more cost than over all latents.
+    """
+    if isinstance(at, Entries):  # one product, with a row for every pair of a segment and a token
+        last = torch.tensor(ends, device=at.latents.device)
+        rows = torch.bucketize(at.latents, last, right=True) * at.n_tokens + at.tokens
+        n_rows = len(ends) * at.n_tokens
+        spread = Entries(rows, at.latents, n_rows, at.d_sae, workspace=at.workspace)
+        segments = spread.combine(values, W).unflatten(0, (len(ends), at.n_tokens))
+        return segments.cumsum(dim=0, dtype=torch.float32)
+    mesh = None
+    if isinstance(values, DTensor) and isinstance(W, DTensor):
+        # Each process sums its own latents, which may be in several segments.
+        mesh, values, W = W.device_mesh, values.to_local(), W.to_local()
+        first = mesh.get_local_rank() * len(W)
+        ends = [min(max(end - first, 0), len(W)) for end in ends]
+    parts = pairwise((0, *ends))
+    segments = torch.stack([EVERYWHERE.combine(values[..., a:b], W[a:b]) for a, b in parts])
+    if mesh is not None:
+        segments = DTensor.from_local(segments, mesh, [Partial()])
+    return segments.cumsum(dim=0, dtype=torch.float32)
 
 
 class _Of(torch.autograd.Function):
@@ -433,12 +469,6 @@ def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tens
     return nn.functional.embedding_bag(
         rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
-
-
-def _csr(offsets: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():  # torch warns once that its CSR tensors are in beta
-        warnings.filterwarnings("ignore", "Sparse CSR")
-        return torch.sparse_csr_tensor(offsets, columns, values, size, check_invariants=False)
 
 
 def on_gpu(x: Tensor) -> bool:

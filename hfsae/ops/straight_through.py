@@ -20,7 +20,7 @@ Each function keeps only z and the threshold for its backward pass.
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -65,7 +65,7 @@ def jumprelu(
     ste_to_z: bool = False,
 ) -> Float[Tensor, "*batch d_sae"]:
     """z where z > threshold, else 0; in z's dtype, compared in the wider dtype of the two."""
-    return _JumpReLU.apply(z, threshold, _Window(bandwidth, kernel, ste_to_z))
+    return _JumpReLU.apply(z, threshold, bandwidth, kernel, ste_to_z)
 
 
 def heaviside(
@@ -80,56 +80,50 @@ def heaviside(
     z must be pre-activations: with activations after the jump, the lower half of the kernel window
     is empty, and the threshold gets half its gradient.
     """
-    return _Heaviside.apply(z, threshold, _Window(bandwidth, kernel, ste_to_z))
-
-
-class _Window(NamedTuple):
-    bandwidth: float
-    """0: no window, and no gradient but that of z above the threshold"""
-    kernel: str
-    ste_to_z: bool
-
-    def weigh(self, grad: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
-        """grad K(u)."""
-        return grad * kernel((z - threshold).div_(self.bandwidth), self.kernel)
+    return _Heaviside.apply(z, threshold, bandwidth, kernel, ste_to_z)
 
 
 class _JumpReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, window: _Window) -> Tensor:
+    def forward(
+        ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: str, ste_to_z: bool
+    ) -> Tensor:
         ctx.save_for_backward(z, threshold)
-        ctx.window = window
+        ctx.window = bandwidth, name, ste_to_z
         return z * (z > threshold)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        (z, threshold), window = ctx.saved_tensors, ctx.window
-        if not window.bandwidth:
-            return grad * (z > threshold), torch.zeros_like(threshold), None
-        height, dz, dthreshold = threshold / window.bandwidth, grad * (z > threshold), None
-        if window.ste_to_z or ctx.needs_input_grad[1]:
-            in_window = window.weigh(grad, z, threshold)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (z, threshold), (bandwidth, name, ste_to_z) = ctx.saved_tensors, ctx.window
+        dz, dthreshold = grad * (z > threshold), None
+        if not bandwidth:  # no window, and no gradient but that of z above the threshold
+            return dz, torch.zeros_like(threshold), None, None, None
+        if ste_to_z or ctx.needs_input_grad[1]:
+            height = threshold / bandwidth
+            in_window = grad * kernel((z - threshold).div_(bandwidth), name)
             dthreshold = -height * _batch_sum(in_window, threshold)
-            if window.ste_to_z:
+            if ste_to_z:
                 dz = (dz + height * in_window).to(z.dtype)
-        return dz, dthreshold, None
+        return dz, dthreshold, None, None, None
 
 
 class _Heaviside(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, window: _Window) -> Tensor:
+    def forward(
+        ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: str, ste_to_z: bool
+    ) -> Tensor:
         ctx.save_for_backward(z, threshold)
-        ctx.window = window
+        ctx.window = bandwidth, name, ste_to_z
         return (z > threshold).to(threshold.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        (z, threshold), window = ctx.saved_tensors, ctx.window
-        if not window.bandwidth:
-            return None, torch.zeros_like(threshold), None
-        in_window = window.weigh(grad, z, threshold)
-        dz = (in_window / window.bandwidth).to(z.dtype) if window.ste_to_z else None
-        return dz, -_batch_sum(in_window, threshold) / window.bandwidth, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (z, threshold), (bandwidth, name, ste_to_z) = ctx.saved_tensors, ctx.window
+        if not bandwidth:
+            return None, torch.zeros_like(threshold), None, None, None
+        in_window = grad * kernel((z - threshold).div_(bandwidth), name)
+        dz = (in_window / bandwidth).to(z.dtype) if ste_to_z else None
+        return dz, -_batch_sum(in_window, threshold) / bandwidth, None, None, None
 
 
 def _batch_sum(x: Tensor, threshold: Tensor) -> Tensor:

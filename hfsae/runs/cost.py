@@ -34,8 +34,7 @@ from .job import EmptyLMs, Model, first_model
 from .opening import check, with_lone_site
 from .results import refuse_another_training
 from .stage_probe import probe_arguments
-from ..training.kind import SPARSE_BELOW, SPARSE_FROM
-from ..training.run import FIRST_LOOK
+from ..training.run import FIRST_LOOK, SPARSE_BELOW, SPARSE_FROM
 from ..training.schedules import in_steps
 from ..training.sharding import check_spread
 from ..training.start import sample_size

@@ -37,7 +37,7 @@ from ..io.files import parse_json, write_whole
 from ..io.file_names import PRESETS
 from ..io.errors import Refused
 from ..models import SAE
-from ..models.identity import refuse_values_of_others
+from ..models.fingerprint import refuse_values_of_others
 from ..ops import kl_of_logs
 from ..steering import SeededSampling, repetition, steer
 from ..steering.pair import Pair, Sampling, generate_pair

@@ -41,7 +41,7 @@ from ..lm import (
 )
 from ..models import SAE
 from ..models.config import check_latent
-from ..models.identity import refuse_values_of_others
+from ..models.fingerprint import refuse_values_of_others
 
 Mode = Literal["add", "clamp", "scale", "ablate", "orthogonal", "cap"]
 Unit = Literal["raw", "max", "norm"]

@@ -92,12 +92,12 @@ class TrainingArguments:
     paper: 0. At 131k tokens 0.7 lowers FVU by 4 %, and leaves more latents silent."""
     init_cluster_rounds: int = 0
     """Rounds of k-means after which the data that a latent starts at are a cluster of activations,
-    or of what clusters leave (`training/clusters.py`), instead of one token; 0: one token. 4 rounds
+    or of what clusters leave (`training/start.py`), instead of one token; 0: one token. 4 rounds
     at a share of 0.9 lower FVU by 6 % at 131k tokens, by 3 % at 524k."""
     init_whitening: float = 0.0
     """Power p of the covariance S in which tokens and clusters for the start are found, from 0 to
     1: decoder rows start at patterns, S^(p/2) c, encoder columns at their detectors, S^(-p/2) c
-    (`training/whitening.py`). Fewer latents end silent, above all where one direction holds much
+    (`training/start.py`). Fewer latents end silent, above all where one direction holds much
     of the variance."""
     init_encoder_scale: float = 1.0
     """Norm of encoder columns at the start, as a factor on that of decoder rows (the paper: 1)."""
@@ -149,7 +149,20 @@ class TrainingArguments:
             raise Refused(
                 f"training.num_processes must be 1 or more, or null, got {self.num_processes}"
             )
-        self._check_start()
+        if not 0 <= self.init_decoder_data <= 1:
+            raise Refused(
+                f"training.init_decoder_data must lie in [0, 1], got {self.init_decoder_data}"
+            )
+        if not 0 <= self.init_whitening <= 1:
+            raise Refused(f"training.init_whitening must lie in [0, 1], got {self.init_whitening}")
+        check_least(self, "training.", init_cluster_rounds=0)
+        for name in ("init_cluster_rounds", "init_whitening"):
+            if getattr(self, name) and not self.init_decoder_data:
+                raise Refused(
+                    f"training.{name} is {getattr(self, name)}, which has no effect "
+                    "while training.init_decoder_data, the share of data at the "
+                    f"start, is 0; set that to 0.9, or training.{name} to 0"
+                )
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
@@ -192,22 +205,6 @@ class TrainingArguments:
                 f"training.batch_size ({self.batch_size}) is not divisible by "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps})"
             )
-
-    def _check_start(self) -> None:
-        if not 0 <= self.init_decoder_data <= 1:
-            raise Refused(
-                f"training.init_decoder_data must lie in [0, 1], got {self.init_decoder_data}"
-            )
-        if not 0 <= self.init_whitening <= 1:
-            raise Refused(f"training.init_whitening must lie in [0, 1], got {self.init_whitening}")
-        check_least(self, "training.", init_cluster_rounds=0)
-        for name in ("init_cluster_rounds", "init_whitening"):
-            if getattr(self, name) and not self.init_decoder_data:
-                raise Refused(
-                    f"training.{name} is {getattr(self, name)}, which has no effect "
-                    "while training.init_decoder_data, the share of data at the "
-                    f"start, is 0; set that to 0.9, or training.{name} to 0"
-                )
 
     @property
     def total_steps(self) -> int:

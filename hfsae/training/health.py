@@ -2,17 +2,30 @@
 
 Users of every library meet the same few walls: thresholds that do not move, an L0 that will not
 fall, a coefficient that does nothing. Each has a cause that shows in numbers the trainer has at
-hand. `diagnose` reads them between two log lines and names it.
+hand: `Readings` takes them at each log line, and `diagnose` names the cause.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..models import SAE, Schedule
+from ..ops import Place
+from .arguments import TrainingArguments
+from .l0 import L0Control
+from .schedules import in_steps
+from .sharding import whole
 
 _MOST = 0.5  # of all latents
 _LEAST_VARIANCE = 0.2  # of x/c; 0.5 at a middle block of SmolLM2
 _DOMINATES = 0.25  # of the variance; 0.09 after block 12 of SmolLM2, 0.47 after Gemma 3's block 9
 _SILENT, _EARLY = 0.1, 0.1
 _LEAST_SHARE = 0.1  # of an equal share of L0
+_ITERATIONS = 10  # of power iteration
 _WIDE, _WIDE_FACTOR = 0.05, 4  # in runs that work: 0.016 of pre-activations, 2 median thresholds
 
 
@@ -63,7 +76,68 @@ class HealthReading:
 def diagnose(reading: HealthReading) -> list[str]:
     """Why training is stuck, one sentence per cause, the most fundamental first; empty if nothing
     is wrong."""
-    return list(_causes(reading))
+    causes: list[str] = []
+    if not 0.2 < reading.mean_square < 5:
+        causes.append(
+            f"activations reach the SAE with mean square {reading.mean_square:.3g} instead of 1, "
+            "so bandwidth, thresholds and coefficients mean something else: leave activation_scale "
+            "unset and the trainer estimates it"
+        )
+    elif reading.variance < _LEAST_VARIANCE:
+        causes.append(
+            f"activations vary by only {reading.variance:.0%} of their mean square, since their "
+            "mean carries the rest, so bandwidth, thresholds and coefficients are too large for "
+            "what varies: set training.unit=spread"
+        )
+    if reading.window_share > _WIDE and reading.bandwidth > _WIDE_FACTOR * reading.threshold:
+        causes.append(
+            f"{reading.window_share:.0%} of all pre-activations fall inside the STE window "
+            f"(bandwidth {reading.bandwidth:.2g}, median threshold {reading.threshold:.2g}), so "
+            "most gradients of thresholds come from latents far below them: lower sae.bandwidth "
+            f"to about {2 * reading.threshold:.1g}"
+        )
+    if reading.window_hits < 0.02:
+        causes.append(
+            f"only {reading.window_hits:.2g} pre-activations per latent and step fall inside the "
+            "STE window, so thresholds get almost no gradient: raise sae.bandwidth (0.03 suits "
+            "runs under 1e8 tokens) or the batch size"
+        )
+    travel_left = reading.threshold_travel * reading.steps_left / max(reading.steps, 1)
+    is_too_slow = travel_left < 0.2 and not reading.decaying
+    faster = "raise training.threshold_learning_rate"
+    if reading.log_threshold:
+        faster = f"set sae.log_threshold=false or {faster}"
+    if reading.is_off_target and is_too_slow and reading.steps_left > reading.steps:
+        causes.append(
+            f"thresholds move {reading.threshold_travel:.1%} in {reading.steps} steps, too slowly "
+            f"to bring L0 from {reading.l0:.0f} to {reading.target_l0:.0f} in this run: {faster}"
+        )
+    if reading.target_l0 is None and is_too_slow and reading.share_done < 0.25:
+        causes.append(
+            f"thresholds move {reading.threshold_travel:.2%} in {reading.steps} steps: in the rest "
+            "of this run they will hardly leave their first value, whatever sae.l0_coefficient is: "
+            f"{faster}"
+        )
+    if reading.l0 < 0.3 * (reading.target_l0 or 1.0):
+        goal = f", far below its target of {reading.target_l0:.0f}" if reading.target_l0 else ""
+        causes.append(
+            f"L0 is {reading.l0:.2g}{goal}: thresholds overshot; lower sae.l0_coefficient, "
+            "training.threshold_learning_rate or training.l0_gain"
+        )
+    is_stuck = reading.l0 > 0.97 * reading.previous_l0
+    if reading.is_off_target and reading.sparsity_growth > 1.5 and is_stuck:
+        causes.append(
+            f"the sparsity coefficient grew {reading.sparsity_growth:.1f}-fold and L0 stayed at "
+            f"{reading.l0:.0f}: Adam takes the same step whatever the coefficient once it "
+            "dominates, so raise training.threshold_learning_rate instead"
+        )
+    if reading.dead_share > _MOST:
+        causes.append(
+            f"{reading.dead_share:.0%} of latents are dead: lengthen "
+            "training.sparsity_warmup_steps, or lower sae.l0_coefficient or "
+            "training.learning_rate"
+        )
+    return causes
 
 
 def diagnose_dead(dead_share: float, *, could_revive: bool) -> list[str]:
@@ -130,67 +204,95 @@ def diagnose_sources(l0: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _causes(reading: HealthReading) -> Iterator[str]:
-    if not 0.2 < reading.mean_square < 5:
-        yield (
-            f"activations reach the SAE with mean square {reading.mean_square:.3g} instead of 1, "
-            "so bandwidth, thresholds and coefficients mean something else: leave activation_scale "
-            "unset and the trainer estimates it"
+class Readings:
+    """Readings for the log; `previous` holds those of the line before, empty at first."""
+
+    def __init__(self, sae: SAE, args: TrainingArguments, control: L0Control) -> None:
+        self.sae, self.args, self.control = sae, args, control
+        self.previous: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def line(
+        self,
+        x: Float[Tensor, "part d_in"],
+        pre_acts: Float[Tensor, "..."],
+        at: Place,
+        l0: float,
+        dead_share: float,
+        never_share: float,
+        schedule: Schedule,
+        step: int,
+    ) -> dict[str, Any]:
+        """The log line's entries on thresholds, where training moves them, and the findings since
+        the last line; else on silent latents, if many.
+
+        Args:
+            x: inputs of the step's last part, raw units.
+            pre_acts: their pre-activations, at the positions `at`.
+            dead_share: of latents that have not fired for dead_after_tokens.
+            never_share: of latents that have not fired since the start.
+        """
+        sae, args, total = self.sae, self.args, self.args.total_steps
+        learns = sae.config.has_thresholds and sae.get_parameter("threshold").requires_grad
+        if step < self.control.warm_start_steps or not learns:
+            could_revive = getattr(sae.config, "aux_coefficient", None) == 0
+            warnings = diagnose_dead(dead_share, could_revive=could_revive)
+            if args.init_decoder_data:
+                warnings += diagnose_silent(
+                    never_share, step / total, whitening=args.init_whitening
+                )
+            return {"health": warnings} if warnings else {}
+        threshold = whole(sae.get_parameter("threshold").detach()).clone()
+        before, now = self.previous, {"step": step, "l0": l0, "sparsity": schedule.sparsity}
+        self.previous = {**now, "threshold": threshold}
+        share = float(whole(sae.window_share(pre_acts, schedule, at)))
+        line = {
+            "l0_coefficient": sae.config.l0_coefficient * schedule.sparsity,
+            "threshold_median": float(threshold.median()),
+            "window_share": share,
+        }
+        if not before:
+            return line
+        x = whole(x.float() / sae.input_scale)
+        variance = root_mean_square_norm(x - x.mean(dim=0)) ** 2
+        is_spread = args.unit == "spread"
+        former = before["threshold"]
+        moved = torch.where(former > 0, threshold / former - 1, threshold)  # one that stays 0: none
+        reading = HealthReading(
+            steps=step - before["step"],
+            steps_left=total - step,
+            share_done=step / total,
+            l0=l0,
+            previous_l0=before["l0"],
+            target_l0=self.control.target,
+            window_hits=share * args.batch_size,
+            threshold_travel=float(moved.abs().median()),
+            sparsity_growth=schedule.sparsity / max(before["sparsity"], 1e-30),
+            dead_share=dead_share,
+            mean_square=variance if is_spread else root_mean_square_norm(x) ** 2,
+            log_threshold=sae.config.log_threshold,
+            warming_up=self.control.warmup(step) < 1,
+            decaying=step >= total - in_steps(args.decay_steps, total) > 0,
+            variance=variance,
+            window_share=share,
+            bandwidth=sae.config.bandwidth * schedule.bandwidth,
+            threshold=line["threshold_median"],
         )
-    elif reading.variance < _LEAST_VARIANCE:
-        yield (
-            f"activations vary by only {reading.variance:.0%} of their mean square, since their "
-            "mean carries the rest, so bandwidth, thresholds and coefficients are too large for "
-            "what varies: set training.unit=spread"
-        )
-    if reading.window_share > _WIDE and reading.bandwidth > _WIDE_FACTOR * reading.threshold:
-        yield (
-            f"{reading.window_share:.0%} of all pre-activations fall inside the STE window "
-            f"(bandwidth {reading.bandwidth:.2g}, median threshold {reading.threshold:.2g}), so "
-            "most gradients of thresholds come from latents far below them: lower sae.bandwidth "
-            f"to about {2 * reading.threshold:.1g}"
-        )
-    if reading.window_hits < 0.02:
-        yield (
-            f"only {reading.window_hits:.2g} pre-activations per latent and step fall inside the "
-            "STE window, so thresholds get almost no gradient: raise sae.bandwidth (0.03 suits "
-            "runs under 1e8 tokens) or the batch size"
-        )
-    travel_left = reading.threshold_travel * reading.steps_left / max(reading.steps, 1)
-    is_too_slow = travel_left < 0.2 and not reading.decaying
-    faster = "raise training.threshold_learning_rate"
-    if reading.log_threshold:
-        faster = f"set sae.log_threshold=false or {faster}"
-    if reading.is_off_target and is_too_slow and reading.steps_left > reading.steps:
-        yield (
-            f"thresholds move {reading.threshold_travel:.1%} in {reading.steps} steps, too slowly "
-            f"to bring L0 from {reading.l0:.0f} to {reading.target_l0:.0f} in this run: {faster}"
-        )
-    if reading.target_l0 is None and is_too_slow and reading.share_done < 0.25:
-        yield (
-            f"thresholds move {reading.threshold_travel:.2%} in {reading.steps} steps: in the rest "
-            "of this run they will hardly leave their first value, whatever sae.l0_coefficient is: "
-            f"{faster}"
-        )
-    if reading.l0 < 0.3 * (reading.target_l0 or 1.0):
-        goal = f", far below its target of {reading.target_l0:.0f}" if reading.target_l0 else ""
-        yield (
-            f"L0 is {reading.l0:.2g}{goal}: thresholds overshot; lower sae.l0_coefficient, "
-            "training.threshold_learning_rate or training.l0_gain"
-        )
-    if reading.is_off_target and reading.sparsity_growth > 1.5 and _l0_stands(reading):
-        yield (
-            f"the sparsity coefficient grew {reading.sparsity_growth:.1f}-fold and L0 stayed at "
-            f"{reading.l0:.0f}: Adam takes the same step whatever the coefficient once it "
-            "dominates, so raise training.threshold_learning_rate instead"
-        )
-    if reading.dead_share > _MOST:
-        yield (
-            f"{reading.dead_share:.0%} of latents are dead: lengthen "
-            "training.sparsity_warmup_steps, or lower sae.l0_coefficient or "
-            "training.learning_rate"
-        )
+        travel = reading.threshold_travel
+        return {**line, "threshold_travel": travel, "health": diagnose(reading)}
 
 
-def _l0_stands(reading: HealthReading) -> bool:
-    return reading.l0 > 0.97 * reading.previous_l0
+def root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:
+    """The root of the mean over rows of their squared norms."""
+    return float(x.float().square().sum(dim=-1).mean().sqrt())
+
+
+def leading_share(x: Float[Tensor, "n d"]) -> float:
+    """The share of the variance about the mean along the direction that holds most of it, by power
+    iteration from the row of the largest norm."""
+    x = x.float() - x.float().mean(dim=0)
+    direction = x[x.norm(dim=1).argmax()]
+    for _ in range(_ITERATIONS):
+        direction = nn.functional.normalize(x.T @ (x @ direction), dim=0)
+    total = float(x.square().sum())
+    return float((x @ direction).square().sum()) / total if total else 0.0

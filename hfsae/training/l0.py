@@ -12,7 +12,7 @@ import logging
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models import SAE
 from ..models.config import l0_goal
@@ -40,10 +40,6 @@ class L0Control:
         most = max(self.target or 0.0, sae.config.d_sae / 2)
         self.first_l0 = min(args.warm_start_l0 * (self.target or 0.0), most)
 
-    @property
-    def _threshold(self) -> nn.Parameter:
-        return self.sae.get_parameter("threshold")
-
     @torch.no_grad()
     def begin(self, pre_acts: Float[Tensor, "n d_sae"]) -> None:
         """Set the threshold so that `target` latents a token pass it; reorders pre_acts in place.
@@ -52,10 +48,13 @@ class L0Control:
             pre_acts: pre-activations of a sample, raw units.
         """
         assert self.target is not None
-        threshold = _nth_largest_(whole(pre_acts), round(self.goal(0) * len(pre_acts)))
+        n = round(self.goal(0) * len(pre_acts))
+        values = whole(pre_acts).flatten().cpu().numpy()  # torch's topk needs 16 bytes a number
+        values.partition(len(values) - n)
+        threshold = float(values[len(values) - n])  # the n-th largest
         # The controller multiplies the threshold, so it could never move one of 0.
         least = float(self.sae.config.initial_threshold)
-        self._threshold.fill_(max(threshold / self.sae.latent_scale, least))
+        self.sae.get_parameter("threshold").fill_(max(threshold / self.sae.latent_scale, least))
 
     def goal(self, step: int) -> float:
         """L0 to steer to at a step of the warm start: it falls to the target by its middle."""
@@ -74,7 +73,9 @@ class L0Control:
     @torch.no_grad()
     def end_warm_start(self) -> None:
         """Set the lambda for which the warm start's threshold is right."""
-        factor = self.sae.config.sparsity_at(float(whole(self._threshold).median()))
+        factor = self.sae.config.sparsity_at(
+            float(whole(self.sae.get_parameter("threshold")).median())
+        )
         if factor is not None:
             self.factor = _within_reach(factor)
 
@@ -84,7 +85,9 @@ class L0Control:
         if self.target is None:
             return
         if step < self.warm_start_steps:
-            self._threshold.mul_(steer(1.0, l0, self.goal(step), _WARM_START_GAIN))
+            self.sae.get_parameter("threshold").mul_(
+                steer(1.0, l0, self.goal(step), _WARM_START_GAIN)
+            )
         elif self.sae.config.steers_itself:
             return
         elif self.warmup(step) == 1.0:  # during the warm-up it would correct for it and wind up
@@ -129,10 +132,3 @@ def set_l0_(sae: SAE, x: Float[Tensor, "n d_in"]) -> float | None:
 
 def _within_reach(factor: float) -> float:
     return min(max(factor, 1 / _REACH), _REACH)
-
-
-def _nth_largest_(x: Tensor, n: int) -> float:
-    """The n-th largest of x, which is reordered: torch's `topk` needs 16 bytes a number on CPUs."""
-    values = x.flatten().cpu().numpy()
-    values.partition(len(values) - n)
-    return float(values[len(values) - n])

@@ -12,31 +12,18 @@ latents the norms that rows had, which changes no reconstruction. Where latents 
 rank (TopK, BatchTopK), they are ranked from then on by the length of what they write.
 """
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..io.errors import Refused
 from ..models import SAE, SAEConfig
-from ..models.folding import fold_decoder_norms
+from ..models.base import fold_decoder_norms
 from ..ops import Workspace
 
 MOST_LATENTS = 2**15
 _AT_ONCE = 2**13  # activations
 _CONSTANT = 1e-6  # share of a latent's mean square: one that varies less does not tell a row
-
-
-class _Sums(NamedTuple):
-    """Over activations: of latents f and errors e = t - f V - b, before the refit."""
-
-    gram: Float[Tensor, "d_sae d_sae"]
-    """f^T f"""
-    cross: Float[Tensor, "d_sae d_out"]
-    """f^T e"""
-    latents: Float[Tensor, " d_sae"]
-    errors: Float[Tensor, " d_out"]
 
 
 def check_refit(config: SAEConfig) -> None:
@@ -65,43 +52,36 @@ def refit_(
     sae: SAE, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], ridge: float
 ) -> None:
     """Fit decoder rows and bias of a folded SAE to activations, raw units, on any device."""
-    sums, n = _sums(sae, x, target), len(x)
-    change = _solved(sums, n, ridge)
-    state = sae.state_dict()
-    state["b_dec"] = state["b_dec"] + (sums.errors - sums.latents @ change) / n
-    (decoder,) = sae.decoder_names
-    state[decoder] = state[decoder] + change
-    sae.load_state_dict(fold_decoder_norms(state, sae.row_norms, sae.decoder_names))
-    sae.settle_(x[:_AT_ONCE].to(sae.device).float())
-
-
-def _sums(sae: SAE, x: Tensor, target: Tensor) -> _Sums:
-    d_sae, d_out, device = sae.config.d_sae, sae.config.d_out, sae.device
-    shapes = ((d_sae, d_sae), (d_sae, d_out), (d_sae,), (d_out,))
-    sums = _Sums._make(torch.zeros(shape, device=device) for shape in shapes)
+    n, device = len(x), sae.device
+    d_sae, d_out = sae.config.d_sae, sae.config.d_out
+    # Sums over activations, of latents f and errors e = t - f V - b: f^T f, f^T e, f, e.
+    gram, cross = (torch.zeros(d_sae, d, device=device) for d in (d_sae, d_out))
+    latents, errors = (torch.zeros(d, device=device) for d in (d_sae, d_out))
     workspace = Workspace() if sae.can_be_sparse else None
     for part, wanted in zip(x.split(_AT_ONCE), target.split(_AT_ONCE), strict=True):
         part, wanted = part.to(device).float(), wanted.to(device).float()
         out = sae(part, workspace=workspace)
         error = wanted - out.recon
-        at, latents = out.at.support(out.latents)  # products are of pairs: zeros cost most
-        sums.gram.add_(at.gram(latents))
-        sums.cross.add_(at.sums_by_latent(latents, error))
-        sums.latents.add_(at.totals_by_latent(latents))
-        sums.errors.add_(error.sum(dim=0))
-    return sums
-
-
-def _solved(sums: _Sums, n: int, ridge: float) -> Float[Tensor, "d_sae d_out"]:
-    """The change of decoder rows. Latents are centred, which takes the bias out, and divided by
-    their spread, which makes the matrix's diagonal 1 + ridge. Overwrites the sums of products."""
-    gram, cross, squares = sums.gram, sums.cross, sums.gram.diagonal().clone()
-    gram.addr_(sums.latents, sums.latents, alpha=-1 / n)
-    cross.addr_(sums.latents, sums.errors, alpha=-1 / n)
+        at, values = out.at.support(out.latents)  # products are of pairs: zeros cost most
+        gram.add_(at.gram(values))
+        cross.add_(at.sums_by_latent(values, error))
+        latents.add_(at.totals_by_latent(values))
+        errors.add_(error.sum(dim=0))
+    # The change of rows. Latents are centred, which takes the bias out, and divided by their
+    # spread, which makes the matrix's diagonal 1 + ridge.
+    squares = gram.diagonal().clone()
+    gram.addr_(latents, latents, alpha=-1 / n)
+    cross.addr_(latents, errors, alpha=-1 / n)
     variances = gram.diagonal().clone()
     tells = variances > _CONSTANT * squares
     weights = torch.where(tells, variances.clamp(min=0).rsqrt(), 0.0)
     gram.mul_(weights[:, None]).mul_(weights)
     gram.diagonal().fill_(1 + ridge)
     solved = torch.cholesky_solve(cross * weights[:, None], torch.linalg.cholesky(gram))
-    return solved * weights[:, None]
+    change = solved * weights[:, None]
+    state = sae.state_dict()
+    state["b_dec"] = state["b_dec"] + (errors - latents @ change) / n
+    (decoder,) = sae.decoder_names
+    state[decoder] = state[decoder] + change
+    sae.load_state_dict(fold_decoder_norms(state, sae.row_norms, sae.decoder_names))
+    sae.settle_(x[:_AT_ONCE].to(device).float())

@@ -15,12 +15,14 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -42,8 +44,7 @@ from ..models import SAE
 from ..ops import Workspace
 from . import checkpoint
 from .arguments import TrainingArguments
-from .identity import Identity
-from .interrupt import Interrupt
+from .checkpoint import Identity
 from .l0 import set_l0_
 from .refit import refit_
 from .run import Run
@@ -85,6 +86,48 @@ Trained = TypeVar("Trained", bound=SAE | Mapping[str, SAE])
 class _Stop(Exception):
     """A request to stop between two steps, when the state in memory is complete and may be
     saved."""
+
+
+class Interrupt:
+    """Delays a request to stop until the current step is finished.
+
+    While entered, the first SIGINT or SIGTERM only sets `requested`; a second one acts at once,
+    except inside `deferred()`.
+
+    Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferring = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupt":
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread
+                break
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Protect work that an exception would spoil: torch.save would raise another error."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and not self._deferring:
+            raise KeyboardInterrupt
+        self.requested = True
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
@@ -200,75 +243,73 @@ class Trainer(Generic[Trained]):
             ValueError: another process uses output_dir, or it holds another run.
         """
         with locked(self.output_dir):
-            trained = self._train()
+            self._resume()
+            if self.args.report_to != "none":
+                self.accelerator.init_trackers("hfsae", config=asdict(self.args))
+            with self.interrupt, without_denormals(), self._bars() as bar:
+                try:
+                    if self.steps_done == 0:
+                        start = time.perf_counter()
+                        n = max(sample_size(run.args) for run in self.runs.values())
+                        sample = self.stream.sample(n)
+                        refuse_not_finite(sample)
+                        self.harvest_seconds += time.perf_counter() - start
+                        for name, run in self.runs.items():
+                            start = time.perf_counter()
+                            run.initialise(sample)
+                            self.sae_seconds[name] += time.perf_counter() - start
+                        del sample  # up to 131,072 activations
+                    while self.steps_done < self.args.total_steps:
+                        self._step(bar)
+                        if self._anyone(self.interrupt.requested):
+                            raise _Stop
+                except _Stop:
+                    if self.steps_done:  # before the first step there is nothing to save
+                        self.save_checkpoint()
+                        self.accelerator.wait_for_everyone()  # an early exit would kill the others
+                    raise KeyboardInterrupt from None
+            trained = self._finish()
         return cast(Trained, trained[""] if self._is_single else trained)
 
-    def _train(self) -> dict[str, SAE]:
-        if self.accelerator.is_main_process:
-            for name in self.runs:
-                sweep(self.output_dir / name)
-        self._resume()
-        if self.args.report_to != "none":
-            self.accelerator.init_trackers("hfsae", config=asdict(self.args))
-        with self.interrupt, without_denormals(), self._bars() as bar:
-            try:
-                if self.steps_done == 0:
-                    self._initialise()
-                while self.steps_done < self.args.total_steps:
-                    self._step(bar)
-                    if self._anyone(self.interrupt.requested):
-                        raise _Stop
-            except _Stop:
-                if self.steps_done:  # before the first step there is nothing to save
-                    self.save_checkpoint()
-                    self.accelerator.wait_for_everyone()  # an early exit would kill the others
-                raise KeyboardInterrupt from None
-        return self._finish()
-
-    def _initialise(self) -> None:
-        start = time.perf_counter()
-        sample = self.stream.sample(max(sample_size(run.args) for run in self.runs.values()))
-        refuse_not_finite(sample)
-        self.harvest_seconds += time.perf_counter() - start
-        for name, run in self.runs.items():
-            start = time.perf_counter()
-            run.initialise(sample)
-            self.sae_seconds[name] += time.perf_counter() - start
-
     def _step(self, bar: tqdm) -> None:
-        logs = self.steps_done % self.args.logging_steps == 0
+        """One step of each SAE on the stream's next batch, their log lines, a checkpoint."""
+        step, total = self.steps_done, self.args.total_steps
+        logs = step % self.args.logging_steps == 0
         start = time.perf_counter()
         batch = self.stream.next_batch()
         refuse_not_finite(batch)
         self.harvest_seconds += time.perf_counter() - start
-        lines = {name: self._timed_step(name, batch, logs) for name in self.runs}
+        lines = {}
+        for name, run in self.runs.items():
+            start = time.perf_counter()
+            lines[name] = run.step(batch, step, log=logs)
+            self.sae_seconds[name] += time.perf_counter() - start
         self.steps_done += 1
         bar.update(self.args.batch_size)
-        if logs:
-            self._log(lines, bar)
-            self._stop_if_not_finite()
-        every = in_steps(self.args.save_steps, self.args.total_steps)
-        is_last = self.steps_done == self.args.total_steps
-        if is_last or (every and self.steps_done % every == 0):
-            self.save_checkpoint()
-
-    def _timed_step(self, name: str, batch: dict[str, Tensor], logs: bool) -> dict[str, Any]:
-        start = time.perf_counter()
-        line = self.runs[name].step(batch, self.steps_done, log=logs)
-        self.sae_seconds[name] += time.perf_counter() - start
-        return line
-
-    def _log(self, lines: dict[str, dict[str, Any]], bar: tqdm) -> None:
-        step = self.steps_done - 1
-        for name, line in lines.items():
-            self.accelerator.log({f"{name}/{k}".lstrip("/"): v for k, v in _numbers(line)}, step)
+        for name, line in lines.items() if logs else ():
+            numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
+            self.accelerator.log({f"{name}/{k}".lstrip("/"): v for k, v in numbers.items()}, step)
             if self.accelerator.is_main_process:
                 path = self.output_dir / name / LOG
-                _append(path, json.dumps({"step": step, **line}) + "\n")
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with open(path, "a", encoding="utf-8") as file:
+                        file.write(json.dumps({"step": step, **line}) + "\n")
+                except OSError as error:  # an error while writing does not name the file
+                    raise OSError(
+                        f"could not write {path} ({error.strerror}; {free_space(path.parent)}): "
+                        "make room there and run the same command again; its last checkpoint is "
+                        "whole"
+                    ) from error
             for sentence in line.get("health", []):
                 bar.write(f"step {step} {name}: {sentence}", file=sys.stderr)
-        line = next(iter(lines.values()))
-        bar.set_postfix_str(f"fvu {line['fvu']:.3f}, l0 {line['l0']:.1f}", refresh=False)
+        if logs:
+            line = next(iter(lines.values()))
+            bar.set_postfix_str(f"fvu {line['fvu']:.3f}, l0 {line['l0']:.1f}", refresh=False)
+            self._stop_if_not_finite()
+        every = in_steps(self.args.save_steps, total)
+        if self.steps_done == total or (every and self.steps_done % every == 0):
+            self.save_checkpoint()
 
     @contextmanager
     def _bars(self) -> Iterator[tqdm]:
@@ -349,41 +390,62 @@ class Trainer(Generic[Trained]):
         Raises:
             ValueError: it belongs to another run or version, or all checkpoints are damaged.
         """
+        is_main = self.accelerator.is_main_process
+        for name in self.runs if is_main else ():
+            sweep(self.output_dir / name)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        newest = checkpoint.load_newest(self.output_dir / CHECKPOINTS)
-        if newest is not None:
+        if newest := checkpoint.load_newest(self.output_dir / CHECKPOINTS):
             path, state = newest
-            self._load(state, path)
+            try:
+                self.identity.refuse_another_run(state["identity"], path)
+                for name, run in self.runs.items():
+                    run.load_state_dict(state["runs"][name])
+                self.stream.load_state_dict(state["stream"])
+                torch.set_rng_state(state["rng"])
+                self.steps_done, seconds = state["steps_done"], state["seconds"]
+                self.harvest_seconds = seconds["harvest"]
+                self.sae_seconds = dict(seconds["saes"])
+            except KeyError as error:
+                raise Refused(
+                    f"the checkpoint {path} lacks {error}, which this version of hfsae needs; "
+                    f"resume with the version that wrote it, or delete {path.parent} to train from "
+                    "the start"
+                ) from error
             self.accelerator.wait_for_everyone()  # all must have read before files are renamed
-            if self.accelerator.is_main_process:
+            if is_main:
                 checkpoint.set_aside_newer(path)
-        self._cut_logs()
-
-    def _load(self, state: dict[str, Any], path: Path) -> None:
-        try:
-            self.identity.refuse_another_run(state["identity"], path)
-            for name, run in self.runs.items():
-                run.load_state_dict(state["runs"][name])
-            self.stream.load_state_dict(state["stream"])
-            torch.set_rng_state(state["rng"])
-            self.steps_done, seconds = state["steps_done"], state["seconds"]
-            self.harvest_seconds = seconds["harvest"]
-            self.sae_seconds = dict(seconds["saes"])
-        except KeyError as error:
-            raise Refused(
-                f"the checkpoint {path} lacks {error}, which this version of hfsae needs; resume "
-                f"with the version that wrote it, or delete {path.parent} to train from the start"
-            ) from error
-
-    def _cut_logs(self) -> None:
-        """Drop lines of steps that will be done again."""
-        if self.accelerator.is_main_process:
-            for name in self.runs:
-                _cut_log(self.output_dir / name / LOG, self.steps_done)
+        for name in self.runs if is_main else ():  # steps that will be done again leave the log
+            log = self.output_dir / name / LOG
+            if log.exists():
+                with reading(log):
+                    lines = log.read_text(encoding="utf-8").splitlines()
+                    whole = [line for line in lines if line.endswith("}")]  # a kill cuts a line
+                    kept = [x for x in whole if json.loads(x)["step"] < self.steps_done]
+                write_whole(log, "".join(line + "\n" for line in kept))
 
     def _finish(self) -> dict[str, SAE]:
-        folded = {name: self._finished(name) for name in self.runs}
-        self._calibrate_(folded)
+        """The trained SAEs: folded, refitted, calibrated on what training did not read, saved."""
+        folded: dict[str, SAE] = {}
+        for name, run in self.runs.items():
+            sae, ridge = run.whole_sae().eval().folded(), run.args.refit_ridge
+            if ridge is not None and sae.has_one_reconstruction:
+                held, start = self.stream.held(), time.perf_counter()
+                refit_(sae, sae.config.reads.joined(held), sae.config.writes.joined(held), ridge)
+                self.sae_seconds[name] += time.perf_counter() - start
+            folded[name] = sae
+        if self.unread is not None and self.args.calibration_tokens:
+            start = time.perf_counter()
+            try:
+                unread = self.unread(self.args.calibration_tokens)
+            except Refused as error:  # few documents: the training is whole all the same
+                logger.warning("thresholds stay as they were trained: %s", error)
+                unread = None
+            else:
+                self.harvest_seconds += time.perf_counter() - start
+            for name, sae in folded.items() if unread is not None else ():
+                start = time.perf_counter()
+                self.threshold_factors[name] = set_l0_(sae, sae.config.reads.joined(unread))
+                self.sae_seconds[name] += time.perf_counter() - start
         if self.accelerator.is_main_process:
             for name, sae in folded.items():
                 save_whole(sae, self.output_dir / name, self.record(name))
@@ -392,35 +454,18 @@ class Trainer(Generic[Trained]):
         self.accelerator.trackers = []
         return folded
 
-    def _finished(self, name: str) -> SAE:
-        run = self.runs[name]
-        sae, ridge = run.whole_sae().eval().folded(), run.args.refit_ridge
-        if ridge is not None and sae.has_one_reconstruction:
-            held, start = self.stream.held(), time.perf_counter()
-            refit_(sae, sae.config.reads.joined(held), sae.config.writes.joined(held), ridge)
-            self.sae_seconds[name] += time.perf_counter() - start
-        return sae
-
-    def _calibrate_(self, folded: dict[str, SAE]) -> None:
-        """Set thresholds of the trained SAEs on what training did not read."""
-        if self.unread is None or not self.args.calibration_tokens:
-            return
-        start = time.perf_counter()
-        try:
-            unread = self.unread(self.args.calibration_tokens)
-        except Refused as error:  # few documents: the training is whole all the same
-            logger.warning("thresholds stay as they were trained: %s", error)
-            return
-        self.harvest_seconds += time.perf_counter() - start
-        for name, sae in folded.items():
-            start = time.perf_counter()
-            self.threshold_factors[name] = set_l0_(sae, sae.config.reads.joined(unread))
-            self.sae_seconds[name] += time.perf_counter() - start
-
     def record(self, name: str) -> dict[str, Any]:
         """The record of the run, for the card: arguments, counts, seconds, versions."""
         run, harvested = self.runs[name], getattr(self.stream, "record", {})
         n_tokens = self.steps_done * self.args.batch_size
+        train = sum(self.sae_seconds.values())
+        seconds = {"harvest": self.harvest_seconds, "train": train, "sae": self.sae_seconds[name]}
+        peak = 0  # of this process's main memory so far; 0 where the system does not report it
+        if sys.platform != "win32":
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak *= 1 if sys.platform == "darwin" else 1024
         return {
             "training": asdict(run.args),
             "sae_as_trained": run.sae.config.to_diff_dict(),
@@ -434,17 +479,12 @@ class Trainer(Generic[Trained]):
                 if name in ("l0_coefficient", "l1_coefficient")
             },
             "threshold_factor": self.threshold_factors.get(name),
-            "seconds": self._seconds_of(name),
+            "seconds": {key: round(value, 1) for key, value in seconds.items()},
             "n_processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
-            "peak_memory_bytes": _peak_memory_bytes(),
+            "peak_memory_bytes": peak,
             **self.provenance,
         }
-
-    def _seconds_of(self, name: str) -> dict[str, float]:
-        train = sum(self.sae_seconds.values())
-        every = {"harvest": self.harvest_seconds, "train": train, "sae": self.sae_seconds[name]}
-        return {key: round(value, 1) for key, value in every.items()}
 
     def close(self) -> None:
         """Release all distributed objects: a process that ends with DDP models alive may abort."""
@@ -480,39 +520,3 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _peak_memory_bytes() -> int:
-    """Peak main memory of this process so far; 0 where the system does not report it."""
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _numbers(line: dict[str, Any]) -> list[tuple[str, float]]:
-    return [(key, value) for key, value in line.items() if isinstance(value, int | float)]
-
-
-def _append(path: Path, line: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:  # an error while writing does not name the file
-        raise OSError(
-            f"could not write {path} ({error.strerror}; {free_space(path.parent)}): make room "
-            "there and run the same command again; its last checkpoint is whole"
-        ) from error
-
-
-def _cut_log(path: Path, steps_done: int) -> None:
-    if not path.exists():
-        return
-    with reading(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        whole = [line for line in lines if line.endswith("}")]  # a kill may leave half a line
-        kept = [line for line in whole if json.loads(line)["step"] < steps_done]
-    write_whole(path, "".join(line + "\n" for line in kept))

@@ -11,8 +11,7 @@ from transformers import AutoModel
 
 from hfsae import BatchTopKSAEConfig, JumpReLUSAE, JumpReLUSAEConfig, ReLUSAEConfig, SAEConfig
 from hfsae.training import Trainer, TrainingArguments
-from hfsae.training.health import HealthReading, diagnose
-from hfsae.training.readings import leading_share
+from hfsae.training.health import HealthReading, diagnose, leading_share
 
 from .planted import PlantedStream
 

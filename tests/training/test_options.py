@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoModel
 
 from hfsae.models import SAE, JumpReLUSAEConfig, Schedule
-from hfsae.models.auxk import AuxKSAE
+from hfsae.models.topk import AuxKSAE
 from hfsae.training import Trainer
 from hfsae.training.sharding import everywhere, placed_as, shard_, whole
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfsae.training import Trainer
-from hfsae.training.optimiser import Optimiser
+from hfsae.training.run import Optimiser
 from hfsae.training.schedules import (
     cosine_warmup,
     geometric,

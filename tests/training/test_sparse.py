@@ -7,8 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from hfsae.training import Trainer
-from hfsae.training.kind import StepKind
-from hfsae.training.run import Run
+from hfsae.training.run import Run, has_sparse_steps
 from hfsae.training.trainer import make_accelerator
 
 from .planted import (
@@ -93,7 +92,7 @@ def test_after_a_hundred_steps_the_loss_is_that_of_dense_steps(kind, tmp_path):
     # One pre-activation that rounds to the other side of its threshold moves a batch's loss by up
     # to 1e-3 here; so does summing the same dense batch in another order.
     assert torch.allclose(found, expected, rtol=2e-3)
-    assert dense.kind.is_sparse is False and sparse.kind.is_sparse is True
+    assert dense.is_sparse is False and sparse.is_sparse is True
     assert expected[-1] < 0.95 * expected[0]
 
 
@@ -146,17 +145,16 @@ def test_auto_is_dense_while_many_entries_matter_and_says_when_it_changes(tmp_pa
                 with torch.no_grad():
                     one.sae.b_enc -= 1.0
             one.step(source.next_batch(), step)
-            kinds.append(one.kind.is_sparse)
+            kinds.append(one.is_sparse)
     assert not any(kinds[:30]) and all(kinds[30:])
     assert [r.message.split(":")[0] for r in caplog.records] == ["sparse steps"]
 
 
 @pytest.mark.parametrize(("device", "can"), [("cpu", True), ("cuda", True), ("mps", False)])
-def test_sparse_steps_are_for_cpus_and_cuda(device, can, tmp_path):
-    one, _ = run("jumprelu", tmp_path, "auto")
-    kind = StepKind(one.sae, one.args, torch.device(device), is_spread=False)
-    assert kind.can_be_sparse is can
-    assert not StepKind(one.sae, one.args, torch.device(device), is_spread=True).can_be_sparse
+def test_sparse_steps_are_for_cpus_and_cuda(device, can):
+    sae = make("jumprelu")
+    assert has_sparse_steps(sae, torch.device(device), is_spread=False) is can
+    assert not has_sparse_steps(sae, torch.device(device), is_spread=True)
 
 
 @pytest.mark.gpu
@@ -176,7 +174,7 @@ def test_on_a_gpu_sparse_steps_follow_dense_ones_and_repeat_to_the_bit(kind, tmp
 def test_auto_leaves_small_dictionaries_dense(tmp_path):
     one, source = run("topk", tmp_path, "auto")
     one.step(source.next_batch(), 0)
-    assert not one.kind.is_sparse
+    assert not one.is_sparse
 
 
 def test_sparse_steps_that_cannot_be_are_refused(tmp_path):

@@ -9,11 +9,9 @@ import torch
 from transformers import AutoModel
 
 from hfsae import BatchTopKSAE, BatchTopKSAEConfig
-from hfsae.training import Trainer, TrainingArguments, clusters
-from hfsae.training.clusters import residual_clusters_
+from hfsae.training import Trainer, TrainingArguments, start
 from hfsae.training.l0 import L0Control
-from hfsae.training.start import first_directions_
-from hfsae.training.whitening import whiten_
+from hfsae.training.start import first_directions_, residual_clusters_, whiten_
 
 from ..helpers import variants
 from ..tiny import D
@@ -145,7 +143,7 @@ def test_a_transcoders_rows_start_at_the_targets_of_its_columns_clusters():
 
 def test_clusters_are_those_of_a_plain_k_means(without_bfloat16, monkeypatch):
     x = torch.randn(300, D, generator=torch.Generator().manual_seed(2))
-    monkeypatch.setattr(clusters, "_AT_ONCE", 64)  # many blocks
+    monkeypatch.setattr(start, "_SIMILARITIES", 64)  # many blocks
     unit = torch.nn.functional.normalize(x, dim=1)
     rows, _ = residual_clusters_(x, x, n_latents=17, rounds=4)
     centres = unit[:9]
@@ -161,9 +159,9 @@ def test_clusters_are_those_of_a_plain_k_means(without_bfloat16, monkeypatch):
 
 
 def test_rounds_of_k_means_see_twice_as_many_activations_each_the_last_all():
-    assert clusters.sizes_of_rounds(1000, 10, 4) == [125, 250, 500, 1000]
-    assert clusters.sizes_of_rounds(1000, 40, 4) == [320, 320, 500, 1000], "eight a centre"
-    assert clusters.sizes_of_rounds(100, 40, 2) == [100, 100]
+    assert start.sizes_of_rounds(1000, 10, 4) == [125, 250, 500, 1000]
+    assert start.sizes_of_rounds(1000, 40, 4) == [320, 320, 500, 1000], "eight a centre"
+    assert start.sizes_of_rounds(100, 40, 2) == [100, 100]
 
 
 def dominated(n: int = 4000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -219,9 +217,9 @@ def test_variances_near_zero_and_activations_that_do_not_vary_are_whitened_too()
     whiten_(x, 1.0)
     assert not x.any()
     x[:, 0] = torch.linspace(-1, 1, 50)
-    maps = whiten_(x, 1.0)
-    assert x.isfinite().all() and maps.to.isfinite().all()
-    torch.testing.assert_close(maps.to @ maps.back, torch.eye(D), rtol=0, atol=1e-4)
+    to, back = whiten_(x, 1.0)
+    assert x.isfinite().all() and to.isfinite().all()
+    torch.testing.assert_close(to @ back, torch.eye(D), rtol=0, atol=1e-4)
 
 
 def test_clusters_need_a_share_of_data(tmp_path):
