@@ -16,7 +16,7 @@ from ..io.host_check import HostCheck, local_hosts
 from ..io.processor import keep_few_kernels
 from ..io.units import ROW
 from .actions import ENDPOINTS, Actions, in_queue
-from .address import Address, Feature, Inspect, Steer, from_query, page_of, to_query
+from .address import Address, Feature, Inspect, Steer, from_query, to_query
 from .opening import open_subject
 from .pages import ALL
 from .pages.page import App, Page, Updates, Visit, lead_text, whole
@@ -95,7 +95,7 @@ def build(subject: Subject) -> gr.Blocks:
 
 def pages_of(subject: Subject) -> dict[str, type[Page]]:
     """The pages that fit an SAE, by their names in links; the first is open at the start."""
-    return {page.state.__name__.lower(): page for page in ALL if page.fits(subject)}
+    return {page.state.tab: page for page in ALL if page.fits(subject)}
 
 
 def _facts(actions: Actions) -> list[dict[str, str]]:
@@ -156,7 +156,7 @@ def _follow(app: App, tab: gr.Tab, name: str) -> None:
             address = page.address(*values)
             if name == opening and not visit.selected:  # before its fields were filled
                 visit.selected, opened = True, visit.opened
-                address = opened if opened and page_of(opened) == name else address
+                address = opened if opened and opened.tab == name else address
             new = {} if name in visit.drawn else page.render(address)
         except ValueError as error:
             return {page.notice: html("error", str(error))}
@@ -208,7 +208,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
             updates = app.fill(address)
             notice = {first_page.notice: html("error", str(error))}
         visit.opened = address
-        visit.drawn.add(page_of(address))
+        visit.drawn.add(address.tab)
         always = {app.link: updates.pop(app.link), app.lead: lead_text(0, address)}
         return {**always, **changed(updates), **notice}
 
@@ -223,7 +223,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     def rerun(visit: Visit, *values: object) -> Iterator[Updates]:
         """Write the texts that the link asks for, once its page is shown."""
         if isinstance(visit.opened, Steer) and visit.opened.run:
-            visit.ask("texts", *values)
+            visit.ask(*values, kind="texts")
             yield from app.pages["steer"].generate(visit)
         else:
             yield {app.pages["steer"].notice: gr.skip()}

@@ -194,7 +194,7 @@ def feature(subject: Subject, latent: int) -> Json:
             reads = config.reads.names[index * len(config.reads) // config.d_sae]
     facts: Json = {
         "latent": index,
-        "label": subject.label(index),
+        "label": subject.labels.get(index, ""),
         "auto": automatic_name(subject, index),
         "threshold": threshold_of(subject, index),
         "reads": reads,
@@ -385,7 +385,7 @@ def latent_of(subject: Subject, typed: object) -> int:
         if _is_named(preset["name"], word) and len(preset["latents"]) == 1:
             return int(next(iter(preset["latents"])))
     hits = search_labels(subject.labels, word, 8)
-    hits = [hit for hit in hits if _is_named(subject.label(hit.latent), word)]
+    hits = [hit for hit in hits if _is_named(subject.labels.get(hit.latent, ""), word)]
     hits = hits or find(subject, word)
     hits = hits or search_labels(subject.labels, word, 1)
     hits = hits or search_labels(subject.automatic, word, 1)
@@ -403,7 +403,7 @@ def weak_match(subject: Subject, typed: object) -> str:
     if not hits or hits[0].score >= _WEAK or hits[0].latent != latent_of(subject, typed):
         return ""
     latent = hits[0].latent
-    if word.casefold() in subject.label(latent).casefold():
+    if word.casefold() in subject.labels.get(latent, "").casefold():
         return ""
     return (
         f"No latent is mainly about {cited(word[:40])}: only few examples of latent "
@@ -434,7 +434,7 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
         label (str): its name from now on.
     """
     index, home = check_latent(subject, latent), subject.label_home
-    label = validate.text(label, "the label")
+    label = validate.text(label, "the label", empty=None)
     if home is None:
         raise Refused("labels are not kept here; run `hfsae demo` on your own machine")
     hides = not label.strip() and home != subject.folder  # a label that the SAE comes with
@@ -443,7 +443,7 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
         blank_label(home, index, weights) if hides else write_label(home, index, label, weights)
     )
     subject.take_labels({index: "", **labels})
-    return {"latent": index, "label": subject.label(index)}
+    return {"latent": index, "label": subject.labels.get(index, "")}
 
 
 def _names(subject: Subject, facts: Json) -> list[Json]:

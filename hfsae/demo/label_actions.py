@@ -59,7 +59,7 @@ def labels(subject: Subject, query: str = "") -> Json:
             to "high", "use" (max or mean over a document), "sign" (-1: it is smaller in the class),
             and "raw_dimension" with its "raw_value".
     """
-    query = validate.text(query, "the search").strip().casefold()
+    query = validate.text(query, "the search", empty=None).strip().casefold()
     rows, n = subject.label_rows, subject.columns.get("n_documents")
     if not rows:
         raise Refused("this SAE comes without a table of labels; a run with labels writes one")

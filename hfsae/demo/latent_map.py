@@ -56,7 +56,7 @@ def find_on_map(subject: Subject, query: str) -> Json:
         hits (list[int]): indices of at most 400 latents.
         rows (list[Latent]): the first of them; "value" is their match, at most 1.
     """
-    hits = find(subject, validate.prompt(query), MOST_HITS)
+    hits = find(subject, validate.text(query), MOST_HITS)
     rows = [{"latent": hit.latent, "value": hit.score} for hit in hits[:SHOWN]]
     return {"query": query, "hits": [hit.latent for hit in hits], "rows": as_rows(subject, rows)}
 

@@ -44,7 +44,7 @@ def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
     rows = [
         {
             **row,
-            "label": subject.label(row["latent"]),
+            "label": subject.labels.get(row["latent"], ""),
             "auto": subject.automatic.get(row["latent"], ""),
             "source": subject.sources.get(row["latent"], ""),
             "doubtful": row["latent"] in subject.doubtful,

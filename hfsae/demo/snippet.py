@@ -147,4 +147,4 @@ def _loading(subject: Subject, *imports: str) -> str:
 
 def _bos(subject: Subject, of: str = "") -> str:
     has_bos = subject.loaded is None or subject.tokenizer.bos_token_id is not None
-    return f"{of}tokenizer.bos_token + " if subject.bos and has_bos else ""
+    return f"{of}tokenizer.bos_token + " if subject.sae.config.bos != "none" and has_bos else ""

@@ -124,7 +124,7 @@ class Subject:
     only_here: bool = False
     """whether only pages of this machine reach the app, which then reads any SAE on it"""
 
-    @property
+    @cached_property
     def d_sae(self) -> int:
         """How many latents it has."""
         return self.sae.config.d_sae
@@ -132,12 +132,12 @@ class Subject:
     @property
     def lm(self) -> PreTrainedModel:
         """Its language model. Raises ValueError with a sentence if it has none."""
-        return self._need_lm().lm
+        return self.language_model.lm
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its language model's tokenizer. Raises ValueError with a sentence if it has none."""
-        return self._need_lm().tokenizer
+        return self.language_model.tokenizer
 
     @property
     def public_lm_name(self) -> str | None:
@@ -156,29 +156,22 @@ class Subject:
         """The same in Python."""
         return repr(self.shown_lm_name or "NAME")
 
-    def _need_lm(self) -> LoadedLM:
+    @property
+    def language_model(self) -> LoadedLM:
+        """It, with its tokenizer. Raises ValueError with a sentence if it has none."""
         if self.loaded is None:
             raise Refused(f"this needs the language model, which is not loaded: {self.why_no_lm}")
         return self.loaded
-
-    @property
-    def bos(self) -> bool:
-        """Whether prompts get a BOS token, as in training; True if that is unknown."""
-        return self.sae.config.bos != "none"
 
     @property
     def runs_text(self) -> bool:
         """Whether a visitor can inspect and steer a text: not pictures, nor with two models."""
         return self.unit.is_text and not self.sae.config.model_names
 
-    def label(self, latent: int) -> str:
-        """A latent's label; empty if it has none."""
-        return self.labels.get(latent, "")
-
     def name_of(self, latent: int) -> str:
         """A latent's label, or its automatic explanation marked as such; empty without both."""
         automatic = Automatic(self.automatic.get(latent, ""), self.sources.get(latent, ""))
-        return self.label(latent) or (automatic.marked if automatic.text else "")
+        return self.labels.get(latent) or (automatic.marked if automatic.text else "")
 
     @property
     def names(self) -> dict[int, str]:
@@ -215,8 +208,9 @@ class Subject:
 
     def tokens(self, text: object, chat: object = False) -> Tokens:
         """A caller's text as tokens; with `chat`, as a user's message in the chat template."""
-        text, chat = validate.prompt(text), validate.flag(chat, "chat")
-        return tokenise(self.tokenizer, text, bos=self.bos, chat=chat, max_tokens=MAX_TOKENS)
+        text, chat = validate.text(text), validate.flag(chat, "chat")
+        tokenizer, bos = self.language_model.tokenizer, self.sae.config.bos != "none"
+        return tokenise(tokenizer, text, bos=bos, chat=chat, max_tokens=MAX_TOKENS)
 
     def token_id(self, text: str) -> int:
         """Of a token by its text, or by `#` and its number.
@@ -239,7 +233,7 @@ class Subject:
         """
         if len(earlier) >= MAX_TURNS:
             raise Refused(f"the conversation has {len(earlier)} turns already; begin another one")
-        last = ("user", validate.prompt(message))
+        last = ("user", validate.text(message))
         plain, steered = (
             [turn for e in earlier for turn in (("user", e.message), ("assistant", answer(e)))]
             for answer in (lambda e: e.plain, lambda e: e.steered)
@@ -262,7 +256,7 @@ class Subject:
 
     def inspection(self, text: object, chat: object = False) -> Inspection:
         """What fires in a caller's text; with `chat`, in a user's message."""
-        return self._inspection_cache(validate.prompt(text), validate.flag(chat, "chat"))
+        return self._inspection_cache(validate.text(text), validate.flag(chat, "chat"))
 
     @cached_property
     def _inspection_cache(self) -> Callable[[str, bool], Inspection]:

@@ -20,8 +20,14 @@ MAX_CHARACTERS = 8_000
 MAX_LATENTS = 8  # steered at once
 
 
-def text(value: object, name: str, *, limit: int = MAX_CHARACTERS, empty: str | None = None) -> str:
-    """A string that is not too long and, if `empty` gives a sentence for it, not blank."""
+def text(
+    value: object,
+    name: str = "the prompt",
+    *,
+    limit: int = MAX_CHARACTERS,
+    empty: str | None = "there is no text; write a prompt",
+) -> str:
+    """A string that is not too long and, unless `empty` is None, not blank."""
     if not isinstance(value, str):
         raise Refused(f"{name} must be text, got {_kind(value)}")
     if len(value) > limit:
@@ -30,11 +36,6 @@ def text(value: object, name: str, *, limit: int = MAX_CHARACTERS, empty: str | 
         raise Refused(empty)
     # a lone surrogate is no text that a tokenizer could read
     return value.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
-
-
-def prompt(value: object) -> str:
-    """A caller's text, which must not be blank."""
-    return text(value, "the prompt", empty="there is no text; write a prompt")
 
 
 def number(value: object, name: str, low: int | float, high: int | float) -> float:

@@ -236,8 +236,8 @@ def _question(
 ) -> _Question:
     """What is asked, checked, and the effects of latents: measured of those to ablate."""
     tokens = subject.tokens(prompt)
-    target = validate.text(target, "the target token", limit=100)
-    contrast = validate.text(contrast, "the contrast token", limit=100)
+    target = validate.text(target, "the target token", limit=100, empty=None)
+    contrast = validate.text(contrast, "the contrast token", limit=100, empty=None)
     logits, notes = _logits(subject, tokens), []
     likely = _likeliest(subject, logits)
 

@@ -401,7 +401,7 @@ def test_a_label_is_kept_beside_the_sae_and_can_be_taken_away(sae_folder, tmp_pa
     assert actions.save_label(7, " rain ") == {"latent": 7, "label": "rain"}
     assert hfsae.features.read_labels(copy)[7] == "rain"
     actions.save_label(7, "")
-    assert 7 not in hfsae.features.read_labels(copy) and actions.subject.label(7) == ""
+    assert 7 not in hfsae.features.read_labels(copy) and 7 not in actions.subject.labels
 
 
 def test_labels_of_the_packaged_sae_stay_out_of_the_package_by_whatever_path_it_is_opened(

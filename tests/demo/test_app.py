@@ -182,7 +182,7 @@ def test_a_page_holds_each_field_of_its_address_once_and_begins_with_what_it_sho
 )
 def test_an_address_fills_the_fields_that_give_it_back(subject, address):
     with gr.Blocks():
-        page = pages_of(subject)[at.page_of(address)](Actions(subject))
+        page = pages_of(subject)[address.tab](Actions(subject))
     filled = page.fill(address)
     assert page.address(*(filled[component] for component in page.inputs)) == address
 

@@ -65,7 +65,7 @@ def png(image: Image.Image) -> bytes:
 def shown(subject: Subject, address: at.Address) -> str:
     """All that a page shows, as HTML."""
     with gr.Blocks() as blocks:
-        page = pages_of(subject)[at.page_of(address)](Actions(subject))
+        page = pages_of(subject)[address.tab](Actions(subject))
     drawn = page.render(address)
     parts = [drawn.get(b, b.value) for b in blocks.blocks.values() if isinstance(b, gr.HTML)]
     return "".join(map(str, parts))

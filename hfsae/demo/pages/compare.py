@@ -72,12 +72,12 @@ class ComparePage(TextPage[at.Compare]):
     def _compare(self, *values: object) -> at.Compare:
         address = self.address(*values)
         check_name(address.other)
-        validate.prompt(address.text)
+        validate.text(address.text)
         return address
 
     def _choose(self, do: str, index: str, name: str, *values: object) -> at.Compare:
         address = replace(self.address(*values), other=check_name(name))
-        validate.prompt(address.text)
+        validate.text(address.text)
         return address
 
     def _click(self, do: str, index: str, to: str, *values: object) -> at.Address:

@@ -208,7 +208,7 @@ class FeaturePage(Page[at.Feature]):
         self, label: str | None, latent: int | None, drafts: dict[int, str]
     ) -> dict[int, str]:
         kept = {i: draft for i, draft in drafts.items() if i != latent}
-        if latent is not None and (label or "") != self.subject.label(latent):
+        if latent is not None and (label or "") != self.subject.labels.get(latent, ""):
             kept[latent] = label or ""
         return kept
 
@@ -217,7 +217,7 @@ class FeaturePage(Page[at.Feature]):
 
         A box that already has it is not updated: somebody may be typing there by now.
         """
-        label = "" if latent is None else drafts.get(latent, self.subject.label(latent))
+        label = "" if latent is None else drafts.get(latent, self.subject.labels.get(latent, ""))
         put = gr.skip() if label == (seen or "") else label
         if latent is None or not drafts:
             return {self.label: put}

@@ -100,7 +100,7 @@ class HealthPage(Page[at.Health]):
 
     def _measure(self, *values: object) -> at.Health:
         address = self.address(*values)
-        validate.prompt(address.text)  # there has to be one
+        validate.text(address.text)  # there has to be one
         return address
 
     def _compare(self, *values: object) -> at.Health:

@@ -11,7 +11,7 @@ from gradio.components import Component
 
 from ...io.errors import Refused
 from ..actions import Actions, in_queue
-from ..address import Address, Steer, page_of, to_query
+from ..address import Address, Steer, to_query
 from ..parts import html
 from ..subject import Subject
 
@@ -67,7 +67,7 @@ class Page(Generic[A]):
         self.fields[name] = kind(*args, value=value, **options)
         return self.fields[name]
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The fields of the address that components hold, in the address's order."""
         return [f.name for f in dataclasses.fields(self.state) if f.name in self.fields]
@@ -128,6 +128,8 @@ class Run:
 
     values: Sequence[Any]
     """the page's inputs when it was requested"""
+    latent: int | None
+    """the only one that it is for, of a search for a strength; None: all"""
     begun: bool = False
     over: bool = False
     """whether it has ended, or must: it was stopped, or another took its place"""
@@ -159,10 +161,15 @@ class Visit:
     strength: Any = None
     """a steering address, and strengths that a search found for it"""
 
-    def ask(self, kind: str, *values: object) -> None:
-        """Request a run; the one under way ends."""
-        self.give_up(kind)
-        self.runs[kind] = Run(values)
+    def ask(
+        self, *values: object, kind: str, instead_of: str = "", latent: int | None = None
+    ) -> None:
+        """Request a run; the one under way ends, as does one of another kind that it takes the
+        place of, and says nothing of it."""
+        for name in (kind, instead_of):
+            if name in self.runs:
+                self.runs[name].over = True
+        self.runs[kind] = Run(values, latent)
 
     def begin(self, kind: str) -> Run | None:
         """The last requested run, once, whoever's turn it is; None if there is none, or it was
@@ -172,11 +179,6 @@ class Visit:
             return None
         run.begun = True
         return run
-
-    def give_up(self, kind: str) -> None:
-        """The run under way ends, for another's sake, and says nothing of it."""
-        if run := self.runs.get(kind):
-            run.over = True
 
     def stop(self) -> None:
         """All runs under way end; one that waits never begins."""
@@ -211,9 +213,9 @@ class App:
         Raises:
             ValueError: this SAE has no such page.
         """
-        if (page := self.pages.get(page_of(address))) is None:
+        if (page := self.pages.get(address.tab)) is None:
             there = ", ".join(self.pages)
-            raise Refused(f"this SAE has no page {page_of(address)!r}; its pages: {there}")
+            raise Refused(f"this SAE has no page {address.tab!r}; its pages: {there}")
         return page
 
     def fill(self, address: Address) -> Updates:
@@ -294,7 +296,7 @@ class App:
         leads_to: Sequence[str],
         progress_on: Sequence[Component] | None,
     ) -> Any:
-        name, steer = page.state.__name__.lower(), self.pages.get("steer")
+        name, steer = page.state.tab, self.pages.get("steer")
         others = [other for other in leads_to if other in self.pages]
         inputs, outputs = list(page.inputs), self.outputs(name, *others)
         if steer and "steer" in others:
@@ -330,12 +332,12 @@ class App:
                     address, added = steer.join(address, *of_steer)
             updates = self.show(address) | added
             if steer and isinstance(address, Steer) and address.run:
-                visit.ask("texts", *steer.values(address))
+                visit.ask(*steer.values(address), kind="texts")
         except ValueError as error:
             return {page.notice: html("error", str(error))}
         if click is not None:
             updates[self.lead] = lead_text(click, address)
-        visit.drawn.add(page_of(address))
+        visit.drawn.add(address.tab)
         seen = dict(zip(fields, values, strict=True))
         return {part: new for part, new in updates.items() if part not in seen or new != seen[part]}
 
@@ -362,7 +364,7 @@ class App:
 
 def lead_text(click: int, address: Address) -> str:
     """What `App.lead` holds when a click leads to an address's page."""
-    return f"{click} {page_of(address)}"
+    return f"{click} {address.tab}"
 
 
 def box(lines: int, most: int = 8) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -29,7 +30,6 @@ from ..steer_actions import (
     SWEPT_MODES,
     SWEPT_UNITS,
     check,
-    sampling,
 )
 from ..subject import Exchange
 from .page import LATENT_BOX, App, Run, TextPage, Updates, Visit, box, whole
@@ -182,9 +182,11 @@ class SteerPage(TextPage[at.Steer]):
             return {int(latent): float(strength) for latent, strength in latents.items()}
         if name == "turns":
             return tuple(value or ())
-        if name != "prompt" and value is None:
+        if name == "prompt":
+            return value or ""
+        if value is None:
             raise Refused(f"{name} is empty; write a number")
-        return super().from_component(name, value)
+        return value
 
     def _unit(self, unit: str) -> str:
         """The unit, or a replacement if the largest activations are unknown."""
@@ -265,9 +267,11 @@ class SteerPage(TextPage[at.Steer]):
         run |= in_queue("run")
         inputs = [visit, *self.inputs]
         begun = [self.run.click, self.prompt.submit]
-        self.then_run(gr.on(begun, self._ask, inputs, None, **at_once), seen=True)
+        # texts with the strengths as they are: a search for others is given up
+        ask_texts = partial(Visit.ask, kind="texts", instead_of="strength")
+        self.then_run(gr.on(begun, ask_texts, inputs, None, **at_once), seen=True)
         for event in (
-            self.suggest.click(self._ask_strength, inputs, None, **at_once),
+            self.suggest.click(partial(Visit.ask, kind="strength"), inputs, None, **at_once),
             self.added.change(self._ask_added, [self.added, *inputs], None, **at_once),
         ):
             shown = [self.notice, self.suggestion]
@@ -382,73 +386,73 @@ class SteerPage(TextPage[at.Steer]):
     def _go_on(self, visit: Visit, reply: object, *values: object) -> Updates:
         """The next message of the conversation, which is then answered."""
         try:
-            now, reply = self.address(*values), validate.prompt(reply)
+            now, reply = self.address(*values), validate.text(reply)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
         turns = (*now.turns, now.prompt) if now.prompt.strip() else now.turns
         address = replace(now, turns=turns, prompt=reply, run=True)
-        visit.ask("texts", *self.values(address))
+        visit.ask(*self.values(address), kind="texts")
         return {self.reply: "", **self.app.show(address)}
 
     def _anew(self, *values: object) -> at.Steer:
         return replace(self.address(*values), turns=(), prompt="")
 
-    def _ask(self, visit: Visit, *values: object) -> None:
-        """Texts with the strengths as they are: a search for others is given up."""
-        visit.give_up("strength")
-        visit.ask("texts", *values)
-
     def generate(self, visit: Visit) -> Iterator[Updates]:
         """Both texts, token by token, for the visit's last request, if it was not stopped; turns of
         the same conversation are not written again."""
-        run = visit.begin("texts")
+        run, subject = visit.begin("texts"), self.subject
         if run is None:
             yield {self.notice: gr.skip()}
             return
         try:
-            yield from self._write(self.address(*run.values), run, visit)
+            address = self.address(*run.values)
+            if not address.latents:
+                raise Refused("no latent is chosen to steer; add one, by a word or its number")
+            of = to_query(address)
+            yield {self.notice: "", self.share: "", self.app.link: f"{of}&run=1"}
+
+            # what the texts are called, and the turns that are written already
+            names = {i: subject.labels.get(i) or f"latent {i}" for i in address.latents}
+            if address.mode != "ablate":
+                names = {i: f"{names[i]} at {s:g}" for i, s in address.latents.items()}
+            own = {"of": of, "what": ", ".join(names.values()), "chat": address.chat}
+            turns, written = address.turns if address.chat else (), visit.written
+            exchanges = written.before(address) if written and turns else ()
+
+            # the answer to each message, as far as it is written
+            view: dict[str, Any] = {}
+            apart = (
+                on_zero_gpu()
+            )  # the process with the GPU cannot ask, nor tell the KL once it ends
+            options = {} if apart else {"stopped": lambda: run.over}
+            for message in [*turns, address.prompt][len(exchanges) :]:
+                job = check(subject, message, address.latents, address, exchanges)
+                own |= {"prompt": message, "earlier": list(exchanges)}
+                for texts in self.actions.write(job, **options):
+                    if run.over and (apart or not run.stopped):
+                        break
+                    view = {**texts, **own}
+                    yield {self.output: html("pair", view)}
+                if run.over:
+                    break
+                exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
+
+            if not run.over:
+                if not turns:
+                    code = of_texts(subject, address.prompt, address.latents, address)
+                    yield {self.output: html("pair", view | {"code": code})}
+                visit.written = SteeredTexts(address, exchanges if address.chat else (), view)
+            elif run.stopped and view:
+                view |= {"done": True}
+                notice = html("said", f"Stopped after {view['n_steered']} tokens.")
+                yield {self.notice: notice, self.output: html("pair", view)}
+                visit.written = SteeredTexts(address, (), view)
+            else:  # Gradio sends what came last again at the end, where others' texts may be by now
+                yield {self.notice: gr.skip()}
         except ValueError as error:
             yield {self.notice: html("error", str(error))}
         finally:
             run.over = True
-
-    def _write(self, address: at.Steer, run: Run, visit: Visit) -> Iterator[Updates]:
-        if not address.latents:
-            raise Refused("no latent is chosen to steer; add one, by a word or its number")
-        asked, subject = replace(address, run=True), self.subject
-        yield {self.notice: "", self.share: "", self.app.link: to_query(asked)}
-        names = {i: subject.label(i) or f"latent {i}" for i in address.latents}
-        if address.mode != "ablate":
-            names = {i: f"{names[i]} at {s:g}" for i, s in address.latents.items()}
-        own = {"of": to_query(address), "what": ", ".join(names.values())}
-        turns, written = address.turns if address.chat else (), visit.written
-        exchanges = written.before(address) if written and turns else ()
-        view: dict[str, Any] = {}
-        apart = on_zero_gpu()  # the process with the GPU cannot ask, nor tell the KL once it ends
-        options = {} if apart else {"stopped": lambda: run.over}
-        for message in [*turns, address.prompt][len(exchanges) :]:
-            job = check(subject, message, address.latents, address, exchanges)
-            own |= {"prompt": message, "chat": address.chat, "earlier": list(exchanges)}
-            for texts in self.actions.write(job, sampling(address), **options):
-                if run.over and (apart or not run.stopped):
-                    break
-                view = {**texts, **own}
-                yield {self.output: html("pair", view)}
-            if run.over:
-                break
-            exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
-        if not run.over:
-            if not turns:
-                code = of_texts(subject, address.prompt, address.latents, address)
-                yield {self.output: html("pair", view | {"code": code})}
-            visit.written = SteeredTexts(address, exchanges if address.chat else (), view)
-        elif run.stopped and view:
-            view |= {"done": True}
-            notice = html("said", f"Stopped after {view['n_steered']} tokens.")
-            yield {self.notice: notice, self.output: html("pair", view)}
-            visit.written = SteeredTexts(address, (), view)
-        else:  # Gradio sends what came last again at the end, where others' texts may stand by now
-            yield {self.notice: gr.skip()}
 
     def _share(self, event: gr.EventData, request: gr.Request, visit: Visit) -> Any:
         """The last texts as a picture, by a button under them."""
@@ -458,9 +462,6 @@ class SteerPage(TextPage[at.Steer]):
         origin = str(request.headers.get("origin") or "")
         return share_panel(self.subject, written.address, written.view, origin)
 
-    def _ask_strength(self, visit: Visit, *values: object) -> None:
-        visit.ask("strength", None, *values)
-
     def _ask_added(self, added: Any, visit: Visit, *values: object) -> None:
         """A search for the latent that was added, where one can be made."""
         try:
@@ -469,7 +470,7 @@ class SteerPage(TextPage[at.Steer]):
             return
         fits = now.mode in SWEPT_MODES and now.unit in SWEPT_UNITS and now.prompt.strip()
         if added and added[0] in now.latents and fits and self.subject.loaded:
-            visit.ask("strength", added[0], *values)
+            visit.ask(*values, kind="strength", latent=added[0])
 
     def _suggest(self, visit: Visit, progress: gr.Progress = gr.Progress()) -> Updates:
         run = visit.begin("strength")
@@ -483,7 +484,7 @@ class SteerPage(TextPage[at.Steer]):
             progress((done, n), desc=f"trial {min(done + 1, n)} of {n}", unit="trials")
 
         try:
-            only, now = run.values[0], self.address(*run.values[1:])
+            only, now = run.latent, self.address(*run.values)
             # the process with the GPU could not call back
             options = {} if on_zero_gpu() else {"progress": tell}
             result = self.actions.sweep(now.prompt, now.latents, now, only=only, **options)
@@ -512,7 +513,7 @@ class SteerPage(TextPage[at.Steer]):
         if asked is None or any(getattr(asked, name) != getattr(now, name) for name in names):
             return {self.chips: gr.skip()}
         new = replace(now, latents=strengths)
-        visit.ask("texts", *self.values(new))
+        visit.ask(*self.values(new), kind="texts")
         return {
             self.latents: strengths,
             self.chips: self.draw_chips(new),
@@ -524,7 +525,7 @@ class SteerPage(TextPage[at.Steer]):
         if visit is self.searcher:
             return gr.skip()
         if can_search(self.subject):
-            visit.ask("presets")
+            visit.ask(kind="presets")
         return html("said", _UNDER_WAY) if self.searcher else ""
 
     def _find_presets(self, visit: Visit, progress: gr.Progress = gr.Progress()) -> Updates:

@@ -102,7 +102,7 @@ class WhyPage(TextPage[at.Why]):
 
     def _explain(self, *values: object) -> at.Why:
         address = self.address(*values)
-        validate.prompt(address.prompt)  # there has to be one
+        validate.text(address.prompt)  # there has to be one
         return address
 
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Why:
