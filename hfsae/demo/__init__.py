@@ -19,8 +19,8 @@ from .app import build as build
 from .app import launch as launch
 from .app import looks as looks
 from .opening import open_subject as open_subject
-from .salience import by_salience as by_salience
-from .salience import numbers as numbers
+from .rows import by_salience as by_salience
+from .rows import numbers as numbers
 from .subject import Choice as Choice
 from .subject import Subject as Subject
 from .subject import default_source as default_source

@@ -186,25 +186,26 @@ def from_query(query: dict[str, str]) -> Address:
     tab = query.get("tab") or query.get("page") or next(iter(kinds))  # people guess `page`
     if tab not in kinds:
         raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(kinds)}")
-    kind, hints = kinds[tab], get_type_hints(kinds[tab])
-    there = [f.name for f in fields(kind) if f.name in query]
-    return kind(**{name: _read(name, query[name], hints[name]) for name in there})
-
-
-def _read(name: str, text: str, kind: object) -> Any:
-    try:
-        if kind == dict[int, float]:
-            pairs = [part.split(":") for part in text.split(",") if part]
-            return {int(latent): float(strength) for latent, strength in pairs}
-        if kind is bool:
-            return {"0": False, "1": True}[text]
-        if kind == tuple[str, ...]:
-            texts = json.loads(text)
-            if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
-                raise ValueError("not a list of texts")
-            return tuple(texts)
-        if kind is str:
-            return text
-        return float(text) if kind is float else int(text)
-    except (ValueError, KeyError, RecursionError):
-        raise Refused(f"this link is damaged: {name} is {text[:40]!r}") from None
+    values: dict[str, Any] = {}
+    for name, kind in get_type_hints(kinds[tab]).items():
+        if name not in query or name == "tab":
+            continue
+        text = query[name]
+        try:
+            if kind == dict[int, float]:
+                pairs = [part.split(":") for part in text.split(",") if part]
+                values[name] = {int(latent): float(strength) for latent, strength in pairs}
+            elif kind is bool:
+                values[name] = {"0": False, "1": True}[text]
+            elif kind == tuple[str, ...]:
+                texts = json.loads(text)
+                if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+                    raise ValueError("not a list of texts")
+                values[name] = tuple(texts)
+            elif kind is str:
+                values[name] = text
+            else:
+                values[name] = float(text) if kind is float else int(text)
+        except (ValueError, KeyError, RecursionError):
+            raise Refused(f"this link is damaged: {name} is {text[:40]!r}") from None
+    return kinds[tab](**values)

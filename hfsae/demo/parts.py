@@ -9,6 +9,7 @@ and the click's number.
 import base64
 import math
 import re
+from collections.abc import Callable
 from functools import cache, lru_cache
 from html import escape
 from itertools import islice
@@ -165,6 +166,21 @@ def number(value: int | float) -> str:
     if abs(value) >= 0.001:
         return f"{value:.3g}"
     return f"{value:.1e}"
+
+
+def bars_of(
+    bins: list[dict[str, Any]], what: str, name: Callable[[float], str]
+) -> tuple[list[dict[str, Any]], int]:
+    """A histogram's bars for `chart`, and the largest count; bins: {low, high, count} of each."""
+    most = max((b["count"] for b in bins), default=1) or 1
+    bars = [
+        {
+            "share": b["count"] / most,
+            "title": f"{name(b['low'])} to {name(b['high'])}: {b['count']:,} {what}",
+        }
+        for b in bins
+    ]
+    return bars, most
 
 
 def percent(share: float) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 from ..features import Example, FeatureStore
 from ..features.function_words import content_word
 from ..runs.preset_search import Model, find_presets, save_presets
-from .label_actions import best_rows
 from .subject import Subject
+from .table_actions import best_rows
 
 N = 4
 PROMPT = "The story is about"

@@ -31,9 +31,8 @@ MAX_KL, MAX_REPETITION = 1.2, 0.3
 """The budget of a search for a strength: nats a token, beyond which texts of a small model are
 hardly sentences, and a share of three-token sequences."""
 SWEPT_MODES, SWEPT_UNITS = ("add", "clamp", "orthogonal"), tuple(_SWEEP)
-KL, REPETITION = validate.Range(0.01, 20), validate.SHARE
-TEMPERATURE, N_NEW = validate.Range(0, 5), validate.Range(1, 256)
-PENALTY = validate.Range(1, 5)
+KL, REPETITION = (0.01, 20), validate.SHARE
+TEMPERATURE, N_NEW, PENALTY = (0, 5), (1, 256), (1, 5)
 N_TRIED = 24
 """tokens of a trial"""
 _REFINED = 1  # times that the gap between within and over budget is halved

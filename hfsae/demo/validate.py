@@ -1,20 +1,12 @@
 """Checks of input from a browser, a link or a program: the value, or an error in one sentence."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from ..io.errors import Refused
 
-
-class Range(NamedTuple):
-    """The least and the largest number that a caller may give: `number(value, name, *range)`."""
-
-    low: int | float
-    high: int | float
-
-
-SHARE = Range(0, 1)
-SEED = Range(0, 2**31 - 1)
+# the least and the largest number that a caller may give: `number(value, name, *SHARE)`
+SHARE = (0, 1)
+SEED = (0, 2**31 - 1)
 
 MAX_CHARACTERS = 8_000
 MAX_LATENTS = 8  # steered at once

@@ -18,10 +18,10 @@ from torch import nn
 from ..features import Hit, search_labels
 from ..features.function_words import is_content
 from ..features.meaning import Meaning, words_of
-from .label_actions import label_of, rows_of_label
 from .parts import cited
 from .rows import DENSE, SHOWN
 from .subject import Subject
+from .table_actions import label_of, rows_of_label
 
 FIRES, HARDLY = 0.2, 0.05
 """Share of examples from which a latent fires on a word; those with less come last, if at all."""

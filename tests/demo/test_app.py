@@ -16,12 +16,11 @@ import pytest
 from gradio_client import Client
 
 from hfsae.demo import address as at
-from hfsae.demo.actions import Actions
+from hfsae.demo.actions import INSTRUCTIONS, Actions
 from hfsae.demo.address import Settings
 from hfsae.demo.app import SESSIONS, app_hosts, build, pages_of
 from hfsae.demo.inspect_actions import BY
 from hfsae.demo.pages.page import Visit
-from hfsae.demo.schemas import INSTRUCTIONS
 from hfsae.demo.why import summary
 from hfsae.steering import MODES
 

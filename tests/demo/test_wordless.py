@@ -22,13 +22,12 @@ from transformers import ViTImageProcessorPil, ViTModel
 
 from hfsae.demo import Choice, Subject, build, open_subject
 from hfsae.demo import address as at
-from hfsae.demo.actions import Actions
+from hfsae.demo.actions import Actions, docstring, instructions
 from hfsae.demo.app import pages_of
-from hfsae.demo.how_to_make import how_to_make
 from hfsae.demo.pages.page import Visit
 from hfsae.demo.picture_latents import MOST_BYTES, as_rgb, heat, upload
-from hfsae.demo.schemas import docstring, instructions
 from hfsae.demo.snippet import of_latent
+from hfsae.demo.subject import how_to_make
 from hfsae.demo.word_search import find
 from hfsae.features.pictures import Grid
 

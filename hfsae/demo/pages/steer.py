@@ -13,9 +13,8 @@ from ...io.errors import Refused
 from ...steering import MODES, SCOPES, UNITS
 from .. import address as at
 from .. import validate
-from ..actions import Actions, in_queue, on_zero_gpu
+from ..actions import QUEUES, Actions
 from ..address import to_query
-from ..how_to_make import how_to_make
 from ..inspect_actions import latent_of, weak_match
 from ..parts import dial, html, panel
 from ..presets import can_search, presets, search_presets, why_random
@@ -31,8 +30,8 @@ from ..steer_actions import (
     SWEPT_UNITS,
     check,
 )
-from ..subject import Exchange
-from .page import LATENT_BOX, App, Run, TextPage, Updates, Visit, box, whole
+from ..subject import Exchange, how_to_make
+from .page import LATENT_BOX, App, TextPage, Updates, Visit, box, whole
 
 UNIT_NAMES = {"max": "x largest activation", "norm": "% of the norm", "raw": "raw"}
 _UNITS = [
@@ -99,20 +98,26 @@ class SteerPage(TextPage[at.Steer]):
         self.latents, self.turns = self.field("latents", gr.State), self.field("turns", gr.State)
         self.added = gr.State(None)  # the latent that was added last, with a number of its own
         self._numbers = count()
+        chat = "Chat: the prompt is a message, answers go on turn by turn"
+        if self.subject.loaded and not self.subject.is_instruct:
+            name = (self.subject.public_lm_name or "").rpartition("/")[2] or "this model"
+            why = "its tokenizer has no chat template"
+            if self.subject.has_chat:
+                why = "by its name it was not trained for conversations"
+            chat = f"Chat: off for {name}, as {why}"
+        there, usable = self.subject.loaded is not None, self.subject.has_chat
+        shown = {"visible": there, "interactive": usable, "container": False}
+        main, stop = {"variant": "primary", "scale": 0}, {"variant": "stop", "scale": 0}
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.prompt = self.field("prompt", gr.Textbox, label="Prompt", **box(3))
                 self.presets = panel(self.presets_html(), elem_id="steer-examples")
                 with gr.Row(elem_classes="hf-buttons"):
-                    self.run = gr.Button(
-                        "Generate", variant="primary", min_width=120, scale=0, elem_id="steer-run"
-                    )
-                    self.stop = gr.Button(
-                        "Stop", variant="stop", min_width=80, scale=0, elem_id="steer-stop"
-                    )
+                    self.run = gr.Button("Generate", min_width=120, elem_id="steer-run", **main)
+                    self.stop = gr.Button("Stop", min_width=80, elem_id="steer-stop", **stop)
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
                     panel(html("keys"))
-                self._chat()
+                self.field("chat", gr.Checkbox, label=chat, **shown)
                 self.searching = panel(elem_id="steer-searching")
             with gr.Column(scale=3, min_width=320):
                 self.chips = panel(self.draw_chips(self.opening), elem_id="steer-chips")
@@ -128,23 +133,10 @@ class SteerPage(TextPage[at.Steer]):
         self.share = panel(elem_id="steer-share")
         with gr.Row(elem_classes="hf-buttons hf-reply"):
             self.reply = gr.Textbox(label="Your next message", scale=1, min_width=200, max_lines=6)
-            self.send = gr.Button("Send", variant="primary", min_width=90, scale=0)
+            self.send = gr.Button("Send", min_width=90, **main)
             self.anew = gr.Button("Begin anew", min_width=120, scale=0)
         self.suggestion = panel(elem_id="steer-suggestion")
         self.outputs = (self.chips, self.matched, self.output, self.suggestion, self.presets)
-
-    def _chat(self) -> None:
-        """The box that makes the prompt a message: why it is off, where it is."""
-        label = "Chat: the prompt is a message, answers go on turn by turn"
-        if self.subject.loaded and not self.subject.is_instruct:
-            name = (self.subject.public_lm_name or "").rpartition("/")[2] or "this model"
-            why = "its tokenizer has no chat template"
-            if self.subject.has_chat:
-                why = "by its name it was not trained for conversations"
-            label = f"Chat: off for {name}, as {why}"
-        there, usable = self.subject.loaded is not None, self.subject.has_chat
-        shown = {"visible": there, "interactive": usable, "container": False}
-        self.field("chat", gr.Checkbox, label=label, **shown)
 
     def _settings(self) -> None:
         modes = [(_MODES[mode], mode) for mode in MODES]
@@ -241,12 +233,14 @@ class SteerPage(TextPage[at.Steer]):
     def wire(self, app: App) -> None:
         """A setting changes the link, a button changes a latent; long runs wait in a queue."""
         self.app, visit = app, app.visit
+        self.written = [self.notice, self.output, self.share, app.link]  # what `generate` updates
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         settings: list[Any] = [self.fields[f.name] for f in fields(at.Settings)]
         changes = [field.input for field in settings]
         # the sliders correct typed values
         changes += [field.release for field in settings if isinstance(field, gr.Slider)]
-        app.follow(changes, self)
+        linked = [self.notice, app.link]
+        gr.on(changes, self._follow, self.inputs, linked, trigger_mode="always_last", **quietly)
         redrawn = [self.mode.input, self.unit.input]
         last: dict[str, Any] = {"trigger_mode": "always_last", **quietly}
         gr.on(redrawn, self._redraw_chips, self.inputs, self.chips, **last)
@@ -259,12 +253,12 @@ class SteerPage(TextPage[at.Steer]):
         inputs, outputs = [visit, self.reply, *self.inputs], [self.reply, *app.outputs("steer")]
         for trigger in (self.reply.submit, self.send.click):
             self.then_run(trigger(self._go_on, inputs, outputs, **quietly))
-        app.on([self.anew.click], self._anew, self)
+        app.on([self.anew.click], self._begin_anew, self)
 
         at_once: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
         at_once["queue"] = False
         run: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
-        run |= in_queue("run")
+        run |= QUEUES["run"]
         inputs = [visit, *self.inputs]
         begun = [self.run.click, self.prompt.submit]
         # texts with the strengths as they are: a search for others is given up
@@ -280,30 +274,37 @@ class SteerPage(TextPage[at.Steer]):
             self.then_run(event.then(self._take, inputs, taken, trigger_mode="multiple", **quietly))
         event = self.presets.find(self._ask_presets, visit, self.notice, **at_once)
         shown = [self.notice, self.presets, self.searching]
-        search = {**run, **in_queue("search"), "show_progress_on": [self.searching]}
+        search = {**run, **QUEUES["search"], "show_progress_on": [self.searching]}
         event.then(self._find_presets, visit, shown, **search)
         self.stop.click(Visit.stop, visit, None, js=_NO_CARET, **at_once)
         drawn: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [self.share]}
         self.output.select(self._share, visit, self.share, api_visibility="private", **drawn)
 
-    @property
-    def written_parts(self) -> list[Any]:
-        """What `generate` updates."""
-        return [self.notice, self.output, self.share, self.app.link]
-
     def then_run(self, event: Dependency, *, seen: bool = False) -> None:
         """After an event: generate the texts that it requested, while others that they take the
         place of may still be under way."""
-        progress = {"show_progress": "minimal" if seen else "hidden"}
-        progress |= {"show_progress_on": [self.output]} if seen else {}
-        options: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
-        options |= {**in_queue("run"), **progress}
-        event.then(self.generate, self.app.visit, self.written_parts, **options)
+        event.then(
+            self.generate,
+            self.app.visit,
+            self.written,
+            api_visibility="private",
+            trigger_mode="multiple",
+            show_progress="minimal" if seen else "hidden",
+            show_progress_on=[self.output] if seen else None,
+            **QUEUES["run"],
+        )
+
+    def _follow(self, *values: object) -> Updates:
+        """The link follows a changed setting."""
+        try:
+            return {self.app.link: to_query(self.address(*values))}
+        except ValueError as error:
+            return {self.notice: html("error", str(error))}
 
     def _redraw_chips(self, *values: object) -> Any:
         try:
             return self.draw_chips(self.address(*values))
-        except ValueError:  # shown in the page's notice, see `follow`
+        except ValueError:  # shown in the page's notice by `_follow`
             return gr.skip()
 
     def _add(self, latent: object, *values: object) -> Updates:
@@ -318,10 +319,10 @@ class SteerPage(TextPage[at.Steer]):
         """The box is emptied, unless what it holds is refused; of a word that the latent seldom
         fires on it is said."""
         updates = self._add(typed, *values)
-        if self.chips not in updates:
-            return updates
-        weak = weak_match(self.subject, typed)
-        return updates | {self.new: "", self.matched: html("said", weak) if weak else ""}
+        if self.chips in updates:
+            weak = weak_match(self.subject, typed)
+            updates |= {self.new: "", self.matched: html("said", weak) if weak else ""}
+        return updates
 
     def _add_random(self, *values: object) -> Updates:
         return self._add(self.actions.random_latent()["latent"], *values)
@@ -357,6 +358,9 @@ class SteerPage(TextPage[at.Steer]):
             raise Refused(f"latent {latent} is steered already, with strength {strength}")
         strength = 1.0 if now.mode == "scale" else _FIRST[now.unit]
         return replace(now, latents={**now.latents, latent: strength})
+
+    def _begin_anew(self, *values: object) -> at.Steer:
+        return replace(self.address(*values), turns=(), prompt="")
 
     def _click(self, do: str, index: str, to: str, *values: object) -> at.Address:
         now, latent = self.address(*values), whole(index)
@@ -394,9 +398,6 @@ class SteerPage(TextPage[at.Steer]):
         visit.ask(*self.values(address), kind="texts")
         return {self.reply: "", **self.app.show(address)}
 
-    def _anew(self, *values: object) -> at.Steer:
-        return replace(self.address(*values), turns=(), prompt="")
-
     def generate(self, visit: Visit) -> Iterator[Updates]:
         """Both texts, token by token, for the visit's last request, if it was not stopped; turns of
         the same conversation are not written again."""
@@ -422,7 +423,7 @@ class SteerPage(TextPage[at.Steer]):
             # the answer to each message, as far as it is written
             view: dict[str, Any] = {}
             apart = (
-                on_zero_gpu()
+                self.actions.apart
             )  # the process with the GPU cannot ask, nor tell the KL once it ends
             options = {} if apart else {"stopped": lambda: run.over}
             for message in [*turns, address.prompt][len(exchanges) :]:
@@ -486,7 +487,7 @@ class SteerPage(TextPage[at.Steer]):
         try:
             only, now = run.latent, self.address(*run.values)
             # the process with the GPU could not call back
-            options = {} if on_zero_gpu() else {"progress": tell}
+            options = {} if self.actions.apart else {"progress": tell}
             result = self.actions.sweep(now.prompt, now.latents, now, only=only, **options)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
