@@ -78,7 +78,7 @@ class Labels(Address):
 
 @dataclass(frozen=True)
 class Diff(Address):
-    """Latents of one of two language models or of both, in an order; see `diff_actions`."""
+    """Latents of one of two language models or of both, in an order; see `table_actions`."""
 
     group: str = ""
     by: str = "explained"

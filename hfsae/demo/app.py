@@ -22,15 +22,14 @@ from .address import Address, Feature, Inspect, Steer, from_query, to_query
 from .opening import open_subject
 from .pages import ALL
 from .pages.page import App, Page, Updates, Visit, whole
-from .parts import html, number, panel, style
+from .parts import html, number, panel
 from .picture_latents import MOST_BYTES
 from .presets import first_texts, presets
 from .subject import Choice, Subject, default_source
 
-_SCRIPTS = [
-    Path(__file__).with_name(name) for name in ("page.js", "focus.js", "map.js", "lists.js")
-]
-_HEAD = "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in _SCRIPTS)
+_HERE = Path(__file__).parent
+_FILES = [(_HERE / f"{name}.js").read_text("utf-8") for name in ("page", "focus", "map", "lists")]
+_HEAD = "".join(f"<script>{file}</script>" for file in _FILES)
 # Gradio compiles its templates in the browser, and has inline script and style: both need
 # 'unsafe-'. Nothing is loaded from elsewhere, sent there, or framed.
 POLICY = {
@@ -88,7 +87,14 @@ def build(subject: Subject) -> gr.Blocks:
         link = gr.Textbox(visible="hidden", elem_id="link")
         lead = gr.Textbox(visible="hidden", elem_id="lead")
         app = App(link, lead, gr.State(Visit()))
-        tour = _tour(subject) if subject.runs_text else None
+        lm_name = subject.public_lm_name
+        view = {
+            "n": f"{subject.d_sae:,}",
+            "model": lm_name.rpartition("/")[2] if lm_name else "a language model",
+            "site": subject.sae.config.where_in_short,
+            "preset": presets(subject)[0]["name"],
+        }
+        tour = panel(html("tour", view), elem_id="tour") if subject.runs_text else None
         with gr.Tabs(selected=next(iter(pages)), overflow_behavior="wrap") as tabs:
             tab_of = {}
             for name, page_class in pages.items():
@@ -98,7 +104,7 @@ def build(subject: Subject) -> gr.Blocks:
             page.wire(app)
             _follow(app, tab_of[name], name)
         if tour is not None:
-            _wire_tour(tour, app, actions)
+            _follow_tour(tour, app, actions)
         link.change(None, link, None, js=_TO_LINK, api_visibility="private")
         lead.change(None, lead, tabs, js=_TO_PAGE, api_visibility="private")
         _restore(blocks, app)
@@ -111,22 +117,10 @@ def pages_of(subject: Subject) -> dict[str, type[Page]]:
     return {page.state.tab: page for page in ALL if page.fits(subject)}
 
 
-def _tour(subject: Subject) -> gr.HTML:
-    """The first minute: what a latent is, and three steps to a steered text. The visitor hides the
-    panel, or goes the steps on the pages themselves: page.js marks those done, and remembers a
-    hidden tour."""
-    name = subject.public_lm_name
-    view = {
-        "n": f"{subject.d_sae:,}",
-        "model": name.rpartition("/")[2] if name else "a language model",
-        "site": subject.sae.config.where_in_short,
-        "preset": presets(subject)[0]["name"],
-    }
-    return panel(html("tour", view), elem_id="tour")
-
-
-def _wire_tour(tour: gr.HTML, app: App, actions: Actions) -> None:
-    """A click on a step shows it; the last one generates its texts."""
+def _follow_tour(tour: gr.HTML, app: App, actions: Actions) -> None:
+    """The first minute: what a latent is, and three steps to a steered text. A click on a step
+    shows it; the last one generates its texts. The visitor hides the panel, or goes the steps on
+    the pages themselves: page.js marks those done, and remembers a hidden tour."""
     steer = app.pages["steer"]
 
     def step(do: str, number: str, shown: str, *values: object) -> Address:
@@ -293,7 +287,7 @@ def looks(server_name: str | None = None, *, uploads: bool = False) -> dict[str,
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
         ).set(**_READABLE),
-        "css": style(),
+        "css": (_HERE / "style.css").read_text(encoding="utf-8"),
         "head": _HEAD,
         "run_history": False,
         "ssr_mode": False,

@@ -390,13 +390,23 @@ def place_of(subject: Subject, other: str) -> Choice:
     """
     if other == PACKAGED:
         return Choice(str(SHIPPED_SAE))
+
+    def is_sae(path: Path) -> bool:
+        """Whether it is one, in any format; of a folder only its own files are looked at."""
+        try:
+            if path.is_file():
+                return bool(find([path.name]))
+            return "" in find(file.name for file in path.iterdir() if file.is_file())
+        except OSError:
+            return False
+
     is_local, is_alone = subject.label_home is not None, subject.only_here
     if is_local:
         path, source = Path(os.path.expanduser(other) if is_alone else other), subject.choice.source
         homes = [Path.cwd(), subject.folder, Path(source) if Path(source).is_dir() else None]
         path = path.resolve()
         is_near = any(path.is_relative_to(home.resolve()) for home in homes if home is not None)
-        if (is_alone or is_near) and _is_sae(path):
+        if (is_alone or is_near) and is_sae(path):
             return Choice(str(path))
     if names := _REPOSITORY.fullmatch(other):
         top = Path(other).parts[0]  # where it is a folder here, this is no path on the Hub
@@ -452,13 +462,3 @@ def _inside(choice: Choice) -> list[str]:
         return []
     entries.sort(key=lambda entry: choice.layer not in (None, entry.layer))
     return [f"{source}/{entry.path}" for entry in entries if entry.path]
-
-
-def _is_sae(path: Path) -> bool:
-    """Whether it is one, in any format; of a folder only its own files are looked at."""
-    try:
-        if path.is_file():
-            return bool(find([path.name]))
-        return "" in find(file.name for file in path.iterdir() if file.is_file())
-    except OSError:
-        return False

@@ -33,7 +33,6 @@ from .rows import (
     SHOWN,
     Json,
     as_rows,
-    check_latent,
     denser_than,
     firing_rows,
     largest_of,
@@ -117,7 +116,7 @@ def inspect(
         token = validate.whole(token, "token", 0, len(seen.tokens.ids) - 1)
         on_token, dense = firing_rows(subject, seen.at(token), hide)
     if latent is not None:
-        latent = check_latent(subject, latent)
+        latent = validate.latent(latent, subject.d_sae)
     elif on_token or ranking:
         latent = (on_token or ranking)[0]["latent"]
     trace = [0.0] * len(seen.tokens.ids) if latent is None else seen.trace(latent)
@@ -202,7 +201,7 @@ def feature(subject: Subject, latent: int) -> Json:
             The "text" of an example has the token that it fires on between « and »; of an SAE that
             reads no text, it says which row or patch that is.
     """
-    index, config, store = check_latent(subject, latent), subject.sae.config, subject.store
+    index, config, store = validate.latent(latent, subject.d_sae), subject.sae.config, subject.store
     reads, sites = "", []
     if config.has_several_sites:
         shares = zip(config.writes.names, subject.sae.shares[index].tolist(), strict=True)
@@ -292,7 +291,7 @@ def promoted(subject: Subject, latent: int) -> Json:
     Args:
         latent: its index.
     """
-    index, n = check_latent(subject, latent), len(subject.tokenizer)
+    index, n = validate.latent(latent, subject.d_sae), len(subject.tokenizer)
     tokens = lens_of(subject.lm, subject.sae, index, _LENS_TOKENS, n)
     columns = zip(("promoted", "suppressed"), (tokens[:2], tokens[2:]), strict=True)
     return {
@@ -317,7 +316,7 @@ def try_text(subject: Subject, latent: int, text: str) -> Json:
         max (float): its largest activation here.
         usual_max (float | None): its largest activation anywhere.
     """
-    index, seen = check_latent(subject, latent), subject.inspection(text)
+    index, seen = validate.latent(latent, subject.d_sae), subject.inspection(text)
     trace, usual = seen.trace(index), largest_of(subject, index)
     rows = token_rows(seen, trace, usual)
     return {"latent": index, "tokens": rows, "max": max(trace), "usual_max": usual}
@@ -369,7 +368,7 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
         hits = search_labels(subject.names, query, SHOWN)
     elif by == "similar to":
         index = int(query) if query.strip().isdecimal() else query
-        hits = similar_latents(sae, check_latent(subject, index), SHOWN)
+        hits = similar_latents(sae, validate.latent(index, subject.d_sae), SHOWN)
     elif by == "promotes":
         hits = promoting(subject.lm, sae, subject.token_id(query), SHOWN)
         hits = [hit for hit in hits if hit.score > 0]
@@ -390,7 +389,7 @@ def latent_of(subject: Subject, typed: object) -> int:
     first that a search by that word finds, or part of a label."""
     word = typed.strip() if isinstance(typed, str) else ""
     if not any(c.isalpha() for c in word):
-        return check_latent(subject, typed)
+        return validate.latent(typed, subject.d_sae)
     for preset in subject.presets:
         if _is_named(preset["name"], word) and len(preset["latents"]) == 1:
             return int(next(iter(preset["latents"])))
@@ -443,7 +442,7 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
         latent (int): its index.
         label (str): its name from now on.
     """
-    index, home = check_latent(subject, latent), subject.label_home
+    index, home = validate.latent(latent, subject.d_sae), subject.label_home
     label = validate.text(label, "the label", empty=None)
     if home is None:
         raise Refused("labels are not kept here; run `hfsae demo` on your own machine")

@@ -78,8 +78,24 @@ def open_subject(
             path = re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
             subject.label_home = home / "labels" / path
     for folder in dict.fromkeys((subject.folder, subject.label_home)):
-        if folder is not None:
-            _read_labels(subject, folder)
+        is_own = folder == subject.label_home != subject.folder
+        if folder is None:
+            continue
+        if is_own and any(of_others(folder, [names.LABELS], subject.folder)):
+            theirs = "labels that you gave another version of it are left out"
+            subject.notes.append(f"{theirs}; they stay in {folder}")
+            continue
+        try:
+            subject.take_labels(read_labels(folder, subject.folder))
+        except ValueError as error:
+            subject.notes.append(f"its labels are left out: {error}")
+        try:
+            for latent, name in read_automatic(folder).items():
+                subject.automatic[latent], subject.sources[latent] = name.text, name.source
+                if name.is_doubtful:
+                    subject.doubtful.add(latent)
+        except ValueError as error:
+            subject.notes.append(f"its automatic names are left out: {error}")
     training = _read_beside(subject, subject.folder) if subject.folder is not None else {}
     subject.unit = unit_of(training, subject.store.meta if subject.store is not None else {})
     reads_pictures, images = subject.unit == PATCH, training.get("images")
@@ -94,26 +110,6 @@ def open_subject(
     if with_lm and (subject.unit.is_text or reads_pictures):
         _attach_model(subject, model, device, lm.get("origin"))
     return subject
-
-
-def _read_labels(subject: Subject, folder: Path) -> None:
-    is_own = folder == subject.label_home != subject.folder
-    if is_own and any(of_others(folder, [names.LABELS], subject.folder)):
-        subject.notes.append(
-            f"labels that you gave another version of it are left out; they stay in {folder}"
-        )
-        return
-    try:
-        subject.take_labels(read_labels(folder, subject.folder))
-    except ValueError as error:
-        subject.notes.append(f"its labels are left out: {error}")
-    try:
-        for latent, name in read_automatic(folder).items():
-            subject.automatic[latent], subject.sources[latent] = name.text, name.source
-            if name.is_doubtful:
-                subject.doubtful.add(latent)
-    except ValueError as error:
-        subject.notes.append(f"its automatic names are left out: {error}")
 
 
 def _read_beside(subject: Subject, folder: Path) -> dict[str, Any]:
@@ -153,7 +149,7 @@ def _read_beside(subject: Subject, folder: Path) -> dict[str, Any]:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
     subject.evaluation = read(names.EVALUATION, dict)
     subject.diff = read(names.DIFF, dict, lambda record: check_diff(record, d_sae))
-    presets = [*filter(is_preset, read(names.PRESETS, list))]
+    presets = [preset for preset in read(names.PRESETS, list) if is_preset(preset)]
     ours = weights_hash(folder) if any(KEY in preset for preset in presets) else None
     subject.presets = [p for p in presets if ours is None or p.get(KEY, ours) == ours]
     if n := len(presets) - len(subject.presets):

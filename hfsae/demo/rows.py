@@ -45,11 +45,6 @@ _COUNTED = 4096  # latents whose examples are counted for the frequencies of tok
 Json = dict[str, Any]
 
 
-def check_latent(subject: Subject, index: object) -> int:
-    """A valid latent index."""
-    return validate.latent(index, subject.d_sae)
-
-
 def denser_than(subject: Subject, max_density: object) -> list[int]:
     """Latents that fire on more than this share of tokens."""
     limit = validate.number(max_density, "max_density", *validate.SHARE)

@@ -209,7 +209,7 @@ def _lines(pieces: list[Piece], wide: float, size: int) -> Iterator[list[Piece]]
             line, x = [], 0.0
         if is_end or (not line and is_space):
             continue
-        letters = [(letter, *how) for text, *how in word for letter in text]
+        letters = [(letter, colour, mark) for text, colour, mark in word for letter in text]
         for piece in word if needed <= wide else letters:
             width = _width(piece[0], size)
             if line and x + width > wide and not piece[0].isspace():

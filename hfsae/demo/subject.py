@@ -126,10 +126,10 @@ class Subject:
     pictures: Pictures | None = None
     """of the documents that the store's examples are from, where those are pictures"""
     columns: dict[str, Any] = field(default_factory=dict)
-    """of the table of latents that go with labels of documents; see `label_actions`"""
+    """of the table of latents that go with labels of documents; see `table_actions`"""
     label_rows: list[dict[str, Any]] = field(default_factory=list)
     diff: dict[str, Any] = field(default_factory=dict)
-    """which latents are of one of two language models; see `diff_actions`"""
+    """which latents are of one of two language models; see `table_actions`"""
     evaluation: dict[str, Any] = field(default_factory=dict)
     card: str = ""
     labels: dict[int, str] = field(default_factory=dict)
@@ -151,7 +151,6 @@ class Subject:
     """what was asked for"""
     only_here: bool = False
     """whether only pages of this machine reach the app, which then reads any SAE on it"""
-    _memory: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
 
     @cached_property
     def d_sae(self) -> int:
@@ -320,6 +319,10 @@ class Subject:
             if name not in self._memory:
                 self._memory[name] = make()
             return self._memory[name]
+
+    @cached_property
+    def _memory(self) -> dict[str, Any]:
+        return {}
 
     @cached_property
     def directions(self) -> Path:

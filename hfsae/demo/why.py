@@ -10,7 +10,7 @@ from ..attribution import Attribution, attribute, logit
 from ..io.errors import Refused
 from . import validate
 from .parts import cited, spaced
-from .rows import SHOWN, Json, as_rows, check_latent
+from .rows import SHOWN, Json, as_rows
 from .subject import Subject
 
 _ABLATED = 4  # in the first answer; others one by one, on request
@@ -205,7 +205,7 @@ def check_ablation(
         gradient (float): the estimated effect, logits.
         ablation (float): the measured effect, logits.
     """
-    index = check_latent(subject, latent)
+    index = validate.latent(latent, subject.d_sae)
     *_, effects = _question(subject, prompt, target, contrast, [index])
     at = effects.latents.tolist().index(index)
     return {

@@ -62,13 +62,14 @@ class FeaturePage(Page[at.Feature]):
                 self.main = panel(_EMPTY, elem_id="feature-main")
             with gr.Column(scale=2, min_width=400):
                 with gr.Row(elem_classes="hf-buttons"):
-                    named = {"label": "Label", "placeholder": "What does it stand for?"}
-                    self.label = gr.Textbox(**named, scale=1, min_width=160)
+                    hint = "What does it stand for?"
+                    self.label = gr.Textbox(label="Label", placeholder=hint, scale=1, min_width=160)
                     self.save = gr.Button("Save", min_width=70, scale=0)
                 self.aside = panel(elem_id="feature-aside")
                 with gr.Accordion("Use it in Python, or elsewhere", open=False):
-                    shown = {"interactive": False, "show_label": False, "wrap_lines": True}
-                    self.code = gr.Code(language="python", **shown)
+                    self.code = gr.Code(
+                        language="python", interactive=False, show_label=False, wrap_lines=True
+                    )
                     self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
                     self.as_json = gr.DownloadButton("This page as .json", size="sm")
                     self.as_csv = gr.DownloadButton("Its examples as .csv", size="sm")

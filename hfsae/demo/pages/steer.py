@@ -18,7 +18,7 @@ from ..address import to_query
 from ..inspect_actions import latent_of, weak_match
 from ..parts import dial, html, panel
 from ..presets import can_search, presets, search_presets, why_random
-from ..rows import as_rows, check_latent
+from ..rows import as_rows
 from ..share import share_panel
 from ..snippet import of_texts
 from ..steer_actions import (
@@ -96,7 +96,8 @@ class SteerPage(TextPage[at.Steer]):
         self.choices = presets(self.subject)
         self.searcher: Visit | None = None  # whose search for presets is under way
         self.latents, self.turns = self.field("latents", gr.State), self.field("turns", gr.State)
-        self.added = gr.State(None)  # the latent that was added last, with a number of its own
+        # the latent that was added last, with a number: the same one again is a change, too
+        self.added = gr.State(None)
         self._numbers = count()
         chat = "Chat: the prompt is a message, answers go on turn by turn"
         if self.subject.loaded and not self.subject.is_instruct:
@@ -192,7 +193,7 @@ class SteerPage(TextPage[at.Steer]):
         """The latents with their strengths; texts are generated on request, but for those that came
         with a preset which is shown."""
         for latent in address.latents:
-            check_latent(self.subject, latent)
+            validate.latent(latent, self.subject.d_sae)
         updates: Updates = {self.chips: self.draw_chips(address)}
         updates |= {self.matched: "", self.suggestion: ""}
         if (offered := self.presets_html()) != self.presets.value:  # they were found meanwhile
