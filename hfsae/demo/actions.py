@@ -69,12 +69,6 @@ class Docstring(NamedTuple):
     arguments: dict[str, tuple[str, str]]
     returns: dict[str, tuple[str, str]]
 
-    @property
-    def answer(self) -> str:
-        """What the action returns."""
-        keys = "; ".join(f"{key}: {words.rstrip('.')}" for key, (words, _) in self.returns.items())
-        return f"an object of JSON with {keys}."
-
 
 def docstring(function: Callable[..., Any]) -> Docstring:
     """The parts of a function's docstring."""
@@ -245,8 +239,11 @@ class Actions(SimpleNamespace):
             vars(called)["__signature__"] = endpoint.signature
             # as Gradio can read it, which takes a line for a whole entry
             lines = [f"    {name}: {text}" for name, (text, _) in words.arguments.items()]
-            answer = ["", "Returns:", f"    {words.answer}"]
-            called.__doc__ = "\n".join([words.summary, "", "Args:", *lines, *answer])
+            keys = (f"{key}: {text.rstrip('.')}" for key, (text, _) in words.returns.items())
+            answer = f"an object of JSON with {'; '.join(keys)}."
+            called.__doc__ = "\n".join(
+                [words.summary, "", "Args:", *lines, "", "Returns:", f"    {answer}"]
+            )
             added = api(called, api_name=endpoint.name, **QUEUES[endpoint.queue])
             # parameters and answer get the schemas that Gradio's clients show
             event = blocks.fns[added["id"]]
@@ -256,7 +253,7 @@ class Actions(SimpleNamespace):
                 component._api_info = {**schema, "additional_description": schema["description"]}
             (shown,) = event.outputs
             shown.label = "answer"
-            shown._api_info = {**endpoint.output_schema, "description": words.answer}
+            shown._api_info = {**endpoint.output_schema, "description": answer}
 
 
 def _with_gradio_errors(action: Callable[..., Any]) -> Callable[..., Any]:

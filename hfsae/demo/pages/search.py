@@ -1,7 +1,7 @@
 """Pages that find latents: by a search, on a map, by labels of documents, by one of two models."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 
@@ -16,7 +16,6 @@ from ..table_actions import GROUPS, ORDERS
 from ..word_search import by_number
 from .page import App, Page, Updates, one_of
 
-A = TypeVar("A", bound=at.Address)
 _NAMES = {
     "word": "a word or a subject",
     "promotes": "a token they make more likely",
@@ -34,19 +33,10 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     RAW: ("raw units", number),
 }
 """of the numbers of each search, what stands above them, and how they are written"""
+_QUERY: dict[str, Any] = {"elem_classes": "hf-whole", "scale": 4, "min_width": 200}
 
 
-class _ListPage(Page[A]):
-    """A page with lists of latents: a click leads to a latent's page, or steers it."""
-
-    def query_box(self, label: str, placeholder: str, **options: object) -> None:
-        """A box of one line for what is looked for."""
-        options = {"max_lines": 1, "elem_classes": "hf-whole", **options}
-        options |= {"label": label, "placeholder": placeholder, "scale": 4, "min_width": 200}
-        self.query = self.field("query", gr.Textbox, **options)
-
-
-class SearchPage(_ListPage[at.Search]):
+class SearchPage(Page[at.Search]):
     """A search, and the latents that it finds."""
 
     title = "Search"
@@ -62,7 +52,8 @@ class SearchPage(_ListPage[at.Search]):
         self.by = self.field("by", gr.Radio, names, **look)
         with gr.Row(elem_classes="hf-buttons"):
             hint = _EXAMPLE if unit.is_text else f"part of a {unit.whole}'s name"
-            self.query_box("Search", hint, max_lines=3)
+            look = {"label": "Search", "placeholder": hint, "max_lines": 3}
+            self.query = self.field("query", gr.Textbox, **look, **_QUERY)
             self.run = gr.Button("Search", variant="primary", min_width=100, scale=0)
             self.random = gr.Button("Random latent", min_width=130, scale=0)
         queries = [query for query, _ in self.choices]
@@ -113,7 +104,7 @@ class SearchPage(_ListPage[at.Search]):
         return at.Feature(self.actions.random_latent()["latent"])
 
 
-class MapPage(_ListPage[at.Map]):
+class MapPage(Page[at.Map]):
     """Every latent a point, near those with similar directions; a search highlights some."""
 
     title = "Map"
@@ -125,7 +116,8 @@ class MapPage(_ListPage[at.Map]):
             hint, unit = "a word that latents fire on, or of their names", self.subject.unit
             if not unit.is_text:
                 hint = f"a {unit.whole} that latents fire in, or a word of their names"
-            self.query_box("Highlight", hint)
+            look = {"label": "Highlight", "placeholder": hint, "max_lines": 1}
+            self.query = self.field("query", gr.Textbox, **look, **_QUERY)
             self.run = gr.Button("Highlight", variant="primary", min_width=110, scale=0)
         self.notice = panel()
         self.map = panel(elem_id="map-all")
@@ -168,7 +160,7 @@ class MapPage(_ListPage[at.Map]):
             app.on_select(part, self.open_or_steer, self, leads_to=("feature", "steer"))
 
 
-class LabelsPage(_ListPage[at.Labels]):
+class LabelsPage(Page[at.Labels]):
     """A table of labels, each with its best latent beside the best single number."""
 
     title = "Labels"
@@ -182,7 +174,8 @@ class LabelsPage(_ListPage[at.Labels]):
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         with gr.Row(elem_classes="hf-buttons"):
-            self.query_box("Only labels with", "all of them")
+            look = {"label": "Only labels with", "placeholder": "all of them", "max_lines": 1}
+            self.query = self.field("query", gr.Textbox, **look, **_QUERY)
             self.run = gr.Button("Show", variant="primary", min_width=100, scale=0)
         self.notice = panel()
         self.table = panel(elem_id="labels-table")
@@ -200,7 +193,7 @@ class LabelsPage(_ListPage[at.Labels]):
         app.on_select(self.table, self.open_or_steer, self, leads_to=("feature",))
 
 
-class DiffPage(_ListPage[at.Diff]):
+class DiffPage(Page[at.Diff]):
     """A table of latents by the model that they are of."""
 
     title = "Two models"

@@ -127,19 +127,6 @@ class SteerPage(TextPage[at.Steer]):
                     self.add = gr.Button("Add", min_width=80, scale=0)
                     self.random = gr.Button("Add random", min_width=130, scale=0)
                 self.matched = panel(elem_id="steer-matched")
-        self._settings()
-        self.notice = panel()
-        self.trying = panel(elem_id="steer-trying")
-        self.output = panel(html("empty", _NO_TEXTS), elem_id="steer-output")
-        self.share = panel(elem_id="steer-share")
-        with gr.Row(elem_classes="hf-buttons hf-reply"):
-            self.reply = gr.Textbox(label="Your next message", scale=1, min_width=200, max_lines=6)
-            self.send = gr.Button("Send", min_width=90, **main)
-            self.anew = gr.Button("Begin anew", min_width=120, scale=0)
-        self.suggestion = panel(elem_id="steer-suggestion")
-        self.outputs = (self.chips, self.matched, self.output, self.suggestion, self.presets)
-
-    def _settings(self) -> None:
         modes = [(_MODES[mode], mode) for mode in MODES]
         units = _UNITS if self.measured else _UNITS[1:]
         scopes = [(_SCOPES[scope], scope) for scope in SCOPES]
@@ -159,6 +146,16 @@ class SteerPage(TextPage[at.Steer]):
                 penalty = "Repetition penalty"
                 self.field("repetition_penalty", dial, 1.0, 2.0, step=0.05, label=penalty)
                 self.field("seed", gr.Number, label="Seed")
+        self.notice = panel()
+        self.trying = panel(elem_id="steer-trying")
+        self.output = panel(html("empty", _NO_TEXTS), elem_id="steer-output")
+        self.share = panel(elem_id="steer-share")
+        with gr.Row(elem_classes="hf-buttons hf-reply"):
+            self.reply = gr.Textbox(label="Your next message", scale=1, min_width=200, max_lines=6)
+            self.send = gr.Button("Send", min_width=90, **main)
+            self.anew = gr.Button("Begin anew", min_width=120, scale=0)
+        self.suggestion = panel(elem_id="steer-suggestion")
+        self.outputs = (self.chips, self.matched, self.output, self.suggestion, self.presets)
 
     def to_component(self, name: str, value: Any) -> Any:
         """A valid choice, a usable unit, and no chat without a template."""
