@@ -2,15 +2,14 @@
 
 A `Subject` (`subject`; `opening` reads it) is an SAE with its model and the files beside it. What
 can be done with it are plain functions, of plain values to plain values: `inspect_actions`,
-`picture_latents`, `steer_actions`, `why`, `health_actions`, `compare_saes`, `label_actions`,
-`diff_actions` and `latent_map`; they share `validate` (input), `rows` (latents as rows of a table),
-`word_search`, `salience`, `automatic` (names and their tests), `presets` and `how_to_make`.
-`actions` has them in one table, and `schemas` makes an API and tools for agents of it. A page
-(`pages/`) has widgets and shows an `address`, which is its link; markup is made in `parts`, code in
-`snippet`, pictures to share in `share`; `app` puts the pages together.
+`picture_latents`, `steer_actions`, `why`, `health_actions` and `table_actions`; they share
+`validate` (input), `rows` (latents as rows of a table, in order), `word_search` and `presets`.
+`actions` has them in one table, and makes an API and tools for agents of it. A page (`pages/`) has
+widgets and shows an `address`, which is its link; markup is made in `parts`, code in `snippet`,
+pictures to share in `share`; `app` puts the pages together, and guards them.
 
-To follow a click on Generate: `pages/steer` (`SteerPage.wire`, `_ask`, `generate`, `_write`), whose
-`Visit` and `App` are in `pages/page`, `steer_actions` (`check`, `write`), `hfsae.steering.pair`.
+To follow a click on Generate: `pages/steer` (`SteerPage.wire`, `generate`), whose `Visit` and `App`
+are in `pages/page`, `steer_actions` (`check`, `write`), `hfsae.steering.pair`.
 
 Needs the `demo` extra.
 """
@@ -19,8 +18,8 @@ from .app import build as build
 from .app import launch as launch
 from .app import looks as looks
 from .opening import open_subject as open_subject
-from .salience import by_salience as by_salience
-from .salience import numbers as numbers
+from .rows import by_salience as by_salience
+from .rows import numbers as numbers
 from .subject import Choice as Choice
 from .subject import Subject as Subject
 from .subject import default_source as default_source

@@ -6,7 +6,7 @@ page can be sent to somebody else, and opened again.
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 from urllib.parse import urlencode
 
 from ..io.errors import Refused
@@ -16,7 +16,13 @@ from .validate import MAX_CHARACTERS
 
 @dataclass(frozen=True)
 class Address:
-    """The state of a page, each of which has a subclass; its name in links is that of the class."""
+    """The state of a page, each of which has a subclass."""
+
+    tab: ClassVar[str]
+    """the page's name in links"""
+
+    def __init_subclass__(cls) -> None:
+        cls.tab = cls.__name__.lower()
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Labels(Address):
 
 @dataclass(frozen=True)
 class Diff(Address):
-    """Latents of one of two language models or of both, in an order; see `diff_actions`."""
+    """Latents of one of two language models or of both, in an order; see `table_actions`."""
 
     group: str = ""
     by: str = "explained"
@@ -149,15 +155,10 @@ class About(Address):
     """The card."""
 
 
-def page_of(address: Address) -> str:
-    """The name of its page, as links have it."""
-    return type(address).__name__.lower()
-
-
 def to_query(address: Address) -> str:
     """`tab=...&field=...`, without fields that are empty, at their defaults, or longer than a page
     allows."""
-    pairs = [("tab", page_of(address))]
+    pairs = [("tab", address.tab)]
     default = type(address)()
     for f in fields(address):
         value = text = getattr(address, f.name)
@@ -181,28 +182,30 @@ def from_query(query: dict[str, str]) -> Address:
     Raises:
         ValueError: an unknown page, or a value that cannot be read.
     """
-    kinds = {kind.__name__.lower(): kind for kind in Address.__subclasses__()}
+    kinds = {kind.tab: kind for kind in Address.__subclasses__()}
     tab = query.get("tab") or query.get("page") or next(iter(kinds))  # people guess `page`
     if tab not in kinds:
         raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(kinds)}")
-    hints = get_type_hints(kinds[tab])
-    return kinds[tab](**{n: _read(n, query[n], hint) for n, hint in hints.items() if n in query})
-
-
-def _read(name: str, text: str, kind: object) -> Any:
-    try:
-        if kind == dict[int, float]:
-            pairs = [part.split(":") for part in text.split(",") if part]
-            return {int(latent): float(strength) for latent, strength in pairs}
-        if kind is bool:
-            return {"0": False, "1": True}[text]
-        if kind == tuple[str, ...]:
-            texts = json.loads(text)
-            if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
-                raise ValueError("not a list of texts")
-            return tuple(texts)
-        if kind is str:
-            return text
-        return float(text) if kind is float else int(text)
-    except (ValueError, KeyError, RecursionError):
-        raise Refused(f"this link is damaged: {name} is {text[:40]!r}") from None
+    values: dict[str, Any] = {}
+    for name, kind in get_type_hints(kinds[tab]).items():
+        if name not in query or name == "tab":
+            continue
+        text = query[name]
+        try:
+            if kind == dict[int, float]:
+                pairs = [part.split(":") for part in text.split(",") if part]
+                values[name] = {int(latent): float(strength) for latent, strength in pairs}
+            elif kind is bool:
+                values[name] = {"0": False, "1": True}[text]
+            elif kind == tuple[str, ...]:
+                texts = json.loads(text)
+                if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+                    raise ValueError("not a list of texts")
+                values[name] = tuple(texts)
+            elif kind is str:
+                values[name] = text
+            else:
+                values[name] = float(text) if kind is float else int(text)
+        except (ValueError, KeyError, RecursionError):
+            raise Refused(f"this link is damaged: {name} is {text[:40]!r}") from None
+    return kinds[tab](**values)

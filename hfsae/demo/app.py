@@ -5,31 +5,31 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.themes import Base
 from gradio.utils import colab_check
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
-from ..io.host_check import HostCheck, local_hosts
 from ..io.processor import keep_few_kernels
 from ..io.units import ROW
-from .actions import ENDPOINTS, Actions, in_queue
-from .address import Address, Feature, Inspect, Steer, from_query, page_of, to_query
+from .actions import QUEUES, Actions, as_tools
+from .address import Address, Feature, Inspect, Steer, from_query, to_query
 from .opening import open_subject
 from .pages import ALL
-from .pages.page import App, Page, Updates, Visit, lead_text, whole
-from .parts import html, number, panel, style
+from .pages.page import App, Page, Updates, Visit, whole
+from .parts import html, number, panel
 from .picture_latents import MOST_BYTES
 from .presets import first_texts, presets
-from .schemas import as_tools
 from .subject import Choice, Subject, default_source
 
-_SCRIPTS = [
-    Path(__file__).with_name(name) for name in ("page.js", "focus.js", "map.js", "lists.js")
-]
-_HEAD = "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in _SCRIPTS)
+_HERE = Path(__file__).parent
+_FILES = [(_HERE / f"{name}.js").read_text("utf-8") for name in ("page", "focus", "map", "lists")]
+_HEAD = "".join(f"<script>{file}</script>" for file in _FILES)
 # Gradio compiles its templates in the browser, and has inline script and style: both need
 # 'unsafe-'. Nothing is loaded from elsewhere, sent there, or framed.
 POLICY = {
@@ -60,6 +60,7 @@ SESSIONS = 128
 """Callers that Gradio remembers, at some 0.5 MB each; it forgets the oldest: programs come as
 new ones with every call. A page that is forgotten while it is open goes on, as if its other tabs
 had not been opened before."""
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 _TO_LINK = "(query) => { hfsae.link(query); }"
 _TO_PAGE = "(lead) => hfsae.lead(lead)"
 
@@ -70,12 +71,30 @@ def build(subject: Subject) -> gr.Blocks:
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
     actions, pages = Actions(subject), pages_of(subject)
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
-        header = html("header", _facts(actions), subject.unit, subject.runs_text)
-        panel(header, elem_id="header")
+        about, health = actions.about(), actions.health()
+        model = ("model", (about["model"] or "unknown").rpartition("/")[2])
+        values = {m["name"]: m["value"] for m in health["metrics"]}
+        measured = [(n, key) for key, n in (("l0", "L0"), ("fvu", "FVU")) if key in values]
+        facts = [
+            ("SAE", about["name"]),
+            ("reads", "files of activations") if subject.unit == ROW else model,
+            ("site", about["site"] or "unknown"),
+            ("latents", f"{about['d_sae']:,}"),
+            *((n, number(values[key])) for n, key in measured),
+        ]
+        shown = [{"name": name, "value": value} for name, value in facts]
+        panel(html("header", shown, subject.unit, subject.runs_text), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
         lead = gr.Textbox(visible="hidden", elem_id="lead")
         app = App(link, lead, gr.State(Visit()))
-        tour = panel(_tour(subject), elem_id="tour") if subject.runs_text else None
+        lm_name = subject.public_lm_name
+        view = {
+            "n": f"{subject.d_sae:,}",
+            "model": lm_name.rpartition("/")[2] if lm_name else "a language model",
+            "site": subject.sae.config.where_in_short,
+            "preset": presets(subject)[0]["name"],
+        }
+        tour = panel(html("tour", view), elem_id="tour") if subject.runs_text else None
         with gr.Tabs(selected=next(iter(pages)), overflow_behavior="wrap") as tabs:
             tab_of = {}
             for name, page_class in pages.items():
@@ -85,7 +104,7 @@ def build(subject: Subject) -> gr.Blocks:
             page.wire(app)
             _follow(app, tab_of[name], name)
         if tour is not None:
-            _wire_tour(tour, app, actions)
+            _follow_tour(tour, app, actions)
         link.change(None, link, None, js=_TO_LINK, api_visibility="private")
         lead.change(None, lead, tabs, js=_TO_PAGE, api_visibility="private")
         _restore(blocks, app)
@@ -95,41 +114,13 @@ def build(subject: Subject) -> gr.Blocks:
 
 def pages_of(subject: Subject) -> dict[str, type[Page]]:
     """The pages that fit an SAE, by their names in links; the first is open at the start."""
-    return {page.state.__name__.lower(): page for page in ALL if page.fits(subject)}
+    return {page.state.tab: page for page in ALL if page.fits(subject)}
 
 
-def _facts(actions: Actions) -> list[dict[str, str]]:
-    about, health = actions.about(), actions.health()
-    model = ("model", (about["model"] or "unknown").rpartition("/")[2])
-    facts = [
-        ("SAE", about["name"]),
-        ("reads", "files of activations") if actions.subject.unit == ROW else model,
-        ("site", about["site"] or "unknown"),
-        ("latents", f"{about['d_sae']:,}"),
-    ]
-    values = {m["name"]: m["value"] for m in health["metrics"]}
-    facts += [
-        (n, number(values[key])) for key, n in (("l0", "L0"), ("fvu", "FVU")) if key in values
-    ]
-    return [{"name": name, "value": value} for name, value in facts]
-
-
-def _tour(subject: Subject) -> str:
-    """The first minute: what a latent is, and three steps to a steered text. The visitor hides the
-    panel, or goes the steps on the pages themselves: page.js marks those done, and remembers a
-    hidden tour."""
-    name = subject.public_lm_name
-    view = {
-        "n": f"{subject.d_sae:,}",
-        "model": name.rpartition("/")[2] if name else "a language model",
-        "site": subject.sae.config.where_in_short,
-        "preset": presets(subject)[0]["name"],
-    }
-    return html("tour", view)
-
-
-def _wire_tour(tour: gr.HTML, app: App, actions: Actions) -> None:
-    """A click on a step shows it; the last one generates its texts."""
+def _follow_tour(tour: gr.HTML, app: App, actions: Actions) -> None:
+    """The first minute: what a latent is, and three steps to a steered text. A click on a step
+    shows it; the last one generates its texts. The visitor hides the panel, or goes the steps on
+    the pages themselves: page.js marks those done, and remembers a hidden tour."""
     steer = app.pages["steer"]
 
     def step(do: str, number: str, shown: str, *values: object) -> Address:
@@ -156,7 +147,7 @@ def _follow(app: App, tab: gr.Tab, name: str) -> None:
             address = page.address(*values)
             if name == opening and not visit.selected:  # before its fields were filled
                 visit.selected, opened = True, visit.opened
-                address = opened if opened and page_of(opened) == name else address
+                address = opened if opened and opened.tab == name else address
             new = {} if name in visit.drawn else page.render(address)
         except ValueError as error:
             return {page.notice: html("error", str(error))}
@@ -169,7 +160,7 @@ def _follow(app: App, tab: gr.Tab, name: str) -> None:
         [app.link, page.notice, *page.outputs],
         **_progress(page),
         api_visibility="private",
-        **in_queue("look"),
+        **QUEUES["look"],
     )
 
 
@@ -208,8 +199,8 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
             updates = app.fill(address)
             notice = {first_page.notice: html("error", str(error))}
         visit.opened = address
-        visit.drawn.add(page_of(address))
-        always = {app.link: updates.pop(app.link), app.lead: lead_text(0, address)}
+        visit.drawn.add(address.tab)
+        always = {app.link: updates.pop(app.link), app.lead: f"0 {address.tab}"}
         return {**always, **changed(updates), **notice}
 
     def restore(visit: Visit) -> Updates:
@@ -223,7 +214,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     def rerun(visit: Visit, *values: object) -> Iterator[Updates]:
         """Write the texts that the link asks for, once its page is shown."""
         if isinstance(visit.opened, Steer) and visit.opened.run:
-            visit.ask("texts", *values)
+            visit.ask(*values, kind="texts")
             yield from app.pages["steer"].generate(visit)
         else:
             yield {app.pages["steer"].notice: gr.skip()}
@@ -236,7 +227,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     opened = opened.then(restore, app.visit, outputs, **seen)
     if steer := app.pages.get("steer"):
         inputs = [app.visit, *steer.inputs]
-        opened.then(rerun, inputs, steer.written_parts, **in_queue("run"), **options)
+        opened.then(rerun, inputs, steer.written, **QUEUES["run"], **options)
 
 
 def launch(
@@ -296,7 +287,7 @@ def looks(server_name: str | None = None, *, uploads: bool = False) -> dict[str,
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
         ).set(**_READABLE),
-        "css": style(),
+        "css": (_HERE / "style.css").read_text(encoding="utf-8"),
         "head": _HEAD,
         "run_history": False,
         "ssr_mode": False,
@@ -304,11 +295,8 @@ def looks(server_name: str | None = None, *, uploads: bool = False) -> dict[str,
         "max_file_size": MOST_BYTES if uploads else "1mb",
         "state_session_capacity": SESSIONS,
         "app_kwargs": {
-            "middleware": [
-                Middleware(HostCheck, hosts=app_hosts(server_name)),
-                Middleware(_PagePolicy),
-            ],
-            "lifespan": lambda app: as_tools(app, ENDPOINTS),
+            "middleware": [Middleware(_Guard, hosts=app_hosts(server_name))],
+            "lifespan": as_tools,
         },
     }
 
@@ -316,24 +304,42 @@ def looks(server_name: str | None = None, *, uploads: bool = False) -> dict[str,
 def app_hosts(server_name: str | None) -> frozenset[str]:
     """Host names that browsers on this machine use for the app; empty if others may reach it."""
     name = server_name or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    name = name.strip("[]").lower()
     is_shared = os.environ.get("GRADIO_SHARE", "").lower() == "true" or colab_check()
-    return frozenset() if is_shared else local_hosts(name)
+    is_local = name in _LOCAL or name.startswith("127.")
+    return frozenset({*_LOCAL, name}) if is_local and not is_shared else frozenset()
 
 
-class _PagePolicy:
-    """Middleware: serve the page for any link, and under a policy.
+class _Guard:
+    """Middleware: the app answers only this machine's browsers, unless it is opened to others, and
+    serves the page for any link, under a policy.
 
-    A `page` unknown to Gradio would be an error 500; the link is read when the page opens, see
-    `_restore`. A picture in a card from the Hub would reveal the reader to its server: the policy
-    keeps the browser from loading it.
+    A page from elsewhere, whose name its owner lets resolve to 127.0.0.1, could use the app as if
+    it were its own page ("DNS rebinding"): its Host and its Origin reveal it. A `page` unknown to
+    Gradio would be an error 500; the link is read when the page opens, see `_restore`. A picture in
+    a card from the Hub would reveal the reader to its server: the policy keeps the browser from
+    loading it.
+
+    Args:
+        hosts: as `app_hosts` gives them; empty: requests for any host pass.
     """
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]):
+        self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin, refusal = headers.get(b"host", ""), headers.get(b"origin"), ""
+        if self.hosts and _host_name(f"//{host}") not in self.hosts:
+            refusal = f"this page is for {', '.join(_LOCAL)}, not for {host!r}; --host opens it"
+        elif self.hosts and origin is not None and _host_name(origin) not in self.hosts:
+            refusal = f"a page of {origin!r} may not use this one"
+        if refusal:
+            closed, refused = WebSocketClose(1008, refusal[:100]), PlainTextResponse(refusal, 403)
+            await (closed if scope["type"] == "websocket" else refused)(scope, receive, send)
             return
 
         async def send_guarded(message: Message) -> None:
@@ -345,3 +351,11 @@ class _PagePolicy:
 
         opens = scope["type"] == "http" and scope["path"] == "/"
         await self.app({**scope, "query_string": b""} if opens else scope, receive, send_guarded)
+
+
+def _host_name(address: str) -> str | None:
+    """The host of an address, without its port; None if it has none."""
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None

@@ -1,23 +1,53 @@
-"""Actions that judge an SAE: its health, alone and beside another's, and its card."""
+"""Actions that judge an SAE: its health, alone and beside another's, and its card.
+
+Of another SAE: which may be read from here, its metrics, and both on one text.
+"""
 
 import math
+import os
 import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from .. import cards
+from ..convert.formats import find
 from ..evaluation import EvaluationArguments, evaluate
 from ..evaluation.metrics import DENSITY, FIDELITY
 from ..evaluation.result import LOSSES
+from ..features.inspection import inspect
+from ..hub import files_beside, list_files, list_saes
+from ..io.checksums import CHANGED, is_changed
+from ..io.errors import Refused
+from ..io.file_names import CONFIG, EVALUATION
+from ..io.files import read_json
 from ..io.local_paths import public
 from ..io.units import ROW
-from .rows import Json
-from .subject import Subject
+from ..lm import contract
+from ..models.config import where_of
+from ..packaged import SHIPPED_SAE
+from . import validate
+from .opening import open_subject
+from .rows import Json, firing_rows
+from .subject import Choice, Subject, how_to_make
 
 _BINS = 40
 _ORDER = {name: i for i, name in enumerate([*FIDELITY, *DENSITY, *LOSSES])}
 _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
+PACKAGED = "packaged"
+"""names the SAE in this package"""
+RUNS = Path("runs")
+MOST, _NEAR = 40, 5  # SAEs offered on the page, and in a sentence
+_REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)((?:/[\w-][\w.-]*)*)")
+_LESS_IS_BETTER = {"fvu", "delta_loss", "ce_spliced", "kl", "dead_share"}
+_MORE_IS_BETTER = {"cosine", "loss_recovered_mean", "loss_recovered_zero"}
+_MOST_TOKENS = 80  # in the table of tokens
+_CLOSE = 1.1  # times the other's L0: up to here the two are compared at equal L0
+_BETTER = 0.99  # times the other's FVU: from here on one wins
 
 
 def health(subject: Subject) -> Json:
@@ -169,3 +199,266 @@ def _bins(values: torch.Tensor) -> list[Json]:
         {"low": low + i * step, "high": low + (i + 1) * step, "count": int(n)}
         for i, n in enumerate(counts)
     ]
+
+
+def compare_saes(subject: Subject, other: str) -> Json:
+    """Held-out metrics of this SAE beside those of another.
+
+    Args:
+        other: the other SAE: a repository on the Hub, as name/repository; or, on your own machine,
+            the folder of an SAE below the one that the app was started in, or the one that it
+            shows.
+
+    Returns:
+        first (str): name of this SAE.
+        second (str): name of the other.
+        rows (list): {name, unit, first, second, winner} of each metric; "winner" is first or
+            second, and null where they are equal, no side of the metric is better, or "apart" says
+            in what the two differ.
+        apart (str): their models, or their sites, where these differ: then nothing is better.
+    """
+    other = check_name(other)
+    place, path = place_of(subject, other), None
+    root = Path(place.source)
+    if root.is_absolute():
+        folder = root if root.is_dir() else root.parent
+        path = folder / EVALUATION
+        path = path if path.resolve().parent == folder else None
+    elif there := files_beside(
+        list_files(place.source), [EVALUATION, CONFIG], subfolder=place.subfolder
+    ):
+        path = there / EVALUATION
+    if path is None or not path.is_file():
+        how = None
+        if root.is_absolute():
+            how = how_to_make(other_of(subject, other), "evaluate")
+        hint = f"`{how.command}` makes it" if how else "run `hfsae evaluate` first"
+        raise Refused(f"{other} has no evaluation.json to compare; {hint}")
+    try:
+        results = read_json(path)
+    except ValueError as error:  # whose sentence may name a folder of this machine
+        raise Refused(f"the evaluation.json of {other} is damaged; make it again") from error
+    if is_changed(results):
+        raise Refused(f"the evaluation.json of {other} cannot be compared: {CHANGED}")
+    try:
+        config = read_json(path.with_name(CONFIG))
+    except (OSError, ValueError):  # in another library's format
+        config = {}
+    different = apart(subject, config)
+    ours, theirs = (
+        {m["name"]: m for m in metric_rows(evaluation)}
+        for evaluation in (subject.evaluation, results)
+    )
+    rows = []
+    for name, metric in sorted((theirs | ours).items(), key=metric_order):
+        row = {"name": name, "unit": metric["unit"], "winner": None}
+        row |= {"first": ours.get(name), "second": theirs.get(name)}
+        sign = -1 if name in _LESS_IS_BETTER else int(name in _MORE_IS_BETTER)
+        if sign and row["first"] and row["second"] and not different:
+            gain = sign * (row["first"]["value"] - row["second"]["value"])
+            row["winner"] = None if not gain else "first" if gain > 0 else "second"
+        rows.append(row)
+    return {"first": subject.name, "second": other, "rows": rows, "apart": different}
+
+
+def side_by_side(subject: Subject, other: str, text: str) -> Json:
+    """Two SAEs of one language model on a text: variance unexplained, L0, and what fires where.
+
+    Args:
+        other: the second SAE, as for compare_saes.
+        text: some sentences.
+
+    Returns:
+        first (dict): of this SAE: {name, kind, site, d_sae, l0, fvu, rows}: latents that fire on a
+            token, the fraction of variance that is left unexplained, and the most telling latents.
+        second (dict): the same of the other SAE.
+        winner (str | None): first or second, the one that leaves clearly less unexplained.
+        apart (str): in what the two differ so that none can be better: their models, or their
+            sites; empty: in neither.
+        equal_l0 (bool): both use about as many latents a token: only then FVU compares fairly.
+        tokens (list): {token, l0, latents, activations, cosine}: on each token the strongest latent
+            of either SAE, and the cosine of their directions.
+    """
+    second = other_of(subject, other)
+    saes = subject, second
+    seen = subject.inspection(text), inspect(subject.lm, second.sae, subject.tokens(text))
+    first, last = facts = [
+        {
+            "name": sae.name,
+            "kind": sae.sae.config.model_type,
+            "site": sae.sae.config.where,
+            "d_sae": sae.sae.config.d_sae,
+            "l0": sum(s.l0) / max(1, s.n_kept),
+            "fvu": s.fvu if s.fvu == s.fvu else None,
+            "rows": firing_rows(sae, s, [])[0],
+        }
+        for sae, s in zip(saes, seen, strict=True)
+    ]
+    different, winner = apart(subject, vars(second.sae.config)), None
+    fvus = [one["fvu"] for one in facts]
+    if not different and None not in fvus and max(fvus) * _BETTER >= min(fvus):
+        winner = "first" if fvus[0] < fvus[1] else "second"
+    tokens = []
+    for position, special in enumerate(seen[0].tokens.special[:_MOST_TOKENS]):
+        if special:
+            continue
+        best = [next(iter(s.on(position, 1)), None) for s in seen]
+        cosine = None
+        if best[0] and best[1]:
+            one, two = (s.sae.W_dec[b.latent].float() for s, b in zip(saes, best, strict=True) if b)
+            if one.shape == two.shape:
+                cosine = float(F.cosine_similarity(one, two.to(one.device), dim=0))
+        row = {
+            "token": seen[0].tokens.texts[position],
+            "l0": [s.l0[position] for s in seen],
+            "latents": [None if b is None else b.latent for b in best],
+            "activations": [None if b is None else b.activation for b in best],
+            "cosine": cosine,
+        }
+        tokens.append(row)
+    rates = first["l0"], last["l0"]
+    return {
+        "first": first,
+        "second": last,
+        "winner": winner,
+        "apart": different,
+        "equal_l0": max(rates) <= _CLOSE * min(rates),
+        "tokens": tokens,
+    }
+
+
+def apart(subject: Subject, other: Mapping[str, Any]) -> str:
+    """Why figures of another SAE, of this config, cannot be ranked beside this one's: they are of
+    different models, or of different sites; what is unknown counts as the same."""
+    own = vars(subject.sae.config)
+    models = [public(config.get("model_name"), "model_name") for config in (own, other)]
+    sites = [where_of(config) for config in (own, other)]
+    return " and ".join(
+        f"{what} ({first} and {second})"
+        for what, (first, second) in (("models", models), ("sites", sites))
+        if first and second and first != second
+    )
+
+
+def other_of(subject: Subject, other: object) -> Subject:
+    """The second SAE, without a language model of its own.
+
+    Raises:
+        ValueError: it is none that may be read from here, or one of another language model.
+    """
+    other = check_name(other)
+    if subject.label_home is None:
+        raise Refused(
+            "a second SAE's weights are not loaded here; run `hfsae demo` on your own machine"
+        )
+    second = _open_second(place_of(subject, other))
+    wrong = [
+        d
+        for d in contract.differences(second.sae.config, subject.lm, subject.tokenizer)
+        if d.severity == "error"
+    ]
+    if wrong:
+        raise Refused(f"{other} is not for this language model: {wrong[0]}")
+    widths = second.sae.config.d_in, subject.sae.config.d_in
+    if widths[0] != widths[1]:
+        raise Refused(
+            f"{other} reads vectors of {widths[0]:,} numbers, this SAE of {widths[1]:,}; name one "
+            "of the same language model"
+        )
+    return second
+
+
+@lru_cache(maxsize=2)
+def _open_second(choice: Choice) -> Subject:
+    subject = open_subject(choice, with_lm=False)
+    subject.name = f"{subject.name}/{choice.subfolder}".rstrip("/")  # of a suite's several
+    return subject
+
+
+def check_name(name: object) -> str:
+    """The folder or repository of another SAE, which must not be blank."""
+    return validate.text(name, "the other SAE", limit=300, empty="name another SAE").strip()
+
+
+def place_of(subject: Subject, other: str) -> Choice:
+    """Where another SAE is: a folder, or a repository and the path in it. Only SAEs are read, and
+    no answer reveals other folders. Where others may reach the app, only those below the folder
+    that it was started in, or in that of the SAE that it shows.
+
+    Raises:
+        ValueError: it is not one of these.
+    """
+    if other == PACKAGED:
+        return Choice(str(SHIPPED_SAE))
+
+    def is_sae(path: Path) -> bool:
+        """Whether it is one, in any format; of a folder only its own files are looked at."""
+        try:
+            if path.is_file():
+                return bool(find([path.name]))
+            return "" in find(file.name for file in path.iterdir() if file.is_file())
+        except OSError:
+            return False
+
+    is_local, is_alone = subject.label_home is not None, subject.only_here
+    if is_local:
+        path, source = Path(os.path.expanduser(other) if is_alone else other), subject.choice.source
+        homes = [Path.cwd(), subject.folder, Path(source) if Path(source).is_dir() else None]
+        path = path.resolve()
+        is_near = any(path.is_relative_to(home.resolve()) for home in homes if home is not None)
+        if (is_alone or is_near) and is_sae(path):
+            return Choice(str(path))
+    if names := _REPOSITORY.fullmatch(other):
+        top = Path(other).parts[0]  # where it is a folder here, this is no path on the Hub
+        if not (is_local and (is_alone or top == str(RUNS)) and Path(top).is_dir()):
+            return Choice(names[1], names[2].strip("/"))
+    refused = f"{other!r} is not an SAE that can be read from here"
+    hub = "a repository on the Hub as name/repository"
+    if not is_local:
+        raise Refused(f"{refused}; name {hub}")
+    if is_alone:
+        near = ", ".join(sae_choices(subject)[:_NEAR])
+        hub += f"; these are here: {near}" if near else ""
+        raise Refused(f"{refused}; name the folder of an SAE, or {hub}")
+    raise Refused(
+        f"{refused}: others may reach this app, so it reads folders of SAEs below the one that it "
+        f"was started in; name one of these, or {hub}"
+    )
+
+
+def sae_choices(subject: Subject) -> list[str]:
+    """Names of SAEs that lie near, to compare with: in the folder runs/, in the suite that this one
+    is of, and the packaged one; without those that read vectors of another width."""
+    if subject.label_home is None:
+        return []
+
+    def key(name: str) -> str:
+        return str(Path(name).resolve())
+
+    def fits(name: str) -> bool:
+        config = (SHIPPED_SAE if name == PACKAGED else Path(name)) / CONFIG
+        try:
+            width = read_json(config).get("d_in") if config.is_file() else None
+        except ValueError:
+            return False
+        return width in (None, subject.sae.config.d_in)
+
+    siblings = subject.cached("siblings", lambda: _inside(subject.choice))
+    own = {key(subject.choice.source), key(str(subject.folder or ""))}
+    names = dict.fromkeys([*_inside(Choice(str(RUNS))), *siblings, PACKAGED])
+    if subject.choice.is_shipped:
+        del names[PACKAGED]
+    return [name for name in names if key(name) not in own and fits(name)][:MOST]
+
+
+def _inside(choice: Choice) -> list[str]:
+    """The SAEs below a folder or repository, those of the chosen layer first."""
+    source = choice.source
+    if source == str(RUNS) and not RUNS.is_dir():
+        return []
+    try:
+        entries = list_saes(source)
+    except ValueError:  # of another machine, or without a network
+        return []
+    entries.sort(key=lambda entry: choice.layer not in (None, entry.layer))
+    return [f"{source}/{entry.path}" for entry in entries if entry.path]

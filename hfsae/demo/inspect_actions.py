@@ -1,15 +1,22 @@
-"""Actions that look: at a text, at a latent, for latents. One of them names a latent."""
+"""Actions that look: at a text, at a latent, for latents, at all on a map. One names a latent."""
 
+import math
 import random
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 
 from ..activations.token_text import token_text
 from ..features import (
+    NEAR,
     PLAIN,
     blank_label,
     firing_on,
+    nearest_rows,
+    plane,
     promoting,
     search_labels,
     similar_latents,
@@ -18,23 +25,22 @@ from ..features import (
 from ..features.inspection import compare
 from ..features.logit_lens import lens_of
 from ..io.errors import Refused
+from ..io.file_names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
+from ..io.files import columns_of, read_json, read_table, reading
 from . import validate
-from .automatic import automatic_name
-from .how_to_make import without_examples
-from .label_actions import label_of, rows_of_latent, score_text
 from .parts import cited
 from .rows import (
     SHOWN,
     Json,
     as_rows,
-    check_latent,
     denser_than,
     firing_rows,
     largest_of,
     threshold_of,
     token_rows,
 )
-from .subject import Subject
+from .subject import Subject, without_examples
+from .table_actions import label_of, rows_of_latent, score_text
 from .word_search import find, title_of
 
 _LENS_TOKENS = 10
@@ -56,6 +62,16 @@ RAW = "largest activation, raw units"
 BY = tuple(SCORES)
 BY_WITHOUT_TEXT = ("word", "label", "similar to")
 """the searches of an SAE that reads no text"""
+
+_KINDS = {
+    "hard": "it is silent, at a token that it often fires on",
+    "random": "it is silent, at random",
+}
+_UNCLEAR = "unclear"  # what a language model says in place of a name
+_MOST_ON_MAP = 400
+_ENDS = (0.02, 0.98)
+"""Quantiles of the densities of living latents: the ends of the map's scale of colours."""
+_NAME = 60  # characters
 
 
 def inspect(
@@ -100,7 +116,7 @@ def inspect(
         token = validate.whole(token, "token", 0, len(seen.tokens.ids) - 1)
         on_token, dense = firing_rows(subject, seen.at(token), hide)
     if latent is not None:
-        latent = check_latent(subject, latent)
+        latent = validate.latent(latent, subject.d_sae)
     elif on_token or ranking:
         latent = (on_token or ranking)[0]["latent"]
     trace = [0.0] * len(seen.tokens.ids) if latent is None else seen.trace(latent)
@@ -185,7 +201,7 @@ def feature(subject: Subject, latent: int) -> Json:
             The "text" of an example has the token that it fires on between « and »; of an SAE that
             reads no text, it says which row or patch that is.
     """
-    index, config, store = check_latent(subject, latent), subject.sae.config, subject.store
+    index, config, store = validate.latent(latent, subject.d_sae), subject.sae.config, subject.store
     reads, sites = "", []
     if config.has_several_sites:
         shares = zip(config.writes.names, subject.sae.shares[index].tolist(), strict=True)
@@ -194,7 +210,7 @@ def feature(subject: Subject, latent: int) -> Json:
             reads = config.reads.names[index * len(config.reads) // config.d_sae]
     facts: Json = {
         "latent": index,
-        "label": subject.label(index),
+        "label": subject.labels.get(index, ""),
         "auto": automatic_name(subject, index),
         "threshold": threshold_of(subject, index),
         "reads": reads,
@@ -209,16 +225,13 @@ def feature(subject: Subject, latent: int) -> Json:
     largest = record.max_activation or 1.0
     groups: dict[str, list[Json]] = {}
     for example in record.examples:
-        texts, activations = example.tokens, example.activations
-        tokens = [
-            {"text": text, "activation": a, "share": a / largest, "firing": i == example.firing}
-            for i, (text, a) in enumerate(zip(texts, activations, strict=True))
-        ]
+        texts, firing = example.tokens, example.firing
+        tokens = _window(texts, example.activations, firing, largest)
         row: Json = {"activation": example.activation, "document": example.document}
-        row["position"], own = example.position, texts[example.firing]
+        row["position"], own = example.position, texts[firing]
         if subject.unit.is_text:
-            pieces = [*texts[: example.firing], f"{PLAIN[0]}{own}{PLAIN[1]}"]
-            row["text"] = "".join(pieces + texts[example.firing + 1 :])
+            pieces = [*texts[:firing], f"{PLAIN[0]}{own}{PLAIN[1]}", *texts[firing + 1 :]]
+            row["text"] = "".join(pieces)
         else:  # in the window stand places; the caption stands alone
             row |= {"places": example.token_ids, "text": own}
         groups.setdefault(example.kind, []).append({**row, "tokens": tokens})
@@ -278,7 +291,7 @@ def promoted(subject: Subject, latent: int) -> Json:
     Args:
         latent: its index.
     """
-    index, n = check_latent(subject, latent), len(subject.tokenizer)
+    index, n = validate.latent(latent, subject.d_sae), len(subject.tokenizer)
     tokens = lens_of(subject.lm, subject.sae, index, _LENS_TOKENS, n)
     columns = zip(("promoted", "suppressed"), (tokens[:2], tokens[2:]), strict=True)
     return {
@@ -303,7 +316,7 @@ def try_text(subject: Subject, latent: int, text: str) -> Json:
         max (float): its largest activation here.
         usual_max (float | None): its largest activation anywhere.
     """
-    index, seen = check_latent(subject, latent), subject.inspection(text)
+    index, seen = validate.latent(latent, subject.d_sae), subject.inspection(text)
     trace, usual = seen.trace(index), largest_of(subject, index)
     rows = token_rows(seen, trace, usual)
     return {"latent": index, "tokens": rows, "max": max(trace), "usual_max": usual}
@@ -355,7 +368,7 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
         hits = search_labels(subject.names, query, SHOWN)
     elif by == "similar to":
         index = int(query) if query.strip().isdecimal() else query
-        hits = similar_latents(sae, check_latent(subject, index), SHOWN)
+        hits = similar_latents(sae, validate.latent(index, subject.d_sae), SHOWN)
     elif by == "promotes":
         hits = promoting(subject.lm, sae, subject.token_id(query), SHOWN)
         hits = [hit for hit in hits if hit.score > 0]
@@ -363,12 +376,8 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
         tokens = {"input_ids": subject.tokens(query).batch(subject.lm.device).input_ids}
         hits = firing_on(subject.lm, sae, tokens, SHOWN, max_activations=subject.largest())
     rows = [
-        {
-            "latent": hit.latent,
-            "value": hit.score,
-            "why": hit.why,
-            "title": title_of(hit) if by == "word" else "",
-        }
+        {"latent": hit.latent, "value": hit.score, "why": hit.why}
+        | {"title": title_of(hit) if by == "word" else ""}
         for hit in hits
     ]
     score = RAW if by == "fires on" and subject.largest() is None else SCORES[by]
@@ -380,12 +389,12 @@ def latent_of(subject: Subject, typed: object) -> int:
     first that a search by that word finds, or part of a label."""
     word = typed.strip() if isinstance(typed, str) else ""
     if not any(c.isalpha() for c in word):
-        return check_latent(subject, typed)
+        return validate.latent(typed, subject.d_sae)
     for preset in subject.presets:
         if _is_named(preset["name"], word) and len(preset["latents"]) == 1:
             return int(next(iter(preset["latents"])))
     hits = search_labels(subject.labels, word, 8)
-    hits = [hit for hit in hits if _is_named(subject.label(hit.latent), word)]
+    hits = [hit for hit in hits if _is_named(subject.labels.get(hit.latent, ""), word)]
     hits = hits or find(subject, word)
     hits = hits or search_labels(subject.labels, word, 1)
     hits = hits or search_labels(subject.automatic, word, 1)
@@ -403,7 +412,7 @@ def weak_match(subject: Subject, typed: object) -> str:
     if not hits or hits[0].score >= _WEAK or hits[0].latent != latent_of(subject, typed):
         return ""
     latent = hits[0].latent
-    if word.casefold() in subject.label(latent).casefold():
+    if word.casefold() in subject.labels.get(latent, "").casefold():
         return ""
     return (
         f"No latent is mainly about {cited(word[:40])}: only few examples of latent "
@@ -433,8 +442,8 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
         latent (int): its index.
         label (str): its name from now on.
     """
-    index, home = check_latent(subject, latent), subject.label_home
-    label = validate.text(label, "the label")
+    index, home = validate.latent(latent, subject.d_sae), subject.label_home
+    label = validate.text(label, "the label", empty=None)
     if home is None:
         raise Refused("labels are not kept here; run `hfsae demo` on your own machine")
     hides = not label.strip() and home != subject.folder  # a label that the SAE comes with
@@ -443,7 +452,7 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
         blank_label(home, index, weights) if hides else write_label(home, index, label, weights)
     )
     subject.take_labels({index: "", **labels})
-    return {"latent": index, "label": subject.label(index)}
+    return {"latent": index, "label": subject.labels.get(index, "")}
 
 
 def _names(subject: Subject, facts: Json) -> list[Json]:
@@ -460,3 +469,166 @@ def _names(subject: Subject, facts: Json) -> list[Json]:
     promoted = ", ".join(token.strip() for token in row.get("promotes", []))
     rows.append((promoted, "tokens that it makes likelier", ""))
     return [{"text": t, "origin": o, "score": s} for t, o, s in rows if t.strip(" ,")]
+
+
+def automatic_name(subject: Subject, latent: int) -> Json | None:
+    """What `hfsae explain` wrote about a latent: the explanation, a note (who gave it, how certain,
+    how it was tested), and groups of windows; None without an explanation.
+
+    Raises:
+        ValueError: the files are damaged.
+    """
+    folder, explanation = subject.folder, subject.automatic.get(latent)
+    if folder is None or not explanation:
+        return None
+    # the latent's row, with scores where there are any
+    path, record = folder / EXPLANATIONS, read_json(folder / EXPLANATIONS_RECORD)
+    scores = record.get("scores", {})
+    columns = ["latent", "source", "n_shown"]
+    if scores:
+        columns += [f"{control}pearson" for control in ("", "shuffled_", "token_ceiling_")]
+    if "detection" in scores:
+        columns += ["detection_auc", "shuffled_detection_auc"]
+    with reading(path):
+        columns += ["sure"] if "sure" in columns_of(path) else []
+        row = read_table(path, columns, [("latent", "=", latent)]).to_pylist()[0]
+        row = {**dict.fromkeys(("pearson", "n_shown", "sure", "detection_auc")), **row}
+        judge = record.get("judge", {}).get("model", "")
+
+    by_model, is_unclear = row["source"] == "lm", explanation == _UNCLEAR
+    by_program = "its tokens" if row["source"] == "template" else row["source"]
+    giver = (judge or "a language model") if by_model else by_program
+    certain = "" if row["sure"] is None else f", {row['sure']:.0%} certain"
+    said = [f"Named by {giver}{certain}, from {row['n_shown']} windows"]
+    said += ["It found nothing that these windows have in common"] * is_unclear
+    score, auc = "", row["detection_auc"]
+    if auc is not None:  # a judge read its words
+        score = f"AUC {auc:.2f}"
+    elif not by_model and row["pearson"] is not None:  # it is tokens, which were tested
+        score = f"Pearson {row['pearson']:.2f}"
+    if row["pearson"] is None:
+        said[-1] += "; not tested" if len(said) == 1 else ""
+    else:
+        three = (row[f"{control}pearson"] for control in ("", "shuffled_", "token_ceiling_"))
+        own, other, most = (round(value, 2) + 0.0 for value in three)  # not -0.00
+        said.append(
+            f"On other documents, the tokens of these windows predict its activations with a "
+            f"correlation of {own:.2f}; those of another latent's windows, {other:.2f}; the most "
+            f"that tokens alone can reach is {most:.2f}"
+        )
+        others = row.get("shuffled_detection_auc")
+        if auc is not None and others is not None:
+            said.append(
+                f"Given this name, {giver} tells texts in which it fires from others with an AUC "
+                f"of {auc:.2f}; given another latent's name, {others:.2f} (guessing: 0.50)"
+            )
+        elif by_model and not is_unclear:
+            said.append("The words of this name were not tested")
+    return {
+        "explanation": explanation,
+        "source": row["source"],
+        "doubtful": latent in subject.doubtful,
+        "note": ". ".join(said),
+        "score": score,
+        "groups": _tested_windows(folder, latent),
+    }
+
+
+def _tested_windows(folder: Path, latent: int) -> list[Json]:
+    """Windows of documents that the explanation does not come from, under headings."""
+    if not (path := folder / EVIDENCE).is_file():
+        return []
+    columns = ["latent", "kind", "activation", "firing", "tokens", "activations"]
+    groups: dict[str, list[Json]] = {}
+    with reading(path):
+        rows = read_table(path, columns, [("latent", "=", latent)]).to_pylist()
+        largest = max((max(row["activations"], default=0.0) for row in rows), default=0.0) or 1.0
+        for row in rows:
+            tokens = _window(row["tokens"], row["activations"], row["firing"], largest)
+            title = _KINDS.get(row["kind"], "it fires")
+            groups.setdefault(title, []).append({"activation": row["activation"], "tokens": tokens})
+    return [{"title": title, "examples": windows} for title, windows in groups.items()]
+
+
+def _window(
+    texts: Sequence[str], activations: Sequence[float], firing: int, largest: float
+) -> list[Json]:
+    """The tokens of a window, with a latent's activation on each."""
+    return [
+        {"text": text, "activation": a, "share": a / largest, "firing": i == firing}
+        for i, (text, a) in enumerate(zip(texts, activations, strict=True))
+    ]
+
+
+def latent_map(subject: Subject) -> Json:
+    """Places (whole numbers, mostly 0 to 1000), shades (0 rare to 100 frequent; -1 never fired; 50
+    if that is unknown) and names of all latents, and what the ends of the scale are."""
+    density, rare, frequent = subject.density(), 1e-5, 1e-1
+    fires = density[density > 0].sort().values
+    if len(fires):
+        low, high = (float(fires[round(share * (len(fires) - 1))]) for share in _ENDS)
+        rare, frequent = low, max(high, 1.01 * low)
+
+    def shade(one: float) -> int:
+        if not subject.is_counted:
+            return 50
+        if one <= 0:
+            return -1
+        return round(100 * min(1.0, max(0.0, math.log(one / rare) / math.log(frequent / rare))))
+
+    def fires_on() -> list[str]:
+        """Of each latent the tokens that it fires on most."""
+        import pyarrow.compute as pc
+
+        names: list[list[str]] = [[] for _ in range(subject.d_sae)]
+        if subject.store is not None:
+            strongest = (pc.field("kind") == "top") & (pc.field("rank") < 4)
+            firings = subject.store.firings(strongest)
+            for latent, token in zip(firings.latent, firings.token, strict=True):
+                token = subject.unit.short(token.strip())
+                if token and token.casefold() not in map(str.casefold, names[latent]):
+                    names[latent].append(token)
+        return [", ".join(tokens) for tokens in names]
+
+    names = dict(enumerate(subject.cached("tokens", fires_on)))
+    names |= {latent: name for latent, name in subject.names.items() if latent in names}
+    written = (" ".join(name.split()) for name in names.values())
+    places = (500 + 480 * places_of(subject).clamp(-1.6, 1.6)).round().int().tolist()
+    shades = map(shade, density.tolist())
+    return {
+        "points": " ".join(f"{x} {y} {s}" for (x, y), s in zip(places, shades, strict=True)),
+        "names": "\n".join(n if len(n) <= _NAME else f"{n[: _NAME - 1]}…" for n in written),
+        "n": subject.d_sae,
+        "counted": subject.is_counted,
+        "rare": rare,
+        "frequent": frequent,
+    }
+
+
+def find_on_map(subject: Subject, query: str) -> Json:
+    """The latents that a search by a word or a subject finds.
+
+    Args:
+        query: a word or a subject.
+
+    Returns:
+        query (str): what was looked for.
+        hits (list[int]): indices of at most 400 latents.
+        rows (list[Latent]): the first of them; "value" is their match, at most 1.
+    """
+    hits = find(subject, validate.text(query), _MOST_ON_MAP)
+    rows = [{"latent": hit.latent, "value": hit.score} for hit in hits[:SHOWN]]
+    return {"query": query, "hits": [hit.latent for hit in hits], "rows": as_rows(subject, rows)}
+
+
+def places_of(subject: Subject) -> torch.Tensor:
+    """The feature store's map, else one that is made here; [d_sae, 2], mostly -1 to 1."""
+    stored = None if subject.store is None else subject.store.places
+    if stored is not None:
+        return stored
+
+    def make() -> torch.Tensor:
+        rows = subject.sae.W_dec.detach().float()
+        return plane(rows, *nearest_rows(rows, NEAR))
+
+    return subject.cached("map", make)

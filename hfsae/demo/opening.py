@@ -1,6 +1,8 @@
 """Opening an SAE for the app: its weights, its model, and the files beside it."""
 
 import logging
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,60 +12,23 @@ import torch
 from ..features import FeatureStore, read_automatic, read_labels
 from ..features.pictures import Grid, Pictures
 from ..hub import files_beside, load
+from ..io import file_names as names
 from ..io.checksums import KEY, changes, of_others, refuse_mixture, weights_hash
 from ..io.errors import Damaged, Refused
-from ..io.file_names import (
-    CARD,
-    COLUMNS,
-    DIFF,
-    EVALUATION,
-    EVIDENCE,
-    EXAMPLES,
-    EXPLANATIONS,
-    EXPLANATIONS_RECORD,
-    LABELS,
-    LATENTS,
-    META,
-    PICTURES,
-    PRESETS,
-    TRAINING,
-)
 from ..io.files import MAX_TEXT, damaged, parse_json, reading
 from ..io.units import PATCH, unit_of
 from ..lm import contract, load_lm
 from ..packaged import shipped_at
 from ..runs import LMArguments
 from ..runs.inputs_encoders import load_for
-from .diff_actions import check_diff
-from .label_actions import label_rows
-from .subject import (
-    Choice,
-    Subject,
-    is_space,
-    label_home,
-    public_name,
-    public_source,
-    without_source,
-)
+from .subject import Choice, Subject, is_space, public_name, public_source, without_source
+from .table_actions import check_diff, label_rows
 
 logger = logging.getLogger(__name__)
 
-_BESIDE = (
-    CARD,
-    EVALUATION,
-    TRAINING,
-    PRESETS,
-    LABELS,
-    EVIDENCE,
-    EXPLANATIONS,
-    EXPLANATIONS_RECORD,
-    LATENTS,
-    EXAMPLES,
-    META,
-    PICTURES,
-    COLUMNS,
-    DIFF,
-)
+_BESIDE = [names.CARD, names.EVALUATION, names.TRAINING, names.PRESETS, names.LABELS]
+_BESIDE += [names.EVIDENCE, names.EXPLANATIONS, names.EXPLANATIONS_RECORD, names.LATENTS]
+_BESIDE += [names.EXAMPLES, names.META, names.PICTURES, names.COLUMNS, names.DIFF]
 _NAME_ONE = "start the app with --model and a name or folder"
 
 
@@ -99,18 +64,39 @@ def open_subject(
     subject.folder = files_beside(choice.source, _BESIDE, **which)
     if subject.folder is not None:
         refuse_mixture(subject.folder)
-    if Path(choice.source).is_dir() and shipped is None:
-        subject.label_home = None if is_space() else subject.folder
-    else:
-        source = choice.source if shipped is None else shipped.name
-        subject.label_home = label_home(source, **which)
+    if not is_space():  # whose visitors' labels are not kept
+        subject.label_home = subject.folder
+        if shipped is not None or not Path(choice.source).is_dir():
+            home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
+            source = choice.source if shipped is None else shipped.name
+            parts = [source, choice.subfolder]
+            parts += [
+                f"{name}_{value}"
+                for name, value in which.items()
+                if name != "subfolder" and value is not None
+            ]
+            path = re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
+            subject.label_home = home / "labels" / path
     for folder in dict.fromkeys((subject.folder, subject.label_home)):
-        if folder is not None:
-            _read_labels(subject, folder)
-    training: dict[str, Any] = {}
-    if subject.folder is not None:
-        _read_beside(subject, subject.folder)
-        training = _read_json(subject.folder / TRAINING, dict, subject.notes)
+        is_own = folder == subject.label_home != subject.folder
+        if folder is None:
+            continue
+        if is_own and any(of_others(folder, [names.LABELS], subject.folder)):
+            theirs = "labels that you gave another version of it are left out"
+            subject.notes.append(f"{theirs}; they stay in {folder}")
+            continue
+        try:
+            subject.take_labels(read_labels(folder, subject.folder))
+        except ValueError as error:
+            subject.notes.append(f"its labels are left out: {error}")
+        try:
+            for latent, name in read_automatic(folder).items():
+                subject.automatic[latent], subject.sources[latent] = name.text, name.source
+                if name.is_doubtful:
+                    subject.doubtful.add(latent)
+        except ValueError as error:
+            subject.notes.append(f"its automatic names are left out: {error}")
+    training = _read_beside(subject, subject.folder) if subject.folder is not None else {}
     subject.unit = unit_of(training, subject.store.meta if subject.store is not None else {})
     reads_pictures, images = subject.unit == PATCH, training.get("images")
     if isinstance(images, dict):
@@ -126,98 +112,72 @@ def open_subject(
     return subject
 
 
-def _read_labels(subject: Subject, folder: Path) -> None:
-    is_own = folder == subject.label_home != subject.folder
-    if is_own and any(of_others(folder, [LABELS], subject.folder)):
-        subject.notes.append(
-            f"labels that you gave another version of it are left out; they stay in {folder}"
+def _read_beside(subject: Subject, folder: Path) -> dict[str, Any]:
+    """What lies beside the weights; what is damaged, or of other weights, is left out with a note.
+    Returns what is known of the training."""
+    card, notes, d_sae = folder / names.CARD, subject.notes, subject.d_sae
+
+    def read(name: str, kind: type, check: Callable[[Any], object] = lambda content: None) -> Any:
+        """The content of a JSON file; an empty `kind` if it is missing, and, with a note, if it is
+        damaged, of another kind, or not what `check` accepts."""
+        path = folder / name
+        try:
+            content = parse_json(path)
+            if not isinstance(content, kind):
+                raise Damaged(damaged(path, f"not a JSON {'object' if kind is dict else 'array'}"))
+            with reading(path):
+                check(content)
+        except (OSError, ValueError) as error:
+            if path.exists():
+                logger.warning("%s is left out: %s", path, error)
+                notes.append(f"its {path.name} is left out: {error}")
+            return kind()
+        return content
+
+    def is_preset(preset: object) -> bool:
+        """Whether it has a name, a prompt and {latent: strength}, and texts, if any."""
+        if not isinstance(preset, dict) or not isinstance(preset.get("latents"), dict):
+            return False
+        texts = [preset.get(key, "") for key in ("plain", "steered")]
+        texts += [preset.get(key) for key in ("name", "prompt")]
+        return all(isinstance(text, str) for text in texts) and all(
+            index.isdecimal() and int(index) < d_sae and isinstance(strength, int | float)
+            for index, strength in preset["latents"].items()
         )
-        return
-    try:
-        subject.take_labels(read_labels(folder, subject.folder))
-    except ValueError as error:
-        subject.notes.append(f"its labels are left out: {error}")
-    try:
-        for latent, name in read_automatic(folder).items():
-            subject.automatic[latent], subject.sources[latent] = name.text, name.source
-            if name.is_doubtful:
-                subject.doubtful.add(latent)
-    except ValueError as error:
-        subject.notes.append(f"its automatic names are left out: {error}")
 
-
-def _read_beside(subject: Subject, folder: Path) -> None:
-    """What lies beside the weights; what is damaged, or of other weights, is left out with a
-    note."""
-    card, notes = folder / CARD, subject.notes
     if card.is_file() and card.stat().st_size < MAX_TEXT:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
-    subject.evaluation = _read_json(folder / EVALUATION, dict, notes)
-    subject.diff = _read_json(folder / DIFF, dict, notes, lambda d: check_diff(d, subject.d_sae))
-
-    presets = _read_json(folder / PRESETS, list, notes)
-    presets = [preset for preset in presets if _is_preset(preset, subject.d_sae)]
+    subject.evaluation = read(names.EVALUATION, dict)
+    subject.diff = read(names.DIFF, dict, lambda record: check_diff(record, d_sae))
+    presets = [preset for preset in read(names.PRESETS, list) if is_preset(preset)]
     ours = weights_hash(folder) if any(KEY in preset for preset in presets) else None
     subject.presets = [p for p in presets if ours is None or p.get(KEY, ours) == ours]
     if n := len(presets) - len(subject.presets):
         notes.append(f"{n} of its presets are left out: they were found for other weights")
 
-    for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD, COLUMNS, DIFF]):
+    made = [names.EVALUATION, names.EXPLANATIONS_RECORD, names.COLUMNS, names.DIFF]
+    for change in changes(folder, made):
         notes.append(f"do not trust its {change.path.name}: {change.why}")
-    if change := next(changes(folder, [META]), None):
+    if change := next(changes(folder, [names.META]), None):
         notes.append(f"its features/ are left out because of {change.path.name}: {change.why}")
-    elif (folder / META).is_file():
+    elif (folder / names.META).is_file():
         store = FeatureStore.load(folder)
-        if len(store) == subject.d_sae:
+        if len(store) == d_sae:
             subject.store = store
         else:
-            notes.append(
-                f"its features/ has {len(store):,} latents, and the SAE has "
-                f"{subject.d_sae:,}: it is left out"
-            )
-    columns = _read_json(folder / COLUMNS, dict, notes, lambda c: label_rows(c, subject.d_sae))
-    subject.columns = columns
-    subject.label_rows = label_rows(columns, subject.d_sae) if columns else []
-    if subject.store is None:
-        return
-    try:
-        with reading(folder / META):
-            Grid.of(subject.store.meta)
-        subject.pictures = Pictures.load(folder)
-    except ValueError as error:
-        subject.store.meta.pop("grid", None)
-        notes.append(f"the pictures of its examples are left out: {error}")
-
-
-def _is_preset(preset: object, d_sae: int) -> bool:
-    """Whether it is a valid preset: a name, a prompt and {latent: strength}."""
-    if not isinstance(preset, dict) or not isinstance(preset.get("latents"), dict):
-        return False
-    texts = [preset.get(key, "") for key in ("plain", "steered")]
-    texts += [preset.get(key) for key in ("name", "prompt")]
-    return all(isinstance(text, str) for text in texts) and all(
-        index.isdecimal() and int(index) < d_sae and isinstance(strength, int | float)
-        for index, strength in preset["latents"].items()
-    )
-
-
-def _read_json(
-    path: Path, kind: type, notes: list[str], check: Callable[[Any], object] = lambda content: None
-) -> Any:
-    """The content of a JSON file; an empty `kind` if it is missing, and, with a note, if it is
-    damaged, of another kind, or not what `check` accepts."""
-    try:
-        content = parse_json(path)
-        if not isinstance(content, kind):
-            raise Damaged(damaged(path, f"not a JSON {'object' if kind is dict else 'array'}"))
-        with reading(path):
-            check(content)
-    except (OSError, ValueError) as error:
-        if path.exists():
-            logger.warning("%s is left out: %s", path, error)
-            notes.append(f"its {path.name} is left out: {error}")
-        return kind()
-    return content
+            sizes = f"{len(store):,} latents, and the SAE has {d_sae:,}"
+            notes.append(f"its features/ has {sizes}: it is left out")
+    subject.columns = read(names.COLUMNS, dict, lambda columns: label_rows(columns, d_sae))
+    subject.label_rows = label_rows(subject.columns, d_sae) if subject.columns else []
+    if subject.store is not None:
+        try:
+            with reading(folder / names.META):
+                Grid.of(subject.store.meta)
+            subject.pictures = Pictures.load(folder)
+        except ValueError as error:
+            subject.store.meta.pop("grid", None)
+            notes.append(f"the pictures of its examples are left out: {error}")
+    return read(names.TRAINING, dict)
 
 
 def _attach_model(subject: Subject, model: str | None, device: str, trained_on: object) -> None:

@@ -9,7 +9,8 @@ and the click's number.
 import base64
 import math
 import re
-from functools import cache, lru_cache
+from collections.abc import Callable
+from functools import cache
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -84,9 +85,8 @@ def dial(
 
 
 def html(macro: str, *arguments: object) -> str:
-    """One macro of parts.html, or of a file with the macro's name, filled in; arguments are text,
-    never markup."""
-    return str(_macro(macro)(*arguments)).strip()
+    """One macro of parts.html, filled in; arguments are text, never markup."""
+    return str(getattr(_environment().get_template("parts.html").module, macro)(*arguments)).strip()
 
 
 def markdown(text: str) -> str:
@@ -126,27 +126,17 @@ def data_link(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def style() -> str:
-    """The app's style sheet."""
-    return (_HERE / "style.css").read_text(encoding="utf-8")
-
-
 def document(name: str, **values: object) -> str:
     """A whole web page from a template beside this file; values are text, never markup."""
     return str(_environment().get_template(name).render(values))
 
 
 @cache
-def _macro(name: str) -> Any:
-    templates = (_environment().get_template(file) for file in ("parts.html", f"{name}.html"))
-    return next(getattr(t.module, name) for t in templates if hasattr(t.module, name))
-
-
-@lru_cache(maxsize=1)
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
+        auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -165,6 +155,21 @@ def number(value: int | float) -> str:
     if abs(value) >= 0.001:
         return f"{value:.3g}"
     return f"{value:.1e}"
+
+
+def bars_of(
+    bins: list[dict[str, Any]], what: str, name: Callable[[float], str]
+) -> tuple[list[dict[str, Any]], int]:
+    """A histogram's bars for `chart`, and the largest count; bins: {low, high, count} of each."""
+    most = max((b["count"] for b in bins), default=1) or 1
+    bars = [
+        {
+            "share": b["count"] / most,
+            "title": f"{name(b['low'])} to {name(b['high'])}: {b['count']:,} {what}",
+        }
+        for b in bins
+    ]
+    return bars, most
 
 
 def percent(share: float) -> str:

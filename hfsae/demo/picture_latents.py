@@ -25,7 +25,7 @@ from ..io.errors import Refused, one_line
 from ..lm import capture, cast_for, contract, forward
 from . import validate
 from .parts import data_link
-from .rows import Json, check_latent, denser_than, firing_rows, largest_of
+from .rows import Json, denser_than, firing_rows, largest_of
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def inspect_picture(
         fvu (float | None): fraction of the activations' variance that the SAE leaves unexplained.
     """
     if latent is not None:
-        latent = check_latent(subject, latent)
+        latent = validate.latent(latent, subject.d_sae)
     hide, here = denser_than(subject, max_density), picture_latents(subject, picture)
     inspection = here.inspection
     ranking, dense = firing_rows(subject, inspection, hide)
@@ -210,13 +210,10 @@ def _read(subject: Subject, name: str, image: "Image.Image") -> PictureLatents:
     contract.check_model(model, sae)
     takes = {*signature(model.forward).parameters}
     try:
-        inputs = {
-            name: x
-            for name, x in processor(images=[image], return_tensors="pt").items()
-            if name in takes
-        }
+        inputs = processor(images=[image], return_tensors="pt").items()
     except Exception as error:  # a picture one pixel wide, and what else processors refuse
         raise Refused(f"the model's processor refuses this picture: {one_line(error)}") from error
+    inputs = {name: x for name, x in inputs if name in takes}
     with capture(model, reads.names, stop_early=True) as acts:
         forward(model, inputs)
     x = reads.joined({site: acts[site][0] for site in reads.names})
@@ -316,14 +313,12 @@ def add_strongest(subject: Subject, rows: Iterable[Json]) -> None:
     of_these = pc.field("latent").isin([row["latent"] for row in rows])
     first = of_these & (pc.field("kind") == "top") & (pc.field("rank") == 0)
     table = store.examples.to_table(columns=["latent", "document", "position"], filter=first)
-    latents, documents, positions = (table[name].to_pylist() for name in table.column_names)
-    keys: dict[int, Key] = {
-        latent: (document, grid.part(position))
-        for latent, document, position in zip(latents, documents, positions, strict=True)
+    strongest: dict[int, tuple[Key, int]] = {
+        latent: ((document, grid.part(position)), position)
+        for latent, document, position in zip(*table.to_pydict().values(), strict=True)
     }
-    places = dict(zip(latents, positions, strict=True))
-    found = pictures.read([*keys.values()])
+    found = pictures.read([key for key, _ in strongest.values()])
     for row in rows:
-        latent = row["latent"]
-        if latent in keys and keys[latent] in found:
-            row["crop"] = crop(found[keys[latent]], grid, places[latent], {})
+        key, position = strongest.get(row["latent"], (None, 0))
+        if key in found:
+            row["crop"] = crop(found[key], grid, position, {})

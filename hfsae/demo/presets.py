@@ -15,8 +15,8 @@ from typing import Any
 from ..features import Example, FeatureStore
 from ..features.function_words import content_word
 from ..runs.preset_search import Model, find_presets, save_presets
-from .label_actions import best_rows
 from .subject import Subject
+from .table_actions import best_rows
 
 N = 4
 PROMPT = "The story is about"
@@ -167,19 +167,17 @@ def clear_words(store: FeatureStore) -> dict[int, str]:
     """
     import pyarrow.compute as pc
 
-    strongest = (pc.field("latent") < _LOOKED_AT) & (pc.field("kind") == "top")
-    firings = store.firings(strongest)
+    firings = store.firings((pc.field("latent") < _LOOKED_AT) & (pc.field("kind") == "top"))
     examples: dict[int, list[tuple[float, str]]] = {}
-    for latent, activation, token in zip(
-        firings.latent, firings.activation, firings.token, strict=True
-    ):
+    rows = zip(firings.latent, firings.activation, firings.token, strict=True)
+    for latent, activation, token in rows:
         examples.setdefault(latent, []).append((activation, content_word(token, _SHORTEST)))
     low, high = _DENSITIES
-    density, clarity, words = store.densities.tolist(), {}, {}
+    density, found = store.densities.tolist(), []
     for latent, tokens in examples.items():
         ((word, n),) = Counter(word for _, word in tokens).most_common(1)
         if word and low <= density[latent] <= high:
             activations = [activation for activation, _ in tokens]
-            clarity[latent] = n / len(tokens) * min(activations) / max(activations)
-            words[latent] = word
-    return {i: words[i] for i in sorted(words, key=lambda i: -clarity[i])}
+            clarity = n / len(tokens) * min(activations) / max(activations)
+            found.append((-clarity, latent, word))
+    return {latent: word for _, latent, word in sorted(found, key=lambda f: f[0])}

@@ -42,12 +42,8 @@ _UNITS = {"max": " x its largest activation", "norm": " % of the norm", "raw": "
 _OWN = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
-class Piece(NamedTuple):
-    """Part of a text, with its colour, and how strongly it is marked, 0 to 1."""
-
-    text: str
-    colour: str = _INK
-    mark: float = 0.0
+Piece = tuple[str, str, float]
+"""part of a text, with its colour, and how strongly it is marked, 0 to 1"""
 
 
 class Steered(NamedTuple):
@@ -119,31 +115,33 @@ def png(steered: Steered) -> bytes:
     write(_MARGIN, 38, _cut(steered.what, size, bold=True), size, _INK, bold=True)
     below = f"{steered.model}   ·   read and steered through {steered.sae}"
     write(_MARGIN, 86, _cut(below, 19), 19, _QUIET)
-    marked = [Piece(token["text"], _INK, _strength(token)) for token in steered.tokens]
-    if any(piece.mark for piece in marked):
+    marked = [(token["text"], _INK, _strength(token)) for token in steered.tokens]
+    if any(mark for *_, mark in marked):
         write(_MARGIN + 26, 124, "marked: tokens that steering made likelier", 16, _QUIET)
         box((_MARGIN, 127, _MARGIN + 18, 141), 3, _shade(0.8))
 
     wide, high = (room - _GAP) // 2, HEIGHT - _FOOT - _TOP - 56 - _PAD
-    columns = ("As it is", [Piece(steered.plain)], _LINE), ("Steered", marked, _ACCENT)
+    plain = [(steered.plain, _INK, 0.0)]
+    columns = ("As it is", plain, _LINE), ("Steered", marked, _ACCENT)
+    prompt = (steered.prompt, _QUIET, 0.0)
 
     def fits(pieces: list[Piece], size: int) -> bool:
         return len(list(_lines(pieces, wide - 2 * _PAD, size))) * 1.45 * size < high
 
-    texts = [[Piece(steered.prompt), *pieces] for _, pieces, _ in columns]
+    texts = [[prompt, *pieces] for _, pieces, _ in columns]
     size = next((s for s in _SIZES if all(fits(pieces, s) for pieces in texts)), _SIZES[-1])
     for i, (title, pieces, edge) in enumerate(columns):
         left, bottom = _MARGIN + i * (wide + _GAP), HEIGHT - _FOOT
         box((left, _TOP, left + wide, bottom), 14, "white", edge)
         write(left + _PAD, _TOP + 20, title, 17, edge if i else _QUIET, bold=True)
         y = _TOP + 56.0
-        for line in _lines([Piece(steered.prompt, _QUIET), *pieces], wide - 2 * _PAD, size):
+        for line in _lines([prompt, *pieces], wide - 2 * _PAD, size):
             x = float(left + _PAD)
-            for piece in line:
-                end = x + _width(piece.text, size)
-                if piece.mark:
-                    box((x, y - 0.05 * size, end, y + 1.25 * size), 3, _shade(piece.mark))
-                write(x, y, piece.text, size, piece.colour)
+            for text, colour, mark in line:
+                end = x + _width(text, size)
+                if mark:
+                    box((x, y - 0.05 * size, end, y + 1.25 * size), 3, _shade(mark))
+                write(x, y, text, size, colour)
                 x = end
             if y + 2.9 * size > bottom - _PAD / 2:  # no room for another line
                 write(x, y, " …", size, _QUIET)
@@ -195,29 +193,30 @@ def _cut(text: str, size: int, *, bold: bool = False) -> str:
 def _lines(pieces: list[Piece], wide: float, size: int) -> Iterator[list[Piece]]:
     """Lines of a text, broken between words, or within one that is too long for a line."""
     words: list[list[Piece]] = [[]]  # also spaces and line ends; a word may be of several pieces
-    for piece in pieces:
-        for part in re.findall(r"\n|[^\S\n]+|\S+", piece.text):
+    for text, colour, mark in pieces:
+        for part in re.findall(r"\n|[^\S\n]+|\S+", text):
             if part.isspace():
-                words += [[piece._replace(text=part, mark=0.0)], []]
+                words += [[(part, colour, 0.0)], []]
             else:
-                words[-1].append(piece._replace(text=part))
+                words[-1].append((part, colour, mark))
     line: list[Piece] = []
     x = 0.0
     for word in filter(None, words):
-        needed = sum(_width(piece.text, size) for piece in word)
-        is_end = word[0].text == "\n"
-        if is_end or (line and x + needed > wide and not word[0].text.isspace()):
+        needed = sum(_width(text, size) for text, *_ in word)
+        is_end, is_space = word[0][0] == "\n", word[0][0].isspace()
+        if is_end or (line and x + needed > wide and not is_space):
             yield line
             line, x = [], 0.0
-        if is_end or (not line and word[0].text.isspace()):
+        if is_end or (not line and is_space):
             continue
-        letters = [piece._replace(text=letter) for piece in word for letter in piece.text]
+        letters = [(letter, colour, mark) for text, colour, mark in word for letter in text]
         for piece in word if needed <= wide else letters:
-            if line and x + _width(piece.text, size) > wide and not piece.text.isspace():
+            width = _width(piece[0], size)
+            if line and x + width > wide and not piece[0].isspace():
                 yield line
                 line, x = [], 0.0
             line.append(piece)
-            x += _width(piece.text, size)
+            x += width
     yield line
 
 

@@ -50,7 +50,7 @@ def _of_picture(subject: Subject, latent: int) -> str:
         "from hfsae.lm import forward, load_encoder\n"
         "from PIL import Image\n\n"
         f"sae = {subject.in_python}\n"
-        f"model, processor, _ = load_encoder({subject.lm_in_python}{dtype})\n\n"
+        f"model, processor, _ = load_encoder({subject.shown_lm_name or 'NAME'!r}{dtype})\n\n"
         "inputs = processor(images=[Image.open('picture.jpg')], return_tensors='pt')\n"
         f"with hfsae.capture(model, {sites}, stop_early=True) as acts:\n"
         "    forward(model, inputs)\n"
@@ -141,10 +141,10 @@ def _loading(subject: Subject, *imports: str) -> str:
         options |= {"revision": config.model_revision}
         options |= {"attn_implementation": config.model_attention}
     given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
-    lines.append(f"lm, tokenizer, _ = hfsae.load_lm({subject.lm_in_python}{given})")
+    lines.append(f"lm, tokenizer, _ = hfsae.load_lm({subject.shown_lm_name or 'NAME'!r}{given})")
     return "\n".join(lines) + "\n\n"
 
 
 def _bos(subject: Subject, of: str = "") -> str:
     has_bos = subject.loaded is None or subject.tokenizer.bos_token_id is not None
-    return f"{of}tokenizer.bos_token + " if subject.bos and has_bos else ""
+    return f"{of}tokenizer.bos_token + " if subject.sae.config.bos != "none" and has_bos else ""

@@ -1,6 +1,6 @@
 """Actions that change the language model's behaviour: steering, and the strength for it."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count
@@ -15,7 +15,7 @@ from ..activations.token_text import Tokens, spell
 from ..activations.tokens import special_ids
 from ..io.errors import Refused
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Unit
-from ..steering.pair import Phase, Sampling, generate_pair
+from ..steering.pair import Sampling, generate_pair
 from . import validate
 from .address import Settings, Steering
 from .inspect_actions import latent_of
@@ -31,9 +31,8 @@ MAX_KL, MAX_REPETITION = 1.2, 0.3
 """The budget of a search for a strength: nats a token, beyond which texts of a small model are
 hardly sentences, and a share of three-token sequences."""
 SWEPT_MODES, SWEPT_UNITS = ("add", "clamp", "orthogonal"), tuple(_SWEEP)
-KL, REPETITION = validate.Range(0.01, 20), validate.SHARE
-TEMPERATURE, N_NEW = validate.Range(0, 5), validate.Range(1, 256)
-PENALTY = validate.Range(1, 5)
+KL, REPETITION = (0.01, 20), validate.SHARE
+TEMPERATURE, N_NEW, PENALTY = (0, 5), (1, 256), (1, 5)
 N_TRIED = 24
 """tokens of a trial"""
 _REFINED = 1  # times that the gap between within and over budget is halved
@@ -43,10 +42,11 @@ class SteeringRequest(NamedTuple):
     """Latents to steer and their strengths, checked."""
 
     tokens: Tokens
+    plain: Tokens | None
+    """of the unsteered text, where its conversation had other answers; None: the same"""
     latents: dict[int, float]
     steering: Steering
-    plain: Tokens | None = None
-    """of the unsteered text, where its conversation had other answers; None: the same"""
+    sampling: Sampling
 
 
 def steer(
@@ -107,17 +107,15 @@ def steer(
     job = check(subject, prompt, latents, settings)
     steered = [{"latent": latent, "value": value} for latent, value in job.latents.items()]
     rows = as_rows(subject, steered)
-    for texts in write(subject, job, sampling(settings)):
+    for texts in write(subject, job):
         yield {"latents": rows, **texts}
 
 
 def write(
-    subject: Subject,
-    job: SteeringRequest,
-    how: Sampling,
-    stopped: Callable[[], bool] = lambda: False,
+    subject: Subject, job: SteeringRequest, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[Json]:
     """`steer`, of checked values, until it is stopped."""
+    lm, tokenizer, _ = subject.language_model
     block, scope = _block(subject, job), job.steering.scope
     needs_whole_text = subject.sae.config.needs_whole_text
     if scope != "all" and needs_whole_text:
@@ -125,17 +123,13 @@ def write(
             f"scope is {scope!r}, but this SAE reads several sites and so the whole text in each "
             "pass: use the scope 'all'"
         )
-
-    def steered(phase: Phase) -> AbstractContextManager[object]:
-        return block(1.0) if scope in ("all", phase) else nullcontext()
-
-    tokenizer, spare = subject.tokenizer, set(special_ids(subject.tokenizer))
+    spare = set(special_ids(tokenizer))
     for pair in generate_pair(
-        subject.lm,
+        lm,
         tokenizer,
         job.tokens.ids,
-        steered,
-        how,
+        lambda phase: block(job.latents) if scope in ("all", phase) else nullcontext(),
+        job.sampling,
         stopped,
         plain_ids=None if job.plain is None else job.plain.ids,
         cached=not needs_whole_text,
@@ -241,14 +235,14 @@ def sweep(
         )
     tried = (_SWEEP if only is None else _AROUND)[settings.unit]
     strengths = [strength / largest for strength in tried]
-    how = sampling(settings) if isinstance(settings, Settings) else Sampling()
+    block, scope, how = _block(subject, job), cast(Scope, settings.scope), job.sampling
     doublings = int(log2(LIMITS[settings.unit] / tried[-1]))
     n, done = 1 + len(strengths) + _REFINED, count(1)
     progress(0, n)
     suggestion = steering.suggest_strength(
         subject.lm,
         {"input_ids": torch.tensor([job.tokens.ids])},
-        _block(subject, job, cast(Scope, settings.scope), scaled),
+        lambda by: block(job.latents | {i: by * s for i, s in scaled.items()}, scope=scope),
         strengths=strengths,
         doublings=doublings,
         max_kl=validate.number(max_kl, "max_kl", *KL),
@@ -310,22 +304,21 @@ def check(
             )
     validate.choice(settings.scope, "scope", SCOPES)
     validate.flag(settings.error_term, "error_term")
+    plain = None
     if earlier:
-        plain, steered = subject.conversations(earlier, prompt)
-        return SteeringRequest(steered, strengths, settings, plain)
-    return SteeringRequest(subject.tokens(prompt, settings.chat), strengths, settings)
-
-
-def sampling(settings: Settings) -> Sampling:
-    """The part of a caller's settings about drawing tokens."""
-    return Sampling(
-        max_new_tokens=validate.whole(settings.max_new_tokens, "max_new_tokens", *N_NEW),
-        temperature=validate.number(settings.temperature, "temperature", *TEMPERATURE),
-        repetition_penalty=validate.number(
-            settings.repetition_penalty, "repetition_penalty", *PENALTY
-        ),
-        seed=validate.whole(settings.seed, "seed", *validate.SEED),
-    )
+        plain, tokens = subject.conversations(earlier, prompt)
+    else:
+        tokens = subject.tokens(prompt, settings.chat)
+    sampling = Sampling()
+    if isinstance(settings, Settings):
+        penalty = settings.repetition_penalty
+        sampling = Sampling(
+            max_new_tokens=validate.whole(settings.max_new_tokens, "max_new_tokens", *N_NEW),
+            temperature=validate.number(settings.temperature, "temperature", *TEMPERATURE),
+            repetition_penalty=validate.number(penalty, "repetition_penalty", *PENALTY),
+            seed=validate.whole(settings.seed, "seed", *validate.SEED),
+        )
+    return SteeringRequest(tokens, plain, strengths, settings, sampling)
 
 
 def direction(subject: Subject, latent: int) -> Path:
@@ -335,28 +328,16 @@ def direction(subject: Subject, latent: int) -> Path:
     return steering.save_steering_vector(path, subject.sae, {latent: 1.0}, unit="raw")
 
 
-def _block(
-    subject: Subject,
-    job: SteeringRequest,
-    scope: Scope = "all",
-    scaled: Collection[int] | None = None,
-) -> Callable[[float], AbstractContextManager[None]]:
-    """The block in which the model is steered, with the strengths of `scaled` (None: of all) times
-    a factor."""
-    largest, spare = subject.largest(), special_ids(subject.tokenizer)
-    scaled = job.latents if scaled is None else scaled
-
-    def block(factor: float) -> AbstractContextManager[None]:
-        return steering.steer(
-            subject.lm,
-            subject.sae,
-            {i: factor * s if i in scaled else s for i, s in job.latents.items()},
-            mode=cast(Mode, job.steering.mode),
-            unit=cast(Unit, job.steering.unit),
-            max_activations=largest,
-            error_term=job.steering.error_term,
-            scope=scope,
-            spare_tokens=spare,
-        )
-
-    return block
+def _block(subject: Subject, job: SteeringRequest) -> Callable[..., AbstractContextManager[None]]:
+    """`hfsae.steer` for this request, of strengths, and of the option scope."""
+    lm, tokenizer, _ = subject.language_model
+    return partial(
+        steering.steer,
+        lm,
+        subject.sae,
+        mode=cast(Mode, job.steering.mode),
+        unit=cast(Unit, job.steering.unit),
+        max_activations=subject.largest(),
+        error_term=job.steering.error_term,
+        spare_tokens=special_ids(tokenizer),
+    )

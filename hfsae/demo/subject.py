@@ -1,4 +1,5 @@
-"""The app's subject: an SAE, its model, and the files beside its weights; `opening` makes it.
+"""The app's subject: an SAE, its model, and the files beside its weights; `opening` makes it. What
+it comes without, a command makes: `how_to_make`.
 
 One `Subject` serves all sessions. They change only its labels and its caches. They may all run its
 language model at once: changes to the model act only in their own thread (see `hfsae.lm`).
@@ -7,10 +8,11 @@ language model at once: changes to the model act only in their own thread (see `
 import atexit
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -24,17 +26,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.token_text import Tokens, single_tokens, tokenise, tokenise_chat
 from ..features import Automatic, FeatureSearch, FeatureStore
-from ..features.inspection import Inspection, Ranked, inspect
+from ..features.inspection import Inspection, inspect
 from ..features.pictures import Grid, Pictures
+from ..hub.outgoing import is_of_hfsae
 from ..io.errors import Refused
 from ..io.file_names import CONFIG
 from ..io.local_paths import without_local_paths
-from ..io.units import TOKEN, Unit
+from ..io.units import PATCH, ROW, TOKEN, Unit
 from ..lm import LoadedEncoder, LoadedLM, contract
 from ..models import SAE
 from ..packaged import SHIPPED_SAE, shipped_at
+from ..runs import home_of
 from . import validate
-from .salience import by_rarity, by_salience, numbers
 
 QUICKSTART = Path("runs", "quickstart")
 MAX_TOKENS = 512  # of a text
@@ -43,6 +46,31 @@ _INSTRUCT = re.compile(r"instruct|chat|(?<![a-z])it(?![a-z])", re.IGNORECASE)
 _REMEMBERED = 64  # texts
 _MOST_EXACT_BYTES = 4e9  # of a second copy of the model in float32
 _MAKING = threading.RLock()
+_TEXT = "TEXTS.jsonl"
+_INPUTS = {
+    TOKEN: (
+        ["--text.dataset", _TEXT],
+        f'{_TEXT}: a row {{"text": ...}} for each document, or a data set on the Hub.',
+    ),
+    ROW: (
+        ["--activations.files", "FILES.safetensors"],
+        "FILES.safetensors: activations of the same site, a tensor [rows, width].",
+    ),
+    PATCH: (
+        ["--lm.kind", "auto", "--images.folder", "PICTURES"],
+        "PICTURES: a folder of pictures.",
+    ),
+}
+"""of each kind of SAE, the inputs in a command, and what they are"""
+_BY_MODEL = ["--explainer", "lm", "--judge", "MODEL_TO_ASK", "--requests", "asked"]
+_JUDGE = (
+    "MODEL_TO_ASK: any language model; the same command with --answers and the file that came back "
+    "writes its names."
+)
+_SITES = {
+    TOKEN: "SITE: where in the language model it reads, such as layers.12.",
+    ROW: "SITE: the name of the tensor in the files.",
+}
 
 
 class Choice(NamedTuple):
@@ -98,10 +126,10 @@ class Subject:
     pictures: Pictures | None = None
     """of the documents that the store's examples are from, where those are pictures"""
     columns: dict[str, Any] = field(default_factory=dict)
-    """of the table of latents that go with labels of documents; see `label_actions`"""
+    """of the table of latents that go with labels of documents; see `table_actions`"""
     label_rows: list[dict[str, Any]] = field(default_factory=list)
     diff: dict[str, Any] = field(default_factory=dict)
-    """which latents are of one of two language models; see `diff_actions`"""
+    """which latents are of one of two language models; see `table_actions`"""
     evaluation: dict[str, Any] = field(default_factory=dict)
     card: str = ""
     labels: dict[int, str] = field(default_factory=dict)
@@ -124,7 +152,7 @@ class Subject:
     only_here: bool = False
     """whether only pages of this machine reach the app, which then reads any SAE on it"""
 
-    @property
+    @cached_property
     def d_sae(self) -> int:
         """How many latents it has."""
         return self.sae.config.d_sae
@@ -132,12 +160,12 @@ class Subject:
     @property
     def lm(self) -> PreTrainedModel:
         """Its language model. Raises ValueError with a sentence if it has none."""
-        return self._need_lm().lm
+        return self.language_model.lm
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its language model's tokenizer. Raises ValueError with a sentence if it has none."""
-        return self._need_lm().tokenizer
+        return self.language_model.tokenizer
 
     @property
     def public_lm_name(self) -> str | None:
@@ -152,33 +180,21 @@ class Subject:
         return self.public_lm_name if is_space() else self.lm_name
 
     @property
-    def lm_in_python(self) -> str:
-        """The same in Python."""
-        return repr(self.shown_lm_name or "NAME")
-
-    def _need_lm(self) -> LoadedLM:
+    def language_model(self) -> LoadedLM:
+        """It, with its tokenizer. Raises ValueError with a sentence if it has none."""
         if self.loaded is None:
             raise Refused(f"this needs the language model, which is not loaded: {self.why_no_lm}")
         return self.loaded
-
-    @property
-    def bos(self) -> bool:
-        """Whether prompts get a BOS token, as in training; True if that is unknown."""
-        return self.sae.config.bos != "none"
 
     @property
     def runs_text(self) -> bool:
         """Whether a visitor can inspect and steer a text: not pictures, nor with two models."""
         return self.unit.is_text and not self.sae.config.model_names
 
-    def label(self, latent: int) -> str:
-        """A latent's label; empty if it has none."""
-        return self.labels.get(latent, "")
-
     def name_of(self, latent: int) -> str:
         """A latent's label, or its automatic explanation marked as such; empty without both."""
         automatic = Automatic(self.automatic.get(latent, ""), self.sources.get(latent, ""))
-        return self.label(latent) or (automatic.marked if automatic.text else "")
+        return self.labels.get(latent) or (automatic.marked if automatic.text else "")
 
     @property
     def names(self) -> dict[int, str]:
@@ -215,8 +231,9 @@ class Subject:
 
     def tokens(self, text: object, chat: object = False) -> Tokens:
         """A caller's text as tokens; with `chat`, as a user's message in the chat template."""
-        text, chat = validate.prompt(text), validate.flag(chat, "chat")
-        return tokenise(self.tokenizer, text, bos=self.bos, chat=chat, max_tokens=MAX_TOKENS)
+        text, chat = validate.text(text), validate.flag(chat, "chat")
+        tokenizer, bos = self.language_model.tokenizer, self.sae.config.bos != "none"
+        return tokenise(tokenizer, text, bos=bos, chat=chat, max_tokens=MAX_TOKENS)
 
     def token_id(self, text: str) -> int:
         """Of a token by its text, or by `#` and its number.
@@ -239,7 +256,7 @@ class Subject:
         """
         if len(earlier) >= MAX_TURNS:
             raise Refused(f"the conversation has {len(earlier)} turns already; begin another one")
-        last = ("user", validate.prompt(message))
+        last = ("user", validate.text(message))
         plain, steered = (
             [turn for e in earlier for turn in (("user", e.message), ("assistant", answer(e)))]
             for answer in (lambda e: e.plain, lambda e: e.steered)
@@ -262,27 +279,13 @@ class Subject:
 
     def inspection(self, text: object, chat: object = False) -> Inspection:
         """What fires in a caller's text; with `chat`, in a user's message."""
-        return self._inspection_cache(validate.prompt(text), validate.flag(chat, "chat"))
-
-    @cached_property
-    def _inspection_cache(self) -> Callable[[str, bool], Inspection]:
-        """The last texts are remembered, since a person looks at one token and latent after
-        another."""
 
         def run(text: str, chat: bool) -> Inspection:
             return inspect(self.lm, self.sae, self.tokens(text, chat))
 
-        return lru_cache(maxsize=_REMEMBERED)(run)
-
-    def ranking(self, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:
-        """The latents of a text or a picture, the most telling first; without a feature store, by
-        activation."""
-        store = self.store
-        if store is None:
-            return seen.ranking(hide=hide)
-        if not self.unit.is_text:
-            return by_rarity(store, seen, hide)
-        return by_salience(self.cached("numbers", lambda: numbers(store)), seen, hide)
+        # the last texts are remembered: a person looks at one token and latent after another
+        remembered = self.cached("inspections", lambda: lru_cache(_REMEMBERED)(run))
+        return remembered(validate.text(text), validate.flag(chat, "chat"))
 
     @cached_property
     def feature_search(self) -> FeatureSearch:
@@ -295,19 +298,20 @@ class Subject:
     def exact_lm(self) -> Any:
         """The model in float32: in bfloat16 the effect of one latent drowns in rounding. It is the
         model itself if that is in float32, or the copy would be too large."""
-        return self.cached("exact lm", self._lm_in_float32)
 
-    def _lm_in_float32(self) -> Any:
-        lm: Any = self.lm
-        if lm.dtype != torch.float32 and 4 * lm.num_parameters() <= _MOST_EXACT_BYTES:
-            config = deepcopy(lm.config)  # of which it changes the dtype
-            copy = type(lm)._from_config(config, dtype=torch.float32)
-            copy.load_state_dict(lm.state_dict())
-            copy.name_or_path = lm.name_or_path
-            copy.generation_config = lm.generation_config
-            lm = copy.to(lm.device).eval().requires_grad_(False)
-        contract.intend(lm, self.sae, "model_dtype")
-        return lm
+        def make() -> Any:
+            lm: Any = self.lm
+            if lm.dtype != torch.float32 and 4 * lm.num_parameters() <= _MOST_EXACT_BYTES:
+                config = deepcopy(lm.config)  # of which it changes the dtype
+                copy = type(lm)._from_config(config, dtype=torch.float32)
+                copy.load_state_dict(lm.state_dict())
+                copy.name_or_path = lm.name_or_path
+                copy.generation_config = lm.generation_config
+                lm = copy.to(lm.device).eval().requires_grad_(False)
+            contract.intend(lm, self.sae, "model_dtype")
+            return lm
+
+        return self.cached("exact lm", make)
 
     def cached(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once, at its first use; a second caller waits for it."""
@@ -333,21 +337,6 @@ def is_space() -> bool:
     return "SPACE_ID" in os.environ
 
 
-def label_home(source: str, subfolder: str = "", **picked: object) -> Path | None:
-    """A folder under HFSAE_HOME for labels of an SAE that is not in a folder of the user's own;
-    None on a Space, where they are not kept.
-
-    Args:
-        picked: which SAE of the source; None counts as nothing.
-    """
-    if is_space():
-        return None
-    home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
-    parts = [source, subfolder]
-    parts += [f"{name}_{value}" for name, value in picked.items() if value is not None]
-    return home / "labels" / re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
-
-
 def public_name(choice: Choice) -> str:
     """No path of this machine: pages are shown to others."""
     path = Path(choice.source)
@@ -365,3 +354,53 @@ def public_source(choice: Choice) -> str:
 def without_source(choice: Choice) -> dict[str, Any]:
     """What it picks out of a source."""
     return {name: value for name, value in choice._asdict().items() if name != "source"}
+
+
+class HowToMake(NamedTuple):
+    """The whole command that makes what an SAE comes without."""
+
+    command: str
+    notes: list[str]
+    """sentences on what to fill in, and on what comes after"""
+
+
+def how_to_make(subject: Subject, verb: str) -> HowToMake | None:
+    """How to make what `hfsae VERB` makes (collect, evaluate, explain: names by a language model);
+    None if it is there."""
+    there = {"collect": subject.store is not None, "evaluate": bool(subject.evaluation)}
+    there["explain"] = "template" not in subject.sources.values()
+    if there[verb]:
+        return None
+    choice, folder, config = subject.choice, subject.folder, subject.sae.config
+    is_own = folder is not None and Path(choice.source).exists() and is_of_hfsae(folder)
+    parts, notes = ["hfsae", verb, public_source(choice)], []
+    after = ["Then start the app again."]
+    if verb == "explain":
+        parts += _BY_MODEL
+        after = [_JUDGE, *after]
+    if folder is not None and is_own and home_of(folder):
+        return HowToMake(shlex.join(parts), after)
+    parts += [part for k, v in without_source(choice).items() if v for part in (f"--{k}", str(v))]
+    if config.where is None:
+        parts += ["--site", "SITE"]
+        notes.append(_SITES.get(subject.unit, "SITE: where in the model it reads."))
+    if subject.unit != ROW:
+        parts += ["--lm.name", subject.shown_lm_name or "MODEL"]
+        if subject.shown_lm_name is None:
+            what = "language model" if subject.unit.is_text else "model"
+            notes.append(f"MODEL: its {what}, a name on the Hub or a folder.")
+    given, what = _INPUTS[subject.unit]
+    parts += given
+    notes.append(what)
+    if not is_own:
+        after[-1] = "It prints the folder of its results; `hfsae demo` opens that."
+    return HowToMake(shlex.join(parts), [*notes, *after])
+
+
+def without_examples(subject: Subject) -> str:
+    """The refusal of what needs the examples that `hfsae collect` makes."""
+    how = how_to_make(subject, "collect")
+    return (
+        "no examples of what its latents fire on were collected for this SAE; "
+        f"`{how.command if how else ''}` makes them"
+    )

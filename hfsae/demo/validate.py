@@ -1,27 +1,25 @@
 """Checks of input from a browser, a link or a program: the value, or an error in one sentence."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from ..io.errors import Refused
 
-
-class Range(NamedTuple):
-    """The least and the largest number that a caller may give: `number(value, name, *range)`."""
-
-    low: int | float
-    high: int | float
-
-
-SHARE = Range(0, 1)
-SEED = Range(0, 2**31 - 1)
+# the least and the largest number that a caller may give: `number(value, name, *SHARE)`
+SHARE = (0, 1)
+SEED = (0, 2**31 - 1)
 
 MAX_CHARACTERS = 8_000
 MAX_LATENTS = 8  # steered at once
 
 
-def text(value: object, name: str, *, limit: int = MAX_CHARACTERS, empty: str | None = None) -> str:
-    """A string that is not too long and, if `empty` gives a sentence for it, not blank."""
+def text(
+    value: object,
+    name: str = "the prompt",
+    *,
+    limit: int = MAX_CHARACTERS,
+    empty: str | None = "there is no text; write a prompt",
+) -> str:
+    """A string that is not too long and, unless `empty` is None, not blank."""
     if not isinstance(value, str):
         raise Refused(f"{name} must be text, got {_kind(value)}")
     if len(value) > limit:
@@ -30,11 +28,6 @@ def text(value: object, name: str, *, limit: int = MAX_CHARACTERS, empty: str | 
         raise Refused(empty)
     # a lone surrogate is no text that a tokenizer could read
     return value.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
-
-
-def prompt(value: object) -> str:
-    """A caller's text, which must not be blank."""
-    return text(value, "the prompt", empty="there is no text; write a prompt")
 
 
 def number(value: object, name: str, low: int | float, high: int | float) -> float:

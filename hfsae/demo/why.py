@@ -1,7 +1,6 @@
 """Actions that explain a next token: the likeliest, and the latents that speak for one."""
 
 import math
-from typing import NamedTuple
 
 import torch
 
@@ -11,7 +10,7 @@ from ..attribution import Attribution, attribute, logit
 from ..io.errors import Refused
 from . import validate
 from .parts import cited, spaced
-from .rows import SHOWN, Json, as_rows, check_latent
+from .rows import SHOWN, Json, as_rows
 from .subject import Subject
 
 _ABLATED = 4  # in the first answer; others one by one, on request
@@ -31,22 +30,17 @@ def next_tokens(subject: Subject, prompt: str) -> Json:
     Returns:
         next (list): {token, id, probability} of the eight likeliest, the likeliest first.
     """
-    return {"next": _likeliest(subject, _logits(subject, subject.tokens(prompt)))}
+    return {"next": _next(subject, subject.tokens(prompt))[1]}
 
 
 @torch.no_grad()
-def _logits(subject: Subject, tokens: Tokens) -> torch.Tensor:
-    """Of the next token, in float32: in bfloat16 the likeliest tokens are often equal."""
+def _next(subject: Subject, tokens: Tokens) -> tuple[torch.Tensor, list[Json]]:
+    """The logits of the next token, in float32 (in bfloat16 the likeliest tokens are often equal),
+    and the likeliest."""
     ids = tokens.batch(subject.exact_lm.device).input_ids
-    return subject.exact_lm(input_ids=ids, use_cache=False).logits[0, -1].float()
-
-
-def _likeliest(subject: Subject, logits: torch.Tensor) -> list[Json]:
-    top = logits.softmax(-1).topk(_CANDIDATES)
-    return [
-        {**_named(subject, i), "probability": p}
-        for p, i in zip(*(column.tolist() for column in top), strict=True)
-    ]
+    logits = subject.exact_lm(input_ids=ids, use_cache=False).logits[0, -1].float()
+    top = zip(*(column.tolist() for column in logits.softmax(-1).topk(_CANDIDATES)), strict=True)
+    return logits, [{**_named(subject, i), "probability": p} for p, i in top]
 
 
 def _named(subject: Subject, token_id: int) -> Json:
@@ -88,8 +82,7 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
         rest (float): everything else.
         total (float): the sum of these parts: the logit.
     """
-    question = _question(subject, prompt, target, contrast, _ABLATED)
-    effects = question.effects
+    tokens, likely, pair, notes, effects = _question(subject, prompt, target, contrast, _ABLATED)
     rows = []
     for i in range(min(SHOWN, len(effects.latents))):
         ablation, position = float(effects.ablation[i]), int(effects.position[i])
@@ -97,17 +90,17 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
             "latent": int(effects.latents[i]),
             "value": float(effects.gradient[i]),
             "position": position,
-            "token": question.tokens.texts[position],
+            "token": tokens.texts[position],
             "activation": float(effects.activation[i]),
             "ablation": None if math.isnan(ablation) else ablation,
         }
         rows.append(row)
     by_latent, n = effects.gradient.double(), len(rows)
     view = {
-        "next": question.next,
-        "target": _named(subject, question.target),
-        "contrast": None if question.contrast is None else _named(subject, question.contrast),
-        "notes": question.notes,
+        "next": likely,
+        "target": _named(subject, pair[0]),
+        "contrast": None if pair[1] is None else _named(subject, pair[1]),
+        "notes": notes,
         "logit": effects.objective,
         "rows": as_rows(subject, rows),
         "n_latents": len(effects.latents),
@@ -212,8 +205,8 @@ def check_ablation(
         gradient (float): the estimated effect, logits.
         ablation (float): the measured effect, logits.
     """
-    index = check_latent(subject, latent)
-    effects = _question(subject, prompt, target, contrast, [index]).effects
+    index = validate.latent(latent, subject.d_sae)
+    *_, effects = _question(subject, prompt, target, contrast, [index])
     at = effects.latents.tolist().index(index)
     return {
         "latent": index,
@@ -222,24 +215,15 @@ def check_ablation(
     }
 
 
-class _Question(NamedTuple):
-    tokens: Tokens
-    next: list[Json]
-    target: int
-    contrast: int | None
-    notes: list[str]
-    effects: Attribution
-
-
 def _question(
     subject: Subject, prompt: object, target: object, contrast: object, ablate: int | list[int]
-) -> _Question:
-    """What is asked, checked, and the effects of latents: measured of those to ablate."""
+) -> tuple[Tokens, list[Json], tuple[int, int | None], list[str], Attribution]:
+    """A question, checked: the text, the likeliest next tokens, target and contrast, and how these
+    were read; and the effects of latents: measured of those to ablate."""
     tokens = subject.tokens(prompt)
-    target = validate.text(target, "the target token", limit=100)
-    contrast = validate.text(contrast, "the contrast token", limit=100)
-    logits, notes = _logits(subject, tokens), []
-    likely = _likeliest(subject, logits)
+    target = validate.text(target, "the target token", limit=100, empty=None)
+    contrast = validate.text(contrast, "the contrast token", limit=100, empty=None)
+    (logits, likely), notes = _next(subject, tokens), []
 
     def token_of(text: str) -> int:
         """A typed token's id; where its text is read with a space more, a note is added."""
@@ -271,4 +255,4 @@ def _question(
         integration_steps=0,
         spare_tokens=special_ids(subject.tokenizer),
     )
-    return _Question(tokens, likely, target_id, contrast_id, notes, effects)
+    return tokens, likely, (target_id, contrast_id), notes, effects

@@ -18,10 +18,10 @@ from torch import nn
 from ..features import Hit, search_labels
 from ..features.function_words import is_content
 from ..features.meaning import Meaning, words_of
-from .label_actions import label_of, rows_of_label
 from .parts import cited
 from .rows import DENSE, SHOWN
 from .subject import Subject
+from .table_actions import label_of, rows_of_label
 
 FIRES, HARDLY = 0.2, 0.05
 """Share of examples from which a latent fires on a word; those with less come last, if at all."""
@@ -52,7 +52,16 @@ def find(subject: Subject, query: str, n: int = SHOWN) -> list[Hit]:
     several words together, those that are about one of them, each word's best first; where that
     gives none, those in whose names a word begins so."""
     query = re.sub(r"^\W+|\W+$", "", query) or query
-    hits = _of_all(subject, query, n) or _of_one(subject, words_of(query), n)
+    hits, words = _of_all(subject, query, n), [*dict.fromkeys(words_of(query))]
+    if not hits and len(words_of(query)) > 1:  # each word's best, then each one's second, and so on
+        ranked = []
+        for word in words:
+            of_word = sorted(_of_all(subject, word, n), key=lambda h: -h.score)  # stable
+            for rank, hit in enumerate(hit for hit in of_word if hit.score >= ALONE):
+                why = f"{hit.why}, " if hit.why.startswith("fires") else ""
+                hit = hit._replace(why=f"{why}for {cited(word)} alone")
+                ranked.append((rank, -hit.score, hit))
+        hits = [hit for *_, hit in sorted(ranked, key=lambda r: r[:2])]
     if not hits:
         begun = search_labels({**written_names(subject), **subject.labels}, query, n)
         hits = [
@@ -124,64 +133,50 @@ def _of_all(subject: Subject, query: str, n: int) -> list[Hit]:
     return [*rest, *(hit._replace(why=f"is in most texts, {hit.why}") for hit in dense)]
 
 
-def _of_one(subject: Subject, words: list[str], n: int) -> list[Hit]:
-    """Latents about one of several words: each word's best, then each one's second, and so on."""
-    if len(words) < 2:
-        return []
-    ranked = []
-    for word in dict.fromkeys(words):
-        hits = sorted(_of_all(subject, word, n), key=lambda h: -h.score)  # stable
-        for rank, hit in enumerate(hit for hit in hits if hit.score >= ALONE):
-            why = f"{hit.why}, " if hit.why.startswith("fires") else ""
-            ranked.append((rank, -hit.score, hit._replace(why=f"{why}for {cited(word)} alone")))
-    return [hit for *_, hit in sorted(ranked, key=lambda r: r[:2])]
-
-
 def _named(subject: Subject, query: str) -> list[Hit]:
     """Latents whose name has all words of content of the query; of equals people's names first."""
-    hits = [_hit(latent, common, name) for latent, common, name in _matches(subject.labels, query)]
+
+    def hit(latent: int, common: float, name: str) -> Hit:
+        begins = "is named" if common >= NAMED else "has it in its name,"
+        return Hit(latent, common, f"{begins} {cited(name)}")
+
+    hits = [hit(*match) for match in _matches(subject.labels, query)]
     # the match of latents whose examples are of the query: they fire on one of its words, or near
     evidence: dict[int, float] | None = None
     if subject.store is not None and subject.unit.is_text:
         meaning = _meaning(subject)
         evidence = {} if meaning is None else meaning.fired(query)
-        for hit in _fires_on(subject, words_of(query)):
-            evidence[hit.latent] = max(hit.score, evidence.get(hit.latent, 0.0))
+        for firing in _fires_on(subject, words_of(query)):
+            evidence[firing.latent] = max(firing.score, evidence.get(firing.latent, 0.0))
     for latent, common, name in _matches(written_names(subject), query):
-        hit = _hit(latent, common, name)
         if evidence is not None and latent in evidence:
-            hits.append(hit._replace(score=(common + evidence[latent]) / 2))
+            score = (common + evidence[latent]) / 2
+            hits.append(hit(latent, common, name)._replace(score=score))
         elif evidence is None or common == 1 == len(name.split()):
-            hits.append(hit)
+            hits.append(hit(latent, common, name))
         else:
-            why = f"has it in its name alone, {cited(name)}"
-            hits.append(Hit(latent, common / 2, why))
+            hits.append(Hit(latent, common / 2, f"has it in its name alone, {cited(name)}"))
     exact = f" {cited(query)}".casefold()
     return sorted(hits, key=lambda h: (-h.score, not h.why.casefold().endswith(exact)))  # stable
-
-
-def _hit(latent: int, common: float, name: str) -> Hit:
-    begins = "is named" if common >= NAMED else "has it in its name,"
-    return Hit(latent, common, f"{begins} {cited(name)}")
 
 
 def _matches(names: dict[int, str], query: str) -> Iterator[tuple[int, float, str]]:
     """Latents whose name has all words of content of the query: the share of words in common."""
     asked = _roots(words_of(query)) or _roots(re.findall(r"\w+", query))
+
+    def contents(name: str) -> list[str]:
+        """The words of a name, but for those that say nothing, as in "the word 'sea'"."""
+        return [w for w in re.findall(r"\w+", name) if is_content(w) and w.casefold() != "word"]
+
     for latent, name in names.items():
         head, *examples = re.split(r"[(:]", name)
-        words = dict.fromkeys(_roots(_contents(" ".join(examples))), _EXAMPLE)
-        words |= dict.fromkeys(_roots(_contents(head)), 1.0)
+        words = dict.fromkeys(_roots(contents(" ".join(examples))), _EXAMPLE)
+        words |= dict.fromkeys(_roots(contents(head)), 1.0)
         if name.casefold().strip() == query.casefold().strip():
             yield latent, 1.0, name
         elif asked <= words.keys() and words_of(query):
             common = sum(words[word] for word in asked)
             yield latent, 2 * common / (len(asked) + sum(words.values())), name
-
-
-def _contents(name: str) -> list[str]:
-    """The words of a name, but for those that say nothing, as in "the word 'sea'"."""
-    return [w for w in re.findall(r"\w+", name) if is_content(w) and w.casefold() != "word"]
 
 
 def _roots(words: Iterable[str]) -> set[str]:

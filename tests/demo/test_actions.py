@@ -24,6 +24,7 @@ from hfsae.demo.inspect_actions import latent_of, weak_match
 from hfsae.demo.pages import SearchPage
 from hfsae.demo.pages.health import overview_panel
 from hfsae.demo.parts import html
+from hfsae.demo.rows import ranked
 from hfsae.demo.snippet import of_latent, of_texts
 from hfsae.demo.steer_actions import direction
 from hfsae.demo.subject import Subject, default_source
@@ -94,7 +95,7 @@ def test_every_variant_opens_and_is_inspected_and_steered(sae_folder, tmp_path, 
 
 def test_what_fires_in_most_texts_is_apart(actions, subject):
     rare = replace(subject, store=copy(subject.store), labels={})
-    shown = [r.latent for r in subject.ranking(subject.inspection("the cat", False))]
+    shown = [r.latent for r in ranked(subject, subject.inspection("the cat", False))]
     table, density = subject.store.latents, [0.01] * D_SAE
     density[shown[0]] = 0.5
     at = table.column_names.index("density")
@@ -102,7 +103,7 @@ def test_what_fires_in_most_texts_is_apart(actions, subject):
     view = Actions(rare).inspect("the cat")
     assert view["dense"]["n"] == 1 and [r["latent"] for r in view["dense"]["rows"]] == shown[:1]
     ranking = [row["latent"] for row in view["ranking"]]
-    order = [r.latent for r in rare.ranking(rare.inspection("the cat", False))]
+    order = [r.latent for r in ranked(rare, rare.inspection("the cat", False))]
     assert ranking == [i for i in order if i != shown[0]][:12] and shown[0] in order
     assert view["dense"]["n_rest"] == len(shown) - 1
 
@@ -401,7 +402,7 @@ def test_a_label_is_kept_beside_the_sae_and_can_be_taken_away(sae_folder, tmp_pa
     assert actions.save_label(7, " rain ") == {"latent": 7, "label": "rain"}
     assert hfsae.features.read_labels(copy)[7] == "rain"
     actions.save_label(7, "")
-    assert 7 not in hfsae.features.read_labels(copy) and actions.subject.label(7) == ""
+    assert 7 not in hfsae.features.read_labels(copy) and 7 not in actions.subject.labels
 
 
 def test_labels_of_the_packaged_sae_stay_out_of_the_package_by_whatever_path_it_is_opened(

@@ -16,12 +16,11 @@ import pytest
 from gradio_client import Client
 
 from hfsae.demo import address as at
-from hfsae.demo.actions import Actions
+from hfsae.demo.actions import INSTRUCTIONS, Actions
 from hfsae.demo.address import Settings
 from hfsae.demo.app import SESSIONS, app_hosts, build, pages_of
 from hfsae.demo.inspect_actions import BY
 from hfsae.demo.pages.page import Visit
-from hfsae.demo.schemas import INSTRUCTIONS
 from hfsae.demo.why import summary
 from hfsae.steering import MODES
 
@@ -182,7 +181,7 @@ def test_a_page_holds_each_field_of_its_address_once_and_begins_with_what_it_sho
 )
 def test_an_address_fills_the_fields_that_give_it_back(subject, address):
     with gr.Blocks():
-        page = pages_of(subject)[at.page_of(address)](Actions(subject))
+        page = pages_of(subject)[address.tab](Actions(subject))
     filled = page.fill(address)
     assert page.address(*(filled[component] for component in page.inputs)) == address
 

@@ -12,7 +12,6 @@ from hfsae.demo.address import Settings, Steering
 from hfsae.demo.pages.steer import SteeredTexts, SteerPage
 from hfsae.demo.steer_actions import check, write
 from hfsae.demo.subject import MAX_TURNS, Exchange
-from hfsae.steering.pair import Sampling
 
 from .conftest import texts
 
@@ -28,8 +27,8 @@ def test_each_column_of_a_conversation_goes_on_from_its_own_answers(subject):
 
 def test_the_unsteered_answer_is_that_of_the_unsteered_conversation(subject):
     def answers(earlier, latents):
-        job = check(subject, "so", latents, Settings(chat=True), earlier)
-        *_, pair = write(subject, job, Sampling(max_new_tokens=8))
+        job = check(subject, "so", latents, Settings(chat=True, max_new_tokens=8), earlier)
+        *_, pair = write(subject, job)
         return pair["plain"], pair["steered"]
 
     plain, _ = answers([Exchange("hi", "one", "two")], "3:8")

@@ -5,9 +5,8 @@ import inspect
 import jsonschema
 import pytest
 
-from hfsae.demo.actions import ENDPOINTS, Actions
+from hfsae.demo.actions import ENDPOINTS, Actions, Endpoint, docstring
 from hfsae.demo.inspect_actions import BY
-from hfsae.demo.schemas import docstring, output_schema
 from hfsae.steering import MODES, SCOPES, UNITS
 
 from .conftest import ARGUMENTS
@@ -42,12 +41,12 @@ def test_a_docstring_is_taken_apart_with_each_text_in_one_line():
 
     parts = docstring(action)
     assert parts.summary == "One thing: and another."
-    assert {name: e.words for name, e in parts.arguments.items()} == {
+    assert {name: words for name, (words, _) in parts.arguments.items()} == {
         "first": "a text that goes on: here.",
         "second": "one.",
     }
     assert parts.returns == {"key": ("a number of things.", "int | None, optional")}
-    schema = output_schema(action)
+    schema = Endpoint(action).output_schema
     assert schema["required"] == []
     assert schema["properties"]["key"]["anyOf"] == [{"type": "integer"}, {"type": "null"}]
 

@@ -14,9 +14,8 @@ from playwright.sync_api import expect
 
 import hfsae
 from hfsae.demo.actions import Actions
-from hfsae.demo.compare_saes import other_of
-from hfsae.demo.inspect_actions import together
-from hfsae.demo.latent_map import find_on_map, latent_map, places_of
+from hfsae.demo.health_actions import other_of
+from hfsae.demo.inspect_actions import find_on_map, latent_map, places_of, together
 from hfsae.demo.pages.feature import axis_ticks, export
 from hfsae.demo.parts import html
 

@@ -9,10 +9,9 @@ import pytest
 from hfsae.cli import main
 from hfsae.demo import Choice, address, open_subject
 from hfsae.demo.actions import Actions
-from hfsae.demo.how_to_make import how_to_make
-from hfsae.demo.latent_map import latent_map
+from hfsae.demo.inspect_actions import latent_map
 from hfsae.demo.pages import FeaturePage, HealthPage, InspectPage, MapPage, SearchPage, SteerPage
-from hfsae.demo.subject import Subject
+from hfsae.demo.subject import Subject, how_to_make
 
 from .conftest import TEXTS
 

@@ -11,7 +11,7 @@ import pytest
 import hfsae
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
-from hfsae.demo.compare_saes import PACKAGED, place_of, sae_choices
+from hfsae.demo.health_actions import PACKAGED, place_of, sae_choices
 from hfsae.demo.pages import ComparePage
 from hfsae.packaged import SHIPPED_SAE
 
@@ -83,7 +83,7 @@ def test_a_path_below_a_folder_here_is_told_at_once_with_what_is_here(suite, sub
     def asked(*_, **__):
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr("hfsae.demo.compare_saes.list_files", asked)
+    monkeypatch.setattr("hfsae.demo.health_actions.list_files", asked)
     actions = Actions(replace(subject, only_here=True))
     sentence = (
         r"'runs/singel' is not an SAE that can be read from here; name the folder of an SAE, or a "

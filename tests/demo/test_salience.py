@@ -5,7 +5,7 @@ import pyarrow.dataset
 import torch
 
 from hfsae.activations.token_text import Tokens
-from hfsae.demo.salience import by_salience, numbers
+from hfsae.demo.rows import by_salience, numbers
 from hfsae.features import FeatureStore
 from hfsae.features.inspection import Inspection
 

@@ -22,13 +22,12 @@ from transformers import ViTImageProcessorPil, ViTModel
 
 from hfsae.demo import Choice, Subject, build, open_subject
 from hfsae.demo import address as at
-from hfsae.demo.actions import Actions
+from hfsae.demo.actions import Actions, docstring, instructions
 from hfsae.demo.app import pages_of
-from hfsae.demo.how_to_make import how_to_make
 from hfsae.demo.pages.page import Visit
 from hfsae.demo.picture_latents import MOST_BYTES, as_rgb, heat, upload
-from hfsae.demo.schemas import docstring, instructions
 from hfsae.demo.snippet import of_latent
+from hfsae.demo.subject import how_to_make
 from hfsae.demo.word_search import find
 from hfsae.features.pictures import Grid
 
@@ -65,7 +64,7 @@ def png(image: Image.Image) -> bytes:
 def shown(subject: Subject, address: at.Address) -> str:
     """All that a page shows, as HTML."""
     with gr.Blocks() as blocks:
-        page = pages_of(subject)[at.page_of(address)](Actions(subject))
+        page = pages_of(subject)[address.tab](Actions(subject))
     drawn = page.render(address)
     parts = [drawn.get(b, b.value) for b in blocks.blocks.values() if isinstance(b, gr.HTML)]
     return "".join(map(str, parts))

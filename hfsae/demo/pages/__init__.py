@@ -1,11 +1,11 @@
 """The pages of the app: widgets, and how they show an address. No computing."""
 
-from .compare import ComparePage as ComparePage
 from .feature import FeaturePage as FeaturePage
 from .health import AboutPage as AboutPage
+from .health import ComparePage as ComparePage
 from .health import HealthPage as HealthPage
 from .inspect import InspectPage as InspectPage
-from .picture import PicturePage as PicturePage
+from .inspect import PicturePage as PicturePage
 from .search import DiffPage as DiffPage
 from .search import LabelsPage as LabelsPage
 from .search import MapPage as MapPage

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,14 @@ from ...io.files import write_whole
 from ...io.units import Unit
 from .. import address as at
 from ..actions import Actions
-from ..how_to_make import how_to_make
 from ..inspect_actions import latent_of
-from ..parts import html, number, panel, percent
+from ..parts import bars_of, html, number, panel, percent
 from ..picture_latents import add_crops, add_strongest
 from ..presets import clearest
 from ..rows import Json
 from ..snippet import of_latent
 from ..steer_actions import direction
-from ..subject import Subject
+from ..subject import Subject, how_to_make
 from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
@@ -53,26 +53,17 @@ class FeaturePage(Page[at.Feature]):
             with gr.Column(scale=3, min_width=480):
                 if self.subject.runs_text:
                     with gr.Row(elem_classes="hf-buttons"):
-                        self.text = self.field(
-                            "text",
-                            gr.Textbox,
-                            label="Try your own text",
-                            placeholder="What does it do on this?",
-                            scale=1,
-                            min_width=180,
-                            max_lines=4,
-                        )
+                        hint = "What does it do on this?"
+                        look = {"label": "Try your own text", "placeholder": hint, "scale": 1}
+                        wide = {"min_width": 180, "max_lines": 4}
+                        self.text = self.field("text", gr.Textbox, **look, **wide)
                         self.try_it = gr.Button("Try it", min_width=80, scale=0)
                 self.tried = panel(elem_id="feature-tried")
                 self.main = panel(_EMPTY, elem_id="feature-main")
             with gr.Column(scale=2, min_width=400):
                 with gr.Row(elem_classes="hf-buttons"):
-                    self.label = gr.Textbox(
-                        label="Label",
-                        placeholder="What does it stand for?",
-                        scale=1,
-                        min_width=160,
-                    )
+                    hint = "What does it stand for?"
+                    self.label = gr.Textbox(label="Label", placeholder=hint, scale=1, min_width=160)
                     self.save = gr.Button("Save", min_width=70, scale=0)
                 self.aside = panel(elem_id="feature-aside")
                 with gr.Accordion("Use it in Python, or elsewhere", open=False):
@@ -123,10 +114,8 @@ class FeaturePage(Page[at.Feature]):
                 group["title"] = "Strongest"
                 if group["kind"] != "top":
                     part, n = int(group["kind"].removeprefix("quantile_")), view["n_groups"]
-                    low, high = (round(100 * p / n) for p in (part - 1, part))
-                    group["title"] = (
-                        f"From the {low} % to the {high} % strongest, of a random sample"
-                    )
+                    low, high = (f"{round(100 * p / n)} %" for p in (part - 1, part))
+                    group["title"] = f"From the {low} to the {high} strongest, of a random sample"
             add_crops(subject, view["groups"])
             add_strongest(subject, [*view["neighbours"], *view["together"]["rows"]])
         else:
@@ -135,15 +124,14 @@ class FeaturePage(Page[at.Feature]):
                 view |= self.actions.promoted(latent) if subject.unit.is_text else {}
             except ValueError as error:  # no language model, or none that it writes to
                 view["why_no_lens"] = str(error)
+        tried, vector = "", None
         try:
-            text = address.text
-            tried = html("tried", self.actions.try_text(latent, text)) if text else ""
+            if address.text:
+                tried = html("tried", self.actions.try_text(latent, address.text))
         except ValueError as error:  # the rest of the page needs no text
             tried = html("error", str(error))
-        try:
+        with suppress(ValueError):  # of an SAE whose latents have no one direction
             vector = str(direction(subject, latent))
-        except ValueError:  # an SAE whose latents have no one direction
-            vector = None
         return {
             self.main: html("feature", view),
             self.aside: html("aside", view),
@@ -168,13 +156,9 @@ class FeaturePage(Page[at.Feature]):
         for part in (self.main, self.aside, self.tried, self.own):
             app.on_select(part, self._click, self, leads_to=("steer", "picture"))
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        saved = [self.notice, self.main, self.drafts]
         for trigger in (self.save.click, self.label.submit):
-            trigger(
-                self._save,
-                [self.shown, self.label, self.drafts],
-                [self.notice, self.main, self.drafts],
-                **quietly,
-            )
+            trigger(self._save, [self.shown, self.label, self.drafts], saved, **quietly)
         labelled = [self.label, self.shown, self.drafts]
         self.label.input(self._draft, labelled, self.drafts, trigger_mode="always_last", **quietly)
         self.shown.change(self._show_label, labelled, [self.label, self.notice], **quietly)
@@ -204,11 +188,9 @@ class FeaturePage(Page[at.Feature]):
             return at.Picture(index, whole(to))
         return replace(self.address(*values), latent=whole(index))
 
-    def _draft(
-        self, label: str | None, latent: int | None, drafts: dict[int, str]
-    ) -> dict[int, str]:
+    def _draft(self, label: str | None, latent: int | None, drafts: dict[int, str]) -> Updates:
         kept = {i: draft for i, draft in drafts.items() if i != latent}
-        if latent is not None and (label or "") != self.subject.label(latent):
+        if latent is not None and (label or "") != self.subject.labels.get(latent, ""):
             kept[latent] = label or ""
         return kept
 
@@ -217,7 +199,7 @@ class FeaturePage(Page[at.Feature]):
 
         A box that already has it is not updated: somebody may be typing there by now.
         """
-        label = "" if latent is None else drafts.get(latent, self.subject.label(latent))
+        label = "" if latent is None else drafts.get(latent, self.subject.labels.get(latent, ""))
         put = gr.skip() if label == (seen or "") else label
         if latent is None or not drafts:
             return {self.label: put}
@@ -256,22 +238,15 @@ def export(subject: Subject, view: Json) -> tuple[Path, Path]:
     return as_json, as_csv
 
 
-def _histogram(bars: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:
+def _histogram(bins: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:
     """Its bars, and the words at its edges."""
-    most = max((b["count"] for b in bars), default=1)
-    drawn = [
-        {
-            "share": b["count"] / most,
-            "title": f"{b['low']:.3g} to {b['high']:.3g}: {b['count']:,} {unit.many}",
-        }
-        for b in bars
-    ]
-    low, high = (bars[0]["low"], bars[-1]["high"]) if bars else (0.0, 0.0)
+    bars, most = bars_of(bins, unit.many, "{:.3g}".format)
+    low, high = (bins[0]["low"], bins[-1]["high"]) if bins else (0.0, 0.0)
     return {
-        "bars": drawn,
+        "bars": bars,
         "most": f"{most:,} {unit.many}",
-        "low": number(low) if bars else "",
-        "high": number(high) if bars else "",
+        "low": number(low) if bins else "",
+        "high": number(high) if bins else "",
         "ticks": axis_ticks(low, high),
     }
 

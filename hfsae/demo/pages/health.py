@@ -1,7 +1,8 @@
-"""How good the SAE is, and its card."""
+"""How good the SAE is, alone and beside another; and its card."""
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -10,10 +11,11 @@ from ...io.units import ROW, TOKEN, Unit
 from .. import address as at
 from .. import validate
 from ..actions import Actions
-from ..compare_saes import check_name
-from ..how_to_make import how_to_make
-from ..parts import html, markdown, number, panel, percent
-from .page import App, Page, Updates, box
+from ..health_actions import check_name, sae_choices
+from ..parts import bars_of, html, markdown, number, panel, percent
+from ..presets import TEXTS
+from ..subject import how_to_make
+from .page import App, Page, TextPage, Updates, box
 
 _FRONT = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
 _FIGURES = re.compile(r"^## Figures$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
@@ -56,12 +58,9 @@ class HealthPage(Page[at.Health]):
                 self.measured = panel()
             with gr.Column(min_width=320):
                 folder = "" if subject.label_home is None else ", or a folder"
-                self.versus = self.field(
-                    "versus",
-                    gr.Textbox,
-                    label="Compare with another SAE",
-                    placeholder=f"name/repository{folder}",
-                )
+                look = {"label": "Compare with another SAE"}
+                look["placeholder"] = f"name/repository{folder}"
+                self.versus = self.field("versus", gr.Textbox, **look)
                 self.compare = gr.Button("Compare")
                 self.comparison = panel(elem_id="health-comparison")
         self.outputs = (self.measured, self.comparison)
@@ -91,16 +90,12 @@ class HealthPage(Page[at.Health]):
         if self.subject.unit.is_text:
             measure = [self.run.click, self.text.submit]
             app.on(measure, self._measure, self, progress_on=[self.measured])
-        app.on(
-            [self.compare.click, self.versus.submit],
-            self._compare,
-            self,
-            progress_on=[self.comparison],
-        )
+        compare = [self.compare.click, self.versus.submit]
+        app.on(compare, self._compare, self, progress_on=[self.comparison])
 
     def _measure(self, *values: object) -> at.Health:
         address = self.address(*values)
-        validate.prompt(address.text)  # there has to be one
+        validate.text(address.text)  # there has to be one
         return address
 
     def _compare(self, *values: object) -> at.Health:
@@ -137,17 +132,76 @@ def overview_panel(view: dict[str, Any]) -> str:
 def _chart(
     title: str, bins: list[dict[str, Any]], what: str, name: Callable[[float], str]
 ) -> dict[str, Any]:
-    most = max((b["count"] for b in bins), default=1) or 1
-    bars = [
-        {
-            "share": b["count"] / most,
-            "title": f"{name(b['low'])} to {name(b['high'])}: {b['count']:,} {what}",
-        }
-        for b in bins
-    ]
+    bars, most = bars_of(bins, what, name)
     low, high = (name(bins[0]["low"]), name(bins[-1]["high"])) if bins else ("", "")
     note = f"tallest: {most:,} {what}"
     return {"title": title, "bars": bars, "low": low, "high": high, "note": note}
+
+
+class ComparePage(TextPage[at.Compare]):
+    """Another SAE, a text, and what fires where in each of the two."""
+
+    title = "Compare SAEs"
+    state = at.Compare
+
+    def __init__(self, actions: Actions) -> None:
+        super().__init__(actions)
+        is_local = self.subject.label_home is not None
+        below = "" if self.subject.only_here else " below the one that the app was started in"
+        local = f", or the folder of an SAE{below}" if is_local else ""
+        look = {"placeholder": f"name/repository{local}", "elem_classes": "hf-whole"}
+        self.other = self.field("other", gr.Textbox, label="The other SAE", max_lines=1, **look)
+        near = sae_choices(self.subject)
+        self.choices = panel(html("others", near), elem_id="compare-choices")
+        self.text = self.field("text", gr.Textbox, label="Text", **box(2))
+        with gr.Row(elem_classes="hf-buttons"):
+            self.run = gr.Button("Compare", variant="primary", min_width=120, scale=0)
+            panel(html("keys"))
+        self.notice = panel()
+        self.metrics = panel(elem_id="compare-metrics")
+        self.result = panel(_no_other(near), elem_id="compare-result")
+        self.outputs = (self.result, self.metrics, self.choices)
+
+    def first(self) -> at.Compare:
+        """A text to begin with."""
+        return at.Compare(text=TEXTS[0])
+
+    def render(self, address: at.Compare) -> Updates:
+        """The SAEs to choose from; held-out metrics with their winners, and both on the text."""
+        names = sae_choices(self.subject)
+        near = {self.choices: html("others", names)}
+        if not address.other:
+            return near | {self.metrics: "", self.result: _no_other(names)}
+        try:
+            metrics = html("versus", self.actions.compare_saes(address.other))
+        except ValueError as error:  # the text can be read without
+            metrics = html("said", f"{error}.")
+        if not address.text.strip():
+            return near | {self.metrics: metrics, self.result: ""}
+        view = self.actions.side_by_side(address.other, address.text)
+        return near | {self.metrics: metrics, self.result: html("beside", view)}
+
+    def wire(self, app: App) -> None:
+        """A latent of the SAE that the app shows leads to its page."""
+        triggers = [self.run.click, self.other.submit, self.text.submit]
+        app.on(triggers, self._compare, self, progress_on=[self.result])
+        app.on_select(self.choices, self._choose, self, progress_on=[self.result])
+        app.on_select(self.result, self.open_or_steer, self, leads_to=("feature",))
+
+    def _compare(self, *values: object) -> at.Compare:
+        address = self.address(*values)
+        check_name(address.other)
+        validate.text(address.text)
+        return address
+
+    def _choose(self, do: str, index: str, name: str, *values: object) -> at.Compare:
+        address = replace(self.address(*values), other=check_name(name))
+        validate.text(address.text)
+        return address
+
+
+def _no_other(names: list[str]) -> str:
+    return html("empty", f"Name another SAE{', or choose one' if names else ''}.")
 
 
 class AboutPage(Page[at.About]):

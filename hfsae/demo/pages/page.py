@@ -10,8 +10,8 @@ import gradio as gr
 from gradio.components import Component
 
 from ...io.errors import Refused
-from ..actions import Actions, in_queue
-from ..address import Address, Steer, page_of, to_query
+from ..actions import QUEUES, Actions
+from ..address import Address, Feature, Steer, to_query
 from ..parts import html
 from ..subject import Subject
 
@@ -67,7 +67,7 @@ class Page(Generic[A]):
         self.fields[name] = kind(*args, value=value, **options)
         return self.fields[name]
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The fields of the address that components hold, in the address's order."""
         return [f.name for f in dataclasses.fields(self.state) if f.name in self.fields]
@@ -112,6 +112,10 @@ class Page(Generic[A]):
     def wire(self, app: "App") -> None:
         """Connect this page's events."""
 
+    def open_or_steer(self, do: str, index: str, to: str, *values: object) -> Address:
+        """Where a click on a latent leads."""
+        return Steer(latents={whole(index): 1.0}) if do == "steer" else Feature(whole(index))
+
 
 class TextPage(Page[A]):
     """A page of SAEs that read text: it needs a language model."""
@@ -128,6 +132,8 @@ class Run:
 
     values: Sequence[Any]
     """the page's inputs when it was requested"""
+    latent: int | None
+    """the only one that it is for, of a search for a strength; None: all"""
     begun: bool = False
     over: bool = False
     """whether it has ended, or must: it was stopped, or another took its place"""
@@ -159,10 +165,15 @@ class Visit:
     strength: Any = None
     """a steering address, and strengths that a search found for it"""
 
-    def ask(self, kind: str, *values: object) -> None:
-        """Request a run; the one under way ends."""
-        self.give_up(kind)
-        self.runs[kind] = Run(values)
+    def ask(
+        self, *values: object, kind: str, instead_of: str = "", latent: int | None = None
+    ) -> None:
+        """Request a run; the one under way ends, as does one of another kind that it takes the
+        place of, and says nothing of it."""
+        for name in (kind, instead_of):
+            if name in self.runs:
+                self.runs[name].over = True
+        self.runs[kind] = Run(values, latent)
 
     def begin(self, kind: str) -> Run | None:
         """The last requested run, once, whoever's turn it is; None if there is none, or it was
@@ -172,11 +183,6 @@ class Visit:
             return None
         run.begun = True
         return run
-
-    def give_up(self, kind: str) -> None:
-        """The run under way ends, for another's sake, and says nothing of it."""
-        if run := self.runs.get(kind):
-            run.over = True
 
     def stop(self) -> None:
         """All runs under way end; one that waits never begins."""
@@ -211,19 +217,15 @@ class App:
         Raises:
             ValueError: this SAE has no such page.
         """
-        if (page := self.pages.get(page_of(address))) is None:
+        if (page := self.pages.get(address.tab)) is None:
             there = ", ".join(self.pages)
-            raise Refused(f"this SAE has no page {page_of(address)!r}; its pages: {there}")
+            raise Refused(f"this SAE has no page {address.tab!r}; its pages: {there}")
         return page
 
     def fill(self, address: Address) -> Updates:
         """The link and the fields of an address."""
         page = self.page_of(address)
-        return {
-            self.link: to_query(address),
-            page.notice: "",
-            **page.fill(address),
-        }
+        return {self.link: to_query(address), page.notice: "", **page.fill(address)}
 
     def show(self, address: Address) -> Updates:
         """The link, and all updates of the page of an address."""
@@ -252,15 +254,14 @@ class App:
     ) -> None:
         """When one of the events happens, show `to(*values of the page's inputs)`; what happens
         before the answer to an earlier one is answered after it, once."""
-        js = _NUMBERED if leads_to else None
 
         def handler(visit: Visit, click: str, *values: object) -> Updates:
-            number = int(click) if leads_to else None
-            return self._answer(visit, page, to, values, number)
+            return self._answer(visit, page, to, values, int(click) if leads_to else None)
 
+        options: dict[str, Any] = {"trigger_mode": "always_last"}
+        options["js"] = _NUMBERED if leads_to else None
         for trigger in triggers:
-            numbered = partial(trigger, trigger_mode="always_last", js=js)
-            self._bind(numbered, handler, page, leads_to, progress_on)
+            trigger(handler, **options, **self._options(page, leads_to, progress_on))
 
     def on_select(
         self,
@@ -283,32 +284,26 @@ class App:
             updates = self._answer(visit, page, partial(to, *clicked), values, click)
             return updates if click == visit.click else {self.link: gr.skip()}
 
-        select = partial(panel.select, trigger_mode="multiple")
-        return self._bind(select, handler, page, leads_to, progress_on)
+        options = self._options(page, leads_to, progress_on)
+        return panel.select(handler, trigger_mode="multiple", **options)
 
-    def _bind(
-        self,
-        trigger: Callable[..., Any],
-        handler: Callable[..., Updates],
-        page: Page,
-        leads_to: Sequence[str],
-        progress_on: Sequence[Component] | None,
-    ) -> Any:
-        name, steer = page.state.__name__.lower(), self.pages.get("steer")
+    def _options(
+        self, page: Page, leads_to: Sequence[str], progress_on: Sequence[Component] | None
+    ) -> dict[str, Any]:
+        """Of an event whose answer may lead to some of these pages."""
         others = [other for other in leads_to if other in self.pages]
-        inputs, outputs = list(page.inputs), self.outputs(name, *others)
-        if steer and "steer" in others:
-            inputs += steer.inputs
-            outputs.append(steer.added)
-        return trigger(
-            handler,
-            [self.visit, self.lead, *inputs],
-            outputs,
-            show_progress="minimal" if progress_on is not None else "hidden",
-            show_progress_on=progress_on,
-            api_visibility="private",
-            **in_queue("look"),
-        )
+        inputs, outputs = list(page.inputs), self.outputs(page.state.tab, *others)
+        if "steer" in others:
+            inputs += self.pages["steer"].inputs
+            outputs.append(self.pages["steer"].added)
+        return {
+            "inputs": [self.visit, self.lead, *inputs],
+            "outputs": outputs,
+            "show_progress": "minimal" if progress_on is not None else "hidden",
+            "show_progress_on": progress_on,
+            "api_visibility": "private",
+            **QUEUES["look"],
+        }
 
     def _answer(
         self,
@@ -330,39 +325,14 @@ class App:
                     address, added = steer.join(address, *of_steer)
             updates = self.show(address) | added
             if steer and isinstance(address, Steer) and address.run:
-                visit.ask("texts", *steer.values(address))
+                visit.ask(*steer.values(address), kind="texts")
         except ValueError as error:
             return {page.notice: html("error", str(error))}
         if click is not None:
-            updates[self.lead] = lead_text(click, address)
-        visit.drawn.add(page_of(address))
+            updates[self.lead] = f"{click} {address.tab}"
+        visit.drawn.add(address.tab)
         seen = dict(zip(fields, values, strict=True))
         return {part: new for part, new in updates.items() if part not in seen or new != seen[part]}
-
-    def follow(self, triggers: Sequence[Callable[..., Any]], page: Page) -> None:
-        """When one of the page's fields changes, update the link: one answer at a time, so that the
-        last change wins."""
-
-        def handler(*values: object) -> Updates:
-            try:
-                return {self.link: to_query(page.address(*values))}
-            except ValueError as error:
-                return {page.notice: html("error", str(error))}
-
-        gr.on(
-            triggers,
-            handler,
-            list(page.inputs),
-            [page.notice, self.link],
-            show_progress="hidden",
-            api_visibility="private",
-            trigger_mode="always_last",
-        )
-
-
-def lead_text(click: int, address: Address) -> str:
-    """What `App.lead` holds when a click leads to an address's page."""
-    return f"{click} {page_of(address)}"
 
 
 def box(lines: int, most: int = 8) -> dict[str, Any]:

@@ -1,24 +1,21 @@
 """Pages that find latents: by a search, on a map, by labels of documents, by one of two models."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 
 from .. import address as at
 from ..actions import Actions
-from ..diff_actions import GROUPS, ORDERS
-from ..how_to_make import how_to_make
-from ..inspect_actions import BY, BY_WITHOUT_TEXT, RAW, SCORES, check_query
-from ..latent_map import latent_map
+from ..inspect_actions import BY, BY_WITHOUT_TEXT, RAW, SCORES, check_query, latent_map
 from ..parts import html, number, panel, percent
 from ..picture_latents import add_strongest
 from ..presets import searches
-from ..subject import Subject
+from ..subject import Subject, how_to_make
+from ..table_actions import GROUPS, ORDERS
 from ..word_search import by_number
-from .page import App, Page, Updates, one_of, whole
+from .page import App, Page, Updates, one_of
 
-A = TypeVar("A", bound=at.Address)
 _NAMES = {
     "word": "a word or a subject",
     "promotes": "a token they make more likely",
@@ -36,25 +33,10 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     RAW: ("raw units", number),
 }
 """of the numbers of each search, what stands above them, and how they are written"""
+_QUERY: dict[str, Any] = {"elem_classes": "hf-whole", "scale": 4, "min_width": 200}
 
 
-class _ListPage(Page[A]):
-    """A page with lists of latents: a click leads to a latent's page, or steers it."""
-
-    def query_box(self, label: str, placeholder: str, **options: object) -> None:
-        """A box of one line for what is looked for."""
-        options = {"max_lines": 1, "elem_classes": "hf-whole", **options}
-        options |= {"label": label, "placeholder": placeholder, "scale": 4, "min_width": 200}
-        self.query = self.field("query", gr.Textbox, **options)
-
-    def open_or_steer(self, do: str, index: str, to: str, *values: object) -> at.Address:
-        """Where a click in a list leads."""
-        if do == "steer":
-            return at.Steer(latents={whole(index): 1.0})
-        return at.Feature(whole(index))
-
-
-class SearchPage(_ListPage[at.Search]):
+class SearchPage(Page[at.Search]):
     """A search, and the latents that it finds."""
 
     title = "Search"
@@ -62,17 +44,16 @@ class SearchPage(_ListPage[at.Search]):
 
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
-        self.choices = searches(actions.subject)
-        unit = actions.subject.unit
+        self.choices, unit = searches(actions.subject), actions.subject.unit
         self.ways = BY if unit.is_text else BY_WITHOUT_TEXT
-        names = {**_NAMES, **({} if unit.is_text else {"word": f"a {unit.whole} or a name"})}
-        names = [(names[by], by) for by in names if by in self.ways]
-        self.by = self.field(
-            "by", gr.Radio, names, label="Find latents by", elem_classes="hf-choices"
-        )
+        own = {} if unit.is_text else {"word": f"a {unit.whole} or a name"}
+        names = [(name, by) for by, name in {**_NAMES, **own}.items() if by in self.ways]
+        look = {"label": "Find latents by", "elem_classes": "hf-choices"}
+        self.by = self.field("by", gr.Radio, names, **look)
         with gr.Row(elem_classes="hf-buttons"):
             hint = _EXAMPLE if unit.is_text else f"part of a {unit.whole}'s name"
-            self.query_box("Search", hint, max_lines=3)
+            look = {"label": "Search", "placeholder": hint, "max_lines": 3}
+            self.query = self.field("query", gr.Textbox, **look, **_QUERY)
             self.run = gr.Button("Search", variant="primary", min_width=100, scale=0)
             self.random = gr.Button("Random latent", min_width=130, scale=0)
         queries = [query for query, _ in self.choices]
@@ -123,7 +104,7 @@ class SearchPage(_ListPage[at.Search]):
         return at.Feature(self.actions.random_latent()["latent"])
 
 
-class MapPage(_ListPage[at.Map]):
+class MapPage(Page[at.Map]):
     """Every latent a point, near those with similar directions; a search highlights some."""
 
     title = "Map"
@@ -135,7 +116,8 @@ class MapPage(_ListPage[at.Map]):
             hint, unit = "a word that latents fire on, or of their names", self.subject.unit
             if not unit.is_text:
                 hint = f"a {unit.whole} that latents fire in, or a word of their names"
-            self.query_box("Highlight", hint)
+            look = {"label": "Highlight", "placeholder": hint, "max_lines": 1}
+            self.query = self.field("query", gr.Textbox, **look, **_QUERY)
             self.run = gr.Button("Highlight", variant="primary", min_width=110, scale=0)
         self.notice = panel()
         self.map = panel(elem_id="map-all")
@@ -161,29 +143,24 @@ class MapPage(_ListPage[at.Map]):
 
     def wire(self, app: App) -> None:
         """A point leads to its latent's page; a search changes the highlights alone."""
-        self.link = app.link
+
+        def highlight(*values: object) -> dict[Any, Any]:
+            try:
+                address = self.address(*values)
+                hits = self._hits(address.query)
+            except ValueError as error:
+                return {self.notice: html("error", str(error))}
+            return {self.notice: "", self.hits: hits, app.link: at.to_query(address)}
+
+        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         for trigger in (self.run.click, self.query.submit):
-            trigger(
-                self._highlight,
-                self.inputs,
-                [self.notice, self.hits, app.link],
-                show_progress="hidden",
-                api_visibility="private",
-                trigger_mode="always_last",
-            )
+            shown = [self.notice, self.hits, app.link]
+            trigger(highlight, self.inputs, shown, trigger_mode="always_last", **options)
         for part in (self.map, self.hits):
             app.on_select(part, self.open_or_steer, self, leads_to=("feature", "steer"))
 
-    def _highlight(self, *values: object) -> dict[Any, Any]:
-        try:
-            address = self.address(*values)
-            hits = self._hits(address.query)
-        except ValueError as error:
-            return {self.notice: html("error", str(error))}
-        return {self.notice: "", self.hits: hits, self.link: at.to_query(address)}
 
-
-class LabelsPage(_ListPage[at.Labels]):
+class LabelsPage(Page[at.Labels]):
     """A table of labels, each with its best latent beside the best single number."""
 
     title = "Labels"
@@ -197,7 +174,8 @@ class LabelsPage(_ListPage[at.Labels]):
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         with gr.Row(elem_classes="hf-buttons"):
-            self.query_box("Only labels with", "all of them")
+            look = {"label": "Only labels with", "placeholder": "all of them", "max_lines": 1}
+            self.query = self.field("query", gr.Textbox, **look, **_QUERY)
             self.run = gr.Button("Show", variant="primary", min_width=100, scale=0)
         self.notice = panel()
         self.table = panel(elem_id="labels-table")
@@ -215,7 +193,7 @@ class LabelsPage(_ListPage[at.Labels]):
         app.on_select(self.table, self.open_or_steer, self, leads_to=("feature",))
 
 
-class DiffPage(_ListPage[at.Diff]):
+class DiffPage(Page[at.Diff]):
     """A table of latents by the model that they are of."""
 
     title = "Two models"
@@ -233,17 +211,10 @@ class DiffPage(_ListPage[at.Diff]):
         groups = [("all", ""), ("little of it in the other model", "little")]
         groups += list(zip(words, GROUPS, strict=True))
         with gr.Row(elem_classes="hf-buttons"):
-            self.group = self.field(
-                "group", gr.Dropdown, choices=groups, label="Latents", scale=2, min_width=180
-            )
-            self.by = self.field(
-                "by",
-                gr.Dropdown,
-                choices=[(words, key) for key, words in ORDERS.items()],
-                label="Sorted by",
-                scale=2,
-                min_width=180,
-            )
+            wide = {"scale": 2, "min_width": 180}
+            self.group = self.field("group", gr.Dropdown, groups, label="Latents", **wide)
+            orders = [(words, key) for key, words in ORDERS.items()]
+            self.by = self.field("by", gr.Dropdown, orders, label="Sorted by", **wide)
             self.run = gr.Button("Show", variant="primary", min_width=100, scale=0)
         self.notice = panel()
         self.table = panel(elem_id="diff-table")

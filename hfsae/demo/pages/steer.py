@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -12,13 +13,12 @@ from ...io.errors import Refused
 from ...steering import MODES, SCOPES, UNITS
 from .. import address as at
 from .. import validate
-from ..actions import Actions, in_queue, on_zero_gpu
+from ..actions import QUEUES, Actions
 from ..address import to_query
-from ..how_to_make import how_to_make
 from ..inspect_actions import latent_of, weak_match
 from ..parts import dial, html, panel
 from ..presets import can_search, presets, search_presets, why_random
-from ..rows import as_rows, check_latent
+from ..rows import as_rows
 from ..share import share_panel
 from ..snippet import of_texts
 from ..steer_actions import (
@@ -29,10 +29,9 @@ from ..steer_actions import (
     SWEPT_MODES,
     SWEPT_UNITS,
     check,
-    sampling,
 )
-from ..subject import Exchange
-from .page import LATENT_BOX, App, Run, TextPage, Updates, Visit, box, whole
+from ..subject import Exchange, how_to_make
+from .page import LATENT_BOX, App, TextPage, Updates, Visit, box, whole
 
 UNIT_NAMES = {"max": "x largest activation", "norm": "% of the norm", "raw": "raw"}
 _UNITS = [
@@ -97,22 +96,29 @@ class SteerPage(TextPage[at.Steer]):
         self.choices = presets(self.subject)
         self.searcher: Visit | None = None  # whose search for presets is under way
         self.latents, self.turns = self.field("latents", gr.State), self.field("turns", gr.State)
-        self.added = gr.State(None)  # the latent that was added last, with a number of its own
+        # the latent that was added last, with a number: the same one again is a change, too
+        self.added = gr.State(None)
         self._numbers = count()
+        chat = "Chat: the prompt is a message, answers go on turn by turn"
+        if self.subject.loaded and not self.subject.is_instruct:
+            name = (self.subject.public_lm_name or "").rpartition("/")[2] or "this model"
+            why = "its tokenizer has no chat template"
+            if self.subject.has_chat:
+                why = "by its name it was not trained for conversations"
+            chat = f"Chat: off for {name}, as {why}"
+        there, usable = self.subject.loaded is not None, self.subject.has_chat
+        shown = {"visible": there, "interactive": usable, "container": False}
+        main, stop = {"variant": "primary", "scale": 0}, {"variant": "stop", "scale": 0}
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.prompt = self.field("prompt", gr.Textbox, label="Prompt", **box(3))
                 self.presets = panel(self.presets_html(), elem_id="steer-examples")
                 with gr.Row(elem_classes="hf-buttons"):
-                    self.run = gr.Button(
-                        "Generate", variant="primary", min_width=120, scale=0, elem_id="steer-run"
-                    )
-                    self.stop = gr.Button(
-                        "Stop", variant="stop", min_width=80, scale=0, elem_id="steer-stop"
-                    )
+                    self.run = gr.Button("Generate", min_width=120, elem_id="steer-run", **main)
+                    self.stop = gr.Button("Stop", min_width=80, elem_id="steer-stop", **stop)
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
                     panel(html("keys"))
-                self._chat()
+                self.field("chat", gr.Checkbox, label=chat, **shown)
                 self.searching = panel(elem_id="steer-searching")
             with gr.Column(scale=3, min_width=320):
                 self.chips = panel(self.draw_chips(self.opening), elem_id="steer-chips")
@@ -121,32 +127,6 @@ class SteerPage(TextPage[at.Steer]):
                     self.add = gr.Button("Add", min_width=80, scale=0)
                     self.random = gr.Button("Add random", min_width=130, scale=0)
                 self.matched = panel(elem_id="steer-matched")
-        self._settings()
-        self.notice = panel()
-        self.trying = panel(elem_id="steer-trying")
-        self.output = panel(html("empty", _NO_TEXTS), elem_id="steer-output")
-        self.share = panel(elem_id="steer-share")
-        with gr.Row(elem_classes="hf-buttons hf-reply"):
-            self.reply = gr.Textbox(label="Your next message", scale=1, min_width=200, max_lines=6)
-            self.send = gr.Button("Send", variant="primary", min_width=90, scale=0)
-            self.anew = gr.Button("Begin anew", min_width=120, scale=0)
-        self.suggestion = panel(elem_id="steer-suggestion")
-        self.outputs = (self.chips, self.matched, self.output, self.suggestion, self.presets)
-
-    def _chat(self) -> None:
-        """The box that makes the prompt a message: why it is off, where it is."""
-        label = "Chat: the prompt is a message, answers go on turn by turn"
-        if self.subject.loaded and not self.subject.is_instruct:
-            name = (self.subject.public_lm_name or "").rpartition("/")[2] or "this model"
-            why = "its tokenizer has no chat template"
-            if self.subject.has_chat:
-                why = "by its name it was not trained for conversations"
-            label = f"Chat: off for {name}, as {why}"
-        there, usable = self.subject.loaded is not None, self.subject.has_chat
-        shown = {"visible": there, "interactive": usable, "container": False}
-        self.field("chat", gr.Checkbox, label=label, **shown)
-
-    def _settings(self) -> None:
         modes = [(_MODES[mode], mode) for mode in MODES]
         units = _UNITS if self.measured else _UNITS[1:]
         scopes = [(_SCOPES[scope], scope) for scope in SCOPES]
@@ -166,6 +146,16 @@ class SteerPage(TextPage[at.Steer]):
                 penalty = "Repetition penalty"
                 self.field("repetition_penalty", dial, 1.0, 2.0, step=0.05, label=penalty)
                 self.field("seed", gr.Number, label="Seed")
+        self.notice = panel()
+        self.trying = panel(elem_id="steer-trying")
+        self.output = panel(html("empty", _NO_TEXTS), elem_id="steer-output")
+        self.share = panel(elem_id="steer-share")
+        with gr.Row(elem_classes="hf-buttons hf-reply"):
+            self.reply = gr.Textbox(label="Your next message", scale=1, min_width=200, max_lines=6)
+            self.send = gr.Button("Send", min_width=90, **main)
+            self.anew = gr.Button("Begin anew", min_width=120, scale=0)
+        self.suggestion = panel(elem_id="steer-suggestion")
+        self.outputs = (self.chips, self.matched, self.output, self.suggestion, self.presets)
 
     def to_component(self, name: str, value: Any) -> Any:
         """A valid choice, a usable unit, and no chat without a template."""
@@ -182,9 +172,11 @@ class SteerPage(TextPage[at.Steer]):
             return {int(latent): float(strength) for latent, strength in latents.items()}
         if name == "turns":
             return tuple(value or ())
-        if name != "prompt" and value is None:
+        if name == "prompt":
+            return value or ""
+        if value is None:
             raise Refused(f"{name} is empty; write a number")
-        return super().from_component(name, value)
+        return value
 
     def _unit(self, unit: str) -> str:
         """The unit, or a replacement if the largest activations are unknown."""
@@ -198,7 +190,7 @@ class SteerPage(TextPage[at.Steer]):
         """The latents with their strengths; texts are generated on request, but for those that came
         with a preset which is shown."""
         for latent in address.latents:
-            check_latent(self.subject, latent)
+            validate.latent(latent, self.subject.d_sae)
         updates: Updates = {self.chips: self.draw_chips(address)}
         updates |= {self.matched: "", self.suggestion: ""}
         if (offered := self.presets_html()) != self.presets.value:  # they were found meanwhile
@@ -239,12 +231,14 @@ class SteerPage(TextPage[at.Steer]):
     def wire(self, app: App) -> None:
         """A setting changes the link, a button changes a latent; long runs wait in a queue."""
         self.app, visit = app, app.visit
+        self.written = [self.notice, self.output, self.share, app.link]  # what `generate` updates
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         settings: list[Any] = [self.fields[f.name] for f in fields(at.Settings)]
         changes = [field.input for field in settings]
         # the sliders correct typed values
         changes += [field.release for field in settings if isinstance(field, gr.Slider)]
-        app.follow(changes, self)
+        linked = [self.notice, app.link]
+        gr.on(changes, self._follow, self.inputs, linked, trigger_mode="always_last", **quietly)
         redrawn = [self.mode.input, self.unit.input]
         last: dict[str, Any] = {"trigger_mode": "always_last", **quietly}
         gr.on(redrawn, self._redraw_chips, self.inputs, self.chips, **last)
@@ -257,17 +251,19 @@ class SteerPage(TextPage[at.Steer]):
         inputs, outputs = [visit, self.reply, *self.inputs], [self.reply, *app.outputs("steer")]
         for trigger in (self.reply.submit, self.send.click):
             self.then_run(trigger(self._go_on, inputs, outputs, **quietly))
-        app.on([self.anew.click], self._anew, self)
+        app.on([self.anew.click], self._begin_anew, self)
 
         at_once: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
         at_once["queue"] = False
         run: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
-        run |= in_queue("run")
+        run |= QUEUES["run"]
         inputs = [visit, *self.inputs]
         begun = [self.run.click, self.prompt.submit]
-        self.then_run(gr.on(begun, self._ask, inputs, None, **at_once), seen=True)
+        # texts with the strengths as they are: a search for others is given up
+        ask_texts = partial(Visit.ask, kind="texts", instead_of="strength")
+        self.then_run(gr.on(begun, ask_texts, inputs, None, **at_once), seen=True)
         for event in (
-            self.suggest.click(self._ask_strength, inputs, None, **at_once),
+            self.suggest.click(partial(Visit.ask, kind="strength"), inputs, None, **at_once),
             self.added.change(self._ask_added, [self.added, *inputs], None, **at_once),
         ):
             shown = [self.notice, self.suggestion]
@@ -276,30 +272,37 @@ class SteerPage(TextPage[at.Steer]):
             self.then_run(event.then(self._take, inputs, taken, trigger_mode="multiple", **quietly))
         event = self.presets.find(self._ask_presets, visit, self.notice, **at_once)
         shown = [self.notice, self.presets, self.searching]
-        search = {**run, **in_queue("search"), "show_progress_on": [self.searching]}
+        search = {**run, **QUEUES["search"], "show_progress_on": [self.searching]}
         event.then(self._find_presets, visit, shown, **search)
         self.stop.click(Visit.stop, visit, None, js=_NO_CARET, **at_once)
         drawn: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [self.share]}
         self.output.select(self._share, visit, self.share, api_visibility="private", **drawn)
 
-    @property
-    def written_parts(self) -> list[Any]:
-        """What `generate` updates."""
-        return [self.notice, self.output, self.share, self.app.link]
-
     def then_run(self, event: Dependency, *, seen: bool = False) -> None:
         """After an event: generate the texts that it requested, while others that they take the
         place of may still be under way."""
-        progress = {"show_progress": "minimal" if seen else "hidden"}
-        progress |= {"show_progress_on": [self.output]} if seen else {}
-        options: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
-        options |= {**in_queue("run"), **progress}
-        event.then(self.generate, self.app.visit, self.written_parts, **options)
+        event.then(
+            self.generate,
+            self.app.visit,
+            self.written,
+            api_visibility="private",
+            trigger_mode="multiple",
+            show_progress="minimal" if seen else "hidden",
+            show_progress_on=[self.output] if seen else None,
+            **QUEUES["run"],
+        )
+
+    def _follow(self, *values: object) -> Updates:
+        """The link follows a changed setting."""
+        try:
+            return {self.app.link: to_query(self.address(*values))}
+        except ValueError as error:
+            return {self.notice: html("error", str(error))}
 
     def _redraw_chips(self, *values: object) -> Any:
         try:
             return self.draw_chips(self.address(*values))
-        except ValueError:  # shown in the page's notice, see `follow`
+        except ValueError:  # shown in the page's notice by `_follow`
             return gr.skip()
 
     def _add(self, latent: object, *values: object) -> Updates:
@@ -314,10 +317,10 @@ class SteerPage(TextPage[at.Steer]):
         """The box is emptied, unless what it holds is refused; of a word that the latent seldom
         fires on it is said."""
         updates = self._add(typed, *values)
-        if self.chips not in updates:
-            return updates
-        weak = weak_match(self.subject, typed)
-        return updates | {self.new: "", self.matched: html("said", weak) if weak else ""}
+        if self.chips in updates:
+            weak = weak_match(self.subject, typed)
+            updates |= {self.new: "", self.matched: html("said", weak) if weak else ""}
+        return updates
 
     def _add_random(self, *values: object) -> Updates:
         return self._add(self.actions.random_latent()["latent"], *values)
@@ -354,6 +357,9 @@ class SteerPage(TextPage[at.Steer]):
         strength = 1.0 if now.mode == "scale" else _FIRST[now.unit]
         return replace(now, latents={**now.latents, latent: strength})
 
+    def _begin_anew(self, *values: object) -> at.Steer:
+        return replace(self.address(*values), turns=(), prompt="")
+
     def _click(self, do: str, index: str, to: str, *values: object) -> at.Address:
         now, latent = self.address(*values), whole(index)
         if do == "remove":
@@ -382,73 +388,70 @@ class SteerPage(TextPage[at.Steer]):
     def _go_on(self, visit: Visit, reply: object, *values: object) -> Updates:
         """The next message of the conversation, which is then answered."""
         try:
-            now, reply = self.address(*values), validate.prompt(reply)
+            now, reply = self.address(*values), validate.text(reply)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
         turns = (*now.turns, now.prompt) if now.prompt.strip() else now.turns
         address = replace(now, turns=turns, prompt=reply, run=True)
-        visit.ask("texts", *self.values(address))
+        visit.ask(*self.values(address), kind="texts")
         return {self.reply: "", **self.app.show(address)}
-
-    def _anew(self, *values: object) -> at.Steer:
-        return replace(self.address(*values), turns=(), prompt="")
-
-    def _ask(self, visit: Visit, *values: object) -> None:
-        """Texts with the strengths as they are: a search for others is given up."""
-        visit.give_up("strength")
-        visit.ask("texts", *values)
 
     def generate(self, visit: Visit) -> Iterator[Updates]:
         """Both texts, token by token, for the visit's last request, if it was not stopped; turns of
         the same conversation are not written again."""
-        run = visit.begin("texts")
+        run, subject = visit.begin("texts"), self.subject
         if run is None:
             yield {self.notice: gr.skip()}
             return
         try:
-            yield from self._write(self.address(*run.values), run, visit)
+            address = self.address(*run.values)
+            if not address.latents:
+                raise Refused("no latent is chosen to steer; add one, by a word or its number")
+            of = to_query(address)
+            yield {self.notice: "", self.share: "", self.app.link: f"{of}&run=1"}
+
+            # what the texts are called, and the turns that are written already
+            names = {i: subject.labels.get(i) or f"latent {i}" for i in address.latents}
+            if address.mode != "ablate":
+                names = {i: f"{names[i]} at {s:g}" for i, s in address.latents.items()}
+            own = {"of": of, "what": ", ".join(names.values()), "chat": address.chat}
+            turns, written = address.turns if address.chat else (), visit.written
+            exchanges = written.before(address) if written and turns else ()
+
+            # the answer to each message, as far as it is written
+            view: dict[str, Any] = {}
+            apart = (
+                self.actions.apart
+            )  # the process with the GPU cannot ask, nor tell the KL once it ends
+            options = {} if apart else {"stopped": lambda: run.over}
+            for message in [*turns, address.prompt][len(exchanges) :]:
+                job = check(subject, message, address.latents, address, exchanges)
+                own |= {"prompt": message, "earlier": list(exchanges)}
+                for texts in self.actions.write(job, **options):
+                    if run.over and (apart or not run.stopped):
+                        break
+                    view = {**texts, **own}
+                    yield {self.output: html("pair", view)}
+                if run.over:
+                    break
+                exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
+
+            if not run.over:
+                if not turns:
+                    code = of_texts(subject, address.prompt, address.latents, address)
+                    yield {self.output: html("pair", view | {"code": code})}
+                visit.written = SteeredTexts(address, exchanges if address.chat else (), view)
+            elif run.stopped and view:
+                view |= {"done": True}
+                notice = html("said", f"Stopped after {view['n_steered']} tokens.")
+                yield {self.notice: notice, self.output: html("pair", view)}
+                visit.written = SteeredTexts(address, (), view)
+            else:  # Gradio sends what came last again at the end, where others' texts may be by now
+                yield {self.notice: gr.skip()}
         except ValueError as error:
             yield {self.notice: html("error", str(error))}
         finally:
             run.over = True
-
-    def _write(self, address: at.Steer, run: Run, visit: Visit) -> Iterator[Updates]:
-        if not address.latents:
-            raise Refused("no latent is chosen to steer; add one, by a word or its number")
-        asked, subject = replace(address, run=True), self.subject
-        yield {self.notice: "", self.share: "", self.app.link: to_query(asked)}
-        names = {i: subject.label(i) or f"latent {i}" for i in address.latents}
-        if address.mode != "ablate":
-            names = {i: f"{names[i]} at {s:g}" for i, s in address.latents.items()}
-        own = {"of": to_query(address), "what": ", ".join(names.values())}
-        turns, written = address.turns if address.chat else (), visit.written
-        exchanges = written.before(address) if written and turns else ()
-        view: dict[str, Any] = {}
-        apart = on_zero_gpu()  # the process with the GPU cannot ask, nor tell the KL once it ends
-        options = {} if apart else {"stopped": lambda: run.over}
-        for message in [*turns, address.prompt][len(exchanges) :]:
-            job = check(subject, message, address.latents, address, exchanges)
-            own |= {"prompt": message, "chat": address.chat, "earlier": list(exchanges)}
-            for texts in self.actions.write(job, sampling(address), **options):
-                if run.over and (apart or not run.stopped):
-                    break
-                view = {**texts, **own}
-                yield {self.output: html("pair", view)}
-            if run.over:
-                break
-            exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
-        if not run.over:
-            if not turns:
-                code = of_texts(subject, address.prompt, address.latents, address)
-                yield {self.output: html("pair", view | {"code": code})}
-            visit.written = SteeredTexts(address, exchanges if address.chat else (), view)
-        elif run.stopped and view:
-            view |= {"done": True}
-            notice = html("said", f"Stopped after {view['n_steered']} tokens.")
-            yield {self.notice: notice, self.output: html("pair", view)}
-            visit.written = SteeredTexts(address, (), view)
-        else:  # Gradio sends what came last again at the end, where others' texts may stand by now
-            yield {self.notice: gr.skip()}
 
     def _share(self, event: gr.EventData, request: gr.Request, visit: Visit) -> Any:
         """The last texts as a picture, by a button under them."""
@@ -458,9 +461,6 @@ class SteerPage(TextPage[at.Steer]):
         origin = str(request.headers.get("origin") or "")
         return share_panel(self.subject, written.address, written.view, origin)
 
-    def _ask_strength(self, visit: Visit, *values: object) -> None:
-        visit.ask("strength", None, *values)
-
     def _ask_added(self, added: Any, visit: Visit, *values: object) -> None:
         """A search for the latent that was added, where one can be made."""
         try:
@@ -469,7 +469,7 @@ class SteerPage(TextPage[at.Steer]):
             return
         fits = now.mode in SWEPT_MODES and now.unit in SWEPT_UNITS and now.prompt.strip()
         if added and added[0] in now.latents and fits and self.subject.loaded:
-            visit.ask("strength", added[0], *values)
+            visit.ask(*values, kind="strength", latent=added[0])
 
     def _suggest(self, visit: Visit, progress: gr.Progress = gr.Progress()) -> Updates:
         run = visit.begin("strength")
@@ -483,9 +483,9 @@ class SteerPage(TextPage[at.Steer]):
             progress((done, n), desc=f"trial {min(done + 1, n)} of {n}", unit="trials")
 
         try:
-            only, now = run.values[0], self.address(*run.values[1:])
+            only, now = run.latent, self.address(*run.values)
             # the process with the GPU could not call back
-            options = {} if on_zero_gpu() else {"progress": tell}
+            options = {} if self.actions.apart else {"progress": tell}
             result = self.actions.sweep(now.prompt, now.latents, now, only=only, **options)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
@@ -512,7 +512,7 @@ class SteerPage(TextPage[at.Steer]):
         if asked is None or any(getattr(asked, name) != getattr(now, name) for name in names):
             return {self.chips: gr.skip()}
         new = replace(now, latents=strengths)
-        visit.ask("texts", *self.values(new))
+        visit.ask(*self.values(new), kind="texts")
         return {
             self.latents: strengths,
             self.chips: self.draw_chips(new),
@@ -524,7 +524,7 @@ class SteerPage(TextPage[at.Steer]):
         if visit is self.searcher:
             return gr.skip()
         if can_search(self.subject):
-            visit.ask("presets")
+            visit.ask(kind="presets")
         return html("said", _UNDER_WAY) if self.searcher else ""
 
     def _find_presets(self, visit: Visit, progress: gr.Progress = gr.Progress()) -> Updates:

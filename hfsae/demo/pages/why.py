@@ -28,25 +28,14 @@ class WhyPage(TextPage[at.Why]):
 
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
-        self.prompt = self.field(
-            "prompt",
-            gr.Textbox,
-            label="Text",
-            **box(2),
-            placeholder="The next token is what is explained",
-        )
+        hint, narrow = "The next token is what is explained", {"min_width": 130, "scale": 1}
+        self.prompt = self.field("prompt", gr.Textbox, label="Text", **box(2), placeholder=hint)
         with gr.Row(elem_classes="hf-buttons"):
-            narrow = {"min_width": 130, "scale": 1}
-            self.target = self.field(
-                "target", gr.Textbox, label="Next token", placeholder="the likeliest", **narrow
-            )
-            self.contrast = self.field(
-                "contrast",
-                gr.Textbox,
-                label="Rather than",
-                placeholder=f"the likeliest other; {ALONE} for nothing",
-                **narrow,
-            )
+            likely = {"label": "Next token", "placeholder": "the likeliest"}
+            other = {"label": "Rather than"}
+            other["placeholder"] = f"the likeliest other; {ALONE} for nothing"
+            self.target = self.field("target", gr.Textbox, **likely, **narrow)
+            self.contrast = self.field("contrast", gr.Textbox, **other, **narrow)
             self.run = gr.Button("Explain", variant="primary", min_width=110, scale=0)
             panel(html("keys"))
         self.examples = panel(html("examples", EXAMPLES), elem_id="why-examples")
@@ -77,15 +66,11 @@ class WhyPage(TextPage[at.Why]):
 
     def wire(self, app: App) -> None:
         """Tokens are chosen by a click; checks by ablation fill in one row at a time."""
-        app.on(
-            [self.run.click, self.prompt.submit, self.target.submit, self.contrast.submit],
-            self._explain,
-            self,
-            progress_on=[self.effects],
-        )
+        typed = [self.prompt.submit, self.target.submit, self.contrast.submit]
+        app.on([self.run.click, *typed], self._explain, self, progress_on=[self.effects])
         app.on_select(self.examples, self._example, self, progress_on=[self.effects])
         app.on_select(self.next, self._choose, self, progress_on=[self.effects])
-        app.on_select(self.effects, self._click, self, leads_to=("feature",))
+        app.on_select(self.effects, self.open_or_steer, self, leads_to=("feature",))
         self.effects.ablate(
             self._ablate,
             self.checked,
@@ -102,7 +87,7 @@ class WhyPage(TextPage[at.Why]):
 
     def _explain(self, *values: object) -> at.Why:
         address = self.address(*values)
-        validate.prompt(address.prompt)  # there has to be one
+        validate.text(address.prompt)  # there has to be one
         return address
 
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Why:
@@ -117,9 +102,6 @@ class WhyPage(TextPage[at.Why]):
             return replace(now, contrast=typed)
         is_contrast = is_token(self.subject, now.contrast, index)
         return replace(now, target=typed, contrast="" if is_contrast else now.contrast)
-
-    def _click(self, do: str, index: str, to: str, *values: object) -> at.Feature:
-        return at.Feature(whole(index))
 
     def _ablate(self, event: gr.EventData, view: Json) -> Updates:
         data = event._data if isinstance(event._data, dict) else {}
