@@ -22,9 +22,8 @@ from transformers import CONFIG_MAPPING
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..convert.formats import FORMATS, find, load_folder, matching
-from ..convert.saelens import SCALER
 from ..io.errors import Refused, refuse_absent_source
-from ..io.file_names import CONFIG, EVALUATION, FINGERPRINT, WEIGHTS_INDEX
+from ..io.file_names import CONFIG, EVALUATION, WEIGHTS_INDEX
 from ..io.files import read_json
 from ..io.processor import refuse_absent
 from ..models import SAE
@@ -41,8 +40,6 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
 _LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
 _MAX_FETCHED = 2**24  # bytes of a JSON file, to load or list an SAE; a config is a few thousand
-_OPTIONAL = {"hfsae": (FINGERPRINT,), "saelens": (SCALER,)}
-_OPTIONAL["gemma_scope_2_layers"] = (CONFIG,)
 
 
 class SAEEntry(NamedTuple):
@@ -453,7 +450,7 @@ def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     folder = str(PurePosixPath(entry.path).parent) if form.is_file else entry.path
     prefix = "" if folder in ("", ".") else f"{folder}/"
     beside = [p.removeprefix(prefix) for p in there if p.startswith(prefix)]
-    patterns = (*form.files[form.is_file :], *_OPTIONAL.get(entry.format, ()))
+    patterns = (*form.files[form.is_file :], *form.optional)
     needed = [entry.path] * form.is_file
     needed += [prefix + name for p in patterns for name in matching(beside, p) if "/" not in name]
     if f"{prefix}{WEIGHTS_INDEX}" in needed:
