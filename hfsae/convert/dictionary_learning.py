@@ -28,16 +28,8 @@ from torch import Tensor
 from ..io.errors import Refused
 from ..io.files import read_json
 from ..models import SAE, BatchTopKSAE, GatedSAE, MatryoshkaBatchTopKSAE, TopKSAE
-from .build import (
-    Format,
-    State,
-    build,
-    check_plain,
-    exported,
-    fold_decoder_norms,
-    refuse,
-    to_jumprelu,
-)
+from ..models.folding import fold_decoder_norms
+from .build import Format, State, build, check_plain, exported, refuse, to_jumprelu
 from .crosscoders import refuse_pickle
 from .sites import to_hook, to_site
 

@@ -3,14 +3,10 @@
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from pickle import UnpicklingError
-from tokenize import TokenError
-from zipfile import BadZipFile
 
 from safetensors import SafetensorError
 from transformers import AutoModel
@@ -30,7 +26,7 @@ from . import (
     saelens,
     sparsify,
 )
-from .build import Format
+from .build import OF_FILES, Format
 
 
 def load_own(folder: Path, source: str) -> SAE:
@@ -103,13 +99,6 @@ def matching(names: Iterable[str], patterns: str) -> list[str]:
     return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns.split("|"))]
 
 
-# Exceptions of readers on damaged or hostile files; RuntimeError comes from torch, zipfile, and
-# deep nesting.
-_OF_FILES = (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError)
-_OF_FILES += (RuntimeError, ArithmeticError, EOFError, MemoryError, BadZipFile, UnpicklingError)
-_OF_FILES += (TokenError, zlib.error)  # of a .npy header, and of a compressed part
-
-
 def load_folder(path: Path, format_name: str, source: str, **options: object) -> SAE:
     """The SAE at a path that `find` returned.
 
@@ -118,7 +107,7 @@ def load_folder(path: Path, format_name: str, source: str, **options: object) ->
     """
     try:
         return FORMATS[format_name].load(path, source, **options)
-    except _OF_FILES as error:
+    except OF_FILES as error:
         reason = one_line(error)
         if isinstance(error, KeyError):
             reason = f"it lacks {reason}"

@@ -27,10 +27,7 @@ is needed. Its cross-layer transcoders and crosscoders are in cross_layer.py.
 
 import json
 import re
-import zipfile
-import zlib
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -42,7 +39,7 @@ from torch import Tensor
 from ..io.errors import Damaged, Refused, one_line
 from ..io.files import read_json, read_tensors
 from ..models import SAE
-from .build import Format, build, check_plain, exported, refuse, to_jumprelu
+from .build import OF_FILES, Format, build, check_plain, exported, refuse, to_jumprelu
 
 _PARAMS = "params.npz"
 _REPO = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)\b")
@@ -53,8 +50,6 @@ _SITES = {
     "transcoders": "layers.{}.pre_feedforward_layernorm",
 }
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-_OF_ARCHIVES = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, ValueError, EOFError, OSError)
-_OF_ARCHIVES += (TokenError,)  # of numpy, which reads an array's header as Python
 _PARAMS_2, _CONFIG_2 = "params.safetensors", "config.json"
 _NAMES_2 = {"w_enc": "W_enc", "w_dec": "W_dec", "affine_skip_connection": "W_skip"}
 
@@ -78,7 +73,7 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
             if missing := [name for name in _NAMES if name not in names]:
                 raise Refused(f"it lacks {', '.join(missing)}")
             state = {name: np.asarray(arrays[names[name]]) for name in _NAMES}
-    except _OF_ARCHIVES as error:
+    except OF_FILES as error:
         what = f"{folder / _PARAMS} is not a Gemma Scope file"
         raise Damaged(f"{what}: {one_line(error)}") from error
     for name, array in state.items():

@@ -27,16 +27,8 @@ from safetensors.torch import save_file
 from ..io.errors import Refused
 from ..io.files import read_json, read_tensors
 from ..models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
-from .build import (
-    Format,
-    State,
-    build,
-    check_plain,
-    exported,
-    fold_decoder_norms,
-    refuse,
-    to_jumprelu,
-)
+from ..models.folding import fold_decoder_norms
+from .build import Format, State, build, check_plain, exported, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site
 
 FILES = ("sae_weights.safetensors", "cfg.json")
