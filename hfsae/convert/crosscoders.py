@@ -24,7 +24,7 @@ assign `sae.config.sites` where that is wrong.
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -122,7 +122,7 @@ OF_TWO_MODELS = Format(
 )
 
 
-def _read(folder: Path, names: list[str], source: str) -> State:
+def _read(folder: Path, names: Sequence[str], source: str) -> State:
     there = [name for name in names if (folder / name).is_file()]
     plain = [name for name in there if name.endswith(".safetensors")]
     if plain:

@@ -151,18 +151,16 @@ def load(
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
             raise Refused(f"dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
         dtype = kind
-    if device_map is not None:
-        if device is not None:
-            raise Refused(
-                f"device={device!r} and device_map={device_map!r} are one thing; give device"
-            )
+    if device_map is not None and device is not None:
+        raise Refused(f"device={device!r} and device_map={device_map!r} are one thing; give device")
+    if isinstance(device_map, dict):
+        if {*device_map} != {""}:
+            raise Refused(f"device_map={device_map!r}: an SAE lies on one device; give device")
+        device = device_map[""]
+    elif device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    elif device_map is not None:
         device = device_map
-        if isinstance(device_map, dict):
-            if {*device_map} != {""}:
-                raise Refused(f"device_map={device_map!r}: an SAE lies on one device; give device")
-            device = device_map[""]
-        elif device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-            device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     refuse_absent(device)
     listing = _list(source, revision, token, cache_dir, local_files_only)
     entries = _entries(listing.files)
