@@ -171,8 +171,8 @@ def push_sae(sae: "SAE", repo_id: str, **kwargs: Any) -> str:
                 {k: v for k, v in read_json(folder / CONFIG).items() if k not in _OF_SAVING}
                 for folder in (home, saved)
             )
-            is_same = filecmp.cmp(home / WEIGHTS, saved / WEIGHTS, shallow=False)
-            saved = home if ours == theirs and is_same else saved
+            if ours == theirs and filecmp.cmp(home / WEIGHTS, saved / WEIGHTS, shallow=False):
+                saved = home
         return push(saved, repo_id, **kwargs)
 
 
