@@ -174,7 +174,7 @@ def test_every_axis_is_labelled_and_quantities_have_units():
 
 
 def test_no_label_leaves_its_figure_or_covers_another(folder):
-    for _, figure in figures._figures(folder):
+    for _, figure in figures.figures_of(folder):
         figure.canvas.draw()
         boxes = [text.get_window_extent() for axes in figure.axes for text in axes.texts]
         for i, box in enumerate(boxes):
@@ -213,7 +213,7 @@ def test_the_same_data_gives_the_same_bytes(folder):
 def test_thresholds_are_read_in_raw_units(folder):
     config = json.loads((folder / "config.json").read_text()) | {"activation_scale": 10.0}
     (folder / "config.json").write_text(json.dumps(config))
-    named = dict(figures._figures(folder))
+    named = dict(figures.figures_of(folder))
     assert "median 40" in texts(named["thresholds"])  # of 10, 20 ... 80, the lower middle one
     assert "mean 1.7 (target 6.25)" in texts(named["l0"])
 

@@ -283,9 +283,8 @@ def test_no_text_makes_a_special_token_of_the_packaged_judge(packaged_lm):
 def test_a_model_with_terms_of_its_own_wants_them_named(named, own):
     conflict = licence_conflict(named, GEMMA)
     terms = "Gemma Terms of Use, https://ai.google.dev/gemma/terms"
-    assert conflict is not None and conflict.licence_id == "gemma"
     model = f"its language model {GEMMA} comes under the {terms}"
-    assert conflict.sentence == f"the SAE has {own}, and {model}"
+    assert conflict == (f"the SAE has {own}, and {model}", "gemma")
     assert licence_conflict("gemma", GEMMA) is None
     assert licence_conflict(named, SMOLLM2) is None and licence_conflict(named, "me/lm") is None
 

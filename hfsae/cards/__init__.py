@@ -1,11 +1,8 @@
 """Model cards and figures, made from the files in an SAE's folder.
 
 card      the card's facts, with the wording of model_card.md
-limits    what speaks against using an SAE
 merge     keeps people's text when a card is written again
-names     names for latents, and their scores
-probing   what a few latents reveal about texts
-texts     texts unlike the training text
+sections  facts on names, labels, probing and texts unlike the training text
 figures   densities, L0, thresholds, training, two models compared
 """
 

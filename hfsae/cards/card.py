@@ -11,7 +11,6 @@ import html
 import random
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,10 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import ChainableUndefined, Environment, Template, TemplateError
 
 from ..activations import held_out_sentence
-from ..io.checksums import of_others, refuse_changed, refuse_mixture
+from ..io.checksums import refuse_changed, refuse_mixture
 from ..io.errors import Damaged, Refused
 from ..io.file_names import (
     CARD,
-    COLUMNS,
     CONFIG,
     EVALUATION,
     EXAMPLES,
@@ -45,18 +43,21 @@ from ..io.files import (
     reading,
     write_whole,
 )
-from ..io.label_words import association_cells, too_few_to_tell
 from ..io.local_paths import is_folder, listed, without_local_paths
 from ..io.markdown import escaped
-from ..io.units import Unit, section_of, unit_of
+from ..io.units import TOKEN, section_of, unit_of
 from ..models import SAE
-from ..models.config import where_in_short_of, where_of, where_to_of
+from ..models.config import l0_goal, where_in_short_of, where_of, where_to_of
 from ..models.registry import class_of
-from .limits import reasons_against
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
-from .names import names_of, names_section
-from .probing import probing_section
-from .texts import FAR, texts_section
+from .sections import (
+    FAR,
+    labels_section,
+    names_of,
+    names_section,
+    probing_section,
+    texts_section,
+)
 
 Json = dict[str, Any]
 RECORDS = (CONFIG, TRAINING, EVALUATION)
@@ -83,7 +84,16 @@ _NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
 _NOT_SHOWN = ("output_dir", "transformers_version", "model_weights")
 _TABLES_OF_NUMBERS = ("seconds", "final_coefficients")
 _EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
-_MOST_LABELS = 12
+_FAR_FVU = 1.3  # times the FVU in training; on similar held-out text it is within a tenth
+_SLOW = "the controller needs about 500 steps after the warm start; raise training.n_tokens"
+_UNLIKE = "{0} unlike the training {1}, so the metrics are not those of the SAE on such {1}"
+_NAMES = {True: ("this text is", "text"), False: ("these inputs are", "inputs")}
+_LAGS = (
+    "its threshold follows the batches by sae.threshold_rate a step; train for more steps, or "
+    "raise that"
+)
+_TOO_FEW = "fewer pre-activations than k are above 0; lower k"
+_NOTHING_MOVES = "its variant has no `sparsity_losses`, so nothing moves L0; leave target_l0 out"
 _N_LATENTS, _N_EXAMPLES, _N_PROMOTED, _EXAMPLE_WIDTH = 6, 3, 6, 96
 
 
@@ -114,7 +124,47 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
 def misgivings(folder: str | Path) -> list[str]:
     """Reasons against using the SAE, one sentence each, from the held-out metrics in `folder`."""
     config, record, evaluation = _records(Path(folder))
-    return reasons_against(config, record, evaluation)
+    return _reasons_against(config, record, evaluation)
+
+
+def _reasons_against(config: Json, record: Json, evaluation: Json) -> list[str]:
+    """What speaks against using an SAE, from its records: L0 off its goal, an FVU that is far too
+    high, dead latents, ...; one sentence each."""
+    metrics, target = evaluation.get("metrics", {}), l0_goal(config) or 0
+    by_k = config.get("target_l0") is None
+    l0, fvu, dead = (
+        metrics.get(name, {}).get("value") or 0.0 for name in ("l0", "fvu", "dead_share")
+    )
+    reasons = []
+    is_off = bool(metrics and target) and abs(l0 / target - 1) > (0.12 if by_k else 0.05)
+    if is_off:
+        kind = class_of(config.get("model_type"))
+        stands = kind is not None and kind.sparsity_losses is SAE.sparsity_losses
+        why = _NOTHING_MOVES if stands else _SLOW
+        if by_k:
+            why = _LAGS if "threshold_rate" in config else _TOO_FEW
+        goal = "k" if by_k else "target"
+        reasons.append(f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its {goal} of {target}: {why}")
+    if undefined := [name for name, m in metrics.items() if m.get("value", 0) is None]:
+        reasons.append(f"{', '.join(undefined)} cannot be computed: each is a division by 0")
+    if fvu >= 1:
+        reasons.append(f"FVU is {fvu:.3g}, no better than the mean alone: lower the learning rates")
+    trained = record.get("fvu_in_training")
+    if trained and fvu > _FAR_FVU * trained and not is_off:
+        reasons.append(
+            f"FVU is {fvu:.3g}, {fvu / trained:.1f} times that at the end of training: "
+            + _UNLIKE.format(*_NAMES[unit_of(record) == TOKEN])
+        )
+    if evaluation.get("side") == "validation":
+        reasons.append(
+            "the metrics are of validation documents, on which settings may have been chosen: "
+            "measure results with --evaluation.side test"
+        )
+    if dead > 0.5:
+        reasons.append(
+            f"{dead:.0%} of latents never fired on the evaluation's {unit_of(record).many}"
+        )
+    return reasons
 
 
 def render_card(folder: str | Path, *, examples: bool = True) -> str:
@@ -134,47 +184,63 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
         latents = list(shown_latents(folder)) if examples else []
         names = names_of(folder, [row["latent"] for row in latents]) if latents else {}
         about_names, labels = names_section(folder), labels_section(folder)
-    with reading(folder), _template_errors(folder):
+    with reading(folder):
         facts, measured = _facts(config, record), evaluation.get("measured_with", {})
-        return template.render(
-            **facts,
-            front_matter=_front_matter(facts, evaluation).to_yaml(),
-            model_id=folder.resolve().name,
-            evaluation=evaluation,
-            measured=measured,
-            measured_text=_measured_text(measured),
-            kind_of_documents=_kind_of_documents(evaluation),
-            has_fingerprint=(folder / FINGERPRINT).is_file(),
-            misgivings=reasons_against(config, record, evaluation),
-            figures=_figures(folder / FIGURES, unit_of(record)),
-            latents=[{**row, "name": names.get(row["latent"])} for row in latents],
-            names=about_names,
-            labels=labels,
-            probing=probing_section(folder, evaluation),
-            texts=texts_section(folder, config, evaluation),
-            far=FAR,
-            has_examples=examples,
-        )
-
-
-@contextmanager
-def _template_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except TemplateError as error:  # a value in the place of a table
-        raise Damaged(damaged(folder / TRAINING, error)) from error
+        # the text of an evaluation outside a training run, and the positions that it leaves out
+        limits = measured.get("norm_limits", {}).items()
+        norms = ", ".join(f"{site} above {_number(limit)}" for site, limit in limits)
+        left_out = f"norms at {norms} left out" if norms else "no norm left out"
+        text, lm = measured.get("text", {}), measured.get("lm", {}).get("name")
+        measured_text = f"{_dataset(text)}, read by {lm}; {left_out}"
+        if why := held_out_sentence(text) if text else "":
+            measured_text += f"; {why}"
+        # figures with a caption come first
+        files = {path.stem: path.name for path in (folder / FIGURES).glob("[!.]*.png")}
+        stems = [*filter(files.get, _CAPTIONS), *sorted(files.keys() - _CAPTIONS.keys())]
+        unit = unit_of(record)
+        try:
+            return template.render(
+                **facts,
+                front_matter=_front_matter(facts, evaluation).to_yaml(),
+                model_id=folder.resolve().name,
+                evaluation=evaluation,
+                measured=measured,
+                measured_text=measured_text,
+                kind_of_documents=_kind_of_documents(evaluation),
+                has_fingerprint=(folder / FINGERPRINT).is_file(),
+                misgivings=_reasons_against(config, record, evaluation),
+                figures=[(quote(files[s]), _CAPTIONS.get(s, s).format(unit=unit)) for s in stems],
+                latents=[{**row, "name": names.get(row["latent"])} for row in latents],
+                names=about_names,
+                labels=labels,
+                probing=probing_section(folder, evaluation),
+                texts=texts_section(folder, config, evaluation),
+                far=FAR,
+                has_examples=examples,
+            )
+        except TemplateError as error:  # a value in the place of a table
+            raise Damaged(damaged(folder / TRAINING, error)) from error
 
 
 def render_suite(folder: str | Path) -> str:
     """The card of a folder with several SAEs: a list with metrics, and how to load one."""
     folder = Path(folder)
-    homes = [p.parent for p in sorted(folder.rglob(CONFIG)) if "d_sae" in _json(p)]
-    rows = [_suite_row(home, home.relative_to(folder).as_posix()) for home in homes]
-    fronts = [_front_matter(row["facts"], {}) for row in rows]
+    rows, fronts, index = [], [], []
+    for home in [path.parent for path in sorted(folder.rglob(CONFIG)) if "d_sae" in _json(path)]:
+        config, record, evaluation = _records(home)
+        path, facts = home.relative_to(folder).as_posix(), _facts(config, record)
+        metrics = evaluation.get("metrics", {})
+        values = {name: metrics.get(name, {}).get("value") for name in _INDEXED}
+        rows.append({"path": path, "config": config, "facts": facts, **values})
+        fronts.append(_front_matter(facts, {}))
+        results = _eval_results(facts, evaluation)
+        for result in results:  # huggingface_hub's reader joins the results of all entries
+            result.metric_name = f"{result.metric_name}, {path}"
+        index += eval_results_to_model_index(path, results) if results else []
     front = fronts[0]
     front.model_name = None
     front.tags = list(dict.fromkeys(tag for one in fronts for tag in one.tags or []))
-    front["model-index"] = [entry for row in rows for entry in row["index"]] or None
+    front["model-index"] = index or None
     return _template("suite_card.md").render(
         rows=rows,
         model_id=folder.resolve().name,
@@ -183,74 +249,30 @@ def render_suite(folder: str | Path) -> str:
     )
 
 
-def _suite_row(home: Path, path: str) -> Json:
-    """The facts of one SAE for a suite's card, and its entries in the model-index: none or one."""
-    config, record, evaluation = _records(home)
-    facts, metrics = _facts(config, record), evaluation.get("metrics", {})
-    values = {name: metrics.get(name, {}).get("value") for name in _INDEXED}
-    results = _eval_results(facts, evaluation)
-    for result in results:  # huggingface_hub's reader joins the results of all entries
-        result.metric_name = f"{result.metric_name}, {path}"
-    index = eval_results_to_model_index(path, results) if results else []
-    return {"path": path, "config": config, "facts": facts, "index": index, **values}
-
-
 def _records(folder: Path) -> tuple[Json, Json, Json]:
-    """Config, training record and evaluation of an SAE; empty where a file is missing."""
+    """Config, training record and evaluation of an SAE; empty where a file is missing. Values of a
+    wrong kind, which the template would silently leave out, are refused."""
     config, record, evaluation = (
         without_local_paths(_json(folder / name), folder) for name in RECORDS
     )
     with reading(folder / TRAINING):
-        _refuse_text_for_numbers(record)
+        for section in (*_SECTIONS, "harvested"):
+            if not isinstance(record.get(section, {}), dict):
+                raise Refused(f"{section} must be an object, got {record[section]!r}")
+        numbers = {name: record.get(name) for name in _NUMBERS}
+        for table in _TABLES_OF_NUMBERS:
+            inside = record.get(table) or {}
+            if not isinstance(inside, dict):
+                raise Refused(f"{table} must be an object with numbers, got {inside!r}")
+            numbers |= {f"{table}.{name}": value for name, value in inside.items()}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise Refused(f"{name} must be a number, got {value!r}")
     with reading(folder / EVALUATION):
         for name, metric in evaluation.get("metrics", {}).items():
             if not isinstance(metric, dict):
                 raise Refused(f"{name} must be a metric, got {metric!r}")
     return config, record, evaluation
-
-
-def _refuse_text_for_numbers(record: Json) -> None:
-    """Refuse values that the template would silently leave out. Any of them may be missing."""
-    for section in (*_SECTIONS, "harvested"):
-        if not isinstance(record.get(section, {}), dict):
-            raise Refused(f"{section} must be an object, got {record[section]!r}")
-    numbers = {name: record.get(name) for name in _NUMBERS}
-    for table in _TABLES_OF_NUMBERS:
-        inside = record.get(table) or {}
-        if not isinstance(inside, dict):
-            raise Refused(f"{table} must be an object with numbers, got {inside!r}")
-        numbers |= {f"{table}.{name}": value for name, value in inside.items()}
-    for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise Refused(f"{name} must be a number, got {value!r}")
-
-
-def labels_section(folder: Path) -> Json:
-    """The facts of a card's section on labels; empty without a table for the folder's weights.
-
-    `rows`: of each label (the first 12) its name, the measure, the best latent and the best raw
-    dimension, each with its value on held-out documents; `n`: how many there are; `by`: what a
-    label is of, a document or a row; `n_units`, `n_documents`: how many of them were read; `few`:
-    a sentence where they are too few.
-
-    Raises:
-        ValueError: features/columns.json is damaged; the sentence names it.
-    """
-    path = folder / COLUMNS
-    if not path.is_file() or any(of_others(folder, [COLUMNS])):
-        return {}
-    record = read_json(path)
-    with reading(path):
-        if not (found := record["associations"]):
-            return {}
-        return {
-            "rows": [association_cells(each)[:-1] for each in found[:_MOST_LABELS]],
-            "n": len(found),
-            "by": str(record["by"]),
-            "n_units": int(record["n_units"]),
-            "n_documents": int(record["n_documents"]),
-            "few": too_few_to_tell(int(record["n_documents"])),
-        }
 
 
 def _json(path: Path) -> Json:
@@ -270,7 +292,20 @@ def _facts(config: Json, record: Json) -> Json:
         lm["name"] = " and ".join(one["name"] for one in several.values())
     section, unit = section_of(record), unit_of(record)
     text = record.get(section, {})
-    options = _options(variety, {**config, **record.get("sae_as_trained", {})}) if variety else {}
+    options: dict[str, tuple[Any, str | None]] = {}  # the variant's, but for the default ones
+    if variety:
+        trained, known = {**config, **record.get("sae_as_trained", {})}, variety.config_class
+        options = {
+            name: (trained[name], keys.get(trained[name]))  # with its citation key, or None
+            for name, keys in known.options_on_card.items()
+            if name in trained and trained[name] != known.__dataclass_fields__[name].default
+        }
+    settings = [
+        (f"{part}.{key}", _dataset({"dataset": value}) if key == "dataset" else str(value))
+        for part in _SECTIONS
+        for key, value in record.get(part, {}).items()
+        if value not in (None, {}) and key not in _NOT_SHOWN
+    ]
     target = where_to_of(config)
     sites = config.get("sites") or [config.get("site")]
     kind = "SAE" if target is None else "transcoder"
@@ -309,19 +344,8 @@ def _facts(config: Json, record: Json) -> Json:
         "target": target,
         "is_quantised": bool(_QUANTISED.search(lm.get("origin") or "")),
         "norm_limits": harvested.get("norm_limits") or record.get("norm_limits") or {},
-        "settings": list(_settings(record)),
+        "settings": settings,
         "title": f"{variant} {kind}: {site}, {config['d_sae']:,} latents".lstrip(),
-    }
-
-
-def _options(kind: type[SAE], config: Json) -> dict[str, tuple[Any, str | None]]:
-    """The variant's options that differ from the default, and the citation key of each or None."""
-    fields, options = kind.config_class.__dataclass_fields__, kind.config_class.options_on_card
-    values = {name: config[name] for name in options if name in config}
-    return {
-        name: (value, options[name].get(value))
-        for name, value in values.items()
-        if value != fields[name].default
     }
 
 
@@ -343,25 +367,6 @@ def _dataset(text: Json) -> str:
     return ", ".join(
         filter(None, [dataset, text.get("dataset_config"), text.get("dataset_revision")])
     )
-
-
-def _measured_text(measured: Json) -> str:
-    """The text of an evaluation outside a training run, and the positions that it leaves out."""
-    limits = measured.get("norm_limits", {}).items()
-    norms = ", ".join(f"{site} above {_number(limit)}" for site, limit in limits)
-    left_out = f"norms at {norms} left out" if norms else "no norm left out"
-    lm = measured.get("lm", {}).get("name")
-    text = measured.get("text", {})
-    held_out = held_out_sentence(text) if text else ""
-    return "; ".join(filter(None, [f"{_dataset(text)}, read by {lm}; {left_out}", held_out]))
-
-
-def _settings(record: Json) -> Iterator[tuple[str, str]]:
-    for section in _SECTIONS:
-        for key, value in record.get(section, {}).items():
-            if value not in (None, {}) and key not in _NOT_SHOWN:
-                value = _dataset({"dataset": value}) if key == "dataset" else value
-                yield f"{section}.{key}", str(value)
 
 
 def _front_matter(facts: Json, evaluation: Json) -> ModelCardData:
@@ -414,13 +419,6 @@ def _kind_of_documents(evaluation: Json) -> str:
     return "validation" if evaluation.get("side") == "validation" else "held-out"
 
 
-def _figures(folder: Path, unit: Unit) -> list[tuple[str, str]]:
-    """(file, caption); files with a caption come first."""
-    names, files = list(_CAPTIONS), {path.stem: path.name for path in folder.glob("[!.]*.png")}
-    order = sorted(files, key=lambda s: (names.index(s) if s in names else len(names), s))
-    return [(quote(files[stem]), _CAPTIONS.get(stem, stem).format(unit=unit)) for stem in order]
-
-
 def shown_latents(folder: Path) -> Iterator[Json]:
     """The latents on a card, each with its strongest examples."""
     paths = [folder / LATENTS, folder / EXAMPLES]
@@ -437,21 +435,18 @@ def shown_latents(folder: Path) -> Iterator[Json]:
     strongest = read_table(paths[1], _EXAMPLE, top) if chosen else table.slice(0, 0)
     latents, examples = {row["latent"]: row for row in shown.to_pylist()}, strongest.to_pylist()
     for i in chosen:
-        own = sorted((e for e in examples if e["latent"] == i), key=lambda e: e["rank"])
+        own = []
+        for e in sorted((e for e in examples if e["latent"] == i), key=lambda e: e["rank"]):
+            firing, tokens = e["firing"], e["tokens"]
+            left, token, right = (
+                printable("".join(part))
+                for part in (tokens[:firing], tokens[firing : firing + 1], tokens[firing + 1 :])
+            )
+            room = max(0, _EXAMPLE_WIDTH - len(token))  # of the window, on a line
+            left = left[max(0, len(left) - room // 2) :]
+            own.append({**e, "left": left, "token": token, "right": right[: room - len(left)]})
         promoted = latents[i]["promoted_tokens"][:_N_PROMOTED]
-        yield {**latents[i], "promoted_tokens": promoted, "examples": [_around(e) for e in own]}
-
-
-def _around(example: Json) -> Json:
-    """The firing token, and the part of its window that fits on a line."""
-    firing, tokens = example["firing"], example["tokens"]
-    left, token, right = (
-        printable("".join(part))
-        for part in (tokens[:firing], tokens[firing : firing + 1], tokens[firing + 1 :])
-    )
-    room = max(0, _EXAMPLE_WIDTH - len(token))
-    left = left[max(0, len(left) - room // 2) :]
-    return {**example, "left": left, "token": token, "right": right[: room - len(left)]}
+        yield {**latents[i], "promoted_tokens": promoted, "examples": own}
 
 
 def _number(value: object) -> str:

@@ -41,10 +41,11 @@ def draw(folder: str | Path) -> list[Path]:
     """
     target = Path(folder) / FIGURES
     target.mkdir(parents=True, exist_ok=True)
-    return [save(figure, target / f"{name}.png") for name, figure in _figures(Path(folder))]
+    return [save(figure, target / f"{name}.png") for name, figure in figures_of(Path(folder))]
 
 
-def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
+def figures_of(folder: Path) -> Iterator[tuple[str, "Figure"]]:
+    """The figures whose data a folder holds, by name."""
     config, record = AutoConfig.from_pretrained(folder), _json(folder / TRAINING)
     target_l0, unit = getattr(config, "target_l0", None), unit_of(record)
     if evaluation := _json(folder / EVALUATION):
@@ -53,24 +54,26 @@ def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
             yield "density", density_figure(density, n_tokens=evaluation["n_tokens"], unit=unit)
             histogram = torch.tensor(evaluation["l0_histogram"])
             yield "l0", l0_figure(histogram, target_l0=target_l0, unit=unit)
-    log = _log(folder)
+    path = folder / LOG
+    with reading(path):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        log = [{name: float(line[name]) for name in _LOGGED} for line in map(json.loads, lines)]
     with reading(folder / TRAINING):
         batch_size = record.get("training", {}).get("batch_size")
         if len(log) > 1 and batch_size:
             warm = int(record.get("warm_start_tokens", 0))
-            yield (
-                "training",
-                training_figure(
-                    log,
-                    batch_size=batch_size,
-                    target_l0=target_l0,
-                    warm_start_tokens=warm,
-                    unit=unit,
-                ),
-            )
-    threshold = _raw_thresholds(folder, config)
-    if threshold is not None:
-        yield "thresholds", thresholds_figure(threshold)
+            how: dict[str, Any] = {"target_l0": target_l0, "warm_start_tokens": warm, "unit": unit}
+            yield "training", training_figure(log, batch_size=batch_size, **how)
+    path = folder / WEIGHTS
+    if config.has_thresholds and path.is_file():
+        try:
+            with opened_tensors(path) as file:  # alone: the matrices beside it may be gigabytes
+                threshold = file.get_tensor("threshold")
+        except SafetensorError as error:
+            raise Refused(f"{path} is damaged ({error}); train or copy it again") from error
+        if threshold.shape != (config.d_sae,):
+            raise Damaged(damaged(path, f"threshold has shape {list(threshold.shape)}"))
+        yield "thresholds", thresholds_figure(threshold * config.latent_scale)
     if "change" in (compared := _json(folder / DIFF) or {}):  # not of an earlier hfsae
         with reading(folder / DIFF):
             yield "diff", diff_figure(compared)
@@ -78,28 +81,6 @@ def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
 
 def _json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
-
-
-def _log(folder: Path) -> list[dict[str, float]]:
-    path = folder / LOG
-    with reading(path):
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [{name: float(line[name]) for name in _LOGGED} for line in map(json.loads, lines)]
-
-
-def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None:
-    """Thresholds, read alone: the matrices beside them may be gigabytes."""
-    path = folder / WEIGHTS
-    if not config.has_thresholds or not path.is_file():
-        return None
-    try:
-        with opened_tensors(path) as file:
-            threshold = file.get_tensor("threshold")
-        if threshold.shape != (config.d_sae,):
-            raise Damaged(damaged(path, f"threshold has shape {list(threshold.shape)}"))
-    except SafetensorError as error:
-        raise Refused(f"{path} is damaged ({error}); train or copy it again") from error
-    return threshold * config.latent_scale
 
 
 def save(figure: "Figure", path: Path) -> Path:
@@ -119,7 +100,8 @@ def density_figure(
         n_tokens: number of tokens behind the shares; the smallest share is 1 / n_tokens.
     """
     dead, above_1, above_10 = (
-        _percent(chosen.double().mean()) for chosen in (density == 0, density > 0.01, density > 0.1)
+        f"{100 * float(chosen.double().mean()):.2g} %"
+        for chosen in (density == 0, density > 0.01, density > 0.1)
     )
     units = unit.many
     figure, (axes,) = _blank(
@@ -281,7 +263,3 @@ def plain_ticks(axis: "Axis") -> None:
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 3 * low else whole)
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _percent(share: Tensor) -> str:
-    return f"{100 * float(share):.2g} %"

@@ -6,7 +6,6 @@ headings that no template has, and extra keys of the front matter.
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,40 +81,25 @@ def carry_over(old: str, new: str) -> str:
     if not blocks:
         return old
     merged = _KEPT.sub(lambda _: "\n\n".join(blocks), new, count=1)
-    sections = list(_own_sections(_KEPT.sub("", old)))
+    templates = (template_text(), template_text("suite_card.md"))
+    known = {heading for template in templates for heading in _HEADING.findall(template)}
+    # headings inside code do not count
+    fenced = _FENCED.sub(lambda m: re.sub("^#", "\0", m[0], flags=re.MULTILINE), _KEPT.sub("", old))
+    starts = [*_HEADING.finditer(fenced)]
+    ends = [m.start() for m in starts[1:]] + [len(fenced)]
+    sections = [
+        fenced[start.start() : end].replace("\0", "#").strip()
+        for start, end in zip(starts, ends[: len(starts)], strict=True)
+        if start[1].strip() not in known
+    ]
     if sections:
         merged = merged.rstrip("\n") + "\n\n" + "\n\n".join(sections) + "\n"
-    return _with_front_matter_of(old, merged)
-
-
-def _kept_blocks(text: str) -> list[str]:
-    """Blocks to keep; an empty list if a block has no end."""
-    if text.count(_OPEN) != text.count(_CLOSE):  # searching for a missing end is slow
-        return []
-    blocks = _KEPT.findall(text)
-    return blocks if text.count(_OPEN) == len(blocks) else []
-
-
-def _own_sections(text: str) -> Iterator[str]:
-    """Sections under headings that no template has; headings inside code do not count."""
-    ours = set(_HEADING.findall(template_text())) | set(
-        _HEADING.findall(template_text("suite_card.md"))
-    )
-    fenced = _FENCED.sub(lambda m: re.sub("^#", "\0", m[0], flags=re.MULTILINE), text)
-    starts = [m for m in _HEADING.finditer(fenced)]
-    ends = [m.start() for m in starts[1:]] + [len(fenced)]
-    for start, end in zip(starts, ends[: len(starts)], strict=True):
-        if start[1].strip() not in ours:
-            yield fenced[start.start() : end].replace("\0", "#").strip()
-
-
-def _with_front_matter_of(old: str, new: str) -> str:
-    theirs, ours = (front_of(text) for text in (old, new))
+    theirs, ours = front_of(old), front_of(merged)
     extra = {key: value for key, value in theirs.items() if key not in ours}
     tags = [tag for tag in theirs.get("tags") or [] if tag not in (ours.get("tags") or [])]
-    front = _FRONT.match(new)
+    front = _FRONT.match(merged)
     if front is None:
-        return new
+        return merged
     text = front[1]
     # A run's licence never changes, so a different one was set by a person.
     if theirs.get("license") not in (None, ours.get("license")) and "license" in ours:
@@ -126,7 +110,15 @@ def _with_front_matter_of(old: str, new: str) -> str:
         text = re.sub(r"(^tags:\n(?:- .*\n)*)", lambda m: m[1] + lines, text, flags=re.MULTILINE)
     if extra:
         text += yaml.safe_dump(extra, sort_keys=False, allow_unicode=True)
-    return f"---\n{text}---\n{new[front.end() :]}"
+    return f"---\n{text}---\n{merged[front.end() :]}"
+
+
+def _kept_blocks(text: str) -> list[str]:
+    """Blocks to keep; an empty list if a block has no end."""
+    if text.count(_OPEN) != text.count(_CLOSE):  # searching for a missing end is slow
+        return []
+    blocks = _KEPT.findall(text)
+    return blocks if text.count(_OPEN) == len(blocks) else []
 
 
 def front_of(card: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def list_verb(argv: list[str]) -> None:
 
 def push_verb(argv: list[str]) -> None:
     """`hfsae push`: see `VERBS`."""
-    from ..hub.push import push, refuse_repo_id
+    from ..hub.upload import push, refuse_repo_id
 
     parser = verb_parser("push", "SOURCE NAME/REPOSITORY")
     parser.add("source", type=str, help=f"folder that `hfsae train` wrote; or any {SOURCE}")

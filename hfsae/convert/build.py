@@ -1,9 +1,15 @@
-"""Build an SAE from tensors, and the checks that every writer shares."""
+"""What formats share: `Format`, an SAE built from tensors, and the checks of every writer."""
 
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from tokenize import TokenError
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
@@ -13,7 +19,32 @@ from ..models.base import fold_decoder_norms as fold_decoder_norms
 from ..models.causal import Causal
 
 State = dict[str, Tensor]
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Exceptions of readers on damaged or hostile files; RuntimeError comes from torch, zipfile, and
+# deep nesting.
+OF_FILES = (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError)
+OF_FILES += (RuntimeError, ArithmeticError, EOFError, MemoryError, BadZipFile, UnpicklingError)
+OF_FILES += (TokenError, zlib.error)  # of a .npy header, and of a compressed part
+
+
+class Format(NamedTuple):
+    """A file format of SAEs."""
+
+    files: tuple[str, ...]
+    """patterns of the file names that mark a folder as this format; a|b: either"""
+    load: Callable[..., SAE]
+    save: Callable[[SAE, Path], None] | None
+    """None: the format is only read"""
+    config: str | None = None
+    """the JSON file among these that describes the SAE, where paths leave that out"""
+    about: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """site (or a hook, which names the layer), d_sae, k and target_l0 in that file's content"""
+    optional: tuple[str, ...] = ()
+    """further files that `load` reads where they are there"""
+    is_file: bool = False
+    """each file of the first pattern is an SAE, and the folder is not"""
+    save_set: Callable[[Sequence[SAE], Path], None] | None = None
+    """writes several SAEs, of which the format makes one folder"""
 
 
 def build(model_type: str, state: State, where: str | Path, **fields: object) -> SAE:
@@ -70,7 +101,7 @@ def check_plain(state: State, where: str | Path) -> None:
             of latents.
     """
     for name, tensor in state.items():
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             raise Refused(
                 f"{where}: {name} is stored as {tensor.dtype}; weights of an SAE are float32, "
                 "bfloat16, float16 or float64"

@@ -9,11 +9,11 @@ and for TopK `activation: topk` and k: the k largest z, negative ones included.
     hfsae.convert.save_set_as(transcoders, folder)      of all layers, from 0
 
 circuit-tracer needs a transcoder at each layer up to the last, all of one width; hfsae reads a
-folder with fewer.
+folder with fewer. Its cross-layer transcoders are in cross_layer.py.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from safetensors.torch import save_file
 from ..io.errors import Refused
 from ..io.files import parse_yaml, read_tensors
 from ..models import SAE, ReLUSAE, TopKSAE
-from .build import State, build, exported, refuse, to_jumprelu
+from .build import Format, State, build, exported, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site
 
-FILES = ("layer_*.safetensors", "config.yaml")
+CONFIG = "config.yaml"
+_LAYERS = "layer_*.safetensors"
 _THRESHOLD = "activation_function.threshold"
 _MAX_CONFIG = 2**20  # bytes
 
@@ -38,14 +39,14 @@ def load(path: Path, source: str) -> SAE:
         ValueError: config.yaml describes something else, or tensors do not fit.
     """
     if path.is_dir():
-        layers = sorted(path.glob(FILES[0]))
+        layers = sorted(path.glob(_LAYERS))
         if len(layers) != 1:
             raise Refused(f"{source} has {len(layers)} layers; name one: hfsae.load(..., layer=0)")
         path = layers[0]
     number = re.fullmatch(r"layer_(\d+)\.safetensors", path.name)
     if number is None:
         raise Refused(f"{source}: {path.name} has no number of a layer, as layer_3.safetensors")
-    config = read_config(path.parent / FILES[1], "transcoder_set", source)
+    config = read_config(path.parent / CONFIG, "transcoder_set", source)
     tensors = read_tensors(path)[0]
     state = {name: t.T if name in ("W_enc", "W_skip") else t for name, t in tensors.items()}
     model_name = hub_id(config.get("model_name"))
@@ -57,7 +58,7 @@ def load(path: Path, source: str) -> SAE:
     if config.get("activation") == "topk" or stored_k is not None:
         k = config.get("k") if stored_k is None else int(stored_k)
         if k is None:
-            raise Refused(f"{source}: its activation is topk; give k in {FILES[1]}")
+            raise Refused(f"{source}: its activation is topk; give k in {CONFIG}")
         return build("topk_sae", state, source, k=k, relu=False, **fields)
     if _THRESHOLD not in state:
         return build("relu_sae", state, source, **fields)
@@ -104,21 +105,6 @@ def site_of(hook: str | None, layer: int, model_name: str | None) -> str | None:
     return to_site(f"blocks.{layer}.{hook}", model_name)
 
 
-def hook_of(site: str | None, layer: int, model_name: str | None) -> str | None:
-    """The hook at a site, without its layer: the inverse of `site_of`."""
-
-    def at(hook: str) -> str | None:
-        return (to_site(f"blocks.{layer}.{hook}", model_name) or "").removesuffix(":in") or None
-
-    hook = to_hook(site, model_name)
-    if hook is not None:
-        return hook.removeprefix(f"blocks.{layer}.")
-    if site is not None and site == at("mlp.hook_in"):
-        return "mlp.hook_out"
-    is_norm = site is not None and site == at("hook_resid_mid")  # whose output the MLP reads
-    return "mlp.hook_in" if is_norm else None
-
-
 def save(sae: SAE, folder: Path) -> None:
     """Write a folder of one layer, which has to be layer 0.
 
@@ -142,20 +128,49 @@ def save_set(saes: Sequence[SAE], folder: Path) -> None:
     if not saes or len(layers) < len(saes) or sorted(layers) != list(range(len(saes))):
         names = ", ".join(map(str, sorted(layer_of(sae) for sae in saes))) or "none"
         raise Refused(f"circuit-tracer needs one transcoder at each layer from 0, got {names}")
-    written = [_theirs(layers[i], i) for i in range(len(saes))]
-    _, first = written[0]
-    for i, (_, about) in enumerate(written):
+    states: list[State] = []
+    first: dict[str, Any] = {}  # what config.yaml says, and what all layers must share
+    for i in range(len(saes)):
+        sae, config = layers[i], layers[i].config
+        refuse(sae, "circuit-tracer", transcoder=True, skip_connection=True)
+        if not config.is_transcoder:
+            raise Refused(
+                f"circuit-tracer's files hold transcoders, and {config.where} is read alone"
+            )
+        about: dict[str, Any] = {
+            "model_name": config.model_name,
+            **hooks_of([config.site, config.target_site], i, config.model_name),
+            "scan": config.model_name,
+            "activation": None,
+            "k": None,
+            "width": config.d_sae,
+            "skip": config.skip_connection,
+        }
+        if isinstance(sae, TopKSAE):
+            if config.relu or config.selection != "topk":
+                raise Refused(
+                    "circuit-tracer's TopK keeps the k largest, negative ones included; this SAE's "
+                    f"selection is {config.selection!r} with relu={config.relu}"
+                )
+            about |= {"activation": "topk", "k": config.k}
+        state = exported(sae if isinstance(sae, ReLUSAE | TopKSAE) else to_jumprelu(sae))
+        if "threshold" in state:
+            state[_THRESHOLD] = state.pop("threshold")
+        for name in {"W_enc", "W_skip"} & state.keys():
+            state[name] = state[name].T.contiguous()
+        states.append(state)
+        first = first or about
         if other := [name for name in first if about[name] != first[name]]:
             name = other[0]
             raise Refused(
                 f"circuit-tracer's transcoders are alike in {name}, but layer 0 has {first[name]!r}"
                 f" and layer {i} {about[name]!r}"
             )
-    for i, (tensors, _) in enumerate(written):
-        save_file(tensors, folder / f"layer_{i}.safetensors")
+    for i, state in enumerate(states):
+        save_file(state, folder / f"layer_{i}.safetensors")
     config = {"model_kind": "transcoder_set"} | first
     shown = {n: v for n, v in config.items() if n not in ("width", "skip") and v is not None}
-    (folder / FILES[1]).write_text(yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
+    (folder / CONFIG).write_text(yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
 
 
 def layer_of(sae: SAE) -> int:
@@ -175,48 +190,30 @@ def layer_of(sae: SAE) -> int:
     return int(number[1])
 
 
-def hooks(sites: Iterable[str | None], layer: int, model_name: str | None) -> dict[str, str | None]:
-    """The fields of config.yaml that say where transcoders read and write.
+def hooks_of(sites: Sequence[str | None], layer: int, model_name: str | None) -> dict[str, str]:
+    """The fields of config.yaml that say where transcoders read and write: hooks without their
+    layer, the inverse of `site_of`.
 
     Raises:
         ValueError: no hook is known for a site.
     """
-    names = ("feature_input_hook", "feature_output_hook")
-    found = {n: hook_of(site, layer, model_name) for n, site in zip(names, sites, strict=True)}
-    if None in found.values():
-        raise Refused(
-            f"no TransformerLens hook is known for {' and '.join(map(repr, sites))} of "
-            f"{model_name!r}, which circuit-tracer's files need"
-        )
-    return found
-
-
-def _theirs(sae: SAE, layer: int) -> tuple[State, dict[str, Any]]:
-    """The tensors of a layer's file, and what config.yaml and the other layers must share."""
-    config = sae.config
-    refuse(sae, "circuit-tracer", transcoder=True, skip_connection=True)
-    if not config.is_transcoder:
-        raise Refused(f"circuit-tracer's files hold transcoders, and {config.where} is read alone")
-    about: dict[str, Any] = {
-        "model_name": config.model_name,
-        **hooks([config.site, config.target_site], layer, config.model_name),
-        "scan": config.model_name,
-        "activation": None,
-        "k": None,
-        "width": config.d_sae,
-        "skip": config.skip_connection,
-    }
-    if isinstance(sae, TopKSAE):
-        if config.relu or config.selection != "topk":
+    fields: dict[str, str] = {}
+    mlp, norm = (  # the MLP, and the norm whose output it reads
+        (to_site(f"blocks.{layer}.{hook}", model_name) or "").removesuffix(":in") or None
+        for hook in ("mlp.hook_in", "hook_resid_mid")
+    )
+    for name, site in zip(("feature_input_hook", "feature_output_hook"), sites, strict=True):
+        hook = to_hook(site, model_name)
+        if hook is not None:
+            fields[name] = hook.removeprefix(f"blocks.{layer}.")
+        elif site is not None and site in (mlp, norm):
+            fields[name] = "mlp.hook_out" if site == mlp else "mlp.hook_in"
+        else:
             raise Refused(
-                "circuit-tracer's TopK keeps the k largest, negative ones included; this SAE's "
-                f"selection is {config.selection!r} with relu={config.relu}"
+                f"no TransformerLens hook is known for {' and '.join(map(repr, sites))} of "
+                f"{model_name!r}, which circuit-tracer's files need"
             )
-        state, about = exported(sae), about | {"activation": "topk", "k": config.k}
-    else:
-        state = exported(sae if isinstance(sae, ReLUSAE) else to_jumprelu(sae))
-    if "threshold" in state:
-        state[_THRESHOLD] = state.pop("threshold")
-    for name in {"W_enc", "W_skip"} & state.keys():
-        state[name] = state[name].T.contiguous()
-    return state, about
+    return fields
+
+
+FORMAT = Format((_LAYERS, CONFIG), load, save, is_file=True, save_set=save_set)

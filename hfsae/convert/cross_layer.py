@@ -1,8 +1,29 @@
-"""Cross-layer transcoders in other libraries' files, which have one part, or two, for each source.
+"""Cross-layer transcoders of two libraries, whose files hold one source, or half of one, each.
 
-hfsae's SAE of it is a `jumprelu_clt` with `sites` and `target_sites` (hfsae/models/causal.py).
+hfsae's SAE of one is a `jumprelu_clt` with `sites` and `target_sites` (hfsae/models/causal.py).
+
+gemma_scope_2_layers: Gemma Scope 2's `clt/` and `crosscoder/`, `params_layer_{i}.safetensors` for
+each source: w_enc [d, D], b_enc [D], threshold [D], w_dec [D, n, d] with rows to all n targets (0
+to those before the source), b_dec [d]; optional affine_skip_connection [d, d], applied as x @ A at
+the same layer. The files are numbered from 0 or by layer, and both are read. Some folders have no
+config.json. Sites then follow from the published path:
+
+| path | reads | writes |
+| --- | --- | --- |
+| `clt/width_262k_l0_...` | `layers.{i}.pre_feedforward_layernorm` | its `post_...` |
+| `crosscoder/layer_7_13_17_22_width_...` | `layers.7`, `layers.13`, ... | the same |
+
+Of another path they are called `unknown/0` and so on: assign `sae.config.sites`. hfsae writes a
+config.json whose `hf_hook_point_in` and `hf_hook_point_out` are lists, one entry for each source.
+
+circuit_tracer_clt: circuit-tracer's, two files for each layer, and `config.yaml`.
+W_enc_{i}.safetensors: W_enc_{i} [D, d], b_enc_{i}, b_dec_{i}, optional threshold_{i} (z where
+z > threshold, else relu(z)) and W_skip_{i} [d, d], applied as x @ W_skip; W_dec_{i}.safetensors:
+W_dec_{i} [D, L - i, d], rows to layer i and later ones. The config has the hooks of all layers, as
+for transcoders of one layer (circuit_tracer.py).
 """
 
+import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -10,15 +31,29 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..io.errors import Refused
+from ..io.file_names import CONFIG
+from ..io.files import opened_tensors, read_json, read_tensors
 from ..models import SAE
 from ..models.causal import Causal
-from .build import assembled, to_jumprelu
+from .build import DTYPES, Format, assembled, to_jumprelu
+from .circuit_tracer import CONFIG as CONFIG_YAML
+from .circuit_tracer import hooks_of, read_config, refuse_below_zero
+from .circuit_tracer import site_of as site_of_hook
+from .gemma_scope import config_of, hook_of, model_of, site_of
+from .sites import hub_id
 
 _MOST_LAYERS = 10_000
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_FILE, _FILES = "params_layer_{}.safetensors", "params_layer_*.safetensors"
+_NAMES = ("w_enc", "b_enc", "threshold", "w_dec", "b_dec")
+_SKIP = "affine_skip_connection"
+_READ, _WRITTEN = "layers.{}.pre_feedforward_layernorm", "layers.{}.post_feedforward_layernorm"
+_LARGEST_EARLIER = 1e-3  # of a file's rows' root mean square: what training leaves, not a use
+_KIND = "cross_layer_transcoder"
+_ENC, _DEC = "W_enc_{}.safetensors", "W_dec_{}.safetensors"
 
 
 class Part(NamedTuple):
@@ -57,7 +92,7 @@ def joined(
                 raise Refused(
                     f"{what} has shape {list(tensor.shape)}, but source 0 asks for {shape}"
                 )
-            if tensor is not None and tensor.dtype not in _DTYPES:
+            if tensor is not None and tensor.dtype not in DTYPES:
                 raise Refused(f"{what} is stored as {tensor.dtype}, not as floating-point numbers")
     if any(skips) and not all(skips):
         raise Refused(f"{source}: source {skips.index(False)} has no skip connection, others have")
@@ -122,3 +157,168 @@ def numbers_of(folder: Path, pattern: str, expected: Sequence[Collection[int]]) 
             "move it elsewhere"
         )
     return sorted(numbers)
+
+
+def load_gemma_scope(folder: Path, source: str) -> SAE:
+    """Gemma Scope 2's cross-layer transcoder or weakly causal crosscoder in `folder`.
+
+    Raises:
+        ValueError: a layer's file is missing, rows lead to earlier targets, the config names
+            another architecture, or tensors do not fit.
+    """
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if config.get("architecture", "jump_relu") != "jump_relu":
+        raise Refused(f"{source}: architecture {config['architecture']!r} is not jump_relu")
+    first = min(folder.glob(_FILES), key=lambda path: (len(path.name), path.name))
+    with opened_tensors(first) as file:
+        if missing := [name for name in _NAMES if name not in file.keys()]:  # noqa: SIM118
+            raise Refused(f"{source}: {first.name} lacks {', '.join(missing)}")
+        shape = file.get_slice("w_dec").get_shape()
+    if len(shape) != 3:
+        raise Refused(f"{source}: w_dec of {first.name} has shape {shape}, not [D, n, d]")
+    n = shape[1]
+    named = re.search(r"(?:^|/)layer((?:_\d+)+)_width", source)  # a crosscoder's; a clt has all
+    layers = [int(layer) for layer in named[1].strip("_").split("_")] if named else []
+    parts: list[Part] = []
+    by_number = [range(n)] + ([layers] if len(layers) == n else [])
+    for s, i in enumerate(numbers_of(folder, _FILE, by_number)):
+        path = folder / _FILE.format(i)
+        tensors = read_tensors(path)[0]
+        if missing := [name for name in _NAMES if name not in tensors]:
+            raise Refused(f"{source}: {path.name} lacks {', '.join(missing)}")
+        w_enc, b_enc, threshold, rows, b_dec = (tensors[name] for name in _NAMES)
+        if rows.ndim != 3 or rows.shape[1] != n:
+            raise Refused(
+                f"{source}: w_dec of {path.name} has shape {list(rows.shape)}, but there are {n} "
+                "targets"
+            )
+        earlier, size = rows[:, :s].float(), rows.float().square().mean().sqrt()
+        if s and (largest := earlier.abs().max()) > _LARGEST_EARLIER * size:
+            raise Refused(
+                f"{source}: {path.name} writes to layers before its own (w_dec[:, :{s}], up to "
+                f"{float(largest):.2g}), which no source can in the order of a forward pass"
+            )
+        threshold = threshold.clamp(min=0)
+        parts.append(Part(w_enc, b_enc, threshold, rows[:, s:], b_dec, tensors.get(_SKIP)))
+    hooks = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
+    if all(isinstance(hook, list) and len(hook) == n for hook in hooks):
+        sites, targets = ([site_of(hook) or "unknown" for hook in end or []] for end in hooks)
+    elif len(layers) == n:
+        sites = targets = [f"layers.{layer}" for layer in layers]
+    elif re.search(r"(?:^|/)clt/", f"{source}/"):
+        sites, targets = ([site.format(i) for i in range(n)] for site in (_READ, _WRITTEN))
+    else:
+        sites = targets = [f"unknown/{i}" for i in range(n)]
+    named = re.search(r"gemma-scope-2-(\w+)-(pt|it)\b", source)
+    model_name = f"google/gemma-3-{named[1]}-{named[2]}" if named else None
+    if config.get("model_name"):
+        model_name = model_of(config["model_name"])
+    return joined(parts, source, sites, None if targets == sites else targets, model_name)
+
+
+def save_gemma_scope(sae: SAE, folder: Path) -> None:
+    """Write a file for each source, numbered from 0, and config.json.
+
+    Raises:
+        ValueError: the SAE is not one whose sources write at later targets too.
+    """
+    for s, part in enumerate(parts_of(sae, "Gemma Scope 2's clt and crosscoder")):
+        before = torch.zeros(len(part.W_dec), s, part.W_dec.shape[-1])
+        rows = torch.cat([before, part.W_dec], dim=1)
+        values = (part.W_enc, part.b_enc, part.threshold, rows, part.b_dec)
+        tensors: dict[str, Tensor] = dict(zip(_NAMES, values, strict=True))
+        if part.W_skip is not None:
+            tensors[_SKIP] = part.W_skip
+        whole = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+        save_file(whole, folder / _FILE.format(s))
+    read, written = (
+        [hook_of(site) for site in sites.names] for sites in (sae.config.reads, sae.config.writes)
+    )
+    text = json.dumps(config_of(sae, read, written), indent=1) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+GEMMA_SCOPE = Format((_FILES,), load_gemma_scope, save_gemma_scope, optional=(CONFIG,))
+
+
+def load_circuit_tracer(folder: Path, source: str) -> SAE:
+    """circuit-tracer's cross-layer transcoder in `folder`.
+
+    Raises:
+        ValueError: a layer's file is missing, config.yaml describes something else, or tensors do
+            not fit.
+    """
+    config = read_config(folder / CONFIG_YAML, _KIND, source)
+    n = max(len(list(folder.glob(name.format("*")))) for name in (_ENC, _DEC))
+    for name in (_ENC, _DEC):
+        numbers_of(folder, name, [range(n)])
+    parts: list[Part] = []
+    for i in range(n):
+        tensors: dict[str, Tensor] = {}
+        for name in (_ENC, _DEC):
+            tensors |= read_tensors(folder / name.format(i))[0]
+        names = [f"{name}_{i}" for name in ("W_enc", "b_enc", "W_dec", "b_dec")]
+        if missing := [name for name in names if name not in tensors]:
+            raise Refused(f"{source}: the files of layer {i} lack {', '.join(missing)}")
+        W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in names)
+        if W_enc.ndim != 2 or W_dec.ndim != 3:
+            raise Refused(
+                f"{source}: layer {i} has W_enc {list(W_enc.shape)} and W_dec "
+                f"{list(W_dec.shape)}, not [D, d] and [D, layers, d]"
+            )
+        threshold = tensors.get(f"threshold_{i}", torch.zeros_like(b_enc))
+        refuse_below_zero(threshold, f"{source}: layer {i}")
+        parts.append(Part(W_enc.T, b_enc, threshold, W_dec, b_dec, tensors.get(f"W_skip_{i}")))
+    n_targets = parts[0].W_dec.shape[1]
+    if n_targets != n:
+        numbers_of(folder, _ENC, [range(n_targets)])
+    model_name = hub_id(config.get("model_name"))
+    sites, targets = (
+        [
+            site_of_hook(config.get(f"feature_{end}_hook"), i, model_name) or f"unknown/{done}/{i}"
+            for i in range(n)
+        ]
+        for end, done in (("input", "read"), ("output", "written"))
+    )
+    return joined(parts, source, sites, targets, model_name)
+
+
+def save_circuit_tracer(sae: SAE, folder: Path) -> None:
+    """Write two files for each layer, and config.yaml; thresholds that are all 0 are left out.
+
+    Raises:
+        ValueError: the SAE is not one whose sources write at later targets too, has a skip
+            connection, which circuit-tracer does not read from files, or is not of all layers
+            from 0.
+    """
+    import yaml
+
+    parts, config = parts_of(sae, "circuit-tracer's cross-layer"), sae.config
+    if config.skip_connection:
+        raise Refused(
+            "circuit-tracer does not read a cross-layer transcoder's skip connection from its "
+            "files; hfsae's own format holds it"
+        )
+    places = zip(config.reads.names, config.writes.names, strict=True)
+    first, *others = [hooks_of(sites, i, config.model_name) for i, sites in enumerate(places)]
+    if any(about != first for about in others) or any("blocks." in f"{h}" for h in first.values()):
+        raise Refused(
+            f"circuit-tracer's layers are all, from 0, and have the same hooks; got {config.where}"
+        )
+    about = {"model_kind": _KIND, "model_name": config.model_name}
+    about |= {**first, "scan": config.model_name}
+    is_relu = not any(part.threshold.any() for part in parts)
+    for i, part in enumerate(parts):
+        read = {"W_enc": part.W_enc.T, "b_enc": part.b_enc, "b_dec": part.b_dec}
+        if not is_relu:
+            read["threshold"] = part.threshold
+        plain = {f"{name}_{i}": tensor.contiguous() for name, tensor in read.items()}
+        save_file({n: t.clone() for n, t in plain.items()}, folder / _ENC.format(i))
+        save_file({f"W_dec_{i}": part.W_dec.contiguous()}, folder / _DEC.format(i))
+    shown = {name: value for name, value in about.items() if value is not None}
+    (folder / CONFIG_YAML).write_text(yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
+
+
+CIRCUIT_TRACER = Format(
+    (_ENC.format("*"), _DEC.format("*"), CONFIG_YAML), load_circuit_tracer, save_circuit_tracer
+)

@@ -24,9 +24,9 @@ assign `sae.config.sites` where that is wrong.
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -36,11 +36,11 @@ from ..io.errors import Refused
 from ..io.file_names import CONFIG, WEIGHTS
 from ..io.files import read_json, read_tensors
 from ..models import SAE
-from .build import State, build
+from .build import Format, State, build
 from .sites import to_site
 
-FILES = ("model_final.safetensors|model_final.pt|ae.safetensors", CONFIG)
-OF_TWO_MODELS = ("cc_weights.safetensors|cc_weights.pt", "cfg.json")
+_WEIGHTS = "model_final.safetensors|model_final.pt|ae.safetensors"
+_WEIGHTS_OF_TWO, _CONFIG_OF_TWO = "cc_weights.safetensors|cc_weights.pt", "cfg.json"
 _NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 _KINDS = {1: "crosscoder", 2: "sae", 3: "mixed", 4: "none", 5: "decoupled"}
 _LAYER = re.compile(r"(?:^|[/_.-])l(?:ayers?)?[._-]?(\d+)(?=[/_.-]|$)")
@@ -67,20 +67,6 @@ def about_two_models(config: dict[str, Any]) -> dict[str, Any]:
     return {"site": site, "d_sae": config.get("dict_size")}
 
 
-def refuse_to_write(sae: SAE, folder: Path) -> NoReturn:
-    """Refuse: these formats are only read.
-
-    Raises:
-        ValueError: always.
-    """
-    raise Refused(
-        "crosscoders in other libraries' formats are read and not written; write hfsae's own format"
-    )
-
-
-save = refuse_to_write
-
-
 def load(folder: Path, source: str) -> SAE:
     """The crosscoder in `folder`, as a BatchTopK, JumpReLU or ReLU SAE with `sites`.
 
@@ -92,7 +78,7 @@ def load(folder: Path, source: str) -> SAE:
     """
     config = read_json(folder / CONFIG)
     trainer: dict[str, Any] = config.get("trainer") or config
-    tensors = _read(folder, (*FILES[0].split("|"), WEIGHTS), source)
+    tensors = _read(folder, [*_WEIGHTS.split("|"), WEIGHTS], source)
     tensors = {name.removeprefix("_orig_mod."): t for name, t in tensors.items()}
     layer = trainer.get("layer")
     named = _LAYER.findall(source)
@@ -110,9 +96,8 @@ def load_of_two_models(folder: Path, source: str) -> SAE:
     Raises:
         ValueError: the weights are a pickle, or tensors are missing or do not fit.
     """
-    config = read_json(folder / OF_TWO_MODELS[1])
-    names: list[str] = [*OF_TWO_MODELS[0].split("|")]
-    theirs = _read(folder, names, source)
+    config = read_json(folder / _CONFIG_OF_TWO)
+    theirs = _read(folder, _WEIGHTS_OF_TWO.split("|"), source)
     if missing := {"W_enc", "W_dec", "b_enc", "b_dec"} - theirs.keys():
         raise Refused(f"{source}: it lacks {', '.join(sorted(missing))}")
     if theirs["W_dec"].ndim != 3:
@@ -131,7 +116,13 @@ def load_of_two_models(folder: Path, source: str) -> SAE:
     return _built(tensors, {}, {"sites": sites}, source)
 
 
-def _read(folder: Path, names: tuple[str, ...] | list[str], source: str) -> State:
+FORMAT = Format((_WEIGHTS, CONFIG), load, None, CONFIG, about)
+OF_TWO_MODELS = Format(
+    (_WEIGHTS_OF_TWO, _CONFIG_OF_TWO), load_of_two_models, None, _CONFIG_OF_TWO, about_two_models
+)
+
+
+def _read(folder: Path, names: Sequence[str], source: str) -> State:
     there = [name for name in names if (folder / name).is_file()]
     plain = [name for name in there if name.endswith(".safetensors")]
     if plain:
@@ -178,34 +169,6 @@ def _sites(place: str | None, n: int) -> list[str]:
     return [f"{place or 'unknown'}/{i}" for i in range(n)]
 
 
-class _Units(NamedTuple):
-    """What is done to activations: the SAE reads (x - mean) gain, and writes y size + mean."""
-
-    mean: Float[Tensor, "L d"]
-    gain: Float[Tensor, " L"]
-    size: Float[Tensor, " L"]
-    """one over gain, but for the library's epsilon"""
-    target: float
-    """root of the mean squared norm that activations have after it"""
-
-    @property
-    def whole(self) -> float:
-        """The unit of latents, raw units: of all sites side by side, over what training saw."""
-        return float(self.size.square().mean().sqrt())
-
-
-def _units(tensors: State) -> _Units | None:
-    """None: activations are taken as they are."""
-    mean, std = (tensors.get(f"activation_{name}") for name in ("mean", "std"))
-    if mean is None or std is None or mean.isnan().any() or std.isnan().any():
-        return None
-    target = float(tensors.get("target_rms", torch.ones(())))
-    gain = tensors.get("activation_global_scale")
-    if gain is None:
-        gain = target / (std.float().square().sum(dim=-1) + _EPSILON).sqrt()
-    return _Units(mean.float(), gain.float(), 1 / (gain.float() + _EPSILON), target)
-
-
 def _built(tensors: State, trainer: dict[str, Any], fields: dict[str, Any], source: str) -> SAE:
     """The SAE of a crosscoder's tensors."""
     raw = [tensors[name] for name in _NAMES]  # in float32 at least: folded weights are new numbers
@@ -213,17 +176,24 @@ def _built(tensors: State, trainer: dict[str, Any], fields: dict[str, Any], sour
     kind = str(trainer.get("code_normalization", "crosscoder")).lower()  # f is multiplied by it
     if "code_normalization_id" in tensors:
         kind = _KINDS.get(int(tensors["code_normalization_id"]), "unknown")
-    units = _units(tensors)
     is_l2 = kind == "sae" and "threshold" in tensors
     norms, compared = _norms(D, "sae" if is_l2 else "crosscoder"), _norms(D, kind, trainer)
-    whole = 1.0
-    if units is not None:
-        b = b - torch.einsum("ld,ldD->D", units.mean * units.gain[:, None], E)
-        E, D = E * units.gain[:, None, None], D * units.size[:, None, None]
-        c = c * units.size[:, None] + units.mean
-        whole = units.whole
+    whole = 1.0  # the unit of latents, raw units: of all sites side by side, over what training saw
+    mean, std = (tensors.get(f"activation_{name}") for name in ("mean", "std"))
+    if not (mean is None or std is None or mean.isnan().any() or std.isnan().any()):
+        # it reads (x - mean) gain, whose norms have the root mean square `target`, and writes
+        # y size + mean
+        mean, target = mean.float(), float(tensors.get("target_rms", torch.ones(())))
+        gain = tensors.get("activation_global_scale")
+        if gain is None:
+            gain = target / (std.float().square().sum(dim=-1) + _EPSILON).sqrt()
+        gain, size = gain.float(), 1 / (gain.float() + _EPSILON)
+        b = b - torch.einsum("ld,ldD->D", mean * gain[:, None], E)
+        E, D = E * gain[:, None, None], D * size[:, None, None]
+        c = c * size[:, None] + mean
+        whole = float(size.square().mean().sqrt())
         if len(E) > 1:
-            scales = [units.target * float(size) for size in units.size]
+            scales = [target * float(each) for each in size]
             fields |= {"site_scales": scales, "scales_folded": True, "activation_scale": 1.0}
     scale = (norms * whole).clamp(min=_LEAST)
     state = {

@@ -28,7 +28,8 @@ from torch import Tensor
 from ..io.errors import Refused
 from ..io.files import read_json
 from ..models import SAE, BatchTopKSAE, GatedSAE, MatryoshkaBatchTopKSAE, TopKSAE
-from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
+from ..models.base import fold_decoder_norms
+from .build import Format, State, build, check_plain, exported, refuse, to_jumprelu
 from .crosscoders import refuse_pickle
 from .sites import to_hook, to_site
 
@@ -115,26 +116,8 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
     Raises:
         ValueError: it holds more, or is damaged.
     """
-    _refuse_calls(path, source)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = "it holds more than tensors, and is not opened"
-        if not isinstance(error, pickle.UnpicklingError):
-            reason = "it is damaged"
-        raise Refused(f"{source}: {path.name} cannot be read: {reason}") from error
-    if not isinstance(content, dict):
-        raise Refused(f"{source}: {path.name} holds a {type(content).__name__}, not a state dict")
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            content[name] = value.clone()  # out of the file, which may be replaced
-    return content
-
-
-def _refuse_calls(path: Path, source: str) -> None:
-    """Refuse a torch file whose pickle does more than rebuild tensors, before it is opened."""
     what = f"{source}: {path.name} cannot be read:"
-    try:
+    try:  # its pickle's steps, before any of them is taken
         with zipfile.ZipFile(path) as archive:
             entries = [e for e in archive.infolist() if e.filename.endswith("/data.pkl")]
             if len(entries) != 1 or entries[0].file_size > _MAX_PICKLE:
@@ -151,6 +134,18 @@ def _refuse_calls(path: Path, source: str) -> None:
         raise Refused(f"{what} it is damaged") from error
     if any(step.name == "GLOBAL" and not _CALLS.fullmatch(str(name)) for step, name, _ in steps):
         raise Refused(f"{what} it holds more than tensors, and is not opened")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise Refused(f"{what} it holds more than tensors, and is not opened") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise Refused(f"{what} it is damaged") from error
+    if not isinstance(content, dict):
+        raise Refused(f"{source}: {path.name} holds a {type(content).__name__}, not a state dict")
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            content[name] = value.clone()  # out of the file, which may be replaced
+    return content
 
 
 def save(sae: SAE, folder: Path) -> None:
@@ -160,12 +155,51 @@ def save(sae: SAE, folder: Path) -> None:
         ValueError: the SAE is a transcoder, has token_norm or groupmax, or is TopK without relu.
     """
     refuse(sae, "dictionary_learning")
-    tensors, config = _theirs(sae)
+    k = getattr(sae.config, "k", None)
+    own = isinstance(sae, TopKSAE | BatchTopKSAE | GatedSAE)
+    state = exported(sae if own else to_jumprelu(sae))
+    shift = state["b_dec"] @ state["W_enc"]  # most classes subtract b_dec from the input
+    tensors = {
+        "encoder.weight": state["W_enc"].T.contiguous(),
+        "decoder.weight": state["W_dec"].T.contiguous(),
+    }
+    more: dict[str, Any] = {}
+    if not own:
+        dict_class, trainer_class, tensors = "JumpReluAutoEncoder", "JumpReluTrainer", state
+    elif isinstance(sae, MatryoshkaBatchTopKSAE):
+        dict_class, trainer_class = "MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer"
+        more = {"k": k, "group_sizes": [b - a for a, b in pairwise((0, *sae.config.ends))]}
+        tensors = state | {"b_enc": state["b_enc"] + shift}
+        tensors["group_sizes"] = torch.tensor(more["group_sizes"])
+        tensors["k"] = torch.tensor(k, dtype=torch.int)
+    elif isinstance(sae, GatedSAE):
+        dict_class, trainer_class = "GatedAutoEncoder", "GatedSAETrainer"
+        tensors |= {
+            "decoder_bias": state["b_dec"],
+            "r_mag": state["r_mag"],
+            "gate_bias": state["b_enc"] + shift,
+            "mag_bias": state["b_mag"] + state["r_mag"].exp() * shift,
+        }
+    else:
+        dict_class, trainer_class, more = "BatchTopKSAE", "BatchTopKTrainer", {"k": k}
+        if isinstance(sae, TopKSAE):
+            dict_class, trainer_class = "AutoEncoderTopK", "TopKTrainer"
+            if sae.config.selection != "topk" or not sae.config.relu:
+                raise Refused("dictionary_learning's TopK can only take the k largest after relu")
+        tensors |= {
+            "encoder.bias": state["b_enc"] + shift,
+            "b_dec": state["b_dec"],
+            "k": torch.tensor(k, dtype=torch.int),
+            "threshold": state.get("threshold", torch.tensor(-1.0)),
+        }
     layer = re.search(r"\.(\d+)", sae.config.site or "")
     hook = to_hook(sae.config.site, sae.config.model_name) or ""
     names = {theirs: ours for ours, theirs in _SUBMODULES.items()}
     kind = names.get(hook.rpartition(".")[2])
-    config |= {
+    config = {
+        "dict_class": dict_class,
+        "trainer_class": trainer_class,
+        **more,
         "activation_dim": sae.config.d_in,
         "dict_size": sae.config.d_sae,
         "lm_name": sae.config.model_name,
@@ -177,40 +211,4 @@ def save(sae: SAE, folder: Path) -> None:
     (folder / FILES[1]).write_text(text, encoding="utf-8")
 
 
-def _theirs(sae: SAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not isinstance(sae, TopKSAE | BatchTopKSAE | GatedSAE):
-        state = exported(to_jumprelu(sae))
-        return state, {"dict_class": "JumpReluAutoEncoder", "trainer_class": "JumpReluTrainer"}
-    state = exported(sae)
-    shift = state["b_dec"] @ state["W_enc"]  # these classes subtract b_dec from the input
-    if isinstance(sae, MatryoshkaBatchTopKSAE):
-        sizes = [b - a for a, b in pairwise((0, *sae.config.ends))]
-        state |= {"b_enc": state["b_enc"] + shift, "group_sizes": torch.tensor(sizes)}
-        state["k"] = torch.tensor(sae.config.k, dtype=torch.int)
-        name = "MatryoshkaBatchTopK"
-        names = {"dict_class": f"{name}SAE", "trainer_class": f"{name}Trainer"}
-        return state, {**names, "k": sae.config.k, "group_sizes": sizes}
-    shared = {"encoder.weight": state["W_enc"].T.contiguous()}
-    shared["decoder.weight"] = state["W_dec"].T.contiguous()
-    if isinstance(sae, GatedSAE):
-        return {
-            **shared,
-            "decoder_bias": state["b_dec"],
-            "r_mag": state["r_mag"],
-            "gate_bias": state["b_enc"] + shift,
-            "mag_bias": state["b_mag"] + state["r_mag"].exp() * shift,
-        }, {"dict_class": "GatedAutoEncoder", "trainer_class": "GatedSAETrainer"}
-    tensors = {
-        **shared,
-        "encoder.bias": state["b_enc"] + shift,
-        "b_dec": state["b_dec"],
-        "k": torch.tensor(sae.config.k, dtype=torch.int),
-        "threshold": state.get("threshold", torch.tensor(-1.0)),
-    }
-    if isinstance(sae, BatchTopKSAE):
-        names = {"dict_class": "BatchTopKSAE", "trainer_class": "BatchTopKTrainer"}
-        return tensors, {**names, "k": sae.config.k}
-    if sae.config.selection != "topk" or not sae.config.relu:
-        raise Refused("dictionary_learning's TopK can only take the k largest after relu")
-    names = {"dict_class": "AutoEncoderTopK", "trainer_class": "TopKTrainer"}
-    return tensors, {**names, "k": sae.config.k}
+FORMAT = Format(FILES, load, save, FILES[1], about)

@@ -3,65 +3,38 @@
 import os
 import shutil
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from pickle import UnpicklingError
-from tokenize import TokenError
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 from safetensors import SafetensorError
 from transformers import AutoModel
 
 from ..io.errors import Damaged, Refused, one_line
-from ..io.file_names import CONFIG, WEIGHTS, WEIGHTS_INDEX
+from ..io.file_names import CONFIG, FINGERPRINT, WEIGHTS, WEIGHTS_INDEX
 from ..io.files import open_to_readers, read_json
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
 from . import (
     circuit_tracer,
-    circuit_tracer_clt,
+    cross_layer,
     crosscoders,
     dictionary_learning,
     gemma_scope,
-    gemma_scope_2,
-    gemma_scope_2_layers,
     openai,
     saelens,
     sparsify,
 )
+from .build import OF_FILES, Format
 
 
-class Format(NamedTuple):
-    """A file format of SAEs."""
+def load_own(folder: Path, source: str) -> SAE:
+    """The SAE in `folder`, in hfsae's format or as crosscoders' library uploads them.
 
-    files: tuple[str, ...]
-    """patterns of the file names that mark a folder as this format; a|b: either"""
-    load: Callable[..., SAE]
-    save: Callable[[SAE, Path], None]
-    config: str | None = None
-    """the JSON file among these that describes the SAE, where paths leave that out"""
-    about: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    """site (or a hook, which names the layer), d_sae, k and target_l0 in that file's content"""
-    is_file: bool = False
-    """each file of the first pattern is an SAE, and the folder is not"""
-    is_written_as_file: bool = False
-    save_set: Callable[[Sequence[SAE], Path], None] | None = None
-    """writes several SAEs, of which the format makes one folder"""
-
-    @classmethod
-    def of(cls, module: Any, **fields: Any) -> "Format":
-        """That of a module with FILES, load and save. One with `about` has the JSON file second in
-        FILES."""
-        if hasattr(module, "about"):
-            fields |= {"config": module.FILES[1], "about": module.about}
-        return cls(module.FILES, module.load, module.save, **fields)
-
-
-def _load_own(folder: Path, source: str) -> SAE:
+    Raises:
+        ValueError: no variant of hfsae has the config's `model_type`.
+    """
     config = read_json(folder / CONFIG)
     if crosscoders.is_uploaded(config):  # the same two names of files
         return crosscoders.load(folder, source)
@@ -69,36 +42,27 @@ def _load_own(folder: Path, source: str) -> SAE:
     return AutoModel.from_pretrained(folder).eval()
 
 
-def _save_own(sae: SAE, folder: Path) -> None:
-    sae.folded().save_pretrained(folder)
-
-
-def _about_own(config: dict[str, Any]) -> dict[str, Any]:
-    return crosscoders.about(config) if crosscoders.is_uploaded(config) else config
-
-
 # The first format whose files are all there is taken.
 FORMATS = {
     "hfsae": Format(
-        (CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"), _load_own, _save_own, CONFIG, _about_own
+        files=(CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"),
+        load=load_own,
+        save=lambda sae, folder: sae.folded().save_pretrained(folder),
+        config=CONFIG,
+        about=lambda c: crosscoders.about(c) if crosscoders.is_uploaded(c) else c,
+        optional=(FINGERPRINT,),
     ),
-    "gemma_scope": Format.of(gemma_scope),
-    "gemma_scope_2": Format.of(gemma_scope_2),
-    "gemma_scope_2_layers": Format.of(gemma_scope_2_layers),
-    "saelens": Format.of(saelens),
-    "sparsify": Format.of(sparsify),
-    "dictionary_learning": Format.of(dictionary_learning),
-    "crosscoder": Format.of(crosscoders),
-    "model_diff": Format(
-        crosscoders.OF_TWO_MODELS,
-        crosscoders.load_of_two_models,
-        crosscoders.refuse_to_write,
-        crosscoders.OF_TWO_MODELS[1],
-        crosscoders.about_two_models,
-    ),
-    "circuit_tracer": Format.of(circuit_tracer, is_file=True, save_set=circuit_tracer.save_set),
-    "circuit_tracer_clt": Format.of(circuit_tracer_clt),
-    "openai": Format.of(openai, is_file=True, is_written_as_file=True),
+    "gemma_scope": gemma_scope.FORMAT,
+    "gemma_scope_2": gemma_scope.FORMAT_2,
+    "gemma_scope_2_layers": cross_layer.GEMMA_SCOPE,
+    "saelens": saelens.FORMAT,
+    "sparsify": sparsify.FORMAT,
+    "dictionary_learning": dictionary_learning.FORMAT,
+    "crosscoder": crosscoders.FORMAT,
+    "model_diff": crosscoders.OF_TWO_MODELS,
+    "circuit_tracer": circuit_tracer.FORMAT,
+    "circuit_tracer_clt": cross_layer.CIRCUIT_TRACER,
+    "openai": openai.FORMAT,
 }
 
 
@@ -135,13 +99,6 @@ def matching(names: Iterable[str], patterns: str) -> list[str]:
     return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns.split("|"))]
 
 
-# Exceptions of readers on damaged or hostile files; RuntimeError comes from torch, zipfile, and
-# deep nesting.
-_OF_FILES = (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError)
-_OF_FILES += (RuntimeError, ArithmeticError, EOFError, MemoryError, BadZipFile, UnpicklingError)
-_OF_FILES += (TokenError, zlib.error)  # of a .npy header, and of a compressed part
-
-
 def load_folder(path: Path, format_name: str, source: str, **options: object) -> SAE:
     """The SAE at a path that `find` returned.
 
@@ -150,7 +107,7 @@ def load_folder(path: Path, format_name: str, source: str, **options: object) ->
     """
     try:
         return FORMATS[format_name].load(path, source, **options)
-    except _OF_FILES as error:
+    except OF_FILES as error:
         reason = one_line(error)
         if isinstance(error, KeyError):
             reason = f"it lacks {reason}"
@@ -170,7 +127,9 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
         ValueError: the format is unknown, cannot hold this SAE, or the destination is taken.
     """
     form = _format(to)
-    with _new(Path(destination), form.is_written_as_file) as written:
+    if form.save is None:
+        raise Refused(f"files of {to!r} are read and not written; write hfsae's own format")
+    with _new(Path(destination), form.is_file and form.save_set is None) as written:
         form.save(sae, written)
     return Path(destination)
 

@@ -12,10 +12,9 @@ import torch
 
 from ..io.errors import Refused
 from ..models import SAE, ReLUSAE, TopKSAE
-from .build import build, exported, refuse
+from .build import Format, build, exported, refuse
 from .dictionary_learning import read_tensors
 
-FILES = ("*.pt",)
 _TENSORS = {
     "pre_bias": "b_dec",
     "latent_bias": "b_enc",
@@ -82,3 +81,6 @@ def save(sae: SAE, file: Path) -> None:
         postact = "ReLU" if sae.config.relu else "Identity"
         tensors["activation_state_dict"] = {"k": sae.config.k, "postact_fn": postact}
     torch.save(tensors, file)
+
+
+FORMAT = Format(("*.pt",), load, save, is_file=True)

@@ -73,13 +73,16 @@ class SAEBenchSAE:
         is_known = isinstance(sae, ReLUSAE | TopKSAE)
         self.sae = (sae.folded() if is_known else to_jumprelu(sae)).eval()
         self.sae.requires_grad_(False)
+        architecture = "topk" if isinstance(self.sae, TopKSAE) else "standard"
+        if isinstance(self.sae, JumpReLUSAE):
+            architecture = "jumprelu"
         self.cfg = SAEBenchConfig(
             model_name=model_name or str(config.model_name),
             hook_name=hook,
             hook_layer=int(layer[0]),
             d_in=config.d_in,
             d_sae=config.d_sae,
-            architecture=_architecture(self.sae),
+            architecture=architecture,
             dtype=_name(self.dtype),
             prepend_bos=config.bos != "none" if prepend_bos is None else prepend_bos,
         )
@@ -129,12 +132,6 @@ class SAEBenchSAE:
     def b_dec(self) -> Float[Tensor, " d_in"]:
         """Decoder bias, scales folded."""
         return self.sae.b_dec
-
-
-def _architecture(sae: SAE) -> str:
-    if isinstance(sae, JumpReLUSAE):
-        return "jumprelu"
-    return "topk" if isinstance(sae, TopKSAE) else "standard"
 
 
 def _name(dtype: torch.dtype) -> str:

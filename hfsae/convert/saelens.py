@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from ..io.errors import Refused
 from ..io.files import read_json, read_tensors
 from ..models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
-from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
+from ..models.base import fold_decoder_norms
+from .build import Format, State, build, check_plain, exported, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site
 
 FILES = ("sae_weights.safetensors", "cfg.json")
@@ -52,7 +53,6 @@ _VARIANTS = {
     "jumprelu_transcoder": "jumprelu_sae",
     "jumprelu_skip_transcoder": "jumprelu_sae",
 }
-_GATED = {"b_gate": "b_enc"}
 
 
 def load(folder: Path, source: str) -> SAE:
@@ -74,16 +74,33 @@ def load(folder: Path, source: str) -> SAE:
         raise Refused(
             f"{source}: it was fine-tuned with a scaling_factor, which hfsae does not support"
         )
-    fields, scaler = _fields(config, source), folder / SCALER
-    if architecture == "gated":
-        state = {_GATED.get(name, name): tensor for name, tensor in state.items()}
+    normalised, is_transcoder = config["normalize_activations"], "transcoder" in architecture
+    if normalised == "covariance_whitening":
+        raise Refused(f"{source}: whitening is not folded in it; export it from SAELens first")
+    if normalised not in _TOKEN_NORMS or (is_transcoder and _TOKEN_NORMS[normalised] != "none"):
+        raise Refused(
+            f"{source}: hfsae has no {architecture} with normalize_activations={normalised!r}"
+        )
+    model_name, scaler = config.get("model_name"), folder / SCALER
+    fields: dict[str, Any] = {
+        "model_name": hub_id(model_name),
+        "site": to_site(config.get("hook_name"), model_name),
+        "token_norm": _TOKEN_NORMS[normalised],
+        "subtract_b_dec": config.get("apply_b_dec_to_input", True) and not is_transcoder,
+    }
+    if is_transcoder:
+        fields["target_site"] = to_site(config.get("hook_name_out"), model_name) or "unknown"
+    if architecture == "topk":
+        fields["k"] = config["k"]
+    if architecture == "gated" and "b_gate" in state:
+        state["b_enc"] = state.pop("b_gate")
     check_plain(state, source)
     if _VARIANTS[architecture] == "jumprelu_sae":
         if "log_threshold" in state:
             state["threshold"] = state.pop("log_threshold").float().exp()
         if "threshold" in state:
             state["threshold"] = state["threshold"].clamp(min=0)  # SAELens applies relu as well
-    if config["normalize_activations"] == "expected_average_only_in" and not scaler.is_file():
+    if normalised == "expected_average_only_in" and not scaler.is_file():
         warnings.warn(
             f"{source} was trained on activations times a scale that its files do not hold; it is "
             "loaded without it, as in SAELens",
@@ -131,31 +148,6 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
     return {"architecture": "standard", **(config.get("metadata") or {}), **config}
 
 
-def _fields(config: dict[str, Any], source: str) -> dict[str, Any]:
-    normalised = config["normalize_activations"]
-    is_transcoder = "transcoder" in config["architecture"]
-    if normalised == "covariance_whitening":
-        raise Refused(f"{source}: whitening is not folded in it; export it from SAELens first")
-    if normalised not in _TOKEN_NORMS or (is_transcoder and _TOKEN_NORMS[normalised] != "none"):
-        raise Refused(
-            f"{source}: hfsae has no {config['architecture']} with "
-            f"normalize_activations={normalised!r}"
-        )
-    model_name, hook = config.get("model_name"), config.get("hook_name")
-    fields: dict[str, Any] = {
-        "model_name": hub_id(model_name),
-        "site": to_site(hook, model_name),
-        "token_norm": _TOKEN_NORMS[normalised],
-        "subtract_b_dec": config.get("apply_b_dec_to_input", True) and not is_transcoder,
-    }
-    if is_transcoder:
-        target = to_site(config.get("hook_name_out"), model_name)
-        fields["target_site"] = target or "unknown"
-    if config["architecture"] == "topk":
-        fields["k"] = config["k"]
-    return fields
-
-
 def save(sae: SAE, folder: Path) -> None:
     """Write `sae_weights.safetensors` and `cfg.json`.
 
@@ -175,10 +167,25 @@ def to_saelens(sae: SAE) -> tuple[dict[str, Any], State]:
         sae = to_jumprelu(sae)
     refuse(sae, "SAELens", transcoder=True, skip_connection=True, token_norm=True)
     config, state = sae.config, exported(sae)
+    transcodes = config.is_transcoder or config.skip_connection  # nothing else has a skip there
+    skip = "skip_" * config.skip_connection
+    if isinstance(sae, ReLUSAE):
+        architecture = f"{skip}transcoder" if transcodes else "standard"
+    elif isinstance(sae, JumpReLUSAE):
+        architecture = f"jumprelu_{skip}transcoder" if transcodes else "jumprelu"
+    elif transcodes:
+        kind = "transcoders" if config.is_transcoder else "with a skip connection"
+        raise Refused(f"SAELens files hold no {type(sae).__name__} {kind}")
+    elif isinstance(sae, GatedSAE):
+        architecture = "gated"
+    elif isinstance(sae, TopKSAE) and config.selection == "topk" and config.relu:
+        architecture = "topk"
+    else:
+        raise Refused("SAELens' topk can only take the k largest of all, after relu")
     hook = to_hook(config.site, config.model_name)
     token_norms = {ours: theirs for theirs, ours in reversed(_TOKEN_NORMS.items())}
     written: dict[str, Any] = {
-        "architecture": _architecture(sae),
+        "architecture": architecture,
         "d_in": config.d_in,
         "d_sae": config.d_sae,
         "dtype": "float32",
@@ -193,7 +200,7 @@ def to_saelens(sae: SAE) -> tuple[dict[str, Any], State]:
             "prepend_bos": config.bos != "none",
         },
     }
-    if _transcodes(sae):
+    if transcodes:
         site = config.target_site or config.site
         target = to_hook(site, config.model_name) or site
         written |= {"d_out": config.d_out}
@@ -227,22 +234,4 @@ def to_sae_lens_object(sae: SAE) -> Any:
     return made.to(device=str(sae.device)).eval()
 
 
-def _transcodes(sae: SAE) -> bool:
-    """Whether it is a transcoder to SAELens, which has skip connections in nothing else."""
-    return sae.config.is_transcoder or sae.config.skip_connection
-
-
-def _architecture(sae: SAE) -> str:
-    skip = "skip_" * sae.config.skip_connection
-    if isinstance(sae, ReLUSAE):
-        return f"{skip}transcoder" if _transcodes(sae) else "standard"
-    if isinstance(sae, JumpReLUSAE):
-        return f"jumprelu_{skip}transcoder" if _transcodes(sae) else "jumprelu"
-    if _transcodes(sae):
-        kind = "transcoders" if sae.config.is_transcoder else "with a skip connection"
-        raise Refused(f"SAELens files hold no {type(sae).__name__} {kind}")
-    if isinstance(sae, GatedSAE):
-        return "gated"
-    if isinstance(sae, TopKSAE) and sae.config.selection == "topk" and sae.config.relu:
-        return "topk"
-    raise Refused("SAELens' topk can only take the k largest of all, after relu")
+FORMAT = Format(FILES, load, save, FILES[1], about, optional=(SCALER,))

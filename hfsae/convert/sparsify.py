@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ..io.errors import Refused
 from ..io.files import read_json, read_tensors
 from ..models import SAE, TopKSAE
-from .build import build, exported, refuse
+from .build import Format, build, exported, refuse
 
 FILES = ("sae.safetensors", "cfg.json")
 
@@ -101,3 +101,6 @@ def save(sae: SAE, folder: Path) -> None:
     }
     save_file(tensors, folder / FILES[0])
     (folder / FILES[1]).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+FORMAT = Format(FILES, load, save, FILES[1], about)

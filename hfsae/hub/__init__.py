@@ -1,7 +1,6 @@
 """Push to the Hub, fetch from it, and load SAEs by name.
 
-push       a push, as it is asked for
-upload     one atomic commit: look, plan, print, send
+upload     a push, one atomic commit: look, plan, print, send
 outgoing   what of a folder others may see: files on a list, without keys and local paths
 download   a repository's files, listed and fetched
 suite      load and list SAEs by layer, width and L0

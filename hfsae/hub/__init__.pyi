@@ -1,13 +1,9 @@
 """Names of the room, and where each is imported from at its first use."""
 
-from .download import Listing as Listing
-from .download import fetch as fetch
 from .download import list_files as list_files
 from .outgoing import files_to_publish as files_to_publish
 from .outgoing import is_sae as is_sae
 from .outgoing import published as published
-from .push import push as push
-from .push import push_sae as push_sae
 from .space import requirement as requirement
 from .space import write_space as write_space
 from .suite import SAEEntry as SAEEntry
@@ -16,3 +12,5 @@ from .suite import formats_in as formats_in
 from .suite import list_saes as list_saes
 from .suite import load as load
 from .suite import load_set as load_set
+from .upload import push as push
+from .upload import push_sae as push_sae

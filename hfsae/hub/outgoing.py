@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
-from transformers import AutoConfig
 
 from ..cards import front_of
 from ..io.checksums import PUBLISHED, refuse_changed, refuse_mixture, resealed
@@ -36,7 +35,6 @@ from ..io.file_names import (
 from ..io.files import parse_yaml, read_json, read_table
 from ..io.local_paths import without_local_paths
 from ..io.secrets import keys_of_environment
-from ..models.fingerprint import renamed
 from ..packaged import known_licence, licence_conflict
 
 logger = logging.getLogger(__name__)
@@ -72,9 +70,14 @@ def files_to_publish(home: Path) -> Iterator[Path]:
     for pattern in PUSHED:
         for path in sorted(home.glob(pattern)):
             on_the_way = [path, *list(path.parents)[: len(path.relative_to(home).parts) - 1]]
-            link = next((p for p in on_the_way if p.is_symlink()), None)
-            if link is not None and not _is_cached(path):
-                raise Refused(link_refusal(link, home))
+            if link := next((p for p in on_the_way if p.is_symlink()), None):
+                blobs = [
+                    (p.parent / "blobs").resolve()
+                    for p in path.absolute().parents
+                    if p.name == "snapshots"
+                ]
+                if path.resolve().parent not in blobs:  # of the Hub's cache
+                    raise Refused(link_refusal(link, home))
             if path.is_file():
                 yield path
 
@@ -85,12 +88,6 @@ def link_refusal(link: Path, folder: Path) -> str:
         f"{link.relative_to(folder)} in {folder} is a link to {link.resolve()}; put a copy in its "
         "place, or remove it: links are not sent"
     )
-
-
-def _is_cached(path: Path) -> bool:
-    """Whether the path is a link in the Hub's cache, from a snapshot to a blob."""
-    snapshots = [p for p in path.absolute().parents if p.name == "snapshots"]
-    return any(path.resolve().parent == (p.parent / "blobs").resolve() for p in snapshots)
 
 
 def is_sae(folder: Path) -> bool:
@@ -106,19 +103,14 @@ def is_of_hfsae(folder: Path) -> bool:
 
 def refuse_unsound(home: Path) -> None:
     """Refuse an SAE's folder with results of other weights, or changed since they were written, or
-    of language models in the place of each other.
+    of language models in the place of each other; another model than in the config is logged: its
+    copy may have another name.
 
     Raises:
         ValueError: the sentence names the file and the remedy.
     """
     refuse_mixture(home, PUBLISHED)
     refuse_changed(home)
-    _refuse_swapped_models(home)
-
-
-def _refuse_swapped_models(home: Path) -> None:
-    """Refuse an SAE over several language models where its run or a record names them in the place
-    of each other; another model than in the config is logged: its copy may have another name."""
     ours = read_json(home / CONFIG).get("model_names") or {}
     recipes = [folder / RECIPE for folder in (home, *home.parents[:3])]
     recipe = next((path for path in recipes if path.is_file()), home / RECIPE)
@@ -146,6 +138,10 @@ def published(path: Path, include_code: bool = False) -> Path | bytes:
     """A file's public version: records lose the paths of this machine, and are sealed again."""
     home, name = in_folder(path)
     if name == FINGERPRINT:  # with the public config's hash: there a model's folder is `./name`
+        from transformers import AutoConfig
+
+        from ..models.fingerprint import renamed
+
         config = path.with_name(CONFIG)
         fields = read_json(config) if config.is_file() else {}
         names = {key: fields[key] for key in ("model_name", "model_names") if fields.get(key)}
@@ -221,7 +217,19 @@ def _searched(content: Path | bytes) -> Iterator[bytes]:
 def licence_notes(cards: Iterable[str]) -> list[str]:
     """A sentence for each way in which SAEs' cards lack a licence, or have one that leaves out the
     terms of their language model; each once."""
-    return list(dict.fromkeys(note for card in cards if (note := _licence_note(card))))
+    notes = []
+    for card in cards:
+        named = front_of(card).get("license")
+        conflicts = filter(None, (licence_conflict(named, model) for model in _models(card)))
+        if conflict := next(conflicts, None):
+            sentence, licence = conflict
+            notes.append(f"{sentence}; {_LICENCE_HOW.format(licence)}")
+        elif named is None:
+            how = _LICENCE_HOW.format("apache-2.0")
+            notes.append(
+                f"no licence is named, so others may not use it: {how}, or another licence"
+            )
+    return list(dict.fromkeys(notes))
 
 
 def licence_of(card: str, lm_name: str | None = None) -> str | None:
@@ -237,14 +245,3 @@ def licence_of(card: str, lm_name: str | None = None) -> str | None:
 def _models(card: str) -> list[str]:
     models = front_of(card).get("base_model") or []
     return models if isinstance(models, list) else [models]
-
-
-def _licence_note(card: str) -> str:
-    named = front_of(card).get("license")
-    for model in _models(card):
-        if conflict := licence_conflict(named, model):
-            return f"{conflict.sentence}; {_LICENCE_HOW.format(conflict.licence_id)}"
-    if named is None:
-        how = _LICENCE_HOW.format("apache-2.0")
-        return f"no licence is named, so others may not use it: {how}, or another licence"
-    return ""

@@ -22,9 +22,8 @@ from transformers import CONFIG_MAPPING
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..convert.formats import FORMATS, find, load_folder, matching
-from ..convert.saelens import SCALER
 from ..io.errors import Refused, refuse_absent_source
-from ..io.file_names import CONFIG, EVALUATION, FINGERPRINT, WEIGHTS_INDEX
+from ..io.file_names import CONFIG, EVALUATION, WEIGHTS_INDEX
 from ..io.files import read_json
 from ..io.processor import refuse_absent
 from ..models import SAE
@@ -41,8 +40,6 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
 _LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
 _MAX_FETCHED = 2**24  # bytes of a JSON file, to load or list an SAE; a config is a few thousand
-_OPTIONAL = {"hfsae": (FINGERPRINT,), "saelens": (SCALER,)}
-_OPTIONAL["gemma_scope_2_layers"] = (CONFIG,)
 
 
 class SAEEntry(NamedTuple):
@@ -81,10 +78,32 @@ def list_saes(
     if listing.commit is not None and not is_single:
         return entries
     how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    return [
-        _from_records(e, listing, how) if FORMATS[e.format].config and None in e[2:] else e
-        for e in entries
-    ]
+    for i, entry in enumerate(entries):
+        form = FORMATS[entry.format]
+        if form.config is None or None not in entry[2:]:
+            continue
+        prefix = f"{entry.path}/" if entry.path else ""
+        listed = (form.config, EVALUATION)  # which have what a path leaves out
+        there = [name for name in listed if prefix + name in listing.files]
+        names = [name for name in there if (listing.files[prefix + name] or 0) < _MAX_FETCHED]
+        try:
+            folder = _folder_with(names, entry, listing, how)
+            records = {n: read_json(folder / n) for n in names if folder is not None}
+            config, evaluation = (records.get(name, {}) for name in listed)
+            about = form.about(config)
+            layer, width = _LAYER.search(about.get("site") or ""), about.get("d_sae")
+            measured = evaluation.get("metrics", {}).get("l0", {}).get("value")
+            l0 = l0_goal(about) if measured is None else measured
+            facts = {
+                "layer": int(layer[1]) if layer else None,
+                "width": None if width is None else int(width),
+                "l0": None if l0 is None else round(float(l0), 1),
+            }
+            facts = {name: fact for name, fact in facts.items() if getattr(entry, name) is None}
+            entries[i] = entry._replace(**facts)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            logger.warning("layer, width and L0 of %s are unknown: %s", listing.repo_id, error)
+    return entries
 
 
 def formats_in(folder: Path) -> set[str]:
@@ -132,7 +151,16 @@ def load(
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
             raise Refused(f"dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
         dtype = kind
-    device = _one_device(device, device_map)
+    if device_map is not None and device is not None:
+        raise Refused(f"device={device!r} and device_map={device_map!r} are one thing; give device")
+    if isinstance(device_map, dict):
+        if {*device_map} != {""}:
+            raise Refused(f"device_map={device_map!r}: an SAE lies on one device; give device")
+        device = device_map[""]
+    elif device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    elif device_map is not None:
+        device = device_map
     refuse_absent(device)
     listing = _list(source, revision, token, cache_dir, local_files_only)
     entries = _entries(listing.files)
@@ -181,25 +209,6 @@ def load_set(
     entries.sort(key=lambda e: (math.inf if e.layer is None else e.layer, e.path))
     how: dict[str, Any] = {**hub, "dtype": dtype, "device": device}
     return {entry.path: load(source, subfolder=entry.path, **how) for entry in entries}
-
-
-def _one_device(device: Any, device_map: Any) -> Any:
-    """The device that either argument names.
-
-    Raises:
-        ValueError: both are given, or a map of several places.
-    """
-    if device_map is None:
-        return device
-    if device is not None:
-        raise Refused(f"device={device!r} and device_map={device_map!r} are one thing; give device")
-    if isinstance(device_map, dict):
-        if {*device_map} != {""}:
-            raise Refused(f"device_map={device_map!r}: an SAE lies on one device; give device")
-        return device_map[""]
-    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    return device_map
 
 
 def files_beside(
@@ -254,32 +263,6 @@ def _folder_with(
 def _names_nothing(entry: SAEEntry) -> bool:
     """Whether the path names no layer, width or L0."""
     return entry[2:] == (None, None, None)
-
-
-def _from_records(entry: SAEEntry, listing: Listing, how: dict[str, Any]) -> SAEEntry:
-    """The entry completed from the SAE's config and metrics; unchanged if these are unreadable."""
-    prefix = f"{entry.path}/" if entry.path else ""
-    form = FORMATS[entry.format]
-    listed = (str(form.config), EVALUATION)  # which have what a path leaves out
-    there = [name for name in listed if prefix + name in listing.files]
-    names = [name for name in there if (listing.files[prefix + name] or 0) < _MAX_FETCHED]
-    try:
-        folder = _folder_with(names, entry, listing, how)
-        records = {n: read_json(folder / n) for n in names if folder is not None}
-        config, evaluation = (records.get(name, {}) for name in listed)
-        about = form.about(config)
-        layer, width = _LAYER.search(about.get("site") or ""), about.get("d_sae")
-        measured = evaluation.get("metrics", {}).get("l0", {}).get("value")
-        l0 = l0_goal(about) if measured is None else measured
-        facts = {
-            "layer": int(layer[1]) if layer else None,
-            "width": None if width is None else int(width),
-            "l0": None if l0 is None else round(float(l0), 1),
-        }
-        return entry._replace(**{k: v for k, v in facts.items() if getattr(entry, k) is None})
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        logger.warning("layer, width and L0 of %s are unknown: %s", listing.repo_id, error)
-        return entry
 
 
 def _refuse_another(
@@ -390,7 +373,18 @@ def _pick(
     if not is_known:
         raise Refused(f"l0 must be positive and finite, or one of {', '.join(_WORDS)}; got {l0!r}")
     if not entries:
-        raise Refused(_no_sae(listing, source))
+        kinds = {
+            ADAPTER_CONFIG_NAME: "a PEFT adapter",
+            "tokenizer.json": "a language model or a tokenizer",
+            CONFIG: "a model without model.safetensors",
+            "app.py": "a Space",
+        }
+        kind = next((kind for name, kind in kinds.items() if name in listing.files), None)
+        some = ", ".join(sorted({*listing.files} - {".gitattributes"})[:5]) or "nothing"
+        raise Refused(
+            f"{source} holds no SAE in a known format ({', '.join(FORMATS)}): "
+            + (f"it looks like {kind}" if kind else f"it holds {some}")
+        )
     if (subfolder, layer, width, l0) == ("", None, None, None) and entries[0].path == "":
         return entries[0]  # the repository itself is an SAE; others lie below it
     exact = [e for e in entries if subfolder and e.path == subfolder.rstrip("/")]
@@ -433,27 +427,13 @@ def _options(entries: list[SAEEntry]) -> str:
     return ", ".join(shown) + more
 
 
-def _no_sae(listing: Listing, source: str) -> str:
-    names = {*listing.files}
-    kinds = {
-        ADAPTER_CONFIG_NAME: "a PEFT adapter",
-        "tokenizer.json": "a language model or a tokenizer",
-        CONFIG: "a model without model.safetensors",
-        "app.py": "a Space",
-    }
-    looks = next((f"it looks like {kind}" for name, kind in kinds.items() if name in names), "")
-    some = ", ".join(sorted(names - {".gitattributes"})[:5]) or "nothing"
-    formats = ", ".join(FORMATS)
-    return f"{source} holds no SAE in a known format ({formats}): {looks or f'it holds {some}'}"
-
-
 def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     """The files of one SAE, their sizes checked."""
     form, there = FORMATS[entry.format], listing.files
     folder = str(PurePosixPath(entry.path).parent) if form.is_file else entry.path
     prefix = "" if folder in ("", ".") else f"{folder}/"
     beside = [p.removeprefix(prefix) for p in there if p.startswith(prefix)]
-    patterns = (*form.files[form.is_file :], *_OPTIONAL.get(entry.format, ()))
+    patterns = (*form.files[form.is_file :], *form.optional)
     needed = [entry.path] * form.is_file
     needed += [prefix + name for p in patterns for name in matching(beside, p) if "/" not in name]
     if f"{prefix}{WEIGHTS_INDEX}" in needed:

