@@ -1,6 +1,6 @@
 """The `hfsae` command. Bad input is one sentence and exit code 2.
 
-A verb's module is imported when the verb is named: what needs no tensors imports no torch.
+The verbs are imported when one is named: what needs no tensors imports no torch.
 """
 
 import ctypes
@@ -43,8 +43,17 @@ def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda *args, **kwargs: printable_lines(
         _plain_warning(*args, **kwargs)
     )
+    argv = [argv[1], "--help"] if argv[:1] == ["help"] and argv[1:] else argv
     try:
-        _dispatch(argv)
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(_help())
+        elif argv[0] == "--version":
+            print(f"hfsae {version('hfsae')}")
+        elif argv[0] in VERBS:
+            _prepare(argv)
+            function_of(argv[0])(argv[1:])
+        else:
+            raise Refused(with_names(f"unknown verb {argv[0]!r}", argv[0], list(VERBS)))
     except BrokenPipeError:  # `hfsae show FOLDER | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and stay silent at exit
     except (ValueError, OSError) as error:
@@ -68,24 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _dispatch(argv: list[str]) -> None:
-    if argv[:1] == ["help"] and argv[1:]:
-        _dispatch([argv[1], "--help"])
-    elif not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())
-    elif argv[0] == "--version":
-        print(f"hfsae {version('hfsae')}")
-    elif argv[0] in VERBS:
-        _prepare(argv)
-        function_of(argv[0])(argv[1:])
-    else:
-        raise Refused(with_names(f"unknown verb {argv[0]!r}", argv[0], list(VERBS)))
-
-
 def function_of(verb: str) -> Callable[[list[str]], None]:
     """The function that runs a verb."""
-    module, _, name = VERBS[verb].function.partition(".")
-    return getattr(import_module(f".{module}", __package__), name)
+    return getattr(import_module(".verbs", __package__), f"{verb}_verb")
 
 
 def _prepare(argv: list[str]) -> None:
