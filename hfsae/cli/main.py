@@ -90,7 +90,13 @@ def _prepare(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[log])
     for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    after_importing("transformers.utils.logging", _quieten_transformers, own="hfsae")
+
+    def quieten_transformers() -> None:
+        import_module("transformers.utils.logging").disable_progress_bar()  # it would hide hfsae's
+        for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
+            handler.setFormatter(_PrintableFormatter())
+
+    after_importing("transformers.utils.logging", quieten_transformers, own="hfsae")
     # recipes and folders cannot name modules to import: they may come from anybody
     for flag, value in pairwise([*argv, ""]):
         module = value if flag == "--import" and not value.startswith("-") else ""
@@ -100,12 +106,6 @@ def _prepare(argv: list[str]) -> None:
             from ..models import register_variants
 
             register_variants(module)
-
-
-def _quieten_transformers() -> None:
-    import_module("transformers.utils.logging").disable_progress_bar()  # it would hide hfsae's
-    for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
-        handler.setFormatter(_PrintableFormatter())
 
 
 def _help() -> str:

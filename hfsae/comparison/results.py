@@ -210,46 +210,36 @@ def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
             for m in with_weights
         }
         for m in with_weights:
-            new = {s: _matched(rows[m.seed], other) for s, other in rows.items() if s != m.seed}
-            agreement[m.key] = {**m.agreement, **new}
+            agreement[m.key] = {**m.agreement}
+            for seed, other in rows.items():
+                if seed != m.seed:
+                    parts = rows[m.seed].split(_ROWS_AT_ONCE)
+                    best = torch.cat([(some @ other.T).amax(dim=1) for some in parts])
+                    share = (best > MATCHED).float().mean()
+                    agreement[m.key][seed] = float(best.mean()), float(share)
     return [m._replace(agreement=agreement.get(m.key, m.agreement)) for m in measured]
 
 
-def _matched(rows: Tensor, others: Tensor) -> tuple[float, float]:
-    best = torch.cat([(some @ others.T).amax(dim=1) for some in rows.split(_ROWS_AT_ONCE)])
-    return float(best.mean()), float((best > MATCHED).float().mean())
-
-
-class Harvest(NamedTuple):
-    """The marks by which readings of the training text are compared."""
-
-    n_tokens: int
-    norm_limits: tuple[float, ...]
-    digests: tuple[str, ...]
-    """hash of all activations at each site; empty where a training did not record it"""
-
-
-def harvests(measured: Sequence[Measured]) -> Counter[Harvest]:
-    """How many SAEs saw which harvest."""
+def harvests(
+    measured: Sequence[Measured],
+) -> Counter[tuple[int, tuple[float, ...], tuple[str, ...]]]:
+    """How many SAEs saw which harvest, by the marks by which readings of the training text are
+    compared: the number of tokens, the norm limits, and the hash of all activations at each site
+    (empty where a training did not record it)."""
     of_saes = [m.record["harvested"] for m in measured]
-    limits = _at_common_sites([harvested["norm_limits"] for harvested in of_saes])
-    digests = _at_common_sites([harvested.get("digests", {}) for harvested in of_saes])
-    lengths = [m.record["n_tokens"] for m in measured]
-    return Counter(map(Harvest, lengths, limits, digests))
+    marks = []
+    for by_site in ([h["norm_limits"] for h in of_saes], [h.get("digests", {}) for h in of_saes]):
+        common = sorted(set.intersection(*map(set, by_site)))  # arms may read more than one
+        marks.append([tuple(values[site] for site in common) for values in by_site])
+    return Counter(zip([m.record["n_tokens"] for m in measured], *marks, strict=True))
 
 
 def n_harvests(measured: Sequence[Measured]) -> int:
     """In how many ways the text was read, by the norm limits and, among trainings of one length,
     the hashes. 1: all arms saw the same activations."""
     found = harvests(measured)
-    of_length = Counter(each.n_tokens for each in found)
-    return max(len({each.norm_limits for each in found}), *of_length.values())
-
-
-def _at_common_sites(by_site: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Each one's values at the sites that all have: arms may read more than one."""
-    common = sorted(set.intersection(*map(set, by_site)))
-    return [tuple(values[site] for site in common) for values in by_site]
+    of_length = Counter(n_tokens for n_tokens, *_ in found)
+    return max(len({limits for _, limits, _ in found}), *of_length.values())
 
 
 def save_results(comparison: Comparison, measured: Sequence[Measured], command: str) -> None:
