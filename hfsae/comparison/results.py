@@ -142,11 +142,35 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
     Raises:
         ValueError: a file is damaged, or two SAEs were evaluated on different documents.
     """
-    measured = [
-        _read(run, name, kept.get((run.arm, run.seed, name)))
-        for run in runs
-        for name in run.folders
-    ]
+    measured = []
+    every = [(run, name, folder) for run in runs for name, folder in run.folders.items()]
+    for run, name, folder in every:
+        old = kept.get((run.arm, run.seed, name))
+        if old and not is_measured(run, name):
+            measured.append(old._replace(folder=folder))
+            continue
+        evaluation = EvaluationResult.from_dict(read_json(folder / EVALUATION))
+        of_texts = {text: e.metrics for text, e in evaluation.texts.items()}
+        m = Measured(
+            run.arm,
+            run.seed,
+            name,
+            run.values[name],
+            folder,
+            {key: metric.value for key, metric in evaluation.metrics.items()},
+            read_tensors(folder / DOCUMENTS)[0],
+            _recorded(read_json(folder / TRAINING)),
+            what_matters(run.recipe, name),
+            foreign={t: {key: x.value for key, x in of.items()} for t, of in of_texts.items()},
+        )
+        if old:
+            beside = ("thresholds", "agreement", "more", "more_tensors")
+            m = m._replace(**{field: getattr(old, field) for field in beside})
+        if is_sae(folder) and AutoConfig.from_pretrained(folder).has_thresholds:
+            learned = load_trained(folder).get_parameter("threshold").detach() / m.scale
+            quantiles = learned.quantile(torch.tensor(THRESHOLD_SHARES)).tolist()
+            m = m._replace(thresholds=tuple(quantiles))
+        measured.append(m)
     measured = _with_agreement(measured)
     first = measured[0]
     for other in measured[1:]:
@@ -156,40 +180,6 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
                     f"{first.folder} and {other.folder} were evaluated on different documents; "
                     "delete evaluation.json in both folders and run the comparison again"
                 )
-    return measured
-
-
-def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
-    folder = run.folders[name]
-    if kept and not is_measured(run, name):
-        return kept._replace(folder=folder)
-    evaluation = EvaluationResult.from_dict(read_json(folder / EVALUATION))
-    sums, _ = read_tensors(folder / DOCUMENTS)
-    texts = {"": evaluation.metrics, **{text: e.metrics for text, e in evaluation.texts.items()}}
-    values = {text: {key: m.value for key, m in of.items()} for text, of in texts.items()}
-    measured = Measured(
-        run.arm,
-        run.seed,
-        name,
-        run.values[name],
-        folder,
-        values.pop(""),
-        sums,
-        _recorded(read_json(folder / TRAINING)),
-        what_matters(run.recipe, name),
-        foreign=values,
-    )
-    if kept:
-        measured = measured._replace(
-            thresholds=kept.thresholds,
-            agreement=kept.agreement,
-            more=kept.more,
-            more_tensors=kept.more_tensors,
-        )
-    if is_sae(folder) and AutoConfig.from_pretrained(folder).has_thresholds:
-        learned = load_trained(folder).get_parameter("threshold").detach() / measured.scale
-        quantiles = learned.quantile(torch.tensor(THRESHOLD_SHARES)).tolist()
-        measured = measured._replace(thresholds=tuple(quantiles))
     return measured
 
 
