@@ -102,7 +102,8 @@ class Tuning(Recipe):
                 )
             check_arm(name, arm, _ARM)
         for arm in self.arm_names:
-            for name, own in self.ranges_of(arm).items():
+            ranges: dict[str, Any] = self.ranges_of(arm)  # as somebody wrote them
+            for name, own in ranges.items():
                 is_range = isinstance(own, Mapping) and {*own} == {"low", "high"}
                 is_range = is_range and all(isinstance(end, int | float) for end in own.values())
                 is_range = is_range and 0 < own["low"] < own["high"] < math.inf

@@ -6,7 +6,7 @@ line joins SAEs that are not neighbours in the sweep: bridging a collapsed one w
 arm. A delta loss of 0 or below has no logarithm, and leaves a gap as well. L0s change a little on
 resampled documents, so the outermost lines are extended there as far as needed. Differences are
 paired: by seed (the same initial weights and order of activations) and by document (the same
-held-out text). An estimate has two 95 % intervals:
+held-out text). An estimate has two 95 % intervals and a p, and is shown or not:
 
     seeds            Student's t over the seeds' differences: would other seeds agree?
     seeds and items  percentiles of a bootstrap over both, items being documents (or latents): would
