@@ -88,7 +88,8 @@ class VerbParser:
         for name in names:
             option = (renamed or {}).get(name, name)
             self.fields[option] = owner, name, parameters[name].default
-            kind, takes = hints[name], dict[str, Any]()
+            kind = hints[name]
+            takes: dict[str, Any] = {}
             for part in (kind, *get_args(kind)):
                 if get_origin(part) in (Sequence, tuple):  # several values, one after another
                     kind, takes = get_args(part)[0], {"nargs": "+"}
