@@ -26,8 +26,7 @@ import yaml
 from .io.bounds import check_least
 from .io.errors import Diverged, Refused
 from .io.file_names import REPORT, TRAINING
-from .io.files import passes, read_json, write_whole
-from .io.json_safe import json_safe
+from .io.files import json_safe, passes, read_json, write_whole
 from .io.lock import locked
 from .io.markdown import table
 from .io.units import section_of
@@ -103,8 +102,16 @@ class Tuning(Recipe):
                 )
             check_arm(name, arm, _ARM)
         for arm in self.arm_names:
-            for name, own in self.ranges_of(arm).items():
-                _check_range(name, own)
+            ranges: dict[str, Any] = self.ranges_of(arm)  # as somebody wrote them
+            for name, own in ranges.items():
+                is_range = isinstance(own, Mapping) and {*own} == {"low", "high"}
+                is_range = is_range and all(isinstance(end, int | float) for end in own.values())
+                is_range = is_range and 0 < own["low"] < own["high"] < math.inf
+                if not is_range and not (isinstance(own, list) and own):
+                    raise Refused(
+                        f"ranges.{name} is {own!r}; give {{low: 1e-3, high: 1e-2}} (positive, low "
+                        "below high), or a list of values"
+                    )
                 section, _, key = name.partition(".")
                 given = getattr(self, section) if section in _SECTIONS else None
                 if given is None or (is_dataclass(given) and not hasattr(given, key)):
@@ -134,20 +141,6 @@ class Tuning(Recipe):
         return Path(self.training.output_dir)
 
 
-def _check_range(name: str, own: object) -> None:
-    if isinstance(own, list) and own:
-        return
-    if isinstance(own, Mapping) and set(own) == {"low", "high"}:
-        low, high = own["low"], own["high"]
-        are_numbers = all(isinstance(end, int | float) for end in (low, high))
-        if are_numbers and 0 < low < high < math.inf:
-            return
-    raise Refused(
-        f"ranges.{name} is {own!r}; give {{low: 1e-3, high: 1e-2}} (positive, low below high), "
-        "or a list of values"
-    )
-
-
 class Trial(NamedTuple):
     """Settings of an arm."""
 
@@ -162,18 +155,9 @@ class Trial(NamedTuple):
         return f"{self.arm}-{self.number:03d}"
 
 
-class TrialScore(NamedTuple):
-    """A trial on one rung."""
-
-    trial: Trial
-    rung: int
-    line: dict[str, Any]
-    """of the log: score (FVU at the target L0, on validation documents), measured, failure"""
-
-    @property
-    def value(self) -> float:
-        """The score; inf for a trial that failed."""
-        return math.inf if self.line["score"] is None else self.line["score"]
+Score = tuple[Trial, int, dict[str, Any]]
+"""A trial, its rung, and its line in the log: score (FVU at the target L0, on validation documents;
+None where it failed), measured, failure."""
 
 
 def tune(tuning: Tuning, command: str = "") -> Path:
@@ -211,42 +195,38 @@ def tune(tuning: Tuning, command: str = "") -> Path:
             for arm in tuning.arm_names
         }
         ranges = {arm: tuning.ranges_of(arm) for arm in studies}
-        scores: list[TrialScore] = []
+        scores: list[Score] = []
         for growth in range(tuning.growth + 1):
-            first, n = growth * tuning.trials, tuning.trials
             trials = [
-                _drawn(tuning, studies[arm], number, ranges[arm])
+                _drawn(tuning, studies[arm], growth * tuning.trials + i, ranges[arm])
                 for arm in studies
-                for number in range(first, first + n)
+                for i in range(tuning.trials)
             ]
             recipes = {trial.arm: recipe_of(tuning, trial, 0) for trial in trials}  # checks all
             for recipe in recipes.values():
                 check(recipe)
-            survivors = [math.ceil(n / 2**rung) for rung in range(tuning.rungs)]
+            survivors = [math.ceil(tuning.trials / 2**rung) for rung in range(tuning.rungs)]
             budget = [len(studies) * m * n_tokens(tuning, i) for i, m in enumerate(survivors)]
             tokens_done, tokens_left, start = 0, sum(budget), time.monotonic()
             for rung in range(tuning.rungs):
                 for group in groups(tuning, trials, rung):
-                    missing = [t for t in group if _line(studies[t.arm], t, rung) is None]
+                    tokens_left -= len(group) * n_tokens(tuning, rung)
+                    missing = [t for t in group if _line(studies, t, rung) is None]
                     if missing:
                         _measure(tuning, studies, missing, rung, command, loaded())
                         tokens_done += len(missing) * n_tokens(tuning, rung)
-                    tokens_left -= len(group) * n_tokens(tuning, rung)
-                    if missing:
                         minutes = (time.monotonic() - start) / tokens_done * tokens_left / 60
                         logger.info("about %.0f min left", minutes)
-                of_rung = [TrialScore(t, rung, _line(studies[t.arm], t, rung)) for t in trials]
+                of_rung = [(t, rung, _line(studies, t, rung)) for t in trials]
                 scores += of_rung
-                if all(math.isinf(score.value) for score in of_rung):
-                    failure = of_rung[0].line["failure"]
+                if all(line["score"] is None for *_, line in of_rung):
+                    failure = of_rung[0][2]["failure"]
                     raise Refused(f"all {len(of_rung)} trials failed; the first: {failure}")
-                trials = []
-                for arm in studies:
-                    own = sorted((s for s in of_rung if s.trial.arm == arm), key=lambda s: s.value)
-                    trials += [s.trial for s in own[: max(1, math.ceil(len(own) / 2))]]
+                ranked = [_finals(of_rung, arm) for arm in studies]
+                trials = [s[0] for own in ranked for s in own[: math.ceil(len(own) / 2)]]
             if growth == tuning.growth:
                 break
-            grown = {arm: _grown(ranges[arm], _finals(scores, arm)[0].trial) for arm in studies}
+            grown = {arm: _grown(ranges[arm], _finals(scores, arm)[0][0]) for arm in studies}
             if grown == ranges:
                 break
             ranges = grown
@@ -288,9 +268,9 @@ def _drawn(tuning: Tuning, study: "Study", number: int, ranges: Mapping[str, Ran
     return Trial(study.study_name, number, values)
 
 
-def _line(study: "Study", trial: Trial, rung: int) -> Any:
+def _line(studies: Mapping[str, "Study"], trial: Trial, rung: int) -> Any:
     """What the journal has of a trial on a rung, or None."""
-    return study.user_attrs.get(f"{trial.name} on {rung}")
+    return studies[trial.arm].user_attrs.get(f"{trial.name} on {rung}")
 
 
 def _measure(
@@ -301,9 +281,24 @@ def _measure(
     command: str,
     loaded: "Loaded",
 ) -> None:
-    """Train and score these, together unless one of them diverges, and keep the scores."""
+    """Train and score these, together unless one of them diverges, and keep the scores.
+
+    They are SAEs of one recipe, by name, in a folder that is theirs: some of them may be trained
+    again without the others.
+    """
+    recipes = {trial.name: recipe_of(tuning, trial, rung) for trial in trials}
+    first, saes = recipes[trials[0].name], {}
+    shared = asdict(first.training)
+    for name, recipe in recipes.items():
+        own = asdict(recipe.training).items()
+        differing = {key: x for key, x in own if key not in SHARED and x != shared[key]}
+        saes[name] = {**recipe.sae, "training": differing}
+    apart = blake2b(" ".join(recipes).encode(), digest_size=4).hexdigest()
+    training = replace(first.training, output_dir=f"{first.training.output_dir}-{apart}")
     try:
-        lines = train_and_score(on_one_stream(tuning, trials, rung), command, loaded)
+        lines = train_and_score(
+            replace(first, sae={}, saes=saes, training=training), command, loaded
+        )
     except Diverged as error:  # which is part of a search
         if len(trials) > 1:
             for trial in trials:
@@ -350,21 +345,21 @@ def edge(own: Range, value: Any) -> str:
     return "low" if place < EDGE else "high" if place > 1 - EDGE else ""
 
 
-def _tell(studies: Mapping[str, "Study"], scores: Sequence[TrialScore]) -> None:
+def _tell(studies: Mapping[str, "Study"], scores: Sequence[Score]) -> None:
     """Close the trials, for whoever opens the journal with Optuna."""
     from optuna.trial import TrialState
 
-    last = max(score.rung for score in scores)
-    for score in {s.trial.name: s for s in scores}.values():  # each trial's last rung
-        study, number = studies[score.trial.arm], score.trial.number
-        if study.trials[number].state.is_finished():
+    last = max(rung for _, rung, _ in scores)
+    for trial, rung, line in {s[0].name: s for s in scores}.values():  # each trial's last rung
+        study = studies[trial.arm]
+        if study.trials[trial.number].state.is_finished():
             continue
-        if math.isinf(score.value):
-            study.tell(number, state=TrialState.FAIL)
-        elif score.rung < last:
-            study.tell(number, state=TrialState.PRUNED)
+        if line["score"] is None:
+            study.tell(trial.number, state=TrialState.FAIL)
+        elif rung < last:
+            study.tell(trial.number, state=TrialState.PRUNED)
         else:
-            study.tell(number, score.value)
+            study.tell(trial.number, line["score"])
 
 
 def n_tokens(tuning: Tuning, rung: int) -> int:
@@ -372,8 +367,11 @@ def n_tokens(tuning: Tuning, rung: int) -> int:
     return tuning.training.n_tokens // 2 ** (tuning.rungs - 1 - rung)
 
 
-def with_values(tuning: Tuning, trial: Trial) -> Recipe:
-    """The tuning's training recipe with an arm's and a trial's settings.
+def recipe_of(tuning: Tuning, trial: Trial, rung: int | None = None) -> Recipe:
+    """The training recipe of a trial: scored on validation, on cached activations.
+
+    Args:
+        rung: None: the recipe that users get of the best trial, in a folder of its own.
 
     Raises:
         ValueError: a value that its section refuses.
@@ -388,23 +386,21 @@ def with_values(tuning: Tuning, trial: Trial) -> Recipe:
     plain["shuffle"] = replace(tuning.shuffle, **drawn["shuffle"])
     changes = {**arm.get("training", {}), **drawn["training"]}
     plain["training"] = changed_training(tuning.training, changes, f"training of {trial.arm}")
-    return Recipe(**plain)
-
-
-def recipe_of(tuning: Tuning, trial: Trial, rung: int) -> Recipe:
-    """The training recipe of a trial: scored on validation, on cached activations."""
-    recipe = with_values(tuning, trial)
+    recipe = Recipe(**plain)
+    if rung is None:
+        recipe.training.output_dir = str(tuning.folder / f"best-{trial.arm}")
+        return recipe
     tokens = n_tokens(tuning, rung)
-    folder = tuning.folder / TRIALS / f"{trial.name}-{tokens}"
-    cache_folder = tuning.harvest.cache_folder or str(tuning.folder / "activations")
     section = section_of(as_plain(recipe))
     inputs = getattr(recipe, section)
     share = inputs.validation_fraction or VALIDATION
     recipe = replace(recipe, **{section: replace(inputs, validation_fraction=share)})
+    folder = str(tuning.folder / TRIALS / f"{trial.name}-{tokens}")
+    cache_folder = tuning.harvest.cache_folder or str(tuning.folder / "activations")
     return replace(
         recipe,
         harvest=replace(recipe.harvest, cache=cache_folder),
-        training=replace(recipe.training, output_dir=str(folder), n_tokens=tokens),
+        training=replace(recipe.training, output_dir=folder, n_tokens=tokens),
         evaluation=replace(recipe.evaluation, side="validation", texts={}),
         **LEFT_OUT,
     )
@@ -421,21 +417,6 @@ def groups(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Iterator[list[
     for alike in by_stream.values():
         for i in range(0, len(alike), tuning.together):
             yield alike[i : i + tuning.together]
-
-
-def on_one_stream(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Recipe:
-    """One recipe that trains the SAEs of several trials, by name, in a folder that is theirs: some
-    of them may be trained again without the others."""
-    first, saes = recipe_of(tuning, trials[0], rung), {}
-    names = blake2b(" ".join(t.name for t in trials).encode(), digest_size=4).hexdigest()
-    folder = f"{first.training.output_dir}-{names}"
-    shared = asdict(first.training)
-    for trial in trials:
-        recipe = recipe_of(tuning, trial, rung)
-        own = asdict(recipe.training).items()
-        differing = {key: x for key, x in own if key not in SHARED and x != shared[key]}
-        saes[trial.name] = {**recipe.sae, "training": differing}
-    return replace(first, sae={}, saes=saes, training=replace(first.training, output_dir=folder))
 
 
 def train_and_score(recipe: Recipe, command: str, loaded: "Loaded") -> dict[str, dict[str, Any]]:
@@ -474,14 +455,14 @@ def score_of(result: "EvaluationResult", target: int | float | None) -> float:
 
 def write_report(
     tuning: Tuning,
-    scores: Sequence[TrialScore],
+    scores: Sequence[Score],
     ranges: Mapping[str, Mapping[str, Range]],
     command: str,
 ) -> Path:
     """Write report.md, best-ARM.yaml for each arm, and the log; returns the folder."""
     budgets = ", ".join(f"{n_tokens(tuning, rung):,}" for rung in range(tuning.rungs))
-    n_trials = len({score.trial.name for score in scores})
-    tokens = sum(n_tokens(tuning, score.rung) for score in scores)
+    n_trials = len({trial.name for trial, *_ in scores})
+    tokens = sum(n_tokens(tuning, rung) for _, rung, _ in scores)
     model = "activation files" if tuning.kind == "files" else tuning.lm.name
     parts = [
         "# Settings by random search",
@@ -495,7 +476,7 @@ def write_report(
     ]
     for arm in tuning.arm_names:
         finals, names = _finals(scores, arm), sorted(ranges[arm])
-        best = finals[0].trial
+        best = finals[0][0]
         parts.append(f"## {arm}\n\nThe best settings, as a recipe: `best-{arm}.yaml`.")
         rows = [["setting", "range", "best", "next below", "next above", ""]]
         for name in names:
@@ -504,7 +485,7 @@ def write_report(
             note = f"at the {end} edge: the best may lie beyond" if end else ""
             cells = ["", ""]
             if not isinstance(own, list):
-                others = [(s.trial.values[name], s.value) for s in finals[1:]]
+                others = [(trial.values[name], _value(line)) for trial, _, line in finals[1:]]
                 below = max((o for o in others if o[0] < value), default=None)
                 above = min((o for o in others if o[0] > value), default=None)
                 cells = [f"{o[0]} ({o[1]:.4f})" if o else "none" for o in (below, above)]
@@ -515,29 +496,32 @@ def write_report(
         )
         head = ["trial", *(f"`{name}`" for name in names)]
         rows = [[*head, "score", "FVU", "L0", "dead", "seconds"]]
-        for score in finals[:_SHOWN]:
-            m, cells = score.line["measured"], ["failed", "", "", "", ""]
-            if not score.line["failure"]:
-                cells = [f"{score.value:.4f}", f"{m['fvu']:.4f}", f"{m['l0']:.1f}"]
+        for trial, _, line in finals[:_SHOWN]:
+            m, cells = line["measured"], ["failed", "", "", "", ""]
+            if not line["failure"]:
+                cells = [f"{_value(line):.4f}", f"{m['fvu']:.4f}", f"{m['l0']:.1f}"]
                 cells += [f"{m['dead_share']:.1%}", f"{m['seconds']:.0f}"]
-            values = [str(score.trial.values[name]) for name in names]
-            rows.append([score.trial.name, *values, *cells])
+            rows.append([trial.name, *(str(trial.values[name]) for name in names), *cells])
         parts.append(table(rows))
-        recipe = with_values(tuning, best)
-        recipe.training.output_dir = str(tuning.folder / f"best-{arm}")
-        text = yaml.safe_dump(as_plain(recipe), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(
+            as_plain(recipe_of(tuning, best)), sort_keys=False, allow_unicode=True
+        )
         write_whole(tuning.folder / f"best-{arm}.yaml", text)
     parts.append(f"## Reproduce\n\n    {command}\n\nEvery trial stands in `{LOG}`.")
     write_whole(tuning.folder / REPORT, "\n\n".join(parts) + "\n")
-    write_whole(tuning.folder / LOG, "".join(f"{json.dumps(s.line)}\n" for s in scores))
+    write_whole(tuning.folder / LOG, "".join(f"{json.dumps(line)}\n" for *_, line in scores))
     return tuning.folder
 
 
-def _finals(scores: Sequence[TrialScore], arm: str) -> list[TrialScore]:
+def _finals(scores: Sequence[Score], arm: str) -> list[Score]:
     """The arm's trials on the last rung, the best first."""
-    last = max(score.rung for score in scores)
-    own = [s for s in scores if s.trial.arm == arm and s.rung == last]
-    return sorted(own, key=lambda score: score.value)
+    last = max(rung for _, rung, _ in scores)
+    own = [s for s in scores if s[0].arm == arm and s[1] == last]
+    return sorted(own, key=lambda score: _value(score[2]))
+
+
+def _value(line: Mapping[str, Any]) -> float:
+    return math.inf if line["score"] is None else line["score"]
 
 
 def _range_text(own: Range) -> str:

@@ -310,7 +310,7 @@ def test_help_of_a_verb_may_be_asked_for_in_both_orders(capsys):
     assert "unknown verb 'colect'" in refused(["help", "colect"], capsys)
 
 
-def test_each_verb_s_function_is_where_the_table_has_it():
+def test_each_verb_has_its_function():
     for verb in VERBS:
         assert function_of(verb).__doc__.startswith(f"`hfsae {verb}`")
 

@@ -17,8 +17,7 @@ from hfsae.activations import HarvestArguments, Harvester, TokenBatch
 from hfsae.activations.source import ActivationBatch
 from hfsae.diffing import GROUPS, Scaling, Sides, diff, groups_of, table
 from hfsae.diffing.measures import resampled
-from hfsae.diffing.report import percent
-from hfsae.diffing.run import compared
+from hfsae.diffing.run import compared, percent
 from hfsae.features.labels import write_label
 from hfsae.hub import write_space
 from hfsae.io.checksums import resealed
@@ -584,7 +583,7 @@ def test_models_with_the_same_activations_have_no_change_to_explain():
 
 def test_groups_have_both_of_their_ends():
     shares = [0.0, 0.1, 0.11, 0.39, 0.4, 0.6, 0.61, 0.89, 0.9, 1.0, float("nan")]
-    names = groups_of(torch.tensor(shares, dtype=torch.float64)).names
+    names = [GROUPS[i] for i in groups_of(torch.tensor(shares, dtype=torch.float64))]
     expected = "first first other other shared shared other other second second other"
     assert names == expected.split() and {*names} == {*GROUPS}
 

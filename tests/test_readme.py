@@ -15,7 +15,7 @@ import hfsae
 import hfsae.runs
 import hfsae.training
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig
-from hfsae.cli.recipes import parse_recipe, recipe_parser, train_parser
+from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.cli.table import VERBS
 from hfsae.comparison import Comparison
 
@@ -102,7 +102,7 @@ def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):
             continue
         assert words[1] in VERBS
         if words[1] == "train":
-            parse_recipe(train_parser(), words[2:])
+            parse_recipe(recipe_parser("train"), words[2:])
         if words[1] == "evaluate":
             parse_recipe(recipe_parser("evaluate"), words[3:])
         if words[1] == "compare":

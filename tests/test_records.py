@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 
-from hfsae import cli
 from hfsae.cli import main
 from hfsae.io.errors import Damaged
 from hfsae.io.files import (
@@ -134,7 +133,7 @@ def test_a_bare_error_of_a_full_disk_is_told_with_what_helps(monkeypatch, capsys
     def full(argv):
         raise OSError(errno.ENOSPC, "No space left on device", "/there")
 
-    monkeypatch.setattr(cli.runs, "card", full)
+    monkeypatch.setattr("hfsae.cli.verbs.card_verb", full)
     assert main(["card", "x"]) == 2
     assert "No space left on device: '/there'; make room there" in capsys.readouterr().err
 

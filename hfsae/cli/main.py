@@ -1,6 +1,6 @@
 """The `hfsae` command. Bad input is one sentence and exit code 2.
 
-A verb's module is imported when the verb is named: what needs no tensors imports no torch.
+The verbs are imported when one is named: what needs no tensors imports no torch.
 """
 
 import ctypes
@@ -43,8 +43,17 @@ def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda *args, **kwargs: printable_lines(
         _plain_warning(*args, **kwargs)
     )
+    argv = [argv[1], "--help"] if argv[:1] == ["help"] and argv[1:] else argv
     try:
-        _dispatch(argv)
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(_help())
+        elif argv[0] == "--version":
+            print(f"hfsae {version('hfsae')}")
+        elif argv[0] in VERBS:
+            _prepare(argv)
+            function_of(argv[0])(argv[1:])
+        else:
+            raise Refused(with_names(f"unknown verb {argv[0]!r}", argv[0], list(VERBS)))
     except BrokenPipeError:  # `hfsae show FOLDER | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and stay silent at exit
     except (ValueError, OSError) as error:
@@ -68,24 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _dispatch(argv: list[str]) -> None:
-    if argv[:1] == ["help"] and argv[1:]:
-        _dispatch([argv[1], "--help"])
-    elif not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())
-    elif argv[0] == "--version":
-        print(f"hfsae {version('hfsae')}")
-    elif argv[0] in VERBS:
-        _prepare(argv)
-        function_of(argv[0])(argv[1:])
-    else:
-        raise Refused(with_names(f"unknown verb {argv[0]!r}", argv[0], list(VERBS)))
-
-
 def function_of(verb: str) -> Callable[[list[str]], None]:
     """The function that runs a verb."""
-    module, _, name = VERBS[verb].function.partition(".")
-    return getattr(import_module(f".{module}", __package__), name)
+    return getattr(import_module(".verbs", __package__), f"{verb}_verb")
 
 
 def _prepare(argv: list[str]) -> None:
@@ -96,7 +90,13 @@ def _prepare(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[log])
     for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    after_importing("transformers.utils.logging", _quieten_transformers, own="hfsae")
+
+    def quieten_transformers() -> None:
+        import_module("transformers.utils.logging").disable_progress_bar()  # it would hide hfsae's
+        for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
+            handler.setFormatter(_PrintableFormatter())
+
+    after_importing("transformers.utils.logging", quieten_transformers, own="hfsae")
     # recipes and folders cannot name modules to import: they may come from anybody
     for flag, value in pairwise([*argv, ""]):
         module = value if flag == "--import" and not value.startswith("-") else ""
@@ -106,12 +106,6 @@ def _prepare(argv: list[str]) -> None:
             from ..models import register_variants
 
             register_variants(module)
-
-
-def _quieten_transformers() -> None:
-    import_module("transformers.utils.logging").disable_progress_bar()  # it would hide hfsae's
-    for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
-        handler.setFormatter(_PrintableFormatter())
 
 
 def _help() -> str:

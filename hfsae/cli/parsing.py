@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from inspect import signature
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..io.bounds import in_words
 from ..io.errors import Refused, closest, one_line
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 _WIDTH, _COLUMN = 96, 24
 _ALL = "--help_all"
 _HELP = {"-h", "--help", _ALL}
-
-
-class _Field(NamedTuple):
-    """What an option sets: a field of a class, or an argument of a function."""
-
-    owner: Callable[..., Any]
-    name: str
-    default: object
-    """the owner's: `--help` shows it"""
 
 
 @dataclass
@@ -52,8 +43,9 @@ class VerbParser:
     examples: tuple[str, ...] = ()
     more: Callable[[bool], Iterator[str]] = lambda everything: iter(())
     """further lines of `--help_all`, or of `--help`"""
-    fields: dict[str, _Field] = field(default_factory=dict)
-    """by option, from `add_fields`"""
+    fields: dict[str, tuple[Callable[..., Any], str, object]] = field(default_factory=dict)
+    """by option, what `add_fields` says that it sets: a class or function, the name there, and its
+    default"""
     checks: dict[str, Callable[[Any], None]] = field(default_factory=dict)
     """by argument, what refuses a value of it, before anything else is imported"""
     parser: "ArgumentParser" = field(init=False)
@@ -95,13 +87,20 @@ class VerbParser:
         texts = {p.arg_name: p.description or "" for p in parse_from_object(owner).params}
         for name in names:
             option = (renamed or {}).get(name, name)
-            self.fields[option] = _Field(owner, name, parameters[name].default)
-            takes = _takes(hints[name], (choices or {}).get(name))
+            self.fields[option] = owner, name, parameters[name].default
+            kind = hints[name]
+            takes: dict[str, Any] = {}
+            for part in (kind, *get_args(kind)):
+                if get_origin(part) in (Sequence, tuple):  # several values, one after another
+                    kind, takes = get_args(part)[0], {"nargs": "+"}
+            known = get_args(kind) if get_origin(kind) is Literal else (choices or {}).get(name)
+            takes |= {"choices": list(known)} if known else {"type": kind}
+            takes = {"action": "store_true"} if kind is bool else takes
             self.add(f"--{option}", help=texts[name].removesuffix("."), default=SUPPRESS, **takes)
 
     def take(self, owner: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
         """The options of a class or function that are given, by its own names, taken out of all."""
-        own = {option: f.name for option, f in self.fields.items() if f.owner is owner}
+        own = {option: name for option, (of, name, _) in self.fields.items() if of is owner}
         return {name: options.pop(option) for option, name in own.items() if option in options}
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
@@ -181,8 +180,7 @@ class VerbParser:
     def _explained(self, action: Action, brief: bool = False) -> list[str]:
         names = [name for name in action.option_strings if not name.endswith("+")]
         name = ", ".join(names) or action.dest.upper()
-        own = self.fields.get(action.dest)
-        default = own.default if own else action.default
+        default = self.fields[action.dest][2] if action.dest in self.fields else action.default
         if isinstance(default, tuple):
             default = " ".join(map(str, default))  # as they are typed
         text = re.split(r"(?<=\.)\s", action.help or "", maxsplit=1)[0] if brief else action.help
@@ -243,18 +241,6 @@ def _is_option(part: str) -> bool:
 def verb_parser(verb: str, usage: str) -> VerbParser:
     """The parser of a verb without a recipe."""
     return VerbParser(verb, usage, VERBS[verb].about)
-
-
-def _takes(type_: object, choices: Sequence[str] | None) -> dict[str, Any]:
-    """How an option takes values of a type, for argparse: none, one of some, several, or one."""
-    if type_ is bool:
-        return {"action": "store_true"}
-    for kind in (type_, *get_args(type_)):
-        if get_origin(kind) in (Sequence, tuple):
-            return {"nargs": "+", **_takes(get_args(kind)[0], choices)}
-    if get_origin(type_) is Literal:
-        choices = get_args(type_)
-    return {"choices": list(choices)} if choices else {"type": type_}
 
 
 def with_names(problem: str, name: str, names: list[str]) -> str:

@@ -1,6 +1,10 @@
-"""Read a recipe from a YAML file and the command line; the command line wins."""
+"""A recipe from a YAML file and the command line, which wins; and the options that name an SAE.
+
+`add_sae` adds those of a verb that takes any SAE, with its language model, text and folder.
+"""
 
 import re
+import shlex
 from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -13,7 +17,7 @@ from jsonargparse import get_loader, set_loader, set_parsing_settings
 
 from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
-from ..io.errors import Refused
+from ..io.errors import Refused, refuse_absent_source
 from ..io.file_names import EVALUATION, MADE_BY, META
 from ..io.files import parse_yaml
 from ..lm.located import refuse_absent
@@ -23,10 +27,10 @@ from ..runs.fields import UNUSED
 from ..runs.recipe_files import licence_with
 from ..runs.results import stage_of
 from ..tuning import Tuning
-from .files import add_choice, add_site
 from .parsing import VerbParser, explained, with_names
 from .table import EXAMPLES, VERBS
 
+SOURCE = "folder, or repository on the Hub as name/repository"
 _USAGE = {
     "train": "[RECIPE.yaml] [--FIELD VALUE ...]",
     "compare": "COMPARISON.yaml [--FIELD VALUE ...]",
@@ -51,6 +55,8 @@ _OFTEN = {
 _OFTEN_OF_SAE = ("site", "target_l0", "k")
 _KINDS = {"lm": LMArguments, "text": TextArguments, "harvest": HarvestArguments}
 SECTIONS = {MADE_BY[file]: (*_KINDS, *stage_of(file).sections) for file in (EVALUATION, META)}
+_OF_EXPERIMENTS = ("at_sites", "causal", "explain")
+"""Sections that `scripts/comparisons` adds to those of a comparison."""
 _ACTIVATIONS = "activations"
 _SHORT = {"--activations": "--activations.files", "--site": "--sae.site"}
 _SHORT["--labels"] = "--activations.labels"
@@ -85,7 +91,7 @@ def _prepare_parsing() -> None:
 
 
 def recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> VerbParser:
-    """A parser of a recipe's fields."""
+    """The parser of a verb that takes a recipe's fields."""
     _prepare_parsing()
     every = tuple(section.name for section in fields(kind))
     parser = VerbParser(
@@ -104,19 +110,29 @@ def recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> VerbParser:
         add_site(parser)
     parser.parser.add_argument("--recipe", action="config")
     parser.parser.add_class_arguments(kind, as_group=False)
+    if verb == "train":
+        parser.add(
+            "--dry_run", action="store_true", help="print what would run, its memory and disk"
+        )
+    if verb == "harvest":
+        parser.add("--out", type=Path | None, help="the folder to write to")
     return parser
 
 
-def add_sections(parser: VerbParser, sections: Sequence[str]) -> None:
-    """Add the fields of sections of a recipe (of lm, text and harvest) to a verb without one."""
-    _prepare_parsing()
-    for section in sections:
-        parser.parser.add_class_arguments(_KINDS[section], section)
-    for action in parser.parser._actions:  # fields that are not given are as in the SAE's files
-        if action.dest.partition(".")[0] in sections:
-            action.default = SUPPRESS
-    parser.recipe = parser.sections = tuple(sections)
-    parser.often = tuple(n for n in _TEXT if n.partition(".")[0] in sections)
+def add_sae(parser: VerbParser, *sections: str) -> None:
+    """Add SOURCE, the options that choose one of its SAEs, the folder of results, and the fields of
+    sections of a recipe."""
+    add_source(parser)
+    add_output(parser)
+    add_site(parser)
+    add_sections(parser, sections)
+
+
+def add_source(parser: VerbParser) -> None:
+    """Add SOURCE and --revision."""
+    parser.add("source", type=str, help=SOURCE)
+    parser.checks["source"] = refuse_absent_source
+    parser.add("--revision", type=str | None, help="branch, tag or commit")
 
 
 def add_output(parser: VerbParser) -> None:
@@ -129,11 +145,38 @@ def add_output(parser: VerbParser) -> None:
     )
 
 
-def train_parser() -> VerbParser:
-    """The parser of `hfsae train`."""
-    parser = recipe_parser("train")
-    parser.add("--dry_run", action="store_true", help="print what would run, its memory and disk")
-    return parser
+def add_choice(parser: VerbParser) -> None:
+    """Add the options that choose one SAE of several."""
+    parser.add(
+        "--subfolder", type=str, default="", help="folder of the SAE, or of several to choose from"
+    )
+    add_meaning(parser)
+
+
+def add_meaning(parser: VerbParser) -> None:
+    """Add the options that choose one SAE of several by what it is."""
+    parser.add("--layer", type=int | None, help="block of the language model")
+    parser.add("--width", type=str | None, help="number of latents: 16k or 16384")
+    parser.add("--l0", type=float | str | None, help="take the SAE with the nearest L0")
+
+
+def add_site(parser: VerbParser) -> None:
+    """Add --site."""
+    parser.add(
+        "--site", type=str | None, help="site of an SAE whose config names none, such as layers.12"
+    )
+
+
+def add_sections(parser: VerbParser, sections: Sequence[str]) -> None:
+    """Add the fields of sections of a recipe (of lm, text and harvest) to a verb without one."""
+    _prepare_parsing()
+    for section in sections:
+        parser.parser.add_class_arguments(_KINDS[section], section)
+    for action in parser.parser._actions:  # fields that are not given are as in the SAE's files
+        if action.dest.partition(".")[0] in sections:
+            action.default = SUPPRESS
+    parser.recipe = parser.sections = tuple(sections)
+    parser.often = tuple(n for n in _TEXT if n.partition(".")[0] in sections)
 
 
 def _sae_help(everything: bool) -> Iterator[str]:
@@ -263,6 +306,11 @@ def _readable(path: Path, kind: type[Recipe]) -> dict[str, Any]:
     sections = {field.name: field.type for field in fields(kind)}
     for name, value in content.items():
         if name not in sections:
+            if name in _OF_EXPERIMENTS and issubclass(kind, Comparison):
+                raise Refused(
+                    f"{path} is an experiment ({name}), which a clone of hfsae runs: "
+                    f"PYTHONPATH=scripts python -m comparisons {shlex.quote(str(path))}"
+                )
             raise Refused(with_names(f"a recipe has no section {name!r}", str(name), [*sections]))
         holds_fields = is_dataclass(sections[name]) or get_origin(sections[name]) is dict
         if holds_fields and not isinstance(value, dict):

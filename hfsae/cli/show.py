@@ -44,10 +44,28 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
         print(printable_lines(f"\nnote: {change.path}: {change.why}"))
     if not latents:
         print(f"\n{printable(_summary(folder, name))}")
-        if (folder / EVALUATION).is_file():
-            _print_metrics(folder)
-        else:
+        if not (path := folder / EVALUATION).is_file():
             print(f"No evaluation.json: {how_to_make('evaluate', folder, name)}")
+        else:
+            data = read_json(path)
+            with reading(path):
+                result, made = EvaluationResult.from_dict(data), folder / TRAINING
+                units = unit_of(read_json(made) if made.is_file() else {}).many
+                side = result.side or "test"
+                kind = "" if "measured_with" in data else f"{KINDS_OF_DOCUMENTS[side]} "
+                about = f"{result.n_tokens:,} {kind}{units} of {result.n_documents} documents"
+                print(f"{about}:\n")
+                print(printable_lines(result.table()))
+            texts = texts_section(folder, read_json(folder / CONFIG), data)
+            if texts:  # the foreign ones beside the held-out one, with 95 % intervals
+                rows = [[row["name"], *(row[key] for key in COLUMNS)] for row in texts["rows"]]
+                print(printable_lines("\n" + aligned([["text", *COLUMNS.values()], *rows])))
+                notes = "".join(f"\nnote: {sentence}" for sentence in texts["warnings"])
+                print(printable_lines(notes))
+            with reading(path):
+                print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
+            if (folder / DIFF).is_file():
+                print(printable_lines("\n" + table(folder)))
         if headline := names_section(folder).get("headline"):
             print(f"\n{printable_lines(headline)}.")
     if not (folder / META).is_file():
@@ -83,28 +101,6 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
             promotes = f"; promotes tokens of {model}" if model else ""
             lines.insert(1, f"  writes      {each}{promotes}")
         print("\n" + "\n".join(lines))
-
-
-def _print_metrics(folder: Path) -> None:
-    path = folder / EVALUATION
-    data = read_json(path)
-    with reading(path):
-        result = EvaluationResult.from_dict(data)
-        kind = "" if "measured_with" in data else f"{KINDS_OF_DOCUMENTS[result.side or 'test']} "
-        path_of_training = folder / TRAINING
-        record = read_json(path_of_training) if path_of_training.is_file() else {}
-        units = unit_of(record).many
-        print(f"{result.n_tokens:,} {kind}{units} of {result.n_documents} documents:\n")
-        print(printable_lines(result.table()))
-    texts = texts_section(folder, read_json(folder / CONFIG), data)
-    if texts:  # the foreign ones beside the held-out one, with 95 % intervals
-        rows = [[row["name"], *(row[key] for key in COLUMNS)] for row in texts["rows"]]
-        print(printable_lines("\n" + aligned([["text", *COLUMNS.values()], *rows])))
-        print(printable_lines("".join(f"\nnote: {sentence}" for sentence in texts["warnings"])))
-    with reading(path):
-        print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
-    if (folder / DIFF).is_file():
-        print(printable_lines("\n" + table(folder)))
 
 
 def how_to_make(

@@ -1,11 +1,9 @@
-"""The verbs: what each does, and which function does it. Importing this imports none of them."""
+"""The verbs: what each does. Its function is in `verbs`, which this does not import."""
 
 from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    function: str
-    """its module in this room, and its name there; it takes the arguments after the verb"""
     about: str
     """what `--help` prints; the list of all verbs shows its first sentence"""
     when_stopped: str = "the same command starts over"
@@ -17,30 +15,25 @@ _RESUMES = "run the same command to resume"
 
 VERBS: dict[str, Verb] = {
     "train": Verb(
-        "runs.train",
         "Train the SAE of a recipe, evaluate it, collect what its latents fire on, and "
         "write a folder with weights, card, metrics, figures, examples, names and presets. "
         "Run again, it resumes.",
         _RESUMES,
     ),
     "harvest": Verb(
-        "runs.harvest",
         "Write the activations that a recipe trains on to files, and a recipe that trains the "
         "same SAEs on them: a run elsewhere then needs no model. Run again, it resumes.",
         _RESUMES,
     ),
     "recipes": Verb(
-        "runs.recipes",
         "List the recipes that come with hfsae, for `hfsae train NAME`.",
     ),
     "compare": Verb(
-        "runs.compare",
         "Train the arms of a comparison on the same activations, evaluate them on the same "
         "held-out text, report fidelity at equal L0 with intervals. It resumes.",
         _RESUMES,
     ),
     "tune": Verb(
-        "runs.tune",
         "Search the settings of a recipe: it draws settings at random from ranges, "
         "repeatedly trains the better half of them on twice the tokens, and scores them on "
         "validation documents. It writes a report and the best recipe. Run again, it "
@@ -48,20 +41,17 @@ VERBS: dict[str, Verb] = {
         _RESUMES,
     ),
     "evaluate": Verb(
-        "runs.evaluate",
         "Evaluate a trained SAE again; fields that you change are saved in its "
         "recipe.yaml. Or evaluate any SAE, in a folder or repository, in any format, on a "
         "whole text; name the language model if its config does not.",
     ),
     "collect": Verb(
-        "runs.collect",
         "Collect examples of what a trained SAE's latents fire on again; fields that you "
         "change are saved in its recipe.yaml. Or do it for any SAE, in a folder or "
         "repository, in any format; name the language model if its config does not.",
         _RESUMES,
     ),
     "explain": Verb(
-        "explain.explain_verb",
         "Explain what latents of an SAE mean, on half of the held-out documents, and test "
         "it on the other half, beside another latent's explanation and random directions. "
         "It reads the text once, and writes explanations and a report below features/; run "
@@ -70,7 +60,6 @@ VERBS: dict[str, Verb] = {
         _RESUMES,
     ),
     "probe": Verb(
-        "explain.probe_verb",
         "Probe SAEs: how well 1, 2, 5, 16 or all latents tell two classes of texts apart, "
         "beside untrained latents that fire as often, the model's own dimensions, and a "
         "bag of tokens; then first-letter absorption, and the uniformity of latents' "
@@ -80,60 +69,50 @@ VERBS: dict[str, Verb] = {
         "nothing was written; the same command starts over",
     ),
     "diff": Verb(
-        "runs.diff",
         "Compare two language models by a crosscoder over sites of both, which a recipe with lms "
         "trains: how much of what changed each latent explains, on which tokens, and whether it is "
         "of one model or of both. It reads held-out text once, and writes diff.json and a figure.",
     ),
     "show": Verb(
-        "runs.show_folder",
         "Print an SAE's metrics, and what some of its latents fire on (those that you "
         "name, or a few at random), from the results in its folder.",
     ),
     "card": Verb(
-        "runs.card",
         "Draw the figures and write the model card again, from the results in a folder. For "
         "an SAE from elsewhere, or in another format, a new folder is made.",
     ),
     "list": Verb(
-        "files.list_verb",
         "List the SAEs in a folder or a repository on the Hub, without fetching their "
         "weights. Exit code 1 if there is no SAE in a known format.",
     ),
     "push": Verb(
-        "files.push_verb",
         "Send an SAE, or a folder of several, to the Hub in one commit. One in another "
         "library's format, or chosen from several, is sent in hfsae's own, with its "
         "results. A new repository is private, unless --public. The token is the one from "
         "`hf auth login`, or HF_TOKEN.",
     ),
     "verify": Verb(
-        "files.verify_verb",
         "Check that an SAE's weights equal the saved ones, to the bit, and that this "
         "machine, dtype and version compute the latents that its fingerprint records. Exit "
         "code 1 if not, 3 if there is no fingerprint, as in other libraries' files: then "
         "the weights are only read and hashed.",
     ),
     "convert": Verb(
-        "files.convert_verb",
         "Write an SAE of any known format in another one, with the same latents and "
         "reconstructions. An SAE that the new format cannot represent is refused.",
     ),
     "demo": Verb(
-        "app.demo_verb",
         "Open an SAE in the browser: what its latents fire on, what they do, and why the "
         "model produced a token. Without SOURCE: the quickstart's SAE, or else a small "
         "packaged one.",
         "the app is closed",
     ),
     "presets": Verb(
-        "app.presets_verb",
         "Find latents, strengths and prompts with which steering visibly changes the text, "
         "with each of three seeds, and write them to presets.json beside the SAE: the app "
         "offers them. It needs the examples that `hfsae collect` writes, and takes minutes.",
     ),
     "space": Verb(
-        "app.space_verb",
         "Write a folder for a Space on the Hub: the app for one SAE, from a repository "
         "there or a folder here; a folder's files are copied in hfsae's format. Nothing is "
         "pushed: it prints the commands for that.",

@@ -3,8 +3,7 @@
 arms       a comparison's recipe, expanded to training recipes
 run        train and evaluate missing SAEs
 results    each SAE's measurements; the report's copy outlives the weights
-estimates  a number with its intervals; which differences are shown
-frontier   fidelity at equal L0: curves, and paired differences from the reference
+frontier   fidelity at equal L0: curves, paired differences from the reference, their intervals
 report     Markdown and HTML, and what the SAEs were trained on, in words
 plots      its figures
 

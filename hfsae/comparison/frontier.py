@@ -6,33 +6,122 @@ line joins SAEs that are not neighbours in the sweep: bridging a collapsed one w
 arm. A delta loss of 0 or below has no logarithm, and leaves a gap as well. L0s change a little on
 resampled documents, so the outermost lines are extended there as far as needed. Differences are
 paired: by seed (the same initial weights and order of activations) and by document (the same
-held-out text). Two 95 % intervals:
+held-out text). An estimate has two 95 % intervals and a p, and is shown or not:
 
-    seeds                Student's t over the seeds' differences: would other seeds agree?
-    seeds and documents  percentiles of a bootstrap over both: would other text agree, too?
+    seeds            Student's t over the seeds' differences: would other seeds agree?
+    seeds and items  percentiles of a bootstrap over both, items being documents (or latents): would
+                     other text agree, too?
+    p                two-sided, of no difference: the larger one of Student's t over seeds and of a
+                     normal distribution as wide as the bootstrap's interval on the side of 0 (the
+                     other side may be much wider, as for a ratio of losses near 0); in a table
+                     corrected by Holm (1979) for the number of its differences
+    shown            both intervals exclude 0, and the corrected p is below 0.05
 
 Without a language model there is no loss: SAEs are compared by FVU alone.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from ..evaluation.statistics import bootstrap_weights
+from ..evaluation.statistics import bootstrap_weights, holm
 from ..io.units import unit_of
 from .arms import Comparison
-from .estimates import Estimate, corrected, estimate
 from .results import Measured
 
 METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}
 """All metrics that arms are compared by, with their names."""
+LEVEL = 0.05
+_ROUNDING = 1e-12
 _LEAST = 1e-9  # smallest value with a logarithm
 _LEAST_L0 = 1e-3
 _SLACK = 1.05  # an SAE alone counts for L0s up to this ratio from its own
 _AREA_POINTS = 65
+
+
+class Estimate(NamedTuple):
+    """A number, and its 95 % intervals: over seeds, and over seeds and items."""
+
+    value: float
+    seeds: tuple[float, float]
+    items: tuple[float, float]
+    p: float = float("nan")
+    """that it is 0; NaN for one seed"""
+
+    @property
+    def holds_0(self) -> bool:
+        """Whether at least one interval holds 0, or is unknown."""
+        return any(not (low > 0 or high < 0) for low, high in (self.seeds, self.items))
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether it differs from 0 by both intervals and by p."""
+        return not self.holds_0 and self.p < LEVEL
+
+    def marked(self, text: str) -> str:
+        """Markdown: bold if it is shown; in italics if the correction alone forbids it."""
+        mark = "**" if self.is_significant else "" if self.holds_0 else "*"
+        return f"{mark}{text}{mark}"
+
+    def cell(self, write: Callable[[float], str], unit: str = "", *, has_items: bool = True) -> str:
+        """Markdown: the number, `marked`, and its known intervals; a dash where it is unknown.
+
+        Args:
+            has_items: whether there are other items than seeds.
+        """
+        if math.isnan(self.value):
+            return "-"
+        sides = [self.seeds, self.items] if has_items else [self.seeds]
+        known = [f"{write(low)} to {write(high)}" for low, high in sides if not math.isnan(low)]
+        return self.marked(write(self.value) + unit) + (f" ({'; '.join(known)})" if known else "")
+
+
+UNKNOWN = Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
+
+
+def estimate(values: np.ndarray, *, n_resamples: int, seed: int) -> Estimate:
+    """From values [seeds, 1 + resamples], entry 0 being of the original items; this function
+    resamples the seeds."""
+    own, n = values[:, 0], len(values)
+    drawn = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
+    means = values[drawn, 1 + np.arange(n_resamples)[:, None]].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    mean, p = float(own.mean()), float("nan")
+    near = float(low if mean > 0 else high)  # the interval's end on the side of 0
+    if n > 1 and np.isfinite(near):
+        half = max(abs(mean - near), _ROUNDING)
+        p = float(max(t_p(own), 2 * ndtr(-ndtri(0.975) * abs(mean) / half)))
+    return Estimate(mean, t_interval(own), (float(low), float(high)), p)
+
+
+def corrected(table: Sequence[Estimate]) -> list[Estimate]:
+    """The differences of one table, each p corrected for their number; NaNs do not count."""
+    ps = holm([e.p for e in table])
+    return [e._replace(p=p) for e, p in zip(table, ps, strict=True)]
+
+
+def t_p(values: np.ndarray) -> float:
+    """Student's two-sided p of a mean of 0; NaN for one value."""
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    error = max(values.std(ddof=1) / n**0.5, _ROUNDING)
+    return float(2 * stdtr(n - 1, -abs(values.mean()) / error))
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float]:
+    """Student's 95 % interval of the mean; NaN for one value."""
+    n = len(values)
+    if n < 2:
+        return float("nan"), float("nan")
+    half = float(stdtrit(n - 1, 0.975)) * values.std(ddof=1) / n**0.5
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 class Frontiers:
@@ -136,8 +225,17 @@ class Frontiers:
     @cached_property
     def _resampled(self) -> Mapping[int, dict[str, np.ndarray]]:
         """L0 and metrics of each SAE, [1 + resamples]; entry 0 is the original documents."""
-        saes = [m for those in self._saes.values() for m in those]
-        return {id(m): _values(m, self.n_resamples, self._seed) for m in saes}
+        resampled = {}
+        for m in (m for those in self._saes.values() for m in those):
+            names = [f"fidelity.{name}" for name in ("active", "tokens", "error", "spread")]
+            active, tokens, error, spread = _drawn(m, names, self.n_resamples, self._seed)
+            values = {"l0": active / tokens, "fvu": error / spread}
+            if "delta_loss" in m.metrics:
+                names = [f"losses.{name}" for name in ("spliced", "clean", "tokens")]
+                spliced, clean, n = _drawn(m, names, self.n_resamples, self._seed)
+                values["delta_loss"] = (spliced - clean) / n
+            resampled[id(m)] = values
+        return resampled
 
 
 class Differences:
@@ -196,21 +294,6 @@ class Differences:
 
 def _within(x: float, sides: tuple[float, float]) -> bool:
     return sides[0] <= x <= sides[1]
-
-
-def _values(m: Measured, n_resamples: int, seed: int) -> dict[str, np.ndarray]:
-    active, tokens, error, spread = _drawn(
-        m,
-        [f"fidelity.{name}" for name in ("active", "tokens", "error", "spread")],
-        n_resamples,
-        seed,
-    )
-    values = {"l0": active / tokens, "fvu": error / spread}
-    if "delta_loss" in m.metrics:
-        names = [f"losses.{name}" for name in ("spliced", "clean", "tokens")]
-        spliced, clean, n = _drawn(m, names, n_resamples, seed)
-        values["delta_loss"] = (spliced - clean) / n
-    return values
 
 
 def _drawn(m: Measured, names: list[str], n_resamples: int, seed: int) -> np.ndarray:

@@ -38,7 +38,11 @@ def draw(
     """Write the figures into `folder`; by name, in the order of the report."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"frontier": _frontier(frontiers, measured, titles)}
-    met = [arm for arm in frontiers.arms if _meet(frontiers, arm, reference)]
+    met = []  # arms whose curve has L0s in common with the reference's
+    for arm in frontiers.arms:
+        low, high = frontiers.reach([arm, reference])
+        has_curves = min(map(frontiers.n_saes, (arm, reference))) > 1
+        met += [arm] if arm != reference and low < high and has_curves else []
     if met:
         figures["difference"] = _difference(frontiers, met, titles, reference)
     figures["health"] = _health(measured, titles, frontiers.unit)
@@ -71,12 +75,6 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
         _plain_axes(axes, y=has_logs)
     legend(figure, axes_of[0])
     return figure
-
-
-def _meet(frontiers: Frontiers, arm: str, reference: str) -> bool:
-    """Whether both arms have curves with some L0s in common."""
-    low, high = frontiers.reach([arm, reference])
-    return arm != reference and low < high and min(map(frontiers.n_saes, (arm, reference))) > 1
 
 
 def _difference(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from ..activations import Split, TextArguments, documents, is_hub
+from ..activations import Split, documents, is_hub
 from ..cards import write_card
 from ..evaluation.result import KINDS_OF_DOCUMENTS
 from ..io.file_names import FIGURES, REPORT, REPORT_PAGE, TRAINING
@@ -24,8 +24,7 @@ from ..io.units import TOKEN, section_of, unit_of
 from ..runs import as_plain
 from . import plots
 from .arms import Comparison
-from .estimates import LEVEL, Estimate
-from .frontier import METRICS, Differences
+from .frontier import LEVEL, METRICS, Differences, Estimate
 from .results import MATCHED, THRESHOLD_SHARES, Measured, harvests, n_harvests, save_results
 
 _ARMS_IN_TITLE = 6
@@ -157,9 +156,7 @@ class _Parts:
         lines = []
         for arm in self.others:
             for metric, label in self.metrics.items():
-                cells = self.differences.tables[metric][arm]
-                estimates = dict(zip(self.l0s, cells, strict=False))
-                verdicts = _verdicts(estimates) + _overall(cells[len(self.l0s) :])
+                verdicts = _verdicts(self.differences.tables[metric][arm], self.l0s)
                 lines.append(f"- **{self.c.title(arm)}, {label}**: {verdicts}.")
         ours = self.c.title(self.reference)
         return "\n".join([f"Compared with {ours}, at equal L0:", "", *lines])
@@ -198,9 +195,21 @@ class _Parts:
     def _values(self, metric: str) -> str:
         rows = [[METRICS[metric], *(f"L0 {l0:g}" for l0 in self.l0s)]]
         for arm in self.c.arms:
-            cells = [self.frontiers.at(arm, metric, l0) for l0 in self.l0s]
-            rows.append([self.c.title(arm), *map(_value_cell, cells)])
+            cells = []
+            for e in (self.frontiers.at(arm, metric, l0) for l0 in self.l0s):
+                half = (e.seeds[1] - e.seeds[0]) / 2  # NaN for one seed
+                spread = "" if math.isnan(half) else f" ± {half:.4f}"
+                cells.append("-" if math.isnan(e.value) else f"{e.value:.4f}{spread}")
+            rows.append([self.c.title(arm), *cells])
         return table(rows)
+
+    def _of_all_seeds(self) -> Iterator[tuple[str, str, list[Measured]]]:
+        """Of each arm and value of its sweep: the arm's title, the L0, and its SAEs."""
+        for arm in self.c.arms:
+            mine = [m for m in self.measured if m.arm == arm]
+            for name in dict.fromkeys(m.name for m in mine):
+                same = [m for m in mine if m.name == name]
+                yield self.c.title(arm), spread_cell([m.metrics["l0"] for m in same]), same
 
     def _health(self) -> str:
         names = {
@@ -210,27 +219,19 @@ class _Parts:
             "above_10_percent_share": ("on > 10 %, %", 100),
         }
         rows = [["arm", "L0", *(label for label, _ in names.values())]]
-        for arm in self.c.arms:
-            mine = [m for m in self.measured if m.arm == arm]
-            for name in dict.fromkeys(m.name for m in mine):
-                same = [m.metrics for m in mine if m.name == name]
-                cells = [spread_cell([x[key] * by for x in same]) for key, (_, by) in names.items()]
-                rows.append([self.c.title(arm), spread_cell([x["l0"] for x in same]), *cells])
+        for title, l0, same in self._of_all_seeds():
+            rows.append([title, l0])
+            for key, (_, by) in names.items():
+                rows[-1].append(spread_cell([m.metrics[key] * by for m in same]))
         legend = "Means over seeds; the range in brackets. gamma below 1 is shrinkage."
         return f"{legend}\n\n{table(rows)}"
 
     def _thresholds(self) -> Iterator[str]:
         rows = [["arm", "L0", *(f"{100 * share:g} %" for share in THRESHOLD_SHARES)]]
-        for arm in self.c.arms:
-            mine = [m for m in self.measured if m.arm == arm]
-            for name in dict.fromkeys(m.name for m in mine):
-                same = [m for m in mine if m.name == name]
-                if not all(m.thresholds for m in same):
-                    continue
+        for title, l0, same in self._of_all_seeds():
+            if all(m.thresholds for m in same):
                 cells = map(spread_cell, zip(*(m.thresholds for m in same), strict=True))
-                rows.append(
-                    [self.c.title(arm), spread_cell([m.metrics["l0"] for m in same]), *cells]
-                )
+                rows.append([title, l0, *cells])
         if len(rows) > 1:
             yield "## Learned thresholds"
             yield (
@@ -241,15 +242,10 @@ class _Parts:
     def _agreement(self) -> str:
         head = ["arm", "L0", "pairs of seeds", "mean of best cosines"]
         rows = [[*head, f"share above {MATCHED:g}"]]
-        for arm in self.c.arms:
-            mine = [m for m in self.measured if m.arm == arm]
-            for name in dict.fromkeys(m.name for m in mine):
-                same = [m for m in mine if m.name == name]
-                l0 = spread_cell([m.metrics["l0"] for m in same])
-                pairs = [p for m in same for s, p in m.agreement.items() if s in self.c.seeds]
-                means = [f"{sum(values) / len(pairs):.3f}" for values in zip(*pairs, strict=True)]
-                cells = [str(len(pairs) // 2), *(means or ["-", "-"])]
-                rows.append([self.c.title(arm), l0, *cells])
+        for title, l0, same in self._of_all_seeds():
+            pairs = [p for m in same for s, p in m.agreement.items() if s in self.c.seeds]
+            means = [f"{sum(values) / len(pairs):.3f}" for values in zip(*pairs, strict=True)]
+            rows.append([title, l0, str(len(pairs) // 2), *(means or ["-", "-"])])
         legend = (
             "For each decoder row of one seed's SAE: the largest cosine with a row of another "
             "seed's SAE, in both directions."
@@ -303,37 +299,30 @@ def _from_to(counts: Iterable[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _verdicts(estimates: dict[float, Estimate]) -> str:
-    """One clause for each verdict, with the L0s that share it."""
-    by_kind: dict[str, list[float]] = {}
-    for l0, e in estimates.items():
-        if math.isnan(e.value):
-            continue
-        by_kind.setdefault(_kind(e), []).append(l0)
-    clauses = []
-    for kind, l0s in by_kind.items():
-        by = "" if kind == _NONE else f" by {_range(estimates, l0s)}"
-        clauses.append(f"{kind}{by} at L0 {', '.join(f'{l0:g}' for l0 in l0s)}")
-    return "; ".join(clauses) or "no SAEs at these L0s"
-
-
-def _overall(areas: Sequence[Estimate]) -> str:
-    """A clause on the area between the curves, where it has a value."""
-    for e in areas:
+def _verdicts(cells: Sequence[Estimate], l0s: Sequence[float]) -> str:
+    """One clause for each verdict at these L0s, with those that share it; and one on the area
+    between the curves, where it has a value."""
+    by_kind: dict[str, list[tuple[float, Estimate]]] = {}
+    for l0, e in zip(l0s, cells, strict=False):
         if not math.isnan(e.value):
-            by = "" if _kind(e) == _NONE else f" by {abs(100 * math.expm1(e.value)):.1f} %"
-            return f"; over all these L0s {_kind(e)}{by}"
-    return ""
+            by_kind.setdefault(_kind(e), []).append((l0, e))
+    clauses = []
+    for kind, alike in by_kind.items():
+        percents = sorted(abs(100 * math.expm1(e.value)) for _, e in alike)
+        low, high = f"{percents[0]:.1f}", f"{percents[-1]:.1f}"
+        by = f" by {low} %" if low == high else f" by {low} to {high} %"
+        at = ", ".join(f"{l0:g}" for l0, _ in alike)
+        clauses.append(f"{kind}{'' if kind == _NONE else by} at L0 {at}")
+    text = "; ".join(clauses) or "no SAEs at these L0s"
+    for area in cells[len(l0s) :]:
+        if not math.isnan(area.value):
+            by = "" if _kind(area) == _NONE else f" by {abs(100 * math.expm1(area.value)):.1f} %"
+            text += f"; over all these L0s {_kind(area)}{by}"
+    return text
 
 
 def _kind(e: Estimate) -> str:
     return _NONE if not e.is_significant else "better" if e.value < 0 else "worse"
-
-
-def _range(estimates: dict[float, Estimate], l0s: Sequence[float]) -> str:
-    percents = sorted(abs(100 * math.expm1(estimates[l0].value)) for l0 in l0s)
-    low, high = f"{percents[0]:.1f}", f"{percents[-1]:.1f}"
-    return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def difference_cell(e: Estimate) -> str:
@@ -345,13 +334,6 @@ def percent(log_ratio: float) -> str:
     """+4.2, or "over +1000"."""
     percent = 100 * math.expm1(log_ratio)
     return f"{percent:+.1f}" if percent < _FAR else f"over +{_FAR}"
-
-
-def _value_cell(e: Estimate) -> str:
-    if math.isnan(e.value):
-        return "-"
-    (low, high), half = e.seeds, (e.seeds[1] - e.seeds[0]) / 2
-    return f"{e.value:.4f}" if math.isnan(low + high) else f"{e.value:.4f} ± {half:.4f}"
 
 
 def spread_cell(values: Sequence[float]) -> str:
@@ -398,29 +380,49 @@ def about_data(comparison: Comparison, measured: Sequence[Measured]) -> str:
     same."""
     c, record, unit = comparison, measured[0].record["harvested"], unit_of(measured[0].recipe)
     if unit == TOKEN:
-        inputs = (
-            f"{_documents(c.text)}; rows of {c.text.context_size} tokens; BOS at the start of each "
-            f"{c.text.bos}. Positions of the training text: {record['kept']:,} kept, "
-            f"{record['dropped_special']:,} special tokens and {record['dropped_outliers']:,} norm "
-            "outliers dropped"
+        text = c.text
+        inputs = f"`{text.dataset}`, split by document before tokenisation"
+        if is_hub(text.dataset):  # only its name: reading it is slow
+            inputs += (
+                f" (configuration {text.dataset_config or 'by default'}, split "
+                f"{text.dataset_split}, revision {text.dataset_revision or 'main'}; by a hash of "
+                f"their text, {100 * text.held_out_fraction:g} % held out, "
+                f"{100 * text.validation_fraction:g} % for validation)"
+            )
+        else:
+            rows = [["side", "documents", "digest of their hashes"]]
+            names: dict[Split, str] = {"train": "train", "test": "held-out"}
+            if text.validation_fraction:
+                names["validation"] = "validation"
+            sides: list[set[str]] = []
+            for side, name in names.items():
+                sides.append({document.id for document in documents(text, side)})
+                digest = blake2b("".join(sorted(sides[-1])).encode(), digest_size=8).hexdigest()
+                rows.append([name, f"{len(sides[-1]):,}", f"`{digest}`"])
+            shared = sum(map(len, sides)) - len(set().union(*sides))
+            inputs = f"{table(rows)}\n\n{inputs} (documents on both sides: {shared})"
+        inputs += (
+            f"; rows of {text.context_size} tokens; BOS at the start of each {text.bos}. Positions "
+            f"of the training text: {record['kept']:,} kept, {record['dropped_special']:,} special "
+            f"tokens and {record['dropped_outliers']:,} norm outliers dropped"
         )
     else:
         given = measured[0].recipe[section_of(measured[0].recipe)]
         files = given["files"] or given.get("folder") or given.get("packaged")
-        names = ", ".join(f"`{name}`" for name in ([files] if isinstance(files, str) else files))
+        listed = ", ".join(f"`{name}`" for name in ([files] if isinstance(files, str) else files))
         held_out, validation = (given[f"{side}_fraction"] for side in ("held_out", "validation"))
         inputs = (
-            f"{names}, split by document (by a hash, {100 * held_out:g} % held out, "
+            f"{listed}, split by document (by a hash, {100 * held_out:g} % held out, "
             f"{100 * validation:g} % for validation). {unit.many.capitalize()} read in training, "
             f"repeats included: {record['kept']:,} kept, {record['dropped_special']:,} left out "
             f"and {record['dropped_outliers']:,} norm outliers dropped"
         )
     found, n = harvests(measured), n_harvests(measured)
     apart = "; ".join(
-        f"{n_saes} SAEs: {' '.join((*(f'{x:.6g}' for x in each.norm_limits), *each.digests))}"
-        for each, n_saes in found.most_common()
+        f"{n_saes} SAEs: {' '.join((*(f'{x:.6g}' for x in limits), *digests))}"
+        for (_, limits, digests), n_saes in found.most_common()
     )
-    hashes = ", ".join(" ".join(each.digests) for each in found if each.digests)
+    hashes = ", ".join(" ".join(digests) for *_, digests in found if digests)
     if n == 1:
         same = f" All saw the same activations, to the bit (hash {hashes})." if hashes else ""
     elif c.kind == "files":
@@ -439,26 +441,3 @@ def about_data(comparison: Comparison, measured: Sequence[Measured]) -> str:
         f"{inputs}; the evaluation follows the same rules. Shuffled in buckets of "
         f"{c.shuffle.bucket_tokens:,}.{same}"
     )
-
-
-def _documents(text: TextArguments) -> str:
-    """The documents on each side. Of a Hub data set only the name: reading it is slow."""
-    split = f"`{text.dataset}`, split by document before tokenisation"
-    if is_hub(text.dataset):
-        return (
-            f"{split} (configuration {text.dataset_config or 'by default'}, split "
-            f"{text.dataset_split}, revision {text.dataset_revision or 'main'}; by a hash of their "
-            f"text, {100 * text.held_out_fraction:g} % held out, "
-            f"{100 * text.validation_fraction:g} % for validation)"
-        )
-    rows = [["side", "documents", "digest of their hashes"]]
-    names: dict[Split, str] = {"train": "train", "test": "held-out"}
-    if text.validation_fraction:
-        names["validation"] = "validation"
-    sides: list[set[str]] = []
-    for side, name in names.items():
-        sides.append({document.id for document in documents(text, side)})
-        digest = blake2b("".join(sorted(sides[-1])).encode(), digest_size=8).hexdigest()
-        rows.append([name, f"{len(sides[-1]):,}", f"`{digest}`"])
-    shared = sum(map(len, sides)) - len(set().union(*sides))
-    return f"{table(rows)}\n\n{split} (documents on both sides: {shared})"

@@ -142,11 +142,35 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
     Raises:
         ValueError: a file is damaged, or two SAEs were evaluated on different documents.
     """
-    measured = [
-        _read(run, name, kept.get((run.arm, run.seed, name)))
-        for run in runs
-        for name in run.folders
-    ]
+    measured = []
+    every = [(run, name, folder) for run in runs for name, folder in run.folders.items()]
+    for run, name, folder in every:
+        old = kept.get((run.arm, run.seed, name))
+        if old and not is_measured(run, name):
+            measured.append(old._replace(folder=folder))
+            continue
+        evaluation = EvaluationResult.from_dict(read_json(folder / EVALUATION))
+        of_texts = {text: e.metrics for text, e in evaluation.texts.items()}
+        m = Measured(
+            run.arm,
+            run.seed,
+            name,
+            run.values[name],
+            folder,
+            {key: metric.value for key, metric in evaluation.metrics.items()},
+            read_tensors(folder / DOCUMENTS)[0],
+            _recorded(read_json(folder / TRAINING)),
+            what_matters(run.recipe, name),
+            foreign={t: {key: x.value for key, x in of.items()} for t, of in of_texts.items()},
+        )
+        if old:
+            beside = ("thresholds", "agreement", "more", "more_tensors")
+            m = m._replace(**{field: getattr(old, field) for field in beside})
+        if is_sae(folder) and AutoConfig.from_pretrained(folder).has_thresholds:
+            learned = load_trained(folder).get_parameter("threshold").detach() / m.scale
+            quantiles = learned.quantile(torch.tensor(THRESHOLD_SHARES)).tolist()
+            m = m._replace(thresholds=tuple(quantiles))
+        measured.append(m)
     measured = _with_agreement(measured)
     first = measured[0]
     for other in measured[1:]:
@@ -156,40 +180,6 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
                     f"{first.folder} and {other.folder} were evaluated on different documents; "
                     "delete evaluation.json in both folders and run the comparison again"
                 )
-    return measured
-
-
-def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
-    folder = run.folders[name]
-    if kept and not is_measured(run, name):
-        return kept._replace(folder=folder)
-    evaluation = EvaluationResult.from_dict(read_json(folder / EVALUATION))
-    sums, _ = read_tensors(folder / DOCUMENTS)
-    texts = {"": evaluation.metrics, **{text: e.metrics for text, e in evaluation.texts.items()}}
-    values = {text: {key: m.value for key, m in of.items()} for text, of in texts.items()}
-    measured = Measured(
-        run.arm,
-        run.seed,
-        name,
-        run.values[name],
-        folder,
-        values.pop(""),
-        sums,
-        _recorded(read_json(folder / TRAINING)),
-        what_matters(run.recipe, name),
-        foreign=values,
-    )
-    if kept:
-        measured = measured._replace(
-            thresholds=kept.thresholds,
-            agreement=kept.agreement,
-            more=kept.more,
-            more_tensors=kept.more_tensors,
-        )
-    if is_sae(folder) and AutoConfig.from_pretrained(folder).has_thresholds:
-        learned = load_trained(folder).get_parameter("threshold").detach() / measured.scale
-        quantiles = learned.quantile(torch.tensor(THRESHOLD_SHARES)).tolist()
-        measured = measured._replace(thresholds=tuple(quantiles))
     return measured
 
 
@@ -210,46 +200,36 @@ def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
             for m in with_weights
         }
         for m in with_weights:
-            new = {s: _matched(rows[m.seed], other) for s, other in rows.items() if s != m.seed}
-            agreement[m.key] = {**m.agreement, **new}
+            agreement[m.key] = {**m.agreement}
+            for seed, other in rows.items():
+                if seed != m.seed:
+                    parts = rows[m.seed].split(_ROWS_AT_ONCE)
+                    best = torch.cat([(some @ other.T).amax(dim=1) for some in parts])
+                    share = (best > MATCHED).float().mean()
+                    agreement[m.key][seed] = float(best.mean()), float(share)
     return [m._replace(agreement=agreement.get(m.key, m.agreement)) for m in measured]
 
 
-def _matched(rows: Tensor, others: Tensor) -> tuple[float, float]:
-    best = torch.cat([(some @ others.T).amax(dim=1) for some in rows.split(_ROWS_AT_ONCE)])
-    return float(best.mean()), float((best > MATCHED).float().mean())
-
-
-class Harvest(NamedTuple):
-    """The marks by which readings of the training text are compared."""
-
-    n_tokens: int
-    norm_limits: tuple[float, ...]
-    digests: tuple[str, ...]
-    """hash of all activations at each site; empty where a training did not record it"""
-
-
-def harvests(measured: Sequence[Measured]) -> Counter[Harvest]:
-    """How many SAEs saw which harvest."""
+def harvests(
+    measured: Sequence[Measured],
+) -> Counter[tuple[int, tuple[float, ...], tuple[str, ...]]]:
+    """How many SAEs saw which harvest, by the marks by which readings of the training text are
+    compared: the number of tokens, the norm limits, and the hash of all activations at each site
+    (empty where a training did not record it)."""
     of_saes = [m.record["harvested"] for m in measured]
-    limits = _at_common_sites([harvested["norm_limits"] for harvested in of_saes])
-    digests = _at_common_sites([harvested.get("digests", {}) for harvested in of_saes])
-    lengths = [m.record["n_tokens"] for m in measured]
-    return Counter(map(Harvest, lengths, limits, digests))
+    marks = []
+    for by_site in ([h["norm_limits"] for h in of_saes], [h.get("digests", {}) for h in of_saes]):
+        common = sorted(set.intersection(*map(set, by_site)))  # arms may read more than one
+        marks.append([tuple(values[site] for site in common) for values in by_site])
+    return Counter(zip([m.record["n_tokens"] for m in measured], *marks, strict=True))
 
 
 def n_harvests(measured: Sequence[Measured]) -> int:
     """In how many ways the text was read, by the norm limits and, among trainings of one length,
     the hashes. 1: all arms saw the same activations."""
     found = harvests(measured)
-    of_length = Counter(each.n_tokens for each in found)
-    return max(len({each.norm_limits for each in found}), *of_length.values())
-
-
-def _at_common_sites(by_site: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Each one's values at the sites that all have: arms may read more than one."""
-    common = sorted(set.intersection(*map(set, by_site)))
-    return [tuple(values[site] for site in common) for values in by_site]
+    of_length = Counter(n_tokens for n_tokens, *_ in found)
+    return max(len({limits for _, limits, _ in found}), *of_length.values())
 
 
 def save_results(comparison: Comparison, measured: Sequence[Measured], command: str) -> None:

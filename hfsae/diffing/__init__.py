@@ -1,9 +1,8 @@
 """What changed from one language model to another, by a crosscoder over both: `hfsae diff`.
 
-sides     the two models of an SAE: its columns, decoder rows and latents of each
-measures  how much of the change a latent explains, and how much of it the other model has
-run       one pass over held-out text, and diff.json
-report    diff.json in words: the table, and a sentence for each latent
+measures  the two models of an SAE, how much of the change a latent explains, and how much of it the
+          other model has
+run       one pass over held-out text, diff.json, and its table in words
 """
 
 import lazy_loader

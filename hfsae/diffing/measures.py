@@ -1,4 +1,5 @@
-"""What each latent explains of the change, and whether it is in the other model, too.
+"""The two models of a crosscoder, what each latent explains of the change from one to the other,
+and whether it is in the other model, too.
 
 **Explained.** With x^A and x^B the activations of both models over the scale of their site, f the
 activation of a latent, and d its row of B less its row of A (of a dedicated latent: its row of B),
@@ -41,8 +42,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..evaluation.metrics import DocumentSums, bootstrap_weights
-from .sides import Sides
+from ..io.errors import Refused
+from ..lm.places import SLASH
+from ..models import SAE
 
+FIRST, SECOND, SHARED, OTHER = "first", "second", "shared", "other"
+GROUPS = (FIRST, SECOND, SHARED, OTHER)
+MOSTLY = 0.9
+"""from this share on a latent counts to one model"""
+EVEN = (0.4, 0.6)
+"""shares of a latent of both models"""
+_ROUNDING = 1e-9
 N_GROUPS = 64
 """Documents are resampled in so many groups: sums of each document would not fit in memory."""
 _N_RESAMPLES = 1000
@@ -56,6 +66,99 @@ MOST_NU = 0.2
 LEAST_OWN = 0.5
 """own coefficients below it leave nu undetermined: they are 1 where no other latent interferes"""
 LITTLE, SOME, UNDETERMINED = "little", "some", "undetermined"
+
+
+class Sides:
+    """Activations, reconstructions and decoder rows of an SAE, apart for each of two models.
+
+    All are over the scale c_s of their site, in which shares are measured; several sites of a model
+    stand side by side.
+
+    Raises:
+        ValueError: the SAE has not sites of two models, the same in both and equally wide.
+    """
+
+    def __init__(self, sae: SAE) -> None:
+        self.sae = sae if sae.config.scales_folded else sae.folded()
+        config = self.sae.config
+        paths: dict[str, list[tuple[str, int]]] = {}
+        for site, width in config.writes:
+            name, slash, path = site.partition(SLASH)
+            paths.setdefault(name if slash else "", []).append((path, width))
+        if len(paths) != 2 or "" in paths:
+            of = f"reads {config.writes}" if "" in paths else f"has sites of {', '.join(paths)}"
+            raise Refused(
+                f"this SAE {of}; `hfsae diff` compares two language models, by an SAE over sites "
+                "of both, such as base/layers.13 and chat/layers.13 (a recipe with lms)"
+            )
+        (first, ours), (second, theirs) = ((name, sorted(of)) for name, of in paths.items())
+        if ours != theirs:
+            lists = "; ".join(
+                ", ".join(f"{path} ({width} wide)" for path, width in of) for of in (ours, theirs)
+            )
+            raise Refused(
+                f"{first} and {second} are not read at the same sites, equally wide ({lists}), so "
+                "their directions cannot be compared"
+            )
+        self.names = first, second
+        self._sites = {name: [f"{name}{SLASH}{path}" for path, _ in ours] for name in self.names}
+        scales = config.site_scales or [1.0] * len(config.writes)
+        self._scales = dict(zip(config.writes.names, map(float, scales), strict=True))
+
+    def of(self, x: Float[Tensor, "n d"]) -> dict[str, Float[Tensor, "n _"]]:
+        """The columns of each model, float64."""
+        parts = self.sae.split(x)
+        return {
+            name: torch.cat([parts[site].double() / self._scales[site] for site in sites], dim=-1)
+            for name, sites in self._sites.items()
+        }
+
+    @property
+    def rows(self) -> dict[str, Float[Tensor, "d_sae _"]]:
+        """The decoder rows of each model: what a latent of activation 1 writes there."""
+        return self.of(self.sae.W_dec.detach())
+
+    @property
+    def moves(self) -> Float[Tensor, "d_sae _"]:
+        """d: the second model's rows less the first one's; 0 for a latent that changes nothing."""
+        first, second = self.rows.values()
+        return second - first
+
+    @property
+    def shift(self) -> Float[Tensor, " _"]:
+        """The difference of the two models that b_dec holds, on all tokens alike."""
+        first, second = self.of(self.sae.b_dec.detach()[None]).values()
+        return (second - first)[0]
+
+    @property
+    def share(self) -> Float[Tensor, " d_sae"]:
+        """r: the share of each latent's row that is the second model's; NaN for a row of zeros."""
+        shares = dict(zip(self.sae.config.writes.names, self.sae.shares.double().T, strict=True))
+        ours, theirs = (
+            torch.stack([shares[site] for site in self._sites[name]]).sum(dim=0)
+            for name in self.names
+        )
+        return theirs / (ours + theirs)
+
+    @property
+    def cosine(self) -> Float[Tensor, " d_sae"]:
+        """Of each latent's two rows."""
+        first, second = self.rows.values()
+        return torch.nn.functional.cosine_similarity(first, second, dim=-1)
+
+
+def groups_of(share: Float[Tensor, " d_sae"]) -> Int[Tensor, " d_sae"]:
+    """The group of each latent, as an index of `GROUPS`.
+
+    r >= .9: the second model's; r <= .1: the first one's; .4 to .6: of both; the others, and
+    latents that write nothing (NaN), are in none of these.
+    """
+    index = torch.full_like(share, GROUPS.index(OTHER), dtype=torch.long)
+    low, high = EVEN
+    index[share <= 1 - MOSTLY + _ROUNDING] = GROUPS.index(FIRST)
+    index[share >= MOSTLY - _ROUNDING] = GROUPS.index(SECOND)
+    index[(share >= low - _ROUNDING) & (share <= high + _ROUNDING)] = GROUPS.index(SHARED)
+    return index
 
 
 def resampled(
@@ -138,7 +241,15 @@ class Explained:
         """explained (over all tokens), explained_firing (where it fires), and both of the control,
         shuffled and shuffled_firing: values, and the ends of their intervals over documents. NaN
         where a latent never fired, and of all where both models have the same activations."""
-        shares = resampled(self.sums.per_document(), _shares)
+
+        def shares_of(sums: Values) -> Values:
+            every, values = sums["square"][..., None], {}
+            for title, name in (("explained", ""), ("shuffled", _CONTROL)):
+                values[title] = sums[f"{name}gain"] / every
+                values[f"{title}_firing"] = sums[f"{name}gain"] / sums[f"{name}fired"]
+            return values
+
+        shares = resampled(self.sums.per_document(), shares_of)
         if self.whole()["difference"] == 0:
             return {name: torch.full_like(share, torch.nan) for name, share in shares.items()}
         return shares
@@ -157,15 +268,6 @@ class Explained:
         if sums["difference"] == 0:
             return {"difference": 0.0, "shift": math.nan, "explained": math.nan}
         return {name: float(value) for name, value in values.items()}
-
-
-def _shares(sums: Values) -> Values:
-    every = sums["square"][..., None]
-    values = {}
-    for title, name in (("explained", ""), ("shuffled", _CONTROL)):
-        values[title] = sums[f"{name}gain"] / every
-        values[f"{title}_firing"] = sums[f"{name}gain"] / sums[f"{name}fired"]
-    return values
 
 
 class Scaling:
@@ -213,23 +315,20 @@ class Scaling:
     def nu(self) -> dict[str, Float[Tensor, "3 m"]]:
         """own_recon, own_error (the latent's own beta), nu_recon and nu_error: values, and the ends
         of their intervals over documents; NaN where a latent never fired."""
-        return resampled(self.sums.per_document(), _nu_of)
 
+        def nu_of(sums: Values) -> Values:
+            mean = sums["f"] / sums["tokens"][..., None]
+            spread = sums["square"] - mean * sums["f"]
+            spread = torch.where(sums["square"] > 0, spread, torch.nan)
+            own, other = (
+                [(sums[f"f_{of}_{kind}"] - mean * sums[f"{of}_{kind}"]) / spread for kind in KINDS]
+                for of in ("own", "other")
+            )
+            names = [f"{name}_{kind}" for name in ("own", "nu") for kind in KINDS]
+            nus = [theirs / ours for ours, theirs in zip(own, other, strict=True)]
+            return dict(zip(names, [*own, *nus], strict=True))
 
-def betas_of(sums: Values) -> Values:
-    """beta of a latent's "own" model and of the "other", for both kinds, from sums over tokens; NaN
-    where a latent never fired."""
-    mean = sums["f"] / sums["tokens"][..., None]
-    spread = sums["square"] - mean * sums["f"]
-    spread = torch.where(sums["square"] > 0, spread, torch.nan)
-    names = [f"{name}_{kind}" for name in ("own", "other") for kind in KINDS]
-    return {name: (sums[f"f_{name}"] - mean * sums[name]) / spread for name in names}
-
-
-def _nu_of(sums: Values) -> Values:
-    betas = betas_of(sums)
-    own = {f"own_{kind}": betas[f"own_{kind}"] for kind in KINDS}
-    return own | {f"nu_{kind}": betas[f"other_{kind}"] / betas[f"own_{kind}"] for kind in KINDS}
+        return resampled(self.sums.per_document(), nu_of)
 
 
 def in_other(nu: dict[str, Float[Tensor, "3 m"]]) -> list[str | None]:

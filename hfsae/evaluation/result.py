@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..io.json_safe import json_safe
+from ..io.files import json_safe
 from ..io.units import TOKEN, Unit
 from .metrics import Definition, Histogram, Metric
 

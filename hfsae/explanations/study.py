@@ -19,8 +19,7 @@ from ..io.file_names import (
     EXPLANATIONS_REPORT,
     FEATURES,
 )
-from ..io.files import replacing, write_whole
-from ..io.json_safe import json_safe
+from ..io.files import json_safe, replacing, write_whole
 from ..io.labels import MAX_LENGTH
 from ..lm import check_arguments, contract, tokenizer_of
 from ..models import SAE

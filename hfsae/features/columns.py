@@ -29,8 +29,7 @@ from ..evaluation.statistics import (
     mid_ranks,
 )
 from ..io.errors import Refused
-from ..io.files import printable
-from ..io.json_safe import json_safe
+from ..io.files import json_safe, printable
 from ..io.label_words import association_cells, too_few_to_tell
 from ..io.markdown import escaped
 from ..models import SAE

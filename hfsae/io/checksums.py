@@ -130,10 +130,8 @@ def _hash_of_file(path: Path, *_about: int) -> str:
 class Change(NamedTuple):
     """A difference between a file and its seal."""
 
-    record: str
-    """the sealed record, as a path below the SAE's folder"""
     path: Path
-    """the changed file: the record, or a file written with it"""
+    """the changed file: a sealed record, or a file written with it"""
     why: str
 
 
@@ -177,13 +175,23 @@ def changes(folder: Path, records: Sequence[str] = SEALED) -> Iterator[Change]:
     cannot be read, is left to the code that uses it."""
     for name in records:
         path = folder / name
-        if path.is_file():
-            if name == CALLS:
-                lines = (number for number, line in json_lines(path) if is_changed(line))
-                parts = ((path, _about_line(number)) for number in lines)
-            else:
-                parts = _changed_parts(path)
-            yield from (Change(name, *part) for part in parts)
+        if name == CALLS and path.is_file():
+            for number, line in json_lines(path):
+                if is_changed(line):
+                    yield Change(path, _about_line(number))
+            continue
+        try:
+            record = read_json(path)
+        except (ValueError, OSError):
+            continue
+        if is_changed(record):
+            yield Change(path, CHANGED)
+        files = record.get(FILES)
+        for beside, theirs in files.items() if isinstance(files, dict) else ():
+            other = path.parent / Path(beside).name  # a file beside it, whatever the record names
+            if other.is_file() and file_hash(other) != theirs:
+                why = f"it is not the file that was written with {path.name}: its hash differs"
+                yield Change(other, why)
 
 
 def refuse_changed(folder: Path, records: Sequence[str] = SEALED) -> None:
@@ -210,17 +218,3 @@ def sealed_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _about_line(number: int) -> str:
     return f"line {number} was changed after it was written: its {CONTENT} differs"
-
-
-def _changed_parts(path: Path) -> Iterator[tuple[Path, str]]:
-    try:
-        record = read_json(path)
-    except (ValueError, OSError):
-        return
-    if is_changed(record):
-        yield path, CHANGED
-    files = record.get(FILES)
-    for name, theirs in files.items() if isinstance(files, dict) else ():
-        other = path.parent / Path(name).name  # a file beside it, whatever the record names
-        if other.is_file() and file_hash(other) != theirs:
-            yield other, f"it is not the file that was written with {path.name}: its hash differs"

@@ -97,6 +97,18 @@ def _number(text: str) -> float:
     return value
 
 
+def json_safe(value: Any) -> Any:
+    """The same for JSON: tensors and tuples become lists; numbers that are not finite, which JSON
+    has not, None."""
+    if isinstance(value, Mapping):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    if hasattr(value, "tolist"):  # of torch or numpy
+        return json_safe(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def refuse_special(path: Path) -> None:
     """Check that a path leads to a regular file.
 
@@ -383,20 +395,15 @@ def write_tensors(
 
     with replacing(path) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
-        _sort_metadata(temporary)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Sort a safetensors file's metadata: the library writes it in random order."""
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        if "__metadata__" in header:
-            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-            assert len(text) <= length, "the header would run into the tensors"
-            file.seek(8)
-            file.write(text.ljust(length))
+        with open(temporary, "r+b") as file:  # the library writes metadata in random order
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            if "__metadata__" in header:
+                header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+                text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+                assert len(text) <= length, "the header would run into the tensors"
+                file.seek(8)
+                file.write(text.ljust(length))
 
 
 def open_to_readers(path: Path) -> None:

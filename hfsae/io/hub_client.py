@@ -46,7 +46,9 @@ def with_retries(call: Callable[[], T], what: str, *, reconnects: bool = True) -
         except (HTTPError, RuntimeError) as error:
             if not _may_pass(error) or not (reconnects or isinstance(error, HfHubHTTPError)):
                 raise
-            pause = _retry_after(error) or wait
+            response = getattr(error, "response", None)
+            asked = response.headers.get("Retry-After", "") if response is not None else ""
+            pause = (min(float(asked), 60.0) if asked.isdigit() else 0.0) or wait
             logger.warning("%s: %s; again in %.0f s", what, _brief(error), pause)
             time.sleep(pause)
     _gave_up = time.monotonic()
@@ -61,12 +63,6 @@ def _may_pass(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):  # the client's word for an upload that broke off
         return isinstance(error.__cause__, HTTPError) and _may_pass(error.__cause__)
     return isinstance(error, HTTPError)
-
-
-def _retry_after(error: BaseException) -> float | None:
-    response = getattr(error, "response", None)
-    seconds = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(float(seconds), 60.0) if seconds.isdigit() else None
 
 
 @contextmanager

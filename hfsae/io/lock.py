@@ -1,4 +1,5 @@
-"""One process at a time writes into a folder: a lock of the package filelock, and its owner's note.
+"""One process at a time writes into a folder: a lock of the package filelock, and its owner's note;
+and one thread at a time loads a model.
 
 The kernel releases the lock at the end of the process, even of a killed one. Both files are deleted
 at the end: a finished folder has neither.
@@ -9,6 +10,7 @@ import json
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -26,6 +28,12 @@ _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _POLL_SECONDS = 0.2
 _MOST_REMOVALS = 100  # of the folder by others, between its making and its lock
 
+one_at_a_time = threading.RLock()
+"""Around the loading of a model. While transformers loads one, it replaces
+`PreTrainedModel.tie_weights` for the whole process, then restores the method from before. Two
+threads that load at once (sessions of the app, pushes that verify) may restore each other's
+replacement: later models are then not tied, and a head that should share the embeddings' weights
+has no weights."""
 _mine: ContextVar[frozenset[Path]] = ContextVar("_mine", default=frozenset())
 
 

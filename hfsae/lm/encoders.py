@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ..io.errors import Refused, one_line
-from ..io.loading import one_at_a_time
+from ..io.lock import one_at_a_time
 from ..io.processor import refuse_absent, spare_bfloat16_
 from .copies import (
     check_dtype,

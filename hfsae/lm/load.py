@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..io.errors import Refused
-from ..io.loading import one_at_a_time
+from ..io.lock import one_at_a_time
 from ..io.processor import refuse_absent, spare_bfloat16_
 from .copies import (
     check_dtype,

@@ -20,8 +20,7 @@ from ..io.checksums import file_hash
 from ..io.errors import Refused
 from ..io.file_names import WEIGHTS
 from ..io.files import write_whole
-from ..io.loading import one_at_a_time
-from ..io.lock import locked
+from ..io.lock import locked, one_at_a_time
 from ..packaged import PackagedLM
 
 logger = logging.getLogger(__name__)

@@ -24,9 +24,8 @@ from ..evaluation.probing.tasks import FAULTY, packaged_names
 from ..evaluation.untrained import Untrained, firings, sample
 from ..lm import LoadedLM, special_ids, unspared
 from ..io.checksums import of_others, refuse_changed, refuse_mixture, sealed, stamp
-from ..io.files import read_json, write_whole
+from ..io.files import json_safe, read_json, write_whole
 from ..io.file_names import CARD, EVALUATION, PROBING, PROBING_REPORT, TRAINING
-from ..io.json_safe import json_safe
 from ..io.errors import Refused
 from ..models import SAE, SAEConfig
 from ..packaged import PROBES

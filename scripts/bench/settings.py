@@ -75,7 +75,8 @@ def main() -> None:
             if args.output:
                 how = {"settings": name, "variant": variant, "paper": args.paper}
                 how |= {"tokens": len(train) // args.passes, "passes": args.passes}
-                how |= {key: getattr(args, key) for key in ("d_sae", "rate", "seed", "batch", "bucket")}
+                kept = ("d_sae", "rate", "seed", "batch", "bucket")
+                how |= {key: getattr(args, key) for key in kept}
                 run = {**how, "l0_as_trained": l0, "seconds": seconds, "validation": of}
                 run["test"] = test
                 keep(args.output, run, [*how])

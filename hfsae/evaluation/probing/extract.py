@@ -12,8 +12,7 @@ from typing import Any
 from ...io.checksums import of_others, refuse_changed
 from ...io.errors import Refused
 from ...io.file_names import EVALUATION, PROBING
-from ...io.files import read_json, reading
-from ...io.json_safe import json_safe
+from ...io.files import json_safe, read_json, reading
 
 logger = logging.getLogger(__name__)
 KEY = "probing"
