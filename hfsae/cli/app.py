@@ -9,7 +9,7 @@ from ..io.errors import Refused, refuse_absent_source
 from ..io.file_names import META, PRESETS
 from ..io.files import printable, printable_lines
 from ..packaged import SEPARATE_SAES
-from ..runs.preset_arguments import PresetArguments
+from ..runs.arguments import PresetArguments
 from .files import SOURCE, add_choice, add_site, folder_of, given_options
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
@@ -187,9 +187,9 @@ def _say(line: str) -> None:
 
 def _opened(placed: "SAEInContext") -> "Model":
     from ..features import FeatureStore
-    from ..runs.context import refuse_without_text
-    from ..runs.job import load
+    from ..runs.inputs import load
     from ..runs.preset_search import Model
+    from ..runs.sae_source import refuse_without_text
 
     refuse_without_text(placed)
     store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)

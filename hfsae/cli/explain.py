@@ -15,7 +15,7 @@ from ..io.file_names import (
 )
 from ..io.files import printable_lines
 from ..runs import ExplainRequest
-from ..runs.explain_request import CONTROLS, EXPLAINERS
+from ..runs.arguments import CONTROLS, EXPLAINERS
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
 from .source import add_folders, add_sae, add_saes, find, find_all, tell_text

@@ -119,8 +119,7 @@ def card(argv: list[str]) -> None:
     options = parser.parse(argv)
     from ..hub import load as load_any
     from ..runs import fill_folder, place, run_folder
-    from ..runs.folder import home_of, locked_run
-    from ..runs.stages import finish
+    from ..runs.folder import finish, home_of, locked_run
 
     output, choice = options["output_dir"], take_choice(options)
     folder = run_folder(choice) if output is None else None
@@ -161,8 +160,7 @@ def diff(argv: list[str]) -> None:
     )
     options = parser.parse(argv)
     from .. import diffing
-    from ..runs.folder import home_of, locked_run, trained_folder
-    from ..runs.stages import finish
+    from ..runs.folder import finish, home_of, locked_run, trained_folder
 
     folder = trained_folder(options["run"])
     with locked_run(home_of(folder) or folder, [folder]):

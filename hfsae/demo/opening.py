@@ -33,7 +33,7 @@ from ..io.units import PATCH, unit_of
 from ..lm import contract, load_lm
 from ..packaged import shipped_at
 from ..runs import LMArguments
-from ..runs.inputs_encoders import load_for
+from ..runs.inputs import load_for
 from .diff_actions import check_diff
 from .label_actions import label_rows
 from .subject import (

@@ -17,28 +17,29 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from ..activations import check_files
 from ..activations.cache import SHARD_BYTES
 from ..evaluation.fidelity import rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
 from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
-from ..lm import widths_of
-from ..io.processor import Room, gpu_memory, main_memory
 from ..io.errors import Refused
+from ..io.processor import Room, gpu_memory, main_memory
+from ..lm import widths_of
 from ..models import SAE, SAEConfig
-from .preset_search import PROMPTS, SEEDS, PresetArguments, texts_at_once
-from .fields import Recipe, bucket_tokens
-from .job import EmptyLMs, Model, first_model
-from .opening import check, with_lone_site
-from .results import refuse_another_training
-from .stage_probe import probe_arguments
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
 from ..training.run import FIRST_LOOK
 from ..training.schedules import in_steps
 from ..training.sharding import check_spread
 from ..training.start import sample_size
+from .arguments import PresetArguments
+from .checks import check, with_lone_site
+from .inputs import EmptyLMs, Model
+from .preset_search import PROMPTS, SEEDS, texts_at_once
+from .recipe import Recipe, bucket_tokens
+from .results import refuse_another_training
+from .stage_probe import probe_arguments
 
 logger = logging.getLogger(__name__)
 Number = int | float
@@ -340,7 +341,7 @@ def stages(
 
 def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Memory:
     """A block's forward pass, or the exchange of harvested activations, whichever needs more."""
-    first, token = first_model(lm), _token_bytes(recipe, lm, configs)
+    first, token = _first_model(lm), _token_bytes(recipe, lm, configs)
     if first is None or recipe.kind != "text":  # several models run one after the other
         return Memory({"a block of the file": recipe.activations.block * token})
     rows, context = recipe.harvest.rows, recipe.text.context_size
@@ -418,7 +419,7 @@ def _after_training(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) ->
     """Evaluation, examples, probing and presets, those of them that a run has."""
     sizes, context = recipe.sizes, recipe.text.context_size
     d_sae = max(config.d_sae for config in configs.values())
-    of_text = first_model(lm) if recipe.kind == "text" else None
+    of_text = _first_model(lm) if recipe.kind == "text" else None
     config = None if of_text is None else of_text.config.get_text_config()
     item, parts = _lm_dtype(recipe, lm).itemsize, list[Memory]()
 
@@ -496,10 +497,15 @@ def count_of(lm: Model) -> int:
     return 0 if lm is None else sum(p.numel() for p in lm.parameters())
 
 
+def _first_model(lm: Model) -> PreTrainedModel | None:
+    """The only model, or the first of several."""
+    return next(iter(lm.each.values())) if isinstance(lm, EmptyLMs) else lm
+
+
 def _lm_dtype(recipe: Recipe, lm: Model) -> torch.dtype:
     """The dtype of activations in this run: the language model's, where "auto" is that of its
     weights; of files float32, the largest that they can have."""
-    if (first := first_model(lm)) is None:
+    if (first := _first_model(lm)) is None:
         return torch.float32
     dtype = next(iter(recipe.models.values())).dtype
     return first.dtype if dtype == "auto" else getattr(torch, dtype)

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..io.bounds import check_type
 from ..io.errors import Refused, closest
-from .fields import Recipe
+from .recipe import Recipe
 
 _ROOM = Path(__file__).parents[1] / "models"
 _ANNOTATIONS = {"Literal": Literal, "Number": int | float}

@@ -28,16 +28,23 @@ from torch import Tensor
 from ..activations import ActivationArguments, InputSource, Source, Split
 from ..activations.files import SHARDS, refuse_other_shards, shard_hash
 from ..features import LabelColumns, refuse_few_documents, write_labels_table
-from ..lm import widths_of
+from ..io.errors import Refused
+from ..io.file_names import HARVEST, LABELS_TABLE, RECIPE, shard_name
 from ..io.files import read_json, replacing, sweep, write_whole
 from ..io.lock import locked
-from ..io.file_names import HARVEST, LABELS_TABLE, RECIPE, shard_name
-from ..io.errors import Refused
+from ..lm import widths_of
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .fields import LMArguments, Recipe, bucket_tokens, sides_of
-from .job import Inputs, token_bar
-from .opening import check, inputs_of, load_inputs
-from .recipe_files import as_plain, differences, save_recipe
+from .checks import check
+from .inputs import Inputs, inputs_of, load_inputs, token_bar
+from .recipe import (
+    LMArguments,
+    Recipe,
+    as_plain,
+    bucket_tokens,
+    differences,
+    save_recipe,
+    sides_of,
+)
 from .results import LEFT_OUT
 
 logger = logging.getLogger(__name__)

@@ -42,9 +42,8 @@ from ..explanations.study import write_record
 from ..explanations.windows import TooFew, order_of
 from ..features import FeatureStore
 from ..features.labels import read_labels
-from ..lm import LoadedLM
 from ..io.checksums import changes, refuse_changed, refuse_mixture, stamp
-from ..io.files import read_json, read_table, reading, write_whole
+from ..io.errors import Refused
 from ..io.file_names import (
     CALLS,
     EVIDENCE,
@@ -57,15 +56,15 @@ from ..io.file_names import (
     STUDY_PLAN,
     TRAINING,
 )
-from ..io.errors import Refused
+from ..io.files import read_json, read_table, reading, write_whole
 from ..io.local_paths import without_local_paths
+from ..lm import LoadedLM
 from ..models import SAE
-from .context import SAEInContext, check_held_out, limits_of, load_lm_for
-from .explain_request import JUDGE, UNTRAINED, ExplainRequest
-from .fields import Recipe
+from .arguments import JUDGE, UNTRAINED, ExplainRequest
 from .folder import locked_run
-from .inputs_text import read_rows
-from .job import Job, token_bar
+from .inputs import Job, read_rows, token_bar
+from .recipe import Recipe
+from .sae_source import SAEInContext, check_held_out, limits_of, load_lm_for
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -141,7 +140,9 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     machine."""
     # the key that records have: the hash of a study's plan covers it
     text = {"fingerprint": text_digest(recipe.text), "side": "test"}
-    return without_local_paths({"lm": vars(recipe.lm), "text": {**text_record(recipe.text), **text}})
+    return without_local_paths(
+        {"lm": vars(recipe.lm), "text": {**text_record(recipe.text), **text}}
+    )
 
 
 def check_explain(placed: SAEInContext, args: ExplainArguments) -> None:
@@ -204,7 +205,14 @@ def _explain(placed: SAEInContext, args: ExplainArguments, request: ExplainReque
             )
         parts = _Parts(
             *(placed, args, request, loaded, limits_of(placed, loaded)),
-            *(explainer, ScoringRequest(request.scores, judge, on_progress), standing, settings, {}, []),
+            *(
+                explainer,
+                ScoringRequest(request.scores, judge, on_progress),
+                standing,
+                settings,
+                {},
+                [],
+            ),
         )
         try:
             result = parts.in_one_round(texts)

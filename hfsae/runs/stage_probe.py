@@ -22,19 +22,19 @@ from ..evaluation.probing.regression import scikit_learn
 from ..evaluation.probing.study import chosen_names, mean_interval
 from ..evaluation.probing.tasks import FAULTY, packaged_names
 from ..evaluation.untrained import Untrained, firings, sample
-from ..lm import LoadedLM, special_ids, unspared
 from ..io.checksums import of_others, refuse_changed, refuse_mixture, sealed, stamp
-from ..io.files import read_json, write_whole
-from ..io.file_names import CARD, EVALUATION, PROBING, PROBING_REPORT, TRAINING
-from ..io.json_safe import json_safe
 from ..io.errors import Refused
+from ..io.file_names import CARD, EVALUATION, PROBING, PROBING_REPORT, TRAINING
+from ..io.files import read_json, write_whole
+from ..io.json_safe import json_safe
+from ..lm import LoadedLM, special_ids, unspared
 from ..models import SAE, SAEConfig
 from ..packaged import PROBES
 from ..training.trainer import sum_products_in_float32
-from .context import SAEInContext, refuse_without_text
-from .fields import LMArguments, Recipe
 from .folder import locked_run, names_apart, norm_limits
-from .job import Job, load
+from .inputs import Job, load
+from .recipe import LMArguments, Recipe
+from .sae_source import SAEInContext, refuse_without_text
 
 LM_FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
 LM_FIELDS |= {"model_attention": "attn_implementation"}

@@ -1,6 +1,7 @@
-"""From a recipe to its inputs: check it, make its SAEs' configs, load what it needs, open that."""
+"""A recipe checked without running: its fields, its model without weights, its SAEs' configs."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,8 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from ..activations import check_files, check_text, sites_in, tensors_in
-from ..evaluation import EvaluationResult
+from ..io.errors import Refused
 from ..lm import (
-    LoadedEncoder,
-    LoadedLMs,
     by_model,
     empty_encoder,
     empty_lm,
@@ -24,15 +23,11 @@ from ..lm import (
     site_width,
 )
 from ..lm.places import SLASH
-from ..io.errors import Refused
-from ..models import DEFAULT_VARIANT, SAE, SAEConfig, variants
+from ..models import DEFAULT_VARIANT, SAEConfig, variants
 from ..models.registry import refuse_configs_alone
 from .declared_fields import check_model_type, known_variants
-from .fields import LMArguments, Recipe, check_cache, sides_of
-from .inputs_encoders import EncoderInputs, load_for
-from .inputs_files import FileInputs
-from .inputs_text import TextInputs, check_foreign
-from .job import EmptyLMs, Inputs, Loaded, Model, NoModel, load
+from .inputs import EmptyLMs, Model, check_foreign
+from .recipe import LMArguments, Recipe, sides_of
 from .stage_probe import check_probing
 
 logger = logging.getLogger(__name__)
@@ -75,9 +70,8 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
             f"training.batch_size ({recipe.training.batch_size}); use a bucket of 50 "
             "batches or more"
         )
-    sections = {"text": recipe.text, "files": recipe.activations}
-    sections |= {"pictures": recipe.images}
-    if recipe.training.calibration_tokens and not sections[recipe.kind].validation_fraction:
+    read = {"text": recipe.text, "files": recipe.activations, "pictures": recipe.images}
+    if recipe.training.calibration_tokens and not read[recipe.kind].validation_fraction:
         raise Refused(
             f"training.calibration_tokens is {recipe.training.calibration_tokens}, and no document "
             "is on the validation side, where thresholds are set; set its validation_fraction to "
@@ -96,34 +90,38 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
         widths = {site: encoder_width(model, site) for site in recipe.sites}
         return model, make_configs(recipe, widths)
     if (cache := recipe.harvest.cache_folder) is not None:
-        check_cache(Path(cache).expanduser())
-    model, configs = _check_lms(recipe) if recipe.lms else _check_lm(recipe)
+        folder = Path(cache).expanduser()
+        home = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+        if not home.is_dir() or not os.access(home, os.W_OK):
+            raise Refused(
+                f"harvest.cache {folder} cannot be made or written to; give another folder"
+            )
+    lms = {
+        name: empty_lm(args.name, revision=args.revision, source=args.source)
+        for name, args in recipe.models.items()
+    }
+    model = lms.get("", EmptyLMs(lms))
+    if isinstance(model, EmptyLMs):
+        refuse_other_vocabularies(
+            {
+                name: load_tokenizer(args.name, revision=args.revision, source=args.source)
+                for name, args in recipe.models.items()
+            }
+        )
+        widths = {
+            site: site_width(lms[name], path)
+            for name, of_model in by_model(recipe.sites, lms).items()
+            for site, path in of_model.items()
+        }
+        configs = make_configs(recipe, widths)
+    else:
+        configs = make_configs(recipe, model)
     for side in sides_of(recipe):
         check_text(recipe.text, side)
     check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
     if not recipe.lms:
         check_probing(recipe, configs)
     return model, configs
-
-
-def _check_lm(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
-    lm = empty_lm(recipe.lm.name, revision=recipe.lm.revision, source=recipe.lm.source)
-    return lm, make_configs(recipe, lm)
-
-
-def _check_lms(recipe: Recipe) -> tuple[EmptyLMs, dict[str, SAEConfig]]:
-    lms, tokenizers = {}, {}
-    for name, args in recipe.models.items():
-        where = {"revision": args.revision, "source": args.source}
-        lms[name] = empty_lm(args.name, **where)
-        tokenizers[name] = load_tokenizer(args.name, **where)
-    refuse_other_vocabularies(tokenizers)
-    widths = {
-        site: site_width(lms[name], path)
-        for name, of_model in by_model(recipe.sites, lms).items()
-        for site, path in of_model.items()
-    }
-    return EmptyLMs(lms), make_configs(recipe, widths)
 
 
 def make_configs(
@@ -139,9 +137,11 @@ def make_configs(
     """
     check_given(recipe)
     refuse_configs_alone()
+    of_model: dict[str, Any] = {} if recipe.kind == "files" else {"model_name": recipe.lm.name}
+    if recipe.lms:
+        of_model = {"model_names": {name: args.name for name, args in recipe.models.items()}}
     configs = {}
     for name, given in recipe.sae_fields().items():
-        of_model = _of_model(recipe)
         fields = {**of_model, **_for_variant(name, given)}
         for key in ("site", "target_site"):
             if not isinstance(fields.get(key), str | None):
@@ -175,15 +175,6 @@ def make_configs(
     return configs
 
 
-def _of_model(recipe: Recipe) -> dict[str, Any]:
-    """The field of an SAE's config that names its model, or models."""
-    if recipe.kind == "files":
-        return {}
-    if recipe.lms:
-        return {"model_names": {name: args.name for name, args in recipe.models.items()}}
-    return {"model_name": recipe.lm.name}
-
-
 def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """The fields without those of other variants; a field that no variant has stays an error.
 
@@ -192,9 +183,7 @@ def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
     fields = {"model_type": DEFAULT_VARIANT, **given}
     model_type = fields["model_type"]
     by_variant = {type_: {"model_type", *v.fields} for type_, v in known_variants().items()}
-    own = by_variant.get(model_type)
-    if own is None:
-        return fields
+    own = by_variant[model_type]
     subject = f"saes.{name}" if name else "sae"
     others = set().union(*by_variant.values()) - own
     target = fields.get("target_l0")
@@ -218,7 +207,23 @@ def check_given(recipe: Recipe) -> None:
     Raises:
         ValueError: an SAE has no site, no d_sae, or an unknown model_type.
     """
-    _check_kind(recipe)
+    if recipe.lms and recipe.kind != "text":
+        raise Refused(
+            f"lms are language models, and this is a recipe of {recipe.kind}; leave out lms"
+        )
+    pictures = bool(recipe.images.files or recipe.images.folder)
+    if recipe.kind == "files" and pictures:
+        raise Refused("the recipe has activations.files and pictures; leave out one")
+    if recipe.kind == "text" and pictures:
+        raise Refused(
+            "the recipe has images, which a language model does not read; set lm.kind to auto, and "
+            "lm.name to a vision model"
+        )
+    if recipe.kind == "pictures" and not pictures:
+        raise Refused(
+            "lm.kind is 'auto', and the recipe names no pictures (images.files, images.folder); "
+            "leave lm.kind out for a language model on text"
+        )
     if recipe.kind == "text":
         _check_sites_of_models(recipe)
     for fields in recipe.sae_fields().values():
@@ -269,65 +274,3 @@ def _check_sites_of_models(recipe: Recipe) -> None:
             f"no site is of {unread[0]}, one of lms ({', '.join(names)}); give one, as "
             f"{unread[0]}/layers.1, or leave the model out"
         )
-
-
-def _check_kind(recipe: Recipe) -> None:
-    """Refuse inputs that do not suit the kind of model."""
-    if recipe.lms and recipe.kind != "text":
-        raise Refused(
-            f"lms are language models, and this is a recipe of {recipe.kind}; leave out lms"
-        )
-    pictures = bool(recipe.images.files or recipe.images.folder)
-    if recipe.kind == "files" and pictures:
-        raise Refused("the recipe has activations.files and pictures; leave out one")
-    if recipe.kind == "text" and pictures:
-        raise Refused(
-            "the recipe has images, which a language model does not read; set lm.kind to auto, and "
-            "lm.name to a vision model"
-        )
-    if recipe.kind == "pictures" and not pictures:
-        raise Refused(
-            "lm.kind is 'auto', and the recipe names no pictures (images.files, images.folder); "
-            "leave lm.kind out for a language model on text"
-        )
-
-
-def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
-    """What the recipe's inputs need in memory: its model, or nothing where files are read."""
-    if recipe.kind == "files":
-        return NoModel(torch.device(device or "cpu"))
-    if recipe.kind != "text":
-        return load_for(recipe.lm, device)
-    if recipe.lms:
-        several = LoadedLMs({name: load(args, device) for name, args in recipe.models.items()})
-        refuse_other_vocabularies({name: one.tokenizer for name, one in several.each.items()})
-        return several
-    return load(recipe.lm, device)
-
-
-def inputs_of(recipe: Recipe, loaded: Loaded) -> Inputs:
-    """The recipe's inputs, opened with what `load_inputs` loaded."""
-    if isinstance(loaded, NoModel):
-        return FileInputs(recipe, loaded)
-    if isinstance(loaded, LoadedEncoder):
-        return EncoderInputs(recipe, loaded)
-    return TextInputs(recipe, loaded)
-
-
-def evaluate_saes(
-    recipe: Recipe,
-    loaded: Loaded,
-    saes: Mapping[str, SAE],
-    limits: dict[str, float],
-    *,
-    losses: bool = True,
-) -> dict[str, EvaluationResult]:
-    """Evaluation by the recipe's evaluation section, on its side and on each foreign text.
-
-    Args:
-        losses: as in `evaluate_all`.
-
-    Raises:
-        ValueError: as in `evaluate_all`; of a foreign text with its name.
-    """
-    return inputs_of(recipe, loaded).evaluate(saes, limits, losses=losses)
