@@ -1,6 +1,6 @@
 """A recipe, and the run that it describes: from text, pictures or files to a folder with an SAE.
 
-    recipe         its sections, in memory and in files; `declared_fields` are those of SAEs' configs
+    recipe         its sections, in memory and in files; `declared_fields` are those of SAEs alone
     stages.run     the run: `checks` tells what is wrong, `inputs` are loaded and opened, a Trainer
                    trains, and stages make the results that `results` says are missing or outdated
     stage_explain, stage_probe, preset_search   the stages of more than a few lines

@@ -13,7 +13,7 @@ predicted: they depend on the machine, and a run shows them after its first step
 import copy
 import logging
 import os
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from ..evaluation.fidelity import rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
 from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..io.errors import Refused
-from ..io.processor import Room, gpu_memory, main_memory
+from ..io.processor import gpu_memory, main_memory
 from ..lm import widths_of
 from ..models import SAE, SAEConfig
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
@@ -93,24 +93,6 @@ class Memory(NamedTuple):
     """empty without a GPU"""
 
 
-class Shortage(NamedTuple):
-    """A kind of memory that a plan needs more of than is free."""
-
-    kind: Literal["main memory", "GPU memory"]
-    needed: Number
-    room: Room
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether it exceeds even the total, by more than a plan's error."""
-        return self.needed > _SURELY * self.room.total
-
-    def __str__(self) -> str:
-        needed, total, free = (f"{n / 1e9:,.1f} GB" for n in (self.needed, *self.room[::-1]))
-        has = f"{total} ({free} free)" if self.room.free < self.room.total else total
-        return f"about {needed} of {self.kind} needed, but this machine has {has}"
-
-
 def plan(recipe: Recipe) -> RunCost:
     """Estimates for each of `training.num_processes` processes, on this machine.
 
@@ -124,7 +106,23 @@ def plan(recipe: Recipe) -> RunCost:
     needed = memory(recipe, lm, configs, on_gpu=torch.cuda.is_available())
     on_disk = disk(recipe, lm, configs)
 
-    lines = _input_lines(recipe, lm)
+    def short(dataset: str | list[str]) -> str:
+        return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
+
+    each = lm.each.values() if isinstance(lm, EmptyLMs) else [lm]
+    models = {} if lm is None else recipe.models
+    what = "language model" if recipe.kind == "text" else "model"
+    lines = []
+    for (name, args), one in zip(models.items(), each, strict=False):
+        full = f"{name}: {args.name}" if name else args.name
+        lines.append(f"{what:<16}{full}, {count_of(one) / 1e6:.0f} M parameters, {args.dtype}")
+    if recipe.kind == "files":
+        lines.append(f"activations     {short(recipe.activations.files)}")
+    elif recipe.kind == "text":
+        rows = f"rows of {recipe.text.context_size} tokens"
+        lines.append(f"text            {short(recipe.text.dataset)}, {rows}")
+    else:
+        lines.append(f"pictures        {short(recipe.images.files or recipe.images.folder)}")
     for name, config in configs.items():
         goal = f", target L0 {config.target_l0}" if config.target_l0 else ""
         sides = (config.reads, config.writes) if config.is_transcoder else (config.reads,)
@@ -149,47 +147,19 @@ def plan(recipe: Recipe) -> RunCost:
     except ValueError as error:  # what is in its output folder
         lines.append(f"note            it would be refused: {error}")
 
-    together_ = f"   {n} processes: {n * sum_of(needed.main) / 1e9:.1f} GB" if n > 1 else ""
+    together = f"   {n} processes: {n * sum_of(needed.main) / 1e9:.1f} GB" if n > 1 else ""
     lines.append("")
     if needed.gpu:
         lines.append(_sum_line("GPU memory" if n == 1 else "each GPU", needed.gpu))
     main = "memory each" if n > 1 else "main memory" if needed.gpu else "memory"
-    lines.append(_sum_line(main, needed.main) + together_)
-    for shortage in shortages(needed, n):
-        lines.append(
-            f"note            {shortage}; {_remedy(recipe, lm, configs, needed, shortage)}"
-        )
+    lines.append(_sum_line(main, needed.main) + together)
+    short_of = shortages(recipe, lm, configs, needed, n)
+    lines += [f"note            {sentence}" for sentence, _ in short_of]
     lines += [
         _sum_line("disk", on_disk),
         "time            not predicted; a run shows what is left after its first steps",
     ]
     return RunCost(lines, *map(sum_of, (needed.main, needed.gpu, on_disk)))
-
-
-def _input_lines(recipe: Recipe, lm: Model) -> list[str]:
-    """The models, and what they read."""
-
-    def short(dataset: str | list[str]) -> str:
-        return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
-
-    if recipe.kind == "files":
-        return [f"activations     {short(recipe.activations.files)}"]
-    models = [(args.name, args.dtype, lm) for args in recipe.models.values()]
-    if isinstance(lm, EmptyLMs):
-        each = zip(recipe.models.items(), lm.each.values(), strict=True)
-        models = [(f"{name}: {args.name}", args.dtype, one) for (name, args), one in each]
-    what = "language model" if recipe.kind == "text" else "model"
-    read = f"pictures        {short(recipe.images.files or recipe.images.folder)}"
-    if recipe.kind == "text":
-        text = recipe.text
-        read = f"text            {short(text.dataset)}, rows of {text.context_size} tokens"
-    return [
-        *(
-            f"{what:<16}{name}, {count_of(one) / 1e6:.0f} M parameters, {dtype}"
-            for name, dtype, one in models
-        ),
-        read,
-    ]
 
 
 def _sum_line(name: str, parts: Parts) -> str:
@@ -206,50 +176,52 @@ def check_memory(
         ValueError: the recipe needs more memory than this machine has.
     """
     needed = memory(recipe, lm, configs, on_gpu=device.type == "cuda")
-    for shortage in shortages(needed, int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
-        sentence = f"{shortage}; {_remedy(recipe, lm, configs, needed, shortage)}"
-        if shortage.is_sure:
+    n_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    for sentence, is_sure in shortages(recipe, lm, configs, needed, n_here):
+        if is_sure:
             raise Refused(sentence)
         logger.warning("%s, or the system may end the run", sentence)
 
 
-def shortages(needed: Memory, n_here: int) -> list[Shortage]:
-    """Shortages of this machine, for `n_here` processes that share its main memory."""
-    every = [Shortage("main memory", n_here * sum_of(needed.main), main_memory())]
+def shortages(
+    recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], needed: Memory, n_here: int
+) -> list[tuple[str, bool]]:
+    """For each kind of memory of which `n_here` processes on this machine need more than is free, a
+    sentence with a remedy (less of the largest part, or a narrower SAE, by half, a quarter and so
+    on), and whether they need more than all that there is, by more than a plan's error."""
+    kinds = [("main memory", n_here, needed.main, main_memory())]
     if needed.gpu:
-        every.append(Shortage("GPU memory", sum_of(needed.gpu), gpu_memory()))
-    return [shortage for shortage in every if shortage.needed > shortage.room.free]
-
-
-def _remedy(
-    recipe: Recipe,
-    lm: Model,
-    configs: dict[str, SAEConfig],
-    needed: Memory,
-    shortage: Shortage,
-) -> str:
-    """The remedy: less of the largest part, or a narrower SAE, by half, a quarter and so on."""
-    is_gpu = shortage.kind == "GPU memory"
-    parts = needed.gpu if is_gpu else needed.main
-    largest = max(parts, key=lambda name: parts[name])
-    ways = [_REMEDIES[largest]] if largest in _REMEDIES else []
-    if is_gpu and (not ways or largest == "one step, dense"):
-        ways = ["spread latents over more cards (training.num_processes, training.shard_latents)"]
-    n_sharing = shortage.needed / sum_of(parts)
-    narrow, widest = configs, max(config.d_sae for config in configs.values())
-    while all(config.d_sae >= 2 * config.d_in for config in narrow.values()):
-        narrow = copy.deepcopy(narrow)
-        for config in narrow.values():
-            config.d_sae //= 2
-        try:
-            then = memory(recipe, lm, narrow, on_gpu=bool(needed.gpu))
-        except ValueError:  # latents that do not divide evenly among processes
+        kinds.append(("GPU memory", 1, needed.gpu, gpu_memory()))
+    found = []
+    for kind, n_sharing, parts, room in kinds:
+        if n_sharing * sum_of(parts) <= room.free:
             continue
-        if n_sharing * sum_of(then.gpu if is_gpu else then.main) <= shortage.room.free:
-            d_sae = max(config.d_sae for config in narrow.values())
-            ways.append(f"lower sae.d_sae: {d_sae:,} instead of {widest:,} would fit")
-            break
-    return ", or ".join(ways or ["train fewer SAEs at a time"])
+        is_gpu, largest = kind == "GPU memory", max(parts, key=lambda name: parts[name])
+        ways = [_REMEDIES[largest]] if largest in _REMEDIES else []
+        if is_gpu and (not ways or largest == "one step, dense"):
+            ways = [
+                "spread latents over more cards (training.num_processes, training.shard_latents)"
+            ]
+        narrow, widest = configs, max(config.d_sae for config in configs.values())
+        while all(config.d_sae >= 2 * config.d_in for config in narrow.values()):
+            narrow = copy.deepcopy(narrow)
+            for config in narrow.values():
+                config.d_sae //= 2
+            try:
+                then = memory(recipe, lm, narrow, on_gpu=bool(needed.gpu))
+            except ValueError:  # latents that do not divide evenly among processes
+                continue
+            if n_sharing * sum_of(then.gpu if is_gpu else then.main) <= room.free:
+                d_sae = max(config.d_sae for config in narrow.values())
+                ways.append(f"lower sae.d_sae: {d_sae:,} instead of {widest:,} would fit")
+                break
+        all_, total, free = n_sharing * sum_of(parts), room.total, room.free
+        amounts = [f"{n / 1e9:,.1f} GB" for n in (all_, total, free)]
+        has = f"{amounts[1]} ({amounts[2]} free)" if free < total else amounts[1]
+        remedy = ", or ".join(ways or ["train fewer SAEs at a time"])
+        sentence = f"about {amounts[0]} of {kind} needed, but this machine has {has}; {remedy}"
+        found.append((sentence, all_ > _SURELY * total))
+    return found
 
 
 def memory(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: bool) -> Memory:
@@ -388,7 +360,13 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Memory:
     batch = t.batch_size // t.gradient_accumulation_steps // (1 if spread else n)
     n_sources = len(config.reads) if config.is_causal else 1
     inputs = _BATCH_COPIES * _FLOAT * batch * max(config.d_in, config.d_out)
-    if _takes_sparse_steps(recipe, config, on_gpu=on_gpu):
+    # Whether steps are sparse, as far as is known before any activation is seen. Steps on a GPU
+    # count as dense, which need more memory: there it has not been measured when sparse ones pay.
+    is_sparse = not (on_gpu or spread or t.sparse == "never") and _can_be_sparse(config)
+    if is_sparse and t.sparse != "always":
+        few = SPARSE_BELOW * config.d_sae
+        is_sparse = config.d_sae >= SPARSE_FROM and _first_l0(config, recipe) < few
+    if is_sparse:
         # See `hfsae.ops.screening`: X and W of the bound, a block of scores and of what they pick;
         # a source at a time, whose gradients of the encoder are then put together.
         d, d_sae = config.d_in // n_sources, config.d_sae // n_sources
@@ -523,18 +501,6 @@ def _n_processes(recipe: Recipe) -> int:
 def _is_spread(recipe: Recipe) -> bool:
     """Whether latents are spread over processes."""
     return recipe.training.shard_latents and _n_processes(recipe) > 1
-
-
-def _takes_sparse_steps(recipe: Recipe, config: SAEConfig, *, on_gpu: bool) -> bool:
-    """Whether steps are sparse, as far as is known before any activation is seen. Steps on a GPU
-    count as dense, which need more memory: there it has not been measured when sparse ones pay."""
-    t = recipe.training
-    if on_gpu or _is_spread(recipe) or t.sparse == "never" or not _can_be_sparse(config):
-        return False
-    is_wide = config.d_sae >= SPARSE_FROM
-    return t.sparse == "always" or (
-        is_wide and _first_l0(config, recipe) < SPARSE_BELOW * config.d_sae
-    )
 
 
 def _can_be_sparse(config: SAEConfig) -> bool:

@@ -26,7 +26,6 @@ from ..activations import (
     InputSource,
     MeasuredText,
     PackedRows,
-    Source,
     Split,
     TextArguments,
     TextSource,
@@ -62,7 +61,7 @@ from ..features.pictures import write_pictures
 from ..io.errors import Refused
 from ..io.file_names import COLLECTING
 from ..io.local_paths import LOCAL_FILES, without_local_paths
-from ..io.units import PATCH, UNITS
+from ..io.units import UNITS
 from ..lm import (
     LoadedEncoder,
     LoadedLM,
@@ -78,14 +77,15 @@ from ..packaged import packaged_names, text_licence
 from .recipe import LMArguments, Recipe, rows_ahead, sides_of
 
 _CHARACTERS = 16  # of a token, at most: of English text it has 4 or 5
-_EVERY_ROW = "All rows of the held-out documents count, apart from those that the file leaves out."
-_EVERY_POSITION = (
-    "All kept positions of the held-out documents count; which these are is a setting of the inputs"
-)
-_EVERY_TOKEN = (
-    "All kept tokens of the held-out documents count; a token whose norm is above its limit at any "
-    "site of any model is left out."
-)
+_EVERY = {
+    "activations": "All rows of the held-out documents count, apart from those that the file "
+    "leaves out.",
+    "images": "All kept positions of the held-out documents count; which these are is a setting of "
+    "the inputs",
+    "text": "All kept tokens of the held-out documents count; a token whose norm is above its "
+    "limit at any site of any model is left out.",
+}
+"""Positions that an evaluation counts, by section of the recipe."""
 
 
 class NoModel(NamedTuple):
@@ -214,19 +214,22 @@ def counted(
         progress(len(batch.document))
 
 
-class Inputs:
-    """A recipe's inputs, opened: its classes are those of text, of files, of pictures."""
+class RowInputs:
+    """Rows of activations that are no tokens: the same evaluation, examples and tables of labels
+    for files and pictures."""
 
+    section: str
+    """of the recipe"""
     recipe: Recipe
-    unit: str
-    """a position in words, such as "tok" """
 
     @property
-    def device(self) -> torch.device:
-        """The model's device, and so the SAEs'."""
-        raise NotImplementedError
+    def unit(self) -> str:
+        """A position in words."""
+        return UNITS[self.section].one
 
-    def source(self, sites: Sequence[str], limits: Mapping[str, float] | None = None) -> Source:
+    def source(
+        self, sites: Sequence[str], limits: Mapping[str, float] | None = None
+    ) -> FileSource | InputSource:
         """The training's activations, without end.
 
         Args:
@@ -234,67 +237,75 @@ class Inputs:
         """
         raise NotImplementedError
 
-    def check(self) -> None:
-        """Read as much of each side as is needed, so that unusable inputs fail before training.
-
-        Raises:
-            ValueError: a side holds nothing to train on, or nothing to evaluate on.
-        """
-        raise NotImplementedError
-
-    def terms(self) -> dict[str, Any]:
-        """Fields for the configs of SAEs that are trained on these (`hfsae.lm.contract`)."""
-        return {}
-
-    def about(self) -> dict[str, Any]:
-        """Entries on the model for training.json; empty without one."""
-        return {}
+    def after_training(self, has_labels: bool) -> list[tuple[Split, int | None]]:
+        """The sides that a run reads after its training, and how much of each (None: all); with
+        labels, all documents of the held-out side."""
+        sizes, calibration = self.recipe.sizes, self.recipe.training.calibration_tokens
+        n_evaluated = None if has_labels else sizes.evaluation
+        parts: list[tuple[Split, int | None]] = [("train", sizes.examples)]
+        parts.append((sides_of(self.recipe)[-1], n_evaluated))
+        return [*parts, ("validation", calibration)] if calibration else parts
 
     def evaluate(
         self, saes: Mapping[str, SAE], limits: dict[str, float], *, losses: bool = True
     ) -> dict[str, EvaluationResult]:
-        """Evaluation by the recipe's evaluation section, for each SAE.
+        """Fidelity on held-out documents, for each SAE; of pictures also how far the model's own
+        output moves on reconstructions, beside both ablations.
 
         Args:
-            losses: measure how far the model's own output moves on reconstructions, where there is
-                one; of a language model its loss.
+            losses: measure that.
         """
-        raise NotImplementedError
+        args, n = self.recipe.evaluation, self.recipe.sizes.evaluation
+        results = {}
+        for name, sae in saes.items():
+            source = self.source([*widths_of(sae.config)], limits)
+            with token_bar("evaluate", n, unit=self.unit) as progress:
+                batches = counted(source.batches(args.side, n), progress)
+                result = evaluate_reconstructions(sae, batches, args)
+            result.side, result.mask_policy = args.side, _EVERY[self.section]
+            if losses and isinstance(source, InputSource):
+                inputs, lm = source.inputs(args.side, n), source.encoder.model
+                result.metrics |= output_change(lm, sae, inputs, args, norm_limits=limits)
+            results[name] = in_units(result, UNITS[self.section])
+        return results
 
     def collect(self, job: Job) -> FeatureStore:
-        """What the latents of the job's SAE fire on."""
-        raise NotImplementedError
-
-    def illustrate(self, job: Job) -> None:
-        """Write what shows saved examples beyond their words: pictures have more."""
+        """Rows or pictures on which the latents of the job's SAE fire."""
+        n, source = self.recipe.sizes.examples, self.source(job.sae.config.reads.names, job.limits)
+        meta = {}
+        if isinstance(source, InputSource):  # for who draws the patches
+            grid = source.grid
+            meta = {"grid": [grid.rows, grid.columns], "patch": list(grid.step)}
+        with token_bar("collect", n, unit=self.unit) as progress:
+            return collect_rows(
+                job.sae,
+                counted(source.batches(job.side, n), progress),
+                self.recipe.collect,
+                caption=source.caption,
+                unit=self.unit,
+                meta=meta,
+            )
 
     def tabulate(self, job: Job) -> LabelTable:
-        """How the latents of the job's SAE go with labels of documents on the held-out side."""
-        raise Refused("a table of labels is made of files and pictures; see `hfsae probe`")
-
-    def rows_to_check(self, n_examples: int | None, has_labels: bool) -> list[tuple[Split, Any]]:
-        """The sides that a run without text reads after its training, and how much of each (None:
-        all); with labels, all documents of the held-out side."""
-        n_evaluated = None if has_labels else self.recipe.sizes.evaluation
-        parts: list[tuple[Split, Any]] = [("train", n_examples)]
-        parts.append((sides_of(self.recipe)[-1], n_evaluated))
-        if calibration := self.recipe.training.calibration_tokens:
-            parts.append(("validation", calibration))
-        return parts
+        """How the latents of the job's SAE go with labels of documents, or of rows, on the held-out
+        side."""
+        source = self.source(job.sae.config.reads.names, job.limits)
+        if isinstance(source, InputSource):
+            labels = source.labels()
+        else:
+            path = self.recipe.activations.labels
+            labels = read_labels_table(path, source.rows.document, source.documents)
+        batches = source.batches(sides_of(self.recipe)[-1])
+        return label_table(job.sae, batches, labels, seed=self.recipe.seed)
 
 
-class FileInputs(Inputs):
+class FileInputs(RowInputs):
     """Rows of activations in files."""
 
-    unit = UNITS["activations"].one
+    section = "activations"
 
     def __init__(self, recipe: Recipe, loaded: NoModel) -> None:
-        self.recipe, self.loaded = recipe, loaded
-
-    @property
-    def device(self) -> torch.device:
-        """The SAEs' device."""
-        return self.loaded.device
+        self.recipe, self.device = recipe, loaded.device
 
     def source(self, sites: Sequence[str], limits: Mapping[str, float] | None = None) -> FileSource:
         """The recipe's files; no row is left out for its norm."""
@@ -308,8 +319,7 @@ class FileInputs(Inputs):
             ValueError: fewer training rows than a batch, none to evaluate on, a row that is not
                 finite, or labels that do not fit the documents, or fit too few of them.
         """
-        args, sizes = self.recipe.activations, self.recipe.sizes
-        source = self.source(self.recipe.sites)
+        args, source = self.recipe.activations, self.source(self.recipe.sites)
         source.tell_doubts()
         side = sides_of(self.recipe)[-1]
         if args.labels:
@@ -317,64 +327,37 @@ class FileInputs(Inputs):
             documents = source.rows.document[source.row_numbers(side)]
             share = f"; activations.held_out_fraction is {args.held_out_fraction:g}: raise it"
             refuse_few_documents(len(np.intersect1d(labels.document, documents)), share)
-        n_examples = 0 if source.is_in_order else sizes.examples
         with token_bar("check", None, unit=self.unit, delay=10) as progress:
             if not source.is_in_order:  # which a harvest wrote, and looked at
                 for acts in source.ahead(rows_ahead(self.recipe)):
                     progress(len(next(iter(acts.values()))))
-            for which, n in self.rows_to_check(n_examples, bool(args.labels)):
-                for _ in counted(source.batches(which, n), progress):
+            for which, n in self.after_training(bool(args.labels)):
+                is_known = source.is_in_order and which == "train"
+                for _ in counted(source.batches(which, 0 if is_known else n), progress):
                     pass
-        held_out = source.batches(side, sizes.evaluation)
+        held_out = source.batches(side, self.recipe.sizes.evaluation)
         training = () if side == "train" else source.batches("train")
         warn_of_equal_documents(held_out, training, "activations.files")
 
-    def evaluate(
-        self, saes: Mapping[str, SAE], limits: dict[str, float], *, losses: bool = True
-    ) -> dict[str, EvaluationResult]:
-        """Fidelity on held-out rows; there is no model whose loss could be measured."""
-        args, n = self.recipe.evaluation, self.recipe.sizes.evaluation
-        results = {}
-        for name, sae in saes.items():
-            batches = self.source([*widths_of(sae.config)]).batches(args.side, n)
-            with token_bar("evaluate", n, unit=self.unit) as progress:
-                result = evaluate_reconstructions(sae, counted(batches, progress), args)
-            result.side, result.mask_policy = args.side, _EVERY_ROW
-            results[name] = in_units(result, UNITS["activations"])
-        return results
+    def terms(self) -> dict[str, Any]:
+        """Fields for the configs of SAEs that are trained on these: none without a model."""
+        return {}
 
-    def collect(self, job: Job) -> FeatureStore:
-        """Rows on which the latents of the job's SAE fire."""
-        n, source = self.recipe.sizes.examples, self.source(job.sae.config.reads.names)
-        with token_bar("collect", n, unit=self.unit) as progress:
-            return collect_rows(
-                job.sae,
-                counted(source.batches(job.side, n), progress),
-                self.recipe.collect,
-                caption=source.caption,
-                unit=self.unit,
-            )
+    def about(self) -> dict[str, Any]:
+        """Entries on the model for training.json."""
+        return {}
 
-    def tabulate(self, job: Job) -> LabelTable:
-        """How latents go with the labels of documents, or of rows, on the held-out side."""
-        source, path = self.source(job.sae.config.reads.names), self.recipe.activations.labels
-        labels = read_labels_table(path, source.rows.document, source.documents)
-        batches = source.batches(sides_of(self.recipe)[-1])
-        return label_table(job.sae, batches, labels, seed=self.recipe.seed)
+    def illustrate(self, job: Job) -> None:
+        """Rows are not shown beyond their words."""
 
 
-class PictureInputs(Inputs):
+class PictureInputs(RowInputs):
     """Pictures through a vision model."""
 
-    unit = PATCH.one
+    section = "images"
 
     def __init__(self, recipe: Recipe, loaded: LoadedEncoder) -> None:
-        self.recipe, self.loaded = recipe, loaded
-
-    @property
-    def device(self) -> torch.device:
-        """The model's."""
-        return self.loaded.model.device
+        self.recipe, self.loaded, self.device = recipe, loaded, loaded.model.device
 
     def source(
         self, sites: Sequence[str], limits: Mapping[str, float] | None = None
@@ -394,7 +377,7 @@ class PictureInputs(Inputs):
         source = self.source(self.recipe.sites)
         has_labels = bool(source.labels())
         source.fill(min(rows_ahead(self.recipe), source.n_positions("train")))  # nothing runs yet
-        for which, n in self.rows_to_check(self.recipe.sizes.examples, has_labels):
+        for which, n in self.after_training(has_labels):
             if not any([*source.once(which, n)]) and n != 0:
                 raise Refused(f"no pictures on the {which} side can be read")
 
@@ -404,58 +387,15 @@ class PictureInputs(Inputs):
 
     def about(self) -> dict[str, Any]:
         """The model: the recipe's section, the copy that was loaded, its commit."""
-        args, commit = self.recipe.lm, getattr(self.loaded.model.config, "_commit_hash", None)
-        revision = commit or args.revision
-        return {"lm": {**asdict(args), "origin": self.loaded.origin, "revision": revision}}
-
-    def evaluate(
-        self, saes: Mapping[str, SAE], limits: dict[str, float], *, losses: bool = True
-    ) -> dict[str, EvaluationResult]:
-        """Fidelity on held-out documents, and how far the model's own output moves on
-        reconstructions, beside both ablations."""
-        args, n = self.recipe.evaluation, self.recipe.sizes.evaluation
-        results = {}
-        for name, sae in saes.items():
-            source = self.source([*widths_of(sae.config)], limits)
-            with token_bar("evaluate", n, unit=self.unit) as progress:
-                batches = counted(source.batches(args.side, n), progress)
-                result = evaluate_reconstructions(sae, batches, args)
-            result.side, result.mask_policy = args.side, _EVERY_POSITION
-            if losses:
-                inputs = source.inputs(args.side, n)
-                result.metrics |= output_change(
-                    self.loaded.model, sae, inputs, args, norm_limits=limits
-                )
-            results[name] = in_units(result, PATCH)
-        return results
-
-    def collect(self, job: Job) -> FeatureStore:
-        """Pictures on which the latents of the job's SAE fire."""
-        n, source = self.recipe.sizes.examples, self.source(job.sae.config.reads.names, job.limits)
-        grid = source.grid  # for who draws the patches
-        with token_bar("collect", n, unit=self.unit) as progress:
-            return collect_rows(
-                job.sae,
-                counted(source.batches(job.side, n), progress),
-                self.recipe.collect,
-                caption=source.caption,
-                unit=self.unit,
-                meta={"grid": [grid.rows, grid.columns], "patch": list(grid.step)},
-            )
+        return {"lm": _about(self.recipe.lm, self.loaded, self.loaded.model)}
 
     def illustrate(self, job: Job) -> None:
         """Small copies of the pictures that examples are from."""
         source = self.source(job.sae.config.reads.names, job.limits)
         write_pictures(job.folder, source.picture)
 
-    def tabulate(self, job: Job) -> LabelTable:
-        """How latents go with the labels of documents; of all documents on the held-out side."""
-        source = self.source(job.sae.config.reads.names, job.limits)
-        batches = source.batches(sides_of(self.recipe)[-1])
-        return label_table(job.sae, batches, source.labels(), seed=self.recipe.seed)
 
-
-class TextInputs(Inputs):
+class TextInputs:
     """Text through a causal language model, or through several."""
 
     unit = "tok"
@@ -465,11 +405,7 @@ class TextInputs(Inputs):
         single = isinstance(loaded, LoadedLM)
         self.each = {"": loaded} if single else loaded.each
         self.lm = loaded.lm if single else loaded.lms
-
-    @property
-    def device(self) -> torch.device:
-        """The first language model's."""
-        return next(iter(self.each.values())).lm.device
+        self.device = next(iter(self.each.values())).lm.device
 
     def source(self, sites: Sequence[str], limits: Mapping[str, float] | None = None) -> TextSource:
         """The recipe's text through the language models."""
@@ -537,11 +473,8 @@ class TextInputs(Inputs):
 
     def about(self) -> dict[str, Any]:
         """Each language model: the recipe's fields, the copy that was loaded, its commit."""
-        every = {}
-        for name, args in self.recipe.models.items():
-            loaded = self.each[name]
-            revision = getattr(loaded.lm.config, "_commit_hash", None) or args.revision
-            every[name] = {**asdict(args), "origin": loaded.origin, "revision": revision}
+        models, each = self.recipe.models, self.each
+        every = {name: _about(args, each[name], each[name].lm) for name, args in models.items()}
         return {"lms": every} if isinstance(self.loaded, LoadedLMs) else {"lm": every[""]}
 
     def evaluate(
@@ -608,7 +541,7 @@ class TextInputs(Inputs):
                 result = evaluate_reconstructions(
                     sae, counted(batches, progress), self.recipe.evaluation
                 )
-            result.side, result.mask_policy = args.side, _EVERY_TOKEN
+            result.side, result.mask_policy = args.side, _EVERY["text"]
             results[name] = result
         return results
 
@@ -629,6 +562,25 @@ class TextInputs(Inputs):
                 progress=progress,
                 resume=job.folder / COLLECTING,
             )
+
+    def illustrate(self, job: Job) -> None:
+        """Text has no pictures."""
+
+    def tabulate(self, job: Job) -> LabelTable:
+        """Documents of text have no labels."""
+        raise Refused("a table of labels is made of files and pictures; see `hfsae probe`")
+
+
+Inputs = TextInputs | FileInputs | PictureInputs
+"""A recipe's inputs, opened: their sources, checks, evaluations, examples and tables."""
+
+
+def _about(
+    args: LMArguments, loaded: LoadedLM | LoadedEncoder, model: PreTrainedModel
+) -> dict[str, Any]:
+    """A model for training.json: the recipe's fields, the copy that was loaded, its commit."""
+    revision = getattr(model.config, "_commit_hash", None) or args.revision
+    return {**asdict(args), "origin": loaded.origin, "revision": revision}
 
 
 def read_rows(

@@ -161,16 +161,10 @@ class Attempt(NamedTuple):
     """the text of the first seed"""
 
 
-class Texts(NamedTuple):
-    """The prompts with each seed, one row each, and their texts without steering."""
-
-    tokens: dict[str, Tensor]
-    plain: Tensor
-    """[rows, n_tokens]"""
-
-
 @torch.no_grad()
-def unsteered(model: Model, n_tokens: int) -> Texts:
+def unsteered(model: Model, n_tokens: int) -> tuple[dict[str, Tensor], Tensor]:
+    """The prompts with each seed, one row each, and their texts [rows, n_tokens] without
+    steering."""
     rows = [model.ids(prompt) for prompt in PROMPTS for _ in SEEDS]
     longest = max(map(len, rows))
     pad = model.tokenizer.pad_token_id or 0
@@ -179,7 +173,7 @@ def unsteered(model: Model, n_tokens: int) -> Texts:
         "attention_mask": torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows]),
     }
     _, plain = sampled_kl(model.lm, tokens, nullcontext(), n_tokens, _sampling())
-    return Texts(tokens, plain)
+    return tokens, plain
 
 
 @torch.no_grad()
@@ -221,11 +215,19 @@ def _sampling(repeats: int = 1) -> SeededSampling:
 
 @torch.no_grad()
 def attempts_of(
-    model: Model, some: Sequence[Candidate], texts: Texts, n_tokens: int
+    model: Model,
+    some: Sequence[Candidate],
+    texts: tuple[Mapping[str, Tensor], Tensor],
+    n_tokens: int,
 ) -> Iterator[list[Attempt]]:
-    """Each candidate at all prompts; all texts are written at once."""
-    n_rows = len(texts.plain)
-    tokens = {name: rows.repeat(len(some), 1) for name, rows in texts.tokens.items()}
+    """Each candidate at all prompts; all texts are written at once.
+
+    Args:
+        texts: as `unsteered` gives them.
+    """
+    prompts, plain = texts
+    n_rows = len(plain)
+    tokens = {name: rows.repeat(len(some), 1) for name, rows in prompts.items()}
     each = [candidate for candidate in some for _ in range(n_rows)]
     block = model.each_steered([c.latent for c in each], [c.strength for c in each])
     how, cached = _sampling(len(some)), not model.sae.config.needs_whole_text
@@ -233,7 +235,7 @@ def attempts_of(
     surprise = surprises(model, tokens, generated)
     parts = (each.split(n_rows) for each in (kls, generated, surprise))
     for candidate, kl, rows, surprise in zip(some, *parts, strict=True):
-        before = firings(model, candidate.latent, texts.plain)
+        before = firings(model, candidate.latent, plain)
         after = firings(model, candidate.latent, rows)
         made = []
         for i, prompt in enumerate(PROMPTS):
@@ -285,15 +287,20 @@ def find_presets(
     """
     args.check()
     contract.check_model(model.lm, model.sae, model.tokenizer)
-    clock = _Clock(args.max_seconds)
+    start, seconds = time.monotonic(), args.max_seconds
+
+    def is_past(share: float) -> bool:
+        """Whether that share of the time that is given was used."""
+        return seconds is not None and time.monotonic() - start > share * seconds
+
     pool = candidates(model.store, labels)
-    chosen = _chosen(model, pool, labels, args, clock, tick)
+    chosen = _chosen(model, pool, labels, args, is_past, tick)
     progress(f"{len(pool)} candidates screened; {len(chosen)} are tried")
     attempts: list[Attempt] = []
     texts = unsteered(model, args.n_tokens)
     at_once = texts_at_once(model.lm.config.get_text_config().vocab_size, args.n_tokens)
     for i in range(0, len(chosen), at_once):
-        if clock.is_past(_TRYING):
+        if is_past(_TRYING):
             break
         tick("latents tried", i, len(chosen))
         for tried in attempts_of(model, chosen[i : i + at_once], texts, args.n_tokens):
@@ -303,7 +310,7 @@ def find_presets(
     working = [attempt for attempt in attempts if works(attempt, args)]
     working.sort(key=lambda a: (a.candidate.latent in labels, _striking(a)), reverse=True)
     for attempt in working:
-        if len(presets) == args.n_presets or clock.is_past(1.0):
+        if len(presets) == args.n_presets or is_past(1.0):
             break
         if any(str(attempt.candidate.latent) in preset["latents"] for preset in presets):
             continue
@@ -313,17 +320,6 @@ def find_presets(
             progress(f"works with {len(SEEDS)} of {len(SEEDS)} seeds: {_line(attempt)}")
             presets.append(preset)
     return Found(presets, attempts)
-
-
-class _Clock:
-    """The time since it was made, of that which is given."""
-
-    def __init__(self, seconds: float | None):
-        self.start, self.seconds = time.monotonic(), seconds
-
-    def is_past(self, share: float) -> bool:
-        used = time.monotonic() - self.start
-        return self.seconds is not None and used > share * self.seconds
 
 
 def candidates(store: FeatureStore, labels: Mapping[int, str]) -> list[Candidate]:
@@ -351,7 +347,7 @@ def _chosen(
     pool: Sequence[Candidate],
     labels: Mapping[int, str],
     args: PresetArguments,
-    clock: "_Clock",
+    is_past: Callable[[float], bool],
     tick: Callable[[str, int, int], object],
 ) -> list[Candidate]:
     """The candidates to try, each with its strength: labelled ones, then those whose words become
@@ -364,7 +360,7 @@ def _chosen(
     def screened(prompts: Sequence[str], strengths: Sequence[float], by: float) -> list[Candidate]:
         rows = list[Candidate]()
         for some in (pool[i : i + _ROWS] for i in range(0, len(pool), _ROWS)):
-            if clock.is_past(by):
+            if is_past(by):
                 break
             tick("latents screened", len(rows), len(pool))
             rows += _screened(model, some, prompts, strengths, _NEXT * args.max_kl)
@@ -385,7 +381,11 @@ def _screened(
 ) -> list[Candidate]:
     """Candidates at the largest of the strengths, which ascend, at which the next token after a
     prompt has a mean KL of at most `max_kl`; at the smallest, if it has that at none."""
-    words = [_first_tokens(model.tokenizer, c.words) for c in some]
+    words = []  # by candidate, the first tokens of its words
+    for candidate in some:
+        forms = [f" {form}" for w in candidate.words for form in (w, w.capitalize())]
+        ids = [model.tokenizer(form, add_special_tokens=False)["input_ids"] for form in forms]
+        words.append(sorted({own[0] for own in ids}))
     best = list[Candidate]()
     for strength in strengths:
         next_ones = _next_token(model, [c.latent for c in some], words, prompts, strength)
@@ -424,11 +424,6 @@ def _next_token(
 def _logs(model: Model, ids: Tensor) -> Tensor:
     """Of the next token's probabilities [rows, vocab]."""
     return model.lm(input_ids=ids, use_cache=False).logits[:, -1].float().log_softmax(-1)
-
-
-def _first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
-    spelt = [f" {form}" for word in words for form in (word, word.capitalize())]
-    return sorted({tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in spelt})
 
 
 def works(attempt: Attempt, args: PresetArguments) -> bool:

@@ -193,21 +193,14 @@ def outdated(folder: Path, recipe: Recipe, again: Collection[str] = ()) -> dict[
             why[name] = "it is not there"
         elif name in foreign:
             why[name] = f"{path} is of other weights"
-        elif _hash_in(path) not in (None, made_from(stage, recipe, weights)):
-            why[name] = f"{path} was made with other settings ({', '.join(stage.sections)})"
-        elif name == CARD and (why or _is_older(path, [TRAINING, *on_card])):
-            why[name] = "results are newer"
+        elif path.suffix == ".json":
+            if read_json(path).get(MADE_FROM) not in (None, made_from(stage, recipe, weights)):
+                why[name] = f"{path} was made with other settings ({', '.join(stage.sections)})"
+        elif name == CARD:
+            data = [folder / file for file in (TRAINING, *on_card) if (folder / file).exists()]
+            if why or any(at.stat().st_mtime > path.stat().st_mtime for at in data):
+                why[name] = "results are newer"
     return why
-
-
-def _hash_in(path: Path) -> str | None:
-    """The hash in a result of what it was made from; None if it carries none."""
-    return read_json(path).get(MADE_FROM) if path.suffix == ".json" else None
-
-
-def _is_older(card: Path, data: Collection[str]) -> bool:
-    paths = [card.parent / name for name in data]
-    return any(p.exists() and p.stat().st_mtime > card.stat().st_mtime for p in paths)
 
 
 def refuse_another_training(recipe: Recipe) -> None:

@@ -218,8 +218,8 @@ def find_sae(
     measures. Nothing is written: `filled` does that.
 
     For an SAE of a run these are the run's. For one from elsewhere they are in the files beside
-    it, as far as these name them (`hfsae.runs.recipe_of_sae`); the results go to its own folder
-    if that is a local one in hfsae's format, and to runs/NAME otherwise.
+    it, as far as these name them; the results go to its own folder if that is a local one in
+    hfsae's format, and to runs/NAME otherwise.
 
     Args:
         choice: arguments of `hfsae.load`: source, subfolder, layer, width, l0, revision.
