@@ -140,9 +140,24 @@ def make_configs(
     of_model: dict[str, Any] = {} if recipe.kind == "files" else {"model_name": recipe.lm.name}
     if recipe.lms:
         of_model = {"model_names": {name: args.name for name, args in recipe.models.items()}}
+    by_variant = {type_: {"model_type", *v.fields} for type_, v in known_variants().items()}
     configs = {}
     for name, given in recipe.sae_fields().items():
-        fields = {**of_model, **_for_variant(name, given)}
+        fields = {"model_type": DEFAULT_VARIANT, **given}
+        # Without fields of other variants; one that no variant has stays an error.
+        model_type, subject = fields["model_type"], f"saes.{name}" if name else "sae"
+        own, target = by_variant[model_type], fields.get("target_l0")
+        others = set().union(*by_variant.values()) - own
+        if "k" in fields and "k" in own:
+            others.add("target_l0")
+        elif "k" in own and isinstance(target, int | float) and target % 1 == 0:
+            fields["k"] = int(fields.pop("target_l0"))
+            logger.info("%s: a %s takes target_l0 as its k, %d", subject, model_type, fields["k"])
+        if dropped := sorted(others & {*fields}):
+            listed = ", ".join(f"{key} ({fields.pop(key)!r})" for key in dropped)
+            unused = "%s: fields left out, since a %s does not use them: %s"
+            logger.info(unused, subject, model_type, listed)
+        fields = {**of_model, **fields}
         for key in ("site", "target_site"):
             if not isinstance(fields.get(key), str | None):
                 raise Refused(f"sae.{key} must be text, such as 'layers.12', got {fields[key]!r}")
@@ -175,32 +190,6 @@ def make_configs(
     return configs
 
 
-def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The fields without those of other variants; a field that no variant has stays an error.
-
-    An SAE that chooses k latents takes target_l0 as its k.
-    """
-    fields = {"model_type": DEFAULT_VARIANT, **given}
-    model_type = fields["model_type"]
-    by_variant = {type_: {"model_type", *v.fields} for type_, v in known_variants().items()}
-    own = by_variant[model_type]
-    subject = f"saes.{name}" if name else "sae"
-    others = set().union(*by_variant.values()) - own
-    target = fields.get("target_l0")
-    if "k" in fields and "k" in own:
-        others.add("target_l0")
-    elif "k" in own and isinstance(target, int | float) and target % 1 == 0:
-        fields["k"] = int(fields.pop("target_l0"))
-        logger.info("%s: a %s takes target_l0 as its k, %d", subject, model_type, fields["k"])
-    dropped = sorted(others & {*fields})
-    if dropped:
-        listed = ", ".join(f"{key} ({fields.pop(key)!r})" for key in dropped)
-        logger.info(
-            "%s: fields left out, since a %s does not use them: %s", subject, model_type, listed
-        )
-    return fields
-
-
 def check_given(recipe: Recipe) -> None:
     """Checks that need no model, which may have to be downloaded.
 
@@ -224,8 +213,33 @@ def check_given(recipe: Recipe) -> None:
             "lm.kind is 'auto', and the recipe names no pictures (images.files, images.folder); "
             "leave lm.kind out for a language model on text"
         )
-    if recipe.kind == "text":
-        _check_sites_of_models(recipe)
+    if recipe.kind == "text":  # sites name models, where there are several
+        names = [*recipe.lms]
+        if names and recipe.lm != LMArguments():
+            raise Refused(f"the recipe has lm and lms ({', '.join(names)}); leave out one of them")
+        read: set[str] = set()
+        for fields in recipe.sae_fields().values():
+            lists = [[fields.get("site"), fields.get("target_site")]]
+            lists += [fields.get(name) or [] for name in ("sites", "target_sites")]
+            sites = [site for each in lists for site in each if isinstance(site, str)]
+            read |= {site.partition(SLASH)[0] for site in sites}
+            if not names and (with_slash := [site for site in sites if SLASH in site]):
+                raise Refused(
+                    f"site {with_slash[0]!r} names a model, but the recipe has no lms; add lms, or "
+                    f"give {with_slash[0].partition(SLASH)[2]}"
+                )
+            of = dict.fromkeys(model_and_path(site, names)[0] for site in sites if names)
+            model_type = str(fields.get("model_type", "cross-layer transcoder"))
+            if len(of) > 1 and (fields.get("target_sites") or model_type.endswith("_clt")):
+                raise Refused(
+                    f"a {model_type} has sites of several models ({', '.join(of)}), and it reads a "
+                    "single forward pass; give it sites of one, or another variant"
+                )
+        if read and (unread := [name for name in names if name not in read]):
+            raise Refused(
+                f"no site is of {unread[0]}, one of lms ({', '.join(names)}); give one, as "
+                f"{unread[0]}/layers.1, or leave the model out"
+            )
     for fields in recipe.sae_fields().values():
         if fields.get("site") in (None, "") and not fields.get("sites"):
             example = "'layers.12'" if recipe.kind != "files" else "the name of a tensor in them"
@@ -243,34 +257,3 @@ def check_given(recipe: Recipe) -> None:
                 "several sites reconstructs what it reads; leave the targets out, or set "
                 f"sae.model_type to {' or '.join(causal)}"
             )
-
-
-def _check_sites_of_models(recipe: Recipe) -> None:
-    """Check that sites name models, where there are several: each has one, and an SAE that reads
-    the earlier ones of a forward pass has sites of one."""
-    names = [*recipe.lms]
-    if names and recipe.lm != LMArguments():
-        raise Refused(f"the recipe has lm and lms ({', '.join(names)}); leave out one of them")
-    read: set[str] = set()
-    for fields in recipe.sae_fields().values():
-        lists = [[fields.get("site"), fields.get("target_site")]]
-        lists += [fields.get(name) or [] for name in ("sites", "target_sites")]
-        sites = [site for each in lists for site in each if isinstance(site, str)]
-        read |= {site.partition(SLASH)[0] for site in sites}
-        if not names and (with_slash := [site for site in sites if SLASH in site]):
-            raise Refused(
-                f"site {with_slash[0]!r} names a model, but the recipe has no lms; add lms, or "
-                f"give {with_slash[0].partition(SLASH)[2]}"
-            )
-        of = dict.fromkeys(model_and_path(site, names)[0] for site in sites if names)
-        model_type = str(fields.get("model_type", "cross-layer transcoder"))
-        if len(of) > 1 and (fields.get("target_sites") or model_type.endswith("_clt")):
-            raise Refused(
-                f"a {model_type} has sites of several models ({', '.join(of)}), and it reads a "
-                "single forward pass; give it sites of one, or another variant"
-            )
-    if read and (unread := [name for name in names if name not in read]):
-        raise Refused(
-            f"no site is of {unread[0]}, one of lms ({', '.join(names)}); give one, as "
-            f"{unread[0]}/layers.1, or leave the model out"
-        )

@@ -69,7 +69,22 @@ def harvest_to(recipe: Recipe, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         sweep(folder)
-        progress = _progress(folder, recipe)
+        plain = as_plain(recipe)
+        if (folder / HARVEST).is_file():
+            progress = read_json(folder / HARVEST)
+            if change := next(differences(progress.get("recipe", {}), plain), None):
+                key, old, new = change
+                raise Refused(
+                    f"the folder {folder} holds the harvest of another recipe ({key} is {old} "
+                    f"there and {new} here); give --out another"
+                )
+        elif others := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
+            raise Refused(
+                f"the folder {folder} holds something else ({others[0]}); give --out a new folder"
+            )
+        else:
+            start = {"n_shards": 0, "n_batches": 0, "state": None, "limits": {}, SHARDS: {}}
+            progress = {"recipe": plain, **start}
         sum_products_in_float32()
         loaded = load_inputs(recipe, str(make_accelerator(recipe.training).device))
         inputs = inputs_of(recipe, loaded)
@@ -96,27 +111,6 @@ def harvest_to(recipe: Recipe, folder: Path) -> Path:
         files = ActivationArguments(files=str(folder), labels=labels)
         save_recipe(folder, as_plain(replace(recipe, activations=files, **fields)))
     return folder / RECIPE
-
-
-def _progress(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """How far a harvest in the folder came: its shards, batches, and the source's position."""
-    path, plain = folder / HARVEST, as_plain(recipe)
-    if not path.is_file():
-        if others := [p.name for p in folder.iterdir() if not p.name.startswith(".")]:
-            raise Refused(
-                f"the folder {folder} holds something else ({sorted(others)[0]}); give --out a new "
-                "folder"
-            )
-        start = {"n_shards": 0, "n_batches": 0, "state": None, "limits": {}, SHARDS: {}}
-        return {"recipe": plain, **start}
-    progress = read_json(path)
-    if change := next(differences(progress.get("recipe", {}), plain), None):
-        key, old, new = change
-        raise Refused(
-            f"the folder {folder} holds the harvest of another recipe ({key} is {old} there and "
-            f"{new} here); give --out another"
-        )
-    return progress
 
 
 def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict[str, Any]) -> None:

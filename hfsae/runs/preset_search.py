@@ -372,6 +372,7 @@ def _chosen(
     return best(args.n_candidates)
 
 
+@torch.no_grad()
 def _screened(
     model: Model,
     some: Sequence[Candidate],
@@ -388,37 +389,24 @@ def _screened(
         words.append(sorted({own[0] for own in ids}))
     best = list[Candidate]()
     for strength in strengths:
-        next_ones = _next_token(model, [c.latent for c in some], words, prompts, strength)
-        new = [
-            c._replace(strength=strength, raised=raised)
-            for c, (raised, _) in zip(some, next_ones, strict=True)
+        # means over prompts, nats: what its words contribute to the next token's KL, and that KL
+        found = torch.zeros(len(some), 2)
+        for prompt in prompts:
+            row = torch.tensor([model.ids(prompt)], device=model.lm.device)
+            (plain,) = _logs(model, row)
+            with model.each_steered([c.latent for c in some], strength):
+                steered = _logs(model, row.expand(len(some), -1))
+            for i, tokens in enumerate(words):
+                log = steered[i, tokens].logsumexp(0)
+                found[i, 0] += float(log.exp() * (log - plain[tokens].logsumexp(0)))
+            found[:, 1] += kl_of_logs(steered, plain.expand_as(steered)).cpu()
+        means = (found / len(prompts)).tolist()
+        rows = zip(some, best or some, means, strict=True)
+        best = [
+            c._replace(strength=strength, raised=raised) if kl <= max_kl or not best else former
+            for c, former, (raised, kl) in rows
         ]
-        rows = zip(new, best or new, next_ones, strict=True)
-        best = [one if kl <= max_kl else former for one, former, (_, kl) in rows]
     return best
-
-
-@torch.no_grad()
-def _next_token(
-    model: Model,
-    latents: Sequence[int],
-    words: Sequence[Sequence[int]],
-    prompts: Sequence[str],
-    strength: float,
-) -> list[tuple[float, float]]:
-    """By latent, means over prompts: the KL of the next token, and first what its words contribute
-    to it, nats."""
-    found = torch.zeros(len(latents), 2)
-    for prompt in prompts:
-        ids = torch.tensor([model.ids(prompt)], device=model.lm.device)
-        (plain,) = _logs(model, ids)
-        with model.each_steered(latents, strength):
-            steered = _logs(model, ids.expand(len(latents), -1))
-        for i, tokens in enumerate(words):
-            log = steered[i, tokens].logsumexp(0)
-            found[i, 0] += float(log.exp() * (log - plain[tokens].logsumexp(0)))
-        found[:, 1] += kl_of_logs(steered, plain.expand_as(steered)).cpu()
-    return [(raised, kl) for raised, kl in (found / len(prompts)).tolist()]
 
 
 def _logs(model: Model, ids: Tensor) -> Tensor:
