@@ -37,9 +37,9 @@ def explain_verb(argv: list[str]) -> None:
     args = ExplainArguments(**parser.take(ExplainArguments, options))
     placed = find(options, given)
     tell_text("explain", placed)
-    from ..runs import explain_placed
+    from ..runs import explain_sae
 
-    result = explain_placed(placed, args, request)
+    result = explain_sae(placed, args, request)
     print(printable_lines(result.report))
     if result.rows:
         written = ", ".join(Path(name).name for name in (EXPLANATIONS_RECORD, EXPLANATIONS_REPORT))
@@ -108,9 +108,9 @@ def probe_verb(argv: list[str]) -> None:
     options, given = parse_given(parser, argv)
     args = ProbeArguments(**parser.take(ProbeArguments, options))
     placed = find_all(options, given, options.pop("output_dir"))
-    from ..runs import probe_placed  # takes seconds
+    from ..runs import probe_saes  # takes seconds
 
-    result = probe_placed(placed, args, **options)  # the tasks, and their columns
+    result = probe_saes(placed, args, **options)  # the tasks, and their columns
     print(printable_lines(result.report))
     folders = dict.fromkeys(str(one.folder) for one in placed)
     print(f"Results: {PROBING} and {PROBING_REPORT} in {', '.join(folders)}.")

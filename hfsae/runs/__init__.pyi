@@ -2,9 +2,7 @@
 
 from .arguments import ExplainRequest as ExplainRequest
 from .calls import explain as explain
-from .calls import explain_placed as explain_placed
 from .calls import probe as probe
-from .calls import probe_placed as probe_placed
 from .calls import train as train
 from .checks import check as check
 from .checks import make_configs as make_configs
@@ -59,6 +57,7 @@ from .sae_source import results_folder as results_folder
 from .sae_source import run_folder as run_folder
 from .stage_explain import explain_sae as explain_sae
 from .stage_probe import evaluation_text as evaluation_text
+from .stage_probe import probe_saes as probe_saes
 from .stages import again as again
 from .stages import make_results as make_results
 from .stages import measure as measure

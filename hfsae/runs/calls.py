@@ -17,7 +17,7 @@ from .arguments import ExplainRequest
 from .folder import load_trained
 from .recipe import Recipe, Sections, licence_with, read_recipe
 from .sae_source import SAEInContext, chosen, filled, find_sae, find_saes
-from .stage_explain import check_explain, explain_sae
+from .stage_explain import explain_sae
 from .stage_probe import probe_saes
 from .stages import run
 
@@ -178,20 +178,7 @@ def explain(
     request = ExplainRequest(explainer, path, ScoreArguments(scores), who, controls=controls)
     where = {"site": site, "output_dir": output_dir}
     placed = find_sae(chosen(source, **which), _given(model, dataset), **where)
-    return explain_placed(placed, args, request)
-
-
-def explain_placed(
-    placed: SAEInContext, args: ExplainArguments, request: ExplainRequest
-) -> Explanations:
-    """Explain latents of an SAE that `find_sae` found; a dry run writes nothing.
-
-    Raises:
-        ValueError: as `hfsae.runs.explain_sae`.
-    """
-    check_explain(placed, args)
-    with nullcontext() if request.dry_run else filled(placed):
-        return explain_sae(placed, args, request)
+    return explain_sae(placed, args, request)
 
 
 def probe(
@@ -252,21 +239,7 @@ def probe(
         output_dir=output_dir,
     )
     given = {name: value for name, value in options.items() if name in columns}
-    return probe_placed(placed, args, tasks, **given)
-
-
-def probe_placed(
-    placed: Sequence[SAEInContext], args: ProbeArguments, tasks: str = "packaged", **columns: str
-) -> Probing:
-    """Probe SAEs that `find_saes` found.
-
-    Raises:
-        ValueError: as `hfsae.runs.probe_saes`.
-    """
-    for one in placed:
-        with filled(one):
-            pass  # each run's folder is free while texts are read, which takes long
-    return probe_saes(placed, args, tasks, **columns)
+    return probe_saes(placed, args, tasks, **given)
 
 
 def _given(model: str | None, dataset: str | list[str] | None) -> Sections:

@@ -35,11 +35,7 @@ CheckCost = Callable[[Recipe, Model, dict[str, SAEConfig], torch.device], None]
 
 
 def with_lone_site(recipe: Recipe) -> Recipe:
-    """The recipe with the site of its files, if it names none and they have one.
-
-    Raises:
-        ValueError: the files cannot be read.
-    """
+    """The recipe with the site of its files, if it names none and they have one."""
     several = recipe.sae_fields().values()
     is_open = any(not fields.get("site") and not fields.get("sites") for fields in several)
     if recipe.kind != "files" or not is_open:

@@ -225,11 +225,7 @@ def shortages(
 
 
 def memory(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: bool) -> Memory:
-    """Memory of one process: of process 0, which needs most.
-
-    Raises:
-        ValueError: the recipe spreads latents that cannot be spread.
-    """
+    """Memory of one process: of process 0, which needs most."""
     every = stages(recipe, lm, configs, on_gpu=on_gpu)
     if not on_gpu:
         return Memory(max((_joined(s.main, s.gpu) for s in every), key=sum_of))
@@ -255,11 +251,7 @@ def stages(
     recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: bool
 ) -> list[Memory]:
     """Memory in use at each stage: `gpu` is that of the device of the SAE, whichever it is, and
-    `main` what is always in main memory.
-
-    Raises:
-        ValueError: as `memory`.
-    """
+    `main` what is always in main memory."""
     t, n, spread = recipe.training, recipe.training.num_processes or 1, _is_spread(recipe)
     for config in configs.values() if spread else ():
         check_spread(config, n)
@@ -450,11 +442,7 @@ def _after_training(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) ->
 
 
 def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
-    """An SAE's parameters: all, and those that one process holds if latents are spread.
-
-    Raises:
-        ValueError: torch cannot count so many.
-    """
+    """An SAE's parameters: all, and those that one process holds if latents are spread."""
     try:
         with torch.device("meta"):
             sae: SAE = AutoModel.from_config(config)

@@ -171,11 +171,7 @@ class Job(NamedTuple):
 
     @property
     def with_lm(self) -> LoadedLM:
-        """The language model.
-
-        Raises:
-            ValueError: the activations are of no language model.
-        """
+        """The language model."""
         if isinstance(self.loaded, LoadedLM):
             return self.loaded
         if isinstance(self.loaded, LoadedLMs):

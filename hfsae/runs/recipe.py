@@ -205,11 +205,7 @@ class Recipe:
             self.training_of(name)
 
     def training_of(self, name: str) -> TrainingArguments:
-        """The training settings of the SAE of this name ("" for a single one).
-
-        Raises:
-            ValueError: its own settings have no such field, or one that the stream depends on.
-        """
+        """The training settings of the SAE of this name ("" for a single one)."""
         given = self.saes.get(name, {}).get("training", {})
         subject = f"saes.{name}.training"
         args = changed_training(self.training, given, subject)

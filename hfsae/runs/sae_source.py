@@ -158,11 +158,7 @@ def limits_of(placed: SAEInContext, loaded: LoadedLM) -> dict[str, float]:
 
 
 def refuse_without_text(placed: SAEInContext) -> None:
-    """Refuse an SAE of activations that are not text's, where a language model is needed.
-
-    Raises:
-        ValueError: it was trained on files or pictures.
-    """
+    """Refuse an SAE of activations that are not text's, where a language model is needed."""
     if placed.recipe.lms:
         raise Refused(
             f"{placed.folder} holds an SAE over several language models "
@@ -427,9 +423,6 @@ def load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
     Args:
         choice: arguments of `hfsae.load`.
         site: for an SAE without a site in its config.
-
-    Raises:
-        ValueError: the config names another site.
     """
     sae = load_sae(**choice)
     _put_at(sae, site, str(choice["source"]))
@@ -525,11 +518,7 @@ def known_fields(config: Mapping[str, Any], folders: Sequence[Path]) -> Sections
 
 
 def recipe_of(known: Sections) -> Recipe:
-    """A recipe with these fields; all documents are held out unless a share is given.
-
-    Raises:
-        ValueError: an unknown field, or a value that a field cannot have.
-    """
+    """A recipe with these fields; all documents are held out unless a share is given."""
     lm, text, harvest = (known.get(name, {}) for name in ("lm", "text", "harvest"))
     return Recipe(
         lm=LMArguments(**lm),
@@ -552,9 +541,6 @@ def with_given(
         trained: the text of the SAE's training; None: unknown.
         fraction: the share of the recipe's text that a user wanted held out, if one did.
         digest: of the training's text as it was; None: not known.
-
-    Raises:
-        ValueError: a value that a field cannot have.
     """
     lm, text, base = given.get("lm", {}), given.get("text", {}), recipe
     if lm.get("name", recipe.lm.name) != recipe.lm.name:

@@ -65,7 +65,7 @@ from .arguments import JUDGE, UNTRAINED, ExplainRequest
 from .folder import locked_run
 from .inputs import Job, read_rows, token_bar
 from .recipe import Recipe
-from .sae_source import SAEInContext, check_held_out, limits_of, load_lm_for
+from .sae_source import SAEInContext, check_held_out, filled, limits_of, load_lm_for
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -171,7 +171,7 @@ def explain_sae(
     """
     check_explain(placed, args)
     request, folder = request or ExplainRequest(), placed.folder
-    with locked_run(placed.root, [folder]):
+    with locked_run(placed.root, [folder]) if request.dry_run else filled(placed):
         refuse_mixture(folder, [TRAINING, META])
         refuse_changed(folder, [META])  # from whose examples names are made, at the end
         texts, standing = _texts(request, folder, placed.sae.config.d_sae)

@@ -34,7 +34,7 @@ from ..training.trainer import sum_products_in_float32
 from .folder import locked_run, names_apart, norm_limits
 from .inputs import Job, load
 from .recipe import LMArguments, Recipe
-from .sae_source import SAEInContext, refuse_without_text
+from .sae_source import SAEInContext, filled, refuse_without_text
 
 LM_FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
 LM_FIELDS |= {"model_attention": "attn_implementation"}
@@ -111,11 +111,7 @@ def check_probing(recipe: Recipe, configs: Mapping[str, SAEConfig]) -> None:
 
 def read_packaged(args: ProbeArguments) -> tuple[Iterable[Task], int, str]:
     """As many packaged sets as are asked for, in their order, how many texts these have, and where
-    they are from. The first is read at once, so that a missing file is told before a model loads.
-
-    Raises:
-        ValueError: the package is not installed.
-    """
+    they are from. The first is read at once, so that a missing file is told before a model loads."""
     names = chosen_names(packaged_names(), args)
     rest = packaged_tasks(names)
     first = next(rest, None)
@@ -138,9 +134,6 @@ def probe_loaded(
         saes: by name, on the model's device.
         n_texts: of all tasks, for the progress bar.
         limits: by site, the largest norm of a kept activation.
-
-    Raises:
-        ValueError: as `hfsae.evaluation.probing.probe`.
     """
     texts: list[str] = []
 
@@ -242,6 +235,9 @@ def probe_saes(
     Raises:
         ValueError: SAEs of different language models, unusable tasks, or a package that is missing.
     """
+    for one in placed:
+        with filled(one):
+            pass  # each run's folder is free while texts are read, which takes long
     by_folder = {one.folder.resolve(): one for one in placed}  # one that is named twice, once
     folders, placed = [*by_folder], [*by_folder.values()]
     for one in placed:

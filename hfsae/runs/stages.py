@@ -55,7 +55,7 @@ from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import results
 from .checks import CheckCost, check, with_lone_site
 from .folder import finish, load_trained, locked_run, norm_limits
-from .inputs import Job, Loaded, check_foreign, inputs_of, load_inputs
+from .inputs import Inputs, Job, Loaded, check_foreign, inputs_of, load_inputs
 from .recipe import (
     Recipe,
     as_plain,
@@ -118,32 +118,28 @@ def run(
         inputs_of(recipe, loaded).check()
         if accelerator.is_main_process:
             save_recipe(root, as_plain(recipe))
+        caching = recipe
+        if recipe.harvest.cache == OF_RUN:  # a folder for the activations kept while it runs
+            own = str(root / CHECKPOINTS / "activations")
+            caching = replace(recipe, harvest=replace(recipe.harvest, cache=own))
         if not is_trained:
             warn_of_licence(recipe)
-            _train(recipe, loaded, configs, accelerator, command)
+            _train(recipe, inputs_of(caching, loaded), configs, accelerator, command)
         if accelerator.is_main_process:
             for folder in folders:
-                make_results(_with_cache(recipe), loaded, load_trained(folder), folder)
+                make_results(caching, loaded, load_trained(folder), folder)
             shutil.rmtree(root / CHECKPOINTS, ignore_errors=True)  # which the Hub should not get
         return folders
 
 
-def _with_cache(recipe: Recipe) -> Recipe:
-    """The recipe with a folder for the activations that it keeps while it runs."""
-    if recipe.harvest.cache != OF_RUN:
-        return recipe
-    own = str(Path(recipe.training.output_dir) / CHECKPOINTS / "activations")
-    return replace(recipe, harvest=replace(recipe.harvest, cache=own))
-
-
 def _train(
     recipe: Recipe,
-    loaded: Loaded,
+    inputs: Inputs,
     configs: dict[str, SAEConfig],
     accelerator: Accelerator,
     command: str,
 ) -> None:
-    cache, inputs = recipe.harvest.cache, inputs_of(_with_cache(recipe), loaded)
+    """From the activations' source over a stream and new SAEs to a Trainer, which trains."""
     source = inputs.source([*widths_of(*configs.values())])
     stream = ShuffledActivations(
         source,
@@ -161,7 +157,7 @@ def _train(
         saes[name] = AutoModel.from_config(config)
     about, content = source.describe(), source.content()
     if "harvest" in about:
-        about["harvest"]["cache"] = cache
+        about["harvest"]["cache"] = recipe.harvest.cache
     if "text" in about:  # by which a later measure knows whether this text is what lies here
         about["text"] |= {DIGEST: content}
     versions = {"python": platform.python_version()}
@@ -306,9 +302,7 @@ def _refuse_no_tokens(recipe: Recipe, result: str) -> None:
         )
 
 
-def again(
-    recipe: Recipe, folder: Path, home: Path, result: str, tell: Callable[[str], None] = print
-) -> None:
+def again(recipe: Recipe, folder: Path, home: Path, result: str) -> None:
     """Make one result of a finished run again, with its figures and card. Lock the run's folder
     first (`hfsae.runs.locked_run`).
 
@@ -338,13 +332,13 @@ def again(
     others = [f for f in siblings if (f / CONFIG).is_file() and not f.samefile(folder)]
     others = [other for other in others if result in results.outdated(other, recipe)]
     sum_products_in_float32()
-    device = str(make_accelerator(recipe.training).device)
+    accelerator = make_accelerator(recipe.training)
     sae = load_trained(folder)  # first: a damaged file fails before the language model loads
     norm_limits(sae, folder)
     refuse_changed(folder, [name for name in SEALED if name != result])  # else: no card
-    loaded = load_inputs(recipe, device)
+    loaded = load_inputs(recipe, str(accelerator.device))
     if others:
-        tell(f"{verb}: all {1 + len(others)} SAEs of {home}, since they share one recipe.yaml")
+        print(f"{verb}: all {1 + len(others)} SAEs of {home}, since they share one recipe.yaml")
     make_results(recipe, loaded, sae, folder, again=[result])
     for other in others:
         make_results(recipe, loaded, load_trained(other), other, again=[result])
@@ -365,16 +359,14 @@ def measure(placed: SAEInContext, result: str) -> None:
     refuse_mixture(folder, [TRAINING, FINGERPRINT])  # no measurement remakes these
     refuse_changed(folder, [name for name in SEALED if name != result])  # else: no card
     loaded = load_lm_for(placed)
-    limits = limits_of(placed, loaded)
-    revision = getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision
+    limits, inputs = limits_of(placed, loaded), inputs_of(recipe, loaded)
     note = {
         "source": placed.source,
-        "lm": {**asdict(recipe.lm), "origin": loaded.origin, "revision": revision},
+        **inputs.about(),
         "text": {**text_record(recipe.text), "origin": text_origin(recipe.text)},
         "norm_limits": limits,
     }
     more = without_local_paths({"measured_with": note})
-    inputs = inputs_of(recipe, loaded)
     job = Job(recipe, inputs, loaded, sae, folder, limits, side="test", more=more)
     results.make(results.stage_of(result), job)
     finish(folder)
