@@ -309,7 +309,11 @@ def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Memory
     if first is None or recipe.kind != "text":  # several models run one after the other
         return Memory({"a block of the file": recipe.activations.block * token})
     rows, context = recipe.harvest.rows, recipe.text.context_size
-    item, tokens, n = _lm_dtype(recipe, lm).itemsize, rows * context, _n_processes(recipe)
+    item, tokens, n = (
+        _lm_dtype(recipe, lm).itemsize,
+        rows * context,
+        recipe.training.num_processes or 1,
+    )
     config = first.config.get_text_config()
     blocks = max((m for m in first.modules() if isinstance(m, nn.ModuleList)), key=len)
     widest = max(max(p.shape) for p in blocks[0].parameters() if p.ndim > 1)
@@ -348,7 +352,7 @@ def _look(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bool
 
 def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Memory:
     """Memory of one SAE's step beyond parameters, gradients and moments."""
-    t, n, spread = recipe.training, _n_processes(recipe), _is_spread(recipe)
+    t, n, spread = recipe.training, recipe.training.num_processes or 1, _is_spread(recipe)
     batch = t.batch_size // t.gradient_accumulation_steps // (1 if spread else n)
     n_sources = len(config.reads) if config.is_causal else 1
     inputs = _BATCH_COPIES * _FLOAT * batch * max(config.d_in, config.d_out)
@@ -482,13 +486,9 @@ def _token_bytes(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> in
     return sum(widths_of(*configs.values()).values()) * _lm_dtype(recipe, lm).itemsize
 
 
-def _n_processes(recipe: Recipe) -> int:
-    return recipe.training.num_processes or 1
-
-
 def _is_spread(recipe: Recipe) -> bool:
     """Whether latents are spread over processes."""
-    return recipe.training.shard_latents and _n_processes(recipe) > 1
+    return recipe.training.shard_latents and (recipe.training.num_processes or 1) > 1
 
 
 def _can_be_sparse(config: SAEConfig) -> bool:

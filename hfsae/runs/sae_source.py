@@ -234,7 +234,7 @@ def find_sae(
         text, (_, digest) = placed.recipe.text, trained_text([folder])
         placed.recipe = with_given(placed.recipe, given, text, text.held_out_fraction, digest)
         return placed
-    sae = load_at(choice, site)
+    sae = _load_at(choice, site)
     config, known = sae.config, Sections()
     target, origin = place(choice, output_dir)
     if folder is not None:
@@ -371,7 +371,7 @@ def _staged(choice: Mapping[str, Any], site: str | None = None) -> Iterator[tupl
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / folder.name
         staged.mkdir()
-        fill_folder(load_at(choice, site), origin, staged)
+        fill_folder(_load_at(choice, site), origin, staged)
         is_there = (folder / CONFIG).is_file() and weights_hash(folder) == weights_hash(staged)
         yield staged, is_there
 
@@ -417,13 +417,8 @@ def default_folder(choice: Mapping[str, Any]) -> Path:
     return Path("runs", "-".join(filter(None, parts)))
 
 
-def load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
-    """The SAE of a choice, with its site.
-
-    Args:
-        choice: arguments of `hfsae.load`.
-        site: for an SAE without a site in its config.
-    """
+def _load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
+    """The SAE of a choice; with the site, where its config has none."""
     sae = load_sae(**choice)
     _put_at(sae, site, str(choice["source"]))
     return sae

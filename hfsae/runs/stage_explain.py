@@ -146,17 +146,6 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     )
 
 
-def check_explain(placed: SAEInContext, args: ExplainArguments) -> None:
-    """Check what explanations of an SAE need, before anything is loaded.
-
-    Raises:
-        ValueError: the SAE's text holds out no documents or cannot be read, or a latent is out of
-            range.
-    """
-    check_held_out(placed, "explanations are tested on documents")
-    order_of(args, placed.sae.config.d_sae)
-
-
 def explain_sae(
     placed: SAEInContext, args: ExplainArguments, request: ExplainRequest | None = None
 ) -> Explanations:
@@ -169,7 +158,8 @@ def explain_sae(
     Raises:
         ValueError: there is no held-out text, an argument does not fit, or the judge cannot answer.
     """
-    check_explain(placed, args)
+    check_held_out(placed, "explanations are tested on documents")
+    order_of(args, placed.sae.config.d_sae)  # refuses a latent that is out of range
     request, folder = request or ExplainRequest(), placed.folder
     with locked_run(placed.root, [folder]) if request.dry_run else filled(placed):
         refuse_mixture(folder, [TRAINING, META])
