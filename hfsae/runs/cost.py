@@ -309,11 +309,8 @@ def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Memory
     if first is None or recipe.kind != "text":  # several models run one after the other
         return Memory({"a block of the file": recipe.activations.block * token})
     rows, context = recipe.harvest.rows, recipe.text.context_size
-    item, tokens, n = (
-        _lm_dtype(recipe, lm).itemsize,
-        rows * context,
-        recipe.training.num_processes or 1,
-    )
+    tokens, n = rows * context, recipe.training.num_processes or 1
+    item = _lm_dtype(recipe, lm).itemsize
     config = first.config.get_text_config()
     blocks = max((m for m in first.modules() if isinstance(m, nn.ModuleList)), key=len)
     widest = max(max(p.shape) for p in blocks[0].parameters() if p.ndim > 1)
