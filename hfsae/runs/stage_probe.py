@@ -157,7 +157,8 @@ def probe_loaded(
     if not args.uniformity_tokens:
         return result
     # r_L0 at tokens of the tasks' texts, which follow each other in rows
-    lm, means, how = loaded.lm, {}, {"n_tokens": args.uniformity_tokens, "seed": args.seed}
+    lm, means = loaded.lm, {}
+    how: dict[str, Any] = {"n_tokens": args.uniformity_tokens, "seed": args.seed}
     for name, sae in saes.items():
         bos = getattr(sae.config, "bos", None) != "none"
         ids = packed_rows(loaded.tokenizer, texts, args.max_tokens, bos=bos, seed=args.seed)
@@ -223,7 +224,7 @@ def probe_saes(
     placed: Sequence[SAEInContext],
     args: ProbeArguments,
     tasks: str = PACKAGED,
-    **columns: str | None,
+    **columns: Any,
 ) -> Probing:
     """Probe SAEs side by side; write probing.json and probing.md into the folder of each, its means
     into evaluation.json, where there is one, and a section into its card.
