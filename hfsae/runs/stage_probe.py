@@ -111,7 +111,7 @@ def check_probing(recipe: Recipe, configs: Mapping[str, SAEConfig]) -> None:
 
 def read_packaged(args: ProbeArguments) -> tuple[Iterable[Task], int, str]:
     """As many packaged sets as are asked for, in their order, how many texts these have, and where
-    they are from. The first is read at once, so that a missing file is told before a model loads."""
+    they are from. The first is read at once: a missing file is told before a model is loaded."""
     names = chosen_names(packaged_names(), args)
     rest = packaged_tasks(names)
     first = next(rest, None)
