@@ -1,7 +1,6 @@
 """What one call does: train an SAE without writing a recipe, explain its latents, probe it."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..models import SAE
 from .arguments import ExplainRequest
 from .folder import load_trained
 from .recipe import Recipe, Sections, licence_with, read_recipe
-from .sae_source import SAEInContext, chosen, filled, find_sae, find_saes
+from .sae_source import chosen, find_sae, find_saes
 from .stage_explain import explain_sae
 from .stage_probe import probe_saes
 from .stages import run

@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
