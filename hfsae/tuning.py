@@ -422,13 +422,14 @@ def groups(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Iterator[list[
 def train_and_score(recipe: Recipe, command: str, loaded: "Loaded") -> dict[str, dict[str, Any]]:
     """Train a recipe's SAEs and evaluate them side by side; by name: score, measured, failure."""
     from .models.config import l0_goal
-    from .runs import evaluate_saes, inputs_of, load_all_trained, run
+    from .runs import inputs_of, load_all_trained, run
 
     run(replace(recipe, evaluation=replace(recipe.evaluation, n_tokens=0)), command, loaded)
     folders = {name: Path(recipe.training.output_dir, name) for name in recipe.saes}
-    saes, limits = load_all_trained(folders, inputs_of(recipe, loaded).device)
+    inputs = inputs_of(recipe, loaded)
+    saes, limits = load_all_trained(folders, inputs.device)
     lines = {}
-    for name, result in evaluate_saes(recipe, loaded, saes, limits, losses=False).items():
+    for name, result in inputs.evaluate(saes, limits, losses=False).items():
         score = score_of(result, l0_goal(recipe.saes[name]))
         measured = {key: result.metrics[key].value for key in ("l0", "fvu", "dead_share")}
         measured["seconds"] = read_json(folders[name] / TRAINING)["seconds"]["sae"]

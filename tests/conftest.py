@@ -503,9 +503,9 @@ def every_lm_is(
         seen.append(name)
         return LoadedLM(lm, tokenizer, "a test")
 
-    monkeypatch.setattr("hfsae.runs.job.load_lm", load_lm)
+    monkeypatch.setattr("hfsae.runs.inputs.load_lm", load_lm)
     monkeypatch.setattr("hfsae.cli.recipes.refuse_absent", lambda *where: None)
-    monkeypatch.setattr("hfsae.runs.opening.empty_lm", lambda name, **kwargs: lm)
+    monkeypatch.setattr("hfsae.runs.checks.empty_lm", lambda name, **kwargs: lm)
     return seen
 
 

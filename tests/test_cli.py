@@ -24,7 +24,7 @@ from hfsae.cli.table import VERBS
 from hfsae.convert import save_as
 from hfsae.io.files import read_json
 from hfsae.models import variants
-from hfsae.runs import as_plain, load_trained, make_configs, opening, read_recipe, run
+from hfsae.runs import as_plain, inputs, load_trained, make_configs, read_recipe, run
 
 from .helpers import held_elsewhere, refused, run_python
 from .tiny import tiny_recipe
@@ -386,7 +386,7 @@ def test_other_settings_for_one_sae_of_several_are_for_all(tmp_path, loads, caps
     assert more[0] == more[1] > n_tokens[0] == n_tokens[1]
     recipe = (tmp_path / "out" / "recipe.yaml").read_text()
     with monkeypatch.context() as patched:
-        patched.setattr("hfsae.runs.measurement.load_trained", stopped_at(folders[0]))
+        patched.setattr("hfsae.runs.stages.load_trained", stopped_at(folders[0]))
         with pytest.raises(ZeroDivisionError):  # when one has its new result, and the other not
             main(["evaluate", str(folders[1]), "--evaluation.n_tokens", "300"])
     assert (tmp_path / "out" / "recipe.yaml").read_text() == recipe, "nobody's settings are lost"
@@ -548,7 +548,7 @@ def test_the_real_model_from_recipe_to_shown_latents(
 
     In this process, where the language model is at hand: reading it takes seconds.
     """
-    monkeypatch.setattr(opening, "load", lambda args, device=None: packaged_lm)
+    monkeypatch.setattr(inputs, "load", lambda args, device=None: packaged_lm)
     caplog.set_level("INFO")
     folder = tmp_path / "run"
     small = {

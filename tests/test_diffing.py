@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoConfig, AutoModel
 
 import hfsae
-import hfsae.runs.opening
+import hfsae.runs.checks
 from hfsae.activations import HarvestArguments, Harvester, TokenBatch
 from hfsae.activations.source import ActivationBatch
 from hfsae.diffing import GROUPS, Scaling, Sides, diff, groups_of, table
@@ -126,9 +126,9 @@ def loads_two(monkeypatch, tiny_lm, another_lm, tiny_tokenizer):
     def load_lm(name, **_):
         return LoadedLM(lm(name), tiny_tokenizer, f"the Hub, {name}")
 
-    monkeypatch.setattr(hfsae.runs.job, "load_lm", load_lm)
-    monkeypatch.setattr(hfsae.runs.opening, "empty_lm", lambda name, **_: lm(name))
-    monkeypatch.setattr(hfsae.runs.opening, "load_tokenizer", lambda name, **_: tiny_tokenizer)
+    monkeypatch.setattr(hfsae.runs.inputs, "load_lm", load_lm)
+    monkeypatch.setattr(hfsae.runs.checks, "empty_lm", lambda name, **_: lm(name))
+    monkeypatch.setattr(hfsae.runs.checks, "load_tokenizer", lambda name, **_: tiny_tokenizer)
 
 
 def recipe_of_two(folder: Path, **fields) -> Recipe:
@@ -254,13 +254,13 @@ def test_each_model_is_compared_with_that_of_the_training(
     for one, name in zip(recipe["lms"].values(), names, strict=True):
         one["name"] = name
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    load_two, third = hfsae.runs.job.load_lm, make_tiny_lm("gemma2", seed=2)
+    load_two, third = hfsae.runs.inputs.load_lm, make_tiny_lm("gemma2", seed=2)
 
     def load_lm(name, **options):
         loaded = load_two(name, **options)
         return loaded._replace(lm=third) if name.endswith("other") else loaded
 
-    monkeypatch.setattr(hfsae.runs.job, "load_lm", load_lm)
+    monkeypatch.setattr(hfsae.runs.inputs, "load_lm", load_lm)
     assert sentence in refused([verb, str(folder)], capsys)
     assert (folder / "evaluation.json").read_bytes() == (trained / "evaluation.json").read_bytes()
 

@@ -179,9 +179,9 @@ def test_a_harvest_is_not_resumed_with_another_text_or_model(
         text.write_text(text.read_text().replace("document", "page"))
         sentence = "the inputs differ from those of the harvest in .*acts"
     else:
-        load_lm, other = hfsae.runs.job.load_lm, make_tiny_lm("gemma2", seed=3)
+        load_lm, other = hfsae.runs.inputs.load_lm, make_tiny_lm("gemma2", seed=3)
         monkeypatch.setattr(
-            hfsae.runs.job, "load_lm", lambda *a, **k: load_lm(*a, **k)._replace(lm=other)
+            hfsae.runs.inputs, "load_lm", lambda *a, **k: load_lm(*a, **k)._replace(lm=other)
         )
         sentence = "the weights of the model differ from those of the harvest"
     with pytest.raises(ValueError, match=sentence):

@@ -16,7 +16,7 @@ from hfsae.evaluation import EvaluationArguments, EvaluationResult, evaluate
 from hfsae.io.file_names import EVALUATION
 from hfsae.io.files import read_json
 from hfsae.runs import load_trained, norm_limits, outdated, run
-from hfsae.runs.inputs_text import foreign_text
+from hfsae.runs.inputs import foreign_text
 
 from .helpers import make, refused
 from .tiny import tiny_recipe

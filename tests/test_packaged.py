@@ -23,7 +23,7 @@ from hfsae.packaged import (
     shares_of_texts,
     text_licence,
 )
-from hfsae.runs import call, read_recipe, stages
+from hfsae.runs import calls, read_recipe, stages
 
 from .explanations.special_tokens import check_no_text_makes_a_special_token
 
@@ -304,12 +304,12 @@ def test_a_recipes_licence_is_not_that_of_an_sae_of_another_model():
 
 def test_a_call_with_another_model_takes_no_licence_from_a_recipes_file(monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr(call, "run", lambda recipe, command: ran.append(recipe) or [tmp_path])
-    monkeypatch.setattr(call, "load_trained", lambda folder: None)
+    monkeypatch.setattr(calls, "run", lambda recipe, command: ran.append(recipe) or [tmp_path])
+    monkeypatch.setattr(calls, "load_trained", lambda folder: None)
     given = {"site": "layers.1", "dataset": ["a text"], "d_sae": 8, "output_dir": tmp_path}
     for model in (SMOLLM2, GEMMA):
-        call.train(model, **given)
-    call.train(GEMMA, **given, recipe=replace(read_recipe("quickstart"), license="gemma"))
+        calls.train(model, **given)
+    calls.train(GEMMA, **given, recipe=replace(read_recipe("quickstart"), license="gemma"))
     assert [recipe.license for recipe in ran] == ["apache-2.0", None, "gemma"]
 
 
@@ -317,5 +317,5 @@ def test_training_tells_of_terms_that_the_recipe_leaves_out(caplog):
     base = read_recipe("gemma3_270m")
     for licence, n in (("gemma", 0), ("apache-2.0", 1), (None, 1)):
         caplog.clear()
-        stages._warn_of_licence(replace(base, license=licence))
+        stages.warn_of_licence(replace(base, license=licence))
         assert caplog.text.count("set license (--license gemma)") == n

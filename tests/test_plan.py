@@ -48,10 +48,8 @@ def no_weights(monkeypatch, make_tiny_lm) -> None:
     def empty_lm(name, **kwargs):
         return gemma(name) if name in SIZES else make_tiny_lm("llama", num_hidden_layers=16)
 
-    monkeypatch.setattr(recipes.opening, "empty_lm", empty_lm)
-    monkeypatch.setattr(
-        recipes.opening, "check_text", lambda args, side: None
-    )  # it lies on the Hub
+    monkeypatch.setattr(recipes.checks, "empty_lm", empty_lm)
+    monkeypatch.setattr(recipes.checks, "check_text", lambda args, side: None)  # it lies on the Hub
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

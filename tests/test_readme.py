@@ -56,7 +56,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
         assert (name, options) == (NAME, {"dtype": "bfloat16"})
         return packaged_lm
 
-    monkeypatch.setattr("hfsae.runs.call.run", run)
+    monkeypatch.setattr("hfsae.runs.calls.run", run)
     monkeypatch.setattr(hfsae, "load_lm", load_lm)
     monkeypatch.setattr(hfsae, "suggest_strength", partial(hfsae.suggest_strength, n_tokens=8))
     names: dict = {}

@@ -148,7 +148,7 @@ def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipes.inputs_text, "collect", interrupt)
+        patched.setattr(recipes.inputs, "collect", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(parts)
     assert not (tmp_path / "parts" / "README.md").exists()
@@ -196,7 +196,7 @@ def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(
     before = (tmp_path / "out" / "evaluation.json").read_bytes()
     with monkeypatch.context() as patched:
         # the evaluation is there by now
-        patched.setattr(recipes.stages, "finish", lambda folder: 1 / 0)
+        patched.setattr(recipes.folder, "finish", lambda folder: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(tiny_recipe(**first, evaluation=more))
     assert (tmp_path / "out" / "evaluation.json").read_bytes() != before
@@ -535,7 +535,7 @@ def test_saes_of_several_variants_share_a_section(tiny_lm, tmp_path, caplog):
 def test_a_record_of_training_without_norm_limits_is_damaged(tmp_path, loads):
     (tmp_path / "training.json").write_text('{"seconds": "long"}')
     sae = AutoModel.from_config(
-        make_configs(tiny_recipe(tmp_path), recipes.opening.empty_lm("tiny"))[""]
+        make_configs(tiny_recipe(tmp_path), recipes.checks.empty_lm("tiny"))[""]
     )
     with pytest.raises(ValueError, match=r"training\.json is damaged \(it has no norm limits\)"):
         recipes.norm_limits(sae, tmp_path)

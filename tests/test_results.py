@@ -6,8 +6,7 @@ from dataclasses import fields
 from hfsae.io.checksums import sealed
 from hfsae.io.file_names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, RECORDS
 from hfsae.runs import Recipe, as_plain, outdated, run, stage_of
-from hfsae.runs.fields import TRAINING_SECTIONS
-from hfsae.runs.recipe_files import value_at, what_is_set, with_value
+from hfsae.runs.recipe import TRAINING_SECTIONS, value_at, what_is_set, with_value
 from hfsae.runs.results import MADE_FROM, STAGES, Stage, made_from
 
 from .tiny import tiny_recipe

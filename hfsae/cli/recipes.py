@@ -23,8 +23,7 @@ from ..io.files import parse_yaml
 from ..lm.located import refuse_absent
 from ..runs import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
 from ..runs.declared_fields import DeclaredField, check_sae_fields, known_variants
-from ..runs.fields import UNUSED
-from ..runs.recipe_files import licence_with
+from ..runs.recipe import UNUSED, licence_with
 from ..runs.results import stage_of
 from ..tuning import Tuning
 from .parsing import VerbParser, explained, with_names

@@ -38,8 +38,7 @@ from ..io.files import printable, printable_lines
 from ..io.lock import is_first_process
 from ..packaged import SEPARATE_SAES
 from ..runs import ExplainRequest, Sections, shipped_recipes
-from ..runs.explain_request import CONTROLS, EXPLAINERS
-from ..runs.preset_arguments import PresetArguments
+from ..runs.arguments import CONTROLS, EXPLAINERS, PresetArguments
 from ..tuning import Tuning
 from .parsing import VerbParser, verb_parser
 from .recipes import (
@@ -225,9 +224,9 @@ def explain_verb(argv: list[str]) -> None:
     args = ExplainArguments(**parser.take(ExplainArguments, options))
     (placed,) = find(options, given)
     _say_text("explain", placed)
-    from ..runs import explain_placed
+    from ..runs import explain_sae
 
-    result = explain_placed(placed, args, request)
+    result = explain_sae(placed, args, request)
     print(printable_lines(result.report))
     if result.rows:
         written = ", ".join(Path(name).name for name in (EXPLANATIONS_RECORD, EXPLANATIONS_REPORT))
@@ -274,9 +273,9 @@ def probe_verb(argv: list[str]) -> None:
     options, given = parse_given(parser, argv)
     args = ProbeArguments(**parser.take(ProbeArguments, options))
     placed = find(options, given)
-    from ..runs import probe_placed  # takes seconds
+    from ..runs import probe_saes  # takes seconds
 
-    result = probe_placed(placed, args, **options)  # the tasks, and their columns
+    result = probe_saes(placed, args, **options)  # the tasks, and their columns
     print(printable_lines(result.report))
     folders = dict.fromkeys(str(one.folder) for one in placed)
     print(f"Results: {PROBING} and {PROBING_REPORT} in {', '.join(folders)}.")
@@ -294,8 +293,7 @@ def diff_verb(argv: list[str]) -> None:
     )
     options = parser.parse(argv)
     from .. import diffing
-    from ..runs.folder import home_of, locked_run, trained_folder
-    from ..runs.stages import finish
+    from ..runs.folder import finish, home_of, locked_run, trained_folder
 
     folder = trained_folder(options["run"])
     with locked_run(home_of(folder) or folder, [folder]):
@@ -339,8 +337,7 @@ def card_verb(argv: list[str]) -> None:
     options = parser.parse(argv)
     from ..hub import load
     from ..runs import fill_folder, place, run_folder
-    from ..runs.folder import home_of, locked_run
-    from ..runs.stages import finish
+    from ..runs.folder import finish, home_of, locked_run
 
     output, choice = options["output_dir"], take_choice(options)
     folder = run_folder(choice) if output is None else None
@@ -630,9 +627,9 @@ def _test_presets(
 def _steered(placed: "SAEInContext") -> "Model":
     """The language model that presets steer, with the SAE and its examples."""
     from ..features import FeatureStore
-    from ..runs.context import refuse_without_text
-    from ..runs.job import load
+    from ..runs.inputs import load
     from ..runs.preset_search import Model
+    from ..runs.sae_source import refuse_without_text
 
     refuse_without_text(placed)
     store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)

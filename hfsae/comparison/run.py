@@ -12,7 +12,6 @@ from ..io.file_names import CHECKPOINTS, CONFIG, FINGERPRINT, TRAINING
 from ..runs import (
     as_plain,
     check,
-    evaluate_saes,
     finish,
     inputs_of,
     load_all_trained,
@@ -141,9 +140,10 @@ def measure(comparison: Comparison, command: str = "") -> list[results.Measured]
                         to_evaluate[f"{each.arm}/{name}"] = each, name
             recipe = of_seed[0].recipe
             homes = {key: each.folders[name] for key, (each, name) in to_evaluate.items()}
-            saes, limits = load_all_trained(homes, inputs_of(recipe, loaded).device)
+            inputs = inputs_of(recipe, loaded)
+            saes, limits = load_all_trained(homes, inputs.device)
             logger.info("seed %d: evaluating %d SAEs", seed, len(saes))
-            for key, result in evaluate_saes(recipe, loaded, saes, limits).items():
+            for key, result in inputs.evaluate(saes, limits).items():
                 each, name = to_evaluate[key]
                 results.write(result, each, name)
                 if not each.made_by:

@@ -20,8 +20,15 @@ from ..io.units import PATCH, unit_of
 from ..lm import contract, load_lm
 from ..packaged import shipped_at
 from ..runs import LMArguments
-from ..runs.inputs_encoders import load_for
-from .subject import Choice, Subject, is_space, public_name, public_source, without_source
+from ..runs.inputs import load_for
+from .subject import (
+    Choice,
+    Subject,
+    is_space,
+    public_name,
+    public_source,
+    without_source,
+)
 from .table_actions import check_diff, label_rows
 
 logger = logging.getLogger(__name__)

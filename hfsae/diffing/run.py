@@ -23,7 +23,7 @@ from ..io.files import printable, read_json, reading, write_whole
 from ..lm import LoadedLMs, contract
 from ..models import SAE
 from ..runs import check_held_out, inputs_of, load_inputs, norm_limits, of_run
-from ..runs.job import counted, token_bar
+from ..runs.inputs import counted, token_bar
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import N_TOKENS
 from .measures import (

@@ -1,19 +1,15 @@
 """A recipe, and the run that it describes: from text, pictures or files to a folder with an SAE.
 
-`fields` is the recipe, and `recipe_files` reads, writes and compares those in files. `stages.run`
-checks one (`opening`), opens its inputs (`inputs_text`, `inputs_encoders`, `inputs_files`), trains,
-and makes the results after the training; `results` says which of these are made, and when again.
-Stages of more than a few lines have files of their own: `stage_explain`, `stage_probe`, `stage_presets`.
-What they get is a `Job` (`job`); SAEs in folders, and what they are measured on, are in `folder`
-and `context`.
+    recipe         its sections, in memory and in files; `declared_fields` are those of SAEs alone
+    stages.run     the run: `checks` tells what is wrong, `inputs` are loaded and opened, a Trainer
+                   trains, and stages make the results that `results` says are missing or outdated
+    stage_explain, stage_probe, preset_search   the stages of more than a few lines
+    sae_source     any SAE, from a run or from elsewhere, in a `folder` of its own, with the
+                   language model and the text that it is measured on
+    calls          train, explain and probe in one call, without a recipe
+    harvest_files  writes the activations that a run would read; `cost` foretells memory and disk
 
-Beside a run: `call.train` makes one without a recipe, `harvest_files` writes what one would read,
-`cost` foretells memory and disk, and `declared_fields` and `explain_request` are what a command line
-needs before anything heavy is imported.
-
-Any SAE is measured: `sae_source` finds it and puts it into a folder of its own, `recipe_of_sae`
-makes its recipe from what its files name, `measurement` evaluates and collects again, and
-`measure_call` explains and probes in one call. `preset_search` finds latents that steer well.
+`recipe`, `declared_fields`, `arguments` and `results` import no torch: a command line reads them.
 """
 
 import lazy_loader

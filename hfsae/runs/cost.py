@@ -13,31 +13,32 @@ predicted: they depend on the machine, and a run shows them after its first step
 import copy
 import logging
 import os
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from ..activations import check_files
 from ..activations.cache import SHARD_BYTES
 from ..evaluation.fidelity import rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
 from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
-from ..lm import widths_of
-from ..io.processor import Room, gpu_memory, main_memory
 from ..io.errors import Refused
+from ..io.processor import gpu_memory, main_memory
+from ..lm import widths_of
 from ..models import SAE, SAEConfig
-from .preset_search import PROMPTS, SEEDS, PresetArguments, texts_at_once
-from .fields import Recipe, bucket_tokens
-from .job import EmptyLMs, Model, first_model
-from .opening import check, with_lone_site
-from .results import refuse_another_training
-from .stage_probe import probe_arguments
 from ..training.run import FIRST_LOOK, SPARSE_BELOW, SPARSE_FROM
 from ..training.schedules import in_steps
 from ..training.sharding import check_spread
 from ..training.start import sample_size
+from .arguments import PresetArguments
+from .checks import check, with_lone_site
+from .inputs import EmptyLMs, Model
+from .preset_search import PROMPTS, SEEDS, texts_at_once
+from .recipe import Recipe, bucket_tokens
+from .results import refuse_another_training
+from .stage_probe import probe_arguments
 
 logger = logging.getLogger(__name__)
 Number = int | float
@@ -91,24 +92,6 @@ class Memory(NamedTuple):
     """empty without a GPU"""
 
 
-class Shortage(NamedTuple):
-    """A kind of memory that a plan needs more of than is free."""
-
-    kind: Literal["main memory", "GPU memory"]
-    needed: Number
-    room: Room
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether it exceeds even the total, by more than a plan's error."""
-        return self.needed > _SURELY * self.room.total
-
-    def __str__(self) -> str:
-        needed, total, free = (f"{n / 1e9:,.1f} GB" for n in (self.needed, *self.room[::-1]))
-        has = f"{total} ({free} free)" if self.room.free < self.room.total else total
-        return f"about {needed} of {self.kind} needed, but this machine has {has}"
-
-
 def plan(recipe: Recipe) -> RunCost:
     """Estimates for each of `training.num_processes` processes, on this machine.
 
@@ -122,7 +105,23 @@ def plan(recipe: Recipe) -> RunCost:
     needed = memory(recipe, lm, configs, on_gpu=torch.cuda.is_available())
     on_disk = disk(recipe, lm, configs)
 
-    lines = _input_lines(recipe, lm)
+    def short(dataset: str | list[str]) -> str:
+        return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
+
+    each = lm.each.values() if isinstance(lm, EmptyLMs) else [lm]
+    models = {} if lm is None else recipe.models
+    what = "language model" if recipe.kind == "text" else "model"
+    lines = []
+    for (name, args), one in zip(models.items(), each, strict=False):
+        full = f"{name}: {args.name}" if name else args.name
+        lines.append(f"{what:<16}{full}, {count_of(one) / 1e6:.0f} M parameters, {args.dtype}")
+    if recipe.kind == "files":
+        lines.append(f"activations     {short(recipe.activations.files)}")
+    elif recipe.kind == "text":
+        rows = f"rows of {recipe.text.context_size} tokens"
+        lines.append(f"text            {short(recipe.text.dataset)}, {rows}")
+    else:
+        lines.append(f"pictures        {short(recipe.images.files or recipe.images.folder)}")
     for name, config in configs.items():
         goal = f", target L0 {config.target_l0}" if config.target_l0 else ""
         sides = (config.reads, config.writes) if config.is_transcoder else (config.reads,)
@@ -147,47 +146,19 @@ def plan(recipe: Recipe) -> RunCost:
     except ValueError as error:  # what is in its output folder
         lines.append(f"note            it would be refused: {error}")
 
-    together_ = f"   {n} processes: {n * sum_of(needed.main) / 1e9:.1f} GB" if n > 1 else ""
+    together = f"   {n} processes: {n * sum_of(needed.main) / 1e9:.1f} GB" if n > 1 else ""
     lines.append("")
     if needed.gpu:
         lines.append(_sum_line("GPU memory" if n == 1 else "each GPU", needed.gpu))
     main = "memory each" if n > 1 else "main memory" if needed.gpu else "memory"
-    lines.append(_sum_line(main, needed.main) + together_)
-    for shortage in shortages(needed, n):
-        lines.append(
-            f"note            {shortage}; {_remedy(recipe, lm, configs, needed, shortage)}"
-        )
+    lines.append(_sum_line(main, needed.main) + together)
+    short_of = shortages(recipe, lm, configs, needed, n)
+    lines += [f"note            {sentence}" for sentence, _ in short_of]
     lines += [
         _sum_line("disk", on_disk),
         "time            not predicted; a run shows what is left after its first steps",
     ]
     return RunCost(lines, *map(sum_of, (needed.main, needed.gpu, on_disk)))
-
-
-def _input_lines(recipe: Recipe, lm: Model) -> list[str]:
-    """The models, and what they read."""
-
-    def short(dataset: str | list[str]) -> str:
-        return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
-
-    if recipe.kind == "files":
-        return [f"activations     {short(recipe.activations.files)}"]
-    models = [(args.name, args.dtype, lm) for args in recipe.models.values()]
-    if isinstance(lm, EmptyLMs):
-        each = zip(recipe.models.items(), lm.each.values(), strict=True)
-        models = [(f"{name}: {args.name}", args.dtype, one) for (name, args), one in each]
-    what = "language model" if recipe.kind == "text" else "model"
-    read = f"pictures        {short(recipe.images.files or recipe.images.folder)}"
-    if recipe.kind == "text":
-        text = recipe.text
-        read = f"text            {short(text.dataset)}, rows of {text.context_size} tokens"
-    return [
-        *(
-            f"{what:<16}{name}, {count_of(one) / 1e6:.0f} M parameters, {dtype}"
-            for name, dtype, one in models
-        ),
-        read,
-    ]
 
 
 def _sum_line(name: str, parts: Parts) -> str:
@@ -204,58 +175,56 @@ def check_memory(
         ValueError: the recipe needs more memory than this machine has.
     """
     needed = memory(recipe, lm, configs, on_gpu=device.type == "cuda")
-    for shortage in shortages(needed, int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
-        sentence = f"{shortage}; {_remedy(recipe, lm, configs, needed, shortage)}"
-        if shortage.is_sure:
+    n_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    for sentence, is_sure in shortages(recipe, lm, configs, needed, n_here):
+        if is_sure:
             raise Refused(sentence)
         logger.warning("%s, or the system may end the run", sentence)
 
 
-def shortages(needed: Memory, n_here: int) -> list[Shortage]:
-    """Shortages of this machine, for `n_here` processes that share its main memory."""
-    every = [Shortage("main memory", n_here * sum_of(needed.main), main_memory())]
+def shortages(
+    recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], needed: Memory, n_here: int
+) -> list[tuple[str, bool]]:
+    """For each kind of memory of which `n_here` processes on this machine need more than is free, a
+    sentence with a remedy (less of the largest part, or a narrower SAE, by half, a quarter and so
+    on), and whether they need more than all that there is, by more than a plan's error."""
+    kinds = [("main memory", n_here, needed.main, main_memory())]
     if needed.gpu:
-        every.append(Shortage("GPU memory", sum_of(needed.gpu), gpu_memory()))
-    return [shortage for shortage in every if shortage.needed > shortage.room.free]
-
-
-def _remedy(
-    recipe: Recipe,
-    lm: Model,
-    configs: dict[str, SAEConfig],
-    needed: Memory,
-    shortage: Shortage,
-) -> str:
-    """The remedy: less of the largest part, or a narrower SAE, by half, a quarter and so on."""
-    is_gpu = shortage.kind == "GPU memory"
-    parts = needed.gpu if is_gpu else needed.main
-    largest = max(parts, key=lambda name: parts[name])
-    ways = [_REMEDIES[largest]] if largest in _REMEDIES else []
-    if is_gpu and (not ways or largest == "one step, dense"):
-        ways = ["spread latents over more cards (training.num_processes, training.shard_latents)"]
-    n_sharing = shortage.needed / sum_of(parts)
-    narrow, widest = configs, max(config.d_sae for config in configs.values())
-    while all(config.d_sae >= 2 * config.d_in for config in narrow.values()):
-        narrow = copy.deepcopy(narrow)
-        for config in narrow.values():
-            config.d_sae //= 2
-        try:
-            then = memory(recipe, lm, narrow, on_gpu=bool(needed.gpu))
-        except ValueError:  # latents that do not divide evenly among processes
+        kinds.append(("GPU memory", 1, needed.gpu, gpu_memory()))
+    found = []
+    for kind, n_sharing, parts, room in kinds:
+        if n_sharing * sum_of(parts) <= room.free:
             continue
-        if n_sharing * sum_of(then.gpu if is_gpu else then.main) <= shortage.room.free:
-            d_sae = max(config.d_sae for config in narrow.values())
-            ways.append(f"lower sae.d_sae: {d_sae:,} instead of {widest:,} would fit")
-            break
-    return ", or ".join(ways or ["train fewer SAEs at a time"])
+        is_gpu, largest = kind == "GPU memory", max(parts, key=lambda name: parts[name])
+        ways = [_REMEDIES[largest]] if largest in _REMEDIES else []
+        if is_gpu and (not ways or largest == "one step, dense"):
+            ways = [
+                "spread latents over more cards (training.num_processes, training.shard_latents)"
+            ]
+        narrow, widest = configs, max(config.d_sae for config in configs.values())
+        while all(config.d_sae >= 2 * config.d_in for config in narrow.values()):
+            narrow = copy.deepcopy(narrow)
+            for config in narrow.values():
+                config.d_sae //= 2
+            try:
+                then = memory(recipe, lm, narrow, on_gpu=bool(needed.gpu))
+            except ValueError:  # latents that do not divide evenly among processes
+                continue
+            if n_sharing * sum_of(then.gpu if is_gpu else then.main) <= room.free:
+                d_sae = max(config.d_sae for config in narrow.values())
+                ways.append(f"lower sae.d_sae: {d_sae:,} instead of {widest:,} would fit")
+                break
+        all_, total, free = n_sharing * sum_of(parts), room.total, room.free
+        amounts = [f"{n / 1e9:,.1f} GB" for n in (all_, total, free)]
+        has = f"{amounts[1]} ({amounts[2]} free)" if free < total else amounts[1]
+        remedy = ", or ".join(ways or ["train fewer SAEs at a time"])
+        sentence = f"about {amounts[0]} of {kind} needed, but this machine has {has}; {remedy}"
+        found.append((sentence, all_ > _SURELY * total))
+    return found
 
 
 def memory(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: bool) -> Memory:
-    """Memory of one process: of process 0, which needs most.
-
-    Raises:
-        ValueError: the recipe spreads latents that cannot be spread.
-    """
+    """Memory of one process: of process 0, which needs most."""
     every = stages(recipe, lm, configs, on_gpu=on_gpu)
     if not on_gpu:
         return Memory(max((_joined(s.main, s.gpu) for s in every), key=sum_of))
@@ -281,11 +250,7 @@ def stages(
     recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: bool
 ) -> list[Memory]:
     """Memory in use at each stage: `gpu` is that of the device of the SAE, whichever it is, and
-    `main` what is always in main memory.
-
-    Raises:
-        ValueError: as `memory`.
-    """
+    `main` what is always in main memory."""
     t, n, spread = recipe.training, recipe.training.num_processes or 1, _is_spread(recipe)
     for config in configs.values() if spread else ():
         check_spread(config, n)
@@ -339,11 +304,12 @@ def stages(
 
 def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Memory:
     """A block's forward pass, or the exchange of harvested activations, whichever needs more."""
-    first, token = first_model(lm), _token_bytes(recipe, lm, configs)
+    first, token = _first_model(lm), _token_bytes(recipe, lm, configs)
     if first is None or recipe.kind != "text":  # several models run one after the other
         return Memory({"a block of the file": recipe.activations.block * token})
     rows, context = recipe.harvest.rows, recipe.text.context_size
-    item, tokens, n = _lm_dtype(recipe, lm).itemsize, rows * context, _n_processes(recipe)
+    tokens, n = rows * context, recipe.training.num_processes or 1
+    item = _lm_dtype(recipe, lm).itemsize
     config = first.config.get_text_config()
     blocks = max((m for m in first.modules() if isinstance(m, nn.ModuleList)), key=len)
     widest = max(max(p.shape) for p in blocks[0].parameters() if p.ndim > 1)
@@ -382,11 +348,17 @@ def _look(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bool
 
 def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Memory:
     """Memory of one SAE's step beyond parameters, gradients and moments."""
-    t, n, spread = recipe.training, _n_processes(recipe), _is_spread(recipe)
+    t, n, spread = recipe.training, recipe.training.num_processes or 1, _is_spread(recipe)
     batch = t.batch_size // t.gradient_accumulation_steps // (1 if spread else n)
     n_sources = len(config.reads) if config.is_causal else 1
     inputs = _BATCH_COPIES * _FLOAT * batch * max(config.d_in, config.d_out)
-    if _takes_sparse_steps(recipe, config, on_gpu=on_gpu):
+    # Whether steps are sparse, as far as is known before any activation is seen. Steps on a GPU
+    # count as dense, which need more memory: there it has not been measured when sparse ones pay.
+    is_sparse = not (on_gpu or spread or t.sparse == "never") and _can_be_sparse(config)
+    if is_sparse and t.sparse != "always":
+        few = SPARSE_BELOW * config.d_sae
+        is_sparse = config.d_sae >= SPARSE_FROM and _first_l0(config, recipe) < few
+    if is_sparse:
         # See `hfsae.ops.screening`: X and W of the bound, a block of scores and of what they pick;
         # a source at a time, whose gradients of the encoder are then put together.
         d, d_sae = config.d_in // n_sources, config.d_sae // n_sources
@@ -417,7 +389,7 @@ def _after_training(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) ->
     """Evaluation, examples, probing and presets, those of them that a run has."""
     sizes, context = recipe.sizes, recipe.text.context_size
     d_sae = max(config.d_sae for config in configs.values())
-    of_text = first_model(lm) if recipe.kind == "text" else None
+    of_text = _first_model(lm) if recipe.kind == "text" else None
     config = None if of_text is None else of_text.config.get_text_config()
     item, parts = _lm_dtype(recipe, lm).itemsize, list[Memory]()
 
@@ -470,11 +442,7 @@ def _after_training(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) ->
 
 
 def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
-    """An SAE's parameters: all, and those that one process holds if latents are spread.
-
-    Raises:
-        ValueError: torch cannot count so many.
-    """
+    """An SAE's parameters: all, and those that one process holds if latents are spread."""
     try:
         with torch.device("meta"):
             sae: SAE = AutoModel.from_config(config)
@@ -495,10 +463,15 @@ def count_of(lm: Model) -> int:
     return 0 if lm is None else sum(p.numel() for p in lm.parameters())
 
 
+def _first_model(lm: Model) -> PreTrainedModel | None:
+    """The only model, or the first of several."""
+    return next(iter(lm.each.values())) if isinstance(lm, EmptyLMs) else lm
+
+
 def _lm_dtype(recipe: Recipe, lm: Model) -> torch.dtype:
     """The dtype of activations in this run: the language model's, where "auto" is that of its
     weights; of files float32, the largest that they can have."""
-    if (first := first_model(lm)) is None:
+    if (first := _first_model(lm)) is None:
         return torch.float32
     dtype = next(iter(recipe.models.values())).dtype
     return first.dtype if dtype == "auto" else getattr(torch, dtype)
@@ -509,25 +482,9 @@ def _token_bytes(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> in
     return sum(widths_of(*configs.values()).values()) * _lm_dtype(recipe, lm).itemsize
 
 
-def _n_processes(recipe: Recipe) -> int:
-    return recipe.training.num_processes or 1
-
-
 def _is_spread(recipe: Recipe) -> bool:
     """Whether latents are spread over processes."""
-    return recipe.training.shard_latents and _n_processes(recipe) > 1
-
-
-def _takes_sparse_steps(recipe: Recipe, config: SAEConfig, *, on_gpu: bool) -> bool:
-    """Whether steps are sparse, as far as is known before any activation is seen. Steps on a GPU
-    count as dense, which need more memory: there it has not been measured when sparse ones pay."""
-    t = recipe.training
-    if on_gpu or _is_spread(recipe) or t.sparse == "never" or not _can_be_sparse(config):
-        return False
-    is_wide = config.d_sae >= SPARSE_FROM
-    return t.sparse == "always" or (
-        is_wide and _first_l0(config, recipe) < SPARSE_BELOW * config.d_sae
-    )
+    return recipe.training.shard_latents and (recipe.training.num_processes or 1) > 1
 
 
 def _can_be_sparse(config: SAEConfig) -> bool:

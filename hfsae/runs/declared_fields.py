@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..io.bounds import check_type
 from ..io.errors import Refused, closest
-from .fields import Recipe
+from .recipe import Recipe
 
 _ROOM = Path(__file__).parents[1] / "models"
 _ANNOTATIONS = {"Literal": Literal, "Number": int | float}
@@ -86,11 +86,7 @@ def check_sae_fields(recipe: Recipe, given: Iterable[str] = ()) -> None:
 
 
 def check_model_type(fields: Mapping[str, Any]) -> str:
-    """The model_type of an SAE's fields.
-
-    Raises:
-        ValueError: no variant has it.
-    """
+    """The model_type of an SAE's fields."""
     given = fields.get("model_type", _names(_parsed(_ROOM / "__init__.py"))["DEFAULT_VARIANT"])
     if given not in (known := known_variants()):
         raise Refused(

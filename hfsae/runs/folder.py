@@ -1,6 +1,5 @@
-"""Folders of runs and of their SAEs: locked, found, loaded."""
+"""Folders of runs and of their SAEs: locks, SAEs and their norm limits, figures and cards."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,15 +7,17 @@ from pathlib import Path
 import torch
 from transformers import AutoModel
 
-from ..lm import widths_of
+from .. import cards
+from ..cards import figures
+from ..io.checksums import refuse_changed, refuse_mixture
+from ..io.errors import Damaged, Refused
+from ..io.file_names import CHECKPOINTS, CONFIG, RECIPE, STEPS, TRAINING
 from ..io.files import damaged, read_json, sweep
 from ..io.lock import is_first_process, locked
-from ..io.file_names import CHECKPOINTS, CONFIG, RECIPE, STEPS, TRAINING
-from ..io.errors import Damaged, Refused
+from ..lm import widths_of
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
-from .fields import TAKEN_FOLDERS, Recipe
-from .recipe_files import is_of_training
+from .recipe import TAKEN_FOLDERS, is_of_training
 
 
 @contextmanager
@@ -47,22 +48,6 @@ def names_apart(folders: Sequence[Path]) -> list[str]:
     ]
 
 
-def own_output_dir(recipe: Recipe) -> Path:
-    """The recipe's output folder, checked to be writable.
-
-    Raises:
-        ValueError: it is a file, or cannot be written to.
-    """
-    root = Path(recipe.training.output_dir)
-    for path in (root, *root.parents):
-        if path.exists() and not path.is_dir():
-            raise Refused(f"training.output_dir {root}: {path} is a file; name a folder")
-    home = next(f for f in (root, *root.absolute().parents) if f.is_dir())
-    if not os.access(home, os.W_OK):
-        raise Refused(f"training.output_dir {root} cannot be written to; give another")
-    return root
-
-
 def load_trained(folder: Path) -> SAE:
     """The SAE in a folder that `hfsae train` wrote."""
     return AutoModel.from_pretrained(folder).eval()
@@ -89,14 +74,6 @@ def load_all_trained(
     return saes, limits
 
 
-def is_of_a_run(source: str) -> bool:
-    """Whether a source is the folder of a run, or one with an SAE in hfsae's own format."""
-    folder = Path(source)
-    config = folder / CONFIG
-    is_own = config.is_file() and "d_sae" in read_json(config)
-    return is_own or (folder / RECIPE).is_file()
-
-
 def home_of(folder: Path) -> Path | None:
     """The folder of an SAE's run: the SAE's own, or a parent if the run has several SAEs."""
     recipes = (home / RECIPE for home in (folder, *folder.parents[:3]))
@@ -104,7 +81,7 @@ def home_of(folder: Path) -> Path | None:
     return found.parent if found and is_of_training(found) else None
 
 
-def trained_folder(folder: str) -> Path:
+def trained_folder(folder: str | Path) -> Path:
     """The folder, if `hfsae train` finished an SAE there.
 
     Raises:
@@ -128,3 +105,17 @@ def trained_folder(folder: str) -> Path:
         )
     refuse_unknown_variant(config.get("model_type"), folder)
     return path
+
+
+def finish(folder: Path) -> None:
+    """Draw the figures and write the card, from the results in the folder.
+
+    Raises:
+        ValueError: the folder mixes results of different weights, one was changed, or the card has
+            no block to keep.
+    """
+    refuse_mixture(folder)
+    refuse_changed(folder)
+    cards.refuse_card_of_others(folder)
+    figures.draw(folder)
+    cards.write_card(folder)

@@ -28,16 +28,23 @@ from torch import Tensor
 from ..activations import ActivationArguments, InputSource, Source, Split
 from ..activations.files import SHARDS, refuse_other_shards, shard_hash
 from ..features import LabelColumns, refuse_few_documents, write_labels_table
-from ..lm import widths_of
+from ..io.errors import Refused
+from ..io.file_names import HARVEST, LABELS_TABLE, RECIPE, shard_name
 from ..io.files import read_json, replacing, sweep, write_whole
 from ..io.lock import locked
-from ..io.file_names import HARVEST, LABELS_TABLE, RECIPE, shard_name
-from ..io.errors import Refused
+from ..lm import widths_of
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .fields import LMArguments, Recipe, bucket_tokens, sides_of
-from .job import Inputs, token_bar
-from .opening import check, inputs_of, load_inputs
-from .recipe_files import as_plain, differences, save_recipe
+from .checks import check
+from .inputs import Inputs, inputs_of, load_inputs, token_bar
+from .recipe import (
+    LMArguments,
+    Recipe,
+    as_plain,
+    bucket_tokens,
+    differences,
+    save_recipe,
+    sides_of,
+)
 from .results import LEFT_OUT
 
 logger = logging.getLogger(__name__)
@@ -62,7 +69,22 @@ def harvest_to(recipe: Recipe, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         sweep(folder)
-        progress = _progress(folder, recipe)
+        plain = as_plain(recipe)
+        if (folder / HARVEST).is_file():
+            progress = read_json(folder / HARVEST)
+            if change := next(differences(progress.get("recipe", {}), plain), None):
+                key, old, new = change
+                raise Refused(
+                    f"the folder {folder} holds the harvest of another recipe ({key} is {old} "
+                    f"there and {new} here); give --out another"
+                )
+        elif others := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
+            raise Refused(
+                f"the folder {folder} holds something else ({others[0]}); give --out a new folder"
+            )
+        else:
+            start = {"n_shards": 0, "n_batches": 0, "state": None, "limits": {}, SHARDS: {}}
+            progress = {"recipe": plain, **start}
         sum_products_in_float32()
         loaded = load_inputs(recipe, str(make_accelerator(recipe.training).device))
         inputs = inputs_of(recipe, loaded)
@@ -89,27 +111,6 @@ def harvest_to(recipe: Recipe, folder: Path) -> Path:
         files = ActivationArguments(files=str(folder), labels=labels)
         save_recipe(folder, as_plain(replace(recipe, activations=files, **fields)))
     return folder / RECIPE
-
-
-def _progress(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """How far a harvest in the folder came: its shards, batches, and the source's position."""
-    path, plain = folder / HARVEST, as_plain(recipe)
-    if not path.is_file():
-        if others := [p.name for p in folder.iterdir() if not p.name.startswith(".")]:
-            raise Refused(
-                f"the folder {folder} holds something else ({sorted(others)[0]}); give --out a new "
-                "folder"
-            )
-        start = {"n_shards": 0, "n_batches": 0, "state": None, "limits": {}, SHARDS: {}}
-        return {"recipe": plain, **start}
-    progress = read_json(path)
-    if change := next(differences(progress.get("recipe", {}), plain), None):
-        key, old, new = change
-        raise Refused(
-            f"the folder {folder} holds the harvest of another recipe ({key} is {old} there and "
-            f"{new} here); give --out another"
-        )
-    return progress
 
 
 def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict[str, Any]) -> None:

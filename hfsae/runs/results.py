@@ -2,7 +2,7 @@
 
 A result carries two hashes: `made_from_sha256` of what it was made from (the weights, the sections
 of the recipe that its stage reads, the stage's version), and `content_sha256` of its own content,
-with that of files written beside it (`machine.checksums`). A result is made where it is missing or
+with that of files written beside it (`io.checksums`). A result is made where it is missing or
 one of its hashes differs, and nothing else is kept about it. The card shows the others, and is
 written where one of them is newer.
 
@@ -26,7 +26,7 @@ written where one of them is newer.
 
 A further stage is a function that takes a `Job` and writes a result with the entries of `Job.more`
 into the SAE's folder, and a line of `STAGES`: before that of the card if the result has a line in
-`machine.names.RECORDS`, by which it is checked, published and copied. See `stages.stage_labels`.
+`io.file_names.RECORDS`, by which it is checked, published and copied. See `stages.stage_labels`.
 """
 
 import re
@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..io.checksums import changes, content_hash, of_others, weights_hash
-from ..io.files import passes, read_json
+from ..io.errors import Refused
 from ..io.file_names import (
     CARD,
     COLUMNS,
@@ -52,12 +52,21 @@ from ..io.file_names import (
     STEPS,
     TRAINING,
 )
-from ..io.errors import Refused
-from .fields import AUTO, TRAINING_SECTIONS, Recipe
-from .recipe_files import as_plain, differences, load_plain, value_at, what_is_set, with_value
+from ..io.files import passes, read_json
+from .recipe import (
+    AUTO,
+    TRAINING_SECTIONS,
+    Recipe,
+    as_plain,
+    differences,
+    load_plain,
+    value_at,
+    what_is_set,
+    with_value,
+)
 
 if TYPE_CHECKING:
-    from .job import Job
+    from .inputs import Job
 
 MADE_FROM = "made_from_sha256"
 _N_SHOWN = 3
@@ -110,25 +119,25 @@ STAGES = (
     ),
     Stage(
         EXPLANATIONS_RECORD,
-        _in("explaining", "stage_names"),
+        _in("stage_explain", "stage_names"),
         sections=("explain_tokens",),
         setting="explain_tokens",
         size=lambda recipe: recipe.sizes.names,
-        is_finished=_in("explaining", "is_named"),
+        is_finished=_in("stage_explain", "is_named"),
     ),
     Stage(
         PROBING,
-        _in("probing", "stage_probing"),
+        _in("stage_probe", "stage_probing"),
         sections=("probe_texts",),
         setting="probe_texts",
         size=lambda recipe: recipe.sizes.probing,
     ),
     Stage(FINGERPRINT, _in("stages", "stage_fingerprint")),
     # The card shows the results of the stages before it.
-    Stage(CARD, lambda job: _in("stages", "finish")(job.folder)),
+    Stage(CARD, lambda job: _in("folder", "finish")(job.folder)),
     Stage(
         PRESETS_SEARCH,
-        _in("stage_presets", "stage_presets"),
+        _in("preset_search", "stage_presets"),
         sections=("preset_seconds", "collect", "collect_tokens"),
         setting="preset_seconds",
         size=lambda recipe: recipe.sizes.presets,
@@ -184,21 +193,14 @@ def outdated(folder: Path, recipe: Recipe, again: Collection[str] = ()) -> dict[
             why[name] = "it is not there"
         elif name in foreign:
             why[name] = f"{path} is of other weights"
-        elif _hash_in(path) not in (None, made_from(stage, recipe, weights)):
-            why[name] = f"{path} was made with other settings ({', '.join(stage.sections)})"
-        elif name == CARD and (why or _is_older(path, [TRAINING, *on_card])):
-            why[name] = "results are newer"
+        elif path.suffix == ".json":
+            if read_json(path).get(MADE_FROM) not in (None, made_from(stage, recipe, weights)):
+                why[name] = f"{path} was made with other settings ({', '.join(stage.sections)})"
+        elif name == CARD:
+            data = [folder / file for file in (TRAINING, *on_card) if (folder / file).exists()]
+            if why or any(at.stat().st_mtime > path.stat().st_mtime for at in data):
+                why[name] = "results are newer"
     return why
-
-
-def _hash_in(path: Path) -> str | None:
-    """The hash in a result of what it was made from; None if it carries none."""
-    return read_json(path).get(MADE_FROM) if path.suffix == ".json" else None
-
-
-def _is_older(card: Path, data: Collection[str]) -> bool:
-    paths = [card.parent / name for name in data]
-    return any(p.exists() and p.stat().st_mtime > card.stat().st_mtime for p in paths)
 
 
 def refuse_another_training(recipe: Recipe) -> None:

@@ -1,21 +1,47 @@
-"""From a source (a folder or a repository, in any format) to an SAE in a folder of its own."""
+"""Any SAE, with the language model and the text that it is measured on.
+
+A source (a folder or a repository, in any format) becomes an SAE in a folder of its own
+(`find_sae`, `filled`). That of a run has the run's recipe. One from elsewhere gets a recipe.yaml
+beside it with its first measure: its source, and the sections lm, text, harvest and sae.site that
+the next measure takes. What its files name is read in this order, and what stands first wins:
+
+    given  ->  recipe.yaml  ->  measured_with of its results  ->  training.json  ->  its config
+
+Files may come from anywhere: only recipe.yaml, which is never published, may name a path of this
+machine.
+"""
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
+
+from ..activations import (
+    HarvestArguments,
+    Harvester,
+    MeasuredText,
+    TextArguments,
+    apart,
+    check_text,
+    plain_text,
+    text_origin,
+)
+from ..activations.held_out import DIGEST, HELD_OUT
 from ..cards import refuse_card_of_others
 from ..convert import save_as
 from ..hub import files_beside
 from ..hub import load as load_sae
 from ..io.checksums import STAMPED, weights_hash
-from ..io.files import passes, read_json
+from ..io.errors import Refused, closest
 from ..io.file_names import (
     CONFIG,
+    EVALUATION,
     EVIDENCE,
     EXAMPLES,
     EXPLANATIONS,
@@ -24,23 +50,157 @@ from ..io.file_names import (
     LABELS,
     LATENTS,
     LOG,
+    META,
     PRESETS,
     RECIPE,
+    TRAINING,
 )
-from ..io.errors import Refused, closest
+from ..io.files import passes, read_json, reading
+from ..io.local_paths import LOCAL_FILES, is_folder
+from ..lm import LoadedLM, widths_of
 from ..models import SAE
 from ..packaged import shipped_at
-from .context import SAEInContext
-from .fields import Sections
-from .recipe_files import read_recipe
-from .context import of_run, remember
-from .folder import home_of, is_of_a_run, locked_run, trained_folder
-from .stages import finish
-from .recipe_of_sae import known_fields, recipe_of, trained_text, with_given
+from ..training.trainer import make_accelerator, sum_products_in_float32
+from .folder import finish, home_of, load_trained, locked_run, norm_limits, trained_folder
+from .inputs import load, read_rows
+from .recipe import (
+    SOURCE,
+    LMArguments,
+    Recipe,
+    Sections,
+    is_of_training,
+    load_plain,
+    read_recipe,
+    save_recipe,
+)
 
 _ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS, PRESETS)
 _ABOUT += (EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, EVIDENCE)
 _PARTS = ("subfolder", "layer", "width", "l0")
+_CHOICES = {
+    "dtype": ["bfloat16", "float16", "float32"],
+    "attn_implementation": ["eager", "sdpa"],  # others may not be installed
+}
+_OF_CONFIG = {"name": "model_name", "revision": "model_revision"}
+_OF_CONFIG |= {"dtype": "model_dtype", "attn_implementation": "model_attention"}
+
+
+@dataclass
+class SAEInContext:
+    """An SAE, the folder of its results, and the recipe that these follow."""
+
+    folder: Path
+    """in hfsae's own format; results go there"""
+    sae: SAE
+    recipe: Recipe
+    """its sections lm, text and harvest set what the SAE is measured on"""
+    home: Path | None = None
+    """the folder of its run, with recipe.yaml; None: the SAE is from elsewhere"""
+    origin: Path | None = None
+    """of an SAE from elsewhere: its own folder, if that is in hfsae's format"""
+    source: str = ""
+    """where it is from, for records"""
+
+    @property
+    def root(self) -> Path:
+        """The folder to lock."""
+        return self.home or self.folder
+
+
+def of_run(folder: Path) -> SAEInContext:
+    """The SAE in the folder of a run.
+
+    Raises:
+        ValueError: the folder belongs to no run, or is damaged.
+    """
+    home = home_of(folder)
+    if home is None:
+        raise Refused(
+            f"{folder} belongs to no run: without a recipe.yaml its language model and held-out "
+            "text are unknown; `hfsae train` writes one"
+        )
+    return SAEInContext(folder, load_trained(folder), read_recipe(home / RECIPE), home)
+
+
+def check_held_out(placed: SAEInContext, why: str) -> None:
+    """Check that the text of an SAE holds out documents.
+
+    Args:
+        why: what needs documents that training has not read.
+
+    Raises:
+        ValueError: the text holds out no documents, or cannot be read.
+    """
+    text = placed.recipe.text
+    if text.held_out_fraction == 0:
+        where = placed.home / RECIPE if placed.home else placed.source
+        raise Refused(
+            f"{where} holds out no documents (text.held_out_fraction is 0), but {why} "
+            "that training has not read; train with 0.05, or give --text.dataset with other text "
+            "(and --text.held_out_fraction 1.0 where its training text is not on this machine)"
+        )
+    if placed.home is None:
+        check_text(text, "test")
+
+
+def limits_of(placed: SAEInContext, loaded: LoadedLM) -> dict[str, float]:
+    """By site, the largest norm of an activation that counts: from the record of the training; for
+    an SAE from elsewhere from the first rows, if a ratio is given. Without either, no limits."""
+    recipe, sae = placed.recipe, placed.sae
+    if placed.home is None and recipe.harvest.max_norm_ratio is not None:
+        rows = next(iter(read_rows(recipe, loaded, recipe.evaluation.side, None)))
+        args = HarvestArguments(recipe.harvest.rows, recipe.harvest.max_norm_ratio)
+        harvester = Harvester(loaded.lm, [*widths_of(sae.config)], args)
+        harvester(rows)
+        return harvester.norm_limits
+    has_record = placed.home is not None or (placed.folder / TRAINING).is_file()
+    return norm_limits(sae, placed.folder) if has_record else {}
+
+
+def refuse_without_text(placed: SAEInContext) -> None:
+    """Refuse an SAE of activations that are not text's, where a language model is needed."""
+    if placed.recipe.lms:
+        raise Refused(
+            f"{placed.folder} holds an SAE over several language models "
+            f"({', '.join(placed.recipe.lms)}), and this runs a single one; `hfsae diff` compares "
+            "them, and `hfsae show` and `hfsae demo` show what its latents fire on"
+        )
+    if placed.recipe.kind != "text":
+        raise Refused(
+            f"{placed.folder} holds an SAE of {placed.recipe.kind}, so there is no language model "
+            "and no text for this; `hfsae show` and `hfsae demo` show what its latents fire on"
+        )
+
+
+def load_lm_for(*placed: SAEInContext) -> LoadedLM:
+    """The language model of SAEs that share one, with them on its device; from here on the process
+    sums products in float32."""
+    recipe = placed[0].recipe
+    refuse_without_text(placed[0])
+    sum_products_in_float32()
+    loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
+    for one in placed:
+        one.sae.to(cast(torch.device, loaded.lm.device))
+    return loaded
+
+
+def remember(placed: SAEInContext) -> None:
+    """Write the recipe of an SAE from elsewhere into its folder: the next measure takes the same.
+    It holds paths of this machine, and is never published."""
+    if placed.home is not None:
+        return
+    recipe = placed.recipe
+    text = plain_text(recipe.text)
+    is_given = isinstance(recipe.text, MeasuredText) and recipe.text.rule == "given"
+    if text["held_out_fraction"] == 1 and not is_given:
+        del text["held_out_fraction"]  # which follows from the text of the training
+    plain = {"lm": asdict(recipe.lm), "text": text, "harvest": asdict(recipe.harvest)}
+    for section, field in (("lm", "name"), ("text", "dataset")):
+        value = plain[section][field]
+        if isinstance(value, str) and Path(value).exists():
+            plain[section][field] = str(Path(value).absolute())
+    sae = {"sae": {"site": placed.sae.config.site}}
+    save_recipe(placed.folder, {SOURCE: placed.source, **plain, **sae})
 
 
 def find_sae(
@@ -54,8 +214,8 @@ def find_sae(
     measures. Nothing is written: `filled` does that.
 
     For an SAE of a run these are the run's. For one from elsewhere they are in the files beside
-    it, as far as these name them (`hfsae.runs.recipe_of_sae`); the results go to its own folder
-    if that is a local one in hfsae's format, and to runs/NAME otherwise.
+    it, as far as these name them; the results go to its own folder if that is a local one in
+    hfsae's format, and to runs/NAME otherwise.
 
     Args:
         choice: arguments of `hfsae.load`: source, subfolder, layer, width, l0, revision.
@@ -71,11 +231,10 @@ def find_sae(
     if folder is not None and output_dir is None:
         placed = of_run(folder)
         _put_at(placed.sae, site, source)
-        own, (_, digest) = placed.recipe.text, trained_text([folder])
-        how = (own, own.held_out_fraction, digest)
-        placed.recipe = with_given(placed.recipe, given, *how)
+        text, (_, digest) = placed.recipe.text, trained_text([folder])
+        placed.recipe = with_given(placed.recipe, given, text, text.held_out_fraction, digest)
         return placed
-    sae = load_at(choice, site)
+    sae = _load_at(choice, site)
     config, known = sae.config, Sections()
     target, origin = place(choice, output_dir)
     if folder is not None:
@@ -212,7 +371,7 @@ def _staged(choice: Mapping[str, Any], site: str | None = None) -> Iterator[tupl
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / folder.name
         staged.mkdir()
-        fill_folder(load_at(choice, site), origin, staged)
+        fill_folder(_load_at(choice, site), origin, staged)
         is_there = (folder / CONFIG).is_file() and weights_hash(folder) == weights_hash(staged)
         yield staged, is_there
 
@@ -229,10 +388,12 @@ def run_folder(choice: Mapping[str, Any]) -> Path | None:
 
 def _folder_here(choice: Mapping[str, Any]) -> Path | None:
     """The folder on this machine of an SAE in hfsae's own format."""
-    source = choice["source"]
-    if is_of_a_run(source) and not any(choice.get(part) not in (None, "") for part in _PARTS):
-        return trained_folder(source)
-    return origin_of(choice) if Path(source).exists() else None
+    folder = Path(choice["source"])
+    is_own = (folder / CONFIG).is_file() and "d_sae" in read_json(folder / CONFIG)
+    is_whole = not any(choice.get(part) not in (None, "") for part in _PARTS)
+    if is_whole and (is_own or (folder / RECIPE).is_file()):
+        return trained_folder(choice["source"])
+    return origin_of(choice) if folder.exists() else None
 
 
 def origin_of(choice: Mapping[str, Any]) -> Path | None:
@@ -256,16 +417,8 @@ def default_folder(choice: Mapping[str, Any]) -> Path:
     return Path("runs", "-".join(filter(None, parts)))
 
 
-def load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
-    """The SAE of a choice, with its site.
-
-    Args:
-        choice: arguments of `hfsae.load`.
-        site: for an SAE without a site in its config.
-
-    Raises:
-        ValueError: the config names another site.
-    """
+def _load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
+    """The SAE of a choice; with the site, where its config has none."""
     sae = load_sae(**choice)
     _put_at(sae, site, str(choice["source"]))
     return sae
@@ -321,3 +474,138 @@ def fill_folder(sae: SAE, origin: Path | None, folder: Path) -> None:
         for name in sorted(files, key=lambda n: (n.name == CONFIG, n.suffix != ".safetensors")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged / name, folder / name)
+
+
+def known_fields(config: Mapping[str, Any], folders: Sequence[Path]) -> Sections:
+    """Fields of a recipe's sections lm, text and harvest, and `sae` with the site.
+
+    Args:
+        config: the SAE's.
+        folders: folders with files of this SAE; the first one is read first.
+    """
+    about = {field: config.get(name) for field, name in _OF_CONFIG.items()}
+    bos = config.get("bos")
+    sections: Sections = {"lm": _lm_of(about) or _precision(about), "text": {}}
+    if bos in ("row", "document", "none"):
+        sections["text"]["bos"] = bos
+    for name in (TRAINING, EVALUATION, META):  # the most telling last
+        for folder in reversed(folders):
+            if not (folder / name).is_file():
+                continue
+            record = read_json(folder / name)
+            record = record if name == TRAINING else _mapping(record.get("measured_with"))
+            if lm := _lm_of(record.get("lm")):
+                is_same = lm["name"] == sections["lm"].get("name")
+                sections["lm"] = (sections["lm"] if is_same else {}) | lm
+            if text := _text_of(record.get("text")):
+                rule = _mapping(record["text"].get(HELD_OUT)).get("rule")
+                if text.get("held_out_fraction") == 1 and rule != "given":
+                    del text["held_out_fraction"]  # which no user gave
+                sections["text"] = text
+    for folder in reversed(folders):
+        path = folder / RECIPE
+        if path.is_file() and not is_of_training(path):
+            plain = load_plain(folder)
+            with reading(path):
+                recipe_of(plain)  # refuses what no field can have
+                sections |= {name: plain[name] for name in ("lm", "text", "harvest", "sae")}
+    return sections
+
+
+def recipe_of(known: Sections) -> Recipe:
+    """A recipe with these fields; all documents are held out unless a share is given."""
+    lm, text, harvest = (known.get(name, {}) for name in ("lm", "text", "harvest"))
+    return Recipe(
+        lm=LMArguments(**lm),
+        text=TextArguments(**{"held_out_fraction": 1.0, **text}),
+        harvest=HarvestArguments(**harvest),
+    )
+
+
+def with_given(
+    recipe: Recipe,
+    given: Sections,
+    trained: TextArguments | None,
+    fraction: float | None = None,
+    digest: str | None = None,
+) -> Recipe:
+    """The recipe with the fields that a user gives. Another language model has no revision of the
+    old one's; of every text only documents that training has not read are on the test side.
+
+    Args:
+        trained: the text of the SAE's training; None: unknown.
+        fraction: the share of the recipe's text that a user wanted held out, if one did.
+        digest: of the training's text as it was; None: not known.
+    """
+    lm, text, base = given.get("lm", {}), given.get("text", {}), recipe
+    if lm.get("name", recipe.lm.name) != recipe.lm.name:
+        kept = {"dtype": recipe.lm.dtype, "attn_implementation": recipe.lm.attn_implementation}
+        base = replace(base, lm=LMArguments(**kept))
+    if text.get("dataset", recipe.text.dataset) != recipe.text.dataset:
+        size, bos = recipe.text.context_size, recipe.text.bos
+        base, fraction = replace(base, text=TextArguments(context_size=size, bos=bos)), None
+    sections: dict[str, Any] = {}
+    for name, value in given.items():
+        old = getattr(base, name)
+        has_fields = hasattr(old, "__dataclass_fields__")
+        sections[name] = replace(old, **value) if has_fields else value
+    new = replace(base, **sections)
+    fraction = text.get("held_out_fraction", fraction)
+    return replace(new, text=apart(new.text, trained, fraction, digest))
+
+
+def trained_text(folders: Sequence[Path]) -> tuple[TextArguments | None, str | None]:
+    """The text of an SAE's training, from the record in the first folder that has one, and its
+    digest as it was; None where the record has no text. Local files and documents of a list cannot
+    be found by their record: their name is then one that no file has."""
+    path = next((f / TRAINING for f in folders if (f / TRAINING).is_file()), None)
+    about = {} if path is None else _mapping(read_json(path).get("text"))
+    digest = about.get(DIGEST)
+    if path is None or not isinstance(about.get("dataset"), str):
+        return None, digest
+    if text := _text_of(about):
+        return TextArguments(**text), digest
+    shares = ("held_out_fraction", "validation_fraction")
+    name = about["dataset"].rpartition("/")[2]
+    with reading(path):
+        text = TextArguments(
+            f"{name} ({about.get('origin', LOCAL_FILES)})",
+            **{share: about[share] for share in shares if share in about},
+        )
+    return text, digest
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _lm_of(record: object) -> dict[str, Any]:
+    """Fields of `lm` from a record of others; none, if it names a path."""
+    about = _mapping(record)
+    name, revision = about.get("name"), about.get("revision")
+    if not isinstance(name, str) or is_folder(about) or _is_path(name):
+        return {}
+    own = {"name": name} | ({"revision": revision} if isinstance(revision, str) else {})
+    return own | _precision(about)
+
+
+def _precision(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: about[key] for key, allowed in _CHOICES.items() if about.get(key) in allowed}
+
+
+def _text_of(record: object) -> dict[str, Any]:
+    """Fields of `text` from a record of others; none, if that is not packaged or on the Hub."""
+    about, names = _mapping(record), {field.name for field in fields(TextArguments)}
+    text = {name: value for name, value in about.items() if name in names}
+    if not isinstance(text.get("dataset"), str) or _is_path(text["dataset"]):
+        return {}
+    try:
+        origin = text_origin(TextArguments(**text))
+    except (ValueError, TypeError):
+        return {}
+    is_there = origin != LOCAL_FILES and about.get("origin", origin) == origin
+    return text if is_there else {}
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or Path(name).exists()

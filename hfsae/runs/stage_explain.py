@@ -1,18 +1,19 @@
 """Explanations of an SAE's latents on held-out text: as `hfsae explain` asks for them, and as the
 stage of a run that names latents.
 
-    explain_sae -> texts that stand, judge -> _Parts: study, names outside it, control -> files
+    explain_sae -> texts that stand, judge -> study, names outside it, control -> files
 """
 
 import json
 import logging
+import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -42,9 +43,8 @@ from ..explanations.study import write_record
 from ..explanations.windows import TooFew, order_of
 from ..features import FeatureStore
 from ..features.labels import read_labels
-from ..lm import LoadedLM
 from ..io.checksums import changes, refuse_changed, refuse_mixture, stamp
-from ..io.files import read_json, read_table, reading, write_whole
+from ..io.errors import Refused
 from ..io.file_names import (
     CALLS,
     EVIDENCE,
@@ -57,15 +57,15 @@ from ..io.file_names import (
     STUDY_PLAN,
     TRAINING,
 )
-from ..io.errors import Refused
+from ..io.files import read_json, read_table, reading, write_whole
 from ..io.local_paths import without_local_paths
+from ..lm import LoadedLM
 from ..models import SAE
-from .context import SAEInContext, check_held_out, limits_of, load_lm_for
-from .explain_request import JUDGE, UNTRAINED, ExplainRequest
-from .fields import Recipe
+from .arguments import JUDGE, UNTRAINED, ExplainRequest
 from .folder import locked_run
-from .inputs_text import read_rows
-from .job import Job, token_bar
+from .inputs import Job, read_rows, token_bar
+from .recipe import Recipe
+from .sae_source import SAEInContext, check_held_out, filled, limits_of, load_lm_for
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -141,18 +141,9 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     machine."""
     # the key that records have: the hash of a study's plan covers it
     text = {"fingerprint": text_digest(recipe.text), "side": "test"}
-    return without_local_paths({"lm": vars(recipe.lm), "text": {**text_record(recipe.text), **text}})
-
-
-def check_explain(placed: SAEInContext, args: ExplainArguments) -> None:
-    """Check what explanations of an SAE need, before anything is loaded.
-
-    Raises:
-        ValueError: the SAE's text holds out no documents or cannot be read, or a latent is out of
-            range.
-    """
-    check_held_out(placed, "explanations are tested on documents")
-    order_of(args, placed.sae.config.d_sae)
+    return without_local_paths(
+        {"lm": vars(recipe.lm), "text": {**text_record(recipe.text), **text}}
+    )
 
 
 def explain_sae(
@@ -167,59 +158,52 @@ def explain_sae(
     Raises:
         ValueError: there is no held-out text, an argument does not fit, or the judge cannot answer.
     """
-    check_explain(placed, args)
-    with locked_run(placed.root, [placed.folder]):
-        refuse_mixture(placed.folder, [TRAINING, META])
-        refuse_changed(placed.folder, [META])  # from whose examples names are made, at the end
-        return _explain(placed, args, request or ExplainRequest())
-
-
-def _explain(placed: SAEInContext, args: ExplainArguments, request: ExplainRequest) -> Explanations:
-    folder = placed.folder
-    texts, standing = _texts(request, folder, placed.sae.config.d_sae)
-    settings = settings_of(placed.recipe)
-    if texts is not None:
-        settings["given"] = {str(latent): texts[latent] for latent in sorted(texts)}
-    if request.judge is not None:
-        settings["judge"] = request.judge.as_plain()
-    settings |= stamp(folder)
-    if standing:
-        words = json.dumps(sorted((latent, name.text) for latent, name in standing.items()))
-        settings["standing"] = {"n": len(standing), "sha256": sha256(words.encode()).hexdigest()}
-    if not request.dry_run and (finished := _finished(folder, settings, args, request)):
-        logger.info("%s is complete: nothing to do", folder / EXPLANATIONS)
-        return finished
-    judge = None
-    if request.judge is not None:
-        judge = (DryRunJudge if request.dry_run else judge_of)(request.judge, folder / CALLS)
-    scorers_of(request.scores, judge)  # so does a judge that cannot answer
-    loaded = load_lm_for(placed)
-    with _answer_bar(request.dry_run) as on_progress:
-        explainer = template
+    check_held_out(placed, "explanations are tested on documents")
+    order_of(args, placed.sae.config.d_sae)  # refuses a latent that is out of range
+    request, folder = request or ExplainRequest(), placed.folder
+    with locked_run(placed.root, [folder]) if request.dry_run else filled(placed):
+        refuse_mixture(folder, [TRAINING, META])
+        refuse_changed(folder, [META])  # from whose examples names are made, at the end
+        texts, standing = _texts(request, folder, placed.sae.config.d_sae)
+        settings = settings_of(placed.recipe)
         if texts is not None:
-            explainer = from_labels(texts)
-        elif request.explainer == JUDGE and judge is not None:
-            explainer = lm_explainer(
-                judge, lambda n, n_in_all: on_progress("explanations", n, n_in_all, float("nan"))
+            settings["given"] = {str(latent): texts[latent] for latent in sorted(texts)}
+        if request.judge is not None:
+            settings["judge"] = request.judge.as_plain()
+        settings |= stamp(folder)
+        if standing:
+            words = json.dumps(sorted((latent, name.text) for latent, name in standing.items()))
+            digest = sha256(words.encode()).hexdigest()
+            settings["standing"] = {"n": len(standing), "sha256": digest}
+        if not request.dry_run and (finished := _finished(folder, settings, args, request)):
+            logger.info("%s is complete: nothing to do", folder / EXPLANATIONS)
+            return finished
+        judge = None
+        if request.judge is not None:
+            judge = (DryRunJudge if request.dry_run else judge_of)(request.judge, folder / CALLS)
+        scorers_of(request.scores, judge)  # so does a judge that cannot answer
+        loaded = load_lm_for(placed)
+        with _answer_bar(request.dry_run) as on_progress:
+            explainer = template
+            if texts is not None:
+                explainer = from_labels(texts)
+            elif request.explainer == JUDGE and judge is not None:
+                explainer = lm_explainer(
+                    judge, lambda n, n_in_all: on_progress("explanations", n, n_in_all, math.nan)
+                )
+            inquiry = ScoringRequest(request.scores, judge, on_progress)
+            result = _explained(
+                placed, args, request, loaded, explainer, inquiry, texts, standing, settings
             )
-        parts = _Parts(
-            *(placed, args, request, loaded, limits_of(placed, loaded)),
-            *(explainer, ScoringRequest(request.scores, judge, on_progress), standing, settings, {}, []),
-        )
-        try:
-            result = parts.in_one_round(texts)
-        except PendingAnswers as waits:
-            result = Explanations([], {}, str(waits))
-            if parts.named:
-                result.report += f"\n{_save_names(folder, parts.plan, parts.named)}"
-    if request.dry_run:
-        return Explanations([], {}, _counted_by(judge))
-    if isinstance(judge, BatchFileJudge):
+        if request.dry_run:
+            return Explanations([], {}, _counted_by(judge))
+        if isinstance(judge, BatchFileJudge):
+            if not result.rows:
+                judge.refuse_unused()
+            for note in judge.notes():
+                logger.warning("%s", note)
         if not result.rows:
-            judge.refuse_unused()
-        for note in judge.notes():
-            logger.warning("%s", note)
-    if result.rows:
+            return result
         if judge is not None and request.judge is not None:
             usage = {**vars(judge.usage), "price": judge.usage.price(request.judge)}
             usage |= {"key_env": request.judge.key_variable} if request.judge.is_served else {}
@@ -236,129 +220,108 @@ def _explain(placed: SAEInContext, args: ExplainArguments, request: ExplainReque
         if (beside := _beside(request)) is not None:
             for path in beside.glob(FOUND):
                 path.unlink()
-    return result
-
-
-class _Parts(NamedTuple):
-    """What a request consists of: the study, names of latents outside it, and a control."""
-
-    placed: SAEInContext
-    args: ExplainArguments
-    request: ExplainRequest
-    loaded: LoadedLM
-    limits: dict[str, float]
-    explainer: Explainer
-    inquiry: ScoringRequest
-    standing: Mapping[int, Name]
-    """names that the explainer need not make"""
-    settings: dict[str, Any]
-    """of the recipe, the SAE and the judge"""
-    plan: dict[str, Any]
-    """takes the study's plan"""
-    named: list[dict[str, Any]]
-    """takes rows of the latents that have a name so far"""
-
-    def in_one_round(self, texts: dict[int, str] | None) -> Explanations:
-        """The parts together.
-
-        Raises:
-            PendingAnswers: answers come by file and are not there yet; each part has asked by then.
-        """
-        waiting: list[str] = []
-
-        def made(part: Callable[[], T]) -> T | None:
-            try:
-                return part()
-            except PendingAnswers as waits:
-                waiting.append(str(waits))
-                return None
-
-        result = made(lambda: self.study(texts))
-        names = made(lambda: self.other_names({*self.plan["latents"]}))
-        control = made(self.control)
-        if result is None or waiting:
-            raise PendingAnswers("\n".join(waiting))
-        result.rows += names or []
-        result.record["n_named_untested"] = len(names or [])
-        if isinstance(control, str):
-            result.record[UNTRAINED] = {"refused": control}
-        elif control is not None:
-            means = compared(result, control)
-            result.record[UNTRAINED] = {"n_latents": control.record["n_latents"], **means}
-            result.report += "\n" + section_of(means)
         return result
 
-    def study(self, texts: dict[int, str] | None) -> Explanations:
-        """The study; its plan goes onto the disk before anything is explained."""
 
-        def note_plan(plan: dict[str, Any]) -> None:
-            self.plan.update(plan)
-            if not self.request.dry_run:
-                _write_plan(plan, _beside(self.request), self.placed.folder)
+def _explained(
+    placed: SAEInContext,
+    args: ExplainArguments,
+    request: ExplainRequest,
+    loaded: LoadedLM,
+    explainer: Explainer,
+    inquiry: ScoringRequest,
+    texts: dict[int, str] | None,
+    standing: Mapping[int, Name],
+    settings: dict[str, Any],
+) -> Explanations:
+    """The study, names of latents outside it, and a control. Where answers come by file, each part
+    has asked before this returns without rows: its report tells what is to be answered.
 
-        with token_bar("explain", self.args.n_tokens) as progress:
-            return explain(
-                self.loaded.lm,
-                self.placed.sae,
-                read_rows(self.placed.recipe, self.loaded, "test", self.args.n_tokens),
-                self.args,
-                explainer=keeping(self.standing, self.explainer),
-                source=self.request.explainer,
-                explained=texts,
-                settings=self.settings,
-                tokenizer=self.loaded.tokenizer,
-                norm_limits=self.limits,
-                progress=progress,
-                note_plan=note_plan,
-                note_names=self.named.extend,
-                inquiry=self.inquiry,
-                keep=self.kept("found.safetensors"),
-            )
+    Args:
+        texts: explanations that are given.
+        standing: names that the explainer need not make.
+        settings: of the recipe, the SAE and the judge.
+    """
+    recipe, sae, folder = placed.recipe, placed.sae, placed.folder
+    limits, how = limits_of(placed, loaded), keeping(standing, explainer)
+    plan, named, waiting = dict[str, Any](), list[dict[str, Any]](), list[str]()
 
-    def kept(self, name: str) -> Kept | None:
-        """The file beside the requests with what a pass found; None where no answers come by
-        file."""
-        if self.request.dry_run or (beside := _beside(self.request)) is None:
+    def kept(name: str) -> Kept | None:
+        """The file beside the requests with what a pass found."""
+        if request.dry_run or (beside := _beside(request)) is None:
             return None
-        args, harvest = self.args.as_plain(), vars(self.placed.recipe.harvest)
-        made_from = {"settings": self.settings, "arguments": args, "limits": self.limits}
-        made_from |= {"harvest": harvest, "judged": self.request.scores.latents, "of": name}
-        return Kept(beside / name, made_from)
+        made_from = {"settings": settings, "arguments": args.as_plain(), "limits": limits}
+        made_from |= {"harvest": vars(recipe.harvest), "judged": request.scores.latents}
+        return Kept(beside / name, made_from | {"of": name})
 
-    def other_names(self, studied: Collection[int]) -> list[dict[str, Any]]:
-        """Where the judge names all latents, or those of a list: names from stored examples for
-        those that the study leaves out, as they are too rare or too frequent for it."""
-        wanted, d_sae = self.args.latents, self.placed.sae.config.d_sae
-        names_all = self.args.n_latents == "all" or wanted is not None
-        judge, folder = self.inquiry.judge, self.placed.folder
-        if judge is None or self.request.explainer != JUDGE or not names_all:
+    def note_plan(new: dict[str, Any]) -> None:
+        plan.update(new)
+        _write_plan(new, request, folder)
+
+    def made(part: Callable[[], T]) -> T | None:
+        try:
+            return part()
+        except PendingAnswers as waits:
+            waiting.append(str(waits))
+            return None
+
+    def other_names() -> list[dict[str, Any]]:
+        """From stored examples: of latents that are too rare or too frequent for the study."""
+        judge, wanted, every = inquiry.judge, args.latents, range(sae.config.d_sae)
+        names_all = args.n_latents == "all" or wanted is not None
+        if judge is None or request.explainer != JUDGE or not names_all:
             return []
         if not (folder / META).is_file():
             logger.info("note: %s has no stored examples to name other latents from", folder)
             return []
-        unwanted = {*range(d_sae)} - {*(range(d_sae) if wanted is None else wanted)}
-        store = FeatureStore.load(folder)
-        explainer = keeping(self.standing, self.explainer)
-        names = stored_names(store, unwanted | {*studied}, explainer, JUDGE)
-        self.named.extend(names)
+        unwanted = {*every} - {*(every if wanted is None else wanted)} | {*plan["latents"]}
+        names = stored_names(FeatureStore.load(folder), unwanted, how, JUDGE)
+        named.extend(names)
         judge.settle("names from stored examples")
         return names
 
-    def control(self) -> Explanations | str | None:
-        """Explanations of an SAE of re-drawn weights, if they are asked for."""
-        if UNTRAINED not in self.request.controls:
-            return None
-        given = self.request.explainer in ("human", "file")  # words for latents of the trained one
-        return shuffled_weights(
-            self.placed.recipe,
-            self.loaded,
-            self.placed.sae,
-            self.args,
-            self.limits,
-            explainer=template if given else self.explainer,
-            inquiry=self.inquiry,
-            keep=self.kept("found-untrained.safetensors"),
+    with token_bar("explain", args.n_tokens) as progress:
+        result = made(
+            lambda: explain(
+                loaded.lm,
+                sae,
+                read_rows(recipe, loaded, "test", args.n_tokens),
+                args,
+                explainer=how,
+                source=request.explainer,
+                explained=texts,
+                settings=settings,
+                tokenizer=loaded.tokenizer,
+                norm_limits=limits,
+                progress=progress,
+                note_plan=note_plan,
+                note_names=named.extend,
+                inquiry=inquiry,
+                keep=kept("found.safetensors"),
+            )
         )
+    names, redrawn = made(other_names), None
+    if UNTRAINED in request.controls:
+        if request.explainer in ("human", "file"):  # words for latents of the trained one
+            explainer = template
+        keep = kept("found-untrained.safetensors")
+        redrawn = made(
+            lambda: shuffled_weights(
+                recipe, loaded, sae, args, limits, explainer=explainer, inquiry=inquiry, keep=keep
+            )
+        )
+    if result is None or waiting:
+        waiting += [_save_names(folder, plan, named)] if named else []
+        return Explanations([], {}, "\n".join(waiting))
+    result.rows += names or []
+    result.record["n_named_untested"] = len(names or [])
+    if isinstance(redrawn, str):
+        result.record[UNTRAINED] = {"refused": redrawn}
+    elif redrawn is not None:
+        means = compared(result, redrawn)
+        result.record[UNTRAINED] = {"n_latents": redrawn.record["n_latents"], **means}
+        result.report += "\n" + section_of(means)
+    return result
 
 
 def shuffled_weights(
@@ -419,10 +382,12 @@ def shuffled_weights(
             return str(error)
 
 
-def _write_plan(plan: dict[str, Any], beside: Path | None, folder: Path) -> None:
+def _write_plan(plan: dict[str, Any], request: ExplainRequest, folder: Path) -> None:
     """Write the plan down: where answers come by file beside the requests, since what the folder
     has stays until they are there."""
-    if beside is None:
+    if request.dry_run:
+        return
+    if (beside := _beside(request)) is None:
         write_record(folder, plan)
         return
     path = beside / STUDY_PLAN

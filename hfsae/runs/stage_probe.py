@@ -22,23 +22,31 @@ from ..evaluation.probing.regression import scikit_learn
 from ..evaluation.probing.study import chosen_names, mean_interval
 from ..evaluation.probing.tasks import FAULTY, packaged_names
 from ..evaluation.untrained import Untrained, firings, sample
-from ..lm import LoadedLM, special_ids, unspared
 from ..io.checksums import of_others, refuse_changed, refuse_mixture, sealed, stamp
-from ..io.files import json_safe, read_json, write_whole
-from ..io.file_names import CARD, EVALUATION, PROBING, PROBING_REPORT, TRAINING
 from ..io.errors import Refused
+from ..io.file_names import CARD, EVALUATION, PROBING, PROBING_REPORT, TRAINING
+from ..io.files import json_safe, read_json, write_whole
+from ..lm import LoadedLM, special_ids, unspared
 from ..models import SAE, SAEConfig
 from ..packaged import PROBES
 from ..training.trainer import sum_products_in_float32
-from .context import SAEInContext, refuse_without_text
-from .fields import LMArguments, Recipe
 from .folder import locked_run, names_apart, norm_limits
-from .job import Job, load
+from .inputs import Job, load
+from .recipe import LMArguments, Recipe
+from .sae_source import SAEInContext, filled, refuse_without_text
 
 LM_FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
 LM_FIELDS |= {"model_attention": "attn_implementation"}
 """Fields of an SAE's config, and their names in a recipe."""
 PACKAGED = "packaged"
+_ROWS = 16  # in one batch
+_NOTED = 20  # texts of a task
+_ABOUT_UNIFORMITY = (
+    "Gemma Scope, appendix D.5 (arXiv:2408.05147): the evenness of the effects of a token's "
+    "latents on its prediction, 1 where all that fire matter equally, near 1 / L0 where only one "
+    "does; mean over tokens of the tasks' texts with 95 % bootstrap intervals over tokens. "
+    "untrained: random directions that fire as often on such tokens as the SAE's latents"
+)
 
 
 def stage_probing(job: Job) -> None:
@@ -46,10 +54,10 @@ def stage_probing(job: Job) -> None:
     write probing.json and probing.md, and the means into evaluation.json, if there is one."""
     args = probe_arguments(job.recipe)
     name = job.folder.resolve().name
-    tasks = PackagedTasks(args)
-    result = probe_loaded(job.with_lm, {name: job.sae}, tasks, len(tasks), args, job.limits)
+    tasks, n_texts, source = read_packaged(args)
+    result = probe_loaded(job.with_lm, {name: job.sae}, tasks, n_texts, args, job.limits)
     lm = lm_of(job.sae, job.recipe, of_a_run=True)
-    about = {"tasks_of": tasks.source, "saes": [name], "lm": lm, "sae": name, **(job.more or {})}
+    about = {"tasks_of": source, "saes": [name], "lm": lm, "sae": name, **(job.more or {})}
     _save(result, job.folder, about | {"site": job.sae.config.reads.only_site})
 
 
@@ -100,29 +108,15 @@ def check_probing(recipe: Recipe, configs: Mapping[str, SAEConfig]) -> None:
         raise Refused(f"probe_texts is {recipe.probe_texts}: {error}; or {remedy}") from error
 
 
-class PackagedTasks:
-    """As many packaged sets as are asked for, in their order; the first is read at once, so that a
-    missing file is told before a model is loaded. Its length is the number of texts.
-
-    Raises:
-        ValueError: the package is not installed.
-    """
-
-    source = f"{PROBES}, binary sets without " + ", ".join(
-        f"{number} ({why})" for number, why in FAULTY.items()
-    )
-
-    def __init__(self, args: ProbeArguments) -> None:
-        names = chosen_names(packaged_names(), args)
-        self._n_texts = len(names) * args.n_texts
-        self._rest = packaged_tasks(names)
-        self._first = next(self._rest, None)
-
-    def __len__(self) -> int:
-        return self._n_texts
-
-    def __iter__(self) -> Iterator[Task]:
-        return chain([self._first] if self._first else [], self._rest)
+def read_packaged(args: ProbeArguments) -> tuple[Iterable[Task], int, str]:
+    """As many packaged sets as are asked for, in their order, how many texts these have, and where
+    they are from. The first is read at once: a missing file is told before a model is loaded."""
+    names = chosen_names(packaged_names(), args)
+    rest = packaged_tasks(names)
+    first = next(rest, None)
+    left_out = ", ".join(f"{number} ({why})" for number, why in FAULTY.items())
+    source = f"{PROBES}, binary sets without {left_out}"
+    return chain([first] if first else [], rest), len(names) * args.n_texts, source
 
 
 def probe_loaded(
@@ -139,9 +133,6 @@ def probe_loaded(
         saes: by name, on the model's device.
         n_texts: of all tasks, for the progress bar.
         limits: by site, the largest norm of a kept activation.
-
-    Raises:
-        ValueError: as `hfsae.evaluation.probing.probe`.
     """
     texts: list[str] = []
 
@@ -162,8 +153,29 @@ def probe_loaded(
             norm_limits=limits,
             progress=bar.update,
         )
-    if args.uniformity_tokens:
-        result.record["uniformity"] = _uniformity(loaded, saes, texts, args, limits)
+    if not args.uniformity_tokens:
+        return result
+    # r_L0 at tokens of the tasks' texts, which follow each other in rows
+    lm, means = loaded.lm, {}
+    how: dict[str, Any] = {"n_tokens": args.uniformity_tokens, "seed": args.seed}
+    for name, sae in saes.items():
+        bos = getattr(sae.config, "bos", None) != "none"
+        ids = packed_rows(loaded.tokenizer, texts, args.max_tokens, bos=bos, seed=args.seed)
+        whole = TokenBatch(ids, unspared(ids, special_ids(lm)), torch.zeros_like(ids))
+        parts = (part.split(_ROWS) for part in whole)
+        rows = (TokenBatch(*part) for part in zip(*parts, strict=True))
+        x = sample(lm, sae.config.reads, rows, norm_limits=limits).float()
+        # random directions that fire as often on tokens of these rows
+        untrained = Untrained(x.cpu(), firings(sae, x).cpu() / len(x), args.seed).as_sae(sae)
+        own, drawn = (
+            uniformity(lm, one, ids, **how).per_token.tolist() for one in (sae, untrained)
+        )
+        means[name] = {
+            "mean": mean_interval(own, args),
+            "n_tokens": len(own),
+            "untrained": mean_interval(drawn, args),
+        }
+    result.record["uniformity"] = {"saes": means, "about": _ABOUT_UNIFORMITY}
     return result
 
 
@@ -193,47 +205,6 @@ def with_probing(evaluation: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return sealed(plain | ({PROBING_KEY: probing} if probing else {}))
 
 
-def _uniformity(
-    loaded: LoadedLM,
-    saes: Mapping[str, SAE],
-    texts: Sequence[str],
-    args: ProbeArguments,
-    norm_limits: Mapping[str, float],
-) -> dict[str, Any]:
-    """r_L0 of each SAE, and of untrained latents, at tokens of the tasks' texts, which follow each
-    other in rows."""
-    lm, results, n = loaded.lm, {}, args.uniformity_tokens
-    for name, sae in saes.items():
-        bos = getattr(sae.config, "bos", None) != "none"
-        ids = packed_rows(loaded.tokenizer, texts, args.max_tokens, bos=bos, seed=args.seed)
-        whole = TokenBatch(ids, unspared(ids, special_ids(lm)), torch.zeros_like(ids))
-        parts = (part.split(_ROWS) for part in whole)
-        rows = (TokenBatch(*part) for part in zip(*parts, strict=True))
-        x = sample(lm, sae.config.reads, rows, norm_limits=norm_limits).float()
-        # random directions that fire as often on tokens of these rows
-        untrained = Untrained(x.cpu(), firings(sae, x).cpu() / len(x), args.seed).as_sae(sae)
-        own, drawn = (
-            uniformity(lm, one, ids, n_tokens=n, seed=args.seed).per_token.tolist()
-            for one in (sae, untrained)
-        )
-        results[name] = {
-            "mean": mean_interval(own, args),
-            "n_tokens": len(own),
-            "untrained": mean_interval(drawn, args),
-        }
-    return {"saes": results, "about": _ABOUT_UNIFORMITY}
-
-
-_ROWS = 16  # in one batch
-_NOTED = 20  # texts of a task
-_ABOUT_UNIFORMITY = (
-    "Gemma Scope, appendix D.5 (arXiv:2408.05147): the evenness of the effects of a token's "
-    "latents on its prediction, 1 where all that fire matter equally, near 1 / L0 where only one "
-    "does; mean over tokens of the tasks' texts with 95 % bootstrap intervals over tokens. "
-    "untrained: random directions that fire as often on such tokens as the SAE's latents"
-)
-
-
 def packed_rows(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], width: int, *, bos: bool, seed: int
 ) -> torch.Tensor:
@@ -252,7 +223,7 @@ def probe_saes(
     placed: Sequence[SAEInContext],
     args: ProbeArguments,
     tasks: str = PACKAGED,
-    **columns: str | None,
+    **columns: Any,
 ) -> Probing:
     """Probe SAEs side by side; write probing.json and probing.md into the folder of each, its means
     into evaluation.json, where there is one, and a section into its card.
@@ -264,17 +235,42 @@ def probe_saes(
     Raises:
         ValueError: SAEs of different language models, unusable tasks, or a package that is missing.
     """
+    for one in placed:
+        with filled(one):
+            pass  # each run's folder is free while texts are read, which takes long
     by_folder = {one.folder.resolve(): one for one in placed}  # one that is named twice, once
     folders, placed = [*by_folder], [*by_folder.values()]
     for one in placed:
         refuse_without_text(one)
     names = names_apart(folders)
     saes = {name: one.sae for name, one in zip(names, placed, strict=True)}
-    lm = _common_lm(dict(zip(names, placed, strict=True)))
+    lms = [lm_of(one.sae, one.recipe, of_a_run=one.home is not None) for one in placed]
+    lm = dict(lms[0])  # what one of the SAEs leaves open, another may tell
+    for name, theirs in zip(names, lms, strict=True):
+        for key, value in theirs.items():
+            if None not in (value, lm[key]) and value != lm[key]:
+                raise Refused(
+                    f"{name} belongs to {theirs['model_name']} and {names[0]} to "
+                    f"{lm['model_name']}, or in another precision; probe SAEs of "
+                    "one model together"
+                )
+        lm |= {key: value for key, value in theirs.items() if value is not None}
+    left_open = vars(placed[0].recipe.lm)
+    lm = {key: lm[key] or left_open[field] for key, field in LM_FIELDS.items()}
     for folder in folders:
         refuse_mixture(folder, [TRAINING])
         refuse_changed(folder, [EVALUATION])  # into which the means go, and which is sealed again
-    read, n_texts, source = _tasks(tasks, args, columns)
+    if tasks == PACKAGED:
+        if columns.get("group_column"):
+            raise Refused("packaged sets have no groups; give --tasks with --group_column")
+        try:
+            read, n_texts, source = read_packaged(args)
+        except Refused as error:
+            raise Refused(f"{error}; or give --tasks FILE.jsonl") from error
+    else:
+        read = read_tasks(tasks, **columns)
+        n_texts = sum(min(args.n_texts, len(task.texts)) for task in read)
+        source = Path(tasks).name if Path(tasks).exists() else tasks
     limits: dict[str, float] = {}
     for sae, folder in zip(saes.values(), folders, strict=True):
         if (folder / TRAINING).is_file():
@@ -293,38 +289,3 @@ def probe_saes(
             if (folder / CARD).is_file():
                 cards.write_card(folder)
     return result
-
-
-def _common_lm(placed: Mapping[str, SAEInContext]) -> dict[str, Any]:
-    """The language model of all the SAEs, by the names in a config; what one of them leaves open,
-    another may tell."""
-    each = {n: lm_of(p.sae, p.recipe, of_a_run=p.home is not None) for n, p in placed.items()}
-    (first, common), *others = each.items()
-    for name, theirs in others:
-        for key, value in theirs.items():
-            if None not in (value, common[key]) and value != common[key]:
-                raise Refused(
-                    f"{name} belongs to {theirs['model_name']} and {first} to "
-                    f"{common['model_name']}, or in another precision; probe SAEs of "
-                    "one model together"
-                )
-        common |= {key: value for key, value in theirs.items() if value is not None}
-    left_open = vars(placed[first].recipe.lm)
-    return {key: common[key] or left_open[field] for key, field in LM_FIELDS.items()}
-
-
-def _tasks(
-    tasks: str, args: ProbeArguments, columns: Mapping[str, Any]
-) -> tuple[Iterable[Task], int, str]:
-    """The tasks, how many texts will be read, and where they are from, for a record."""
-    if tasks == PACKAGED:
-        if columns.get("group_column"):
-            raise Refused("packaged sets have no groups; give --tasks with --group_column")
-        try:
-            packaged = PackagedTasks(args)
-        except Refused as error:
-            raise Refused(f"{error}; or give --tasks FILE.jsonl") from error
-        return packaged, len(packaged), packaged.source
-    own = read_tasks(tasks, **columns)
-    n_texts = sum(min(args.n_texts, len(task.texts)) for task in own)
-    return own, n_texts, Path(tasks).name if Path(tasks).exists() else tasks

@@ -1,14 +1,16 @@
-"""The run that a recipe describes, from its inputs to a folder.
+"""The run that a recipe describes, from its inputs to a folder; and results made again.
 
     train -> evaluate on other documents -> collect what latents fire on -> name them -> probe
     them -> figures and card -> look for presets
 
 Each stage's result lies in the run's folder, so a second run of the same recipe resumes what was
-interrupted and keeps what was finished (`results`).
+interrupted and keeps what was finished (`results`). An SAE from elsewhere is measured by the same
+stages, in a folder of its own.
 """
 
 import json
 import logging
+import os
 import platform
 import shutil
 from collections.abc import Collection
@@ -22,16 +24,12 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from .. import cards
-from ..activations import ShuffledActivations, Source
+from ..activations import ShuffledActivations, text_origin, text_record
 from ..activations.arguments import OF_RUN
 from ..activations.held_out import DIGEST
-from ..cards import figures
-from ..lm import widths_of
 from ..io import processor
-from ..io.checksums import refuse_changed, refuse_mixture, sealed, stamp
-from ..io.files import read_json, write_whole
-from ..io.lock import is_first_process
+from ..io.checksums import SEALED, refuse_changed, refuse_mixture, sealed, stamp
+from ..io.errors import Refused
 from ..io.file_names import (
     CARD,
     CHECKPOINTS,
@@ -41,22 +39,34 @@ from ..io.file_names import (
     EVALUATION,
     FEATURES,
     FINGERPRINT,
+    MADE_BY,
     TRAINING,
 )
-from ..io.errors import Refused
+from ..io.files import read_json, reading, write_whole
+from ..io.local_paths import without_local_paths
+from ..io.lock import is_first_process
 from ..io.units import section_of
+from ..lm import widths_of
 from ..models import SAE, SAEConfig
 from ..models.fingerprint import N_TOKENS, write_fingerprint
 from ..packaged import licence_conflict
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import results
-from .fields import Recipe, bucket_tokens, sides_of
-from .folder import load_trained, locked_run, norm_limits, own_output_dir
-from .job import Job, Loaded
-from .opening import CheckCost, check, inputs_of, load_inputs, with_lone_site
+from .checks import CheckCost, check, with_lone_site
+from .folder import finish, load_trained, locked_run, norm_limits
+from .inputs import Inputs, Job, Loaded, check_foreign, inputs_of, load_inputs
+from .recipe import (
+    Recipe,
+    as_plain,
+    bucket_tokens,
+    differences,
+    load_plain,
+    save_recipe,
+    sides_of,
+)
+from .sae_source import SAEInContext, limits_of, load_lm_for
 from .stage_probe import evaluation_text
-from .recipe_files import as_plain, save_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +87,13 @@ def run(
     Raises:
         ValueError: anything in the recipe that is invalid or impossible.
     """
-    root, recipe = own_output_dir(recipe), with_lone_site(recipe)
+    root = Path(recipe.training.output_dir)
+    for path in (root, *root.parents):
+        if path.exists() and not path.is_dir():
+            raise Refused(f"training.output_dir {root}: {path} is a file; name a folder")
+    if not os.access(next(f for f in (root, *root.absolute().parents) if f.is_dir()), os.W_OK):
+        raise Refused(f"training.output_dir {root} cannot be written to; give another")
+    recipe = with_lone_site(recipe)
     folders = [root / name for name in recipe.sae_fields()]
     with locked_run(root, folders):
         try:
@@ -102,32 +118,28 @@ def run(
         inputs_of(recipe, loaded).check()
         if accelerator.is_main_process:
             save_recipe(root, as_plain(recipe))
+        caching = recipe
+        if recipe.harvest.cache == OF_RUN:  # a folder for the activations kept while it runs
+            own = str(root / CHECKPOINTS / "activations")
+            caching = replace(recipe, harvest=replace(recipe.harvest, cache=own))
         if not is_trained:
-            _warn_of_licence(recipe)
-            _train(recipe, loaded, configs, accelerator, command)
+            warn_of_licence(recipe)
+            _train(recipe, inputs_of(caching, loaded), configs, accelerator, command)
         if accelerator.is_main_process:
             for folder in folders:
-                make_results(_with_cache(recipe), loaded, load_trained(folder), folder)
+                make_results(caching, loaded, load_trained(folder), folder)
             shutil.rmtree(root / CHECKPOINTS, ignore_errors=True)  # which the Hub should not get
         return folders
 
 
-def _with_cache(recipe: Recipe) -> Recipe:
-    """The recipe with a folder for the activations that it keeps while it runs."""
-    if recipe.harvest.cache != OF_RUN:
-        return recipe
-    own = str(Path(recipe.training.output_dir) / CHECKPOINTS / "activations")
-    return replace(recipe, harvest=replace(recipe.harvest, cache=own))
-
-
 def _train(
     recipe: Recipe,
-    loaded: Loaded,
+    inputs: Inputs,
     configs: dict[str, SAEConfig],
     accelerator: Accelerator,
     command: str,
 ) -> None:
-    cache, inputs = recipe.harvest.cache, inputs_of(_with_cache(recipe), loaded)
+    """From the activations' source over a stream and new SAEs to a Trainer, which trains."""
     source = inputs.source([*widths_of(*configs.values())])
     stream = ShuffledActivations(
         source,
@@ -145,7 +157,7 @@ def _train(
         saes[name] = AutoModel.from_config(config)
     about, content = source.describe(), source.content()
     if "harvest" in about:
-        about["harvest"]["cache"] = cache
+        about["harvest"]["cache"] = recipe.harvest.cache
     if "text" in about:  # by which a later measure knows whether this text is what lies here
         about["text"] |= {DIGEST: content}
     versions = {"python": platform.python_version()}
@@ -176,7 +188,7 @@ def _train(
     trainer.close()
 
 
-def _warn_of_licence(recipe: Recipe) -> None:
+def warn_of_licence(recipe: Recipe) -> None:
     """Say where the SAEs' cards would leave out terms of the language model."""
     remedy = "before you publish it, set license (--license %s)"
     for name in recipe.model_names if is_first_process() else ():
@@ -200,29 +212,23 @@ def make_results(
         if (folder / name).exists() and name not in (*again, CARD):
             logger.warning("%s; %s is made again", reason, name)
     inputs = inputs_of(recipe, loaded)
-    if recipe.kind != "text":
-        _refuse_replaced_files(inputs.source(recipe.sites), folder)
+    if recipe.kind != "text":  # what other files hold out may have been trained on
+        record = read_json(folder / TRAINING)
+        section = section_of(record)
+        recorded = record.get(section)
+        trained_on = recorded.get("content") if isinstance(recorded, dict) else None
+        if trained_on not in (None, inputs.source(recipe.sites).content()):
+            kind = "pictures" if section == "images" else "activation files"
+            raise Refused(
+                f"the {kind} differ from those that {folder} was trained on (their hash in "
+                f"{TRAINING} differs), so that what is called held out may have been trained on; "
+                "restore them, or train on these in another output_dir"
+            )
     sae.to(cast(torch.device, inputs.device))
     job = Job(recipe, inputs, loaded, sae, folder, norm_limits(sae, folder))
     for stage in results.STAGES:
         if stage.file in {*why, CARD}:
             results.make(stage, job)
-
-
-def _refuse_replaced_files(source: Source, folder: Path) -> None:
-    """Refuse activation files or pictures that are not those of the training: what others
-    hold out may have been trained on."""
-    record = read_json(folder / TRAINING)
-    section = section_of(record)
-    recorded = record.get(section)
-    trained_on = recorded.get("content") if isinstance(recorded, dict) else None
-    if trained_on not in (None, source.content()):
-        kind = "pictures" if section == "images" else "activation files"
-        raise Refused(
-            f"the {kind} differ from those that {folder} was trained on (their hash in {TRAINING} "
-            "differs), so that what is called held out may have been trained on; restore them, or "
-            "train on these in another output_dir"
-        )
 
 
 def stage_evaluation(job: Job) -> None:
@@ -271,15 +277,96 @@ def stage_fingerprint(job: Job) -> None:
     )
 
 
-def finish(folder: Path) -> None:
-    """Draw the figures and write the card, from the results in the folder.
+def refuse_unmeasurable(placed: SAEInContext, result: str) -> None:
+    """Check a result of an SAE from elsewhere, before a model is loaded.
 
     Raises:
-        ValueError: the folder mixes results of different weights, one was changed, or the card has
-            no block to keep.
+        ValueError: its recipe gives this result 0 tokens; or a foreign text of the evaluation
+            cannot be read, or is a part of the training text.
     """
-    refuse_mixture(folder)
-    refuse_changed(folder)
-    cards.refuse_card_of_others(folder)
-    figures.draw(folder)
-    cards.write_card(folder)
+    _refuse_no_tokens(placed.recipe, result)
+    path = placed.origin / TRAINING if placed.origin is not None else None
+    trained_on = None
+    if path is not None and path.is_file():
+        with reading(path):
+            trained_on = read_json(path).get("text", {}).get("dataset")
+    if result == EVALUATION:
+        check_foreign(placed.recipe.evaluation, placed.recipe.text, trained_on)
+
+
+def _refuse_no_tokens(recipe: Recipe, result: str) -> None:
+    stage = results.stage_of(result)
+    if stage.size(recipe) == 0:
+        raise Refused(
+            f"{stage.setting} is 0, so `hfsae {MADE_BY[result]}` would do nothing; give 1 or more"
+        )
+
+
+def again(recipe: Recipe, folder: Path, home: Path, result: str) -> None:
+    """Make one result of a finished run again, with its figures and card. Lock the run's folder
+    first (`hfsae.runs.locked_run`).
+
+    Where the recipe's sections for this result changed, it is made again for all SAEs of the run:
+    one recipe.yaml describes them all.
+
+    Args:
+        recipe: the run's recipe, with changed fields in the sections that affect this result.
+        folder: the SAE's folder.
+        home: the run's folder, with its recipe.yaml.
+        result: "evaluation.json" or "features/meta.json".
+
+    Raises:
+        ValueError: another section differs from the run's recipe; or 0 tokens.
+    """
+    sections, verb = results.stage_of(result).sections, MADE_BY[result]
+    old, new = as_plain(Recipe()) | load_plain(home), as_plain(recipe)
+    for key, _, _ in differences(old, new, set(new) - set(sections)):
+        raise Refused(
+            f"`hfsae {verb}` cannot change {key}, only {' and '.join(sections)}: the rest "
+            "describes how this SAE was trained"
+        )
+    _refuse_no_tokens(recipe, result)
+    if result == EVALUATION:
+        check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
+    siblings = (home / name for name in recipe.sae_fields())
+    others = [f for f in siblings if (f / CONFIG).is_file() and not f.samefile(folder)]
+    others = [other for other in others if result in results.outdated(other, recipe)]
+    sum_products_in_float32()
+    accelerator = make_accelerator(recipe.training)
+    sae = load_trained(folder)  # first: a damaged file fails before the language model loads
+    norm_limits(sae, folder)
+    refuse_changed(folder, [name for name in SEALED if name != result])  # else: no card
+    loaded = load_inputs(recipe, str(accelerator.device))
+    if others:
+        print(f"{verb}: all {1 + len(others)} SAEs of {home}, since they share one recipe.yaml")
+    make_results(recipe, loaded, sae, folder, again=[result])
+    for other in others:
+        make_results(recipe, loaded, load_trained(other), other, again=[result])
+    save_recipe(home, new)
+
+
+def measure(placed: SAEInContext, result: str) -> None:
+    """Make one result of an SAE from elsewhere in its folder, and its figures and card again.
+
+    Only the test side of the text is read; evaluation may be set to another. The result has under
+    `measured_with` the model, the text and the norm limits.
+
+    Args:
+        placed: with its weights in the folder, see `filled`.
+        result: "evaluation.json" or "features/meta.json".
+    """
+    recipe, sae, folder = placed.recipe, placed.sae, placed.folder
+    refuse_mixture(folder, [TRAINING, FINGERPRINT])  # no measurement remakes these
+    refuse_changed(folder, [name for name in SEALED if name != result])  # else: no card
+    loaded = load_lm_for(placed)
+    limits, inputs = limits_of(placed, loaded), inputs_of(recipe, loaded)
+    note = {
+        "source": placed.source,
+        **inputs.about(),
+        "text": {**text_record(recipe.text), "origin": text_origin(recipe.text)},
+        "norm_limits": limits,
+    }
+    more = without_local_paths({"measured_with": note})
+    job = Job(recipe, inputs, loaded, sae, folder, limits, side="test", more=more)
+    results.make(results.stage_of(result), job)
+    finish(folder)

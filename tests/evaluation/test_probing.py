@@ -25,7 +25,7 @@ from hfsae.evaluation.untrained import Untrained
 from hfsae.io.errors import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import package_folder
-from hfsae.runs import find_saes, probe_placed, run
+from hfsae.runs import find_saes, probe_saes, run
 from hfsae.runs.stage_probe import packed_rows
 
 from ..helpers import refused
@@ -319,7 +319,7 @@ def test_too_few_groups_and_groups_of_packaged_sets_are_one_sentence(tmp_path):
         read_tasks(source, group_column="author")
     an_sae = find_saes([{"source": str(saved_sae(tmp_path / "sae"))}])
     with pytest.raises(Refused, match="packaged sets have no groups"):
-        probe_placed(an_sae, ProbeArguments(), "packaged", group_column="by")
+        probe_saes(an_sae, ProbeArguments(), "packaged", group_column="by")
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_rows_for_uniformity_are_the_texts_in_turn_behind_a_bos_token(planted):
 def test_saes_of_two_models_are_not_probed_together(tmp_path, jsonl):
     folders = [saved_sae(tmp_path / name) for name in ("one", "two")]
     with pytest.raises(Refused, match="two belongs to two and one to one"):
-        probe_placed(find_saes([{"source": str(f)} for f in folders]), ProbeArguments(), str(jsonl))
+        probe_saes(find_saes([{"source": str(f)} for f in folders]), ProbeArguments(), str(jsonl))
 
 
 SAE_PROBES = json.loads((Path(__file__).parent / "sae_probes.json").read_text())

@@ -14,7 +14,7 @@ from hfsae.evaluation.probing.extract import extract
 from hfsae.io.checksums import changes, weights_hash
 from hfsae.io.errors import Refused
 from hfsae.io.file_names import PROBING
-from hfsae.runs import Recipe, find_saes, probe_placed, run
+from hfsae.runs import Recipe, find_saes, probe_saes, run
 
 from ..tiny import tiny_fields, tiny_recipe
 
@@ -61,7 +61,7 @@ def test_a_run_ends_with_what_hfsae_probe_gives(tmp_path, loads, sets):
     assert probing_section(folder)["n_texts"] == 200
 
     (placed,) = find_saes([{"source": str(folder)}])
-    by_hand = probe_placed([placed], ProbeArguments(n_texts=100))
+    by_hand = probe_saes([placed], ProbeArguments(n_texts=100))
     assert by_hand.rows == record["rows"]
     hashes = {"made_from_sha256", "content_sha256"}  # of a stage's result, which has one more
     again = json.loads(path.read_text())

@@ -1,4 +1,7 @@
-"""A recipe: its sections, and what they hold in full. Importing this imports no torch.
+"""A recipe: its sections and what they hold in full, in memory and in files; where two differ.
+Importing this imports no torch.
+
+A *plain* recipe is one as JSON types, as in recipe.yaml.
 
 Many places are written in few words: `layers.{10..15}`, or `layers.{10..15}.mlp:in ->
 layers.{}.mlp`. `{10..15}` is each number from 10 to 15, `{10,13,16}` each that is listed, and `{}`
@@ -7,13 +10,15 @@ place; in `sae.sites`, a list or a text with commas, one SAE over all, and arrow
 `sae.target_sites`, for cross-layer transcoders.
 """
 
-import logging
-import os
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_type_hints
+
+import yaml
 
 from ..activations import (
     ActivationArguments,
@@ -26,20 +31,27 @@ from ..activations import (
 from ..evaluation import EvaluationArguments
 from ..evaluation.arguments import AUTO, AUTO_TOKENS
 from ..features import CollectArguments
+from ..io.bounds import MOST_TOKENS, check_least, check_most, check_seed
+from ..io.errors import Damaged, Refused, closest
+from ..io.file_names import CHECKPOINTS, FEATURES, FIGURES, RECIPE
+from ..io.files import damaged, parse_yaml, write_whole
 from ..lm import Site
 from ..lm.places import SLASH
-from ..io.bounds import MOST_TOKENS, check_least, check_most, check_seed
-from ..io.file_names import CHECKPOINTS, FEATURES, FIGURES
-from ..io.errors import Refused, closest
 from ..training import TrainingArguments
-from ..training.arguments import SHARED
+from ..training.arguments import FREE, SHARED
 
-logger = logging.getLogger(__name__)
 Count = int | Literal["auto"]
 # The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "lms", "text", "harvest", "activations")
-TRAINING_SECTIONS += ("images",)
-TRAINING_SECTIONS += ("shuffle", "seed")
+TRAINING_SECTIONS += ("images", "shuffle", "seed")
+RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
+SOURCE = "source"
+"""The first key of the recipe of an SAE from elsewhere: where it is from."""
+# Settings that do not change the result.
+_FREE = {*FREE, "cache", "cache_gb", "prefetch", "labels"}
+# The wheel has them inside the package, a clone beside its scripts.
+_INSIDE = Path(__file__).with_name("shipped")
+_FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / "scripts" / "recipes"
 TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
 _MOST_SECONDS = 86_400
 Sections = dict[str, Any]
@@ -51,8 +63,6 @@ UNUSED: dict[Kind, tuple[str, ...]] = {
     "pictures": ("lms", "text", "activations"),
 }
 """Sections that a recipe does not use."""
-
-
 # Shares of training.n_tokens, and the most tokens. At these shares evaluation, examples and names
 # take less time together than training does; they are the quickstart's, in two digits.
 _EVALUATION = (0.0125, AUTO_TOKENS)
@@ -153,7 +163,23 @@ class Recipe:
     recipe's file is for its own language model: with another lm.name it has to be given, too."""
 
     def __post_init__(self) -> None:
-        self.sae, self.saes = _saes_in_full(self.sae, self.saes)
+        self.sae = _sites_in_full(self.sae)
+        self.saes = {name: _sites_in_full(own) for name, own in self.saes.items()}
+        if _is_short(site := self.sae.get("site")):  # an SAE at each place
+            places = [{"site": at, "target_site": to} for at, to in _places_in(str(site))]
+            if self.saes or self.sae.get("target_site"):
+                other = "saes names SAEs" if self.saes else "there is a target_site"
+                raise Refused(
+                    f"sae.site {site!r} makes an SAE at each place, and {other} too; leave out one"
+                )
+            if len(places) == 1:
+                self.sae |= places[0]
+            else:
+                del self.sae["site"]
+                self.saes = {
+                    Site.parse(str(own["site"])).module: {k: v for k, v in own.items() if v}
+                    for own in places
+                }
         self.lms = _lms_in_full(self.lms)
         check_seed("seed", self.seed)
         for name in ("collect_tokens", "explain_tokens"):
@@ -179,11 +205,7 @@ class Recipe:
             self.training_of(name)
 
     def training_of(self, name: str) -> TrainingArguments:
-        """The training settings of the SAE of this name ("" for a single one).
-
-        Raises:
-            ValueError: its own settings have no such field, or one that the stream depends on.
-        """
+        """The training settings of the SAE of this name ("" for a single one)."""
         given = self.saes.get(name, {}).get("training", {})
         subject = f"saes.{name}.training"
         args = changed_training(self.training, given, subject)
@@ -289,27 +311,6 @@ def _lms_in_full(lms: object) -> dict[str, dict[str, Any]]:
     return in_full
 
 
-def _saes_in_full(
-    sae: Mapping[str, Any], saes: Mapping[str, dict[str, Any]]
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The sections sae and saes with places in full: a site for several makes an SAE at each."""
-    sae = _sites_in_full(sae)
-    saes = {name: _sites_in_full(own) for name, own in saes.items()}
-    if not _is_short(site := sae.get("site")):
-        return sae, saes
-    places = _places_in(str(site))
-    if saes or sae.get("target_site"):
-        other = "saes names SAEs" if saes else "there is a target_site"
-        raise Refused(
-            f"sae.site {site!r} makes an SAE at each place, and {other} too; leave out one"
-        )
-    if len(places) == 1:
-        return {**sae, "site": places[0][0], "target_site": places[0][1]}, saes
-    del sae["site"]
-    each = {Site.parse(at).module: {"site": at, "target_site": to} for at, to in places}
-    return sae, {name: {k: v for k, v in own.items() if v} for name, own in each.items()}
-
-
 def _sites_in_full(sae: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an SAE with each place of its `sites` and `target_sites` on its own."""
     in_full = dict(sae)
@@ -385,17 +386,6 @@ def changed_training(args: TrainingArguments, given: object, subject: str) -> Tr
         raise Refused(f"{subject}: {error}; got {given}") from error
 
 
-def check_cache(folder: Path) -> None:
-    """Check that the folder of a cache can be written to.
-
-    Raises:
-        ValueError: it cannot be made, or written to.
-    """
-    home = next(f for f in (folder, *folder.absolute().parents) if f.exists())
-    if not home.is_dir() or not os.access(home, os.W_OK):
-        raise Refused(f"harvest.cache {folder} cannot be made or written to; give another folder")
-
-
 def check_arm(name: str, arm: dict[str, Any], keys: set[str]) -> None:
     """Check the keys and sections of an arm.
 
@@ -430,3 +420,170 @@ def bucket_tokens(recipe: Recipe) -> int:
     used = -(-training.total_steps * training.batch_size // recipe.shuffle.passes)
     n = min(recipe.shuffle.bucket_tokens, max(used, training.batch_size))
     return n - n % training.batch_size if recipe.kind == "files" else n
+
+
+def shipped_recipes() -> dict[str, str]:
+    """{name: what it trains}, sorted by name; the description is the first line of each file."""
+    paths = sorted(_FOLDER.glob("*.yaml"))
+    first = (path.read_text(encoding="utf-8").partition("\n")[0] for path in paths)
+    return {path.stem: line.lstrip("# ") for path, line in zip(paths, first, strict=True)}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or else the name of a recipe that comes with hfsae.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    for path in (Path(name), _FOLDER / f"{name}.yaml"):  # a folder of that name is in nobody's way
+        if path.is_file():
+            return path
+    names = list(shipped_recipes())
+    near = closest(str(name), names)
+    raise Refused(
+        f"there is no recipe {str(name)!r}{near}; give a YAML file's path, or one that comes with "
+        f"hfsae: {', '.join(names)}"
+    )
+
+
+def licence_with(recipe: Recipe, lm_name: str) -> str | None:
+    """A recipe's licence where it is used with another language model: none, since that one may
+    come under other terms."""
+    return recipe.license if lm_name == recipe.lm.name else None
+
+
+def read_recipe(name: str | Path) -> Recipe:
+    """A recipe from a file, or one that comes with hfsae: "quickstart", "gemma2_2b_16k".
+
+    Raises:
+        ValueError: there is no such recipe, or it has an unknown section or field.
+    """
+    path = find_recipe(name)
+    plain = parse_yaml(path.read_text(encoding="utf-8"))
+    if not isinstance(plain, dict):
+        raise Refused(f"the recipe {path} has no sections")
+    kinds: dict[str, Any] = get_type_hints(Recipe)
+    sections: dict[str, Any] = {}
+    for section, value in plain.items():
+        kind = kinds.get(section)
+        names = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+        if kind is None or (names is not None and not names.issuperset(value)):
+            what = f"section {section}" if kind is None else f"a field of {section}"
+            raise Refused(
+                f"the recipe {path}: {what} is unknown; `hfsae train --help_all` lists all"
+            )
+        sections[section] = value if names is None else cast(Any, kind)(**value)
+    return Recipe(**sections)
+
+
+def load_plain(root: Path) -> dict[str, Any]:
+    """The folder's recipe.yaml, by section.
+
+    Raises:
+        Damaged: it is no YAML mapping.
+    """
+    path = root / RECIPE
+    try:
+        plain = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Damaged(damaged(path, error)) from error
+    if not isinstance(plain, dict):
+        raise Damaged(damaged(path, "no sections"))
+    return plain
+
+
+def is_of_training(path: Path) -> bool:
+    """Whether a recipe.yaml is of a training, and not of an SAE from elsewhere."""
+    with open(path, encoding="utf-8") as file:
+        return not file.readline().startswith(f"{SOURCE}:")
+
+
+def save_recipe(root: Path, plain: dict[str, Any]) -> None:
+    """Write the folder's recipe.yaml."""
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    write_whole(root / RECIPE, text)
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], sections: Iterable[str] = RESULT_SECTIONS
+) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, old value, new value) where recipes differ in ways that change the result.
+
+    Fields that `old` predates count as their defaults.
+
+    Args:
+        sections: names of sections, or dotted names of fields in them.
+    """
+    default = as_plain(Recipe())
+    for section in sections:
+        name, _, field = section.partition(".")
+        values = (r.get(name) for r in (old, new, default))
+        if field:
+            values = ((value or {}).get(field) for value in values)
+        yield from _differences(section, *values)
+
+
+def _differences(
+    key: str, old: object, new: object, default: object
+) -> Iterator[tuple[str, str, str]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        default = default if isinstance(default, dict) else {}
+        for name in sorted({*old, *new} - _FREE):
+            fallback = default.get(name)
+            yield from _differences(
+                f"{key}.{name}", old.get(name, fallback), new.get(name), fallback
+            )
+    elif old != new:
+        yield key, reprlib.repr(old), reprlib.repr(new)
+
+
+def what_is_set(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:
+    """The values of sections, or of fields with dotted names, without those that are the default
+    and those that do not change a result."""
+    plain, default = as_plain(recipe), as_plain(Recipe())
+    return {key: _set_in(value_at(plain, key), value_at(default, key)) for key in sections}
+
+
+def _set_in(value: object, default: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    usual = default if isinstance(default, dict) else {}
+    differing = {k: v for k, v in value.items() if k not in _FREE and v != usual.get(k)}
+    return {key: _set_in(part, usual.get(key)) for key, part in differing.items()}
+
+
+def value_at(plain: object, key: str) -> Any:
+    """The value at a dotted key of a recipe as JSON types; 0 if there is none."""
+    for name in key.split("."):
+        plain = plain.get(name, 0) if isinstance(plain, dict) else 0
+    return plain
+
+
+def with_value(recipe: Recipe, key: str, value: object) -> Recipe:
+    """The recipe with another value at a dotted key, "field" or "section.field"."""
+    section, _, name = key.rpartition(".")
+    if not section:
+        return replace(recipe, **{name: value})
+    return replace(recipe, **{section: replace(getattr(recipe, section), **{name: value})})
+
+
+def what_matters(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Everything that determines the result of one of a recipe's SAEs."""
+    plain = as_plain(recipe)
+    plain["saes"] = plain["saes"].get(name)
+    return _without_free({key: plain[key] for key in RESULT_SECTIONS if key in plain})
+
+
+def _without_free(value: object) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_free(part) for name, part in value.items() if name not in _FREE}
+
+
+def as_plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON types, as in recipe.yaml, without sections that its inputs do not use."""
+    plain = json.loads(json.dumps(asdict(recipe)))
+    if recipe.lm.kind is None:
+        del plain["lm"]["kind"]
+    unused = {*UNUSED[recipe.kind], "lm" if recipe.lms else "lms"}
+    return {name: value for name, value in plain.items() if name not in unused}

@@ -1,25 +1,121 @@
-"""Explain latents, or probe SAEs, in one call."""
+"""What one call does: train an SAE without writing a recipe, explain its latents, probe it."""
 
-import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
+from ..activations.in_memory import Columns, in_memory_texts
 from ..evaluation.probing import ProbeArguments, Probing, read_tasks
 from ..explanations import ExplainArguments, Explanations, ScoreArguments
 from ..explanations.judges import JudgeArguments
 from ..io.errors import Refused, closest
-from .context import SAEInContext
-from .explain_request import ExplainRequest
-from .fields import Sections
-from .stage_explain import check_explain, explain_sae
+from ..models import SAE
+from .arguments import ExplainRequest
+from .folder import load_trained
+from .recipe import Recipe, Sections, licence_with, read_recipe
+from .sae_source import chosen, find_sae, find_saes
+from .stage_explain import explain_sae
 from .stage_probe import probe_saes
-from .sae_source import chosen, filled, find_sae, find_saes
+from .stages import run
 
-logger = logging.getLogger(__name__)
+
+def train(
+    model: str | None = None,
+    site: str | Sequence[str] | None = None,
+    dataset: str | Path | Sequence[str] | Columns | None = None,
+    *,
+    activations: str | Path | Sequence[str] | None = None,
+    labels: str | Path | None = None,
+    d_sae: int,
+    output_dir: str | Path,
+    target_l0: int | float | None = None,
+    n_tokens: int | None = None,
+    recipe: Recipe | str | Path = "quickstart",
+    **sae: object,
+) -> SAE:
+    """Train an SAE on activations of a language model, or in files, with all stages of a run.
+
+        sae = hfsae.train(
+            model="HuggingFaceTB/SmolLM2-135M-Instruct", site="layers.12", dataset="my.jsonl",
+            d_sae=4096, target_l0=50, output_dir="runs/mine",
+        )
+        sae = hfsae.train(activations="acts.safetensors", d_sae=4096, output_dir="runs/mine")
+
+    Called again, it resumes. `output_dir` can be pushed. The same as `hfsae train RECIPE`.
+
+    Args:
+        model: Hub id or folder of a causal language model, or a .gguf file.
+        site: where activations are read: "layers.12" is the residual stream after block 12,
+            "layers.12.mlp" its MLP's output; a list: one SAE over several places.
+        dataset: a .txt, .jsonl or .parquet file, a folder of them, a Hub data set, packaged texts
+            ("packaged:wiki"), a list of texts, or a `datasets.Dataset` (its text.text_column).
+        activations: in the place of model and dataset: .safetensors, .npy or .parquet files of
+            activations, a folder or a glob of them; `site` is a tensor's name (None: the only one).
+        labels: of these, a .csv or .parquet table with a row for each document.
+        d_sae: number of latents; 8 to 32 times the width of activations is usual.
+        output_dir: a new folder, or that of the same run.
+        target_l0: latents that fire on a token, on average. None: the recipe's.
+        n_tokens: activations to train on, each pass counted; None: the recipe's (6 x 262,144).
+            Later stages follow it, unless the recipe has numbers.
+        recipe: all other settings: a `Recipe`, a YAML file, or one that comes with hfsae, by name;
+            with another model than a file's own, its `license` does not count. "quickstart" (of
+            files "activations") is for some millions of tokens, `Recipe()`, the paper's, for more.
+        sae: more fields of the SAE's config: model_type="topk_sae", k=32, bandwidth=0.01.
+
+    Raises:
+        ValueError: a setting that is unknown or does not fit, or a folder of another run.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; training saves a checkpoint first, and resumes there.
+    """
+    if not isinstance(output_dir, str | Path):
+        raise Refused(f"output_dir must be a folder, such as 'runs/mine', got {output_dir!r}")
+    if activations is None and labels is not None:
+        raise Refused("labels belong to activations in files; name these, or give a recipe")
+    if activations is not None and (model is not None or dataset is not None):
+        raise Refused("activations stand in the place of model and dataset; give one of them")
+    if activations is None and (model is None or site is None or dataset is None):
+        raise Refused(
+            "hfsae.train needs a model, a site and a dataset, or activations in files; for "
+            "pictures give a recipe to hfsae.runs.run"
+        )
+    if activations is not None and recipe == "quickstart":
+        recipe = "activations"
+    base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    if base.saes:
+        raise Refused(
+            "hfsae.train trains one SAE, but the recipe has several in its section saes; run it "
+            "with hfsae.runs.run(recipe)"
+        )
+    if activations is not None:
+        is_one = isinstance(activations, str | Path)
+        paths = [activations] if is_one else [*activations]
+        if not all(isinstance(path, str | Path) for path in paths):
+            raise Refused(
+                f"activations must be paths of files, got a {type(activations).__name__}; save "
+                "arrays as .npy, or train on them by hfsae.activations.TensorSource"
+            )
+        files: dict[str, Any] = {"files": str(activations) if is_one else [*map(str, paths)]}
+        files |= {} if labels is None else {"labels": str(labels)}
+        base = replace(base, activations=replace(base.activations, **files))
+    elif model is not None and dataset is not None:
+        if not isinstance(recipe, Recipe):
+            base = replace(base, license=licence_with(base, model))
+        texts = in_memory_texts(dataset, base.text.text_column)
+        text = replace(base.text, dataset=texts, fractions={})
+        base = replace(base, lm=replace(base.lm, name=model), text=text)
+    place = {"site": site} if isinstance(site, str | None) else {"sites": list(site)}
+    given = {**place, "d_sae": d_sae, "target_l0": target_l0, **sae}
+    given = {name: value for name, value in given.items() if value is not None}
+    own = {k: v for k, v in base.sae.items() if k not in ("site", "sites") or site is None}
+    training = replace(base.training, output_dir=str(output_dir))
+    if n_tokens is not None:
+        if not isinstance(n_tokens, SupportsFloat) or float(n_tokens) % 1:  # 2e6 is one
+            raise Refused(f"n_tokens must be a whole number, got {n_tokens!r}")
+        training = replace(training, n_tokens=int(float(n_tokens)))
+    whole = replace(base, sae={**own, **given}, training=training)
+    of = "activations" if model is None else f"{model=}"
+    return load_trained(run(whole, command=f"hfsae.train({of}, ...)")[0])
 
 
 def explain(
@@ -81,20 +177,7 @@ def explain(
     request = ExplainRequest(explainer, path, ScoreArguments(scores), who, controls=controls)
     where = {"site": site, "output_dir": output_dir}
     placed = find_sae(chosen(source, **which), _given(model, dataset), **where)
-    return explain_placed(placed, args, request)
-
-
-def explain_placed(
-    placed: SAEInContext, args: ExplainArguments, request: ExplainRequest
-) -> Explanations:
-    """Explain latents of an SAE that `find_sae` found; a dry run writes nothing.
-
-    Raises:
-        ValueError: as `hfsae.runs.explain_sae`.
-    """
-    check_explain(placed, args)
-    with nullcontext() if request.dry_run else filled(placed):
-        return explain_sae(placed, args, request)
+    return explain_sae(placed, args, request)
 
 
 def probe(
@@ -155,21 +238,7 @@ def probe(
         output_dir=output_dir,
     )
     given = {name: value for name, value in options.items() if name in columns}
-    return probe_placed(placed, args, tasks, **given)
-
-
-def probe_placed(
-    placed: Sequence[SAEInContext], args: ProbeArguments, tasks: str = "packaged", **columns: str
-) -> Probing:
-    """Probe SAEs that `find_saes` found.
-
-    Raises:
-        ValueError: as `hfsae.runs.probe_saes`.
-    """
-    for one in placed:
-        with filled(one):
-            pass  # each run's folder is free while texts are read, which takes long
-    return probe_saes(placed, args, tasks, **columns)
+    return probe_saes(placed, args, tasks, **given)
 
 
 def _given(model: str | None, dataset: str | list[str] | None) -> Sections:
