@@ -45,7 +45,7 @@ from ..io.files import (
     reading,
     write_whole,
 )
-from ..io.label_words import association_cells, too_few_to_tell
+from ..io.labels import association_cells, too_few_to_tell
 from ..io.local_paths import is_folder, listed, without_local_paths
 from ..io.markdown import escaped
 from ..io.units import Unit, section_of, unit_of

@@ -7,7 +7,7 @@ are chosen on one half of the documents and measured on the other.
 from typing import Any
 
 from ..io.errors import Refused
-from ..io.label_words import too_few_to_tell
+from ..io.labels import too_few_to_tell
 from . import validate
 from .rows import Json, as_rows
 from .subject import Subject

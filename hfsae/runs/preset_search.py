@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.token_text import tokenise
 from ..features import FeatureStore
-from ..features.function_words import content_word
+from ..features.search import content_word
 from ..lm import Moment, activations_read, cast_for, contract, intervene, special_ids, unspared
 from ..io.checksums import stamp
 from ..io.files import parse_json, write_whole
