@@ -371,9 +371,9 @@ class _Run:
             bias = self.sae.decode(torch.zeros_like(self.latents), self.source)
             error = leaves.target.float() - recon.to(leaves.target.device).float()
             weights = slope.double() * self.counted.to(slope.device)[:, None]
-            terms = [float((part.to(weights) * weights).sum()) for part in (error, bias)]
+            of_error, of_bias = (float((p.to(weights) * weights).sum()) for p in (error, bias))
         latents = self.latents[0].float() * self.counted[:, None]
-        return latents, gradient[0].float(), value.item(), *terms
+        return latents, gradient[0].float(), float(value.detach()), of_error, of_bias
 
     def value(self, latents: Float[Tensor, "rows ctx d_sae"]) -> Float[Tensor, " rows"]:
         """The objective with other latents in each row: m of the module."""

@@ -62,48 +62,36 @@ _MOST = 2**26  # maxima of units that are held, and as many sums: 256 MiB each
 _HEAD = ("column", "measure", "latent", "held out", "raw dimension", "held out", "next latents")
 
 
-class Column:
-    """A column of labels as numbers.
+def numbers_of(labels: Sequence[object]) -> tuple[Float[np.ndarray, " n"], list[str] | None]:
+    """Labels as numbers, NaN where there is none; and the sorted names of classes, whose places
+    these numbers are then. Texts, booleans, and whole numbers with at most 20 values are classes.
 
-    values: float64 [n], NaN where there is no label; of classes their places in `classes`.
-    classes: the names of classes, sorted; None: the labels are numbers.
+    Raises:
+        ValueError: there are less than two different values, too many texts, or values that are
+            neither texts nor numbers.
     """
-
-    def __init__(
-        self, name: str, values: Float[np.ndarray, " n"], classes: list[str] | None = None
-    ):
-        self.name, self.values, self.classes = name, values, classes
-
-    @classmethod
-    def of(cls, name: str, labels: Sequence[object]) -> "Column":
-        """Texts, booleans, and whole numbers with at most 20 values are classes.
-
-        Raises:
-            ValueError: there are less than two different values, too many texts, or values that are
-                neither texts nor numbers.
-        """
-        is_missing = (x is None or x == "" or x != x for x in labels)  # NaN is unlike itself
-        known = ~np.fromiter(map(bool, is_missing), bool, len(labels))
-        given = [label for label, is_known in zip(labels, known, strict=True) if is_known]
-        are_numbers = all(isinstance(x, Real) and not isinstance(x, bool) for x in given)
-        numbers = np.array(given, dtype=float) if given and are_numbers else None
-        kinds = (str, bool | np.bool_)
-        if numbers is None and not any(all(isinstance(x, kind) for x in given) for kind in kinds):
-            names = sorted({type(label).__name__ for label in given})
-            raise Refused(f"it holds values of type {' and '.join(names)}")
-        keys = np.array([str(label) for label in given]) if numbers is None else numbers
-        distinct, which = np.unique(keys, return_inverse=True)
-        if len(distinct) < 2:
-            raise Refused(f"its only value is {given[0]!r}" if given else "it has no value")
-        is_whole = numbers is not None and bool((distinct == np.floor(distinct)).all())
-        values = np.full(len(labels), np.nan)
-        if numbers is not None and not (is_whole and len(distinct) <= _MOST_WHOLE):
-            values[known] = numbers
-            return cls(name, values)
-        if len(distinct) > _MOST_TEXTS:
-            raise Refused(f"it has {len(distinct):,} different texts, over {_MOST_TEXTS}")
-        values[known] = which
-        return cls(name, values, [f"{d:.0f}" if is_whole else str(d) for d in distinct])
+    is_missing = (x is None or x == "" or x != x for x in labels)  # NaN is unlike itself
+    known = ~np.fromiter(map(bool, is_missing), bool, len(labels))
+    given = [label for label, is_known in zip(labels, known, strict=True) if is_known]
+    are_numbers = all(isinstance(x, Real) and not isinstance(x, bool) for x in given)
+    numbers = np.array(given, dtype=float) if given and are_numbers else None
+    kinds = (str, bool | np.bool_)
+    if numbers is None and not any(all(isinstance(x, kind) for x in given) for kind in kinds):
+        names = sorted({type(label).__name__ for label in given})
+        raise Refused(f"it holds values of type {' and '.join(names)}")
+    keys = np.array([str(label) for label in given]) if numbers is None else numbers
+    distinct, which = np.unique(keys, return_inverse=True)
+    if len(distinct) < 2:
+        raise Refused(f"its only value is {given[0]!r}" if given else "it has no value")
+    is_whole = numbers is not None and bool((distinct == np.floor(distinct)).all())
+    values = np.full(len(labels), np.nan)
+    if numbers is not None and not (is_whole and len(distinct) <= _MOST_WHOLE):
+        values[known] = numbers
+        return values, None
+    if len(distinct) > _MOST_TEXTS:
+        raise Refused(f"it has {len(distinct):,} different texts, over {_MOST_TEXTS}")
+    values[known] = which
+    return values, [f"{d:.0f}" if is_whole else str(d) for d in distinct]
 
 
 @dataclass(frozen=True)
@@ -136,16 +124,17 @@ class LabelColumns:
         columns = {name: [c.get(i) for i in numbers] for name, c in by_number.items()}
         return cls(columns, np.array(numbers, dtype=np.int64))
 
-    def numbered(self) -> list[Column]:
-        """The columns that can be compared with latents; others are logged, with the reason.
+    def numbered(self) -> dict[str, tuple[np.ndarray, list[str] | None]]:
+        """The columns that can be compared with latents, as numbers and names of classes
+        (`numbers_of`); others are logged, with the reason.
 
         Raises:
             ValueError: there is none.
         """
-        numbered, reasons = [], []
+        numbered, reasons = {}, []
         for name, labels in self.columns.items():
             try:
-                numbered.append(Column.of(name, labels))
+                numbered[name] = numbers_of(labels)
             except Refused as why:
                 reasons.append(f"column {name!r} is left out: {why}")
                 logger.warning("%s", reasons[-1])
@@ -156,8 +145,7 @@ class LabelColumns:
 
     def comparable(self) -> "LabelColumns":
         """The same without columns that cannot be compared with latents; see `numbered`."""
-        names = [column.name for column in self.numbered()]
-        return replace(self, columns={name: self.columns[name] for name in names})
+        return replace(self, columns={name: self.columns[name] for name in self.numbered()})
 
     def at(self, places: Int64[np.ndarray, " k"]) -> "LabelColumns":
         """Some of the labels."""
@@ -456,11 +444,11 @@ def label_table(
     is_choosing, d_sae = (order < n // 2)[document], sae.config.d_sae
     study = _Study(values, document, is_choosing, d_sae, n_resamples, seed)
     associations, reasons = [], []
-    for column in read.numbered():
+    for name, (numbers, classes) in read.numbered().items():
         try:
-            associations += study.associations(column)
+            associations += study.associations(name, numbers, classes)
         except Refused as why:
-            reasons.append(f"column {column.name!r} is left out: {why}")
+            reasons.append(f"column {name!r} is left out: {why}")
             logger.warning("%s", reasons[-1])
     if not associations:
         raise Refused(
@@ -593,13 +581,14 @@ class _Study(NamedTuple):
     n_resamples: int
     seed: int
 
-    def associations(self, column: Column) -> Iterator[Association]:
+    def associations(
+        self, name: str, labels: Float[np.ndarray, " n"], classes: list[str] | None
+    ) -> Iterator[Association]:
         """Those of a column: with its numbers, or with each class and with all of them.
 
         Raises:
             ValueError: too few units have a label, or none of the classes has enough.
         """
-        labels, classes = column.values, column.classes
         known = ~np.isnan(labels)
         parts = [known, known & self.is_choosing, known & ~self.is_choosing]
         if (n := min(int(part.sum()) for part in parts)) < _LEAST_LABELS:
@@ -633,7 +622,7 @@ class _Study(NamedTuple):
             )
             (best_raw,) = self._best(measure, of_target, parts[2], choosing, held_out, raw, 1)
             yield Association(
-                column=column.name,
+                column=name,
                 group=None if number is None or classes is None else classes[number],
                 measure=measure,
                 n=int(known.sum()),

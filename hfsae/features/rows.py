@@ -1,6 +1,6 @@
 """What the latents of an SAE fire on where there is no text: rows of files, patches of pictures.
 
-    Source.batches --pieces--> latents --RowBlock--> Seen --> FeatureStore
+    Source.batches --pieces--> latents --RowBlock--> LatentStatistics --> FeatureStore
 
 A document takes the place of a row of tokens: a latent has at most one example from it. Documents
 may be of any length, go on in later batches, and take turns. Activations are held piece by piece:
@@ -19,14 +19,8 @@ from torch import Tensor
 from ..activations import ActivationBatch
 from ..io.errors import Refused
 from ..models import SAE
-from .collecting import (
-    CollectArguments,
-    description,
-    latents_table,
-    lists,
-    ranked_examples,
-    warn_of_silence,
-)
+from .arguments import CollectArguments
+from .collecting import description, latents_table, lists, ranked_examples, warn_of_silence
 from .store import COLUMNS, UNITS, FeatureStore
 from .summary import BLOCK_LATENTS, LatentStatistics, Peaks, Windows, uniform
 

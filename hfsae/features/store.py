@@ -165,14 +165,23 @@ class FeatureStore:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"latent {index} is not in this store: it has 0 to {len(self) - 1}")
-        table = self.latents.slice(index, 1)
-        row = table.to_pylist()[0]
+        import pyarrow.compute as pc
+
+        with reading(self._examples_path):
+            which, columns = pc.field("latent") == index, list(Example._fields)
+            table = self.examples.to_table(columns=columns, filter=which)
+            _refuse_misfits(self._examples_path, table)
+            examples = [Example(**row) for row in table.to_pylist()]
+            for example in examples:
+                if not 0 <= example.firing < len(example.tokens) == len(example.activations):
+                    raise Refused(f"an example of latent {index} has lists that do not fit")
+        row = self.latents.slice(index, 1).to_pylist()[0]
         return Latent(
             *(row[name] for name in ("latent", *Latent._fields[1:6])),
             promoted=_pairs(row["promoted_tokens"], row["promoted_logits"]),
             suppressed=_pairs(row["suppressed_tokens"], row["suppressed_logits"]),
             neighbours=_pairs(row["neighbours"], row["neighbour_cosines"]),
-            examples=self._examples_of(index),
+            examples=examples,
             unit=self.unit,
         )
 
@@ -236,20 +245,6 @@ class FeatureStore:
     def _examples_path(self) -> Path:
         """For messages about the examples; those just collected are in memory."""
         return Path(*getattr(self.examples, "files", ())[:1])
-
-    def _examples_of(self, index: int) -> list[Example]:
-        import pyarrow.compute as pc
-
-        with reading(self._examples_path):
-            which, columns = pc.field("latent") == index, list(Example._fields)
-            table = self.examples.to_table(columns=columns, filter=which)
-            _refuse_misfits(self._examples_path, table)
-            rows = table.to_pylist()
-            examples = [Example(*(row[name] for name in Example._fields)) for row in rows]
-            for example in examples:
-                if not 0 <= example.firing < len(example.tokens) == len(example.activations):
-                    raise Refused(f"an example of latent {index} has lists that do not fit")
-        return examples
 
     def pick(
         self, n: int, seed: int = 0, *, min_density: float = 1e-4, max_density: float = 0.1

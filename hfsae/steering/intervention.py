@@ -243,11 +243,11 @@ class _Steering:
         self.directions = rows / self.row_norms[:, None].clamp(min=1e-12)  # [n, d_out]
         # pseudo-inverse: sets all these components at once; the rest of the space stays
         self.inverse = torch.linalg.pinv(self.directions) if self.replaced else rows.T  # [d_out, n]
-        self.prompt = _Prompt()
+        self._last = threading.local()  # n, ids: the prompt's length and the last uncached pass
 
     def write(self, moment: Moment) -> Float[Tensor, "rows ctx d_out"]:
         x = moment.target
-        n_prompt = self.prompt.columns(moment)
+        n_prompt = self._prompt_columns(moment)
         first, last = {
             "all": (0, x.shape[1]),
             "prompt": (0, n_prompt),
@@ -266,33 +266,25 @@ class _Steering:
         written = x
         if self.changed or not self.error_term:
             latents = sae.encode(moment.source)
-            written = sae.decode(self._change(latents, moment), moment.source)
+            new = latents.clone()
+            for edit in self.changed:
+                old = latents[..., edit.latent]
+                value = self._amount(edit, moment).to(old)
+                new[..., edit.latent] = {
+                    "add": old + value,
+                    "clamp": value.expand_as(old),
+                    "scale": old * value,
+                    "ablate": torch.zeros_like(old),
+                    "cap": torch.minimum(old, value),
+                }[edit.mode]
+            written = sae.decode(new, moment.source)
             if self.error_term:
                 # difference first: an edit without effect then adds exactly zero
                 written = x + (written - sae.decode(latents, moment.source)).to(x.device)
-        return self._replace(written, moment) if self.replaced else written
-
-    def _change(
-        self, latents: Float[Tensor, "rows ctx d_sae"], moment: Moment
-    ) -> Float[Tensor, "rows ctx d_sae"]:
-        new = latents.clone()
-        for edit in self.changed:
-            old = latents[..., edit.latent]
-            value = self._amount(edit, moment).to(old)
-            new[..., edit.latent] = {
-                "add": old + value,
-                "clamp": value.expand_as(old),
-                "scale": old * value,
-                "ablate": torch.zeros_like(old),
-                "cap": torch.minimum(old, value),
-            }[edit.mode]
-        return new
-
-    def _replace(
-        self, written: Float[Tensor, "rows ctx d_out"], moment: Moment
-    ) -> Float[Tensor, "rows ctx d_out"]:
+        if not self.replaced:
+            return written
         along = [self._amount(edit, moment).expand(written.shape[:2]) for edit in self.replaced]
-        factor = self.sae.row_factor(moment.source).to(self.directions)
+        factor = sae.row_factor(moment.source).to(self.directions)
         goal = torch.stack(along, dim=-1).to(self.directions) * self.row_norms * factor
         present = written.to(self.directions) @ self.directions.T  # [rows, ctx, n]
         return written + ((goal - present) @ self.inverse.T).to(written.device)
@@ -306,26 +298,20 @@ class _Steering:
         norm = moment.target.float().norm(dim=-1).to(factor.device)
         return edit.strength / 100 * norm / (row_norm * factor).clamp(min=1e-12)
 
-
-class _Prompt:
-    """The end of the prompt, in one thread's successive forward passes. Outside of `generate` it is
-    inferred from them."""
-
-    def __init__(self) -> None:
-        self._last = threading.local()  # n, ids: the prompt's length and the last uncached pass
-
-    def columns(self, moment: Moment) -> int:
-        """Number of this pass's columns that belong to the prompt; the others were generated."""
+    def _prompt_columns(self, moment: Moment) -> int:
+        """Number of this pass's columns that belong to the prompt; the others were generated. It is
+        inferred from one thread's successive passes outside of `generate`."""
         ctx, ids = moment.target.shape[1], moment.input_ids
         if (n_prompt := prompt_length()) is not None:
             return min(max(n_prompt - moment.n_cached, 0), ctx)
         if moment.n_cached > 0:
             return ctx if ctx > 1 else 0  # several: a prompt in pieces, or a chat's next turn
-        last, n = getattr(self._last, "ids", None), getattr(self._last, "n", 0)
-        # a pass that extends the last one by a token generates; prompts are compared: beams change
-        has_both = last is not None and ids is not None
-        is_longer = has_both and ids.shape == (len(last), last.shape[1] + 1)
-        if not (is_longer and torch.equal(ids[:, :n], last[:, :n])):
+        last: Tensor | None = getattr(self._last, "ids", None)
+        is_next = False  # whether these are the last pass's ids and one more
+        if last is not None and ids is not None and ids.shape == (len(last), last.shape[1] + 1):
+            n = self._last.n  # prompts are compared: beams change
+            is_next = torch.equal(ids[:, :n], last[:, :n])
+        if not is_next:
             self._last.n = ctx
         self._last.ids = ids
         return self._last.n

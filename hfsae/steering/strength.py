@@ -12,8 +12,8 @@ falls again.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -159,6 +159,14 @@ def suggest_strength(
     if max_kl is None and max_repetition is None:
         raise Refused("no budget: give max_kl (nats a token), max_repetition (0 to 1) or both")
 
+    bar = tqdm(
+        total=1 + len(order) + refine,
+        desc="strengths",
+        unit="trial",
+        mininterval=0.2 if sys.stderr.isatty() else 15.0,
+        disable=progress is not None,
+    )
+
     def attempt(strength: float) -> Trial:
         block = steered(strength) if strength else nullcontext()
         how = SeededSampling(seed, temperature), repetition_penalty
@@ -168,10 +176,14 @@ def suggest_strength(
             max_repetition is None or again <= max_repetition
         )
         trial = Trial(strength, kl, again, within, generated)
-        note(trial)
+        if progress is not None:
+            progress(trial)
+        bar.set_postfix_str(f"{strength:.3g}: KL {kl:.3g}", refresh=False)
+        bar.total = max(bar.total, bar.n + 1)  # doubling takes as many as it takes
+        bar.update()
         return trial
 
-    with nullcontext(progress) if progress else _bar(1 + len(order) + refine) as note:
+    with bar:
         trials = [attempt(strength) for strength in (0.0, *order)]
         n_within = next((i for i, t in enumerate(trials[1:]) if not t.within), len(order))
         best = order[n_within - 1] if n_within else 0.0
@@ -183,22 +195,8 @@ def suggest_strength(
             if over is not None:
                 trials.append(attempt(middle := (best + over) / 2))
                 best, over = (middle, over) if trials[-1].within else (best, middle)
-    return Suggestion(best, sorted(trials, key=lambda trial: abs(trial.strength)))
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[Trial], object]]:
-    """A progress bar of trials; gives a function that takes each."""
-    every = 0.2 if sys.stderr.isatty() else 15.0
-    with tqdm(total=total, desc="strengths", unit="trial", mininterval=every) as bar:
-
-        def advance(trial: Trial) -> None:
-            bar.set_postfix_str(f"{trial.strength:.3g}: KL {trial.kl:.3g}", refresh=False)
-            bar.total = max(bar.total, bar.n + 1)  # doubling takes as many as it takes
-            bar.update()
-
-        yield advance
         bar.total = bar.n  # without a strength over the budget, there is no gap to halve
+    return Suggestion(best, sorted(trials, key=lambda trial: abs(trial.strength)))
 
 
 def sampled_kl(
