@@ -144,19 +144,15 @@ class Attribution(NamedTuple):
     @property
     def agreement(self) -> dict[str, Agreement]:
         """Agreement of the estimates "gradient" and "integrated" with ablation."""
-        true = self.ablation.isfinite()
-        return {
-            name: _agreement(getattr(self, name)[true], self.ablation[true])
-            for name in ("gradient", "integrated")
-        }
-
-
-def _agreement(estimate: Float[Tensor, " n"], truth: Float[Tensor, " n"]) -> Agreement:
-    n = len(truth)
-    pearson = float(torch.corrcoef(torch.stack([estimate, truth]))[0, 1]) if n > 1 else nan
-    is_defined = bool(n) and bool(estimate.isfinite().all())
-    same = float((estimate.sign() == truth.sign()).float().mean()) if is_defined else nan
-    return Agreement(pearson, same, n)
+        is_ablated, agreements = self.ablation.isfinite(), {}
+        for name in ("gradient", "integrated"):
+            estimate, truth = getattr(self, name)[is_ablated], self.ablation[is_ablated]
+            n = len(truth)
+            pearson = float(torch.corrcoef(torch.stack([estimate, truth]))[0, 1]) if n > 1 else nan
+            is_defined = bool(n) and bool(estimate.isfinite().all())
+            same = float((estimate.sign() == truth.sign()).float().mean()) if is_defined else nan
+            agreements[name] = Agreement(pearson, same, n)
+        return agreements
 
 
 def attribute(
@@ -194,7 +190,19 @@ def attribute(
     """
     check_arguments("attribute", lm, sae)
     contract.check_model(lm, sae, tokenizer or known_tokenizer(lm))
-    row = _row(lm, sae, text, tokenizer)
+    row: Mapping[str, Tensor]
+    if isinstance(text, Tensor):
+        row = {"input_ids": torch.atleast_2d(text)}
+    elif isinstance(text, Mapping):
+        row = {name: text[name] for name in ("input_ids", "attention_mask") if name in text}
+    elif isinstance(text, str):
+        ids = tokenise(tokenizer or tokenizer_of(lm), text, bos=sae.config.bos != "none").ids
+        row = {"input_ids": torch.tensor([ids])}
+    else:
+        raise Refused(
+            f"the text is a {type(text).__name__}; give one text, token ids as a tensor [1, ctx], "
+            "or a tokenizer's output"
+        )
     if objective is not None:
         target = contrast = None
     elif target is None:
@@ -218,7 +226,16 @@ def attribute(
         with torch.no_grad():
             without = float(run.value(torch.zeros_like(run.latents)))
     ablation = torch.full_like(total, nan)
-    chosen = order[:ablate] if isinstance(ablate, int) else _firing(ablate, order)
+    if isinstance(ablate, int):
+        chosen = order[:ablate]
+    else:
+        for latent in ablate:
+            if latent not in order:
+                raise Refused(
+                    f"latent {latent} does not fire in this text, so its ablation has no effect; "
+                    f"choose from the {len(order)} latents that fire"
+                )
+        chosen = torch.tensor(list(ablate), dtype=torch.long, device=order.device)
     ablation[chosen] = run.ablate(chosen).to(ablation.device)
     return Attribution(
         latents=order.cpu(),
@@ -259,47 +276,6 @@ def _token(
             stacklevel=3,
         )
     return chosen.token
-
-
-def _row(
-    lm: PreTrainedModel,
-    sae: SAE,
-    text: str | Mapping[str, Tensor] | Tensor,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Mapping[str, Tensor]:
-    if isinstance(text, Tensor):
-        return {"input_ids": torch.atleast_2d(text)}
-    if isinstance(text, Mapping):
-        return {name: text[name] for name in ("input_ids", "attention_mask") if name in text}
-    if not isinstance(text, str):
-        raise Refused(
-            f"the text is a {type(text).__name__}; give one text, token ids as a tensor [1, ctx], "
-            "or a tokenizer's output"
-        )
-    ids = tokenise(tokenizer or tokenizer_of(lm), text, bos=sae.config.bos != "none").ids
-    return {"input_ids": torch.tensor([ids])}
-
-
-def _firing(latents: Sequence[int], firing: Int[Tensor, " n"]) -> Int[Tensor, " k"]:
-    for latent in latents:
-        if latent not in firing:
-            raise Refused(
-                f"latent {latent} does not fire in this text, so its ablation has no effect; "
-                f"choose from the {len(firing)} latents that fire"
-            )
-    return torch.tensor(list(latents), dtype=torch.long, device=firing.device)
-
-
-class _Expansion(NamedTuple):
-    """The objective where the model is unchanged, and its first-order terms."""
-
-    latents: Float[Tensor, "ctx d_sae"]
-    """0 on spared tokens."""
-    gradient: Float[Tensor, "ctx d_sae"]
-    """d objective / d latents."""
-    value: float
-    error: float
-    bias: float
 
 
 class _Leaves:
@@ -381,25 +357,23 @@ class _Run:
         with block:
             return self.objective(self.lm(**batch, use_cache=False).logits.float())
 
-    def expansion(self) -> _Expansion:
-        """The objective of the unchanged model, by parts of the activation."""
+    def expansion(self) -> tuple[Tensor, Tensor, float, float, float]:
+        """Of the unchanged model the latents [ctx, d_sae], 0 on spared tokens; d objective /
+        d latents; the objective; and its first-order terms in the SAE's error and in the
+        reconstruction without latents, the bias."""
         leaves = _Leaves(self.sae, self.counted)
         with torch.enable_grad():
             value = self._run(leaves.block(self.lm), 1)
             gradient, slope = leaves.gradients(value.sum())
         self.latents, self.source = leaves.latents, leaves.moments[-1].source.detach()
-        error, bias = self._parts(leaves.target, slope)
-        counted = self.latents[0].float() * self.counted[:, None]
-        return _Expansion(counted, gradient[0].float(), value.item(), error, bias)
-
-    @torch.no_grad()
-    def _parts(self, target: Tensor, slope: Tensor) -> tuple[float, float]:
-        """Of x: the SAE's error, and the reconstruction without latents; each times dm/dx."""
-        recon = self.sae.decode(self.latents, self.source)
-        bias = self.sae.decode(torch.zeros_like(self.latents), self.source)
-        error = target.float() - recon.to(target.device).float()
-        weights = slope.double() * self.counted.to(slope.device)[:, None]
-        return float((error * weights).sum()), float((bias.to(weights) * weights).sum())
+        with torch.no_grad():
+            recon = self.sae.decode(self.latents, self.source)
+            bias = self.sae.decode(torch.zeros_like(self.latents), self.source)
+            error = leaves.target.float() - recon.to(leaves.target.device).float()
+            weights = slope.double() * self.counted.to(slope.device)[:, None]
+            of_error, of_bias = (float((p.to(weights) * weights).sum()) for p in (error, bias))
+        latents = self.latents[0].float() * self.counted[:, None]
+        return latents, gradient[0].float(), float(value.detach()), of_error, of_bias
 
     def value(self, latents: Float[Tensor, "rows ctx d_sae"]) -> Float[Tensor, " rows"]:
         """The objective with other latents in each row: m of the module."""
@@ -469,27 +443,20 @@ def uniformity(
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     drawn = random_places(ids, n_tokens, spare_tokens=spare, seed=seed)
-    values = [_token_uniformity(lm, sae, ids, part) for part in drawn.split(_ROWS)]
+    values = []
+    for places in drawn.split(_ROWS):
+        (row, position), leaves = places.T, _Leaves(sae)
+        copies = torch.arange(len(places), device=ids.device)
+        with torch.enable_grad(), leaves.block(lm):
+            logits = lm(input_ids=ids[row], use_cache=False).logits[copies, position].float()
+            correct = logits[copies, ids[row, position + 1]] - logits.mean(dim=-1)
+            gradient, _ = leaves.gradients(correct.sum())
+        at = (copies.to(gradient.device), position.to(gradient.device))
+        effects = (leaves.latents * gradient)[at].float()  # [n, d_sae]
+        values.append(evenness(effects).cpu())
     per_token = torch.cat(values) if values else torch.zeros(0)
     per_token = per_token[per_token.isfinite()]
     return Uniformity(float(per_token.mean()), per_token)
-
-
-def _token_uniformity(
-    lm: PreTrainedModel,
-    sae: SAE,
-    ids: Int[Tensor, "rows ctx"],
-    places: Int[Tensor, "n 2"],
-) -> Float[Tensor, " n"]:
-    row, position = places.T
-    leaves, copies = _Leaves(sae), torch.arange(len(places), device=ids.device)
-    with torch.enable_grad(), leaves.block(lm):
-        logits = lm(input_ids=ids[row], use_cache=False).logits[copies, position].float()
-        correct = logits[copies, ids[row, position + 1]] - logits.mean(dim=-1)
-        gradient, _ = leaves.gradients(correct.sum())
-    at = (copies.to(gradient.device), position.to(gradient.device))
-    effects = (leaves.latents * gradient)[at].float()  # [n, d_sae]
-    return evenness(effects).cpu()
 
 
 def evenness(effects: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch"]:

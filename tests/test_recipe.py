@@ -22,7 +22,7 @@ from hfsae.activations import (
     tokens,
 )
 from hfsae.evaluation import EvaluationArguments
-from hfsae.features import FeatureStore, resume
+from hfsae.features import FeatureStore, collecting
 from hfsae.hub import published
 from hfsae.io.checksums import STAMPED
 from hfsae.io.file_names import COLLECTING
@@ -162,7 +162,7 @@ def test_a_run_that_is_stopped_while_it_collects_goes_on_there(
     tmp_path, loads, tiny_lm, monkeypatch
 ):
     (whole,) = run(tiny_recipe(tmp_path / "whole"))
-    monkeypatch.setattr(resume, "_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(collecting, "_EVERY_SECONDS", 0.0)
     kept, passes = tmp_path / "stopped" / COLLECTING, []
 
     def note() -> None:

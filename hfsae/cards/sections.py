@@ -11,8 +11,7 @@ from ..io import file_names
 from ..io.checksums import of_others
 from ..io.file_names import EVALUATION, EXPLANATIONS, EXPLANATIONS_RECORD, LABELS, PROBING
 from ..io.files import printable, read_json, read_table, reading
-from ..io.label_words import association_cells, too_few_to_tell
-from ..io.labels import labels_in
+from ..io.labels import association_cells, labels_in, too_few_to_tell
 from ..io.local_paths import public
 from ..models.config import l0_goal
 

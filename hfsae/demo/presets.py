@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 from ..features import Example, FeatureStore
-from ..features.function_words import content_word
+from ..features.search import content_word
 from ..runs.preset_search import Model, find_presets, save_presets
 from .subject import Subject
 from .table_actions import best_rows

@@ -9,7 +9,7 @@ and of both.
 from typing import Annotated, Any
 
 from ..io.errors import Refused
-from ..io.label_words import too_few_to_tell
+from ..io.labels import too_few_to_tell
 from . import validate
 from .rows import Json, as_rows
 from .subject import Subject

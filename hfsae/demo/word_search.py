@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from ..features import Hit, search_labels
-from ..features.function_words import is_content
-from ..features.meaning import Meaning, words_of
+from ..features.search import Meaning, is_content, words_of
 from .parts import cited
 from .rows import DENSE, SHOWN
 from .subject import Subject

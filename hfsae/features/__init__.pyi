@@ -2,15 +2,17 @@
 
 from .arguments import CollectArguments as CollectArguments
 from .collecting import collect as collect
-from .column_files import LabelColumns as LabelColumns
-from .column_files import read_labels_table as read_labels_table
-from .column_files import write_labels_table as write_labels_table
 from .columns import Association as Association
+from .columns import LabelColumns as LabelColumns
 from .columns import LabelTable as LabelTable
 from .columns import label_table as label_table
+from .columns import read_labels_table as read_labels_table
 from .columns import refuse_few_documents as refuse_few_documents
+from .columns import write_labels_table as write_labels_table
 from .inspection import Inspection as Inspection
+from .inspection import Latents as Latents
 from .inspection import Ranked as Ranked
+from .inspection import latents as latents
 from .labels import Automatic as Automatic
 from .labels import blank_label as blank_label
 from .labels import mark_of as mark_of
@@ -37,5 +39,3 @@ from .store import Example as Example
 from .store import FeatureStore as FeatureStore
 from .store import Latent as Latent
 from .store import show as show
-from .text_latents import Latents as Latents
-from .text_latents import latents as latents

@@ -2,38 +2,41 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
 from ..activations.cache import lm_digest
 from ..activations.token_text import REPLACEMENT, decoded, is_part, token_text
 from ..activations.tokens import TextInput, token_rows
-from ..io.errors import Refused
+from ..io.errors import Damaged, Refused
+from ..io.files import read_tensors, write_tensors
 from ..lm import check_arguments, contract, model_and_path, tokenizer_of
 from ..models import SAE
 from ..models.fingerprint import DECODER, decoder_hash
 from .arguments import CollectArguments
 from .layout import NEAR, nearest_rows, plane
 from .logit_lens import FORMULA, LensTokens, last_written, lens_tokens, residual_directions
-from .resume import Resume
 from .store import COLUMNS, FeatureStore
-from .summary import BLOCK_LATENTS, HISTOGRAM_EDGES, LatentStatistics, Windows
+from .summary import BLOCK_LATENTS, HISTOGRAM_EDGES, LatentStatistics
 
 if TYPE_CHECKING:
     import pyarrow
 
 logger = logging.getLogger(__name__)
+_EVERY_SECONDS = 60.0  # the file of an unfinished collection is renewed
+_KEY, _ROWS = "key", "rows_sha256"
 
 
 @torch.no_grad()
@@ -70,63 +73,66 @@ def collect(
         ValueError: no token is left, or the SAE is not for this model or tokenizer
             (`hfsae.lm.contract`).
     """
+    import pyarrow.dataset
+
     lms = dict(lm) if isinstance(lm, Mapping) else {"": lm}
     first = next(iter(lms.values()))
     check_arguments("collect", first, sae)
     tokenizer = tokenizer or tokenizer_of(first)
-    _hold(lm, sae, tokenizer)
-    args = args or CollectArguments()
-    names, harvest = sae.config.reads.names, harvest or HarvestArguments()
-    harvester = Harvester(lm, names, harvest, norm_limits=norm_limits)
+    if isinstance(lm, Mapping):
+        contract.check_models(lm, sae, tokenizer)
+    else:
+        contract.check_model(lm, sae, tokenizer)
+    args, harvest = args or CollectArguments(), harvest or HarvestArguments()
+    harvester = Harvester(lm, sae.config.reads.names, harvest, norm_limits=norm_limits)
     sizes = {name: getattr(args, name) for name in ("top", "reservoir", "window", "seed")}
     seen = LatentStatistics(sae.config.d_sae, **sizes, device=sae.W_dec.device)
     limits = harvester.norm_limits
-    kept = Resume(resume, "" if resume is None else _key(lms, sae, tokenizer, args, limits))
+    kept = Checkpoint(resume, "" if resume is None else _key(lms, sae, tokenizer, args, limits))
     batches = kept.rest(token_rows(text, first, sae.config, tokenizer), seen)
     if progress is not None and seen.n_rows:
         progress(sum(part.numel() for part in seen.tokens))
     for batch in batches:
         contract.check_rows(first, sae, batch.input_ids, batch.document)
-        _encode_into(seen, sae, batch, harvester(batch))
+        _add_latents(seen, sae, batch, harvester(batch))
         kept.save(batch, seen)
         if progress is not None:
             progress(batch.input_ids.numel())
-    _check_seen(seen, harvester)
-    store = _build_store(sae, *_lens_of(lm, sae), tokenizer, seen, args)
-    kept.end()
-    return store
-
-
-def _hold(
-    lm: PreTrainedModel | Mapping[str, PreTrainedModel],
-    sae: SAE,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    if isinstance(lm, Mapping):
-        contract.check_models(lm, sae, tokenizer)
-    else:
-        contract.check_model(lm, sae, tokenizer)
-
-
-def _lens_of(
-    lm: PreTrainedModel | Mapping[str, PreTrainedModel], sae: SAE
-) -> tuple[PreTrainedModel, Float[Tensor, "d_sae d_model"] | None]:
-    """The model that the SAE writes into last, and its rows as they reach the residual stream."""
-    site, rows = last_written(sae)
-    if not isinstance(lm, Mapping):
-        return lm, residual_directions(lm, rows, site)
-    name, place = model_and_path(site, lm)
-    return lm[name], residual_directions(lm[name], rows, place)
-
-
-def _check_seen(seen: LatentStatistics, harvester: Harvester) -> None:
-    """Refuse a summary of no tokens, and log a summary without firings."""
     if not seen.n_tokens:
         raise Refused(
             f"no token is left to collect from: {harvester.dropped_special} are special or "
             f"padding, {harvester.dropped_outliers} above norm_limits; give more or other text"
         )
     warn_of_silence(seen, "tokens")
+    site, rows = last_written(sae)  # its model, and the rows as they reach the residual stream
+    name, place = model_and_path(site, lm) if isinstance(lm, Mapping) else ("", site)
+    lens, directions = None, residual_directions(lms[name], rows, place)
+    if directions is not None:
+        lens = lens_tokens(lms[name], directions, args.lens_tokens, len(tokenizer))
+    why = FORMULA if lens else "none: the site does not write to the residual stream"
+    context_size = seen.tokens[0].shape[1]
+    sizes = {"n_tokens": seen.n_tokens, "n_rows": seen.n_rows, "context_size": context_size}
+    store = FeatureStore(
+        latents=latents_table(sae, seen, args, lens, partial(token_text, tokenizer)),
+        examples=pyarrow.dataset.dataset(_examples_table(tokenizer, seen, args)),
+        meta=description(sae, args, sizes, logit_lens=why, columns=COLUMNS),
+    )
+    kept.end()
+    return store
+
+
+def _add_latents(seen: LatentStatistics, sae: SAE, batch: TokenBatch, harvested: Harvested) -> None:
+    """Encode a batch block by block; a function, so that its activations are free afterwards."""
+    x = sae.config.reads.joined(harvested.activations)
+    n_rows, context = batch.input_ids.shape
+    step = max(1, BLOCK_LATENTS // (context * sae.config.d_sae))
+    for first in range(0, n_rows, step):
+        inside = (harvested.row >= first) & (harvested.row < first + step)
+        latents = sae.encode(x[inside.to(x.device)].to(sae.W_dec))
+        row = (harvested.row[inside] - first).to(latents.device)
+        position = harvested.position[inside].to(latents.device)
+        block = TokenBatch(*(field[first : first + step] for field in batch))
+        seen.add_block_(latents, row, position, block)
 
 
 def warn_of_silence(seen: LatentStatistics, units: str) -> None:
@@ -138,6 +144,65 @@ def warn_of_silence(seen: LatentStatistics, units: str) -> None:
             f"{seen.n_tokens:,}",
             units,
         )
+
+
+class Checkpoint:
+    """The summary of an unfinished collection in a file: written every minute, and read back for
+    the same rows and settings.
+
+    Args:
+        path: None: nothing is written or read.
+        key: identifies what the summary follows from beside the rows.
+    """
+
+    def __init__(self, path: Path | None, key: str):
+        self._path, self._key = path, key
+        self._digest = sha256()
+        self._saved_at = time.monotonic()
+
+    def rest(self, rows: Iterable[TokenBatch], seen: LatentStatistics) -> Iterable[TokenBatch]:
+        """The rows that an empty summary still has to see, after it got the file's.
+
+        The file serves if it has this key, and the rows begin with those that it was made from.
+        """
+        tensors, about = {}, {}
+        if self._path is not None and self._path.is_file():
+            with suppress(Damaged):  # it saves time, and is made again
+                tensors, about = read_tensors(self._path)
+        n_rows = len(tensors["tokens"]) if about.get(_KEY) == self._key else 0
+        batches, first = iter(rows), list[TokenBatch]()
+        while sum(len(batch.input_ids) for batch in first) < n_rows:
+            if (batch := next(batches, None)) is None:
+                break
+            first.append(batch)
+            self._note(batch)
+        if n_rows and self._digest.hexdigest() == about[_ROWS]:
+            seen.load_state_(tensors)
+            logger.info("collecting goes on after %d rows of text", n_rows)
+            return batches
+        self._digest = sha256()
+        return chain(first, batches)
+
+    def save(self, batch: TokenBatch, seen: LatentStatistics) -> None:
+        """Note the batch that was added last, and write the file if it is a minute old."""
+        if self._path is None:
+            return
+        self._note(batch)
+        if time.monotonic() - self._saved_at < _EVERY_SECONDS:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        about = {_KEY: self._key, _ROWS: self._digest.hexdigest()}
+        write_tensors(self._path, seen.state(), about)
+        self._saved_at = time.monotonic()
+
+    def end(self) -> None:
+        """Remove the file."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _note(self, batch: TokenBatch) -> None:
+        for part in batch:
+            self._digest.update(part.cpu().numpy().tobytes())
 
 
 def _key(
@@ -157,41 +222,6 @@ def _key(
     for weight in sae.state_dict().values():
         digest.update(weight.cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _encode_into(seen: LatentStatistics, sae: SAE, batch: TokenBatch, harvested: Harvested) -> None:
-    x = sae.config.reads.joined(harvested.activations)
-    n_rows, context = batch.input_ids.shape
-    step = max(1, BLOCK_LATENTS // (context * sae.config.d_sae))
-    for first in range(0, n_rows, step):
-        inside = (harvested.row >= first) & (harvested.row < first + step)
-        latents = sae.encode(x[inside.to(x.device)].to(sae.W_dec))
-        row = (harvested.row[inside] - first).to(latents.device)
-        position = harvested.position[inside].to(latents.device)
-        seen.add_block_(
-            latents, row, position, TokenBatch(*(b[first : first + step] for b in batch))
-        )
-
-
-def _build_store(
-    sae: SAE,
-    lm: PreTrainedModel,
-    directions: Float[Tensor, "d_sae d_model"] | None,
-    tokenizer: PreTrainedTokenizerBase,
-    seen: LatentStatistics,
-    args: CollectArguments,
-) -> FeatureStore:
-    import pyarrow.dataset
-
-    n_vocab = len(tokenizer)
-    lens = None if directions is None else lens_tokens(lm, directions, args.lens_tokens, n_vocab)
-    context_size = seen.tokens[0].shape[1]
-    sizes = {"n_tokens": seen.n_tokens, "n_rows": seen.n_rows, "context_size": context_size}
-    why = FORMULA if lens else "none: the site does not write to the residual stream"
-    meta = description(sae, args, sizes, logit_lens=why, columns=COLUMNS)
-    latents = latents_table(sae, seen, args, lens, partial(token_text, tokenizer))
-    examples = pyarrow.dataset.dataset(_examples_table(tokenizer, seen, args))
-    return FeatureStore(latents=latents, examples=examples, meta=meta)
 
 
 def description(
@@ -232,7 +262,8 @@ def latents_table(
     rows, n_near = sae.W_dec.detach().float(), args.neighbours
     neighbours, cosines = nearest_rows(rows, max(n_near, NEAR))
     places = plane(rows, neighbours[:, :NEAR], cosines[:, :NEAR], seed=args.seed)
-    lens = lens or LensTokens.none(len(n_firings))
+    no_ids, no_logits = torch.zeros(len(rows), 0, dtype=torch.long), torch.zeros(len(rows), 0)
+    lens = lens or LensTokens(no_ids, no_logits, no_ids, no_logits)
     columns = {
         "latent": torch.arange(len(n_firings), dtype=torch.int32).numpy(),
         "density": (n_firings.double() / seen.n_tokens).cpu().numpy(),
@@ -277,53 +308,37 @@ def _examples_table(
     return pa.table(columns)
 
 
-class Ranked(NamedTuple):
-    """Examples by latent and kind, largest activation first."""
-
-    columns: dict[str, np.ndarray]
-    """"latent", "kind", "rank" and "activation" of each"""
-    row: np.ndarray
-    position: np.ndarray
-    around: np.ndarray
-    """[examples, width] see Windows"""
-
-
-def ranked_examples(seen: LatentStatistics, args: CollectArguments) -> Ranked:
-    """The strongest rows of each latent, and some of each group of its sample."""
-    latent, kind, _, peak, row, position, around = _examples(seen, args)
-    kinds = np.array(["top", *(f"quantile_{q}" for q in range(args.quantiles, 0, -1))])
-    _, first, size = np.unique(latent * len(kinds) + kind, return_index=True, return_counts=True)
-    rank = (np.arange(len(latent)) - np.repeat(first, size)).astype(np.int32)
-    columns = {"latent": latent.astype(np.int32), "kind": kinds[kind], "rank": rank}
-    return Ranked({**columns, "activation": peak}, row, position, around)
-
-
-def _examples(seen: LatentStatistics, args: CollectArguments) -> list[np.ndarray]:
-    """Latent, kind and the fields of Windows of each example; kind 0: top, 1: strongest group."""
-    groups = quantile_groups(seen.sample, seen.top, args.quantiles)
-    selections = [(seen.top.key > -torch.inf, seen.top)]
-    for quantile in reversed(range(args.quantiles)):
-        members = groups == quantile
+def ranked_examples(
+    seen: LatentStatistics, args: CollectArguments
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """The strongest rows of each latent, and some of each group of its sample, by latent and kind,
+    largest activation first: their columns "latent", "kind", "rank" and "activation"; their rows;
+    positions; and activations around these, [examples, width], see `Windows`."""
+    sample, top = seen.sample, seen.top
+    filled = sample.key > -torch.inf
+    weaker = sample.peak.masked_fill(~filled, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+    in_top = (sample.row[:, :, None] == top.row[:, None, :]).any(2)
+    groups = weaker * args.quantiles // filled.sum(1, keepdim=True).clamp(min=1)  # 0: the weakest
+    groups = groups.masked_fill(~filled | in_top, -1)
+    selections = [(top.key > -torch.inf, top)]  # by kind: the top examples, the strongest group ...
+    for group in reversed(range(args.quantiles)):
+        members = groups == group
         # The sample stands in the order of its random keys: its first members are random ones.
-        selections.append((members & (members.cumsum(1) <= args.per_quantile), seen.sample))
+        selections.append((members & (members.cumsum(1) <= args.per_quantile), sample))
     parts = []
-    for kind, (mask, windows) in enumerate(selections):
+    for number, (mask, windows) in enumerate(selections):
         latent, slot = mask.nonzero(as_tuple=True)
         fields = [field[latent, slot] for field in windows]
-        parts.append([latent, torch.full_like(latent, kind), *fields])
+        parts.append([latent, torch.full_like(latent, number), *fields])
     columns = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
     latent, kind, _, peak = columns[:4]
     order = np.lexsort((-peak, kind, latent))
-    return [column[order] for column in columns]
-
-
-def quantile_groups(sample: Windows, top: Windows, n_groups: int) -> Int[Tensor, "d_sae k"]:
-    """Group of each sampled row, 0 the weakest; -1 for no row and for top examples."""
-    filled = sample.key > -torch.inf
-    rank = sample.peak.masked_fill(~filled, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
-    group = rank * n_groups // filled.sum(1, keepdim=True).clamp(min=1)
-    in_top = (sample.row[:, :, None] == top.row[:, None, :]).any(2)
-    return group.masked_fill(~filled | in_top, -1)
+    latent, kind, _, peak, row, position, around = (column[order] for column in columns)
+    kinds = np.array(["top", *(f"quantile_{q}" for q in range(args.quantiles, 0, -1))])
+    _, first, size = np.unique(latent * len(kinds) + kind, return_index=True, return_counts=True)
+    rank = (np.arange(len(latent)) - np.repeat(first, size)).astype(np.int32)
+    ranked = {"latent": latent.astype(np.int32), "kind": kinds[kind], "rank": rank}
+    return {**ranked, "activation": peak}, row, position, around
 
 
 def lists(
@@ -361,26 +376,19 @@ def window_texts(
     texts, parts = texts.reshape(ids.shape), parts.reshape(ids.shape) & inside
     first = inside.argmax(1)  # firing tokens are counted from a window's first one
     for window in np.flatnonzero(parts.any(1)):
-        at_firing = first[window] + firing[window]
-        for start, stop, text in _characters(tokenizer, ids[window], parts[window]):
-            texts[window, start:stop] = ""
-            texts[window, at_firing if start <= at_firing < stop else start] = text
+        at_firing, start = first[window] + firing[window], 0
+        while start < ids.shape[1]:
+            stop, text = start + 1, REPLACEMENT  # where a window cuts a character
+            for end in range(stop, ids.shape[1] + 1):
+                if not parts[window, end - 1]:
+                    break
+                spelling = decoded(tokenizer, ids[window, start:end].tolist())
+                if REPLACEMENT not in spelling:
+                    stop, text = end, spelling
+                    break
+            if parts[window, start]:
+                texts[window, start:stop] = ""
+                texts[window, at_firing if start <= at_firing < stop else start] = text
+            start = stop
     offsets = np.concatenate([[0], inside.sum(1).cumsum()]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(texts[inside].tolist(), pa.string()))
-
-
-def _characters(
-    tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, parts: np.ndarray
-) -> Iterator[tuple[int, int, str]]:
-    """(start, stop, text) of the shortest runs of parts that spell something whole."""
-    start = 0
-    while start < len(ids):
-        run = range(start + 1, len(ids) + 1) if parts[start] else []
-        spelt = ((stop, decoded(tokenizer, ids[start:stop].tolist())) for stop in run)
-        stop, text = next(
-            ((stop, t) for stop, t in spelt if parts[start:stop].all() and REPLACEMENT not in t),
-            (start + 1, REPLACEMENT),  # the window begins or ends within the character
-        )
-        if parts[start]:
-            yield start, stop, text
-        start = stop

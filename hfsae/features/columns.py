@@ -1,6 +1,10 @@
 """Which latents go with which labels of documents: a table of latents by columns of labels.
 
-    read_labels_table -> label_table: read_units (one pass over activations) -> _association
+    read_labels_table -> label_table: read_units (one pass over activations) -> _Study.associations
+
+Labels here are known facts about inputs, such as a class or an age, a column of them by document,
+or by row of a document, from csv, parquet or Python; `labels.py` has the names that people give to
+latents.
 
 The use of each latent (its maximum or mean over a document, and the sign) and the best latent are
 chosen on one half of the documents and measured on the other, since the best of thousands is
@@ -8,15 +12,19 @@ flattered on the documents that it was chosen on; the best raw dimension of the 
 chosen and measured alike.
 """
 
+import csv
 import logging
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 
 from ..activations import ActivationBatch
 from ..evaluation.statistics import (
@@ -28,15 +36,21 @@ from ..evaluation.statistics import (
     false_discovery_rates,
     mid_ranks,
 )
-from ..io.errors import Refused
-from ..io.files import json_safe, printable
-from ..io.label_words import association_cells, too_few_to_tell
+from ..io.errors import Damaged, Refused, closest
+from ..io.files import damaged, json_safe, printable, replacing
+from ..io.labels import association_cells, too_few_to_tell
 from ..io.markdown import escaped
 from ..models import SAE
-from .column_files import ByDocument, Column, LabelColumns
-from .draws import hashed
+from .summary import hashed
+
+if TYPE_CHECKING:
+    import pyarrow
 
 logger = logging.getLogger(__name__)
+IDS = "document"
+"""The name of a column of document ids."""
+_MOST_WHOLE, _MOST_TEXTS = 20, 100  # classes in a column of whole numbers, and of texts
+ByDocument: TypeAlias = Sequence[object] | Mapping[int, object] | np.ndarray
 Measure = Literal["spearman", "auc", "eta_squared"]
 _PASSES = 0.05
 _SHOWN = 5  # latents of a measure
@@ -45,6 +59,240 @@ _LEAST_LABELS, _LEAST_IN_CLASS = 4, 2  # in each half; of a class, and of the ot
 _AT_ONCE = 2**22  # numbers encoded, or ranked, at a time
 _MOST = 2**26  # maxima of units that are held, and as many sums: 256 MiB each
 _HEAD = ("column", "measure", "latent", "held out", "raw dimension", "held out", "next latents")
+
+
+def numbers_of(labels: Sequence[object]) -> tuple[Float[np.ndarray, " n"], list[str] | None]:
+    """Labels as numbers, NaN where there is none; and the sorted names of classes, whose places
+    these numbers are then. Texts, booleans, and whole numbers with at most 20 values are classes.
+
+    Raises:
+        ValueError: there are less than two different values, too many texts, or values that are
+            neither texts nor numbers.
+    """
+    is_missing = (x is None or x == "" or x != x for x in labels)  # NaN is unlike itself
+    known = ~np.fromiter(map(bool, is_missing), bool, len(labels))
+    given = [label for label, is_known in zip(labels, known, strict=True) if is_known]
+    are_numbers = all(isinstance(x, Real) and not isinstance(x, bool) for x in given)
+    numbers = np.array(given, dtype=float) if given and are_numbers else None
+    kinds = (str, bool | np.bool_)
+    if numbers is None and not any(all(isinstance(x, kind) for x in given) for kind in kinds):
+        names = sorted({type(label).__name__ for label in given})
+        raise Refused(f"it holds values of type {' and '.join(names)}")
+    keys = np.array([str(label) for label in given]) if numbers is None else numbers
+    distinct, which = np.unique(keys, return_inverse=True)
+    if len(distinct) < 2:
+        raise Refused(f"its only value is {given[0]!r}" if given else "it has no value")
+    is_whole = numbers is not None and bool((distinct == np.floor(distinct)).all())
+    values = np.full(len(labels), np.nan)
+    if numbers is not None and not (is_whole and len(distinct) <= _MOST_WHOLE):
+        values[known] = numbers
+        return values, None
+    if len(distinct) > _MOST_TEXTS:
+        raise Refused(f"it has {len(distinct):,} different texts, over {_MOST_TEXTS}")
+    values[known] = which
+    return values, [f"{d:.0f}" if is_whole else str(d) for d in distinct]
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """Columns of labels, each with a value for each document, or for each row of one."""
+
+    columns: Mapping[str, Sequence[object]]
+    """Values by name; None, NaN or "" where there is none."""
+    document: Int64[np.ndarray, " n"]
+    """The number of the document whose labels these are."""
+    position: Int64[np.ndarray, " n"] | None = None
+    """The row's place in it; None: labels are those of whole documents."""
+
+    @classmethod
+    def of(cls, labels: Mapping[str, ByDocument]) -> "LabelColumns":
+        """Of a value for each document, in the order of their numbers from 0, or by number.
+
+        Raises:
+            ValueError: sequences differ in length.
+        """
+        lengths = {name: len(c) for name, c in labels.items() if not isinstance(c, Mapping)}
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{name} {n:,}" for name, n in lengths.items())
+            raise Refused(f"columns of labels differ in length ({listed}); give one to a document")
+        by_number = {
+            name: c if isinstance(c, Mapping) else dict(enumerate(np.asarray(c).tolist()))
+            for name, c in labels.items()
+        }
+        numbers = sorted({number for column in by_number.values() for number in column})
+        columns = {name: [c.get(i) for i in numbers] for name, c in by_number.items()}
+        return cls(columns, np.array(numbers, dtype=np.int64))
+
+    def numbered(self) -> dict[str, tuple[np.ndarray, list[str] | None]]:
+        """The columns that can be compared with latents, as numbers and names of classes
+        (`numbers_of`); others are logged, with the reason.
+
+        Raises:
+            ValueError: there is none.
+        """
+        numbered, reasons = {}, []
+        for name, labels in self.columns.items():
+            try:
+                numbered[name] = numbers_of(labels)
+            except Refused as why:
+                reasons.append(f"column {name!r} is left out: {why}")
+                logger.warning("%s", reasons[-1])
+        if not numbered:
+            why = "; ".join(reasons) or "there is none"
+            raise Refused(f"no column of labels can be used ({why}); give numbers or classes")
+        return numbered
+
+    def comparable(self) -> "LabelColumns":
+        """The same without columns that cannot be compared with latents; see `numbered`."""
+        return replace(self, columns={name: self.columns[name] for name in self.numbered()})
+
+    def at(self, places: Int64[np.ndarray, " k"]) -> "LabelColumns":
+        """Some of the labels."""
+        columns = {name: [labels[i] for i in places] for name, labels in self.columns.items()}
+        position = None if self.position is None else self.position[places]
+        return LabelColumns(columns, self.document[places], position)
+
+
+def read_labels_table(
+    path: str | Path,
+    documents: Sequence[int] | Sequence[str] | np.ndarray,
+    ids: Sequence[object] | None = None,
+) -> LabelColumns:
+    """The labels in a csv or parquet file.
+
+    A column named "document" holds ids of documents; without it the table has a row for each
+    document, or one for each row of the documents, in their order. A column that holds their ids
+    under another name, or spelt otherwise, is refused: 007, 7.0 and doc7 are spellings of 7.
+
+    Args:
+        documents: each row's document, in order; or each document once. Its number, or a name;
+            names are numbered in the order of their first rows.
+        ids: of the documents by number, such as `FileSource.documents`; None: they are the numbers,
+            or the names.
+
+    Raises:
+        ValueError: the file is damaged or of another kind, has another length, an unknown document,
+            one twice, ids in another column, or no column that can be used.
+    """
+    path, rows = Path(path), np.asarray(documents)
+    if rows.dtype.kind in "US":
+        names, first, which = np.unique(rows, return_index=True, return_inverse=True)
+        order = first.argsort()
+        ids, rows = names[order].tolist(), order.argsort()[which]
+    number = rows.astype(np.int64)
+    numbers, first = np.unique(number, return_index=True)
+    by_id = {str(n if ids is None else ids[n]): n for n in numbers.tolist()}
+    table = _table_of(path, ids_are_texts=ids is not None)
+    columns = {name: table[name].to_pylist() for name in table.column_names if name != IDS}
+    if not columns:
+        raise Refused(f"{path} has no column of labels; give a column to each label")
+    if IDS in table.column_names:
+        rows_of: dict[str, int] = {}
+        for row, name in enumerate(map(str, table[IDS].to_pylist()), 1):
+            if name not in by_id:
+                raise Refused(
+                    f"{path}, row {row}: there is no document {name!r} among the "
+                    f"{len(by_id):,} of the activations{closest(name, list(by_id))}"
+                )
+            if name in rows_of:
+                raise Refused(
+                    f"{path}, row {row}: document {name!r} is in row {rows_of[name]} already; give "
+                    "each document one row"
+                )
+            rows_of[name] = row
+        document = np.array([by_id[name] for name in rows_of], dtype=np.int64)
+        return LabelColumns(columns, document).comparable()
+    document, position = number[np.sort(first)], None
+    if len(table) == len(number) > len(document):
+        document, order = number, np.argsort(number, kind="stable")
+        starts = np.flatnonzero(np.diff(number[order], prepend=-1))
+        position = np.empty(len(table), dtype=np.int64)
+        sizes = np.diff(starts, append=len(table))
+        position[order] = np.arange(len(table)) - np.repeat(starts, sizes)
+    elif len(table) != len(document):
+        n_rows = f" or their {len(number):,} rows" if len(number) > len(document) else ""
+        raise Refused(
+            f"{path} has {len(table):,} rows; give one to each of the {len(document):,} documents"
+            f"{n_rows}, or a column {IDS!r} with their ids"
+        )
+    names = {n: name for name, n in by_id.items()}
+    in_order = [names[n] for n in document.tolist()]
+    columns = {k: v for k, v in columns.items() if not _are_ids(path, k, v, in_order)}
+    logger.info("the rows of %s were matched in order: it has no column %r", path, IDS)
+    return LabelColumns(columns, document, position).comparable()
+
+
+def write_labels_table(
+    path: Path, documents: Sequence[int], columns: Mapping[str, Sequence[object]]
+) -> None:
+    """Write a csv file that `read_labels_table` reads; None is a document without a label."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [(IDS, *columns), *zip(documents, *columns.values(), strict=True)]
+        )
+
+
+def _are_ids(path: Path, name: str, values: list[Any], in_order: list[str]) -> bool:
+    """Whether a column holds the ids of the documents, perhaps in another spelling, in the order in
+    which its rows are matched.
+
+    Args:
+        in_order: the id of each of the table's rows, if they are matched in order.
+
+    Raises:
+        ValueError: it holds most of them, in another order.
+    """
+    ours, theirs = map(_plain_id, in_order), map(_plain_id, values)
+    ours, theirs = [*ours], [*theirs]
+    n, n_common = len({*theirs}), len({*theirs} & {*ours})
+    are_distinct = n == len(ours) or n > _MOST_WHOLE  # or else they may be classes of rows
+    if n == 1 or None in theirs or n != len({*ours}) or n_common <= n / 2 or not are_distinct:
+        return False
+    if theirs == ours:
+        logger.info("column %r is left out: it holds the ids of the documents, in order", name)
+        return True
+    row = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if len({*pair}) > 1)
+    raise Refused(
+        f"column {name!r} of {path} holds the ids of the documents in another order than the "
+        f"activations have them (row {row + 1} is {values[row]!r}, and the document there "
+        f"{in_order[row]!r}); call it {IDS!r}, spelt as the activations spell them, so that rows "
+        "are matched by it"
+    )
+
+
+def _plain_id(value: object) -> str | None:
+    """What spellings of an id have in common: its last whole number, or else its letters; None of
+    what is none, such as 0.12."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else None
+    text = str(value).strip().casefold()
+    number = re.search(r"(\d+)(?:\.0+)?$", text)
+    return str(int(number[1])) if number else text
+
+
+def _table_of(path: Path, *, ids_are_texts: bool) -> "pyarrow.Table":
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".parquet"):
+        raise Refused(f"{path} is not a table of labels; give a .csv or .parquet file")
+    if not path.is_file():
+        raise Refused(f"there is no file {path}; give a table of labels, .csv or .parquet")
+    types = {IDS: pa.string()} if ids_are_texts else {}
+    options = pyarrow.csv.ConvertOptions(column_types=types)
+    try:
+        if kind == ".csv":
+            table = pyarrow.csv.read_csv(path, convert_options=options)
+        else:
+            table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(damaged(path, error)) from error
+    repeated = {name for name in table.column_names if table.column_names.count(name) > 1}
+    if repeated:
+        raise Refused(f"{path} has two columns {min(repeated)!r}; give each a name of its own")
+    return table
 
 
 @dataclass
@@ -186,19 +434,20 @@ def label_table(
     """
     labels = labels if isinstance(labels, LabelColumns) else LabelColumns.of(labels)
     labels = labels.comparable()
-    units = read_units(sae, batches, labels, seed)
-    read = labels.at(units.place)
+    place, values, share = read_units(sae, batches, labels, seed)
+    read = labels.at(place)
     distinct, document = np.unique(read.document, return_inverse=True)
     refuse_few_documents(n := len(distinct))
     # Halves of equal size, by hashes; of an odd number the held-out one has a document more.
     order = hashed(torch.from_numpy(distinct), seed).argsort().argsort().numpy()
-    study = _Study(units, document, (order < n // 2)[document], sae.config.d_sae, n_resamples, seed)
+    is_choosing, d_sae = (order < n // 2)[document], sae.config.d_sae
+    study = _Study(values, document, is_choosing, d_sae, n_resamples, seed)
     associations, reasons = [], []
-    for column in read.numbered():
+    for name, (numbers, classes) in read.numbered().items():
         try:
-            associations += study.associations(column)
+            associations += study.associations(name, numbers, classes)
         except Refused as why:
-            reasons.append(f"column {column.name!r} is left out: {why}")
+            reasons.append(f"column {name!r} is left out: {why}")
             logger.warning("%s", reasons[-1])
     if not associations:
         raise Refused(
@@ -207,11 +456,11 @@ def label_table(
         )
     return LabelTable(
         by="document" if labels.position is None else "row",
-        uses=list(units.values),
-        n_units=len(units.place),
+        uses=list(values),
+        n_units=len(place),
         n_documents=n,
-        share=units.share,
-        d_sae=sae.config.d_sae,
+        share=share,
+        d_sae=d_sae,
         seed=seed,
         associations=associations,
     )
@@ -235,23 +484,14 @@ def refuse_few_documents(n: int, more: str = "") -> None:
         logger.warning("%s%s", few, more)
 
 
-class Units(NamedTuple):
-    """Variables (latents, then raw dimensions) in the units that have labels and were read."""
-
-    place: Int[np.ndarray, " n"]
-    """Each unit's place in the labels."""
-    values: dict[str, Float[np.ndarray, "n variables"]]
-    """"max" and "mean" over the rows of a unit, or "value" where each unit is one row."""
-    share: float
-    """Of the units that were read: below 1 if there were more than memory should hold."""
-
-
 @torch.no_grad()
 def read_units(
     sae: SAE, batches: Iterable[ActivationBatch], labels: LabelColumns, seed: int
-) -> Units:
-    """Maxima and means over labelled documents, or rows of them, in one pass over activations; of
-    more units than fit, those with the smallest hashes.
+) -> tuple[Int[np.ndarray, " n"], dict[str, Float[np.ndarray, "n variables"]], float]:
+    """Variables (latents, then raw dimensions) in the units, labelled documents or rows of them, in
+    one pass over activations: the place in the labels of each unit that was read; "max" and "mean"
+    over its rows, or "value" where each has one; and the share of these units among all that were
+    read: of more than memory should hold, those with the smallest hashes.
 
     Raises:
         ValueError: labels are those of rows, and the activations come without positions.
@@ -323,15 +563,16 @@ def read_units(
     order = np.argsort(place)
     largest, count = largest[order], count[order]
     if (count == 1).all():
-        return Units(place[order], {"value": largest}, share)
+        return place[order], {"value": largest}, share
     mean = total[order] / count[:, None].astype(np.float32)
-    return Units(place[order], {"max": largest, "mean": mean}, share)
+    return place[order], {"max": largest, "mean": mean}, share
 
 
 class _Study(NamedTuple):
     """What associations follow from beside the labels."""
 
-    units: Units
+    values: dict[str, Float[np.ndarray, "n variables"]]
+    """By use; see `read_units`."""
     document: Int[np.ndarray, " n"]
     is_choosing: np.ndarray
     """[n] whether the unit's document is on the half that chooses."""
@@ -339,13 +580,14 @@ class _Study(NamedTuple):
     n_resamples: int
     seed: int
 
-    def associations(self, column: Column) -> Iterator[Association]:
+    def associations(
+        self, name: str, labels: Float[np.ndarray, " n"], classes: list[str] | None
+    ) -> Iterator[Association]:
         """Those of a column: with its numbers, or with each class and with all of them.
 
         Raises:
             ValueError: too few units have a label, or none of the classes has enough.
         """
-        labels, classes = column.values, column.classes
         known = ~np.isnan(labels)
         parts = [known, known & self.is_choosing, known & ~self.is_choosing]
         if (n := min(int(part.sum()) for part in parts)) < _LEAST_LABELS:
@@ -379,7 +621,7 @@ class _Study(NamedTuple):
             )
             (best_raw,) = self._best(measure, of_target, parts[2], choosing, held_out, raw, 1)
             yield Association(
-                column=column.name,
+                column=name,
                 group=None if number is None or classes is None else classes[number],
                 measure=measure,
                 n=int(known.sum()),
@@ -399,7 +641,7 @@ class _Study(NamedTuple):
         """The scores of all variables among some units; 0 is chance: of an AUC it is twice the
         distance from 1/2. Memory is that of a block of variables."""
         labels, of_uses = labels[among], []
-        for values in self.units.values.values():
+        for values in self.values.values():
             blocks = []
             step = max(1, _AT_ONCE // len(values))
             for first in range(0, values.shape[1], step):
@@ -436,9 +678,9 @@ class _Study(NamedTuple):
             scores = float(chosen[index]), float(tested[index])
             if measure == "auc":
                 scores = tuple((1 + sign * score) / 2 for score in scores)
-            bests.append(Best(index, list(self.units.values)[uses[index]], sign, *scores))
+            bests.append(Best(index, list(self.values)[uses[index]], sign, *scores))
         best = bests[0]
-        variable = self.units.values[best.use][is_held, (among.start or 0) + best.index]
+        variable = self.values[best.use][is_held, (among.start or 0) + best.index]
         variable = variable.astype(float) * (best.sign if measure == "auc" else 1)
         labels = labels[is_held]
 

@@ -1,4 +1,7 @@
-"""An SAE's latents on one text, token by token, for people and programs.
+"""An SAE's latents on text: in one tensor, or of one text token by token, for people and programs.
+
+    out = latents(lm, sae, ["The cat sat", "on the mat"])
+    out.values, out.top(5)
 
     seen = inspect(lm, sae, tokenise(tokenizer, "The cat sat", bos=True))
     seen.on(3)             the latents that fire on token 3, strongest first
@@ -10,19 +13,128 @@ Special tokens (BOS, chat roles) are shown, but nothing is computed on them: SAE
 them, and their activations are outliers.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..activations.token_text import Tokens
-from ..lm import activations_read, cast_for, contract
+from ..activations.in_memory import Columns, text_list
+from ..activations.token_text import Tokens, spell, tokenise
+from ..io.errors import Refused
+from ..lm import (
+    Encoder,
+    activations_read,
+    cast_for,
+    check_arguments,
+    contract,
+    known_tokenizer,
+    special_ids,
+    tokenizer_of,
+    unspared,
+)
 from ..models.config import check_latent
 
 By = Literal["max", "mean", "relative"]
+Texts = str | Sequence[str] | Columns | Int[Tensor, "rows ctx"] | Mapping[str, Tensor]
+"""A text, several texts, a `datasets.Dataset`, token ids, or a tokenizer's output: input_ids and
+attention_mask."""
+
+
+class TopLatent(NamedTuple):
+    """A latent at its strongest token."""
+
+    latent: int
+    activation: float
+    """raw units"""
+    token: str
+    row: int
+    position: int
+
+
+class Latents(NamedTuple):
+    """Activations of all latents on all tokens; 0 on special tokens and padding."""
+
+    tokens: list[list[str]]
+    """The texts of each row's tokens, special ones included; without a tokenizer, their ids."""
+    input_ids: Int[Tensor, "rows ctx"]
+    keep: Bool[Tensor, "rows ctx"]
+    """False on special tokens (BOS among them) and padding: SAEs are not trained on them."""
+    values: Float[Tensor, "rows ctx d_sae"]
+    """Raw units."""
+
+    def top(self, k: int = 10) -> list[TopLatent]:
+        """The k latents with the largest activations, each at its strongest token."""
+        flat = self.values.flatten(0, 1)  # [rows * ctx, d_sae]
+        largest, place = flat.max(dim=0)
+        activations, order = largest.sort(descending=True, stable=True)
+        n_context = self.values.shape[1]
+        strongest = []
+        for latent, activation in zip(order[:k].tolist(), activations[:k].tolist(), strict=True):
+            if activation <= 0:
+                break
+            row, position = divmod(int(place[latent]), n_context)
+            token = self.tokens[row][position]
+            strongest.append(TopLatent(latent, activation, token, row, position))
+        return strongest
+
+
+@torch.no_grad()
+def latents(
+    lm: PreTrainedModel,
+    sae: Encoder,
+    text: Texts,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Latents:
+    """Latents of a text: tokens, and activations [rows, ctx, d_sae] with BOS left out.
+
+        out = hfsae.latents(lm, sae, "The president addressed Congress")
+        out.values.shape, out.top(5)
+
+    The language model runs up to the SAE's site and no further.
+
+    Args:
+        lm: a causal language model.
+        sae: anything with `encode(x)` and `config.site`.
+        text: a text, several texts (padded on the right), token ids [rows, ctx], or a tokenizer's
+            output: {"input_ids": ..., "attention_mask": ...}.
+        tokenizer: for text; None: the one that `hfsae.load_lm` loaded with the model.
+
+    Raises:
+        ValueError: there is no text, the SAE names no site, the text needs a tokenizer and none is
+            known, or the SAE is not for this model or tokenizer (`hfsae.lm.contract`).
+    """
+    check_arguments("latents", lm, sae)
+    tokenizer = tokenizer or known_tokenizer(lm)
+    contract.check_model(lm, sae, tokenizer)
+    text = {"input_ids": text} if isinstance(text, Tensor) else text
+    if isinstance(text, Mapping):
+        input_ids = torch.atleast_2d(text["input_ids"]).to(lm.device)
+        mask = text.get("attention_mask", torch.ones_like(input_ids))
+        mask = torch.atleast_2d(mask).to(lm.device).bool()
+        ids = input_ids.tolist()
+        texts = [[str(i) for i in r] if tokenizer is None else spell(tokenizer, r) for r in ids]
+    else:
+        listed, speller = text_list(text), tokenizer or tokenizer_of(lm)
+        bos = getattr(sae.config, "bos", None) != "none"
+        rows = [tokenise(speller, one, bos=bos) for one in listed]
+        length = max((len(row.ids) for row in rows), default=0)
+        if not length:
+            raise Refused("there is no text; give one or several")
+        input_ids = torch.tensor([[*row.ids, *[0] * (length - len(row.ids))] for row in rows])
+        lengths = torch.tensor([len(row.ids) for row in rows])
+        mask = torch.arange(length) < lengths[:, None]
+        input_ids, mask = input_ids.to(lm.device), mask.to(lm.device)
+        texts = [[*row.texts, *[""] * (length - len(row.texts))] for row in rows]
+    contract.check_bos(lm, sae, input_ids, mask)
+    keep = mask & unspared(input_ids, special_ids(lm))
+    x = activations_read(lm, sae.config, input_ids=input_ids, attention_mask=mask.long())
+    kept = sae.encode(cast_for(sae, x[keep.to(x.device)]))
+    values = kept.new_zeros(*input_ids.shape, kept.shape[-1])
+    values[keep.to(values.device)] = kept
+    return Latents(texts, input_ids, keep, values)
 
 
 class Firing(NamedTuple):
@@ -177,23 +289,18 @@ def firings_in(
     row, latent = (latents != 0).nonzero(as_tuple=True)
     position = positions.to(row.device)[row]
     firings = (position.cpu(), latent.cpu(), latents[row, latent].float().cpu())
-    return Inspection(tokens, *firings, d_sae, _fvu(sae, x, latents))
-
-
-def _fvu(sae: Any, x: Float[Tensor, "n d_in"], latents: Float[Tensor, "n d_sae"]) -> float:
-    """Of several sites the mean of each one's, as in an evaluation; nan of a single token, and of a
-    transcoder, whose target is not at hand."""
-    if len(x) < 2 or getattr(sae.config, "where_to", None) is not None:
-        return float("nan")
-    recon = sae.decode(latents, x)
-    sides = [(x, recon)]
-    if getattr(sae.config, "has_several_sites", False):
-        sides = zip(sae.split(x).values(), sae.split(recon).values(), strict=True)
-    each = [
-        float((a - b).float().square().sum() / (a - a.mean(0)).float().square().sum())
-        for a, b in sides
-    ]
-    return sum(each) / len(each)
+    fvu = float("nan")
+    if len(x) > 1 and getattr(sae.config, "where_to", None) is None:
+        recon = sae.decode(latents, x)
+        sides = [(x, recon)]
+        if getattr(sae.config, "has_several_sites", False):
+            sides = [*zip(sae.split(x).values(), sae.split(recon).values(), strict=True)]
+        each = [
+            float((a - b).float().square().sum() / (a - a.mean(0)).float().square().sum())
+            for a, b in sides
+        ]
+        fvu = sum(each) / len(each)
+    return Inspection(tokens, *firings, d_sae, fvu)
 
 
 def compare(

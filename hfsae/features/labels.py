@@ -10,9 +10,8 @@ escape it.
 
 import json
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..io.checksums import KEY, of_others, refuse_mixture, stamp
 from ..io.errors import Damaged, Refused
@@ -83,24 +82,19 @@ def read_automatic(folder: str | Path) -> dict[int, Automatic]:
     with reading(path):
         there = [name for name in ("source", "sure", "pearson") if name in columns_of(path)]
     rows = read_table(path, ["latent", "explanation", *there]).to_pylist()
+    names = {}
     try:
-        return {
-            int(row["latent"]): Automatic(
-                checked_label(row["explanation"]), row.get("source", ""), _is_doubtful(row)
-            )
-            for row in rows
-            if row["explanation"]
-        }
+        for row in rows:
+            if row["explanation"]:
+                text, source = checked_label(row["explanation"]), row.get("source", "")
+                sure, pearson = row.get("sure"), row.get("pearson")
+                is_doubtful = (sure is not None and sure < DOUBTFUL_SURE) or (
+                    pearson is not None and pearson < DOUBTFUL_PEARSON
+                )
+                names[int(row["latent"])] = Automatic(text, source, source == "lm" and is_doubtful)
     except (ValueError, TypeError) as error:
         raise Damaged(damaged(path, error)) from error
-
-
-def _is_doubtful(row: Mapping[str, Any]) -> bool:
-    sure, pearson = row.get("sure"), row.get("pearson")
-    uncertain = sure is not None and sure < DOUBTFUL_SURE
-    return row.get("source") == "lm" and (
-        uncertain or (pearson is not None and pearson < DOUBTFUL_PEARSON)
-    )
+    return names
 
 
 def read_names(folder: str | Path) -> dict[int, str]:
@@ -157,27 +151,18 @@ def _change(
 ) -> dict[int, str]:
     if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
         raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
+    path, beside = Path(folder) / LABELS, Path(weights or folder)
     with _writing:
-        if weights is not None and Path(weights) != Path(folder):
-            _put_aside(Path(folder), Path(weights))
+        if beside != Path(folder) and any(of_others(Path(folder), [LABELS], beside)):
+            # labels of other weights are neither mixed nor lost
+            path.replace(path.with_stem(f"{path.stem}-{parse_json(path)[KEY][:12]}"))
         labels = read_labels(folder, weights)
         labels.pop(latent, None)
         if label is not None:
             labels[latent] = label
-        _save(Path(folder) / LABELS, labels, stamp(Path(weights or folder)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = parse_json(path) if path.is_file() else {}
+        kept = {KEY: before[KEY]} if KEY in before else {}  # where the weights are not at hand
+        texts = {str(i): labels[i] for i in sorted(labels)}
+        write_whole(path, json.dumps({**kept, **stamp(beside), "labels": texts}, indent=2) + "\n")
     return labels
-
-
-def _put_aside(folder: Path, weights: Path) -> None:
-    """Rename labels of other weights, so that they are neither mixed nor lost."""
-    if any(of_others(folder, [LABELS], weights)):
-        path = folder / LABELS
-        path.replace(path.with_stem(f"{path.stem}-{parse_json(path)[KEY][:12]}"))
-
-
-def _save(path: Path, labels: dict[int, str], of_weights: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = parse_json(path) if path.is_file() else {}
-    kept = {KEY: before[KEY]} if KEY in before else {}  # where the weights are not at hand
-    content = {**kept, **of_weights, "labels": {str(i): labels[i] for i in sorted(labels)}}
-    write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -45,57 +45,39 @@ def plane(
     """
     generator = torch.Generator().manual_seed(seed)
     rows, neighbours, cosines = (t.detach().cpu() for t in (rows.float(), neighbours, cosines))
-    places = _components(F.normalize(rows, dim=1), generator)
-    n, k = neighbours.shape
-    if n > 2 and k:
-        heads = torch.arange(n).repeat_interleave(k)
-        weights = _weights(cosines).flatten()
-        n_epochs = next(epochs for most, epochs in _EPOCHS.items() if n <= most)
-        for epoch in range(n_epochs):
-            drawn = torch.rand(n * k, generator=generator) < weights
-            pairs = heads[drawn], neighbours.flatten()[drawn]
-            places = _moved(places, *pairs, 1 - epoch / n_epochs, generator)
-    places = places - places.median(0).values
-    reach = places.norm(dim=1).sort().values[int(0.98 * (n - 1))]
-    return places / reach.clamp(min=1e-12)
-
-
-def _components(rows: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "n 2"]:
-    """The first two principal components, by subspace iteration, scaled to 10."""
-    centred = rows - rows.mean(0)
+    # the first two principal components, by subspace iteration, scaled to 10
+    unit = F.normalize(rows, dim=1)
+    centred = unit - unit.mean(0)
     basis = torch.randn(rows.shape[1], 2, generator=generator)
     for _ in range(12):
         basis = torch.linalg.qr(centred.T @ (centred @ basis)).Q[:, :2]
     places = F.pad(centred @ basis, (0, 2 - basis.shape[1]))
     noise = torch.randn(places.shape, generator=generator)
-    return 10 * places / places.abs().max().clamp(min=1e-12) + 1e-2 * noise
-
-
-def _weights(cosines: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-    """Of each edge, 0 to 1: 1 for a row's nearest."""
+    places = 10 * places / places.abs().max().clamp(min=1e-12) + 1e-2 * noise
+    n, k = neighbours.shape
+    n_epochs = next(epochs for most, epochs in _EPOCHS.items() if n <= most) if n > 2 and k else 0
+    all_heads, all_tails = torch.arange(n).repeat_interleave(k), neighbours.flatten()
     further = cosines[:, :1] - cosines
-    return torch.exp(-further / further.mean(1, keepdim=True).clamp(min=1e-6))
-
-
-def _moved(
-    places: Float[Tensor, "n 2"],
-    heads: Int[Tensor, " m"],
-    tails: Int[Tensor, " m"],
-    rate: float,
-    generator: torch.Generator,
-) -> Float[Tensor, "n 2"]:
-    """One epoch: ends of an edge come together, and its head flees points drawn at random."""
-    apart = places[heads] - places[tails]
-    square = apart.square().sum(1, keepdim=True).clamp(min=1e-9)
-    pull = -2 * _A * _B * square ** (_B - 1) / (1 + _A * square**_B)
-    step = (pull * apart).clamp(-_LARGEST, _LARGEST)
-    others = torch.randint(len(places), (len(heads), _REPELLED), generator=generator)
-    away = places[heads][:, None] - places[others]  # [m, _REPELLED, 2]
-    square = away.square().sum(2, keepdim=True)
-    push = 2 * _B / ((0.001 + square) * (1 + _A * square**_B))
-    flight = (push * away).clamp(-_LARGEST, _LARGEST).sum(1)
-    moved = torch.zeros_like(places).index_add_(0, heads, step + flight)
-    moved.index_add_(0, tails, -step)
-    # all edges move at once: a point with many must not overshoot
-    degree = torch.bincount(torch.cat([heads, tails]), minlength=len(places)).clamp(min=1)
-    return places + rate * moved / degree.sqrt()[:, None]
+    weights = torch.exp(-further / further.mean(1, keepdim=True).clamp(min=1e-6)).flatten()
+    for epoch in range(n_epochs):
+        drawn = torch.rand(n * k, generator=generator) < weights
+        heads, tails = all_heads[drawn], all_tails[drawn]
+        # ends of an edge come together
+        apart = places[heads] - places[tails]
+        square = apart.square().sum(1, keepdim=True).clamp(min=1e-9)
+        pull = -2 * _A * _B * square ** (_B - 1) / (1 + _A * square**_B)
+        step = (pull * apart).clamp(-_LARGEST, _LARGEST)
+        # its head flees points drawn at random
+        others = torch.randint(n, (len(heads), _REPELLED), generator=generator)
+        away = places[heads][:, None] - places[others]  # [edges, _REPELLED, 2]
+        square = away.square().sum(2, keepdim=True)
+        push = 2 * _B / ((0.001 + square) * (1 + _A * square**_B))
+        flight = (push * away).clamp(-_LARGEST, _LARGEST).sum(1)
+        moved = torch.zeros_like(places).index_add_(0, heads, step + flight)
+        moved.index_add_(0, tails, -step)
+        # all edges move at once: a point with many must not overshoot
+        degree = torch.bincount(torch.cat([heads, tails]), minlength=n).clamp(min=1)
+        places = places + (1 - epoch / n_epochs) * moved / degree.sqrt()[:, None]
+    places = places - places.median(0).values
+    reach = places.norm(dim=1).sort().values[int(0.98 * (n - 1))]
+    return places / reach.clamp(min=1e-12)

@@ -40,12 +40,6 @@ class LensTokens(NamedTuple):
     suppressed: Int[Tensor, "d_sae k"]
     suppressed_logits: Float[Tensor, "d_sae k"]
 
-    @classmethod
-    def none(cls, d_sae: int) -> "LensTokens":
-        """No tokens, for latents that do not write to the residual stream."""
-        ids, logits = torch.zeros(d_sae, 0, dtype=torch.long), torch.zeros(d_sae, 0)
-        return cls(ids, logits, ids, logits)
-
 
 def lens_tokens(
     lm: PreTrainedModel, directions: Float[Tensor, "d_sae d_model"], k: int, n_vocab: int
@@ -54,42 +48,24 @@ def lens_tokens(
     brought to float32 piece by piece, since that of a large vocabulary fills memory."""
     W_U = output_embedding(lm)[:n_vocab]
     directions = through_final_norm(lm, directions.to(W_U.device, torch.float32))
-    promoted, suppressed, first = [], [], 0
+    pieces, first = [], 0
     for piece in W_U.split(max(1, LENS_EMBEDDING // W_U.shape[1])):
-        most, least = _extremes(directions, piece.float(), k)
-        promoted.append((most.indices + first, most.values))
-        suppressed.append((least.indices + first, least.values))
+        embedding, n, blocks = piece.float(), min(k, len(piece)), []
+        for block in directions.split(max(1, _BLOCK_LOGITS // len(piece))):
+            logits = block @ embedding.T
+            most, least = logits.topk(n), logits.topk(n, largest=False)
+            blocks.append((most.indices + first, most.values, least.indices + first, least.values))
+        pieces.append([torch.cat(column) for column in zip(*blocks, strict=True)])
         first += len(piece)
-    return LensTokens(*_merged(promoted, k, largest=True), *_merged(suppressed, k, largest=False))
-
-
-class _Extremes(NamedTuple):
-    """Of each direction's logits."""
-
-    indices: Int[Tensor, "d_sae _"]
-    values: Float[Tensor, "d_sae _"]
-
-
-def _extremes(
-    directions: Float[Tensor, "d_sae d"], W_U: Float[Tensor, "vocab d"], k: int
-) -> tuple[_Extremes, _Extremes]:
-    """The k largest and the k smallest."""
-    k, blocks = min(k, len(W_U)), []
-    for block in directions.split(max(1, _BLOCK_LOGITS // len(W_U))):
-        logits = block @ W_U.T
-        most, least = logits.topk(k), logits.topk(k, largest=False)
-        blocks.append((most.indices, most.values, least.indices, least.values))
-    columns = [torch.cat(column) for column in zip(*blocks, strict=True)]
-    return _Extremes(*columns[:2]), _Extremes(*columns[2:])
-
-
-def _merged(
-    pieces: Sequence[tuple[Tensor, Tensor]], k: int, *, largest: bool
-) -> tuple[Int[Tensor, "d_sae k"], Float[Tensor, "d_sae k"]]:
-    """The most extreme of the pieces' tokens, on the CPU."""
-    ids, logits = (torch.cat(column, dim=1) for column in zip(*pieces, strict=True))
-    best = logits.topk(min(k, logits.shape[1]), largest=largest)
-    return ids.gather(1, best.indices).cpu(), best.values.cpu()
+    promoted, high, suppressed, low = (torch.cat(c, dim=1) for c in zip(*pieces, strict=True))
+    most = high.topk(min(k, high.shape[1]))
+    least = low.topk(min(k, low.shape[1]), largest=False)
+    return LensTokens(
+        promoted.gather(1, most.indices).cpu(),
+        most.values.cpu(),
+        suppressed.gather(1, least.indices).cpu(),
+        least.values.cpu(),
+    )
 
 
 @torch.no_grad()
@@ -99,14 +75,24 @@ def lens_of(lm: PreTrainedModel, sae: SAE, latent: int, k: int, n_vocab: int) ->
     Raises:
         ValueError: the SAE does not write to the residual stream.
     """
+    return lens_tokens(lm, written_directions(lm, sae, [latent]), k, n_vocab)
+
+
+def written_directions(
+    lm: PreTrainedModel, sae: SAE, latents: Sequence[int] | slice = slice(None)
+) -> Float[Tensor, "n d_model"]:
+    """What some latents, or all, write into the residual stream at the last site that they write.
+
+    Raises:
+        ValueError: the SAE does not write to the residual stream.
+    """
     site, rows = last_written(sae)
-    direction = residual_directions(lm, rows[[latent]], site)
-    if direction is None:
+    if (directions := residual_directions(lm, rows[latents], site)) is None:
         raise Refused(
             f"site {site!r} does not write to the residual stream, so there is no logit lens; "
             "use an SAE that does, such as one at layers.12"
         )
-    return lens_tokens(lm, direction, k, n_vocab)
+    return directions
 
 
 def last_written(sae: SAE) -> tuple[str, Float[Tensor, "d_sae d_site"]]:
@@ -149,8 +135,9 @@ def through_final_norm(
 
     The norm is probed instead of read: that covers LayerNorm, RMSNorm and Gemma's `1 + weight`.
     """
-    norm = final_norm(lm)
-    return directions if norm is None else _through(norm, directions)
+    # the last one that a pass over one token goes through: families name it differently
+    called = _calls(lm, _norms(lm.base_model))
+    return _through(called[-1][0], directions) if called else directions
 
 
 def _through(norm: nn.Module, directions: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -163,12 +150,6 @@ def _through(norm: nn.Module, directions: Float[Tensor, "n d"]) -> Float[Tensor,
     if shift.norm() < 1e-2 * gain.norm():
         directions = directions - directions.mean(1, keepdim=True)
     return gain * directions
-
-
-def final_norm(lm: PreTrainedModel) -> nn.Module | None:
-    """The last norm that a one-token forward pass goes through; families name it differently."""
-    called = [m for m, _, _ in _calls(lm, _norms(lm.base_model))]
-    return called[-1] if called else None
 
 
 def _norm_behind(lm: PreTrainedModel, module: nn.Module) -> nn.Module | None:

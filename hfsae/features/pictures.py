@@ -125,7 +125,22 @@ def write_pictures(folder: str | Path, picture: "Callable[[int, int], Image.Imag
     home, store = Path(folder), FeatureStore.load(folder)
     if (grid := Grid.of(store.meta)) is None:
         raise Refused(f"the feature store in {str(folder)!r} is not of pictures: it has no grid")
-    shown = sorted(_shown(store, grid).items())
+    # the pictures that examples are from, those of the strongest first
+    columns = ["kind", "rank", "document", "position", "firing", "tokens"]
+    examples = store.examples.to_table(columns=columns)
+    order = examples["rank"].to_numpy() + 2**20 * (examples["kind"].to_numpy() != "top")
+    document, position = (examples[name].to_numpy() for name in ("document", "position"))
+    found: dict[Key, int] = {}
+    for i in order.argsort(kind="stable").tolist():
+        found.setdefault((int(document[i]), grid.part(int(position[i]))), i)
+        if len(found) == MOST:
+            break
+    captions = examples.select(["firing", "tokens"]).take([*found.values()]).to_pylist()
+    names = (row["tokens"][row["firing"]].rpartition(", ")[0] for row in captions)
+    shown = sorted(
+        (key, int(position[i]), name[:_LONGEST_NAME] or f"picture {key[0]}")
+        for (key, i), name in zip(found.items(), names, strict=True)
+    )
     schema = pa.schema(
         {"document": pa.int64(), "part": pa.int64(), "name": pa.string(), "picture": pa.binary()},
         metadata={_MADE_FOR: file_hash(home / EXAMPLES)},
@@ -138,30 +153,11 @@ def write_pictures(folder: str | Path, picture: "Callable[[int, int], Image.Imag
     ):
         for first in range(0, len(shown), _ROWS_PER_GROUP):
             rows = [
-                (*key, name, small(picture(key[0], position)))
-                for key, (position, name) in shown[first : first + _ROWS_PER_GROUP]
+                (*key, name, small(picture(key[0], at)))
+                for key, at, name in shown[first : first + _ROWS_PER_GROUP]
             ]
             file.write_table(pa.table([*zip(*rows, strict=True)], schema=schema))
     return len(shown)
-
-
-def _shown(store: FeatureStore, grid: Grid) -> dict[Key, tuple[int, str]]:
-    """The pictures that examples are from, each with a position in it and its name."""
-    columns = ["kind", "rank", "document", "position", "firing", "tokens"]
-    examples = store.examples.to_table(columns=columns)
-    strongest = examples["rank"].to_numpy() + 2**20 * (examples["kind"].to_numpy() != "top")
-    document, position = (examples[name].to_numpy() for name in ("document", "position"))
-    found: dict[Key, int] = {}
-    for i in strongest.argsort(kind="stable").tolist():
-        found.setdefault((int(document[i]), grid.part(int(position[i]))), i)
-        if len(found) == MOST:
-            break
-    captions = examples.select(["firing", "tokens"]).take([*found.values()]).to_pylist()
-    names = (row["tokens"][row["firing"]].rpartition(", ")[0] for row in captions)
-    return {
-        key: (int(position[i]), name[:_LONGEST_NAME] or f"picture {key[0]}")
-        for (key, i), name in zip(found.items(), names, strict=True)
-    }
 
 
 def small(image: "Image.Image", side: int = SIDE) -> bytes:
@@ -185,11 +181,14 @@ class Pictures:
         Raises:
             ValueError: they were made for other examples than the folder's, or are damaged.
         """
-        path = Path(folder) / PICTURES
+        home, path = Path(folder), Path(folder) / PICTURES
         if not path.is_file():
             return None
-        made_for = table_metadata(path).get(_MADE_FOR)
-        if made_for not in (None, _examples_hash(Path(folder))):
+        hashes = read_json(home / META).get(FILES) if (home / META).is_file() else None
+        own = hashes.get(Path(EXAMPLES).name) if isinstance(hashes, dict) else None
+        if own is None and (home / EXAMPLES).is_file():
+            own = file_hash(home / EXAMPLES)
+        if table_metadata(path).get(_MADE_FOR) not in (None, own):
             raise Damaged(damaged(path, "it was made for other examples than those beside it"))
         table = read_table(path, ["document", "part", "name"])
         with reading(path):
@@ -210,6 +209,8 @@ class Pictures:
         wanted = {*keys} & self.names.keys()
         if not wanted:
             return {}
+        from PIL import Image
+
         of_these = [("document", "in", sorted({document for document, _ in wanted}))]
         table = read_table(self.path, ["document", "part", "picture"], of_these)
         with reading(self.path):
@@ -221,23 +222,22 @@ class Pictures:
                 for key, content in _keyed(table, "picture")
                 if key in wanted
             }
-            for key, picture in pictures.items():
-                _refuse_other(key, picture.content)
+            for (document, _), picture in pictures.items():
+                try:  # a JPEG no larger than `small` makes them; its pixels are not read
+                    with Image.open(BytesIO(picture.content), formats=["JPEG"]) as image:
+                        width, height = image.size
+                except (OSError, ValueError, SyntaxError) as error:
+                    raise Refused(f"the picture of document {document} is no JPEG") from error
+                if max(width, height) > SIDE:
+                    raise Refused(
+                        f"the picture of document {document} is {width} x {height} pixels"
+                    )
         return pictures
 
 
 def _keyed(table: "pyarrow.Table", column: str) -> Iterator[tuple[Key, Any]]:
     document, part, values = (table[n].to_pylist() for n in ("document", "part", column))
     return zip(zip(document, part, strict=True), values, strict=True)
-
-
-def _examples_hash(home: Path) -> str | None:
-    """The hash of the examples in a folder, as its meta.json has it."""
-    sealed = read_json(home / META).get(FILES) if (home / META).is_file() else None
-    name = Path(EXAMPLES).name
-    if isinstance(sealed, dict) and name in sealed:
-        return sealed[name]
-    return file_hash(home / EXAMPLES) if (home / EXAMPLES).is_file() else None
 
 
 def _refuse_types(table: "pyarrow.Table") -> None:
@@ -247,20 +247,3 @@ def _refuse_types(table: "pyarrow.Table") -> None:
     for name, column in zip(table.column_names, table.columns, strict=True):
         if column.type != fitting.get(name, pa.int64()) or column.null_count:
             raise Refused(f"{name} holds {column.type}, and {column.null_count:,} are missing")
-
-
-def _refuse_other(key: Key, content: bytes) -> None:
-    """Check that it is a JPEG that is no larger than `small` makes them; its pixels are not read.
-
-    Raises:
-        ValueError: it is none.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(BytesIO(content), formats=["JPEG"]) as image:
-            width, height = image.size
-    except (OSError, ValueError, SyntaxError) as error:
-        raise Refused(f"the picture of document {key[0]} is no JPEG") from error
-    if max(width, height) > SIDE:
-        raise Refused(f"the picture of document {key[0]} is {width} x {height} pixels")

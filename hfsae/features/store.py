@@ -8,9 +8,9 @@ two (`hfsae.io.checksums`).
 import json
 import math
 import random
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -165,14 +165,23 @@ class FeatureStore:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"latent {index} is not in this store: it has 0 to {len(self) - 1}")
-        table = self.latents.slice(index, 1)
-        row = table.to_pylist()[0]
+        import pyarrow.compute as pc
+
+        with reading(self._examples_path):
+            which, columns = pc.field("latent") == index, list(Example._fields)
+            table = self.examples.to_table(columns=columns, filter=which)
+            _refuse_misfits(self._examples_path, table)
+            examples = [Example(**row) for row in table.to_pylist()]
+            for example in examples:
+                if not 0 <= example.firing < len(example.tokens) == len(example.activations):
+                    raise Refused(f"an example of latent {index} has lists that do not fit")
+        row = self.latents.slice(index, 1).to_pylist()[0]
         return Latent(
             *(row[name] for name in ("latent", *Latent._fields[1:6])),
             promoted=_pairs(row["promoted_tokens"], row["promoted_logits"]),
             suppressed=_pairs(row["suppressed_tokens"], row["suppressed_logits"]),
             neighbours=_pairs(row["neighbours"], row["neighbour_cosines"]),
-            examples=self._examples_of(index),
+            examples=examples,
             unit=self.unit,
         )
 
@@ -237,20 +246,6 @@ class FeatureStore:
         """For messages about the examples; those just collected are in memory."""
         return Path(*getattr(self.examples, "files", ())[:1])
 
-    def _examples_of(self, index: int) -> list[Example]:
-        import pyarrow.compute as pc
-
-        with reading(self._examples_path):
-            which, columns = pc.field("latent") == index, list(Example._fields)
-            table = self.examples.to_table(columns=columns, filter=which)
-            _refuse_misfits(self._examples_path, table)
-            rows = table.to_pylist()
-            examples = [Example(*(row[name] for name in Example._fields)) for row in rows]
-            for example in examples:
-                if not 0 <= example.firing < len(example.tokens) == len(example.activations):
-                    raise Refused(f"an example of latent {index} has lists that do not fit")
-        return examples
-
     def pick(
         self, n: int, seed: int = 0, *, min_density: float = 1e-4, max_density: float = 0.1
     ) -> list[int]:
@@ -290,6 +285,7 @@ class FeatureStore:
                 were not written together, or one is damaged.
         """
         import pyarrow.dataset
+        import pyarrow.parquet as pq
 
         home = Path(folder)
         for name in (META, LATENTS, EXAMPLES):
@@ -301,9 +297,11 @@ class FeatureStore:
         refuse_mixture(home, [META])
         refuse_changed(home, [META])
         path = home / LATENTS
-        latents = read_table(path, _columns_of(path))
+        with reading(path):
+            there = pq.read_schema(path).names
+        columns = [name for name in COLUMNS["latents"] if name in there or name not in _MAP]
+        latents = read_table(path, columns)
         _refuse_misfits(path, latents)
-        _refuse_other_rows(path, latents)
         path = home / EXAMPLES
         check_columns(path, COLUMNS["examples"])
         options = pyarrow.dataset.ParquetReadOptions(dictionary_columns=text_columns())
@@ -321,24 +319,19 @@ class FeatureStore:
             int(meta["arguments"]["quantiles"])
             if (unit := meta.get("unit", "token")) not in UNITS:
                 raise Refused(f"the unit is {unit!r}, not one of {', '.join(UNITS)}")
-        _refuse_out_of_range(home / LATENTS, latents, n_bins=len(edges) - 1)
+        _refuse_wrong_latents(home / LATENTS, latents, n_bins=len(edges) - 1)
         return cls(latents, examples, meta=unsealed(meta))
-
-
-def _columns_of(path: Path) -> list[str]:
-    """The columns of the latents' table that a store has to have, and those that it has besides."""
-    import pyarrow.parquet as pq
-
-    with reading(path):
-        there = pq.read_schema(path).names
-    return [name for name in COLUMNS["latents"] if name in there or name not in _MAP]
 
 
 def _refuse_misfits(path: Path, table: "pyarrow.Table") -> None:
     """Refuse columns of other types than `FeatureStore.save` writes, and missing values."""
     import pyarrow as pa
 
-    kinds = {"number": pa.types.is_floating, "whole": pa.types.is_integer, "text": _is_text}
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "number": pa.types.is_floating,
+        "whole": pa.types.is_integer,
+        "text": lambda kind: pa.types.is_string(getattr(kind, "value_type", kind)),
+    }
     for name, column in zip(table.column_names, table.columns, strict=True):
         kind, is_list = _KINDS.get(name), name in _LISTS
         if kind is None:
@@ -355,33 +348,20 @@ def _refuse_misfits(path: Path, table: "pyarrow.Table") -> None:
             raise Damaged(damaged(path, f"{n_missing:,} values of {name} are missing"))
 
 
-def _is_text(kind: "pyarrow.DataType") -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_string(getattr(kind, "value_type", kind))
-
-
-def _refuse_other_rows(path: Path, latents: "pyarrow.Table") -> None:
-    """Check that rows are in order (a row is found by its place), and its lists equally long."""
-    if latents["latent"].to_pylist() != list(range(len(latents))):
-        raise Damaged(damaged(path, "its rows are not those of latents 0, 1, 2 and so on"))
-    lengths = {
-        name: [chunk.value_lengths().to_pylist() for chunk in latents[name].chunks]
-        for name in _LISTS
-        if name in latents.column_names
-    }
-    for one, other in _TOGETHER:
-        if lengths[one] != lengths[other]:
-            raise Damaged(damaged(path, f"{one} and {other} are of different lengths"))
-
-
-def _refuse_out_of_range(path: Path, latents: "pyarrow.Table", n_bins: int) -> None:
-    """Check that neighbours are latents, that histograms have the bins of meta.json, and that
+def _refuse_wrong_latents(path: Path, latents: "pyarrow.Table", n_bins: int) -> None:
+    """Check that rows are in order (a row is found by its place), that lists that belong together
+    are equally long, neighbours are latents, and histograms have the bins of meta.json; that
     numbers are finite, and counts, densities and activations not negative."""
     import pyarrow.compute
 
     pc: Any = pyarrow.compute  # its functions are created at import, unknown to type checkers
     with reading(path):
+        if latents["latent"].to_pylist() != list(range(len(latents))):
+            raise Refused("its rows are not those of latents 0, 1, 2 and so on")
+        for pair in _TOGETHER:
+            one, other = (pc.list_value_length(latents[name]).to_pylist() for name in pair)
+            if one != other:
+                raise Refused(f"{pair[0]} and {pair[1]} are of different lengths")
         if wrong := {*pc.unique(pc.list_value_length(latents["histogram"])).to_pylist()} - {n_bins}:
             raise Refused(f"a histogram has {wrong.pop():,} bins; meta.json has edges of {n_bins}")
         for name, (low, high) in {**_RANGES, "neighbours": (0, len(latents) - 1)}.items():
@@ -418,36 +398,25 @@ def show(latent: Latent, highlight: tuple[str, str] = PLAIN, *, width: int = 100
     if latent.unit == "token":
         lines.append(f"  promotes    {_token_line(latent.promoted)}")
         lines.append(f"  suppresses  {_token_line(latent.suppressed)}")
-    row_line = partial(_row_line, unit=latent.unit)
-    line_of, kind = _example_line if latent.unit == "token" else row_line, None
+    kind = None
     for example in latent.examples:
         if example.kind != kind:
             kind = example.kind
             lines.append(f"  {printable(kind.replace('_', ' '))}")
-        lines.append(f"  {example.activation:>9.3g}  {line_of(example, highlight, width - 13)}")
+        token = printable(example.tokens[example.firing])
+        room, left, right = max(0, width - 13 - len(token) - 2), "", ""
+        if latent.unit == "token":
+            left = printable("".join(example.tokens[: example.firing]))
+            left = left[max(0, len(left) - room // 2) :]
+            right = printable("".join(example.tokens[example.firing + 1 :]))[: room - len(left)]
+        elif latent.unit != "patch":  # people know a picture's patches by row and column
+            around = zip(example.token_ids, example.activations, strict=True)
+            also = [f"{at} ({a:.3g})" for at, a in around if a > 0 and at != example.position]
+            right = f"  also at {', '.join(also)}"[:room] if also else ""
+        line = f"{left}{highlight[0]}{token}{highlight[1]}{right}"
+        lines.append(f"  {example.activation:>9.3g}  {line}")
     return "\n".join(lines)
 
 
 def _token_line(pairs: list[tuple[str, float]]) -> str:
     return "  ".join(f"'{printable(token)}' {logit:+.2f}" for token, logit in pairs) or "-"
-
-
-def _example_line(example: Example, highlight: tuple[str, str], width: int) -> str:
-    left = printable("".join(example.tokens[: example.firing]))
-    token = printable(example.tokens[example.firing])
-    right = printable("".join(example.tokens[example.firing + 1 :]))
-    room = max(0, width - len(token) - 2)
-    left = left[max(0, len(left) - room // 2) :]
-    return f"{left}{highlight[0]}{token}{highlight[1]}{right[: room - len(left)]}"
-
-
-def _row_line(example: Example, highlight: tuple[str, str], width: int, *, unit: str) -> str:
-    """The caption, then the others in its window where the latent fires, as far as they fit; of a
-    picture none, whose patches people know by row and column."""
-    caption = printable(example.tokens[example.firing])
-    if unit == "patch":
-        return f"{highlight[0]}{caption}{highlight[1]}"
-    around = zip(example.token_ids, example.activations, strict=True)
-    also = [f"{at} ({a:.3g})" for at, a in around if a > 0 and at != example.position]
-    beside = f"  also at {', '.join(also)}"[: max(0, width - len(caption) - 2)] if also else ""
-    return f"{highlight[0]}{caption}{highlight[1]}{beside}"

@@ -41,8 +41,8 @@ from ..explanations.judges import (
 )
 from ..explanations.prompts import quoted
 from ..features import FeatureStore
-from ..features.function_words import content_word
 from ..features.labels import read_labels
+from ..features.search import content_word
 from ..io.checksums import sealed, stamp
 from ..io.errors import Refused
 from ..io.file_names import PRESETS, PRESETS_SEARCH

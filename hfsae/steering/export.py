@@ -59,13 +59,56 @@ def save_steering_vector(
             SAE has token_norm or names no site; or, for GGUF, its site is not the residual stream
             after block 1 or later.
     """
-    path = Path(path)
-    writers = {".safetensors": _write_safetensors, ".gguf": _write_gguf}
-    if path.suffix not in writers:
-        raise Refused(f"{path.name!r} has no known suffix; end it in {' or '.join(writers)}")
-    steering = _vector(sae, latents, unit, max_activations)
+    path, config = Path(path), sae.config
+    if path.suffix not in (".safetensors", ".gguf"):
+        raise Refused(f"{path.name!r} has no known suffix; end it in .safetensors or .gguf")
+    edits, site = resolve(sae, latents, "add", unit, max_activations), config.writes.only_site
+    if config.token_norm != "none":
+        raise Refused(
+            f"this SAE has token_norm {config.token_norm!r}: each token needs its own "
+            "vector; steer with the SAE instead"
+        )
+    for edit in edits:
+        if edit.mode != "add" or edit.of_norm:
+            what = "unit 'norm'" if edit.of_norm else f"mode {edit.mode!r}"
+            raise Refused(
+                f"{what} (latent {edit.latent}) depends on the token, so one vector cannot hold "
+                "it; use mode 'add' in the unit 'raw' or 'max'"
+            )
+    strengths = torch.tensor([edit.strength for edit in edits])
+    vector = strengths @ sae.W_dec.detach().float().cpu()[[edit.latent for edit in edits]]
+    metadata = {
+        "format": FORMAT,
+        "model_name": config.model_name or "",
+        "model_revision": config.model_revision or "",
+        "latents": json.dumps({str(edit.latent): edit.strength for edit in edits}),
+        "use": "add to the activation at the site that names the tensor, at every token",
+    }
+    if path.suffix == ".safetensors":
+        with replacing(path) as written:
+            save_file({site: vector}, written, metadata=metadata)
+        return path
+    module, port = Site.parse(site)
+    match = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", module)
+    block = int(match[1]) - (port == "in") if match else -1
+    if block < 1:
+        raise Refused(
+            f"llama.cpp adds control vectors to the residual stream after block 1 or later, not at "
+            f"{site!r}; use a .safetensors file"
+        )
+    from gguf import GGUFWriter
+
     with replacing(path) as written:
-        writers[path.suffix](written, steering)
+        writer = GGUFWriter(written, "controlvector")
+        writer.add_string("controlvector.model_hint", metadata["model_name"])
+        writer.add_uint32("controlvector.layer_count", block)
+        for key in ("format", "latents"):
+            writer.add_string(f"hfsae.{key}", metadata[key])
+        writer.add_tensor(f"direction.{block}", vector.numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
     return path
 
 
@@ -90,63 +133,3 @@ def load_steering_vector(path: str | Path) -> SteeringVector:
             return SteeringVector(names[0], file.get_tensor(names[0]), metadata)
     except (SafetensorError, OSError) as error:
         raise Refused(f"{str(path)!r} cannot be read: {error}") from error
-
-
-def _vector(sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None) -> SteeringVector:
-    config, edits = sae.config, resolve(sae, latents, "add", unit, max_activations)
-    target = config.writes.only_site
-    if config.token_norm != "none":
-        raise Refused(
-            f"this SAE has token_norm {config.token_norm!r}: each token needs its own "
-            "vector; steer with the SAE instead"
-        )
-    for edit in edits:
-        if edit.mode != "add" or edit.of_norm:
-            what = "unit 'norm'" if edit.of_norm else f"mode {edit.mode!r}"
-            raise Refused(
-                f"{what} (latent {edit.latent}) depends on the token, so one vector cannot hold "
-                "it; use mode 'add' in the unit 'raw' or 'max'"
-            )
-    strengths = torch.tensor([edit.strength for edit in edits])
-    rows = sae.W_dec.detach().float().cpu()[[edit.latent for edit in edits]]
-    metadata = {
-        "format": FORMAT,
-        "model_name": config.model_name or "",
-        "model_revision": config.model_revision or "",
-        "latents": json.dumps({str(edit.latent): edit.strength for edit in edits}),
-        "use": "add to the activation at the site that names the tensor, at every token",
-    }
-    return SteeringVector(target, strengths @ rows, metadata)
-
-
-def _write_safetensors(path: Path, steering: SteeringVector) -> None:
-    save_file({steering.site: steering.vector}, path, metadata=steering.metadata)
-
-
-def _write_gguf(path: Path, steering: SteeringVector) -> None:
-    layer = _block_of(steering.site)
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path, "controlvector")
-    writer.add_string("controlvector.model_hint", steering.metadata["model_name"])
-    writer.add_uint32("controlvector.layer_count", layer)
-    for key in ("format", "latents"):
-        writer.add_string(f"hfsae.{key}", steering.metadata[key])
-    writer.add_tensor(f"direction.{layer}", steering.vector.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _block_of(site: str) -> int:
-    """The number N of the block with this site as its output."""
-    module, port = Site.parse(site)
-    match = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", module)
-    block = int(match[1]) - (port == "in") if match else -1
-    if block < 1:
-        raise Refused(
-            f"llama.cpp adds control vectors to the residual stream after block 1 or later, not at "
-            f"{site!r}; use a .safetensors file"
-        )
-    return block

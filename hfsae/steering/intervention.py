@@ -115,7 +115,26 @@ def steer(
     check_arguments("steer", lm)
     _check_choice("scope", scope, SCOPES)
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
-    saes, edits, maxima = _aligned(sae, latents, mode, max_activations)
+    is_several = isinstance(sae, list | tuple)
+    saes = [_plain(one) for one in sae] if is_several else [_plain(sae)]
+    if not all(isinstance(one, SAE) for one in saes):
+        raise Refused(
+            f"sae is {repr(sae)[:40]}; pass an SAE, such as hfsae.load(folder), or a list of them"
+        )
+    if is_several and (isinstance(latents, Mapping) or len(latents) != len(saes)):
+        raise Refused(
+            f"latents has {len(latents)} entries for {len(saes)} SAEs; give a list with one "
+            "mapping {latent: strength} for each SAE"
+        )
+    edits = [_edits(each, mode) for each in (latents if is_several else [latents])]
+    maxima: Any = max_activations if is_several else [max_activations]
+    if maxima is None:
+        maxima = [None] * len(saes)
+    elif isinstance(maxima, Mapping) or len(maxima) != len(saes):
+        raise Refused(
+            f"max_activations has {len(maxima)} entries for {len(saes)} SAEs; give a list with one "
+            "for each SAE"
+        )
     if not any(edits):
         raise Refused("latents is empty; give a latent and a strength, such as {1234: 2.0}")
     triples = zip(saes, edits, maxima, strict=True)
@@ -126,39 +145,6 @@ def steer(
         if scope != "all":
             blocks.enter_context(noting_prompts(lm))
         yield
-
-
-def _aligned(
-    sae: SAE | Sequence[SAE],
-    latents: Any,
-    mode: Mode,
-    max_activations: Maxima | Sequence[Maxima | None] | None,
-) -> tuple[Sequence[SAE], Sequence[Edits], Sequence[Maxima | None]]:
-    """The SAEs, and the edits and maxima of each."""
-    is_several = isinstance(sae, list | tuple)
-    sae = [_plain(one) for one in sae] if is_several else _plain(sae)
-    if isinstance(sae, SAE):
-        edits = _edits(latents, mode)
-        return [sae], [edits], [cast("Maxima | None", max_activations)]
-    if not isinstance(sae, Sequence) or not all(isinstance(one, SAE) for one in sae):
-        raise Refused(
-            f"sae is {repr(sae)[:40]}; pass an SAE, such as hfsae.load(folder), or a list of them"
-        )
-    if isinstance(latents, Mapping) or len(latents) != len(sae):
-        raise Refused(
-            f"latents has {len(latents)} entries for {len(sae)} SAEs; give a list with one mapping "
-            "{latent: strength} for each SAE"
-        )
-    edits = [_edits(each, mode) for each in latents]
-    if max_activations is None:
-        return sae, edits, [None] * len(sae)
-    maxima = cast("Sequence[Maxima | None]", max_activations)
-    if isinstance(max_activations, Mapping) or len(maxima) != len(sae):
-        raise Refused(
-            f"max_activations has {len(maxima)} entries for {len(sae)} SAEs; give a list with one "
-            "for each SAE"
-        )
-    return sae, edits, maxima
 
 
 def _edits(latents: object, mode: Mode) -> Edits:
@@ -203,7 +189,9 @@ def resolve(
     one_at_a_time = sae.config.is_causal and sae.config.has_several_sites
     resolved = []
     for latent, edit in edits.items():
-        _check_latent(latent, sae)
+        if isinstance(latent, bool) or not isinstance(latent, Integral):
+            raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
+        check_latent(int(latent), sae.config.d_sae)
         edit = edit if isinstance(edit, Edit) else Edit(edit)
         its_mode, its_unit = edit.mode or mode, edit.unit or unit
         _check_choice("mode", its_mode, MODES)
@@ -213,46 +201,32 @@ def resolve(
                 f"a {sae.config.model_type} writes at one target after another, and mode "
                 "'orthogonal' and unit 'norm' need all of them at once; use another mode or unit"
             )
-        strength = _checked_strength(latent, edit.strength)
-        measured = its_mode not in ("scale", "ablate")
+        strength: Any = edit.strength
+        is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+        if not is_number or not math.isfinite(strength):
+            raise Refused(f"the strength of latent {latent} is {strength!r}; use a finite number")
+        strength, measured = float(strength), its_mode not in ("scale", "ablate")
         if its_unit == "max" and measured:
-            strength *= _maximum(latent, maxima)
+            if maxima is None or (isinstance(maxima, Mapping) and latent not in maxima):
+                raise Refused(
+                    f"unit 'max' needs the maximal activation of latent {latent}: pass "
+                    "max_activations, such as FeatureStore.load(folder).max_activations"
+                )
+            most = float(maxima[latent])
+            if not 0 < most < math.inf:
+                raise Refused(
+                    f"latent {latent} has the maximal activation {most:g} (it never fired), so "
+                    "unit='max' cannot scale it; use unit='norm' or 'raw'"
+                )
+            strength *= most
         of_norm = its_unit == "norm" and measured
         resolved.append(Resolved(int(latent), its_mode, strength, of_norm))
     return resolved
 
 
-def _check_latent(latent: int, sae: SAE) -> None:
-    if isinstance(latent, bool) or not isinstance(latent, Integral):
-        raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
-    check_latent(int(latent), sae.config.d_sae)
-
-
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise Refused(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
-
-
-def _checked_strength(latent: int, strength: object) -> float:
-    is_number = isinstance(strength, Real) and not isinstance(strength, bool)
-    if not is_number or not math.isfinite(cast(float, strength)):
-        raise Refused(f"the strength of latent {latent} is {strength!r}; use a finite number")
-    return float(cast(float, strength))
-
-
-def _maximum(latent: int, maxima: Maxima | None) -> float:
-    if maxima is None or (isinstance(maxima, Mapping) and latent not in maxima):
-        raise Refused(
-            f"unit 'max' needs the maximal activation of latent {latent}: pass max_activations, "
-            "such as FeatureStore.load(folder).max_activations"
-        )
-    most = float(maxima[latent])
-    if not 0 < most < math.inf:
-        raise Refused(
-            f"latent {latent} has the maximal activation {most:g} (it never fired), so unit='max' "
-            "cannot scale it; use unit='norm' or 'raw'"
-        )
-    return most
 
 
 class _Steering:
@@ -269,11 +243,11 @@ class _Steering:
         self.directions = rows / self.row_norms[:, None].clamp(min=1e-12)  # [n, d_out]
         # pseudo-inverse: sets all these components at once; the rest of the space stays
         self.inverse = torch.linalg.pinv(self.directions) if self.replaced else rows.T  # [d_out, n]
-        self.prompt = _Prompt()
+        self._last = threading.local()  # n, ids: the prompt's length and the last uncached pass
 
     def write(self, moment: Moment) -> Float[Tensor, "rows ctx d_out"]:
         x = moment.target
-        n_prompt = self.prompt.columns(moment)
+        n_prompt = self._prompt_columns(moment)
         first, last = {
             "all": (0, x.shape[1]),
             "prompt": (0, n_prompt),
@@ -292,33 +266,25 @@ class _Steering:
         written = x
         if self.changed or not self.error_term:
             latents = sae.encode(moment.source)
-            written = sae.decode(self._change(latents, moment), moment.source)
+            new = latents.clone()
+            for edit in self.changed:
+                old = latents[..., edit.latent]
+                value = self._amount(edit, moment).to(old)
+                new[..., edit.latent] = {
+                    "add": old + value,
+                    "clamp": value.expand_as(old),
+                    "scale": old * value,
+                    "ablate": torch.zeros_like(old),
+                    "cap": torch.minimum(old, value),
+                }[edit.mode]
+            written = sae.decode(new, moment.source)
             if self.error_term:
                 # difference first: an edit without effect then adds exactly zero
                 written = x + (written - sae.decode(latents, moment.source)).to(x.device)
-        return self._replace(written, moment) if self.replaced else written
-
-    def _change(
-        self, latents: Float[Tensor, "rows ctx d_sae"], moment: Moment
-    ) -> Float[Tensor, "rows ctx d_sae"]:
-        new = latents.clone()
-        for edit in self.changed:
-            old = latents[..., edit.latent]
-            value = self._amount(edit, moment).to(old)
-            new[..., edit.latent] = {
-                "add": old + value,
-                "clamp": value.expand_as(old),
-                "scale": old * value,
-                "ablate": torch.zeros_like(old),
-                "cap": torch.minimum(old, value),
-            }[edit.mode]
-        return new
-
-    def _replace(
-        self, written: Float[Tensor, "rows ctx d_out"], moment: Moment
-    ) -> Float[Tensor, "rows ctx d_out"]:
+        if not self.replaced:
+            return written
         along = [self._amount(edit, moment).expand(written.shape[:2]) for edit in self.replaced]
-        factor = self.sae.row_factor(moment.source).to(self.directions)
+        factor = sae.row_factor(moment.source).to(self.directions)
         goal = torch.stack(along, dim=-1).to(self.directions) * self.row_norms * factor
         present = written.to(self.directions) @ self.directions.T  # [rows, ctx, n]
         return written + ((goal - present) @ self.inverse.T).to(written.device)
@@ -332,29 +298,20 @@ class _Steering:
         norm = moment.target.float().norm(dim=-1).to(factor.device)
         return edit.strength / 100 * norm / (row_norm * factor).clamp(min=1e-12)
 
-
-class _Prompt:
-    """The end of the prompt, in one thread's successive forward passes. Outside of `generate` it is
-    inferred from them."""
-
-    def __init__(self) -> None:
-        self._last = threading.local()  # n, ids: the prompt's length and the last uncached pass
-
-    def columns(self, moment: Moment) -> int:
-        """Number of this pass's columns that belong to the prompt; the others were generated."""
+    def _prompt_columns(self, moment: Moment) -> int:
+        """Number of this pass's columns that belong to the prompt; the others were generated. It is
+        inferred from one thread's successive passes outside of `generate`."""
         ctx, ids = moment.target.shape[1], moment.input_ids
         if (n_prompt := prompt_length()) is not None:
             return min(max(n_prompt - moment.n_cached, 0), ctx)
         if moment.n_cached > 0:
             return ctx if ctx > 1 else 0  # several: a prompt in pieces, or a chat's next turn
         last: Tensor | None = getattr(self._last, "ids", None)
-        if last is None or ids is None or not _extends(ids, last, self._last.n):
+        is_next = False  # whether these are the last pass's ids and one more
+        if last is not None and ids is not None and ids.shape == (len(last), last.shape[1] + 1):
+            n = self._last.n  # prompts are compared: beams change
+            is_next = torch.equal(ids[:, :n], last[:, :n])
+        if not is_next:
             self._last.n = ctx
         self._last.ids = ids
         return self._last.n
-
-
-def _extends(ids: Tensor, last: Tensor, n_prompt: int) -> bool:
-    """Whether ids are the last pass's ids and one more. Compares prompts only: beams change."""
-    one_longer = ids.shape == (len(last), last.shape[1] + 1)
-    return one_longer and torch.equal(ids[:, :n_prompt], last[:, :n_prompt])

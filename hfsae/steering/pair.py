@@ -158,16 +158,28 @@ def generate_pair(
     """
     sampling = sampling or Sampling()
     plain_ids = prompt_ids if plain_ids is None else plain_ids
+    text_config, n_new = lm.config.get_text_config(), sampling.max_new_tokens
+    room = getattr(text_config, "max_position_embeddings", None)
     for ids in (prompt_ids, plain_ids):
-        _check_room(lm, len(ids), sampling.max_new_tokens)
-    eos = _eos_ids(lm, tokenizer)
+        if len(ids) == 0:
+            raise Refused("the prompt is empty; write a prompt")
+        if room is not None and len(ids) + n_new > room:
+            raise Refused(
+                f"the prompt's {len(ids):,} tokens and {n_new:,} new ones exceed the model's limit "
+                f"of {room:,}; shorten one of them"
+            )
+    configured = getattr(lm.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    eos = {int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None}
+    head = lm.get_output_embeddings()
+    n_vocab = int(text_config.vocab_size if head is None else head.weight.shape[0])
     plain = _Stream(lm, plain_ids, sampling, eos)
     steered = _Stream(lm, prompt_ids, sampling, eos, cached)
     steered_logits: list[Tensor] = []
     plain_logits: list[Tensor] = []  # as long as both texts are equal
     generator = torch.Generator().manual_seed(sampling.seed)
     while not (plain.finished and steered.finished):
-        uniform = torch.rand(_vocabulary(lm), generator=generator, dtype=torch.float64)
+        uniform = torch.rand(n_vocab, generator=generator, dtype=torch.float64)
         noise, are_equal = gumbel(uniform), plain.ids == steered.ids
         if not steered.finished:
             with steering(steered.phase):
@@ -178,31 +190,22 @@ def generate_pair(
         yield _pair(tokenizer, plain, steered, None)
         if stopped():
             break
-    kl, raised, shifts = _divergence(lm, steered, steered_logits, plain_logits)
-    ends = {"raised": raised, "likelier": shifts[0], "less_likely": shifts[1]}
-    yield _pair(tokenizer, plain, steered, kl)._replace(**ends)
-
-
-def _vocabulary(lm: PreTrainedModel) -> int:
-    head = lm.get_output_embeddings()
-    return int(lm.config.get_text_config().vocab_size if head is None else head.weight.shape[0])
-
-
-def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    configured = getattr(lm.generation_config, "eos_token_id", None)
-    listed = configured if isinstance(configured, list) else [configured]
-    return {int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None}
-
-
-def _check_room(lm: PreTrainedModel, n_prompt: int, n_new: int) -> None:
-    if not n_prompt:
-        raise Refused("the prompt is empty; write a prompt")
-    room = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    if room is not None and n_prompt + n_new > room:
-        raise Refused(
-            f"the prompt's {n_prompt:,} tokens and {n_new:,} new ones exceed the model's limit of "
-            f"{room:,}; shorten one of them"
-        )
+    if n_left := len(steered_logits) - len(plain_logits):  # read in one pass
+        ids = torch.tensor([steered.ids[:-1]], device=lm.device)
+        options: dict[str, Any] = {}
+        if "logits_to_keep" in signature(lm.forward).parameters:
+            options = {"logits_to_keep": n_left}  # a prompt's logits may be large
+        logits = lm(input_ids=ids, use_cache=False, **options).logits
+        plain_logits += logits[0, -n_left:].float().cpu()
+    kl, raised, n = 0.0, [], len(steered.new)
+    means = torch.zeros(2, len(steered_logits[0]), dtype=torch.float64)  # plain, steered
+    for token, *both in zip(steered.new, steered_logits, plain_logits, strict=True):
+        p, q = (logits.log_softmax(-1) for logits in both)
+        kl += float(kl_of_logs(p, q))
+        raised.append(float(p[token] - q[token]))
+        means += torch.stack((q, p)).exp() / n
+    ends = {"raised": raised, "likelier": _shifts(means, 1), "less_likely": _shifts(means, -1)}
+    yield _pair(tokenizer, plain, steered, max(0.0, kl / n))._replace(**ends)
 
 
 def _pair(
@@ -212,28 +215,6 @@ def _pair(
         str(tokenizer.decode(stream.new, skip_special_tokens=True)) for stream in (plain, steered)
     )
     return Pair(first, second, list(plain.new), list(steered.new), kl, kl is not None)
-
-
-def _divergence(
-    lm: PreTrainedModel, steered: _Stream, logits: list[Tensor], plain: list[Tensor]
-) -> tuple[float, list[float], tuple[list[Shift], list[Shift]]]:
-    """Mean KL(steered || plain) over the generated tokens of the steered text; how much more likely
-    each of them is under steering, nats; and the tokens that became likelier, and less likely.
-    What the plain text's stream has not read is read in one pass."""
-    if n_left := len(logits) - len(plain):
-        ids = torch.tensor([steered.ids[:-1]], device=lm.device)
-        kept: dict[str, Any] = {}
-        if "logits_to_keep" in signature(lm.forward).parameters:
-            kept = {"logits_to_keep": n_left}  # a prompt's logits may be large
-        plain += lm(input_ids=ids, use_cache=False, **kept).logits[0, -n_left:].float().cpu()
-    kl, raised, n = 0.0, [], len(steered.new)
-    means = torch.zeros(2, len(logits[0]), dtype=torch.float64)
-    for token, with_steering, without in zip(steered.new, logits, plain, strict=True):
-        p, q = with_steering.log_softmax(-1), without.log_softmax(-1)
-        kl += float(kl_of_logs(p, q))
-        raised.append(float(p[token] - q[token]))
-        means += torch.stack((q, p)).exp() / n
-    return max(0.0, kl / n), raised, (_shifts(means, 1), _shifts(means, -1))
 
 
 def _shifts(means: Float[Tensor, "2 vocab"], sign: int) -> list[Shift]:

@@ -12,8 +12,8 @@ falls again.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -149,69 +149,54 @@ def suggest_strength(
     Raises:
         ValueError: no budget is given, or strengths are empty, of both signs, or not finite.
     """
-    order = _ordered(strengths)
+    order = sorted(map(float, strengths), key=abs)
+    if not order or not all(map(isfinite, order)) or min(order) * max(order) <= 0:
+        raise Refused(
+            f"strengths are {list(strengths)}; use finite numbers of one sign, such as (0.5, 1, 2)"
+        )
     if isinstance(tokens, Tensor):
         tokens = {"input_ids": torch.atleast_2d(tokens)}
     if max_kl is None and max_repetition is None:
         raise Refused("no budget: give max_kl (nats a token), max_repetition (0 to 1) or both")
+
+    bar = tqdm(
+        total=1 + len(order) + refine,
+        desc="strengths",
+        unit="trial",
+        mininterval=0.2 if sys.stderr.isatty() else 15.0,
+        disable=progress is not None,
+    )
 
     def attempt(strength: float) -> Trial:
         block = steered(strength) if strength else nullcontext()
         how = SeededSampling(seed, temperature), repetition_penalty
         kls, generated = sampled_kl(lm, tokens, block, n_tokens, *how, use_cache=use_cache)
         kl, again = float(kls.mean()), repetition(generated)
-        within = _is_within(kl, max_kl) and _is_within(again, max_repetition)
+        within = (max_kl is None or kl <= max_kl) and (
+            max_repetition is None or again <= max_repetition
+        )
         trial = Trial(strength, kl, again, within, generated)
-        note(trial)
+        if progress is not None:
+            progress(trial)
+        bar.set_postfix_str(f"{strength:.3g}: KL {kl:.3g}", refresh=False)
+        bar.total = max(bar.total, bar.n + 1)  # doubling takes as many as it takes
+        bar.update()
         return trial
 
-    with nullcontext(progress) if progress else _bar(1 + len(order) + refine) as note:
-        return _sweep(attempt, order, doublings, refine)
-
-
-def _is_within(value: float, most: float | None) -> bool:
-    return most is None or value <= most
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[Trial], object]]:
-    """A progress bar of trials; gives a function that takes each."""
-    every = 0.2 if sys.stderr.isatty() else 15.0
-    with tqdm(total=total, desc="strengths", unit="trial", mininterval=every) as bar:
-
-        def advance(trial: Trial) -> None:
-            bar.set_postfix_str(f"{trial.strength:.3g}: KL {trial.kl:.3g}", refresh=False)
-            bar.total = max(bar.total, bar.n + 1)  # doubling takes as many as it takes
-            bar.update()
-
-        yield advance
+    with bar:
+        trials = [attempt(strength) for strength in (0.0, *order)]
+        n_within = next((i for i, t in enumerate(trials[1:]) if not t.within), len(order))
+        best = order[n_within - 1] if n_within else 0.0
+        over = order[n_within] if n_within < len(order) else None
+        while over is None and len(trials) <= len(order) + doublings:
+            trials.append(attempt(2 * best))
+            best, over = (2 * best, None) if trials[-1].within else (best, 2 * best)
+        for _ in range(refine):
+            if over is not None:
+                trials.append(attempt(middle := (best + over) / 2))
+                best, over = (middle, over) if trials[-1].within else (best, middle)
         bar.total = bar.n  # without a strength over the budget, there is no gap to halve
-
-
-def _sweep(
-    attempt: Callable[[float], Trial], order: list[float], doublings: int, refine: int
-) -> Suggestion:
-    trials = [attempt(strength) for strength in (0.0, *order)]
-    n_within = next((i for i, t in enumerate(trials[1:]) if not t.within), len(order))
-    best = order[n_within - 1] if n_within else 0.0
-    over = order[n_within] if n_within < len(order) else None
-    while over is None and len(trials) <= len(order) + doublings:
-        trials.append(attempt(2 * best))
-        best, over = (2 * best, None) if trials[-1].within else (best, 2 * best)
-    for _ in range(refine):
-        if over is not None:
-            trials.append(attempt(middle := (best + over) / 2))
-            best, over = (middle, over) if trials[-1].within else (best, middle)
     return Suggestion(best, sorted(trials, key=lambda trial: abs(trial.strength)))
-
-
-def _ordered(strengths: Sequence[float]) -> list[float]:
-    order = sorted(map(float, strengths), key=abs)
-    if not order or not all(map(isfinite, order)) or min(order) * max(order) <= 0:
-        raise Refused(
-            f"strengths are {list(strengths)}; use finite numbers of one sign, such as (0.5, 1, 2)"
-        )
-    return order
 
 
 def sampled_kl(
@@ -253,16 +238,10 @@ def sampled_kl(
     clean = clean[:, ids.shape[1] - 1 : -1]
     kls = []
     for i, row in enumerate(clean):  # logits may be large: row by row
-        kls.append(_mean_kl(torch.stack([step[i] for step in out.logits]), row))
+        own = torch.stack([step[i] for step in out.logits])
+        p, q = F.log_softmax(own.float(), dim=-1), F.log_softmax(row.float(), dim=-1)
+        kls.append(kl_of_logs(p, q).mean().clamp(min=0))  # rounding may take it below
     return torch.stack(kls).cpu(), out.sequences[:, ids.shape[1] :].cpu()
-
-
-def _mean_kl(
-    first: Float[Tensor, "n vocab"], second: Float[Tensor, "n vocab"]
-) -> Float[Tensor, ""]:
-    """KL(first || second) of the softmaxes, nats, mean over tokens."""
-    p, q = F.log_softmax(first.float(), dim=-1), F.log_softmax(second.float(), dim=-1)
-    return kl_of_logs(p, q).mean().clamp(min=0)  # rounding may take it below
 
 
 def repetition(ids: Int[Tensor, "rows n"], n: int = NGRAM) -> float:

@@ -28,10 +28,10 @@ def test_labels_are_read_by_the_ids_of_documents(tmp_path, name):
     labels = read_labels_table(path, [3, 3, 5, 5, 7])
     assert labels.document.tolist() == [7, 3, 5] and labels.position is None
     assert labels.columns == {"age": [1.5, 2.5, None], "k": ["a", "b", ""]}
-    age, k = labels.numbered()
-    np.testing.assert_array_equal(age.values, [1.5, 2.5, np.nan])
-    np.testing.assert_array_equal(k.values, [0, 1, np.nan])
-    assert (age.classes, k.classes) == (None, ["a", "b"])
+    (age, no_classes), (k, classes) = labels.numbered().values()
+    np.testing.assert_array_equal(age, [1.5, 2.5, np.nan])
+    np.testing.assert_array_equal(k, [0, 1, np.nan])
+    assert (no_classes, classes) == (None, ["a", "b"])
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
@@ -39,8 +39,8 @@ def test_ids_may_be_names_which_are_numbered_as_they_come(tmp_path, name):
     path = write(tmp_path, name, {"document": ["007", "b.png"], "is_bad": [True, False]})
     labels = read_labels_table(path, ["b.png", "a.png", "007"])
     assert labels.document.tolist() == [2, 0]
-    (column,) = labels.numbered()
-    assert column.classes == ["False", "True"] and column.values.tolist() == [1, 0]
+    ((values, classes),) = labels.numbered().values()
+    assert classes == ["False", "True"] and values.tolist() == [1, 0]
 
 
 def test_ids_are_looked_up_by_the_number_that_a_document_has_among_the_activations(tmp_path):
@@ -112,7 +112,7 @@ def test_whole_numbers_with_few_values_are_classes(tmp_path):
         "height": [i % 5 + 0.5 for i in range(60)],
     }
     labels = read_labels_table(write(tmp_path, "l.parquet", columns), np.arange(60))
-    classes = {column.name: column.classes for column in labels.numbered()}
+    classes = {name: classes for name, (_, classes) in labels.numbered().items()}
     assert classes == {
         "digit": [str(i) for i in range(10)],
         "as_floats": ["0", "1", "2"],
@@ -130,7 +130,7 @@ def test_columns_that_cannot_be_used_are_logged_and_left_out(tmp_path, caplog):
         "good": [i % 2 for i in range(120)],
     }
     labels = read_labels_table(write(tmp_path, "l.parquet", columns), np.arange(120))
-    assert [column.name for column in labels.numbered()] == ["good"]
+    assert [*labels.numbered()] == ["good"]
     assert caplog.messages[:4] == [
         "column 'one' is left out: its only value is 3",
         "column 'empty' is left out: it has no value",

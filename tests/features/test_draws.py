@@ -2,7 +2,7 @@
 
 import torch
 
-from hfsae.features.draws import hashed, uniform
+from hfsae.features.summary import hashed, uniform
 
 
 def test_each_document_is_as_likely_to_be_sampled_for_each_latent():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hfsae.features import FeatureStore
-from hfsae.features.meaning import CHANCE, Meaning, common_directions, words_of
+from hfsae.features.search import CHANCE, Meaning, common_directions, words_of
 
 WORDS = ["sea", "ocean", "king", "queen", "even", "ships"]
 D = 256

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from hfsae.features import CollectArguments, FeatureStore, collect, resume
+from hfsae.features import CollectArguments, FeatureStore, collect, collecting
 
 ARGS = CollectArguments(reservoir=4)
 
@@ -16,7 +16,7 @@ class Stopped(Exception):
 
 @pytest.fixture(autouse=True)
 def written_after_each_batch(monkeypatch):
-    monkeypatch.setattr(resume, "_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(collecting, "_EVERY_SECONDS", 0.0)
 
 
 def run(planted, path=None, stop_after=None, batches=None, args=ARGS):
