@@ -465,7 +465,7 @@ def paths_of(args: ImageArguments) -> list[Path]:
     Raises:
         ValueError: a name leads to no file, or a named file has another suffix.
     """
-    from .files.formats import natural
+    from .shards import natural
 
     field, given = ("images.folder", args.folder) if args.folder else ("images.files", args.files)
     if not given:

@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..activations import ActivationArguments, InputSource, Source, Split
 from ..activations.files import SHARDS, refuse_other_shards, shard_hash
 from ..features import LabelColumns, refuse_few_documents, write_labels_table
 from ..lm import widths_of
-from ..io.files import read_json, replacing, sweep, write_whole
+from ..io.files import read_json, sweep, write_tensors, write_whole
 from ..io.lock import locked
 from ..io.file_names import HARVEST, LABELS_TABLE, RECIPE, shard_name
 from ..io.errors import Refused
@@ -195,7 +194,5 @@ def _write_labels(source: Source, folder: Path, side: Split) -> str:
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, side: Split, progress: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, metadata={"side": side, "order": "given"})
+    write_tensors(path, tensors, {"side": side, "order": "given"})
     progress[SHARDS][path.name] = shard_hash(path)

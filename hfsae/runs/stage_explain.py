@@ -141,7 +141,9 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     machine."""
     # the key that records have: the hash of a study's plan covers it
     text = {"fingerprint": text_digest(recipe.text), "side": "test"}
-    return without_local_paths({"lm": vars(recipe.lm), "text": {**text_record(recipe.text), **text}})
+    return without_local_paths(
+        {"lm": vars(recipe.lm), "text": {**text_record(recipe.text), **text}}
+    )
 
 
 def check_explain(placed: SAEInContext, args: ExplainArguments) -> None:
@@ -204,7 +206,14 @@ def _explain(placed: SAEInContext, args: ExplainArguments, request: ExplainReque
             )
         parts = _Parts(
             *(placed, args, request, loaded, limits_of(placed, loaded)),
-            *(explainer, ScoringRequest(request.scores, judge, on_progress), standing, settings, {}, []),
+            *(
+                explainer,
+                ScoringRequest(request.scores, judge, on_progress),
+                standing,
+                settings,
+                {},
+                [],
+            ),
         )
         try:
             result = parts.in_one_round(texts)
