@@ -25,8 +25,8 @@ from .shards import tensors_in as tensors_in
 from .shuffle import ShuffledActivations as ShuffledActivations
 from .source import ActivationBatch as ActivationBatch
 from .source import Source as Source
+from .source import TensorSource as TensorSource
 from .source import TextSource as TextSource
-from .tensors import TensorSource as TensorSource
 from .tokens import Document as Document
 from .tokens import PackedRows as PackedRows
 from .tokens import TokenBatch as TokenBatch

@@ -26,7 +26,7 @@ from ..io.errors import Refused, closest
 from ..io.file_names import HARVEST
 from ..io.files import printable, read_json
 from ..io.local_paths import LOCAL_FILES
-from .arguments import DOCUMENTS, ActivationArguments, Shares, Split, side_of
+from .arguments import DOCUMENTS, ActivationArguments, Split, side_of
 from .harvest import rows_not_finite
 from .shards import (
     FLOATS,
@@ -195,19 +195,18 @@ class Rows:
 
     Args:
         headers: of the first site, in each shard.
-        documents: the name of the tensor or column with the ids; it may be absent.
-        shares: of the held-out sides.
+        args: they name the tensor or column with the ids, which may be absent.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], headers: Sequence[Header], documents: str, shares: Shares
+        self, shards: Sequence[Shard], headers: Sequence[Header], args: ActivationArguments
     ):
         self._headers = headers
         self.starts = [0, *accumulate(header.n_rows for header in headers)]
         """The first row of each shard, and the end."""
-        self.are_given = documents in shards[0].names
+        self.are_given = args.documents in shards[0].names
         if self.are_given:
-            values = [shard.values(documents) for shard in shards]
+            values = [shard.values(args.documents) for shard in shards]
             self.ids: Sequence[str] | Int64[np.ndarray, " _"]
             if values[0].dtype == object:  # texts
                 known: dict[str, int] = {}
@@ -231,7 +230,7 @@ class Rows:
             ]
         texts = (str(id_).encode("utf-8", "replace") for id_ in self.ids)
         hashes = (blake2b(text, digest_size=8).hexdigest() for text in texts)
-        sides = [_SIDES.index(side_of(hash_, shares)) for hash_ in hashes]
+        sides = [_SIDES.index(side_of(hash_, args)) for hash_ in hashes]
         self.side: UInt8[np.ndarray, " n"] = np.array(sides, np.uint8)[self.document]
         for shard, start, stop in zip(shards, self.starts, self.starts[1:], strict=False):
             if (side := shard.metadata.get("side")) in _SIDES:  # decided as it was written
@@ -329,7 +328,7 @@ class FileSource:
         self.shapes = check_files(args, sites)
         shards = self.shapes.shards
         refuse_other_shards([shard.path for shard in shards])
-        self.rows = Rows(shards, self.shapes.headers[sites[0]], args.documents, args)
+        self.rows = Rows(shards, self.shapes.headers[sites[0]], args)
         self.blocks = list[Block]()
         unit = 0
         for i, shard in enumerate(shards):

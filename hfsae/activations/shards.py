@@ -552,14 +552,14 @@ def sites_in(args: ActivationArguments) -> list[str]:
     ]
 
 
-def tensors_in(args: ActivationArguments, most: int = 3) -> str:
+def tensors_in(args: ActivationArguments) -> str:
     """The tensors or columns of the first file, in words: name, type and shape, or the reason why
     that is not to be had."""
     path = paths_of(args)[0]
     if _format_of([path]) == ".npy":
         one = numpy_header(path)
         return f"{path} is {one.kind} {list(one.shape)}"
-    shard, parts = _open(path), []
+    shard, parts, most = _open(path), [], 3
     for name in shard.names[:most]:
         try:
             one = shard.header(name)

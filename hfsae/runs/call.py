@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import SupportsFloat
 
-from ..activations.in_memory import Columns, in_memory_texts
+from ..activations.arguments import Columns, in_memory_texts
 from ..io.errors import Refused
 from ..models import SAE
 from .fields import Recipe
