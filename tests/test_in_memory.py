@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hfsae
-from hfsae.activations.in_memory import in_memory_texts, text_list
+from hfsae.activations.arguments import in_memory_texts, text_list
 
 from .tiny import TEXTS, make_sae, tiny_recipe
 

@@ -13,7 +13,7 @@ import torch
 from hfsae import TextArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.explanations.judges import JudgeArguments, Local, Question
-from hfsae.lm import load_lm, unpacking
+from hfsae.lm import load_lm, located
 from hfsae.packaged import (
     PACKAGED_LMS,
     licence_conflict,
@@ -67,7 +67,7 @@ def test_a_packaged_lm_in_parts_is_there_if_all_parts_are(install):
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(unpacking, "HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(located, "HF_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hfsae" / "google--gemma-3-270m"
 
 
@@ -94,14 +94,14 @@ def test_a_model_in_parts_is_unpacked_once_and_again_if_its_weights_changed(
         read.append((folder / file).read_bytes())
         (folder / "model.safetensors").write_bytes(b"weights")
 
-    monkeypatch.setattr(unpacking, "_save_dense", save)
-    folder = unpacking.unpacked(GEMMA, copy)
+    monkeypatch.setattr(located, "_save_dense", save)
+    folder = located.unpacked(GEMMA, copy)
     assert folder == cache and read == [b"0123"]
     assert "Gemma Terms of Use" in caplog.text and not (cache / "joined.gguf").exists()
-    unpacking.unpacked(GEMMA, copy)
+    located.unpacked(GEMMA, copy)
     assert len(read) == 1
     (cache / "model.safetensors").write_bytes(b"other weights")
-    unpacking.unpacked(GEMMA, copy)
+    located.unpacked(GEMMA, copy)
     assert len(read) == 2 and (cache / "model.safetensors").read_bytes() == b"weights"
 
 

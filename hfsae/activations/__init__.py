@@ -1,10 +1,10 @@
 """Activations for training and measuring, from one of four sources, and their shuffling.
 
-`arguments` has the sections of a recipe and `source` the interface, with text as its first source.
-Text: `in_memory` and `tokens` make rows of tokens of it, `harvest` runs a language model on these,
-`cache` keeps what it gave, `held_out` says which documents count, `token_text` spells tokens.
-Others: `pictures` through a vision model, `files` of any model's activations, `tensors` in memory.
-`shuffle` fills buckets from a source and hands out batches, resumable to the bit.
+`arguments` has the sections of a recipe; `source` the interface, with text and tensors as sources.
+Text: `tokens` makes rows of tokens of it, `harvest` runs a language model on these, `cache` keeps
+what it gave, `held_out` says which documents count, `token_text` spells tokens.
+Others: `pictures` through a vision model, `files` of any model's activations; `shards` reads these,
+and those of the cache. `shuffle` fills buckets from a source, and hands out batches.
 """
 
 import lazy_loader

@@ -10,8 +10,6 @@ from .cache import ActivationCache as ActivationCache
 from .files import FileShapes as FileShapes
 from .files import FileSource as FileSource
 from .files import check_files as check_files
-from .files import sites_in as sites_in
-from .files import tensors_in as tensors_in
 from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester
 from .harvest import InputBatch as InputBatch
@@ -22,11 +20,13 @@ from .held_out import is_held_out as is_held_out
 from .held_out import plain_text as plain_text
 from .held_out import text_record as text_record
 from .pictures import InputSource as InputSource
+from .shards import sites_in as sites_in
+from .shards import tensors_in as tensors_in
 from .shuffle import ShuffledActivations as ShuffledActivations
 from .source import ActivationBatch as ActivationBatch
 from .source import Source as Source
+from .source import TensorSource as TensorSource
 from .source import TextSource as TextSource
-from .tensors import TensorSource as TensorSource
 from .tokens import Document as Document
 from .tokens import PackedRows as PackedRows
 from .tokens import TokenBatch as TokenBatch

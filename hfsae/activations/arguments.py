@@ -2,14 +2,14 @@
 of activations in its place. Importing them imports no torch."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from ..io.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..io.errors import Refused
 from ..packaged import check_fractions
-from .in_memory import in_memory_texts
 
 Split = Literal["train", "validation", "test"]
 Positions = Literal["patches", "cls", "all"]
@@ -24,15 +24,9 @@ _MOST_CROPS = 2**16
 _MOST_IN_A_BLOCK = 2**24
 
 
-@runtime_checkable
-class Shares(Protocol):
-    """Settings with the expected shares of the held-out sides."""
-
-    held_out_fraction: float
-    validation_fraction: float
-
-
-def side_of(document_id: str, args: Shares) -> Split:
+def side_of(
+    document_id: str, args: "TextArguments | ImageArguments | ActivationArguments"
+) -> Split:
     """The side of a document, by its hash: 16 hexadecimal digits."""
     place, test = int(document_id, 16), args.held_out_fraction
     if place < test * 2**64:
@@ -319,3 +313,95 @@ def files_as_text(section: str, given: object) -> str | list[str]:
         if not isinstance(one, str | os.PathLike):
             raise Refused(f"{section}.files holds {one!r}; name files, folders or globs")
     return [os.fspath(one) for one in given]
+
+
+# Documents in memory: a list, or a column of a `datasets.Dataset`.
+
+
+@runtime_checkable
+class Columns(Protocol):
+    """A `datasets.Dataset`, or anything like it."""
+
+    @property
+    def column_names(self) -> Any:
+        """Names of the columns."""
+
+    def __getitem__(self, column: str, /) -> Any:
+        """The values of a column."""
+
+
+def in_memory_texts(given: object, column: str) -> str | list[str]:
+    """Documents as a list; the name or path of a data set is returned as it is.
+
+    Args:
+        given: text, a path, a sequence of texts, or a data set in memory.
+        column: the data set's column that holds the documents.
+
+    Raises:
+        ValueError: the data set lacks the column, has splits or is a stream; or `given` is neither
+            text nor a data set.
+    """
+    if isinstance(given, str):
+        return given
+    if isinstance(given, os.PathLike):
+        return os.fspath(given)
+    if not hasattr(given, "column_names"):
+        if isinstance(given, Sequence) and all(isinstance(text, str) for text in given):
+            return list(given)
+        kind = f"a {type(given).__name__}"
+        if isinstance(given, Sequence):
+            kind = f"a list of {type(next(t for t in given if not isinstance(t, str))).__name__}"
+        raise Refused(
+            f"the data set is {kind}; give a file, a folder, a Hub data set's name, a list of "
+            "texts, or a datasets.Dataset"
+        )
+    data: Any = given
+    names = data.column_names
+    if isinstance(names, Mapping):
+        first = next(iter(names), "train")
+        raise Refused(
+            f"the data set has splits: {', '.join(names)}; give one, such as data[{first!r}]"
+        )
+    if not isinstance(data, Columns) or names is None:
+        raise Refused(
+            f"the data set is a stream ({type(data).__name__}), which may have no end; give its "
+            "name on the Hub, which is streamed too, or a list of texts"
+        )
+    if column not in names:
+        raise Refused(
+            f"the data set has no column {column!r}; its columns: {', '.join(names)}; "
+            f"data.rename_column({names[0]!r}, {column!r}) makes one, or set text_column"
+        )
+    return [text_in({column: value}, column, "the data set") for value in data[column]]
+
+
+def text_list(given: object) -> list[str]:
+    """One text or several, as a list; of a data set, its column "text".
+
+    Raises:
+        ValueError: as for `in_memory_texts`; or a path is given, which would be read as a text.
+    """
+    if isinstance(given, os.PathLike):
+        raise Refused(f"{given} is a path; hfsae.TextArguments(dataset={str(given)!r}) reads it")
+    texts = in_memory_texts(given, "text")
+    return [texts] if isinstance(texts, str) else texts
+
+
+def text_in(row: dict[str, Any], column: str, where: Path | str) -> str:
+    """The document in a row of a data set.
+
+    Raises:
+        ValueError: the row has no such column, or no text there.
+    """
+    if column not in row:
+        raise Refused(no_column(column, row, where))
+    if not isinstance(row[column], str | None):
+        kind = type(row[column]).__name__
+        raise Refused(f"column {column!r} of {where} holds {kind}, not text; set text_column")
+    # Lone surrogates, which JSON can spell, make tokenizers fail.
+    return (row[column] or "").encode("utf-8", "replace").decode("utf-8")
+
+
+def no_column(column: str, columns: Iterable[str], where: Path | str) -> str:
+    """The error sentence for a missing column."""
+    return f"{where} has no column {column!r}; set text_column to one of {sorted(columns)}"

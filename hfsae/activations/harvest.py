@@ -58,60 +58,47 @@ class _Reader:
         self._compiled = _compiled_blocks(lm, self.places) if args.compile else {}
 
     def read(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
-        """Activations by name of the site."""
-        activations = self._cached(batch) if self.cache else self._activations(batch)
-        return {site: activations[place] for site, place in self.paths.items()}
+        """Activations by name of the site: from the cache, or from forward passes of some rows
+        each.
 
-    def _cached(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
-        assert self.cache
-        way = " compiled" if self.args.compile else ""
-        key = batch_key(_inputs_of(batch), batch.keep, self.args.rows, way)
-        activations = self.cache.get(key, self.places)
-        if activations is None:
-            activations = self._activations(batch)
-            self.cache.put(key, activations)
-        else:
-            refuse_not_finite(activations)
-        return {place: acts.to(self.lm.device) for place, acts in activations.items()}
-
-    def _activations(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
-        inputs = {name: x.split(self.args.rows) for name, x in _inputs_of(batch).items()}
-        keeps = batch.keep.to(self.lm.device).split(self.args.rows)
-        parts = [
-            self._forward({name: x[i] for name, x in inputs.items()}, keep)
-            for i, keep in enumerate(keeps)
-        ]
-        activations = {at: torch.cat([part[at] for part in parts]) for at in self.places}
+        Raises:
+            ValueError: one is NaN or infinite, or a compiled block failed.
+        """
+        rows, cached, key = self.args.rows, None, ""
+        whole = {"input_ids": batch.input_ids} if isinstance(batch, TokenBatch) else batch.inputs
+        if self.cache:
+            key = batch_key(whole, batch.keep, rows, " compiled" if self.args.compile else "")
+            cached = self.cache.get(key, self.places)
+        inputs = {name: x.split(rows) for name, x in whole.items()}
+        parts: dict[str, list[Tensor]] = {place: [] for place in self.places}
+        keeps = () if cached else batch.keep.to(self.lm.device).split(rows)
+        for i, keep in enumerate(keeps):
+            # A batch's remainder runs uncompiled: each number of rows would be compiled by itself.
+            compiled = self._compiled if len(keep) == rows else {}
+            eager = not compiled  # the blocks' hooks are called around their compiled forwards
+            try:
+                with (
+                    capture(self.lm, self.places, stop_early=True, eager=eager) as acts,
+                    running_as(compiled, eager=eager),
+                ):
+                    forward(self.lm, {name: x[i] for name, x in inputs.items()})
+            except RuntimeError as error:
+                if not compiled:
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                raise Refused(
+                    f"harvest.compile: a compiled block failed ({type(error).__name__}: {reason}); "
+                    "install a C++ compiler, such as g++, or leave harvest.compile out"
+                ) from error
+            for place, kept in parts.items():  # which may be on another device of a spread LM
+                x = acts.pop(place)  # indexing copies: the full tensor is freed
+                kept.append(x[keep.to(x.device)].to(keep.device))
+                del x
+        activations = cached or {place: torch.cat(kept) for place, kept in parts.items()}
         refuse_not_finite(activations)
-        return activations
-
-    def _forward(
-        self, inputs: Mapping[str, Tensor], keep: Bool[Tensor, "rows ctx"]
-    ) -> dict[str, Float[Tensor, "n _"]]:
-        # Each number of rows would be compiled separately, so a batch's remainder runs uncompiled.
-        compiled = self._compiled if len(keep) == self.args.rows else {}
-        eager = not compiled  # the blocks' hooks are called around their compiled forwards
-        try:
-            with (
-                capture(self.lm, self.places, stop_early=True, eager=eager) as acts,
-                running_as(compiled, eager=eager),
-            ):
-                forward(self.lm, inputs)
-        except RuntimeError as error:
-            if not compiled:
-                raise
-            reason = str(error).strip().partition("\n")[0]
-            raise Refused(
-                f"harvest.compile: a compiled block failed ({type(error).__name__}: {reason}); "
-                "install a C++ compiler, such as g++, or leave harvest.compile out"
-            ) from error
-        # Indexing copies, so the full tensors are freed; sites of a spread LM may be elsewhere.
-        return {at: acts[at][keep.to(acts[at].device)].to(keep.device) for at in self.places}
-
-
-def _inputs_of(batch: Batch) -> dict[str, Tensor]:
-    """A batch's tensors by the names of the model's arguments."""
-    return {"input_ids": batch.input_ids} if isinstance(batch, TokenBatch) else batch.inputs
+        if self.cache and not cached:
+            self.cache.put(key, activations)
+        return {site: activations[at].to(self.lm.device) for site, at in self.paths.items()}
 
 
 class Harvester:
@@ -125,7 +112,7 @@ class Harvester:
     does not count as an outlier. `kept`, `dropped_special` and `dropped_outliers` count positions.
 
     Several models, by name, read the same rows one after the other; their sites have the name
-    before a slash (`hfsae.lm.several`). A position is dropped at all sites or at none.
+    before a slash (`hfsae.lm.places`). A position is dropped at all sites or at none.
 
     Memory of a call, beyond the LM: args.rows * ctx * sum of site widths in the LM's dtype for one
     forward pass, plus at most twice the result's n * sum of site widths.
@@ -176,57 +163,34 @@ class Harvester:
             tokens, document = batch.input_ids.to(keep.device)[keep], document[keep]
         else:
             tokens, document = None, document[row]
-        harvested = Harvested(activations, tokens, row, position, document)
-        self.dropped_special += keep.numel() - len(row)
-        return self._without_outliers(harvested)
+        n, ratio = len(row), self.args.max_norm_ratio
+        self.dropped_special += keep.numel() - n
+        if n and ratio is not None and not self.norm_limits:
+            medians = {site: float(_norms(x).median()) for site, x in activations.items()}
+            for site, median in medians.items():
+                if not 0 < median < float("inf"):
+                    raise Refused(
+                        f"the median norm at {site!r} is {median}, so max_norm_ratio "
+                        "cannot be applied; load the LM in bfloat16 or float32"
+                    )
+                self.norm_limits[site] = ratio * median
+        typical = torch.ones_like(row, dtype=torch.bool)
+        for site, limit in self.norm_limits.items():
+            typical &= _norms(activations[site]) <= limit
+        n_typical = int(typical.sum())
+        self.kept += n_typical
+        self.dropped_outliers += n - n_typical
+        if n_typical < n:
+            activations = {site: x[typical] for site, x in activations.items()}
+            tokens = None if tokens is None else tokens[typical]
+            row, position, document = (part[typical] for part in (row, position, document))
+        return Harvested(activations, tokens, row, position, document)
 
     def flush(self) -> None:
         """Write harvested activations to disk, if there is a cache."""
         for reader in self._readers:
             if reader.cache:
                 reader.cache.flush()
-
-    def _without_outliers(self, harvested: Harvested) -> Harvested:
-        n, ratio = len(harvested.row), self.args.max_norm_ratio
-        if n and ratio is not None and not self.norm_limits:
-            self._fix_norm_limits(harvested.activations, ratio)
-        typical = torch.ones_like(harvested.row, dtype=torch.bool)
-        for site, limit in self.norm_limits.items():
-            typical &= _norms(harvested.activations[site]) <= limit
-        n_typical = int(typical.sum())
-        self.kept += n_typical
-        self.dropped_outliers += n - n_typical
-        if n_typical == n:
-            return harvested
-        activations = {site: acts[typical] for site, acts in harvested.activations.items()}
-        tokens = None if harvested.tokens is None else harvested.tokens[typical]
-        return Harvested(activations, tokens, *(part[typical] for part in harvested[2:]))
-
-    def _fix_norm_limits(self, activations: Mapping[str, Tensor], ratio: float) -> None:
-        medians = {site: float(_norms(acts).median()) for site, acts in activations.items()}
-        for site, median in medians.items():
-            if not 0 < median < float("inf"):
-                raise Refused(
-                    f"the median norm at {site!r} is {median}, so max_norm_ratio "
-                    "cannot be applied; load the LM in bfloat16 or float32"
-                )
-            self.norm_limits[site] = ratio * median
-
-    def state_dict(self) -> dict[str, Any]:
-        """Norm limits and counters, from which `load_state_dict` continues."""
-        return {
-            "norm_limits": dict(self.norm_limits),
-            "kept": self.kept,
-            "dropped_special": self.dropped_special,
-            "dropped_outliers": self.dropped_outliers,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue with the norm limits and counters that `state_dict` returned."""
-        self.norm_limits = dict(state["norm_limits"])
-        self.kept = state["kept"]
-        self.dropped_special = state["dropped_special"]
-        self.dropped_outliers = state["dropped_outliers"]
 
 
 def _compiled_blocks(lm: nn.Module, sites: Sequence[str]) -> dict[nn.Module, Callable[..., Any]]:

@@ -66,8 +66,8 @@ class MeasuredText(TextArguments):
                 "side; give other text"
             )
         return (
-            f"{whole}at most {_percent(self.trained)} are, by hash, since the training text, "
-            f"{_name(self.trained)}, cannot be listed here; give more documents, or "
+            f"{whole}at most {100 * self.trained.held_out_fraction:g} % are, by hash, since the "
+            f"training text, {_name(self.trained)}, cannot be listed here; give more documents, or "
             "--text.held_out_fraction 1.0 if the training read none of them"
         )
 
@@ -107,7 +107,13 @@ def apart(
     if text == trained:
         return text
     own = plain_text(text)
-    rule = _rule(text, trained, fraction, digest)
+    rule: Rule = "given" if fraction == 1 else "hash"
+    if trained is None:
+        rule = "unknown"
+    elif text.dataset == trained.dataset:
+        rule = "hash"
+    elif _can_be_listed(trained) and digest in (None, text_digest(trained)):
+        rule = "documents"
     if fraction is not None:
         own["held_out_fraction"] = fraction
     elif trained is None or rule != "hash":
@@ -116,18 +122,6 @@ def apart(
         own["held_out_fraction"] = trained.held_out_fraction
         own["validation_fraction"] = text.validation_fraction or trained.validation_fraction
     return MeasuredText(**own, trained=trained, rule=rule)
-
-
-def _rule(
-    text: TextArguments, trained: TextArguments | None, fraction: float | None, digest: str | None
-) -> Rule:
-    if trained is None:
-        return "unknown"
-    if text.dataset == trained.dataset:
-        return "hash"
-    if _can_be_listed(trained) and digest in (None, text_digest(trained)):
-        return "documents"
-    return "given" if fraction == 1 else "hash"
 
 
 def _can_be_listed(text: TextArguments) -> bool:
@@ -215,10 +209,6 @@ def held_out_sentence(text: Mapping[str, Any]) -> str:
         f"{shared:,} of the {n:,} documents are also in the training text, {trained}; {left_out:,} "
         "of them, on its training side, are left out"
     )
-
-
-def _percent(text: TextArguments) -> str:
-    return f"{100 * text.held_out_fraction:g} %"
 
 
 def _name(text: TextArguments) -> str:

@@ -465,7 +465,7 @@ def paths_of(args: ImageArguments) -> list[Path]:
     Raises:
         ValueError: a name leads to no file, or a named file has another suffix.
     """
-    from .files.formats import natural
+    from .shards import natural
 
     field, given = ("images.folder", args.folder) if args.folder else ("images.files", args.files)
     if not given:
@@ -555,21 +555,16 @@ def rgb_of(
             raise Refused(too_large)
         if draft:
             image.draft("RGB", (image.width // 8, image.height // 8))
-        return _in_rgb(ImageOps.exif_transpose(image))
-
-
-def _in_rgb(image: "Image") -> "Image":
-    from PIL import Image
-
-    image.load()
-    if image.mode.startswith("I"):  # 16 bits, which a conversion would cut off at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are in floating point; save it with 8 bits a colour")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        image = ImageOps.exif_transpose(image)
+        image.load()
+        if image.mode.startswith("I"):  # 16 bits, which a conversion would cut off at 255
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        if image.mode == "F":
+            raise ValueError("its pixels are in floating point; save it with 8 bits a colour")
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def read_labels(given: str, names: Sequence[str]) -> dict[str, list[str | None]]:

@@ -26,7 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -35,17 +35,14 @@ from torch import Tensor
 
 from ..io.errors import Refused
 from .arguments import ShuffleArguments
-from .source import Filling, Source
+from .source import Activations, Source
 
 _SUMMED_ROWS = 256  # their copy as 64-bit integers stays in a processor's cache: 6 times as fast
 
 
-class _Bucket(NamedTuple):
-    activations: dict[str, Float[Tensor, "_ _"]]
-    content: str
-    """hash of what it was filled from"""
-    source_after: dict[str, Any]
-    """where in the source the next bucket begins, and the counts up to there"""
+_Bucket = tuple[Activations, str, dict[str, Any]]
+"""activations, hash of what they were filled from, and where in the source the next bucket begins,
+with the counts up to there"""
 
 
 class _Closed(Exception):
@@ -89,13 +86,13 @@ class ShuffledActivations:
         self._digests = dict.fromkeys(source.sites, "")
         self._after = self._reached()  # by the last bucket that was handed out
         self._position = {"bucket": 0, "offset": 0, "handed_out": 0, "source": self._after}
-        self._bucket: _Bucket | None = None
+        self._bucket: Activations | None = None
         self._spare: dict[str, Tensor] = {}  # memory of the bucket before, for the next
         self._origin = source.origin()
-        self._expected: str | None = None
-        """hash of the content of the bucket in which a loaded position lies"""
+        self._content: str | None = None
+        """hash of what the current bucket was filled from; of a loaded position, has to be"""
         self._thread = ThreadPoolExecutor(1, "harvest") if args.prefetch else None
-        self._coming: Future[_Bucket] | None = None
+        self._coming: Future[_Bucket] | None = None  # the next bucket
         self._is_closed = threading.Event()
         # Collectives of two threads must not meet in one group.
         apart = args.prefetch and num_processes > 1
@@ -116,39 +113,40 @@ class ShuffledActivations:
         by_site = {name: dict(self._after.get(name, {})) for name in ("norm_limits", "digests")}
         return self._after["totals"] | by_site
 
-    def sample(self, n: int) -> dict[str, Float[Tensor, "_ _"]]:
+    def sample(self, n: int) -> Activations:
         """The first n activations of the current bucket's order, float32; consumes nothing."""
         bucket = self._filled()
         order = self._order(0)[:n]
         return {site: _rows_of(acts, order) for site, acts in bucket.items()}
 
-    def next_batch(self) -> dict[str, Float[Tensor, "_ _"]]:
+    def next_batch(self) -> Activations:
         """This process's slice of the next global batch, {site: [batch_size / processes, d]}."""
-        self._filled()
-        if self._position["offset"] >= self._batches_a_pass() * self.args.passes:
-            self._position |= {
-                "bucket": self._position["bucket"] + 1,
-                "offset": 0,
-                "source": self._after,
-            }
+        passes, at = self.args.passes, self._position
+        n_batches = len(next(iter(self._filled().values()))) // self.batch_size  # of a pass
+        if at["offset"] >= n_batches * passes:
+            at |= {"bucket": at["bucket"] + 1, "offset": 0, "source": self._after}
             self._retire()  # before the next is filled: only prefetching holds two
         bucket = self._filled()
-        self._prefetch()
-        passes_done, batch = divmod(self._position["offset"], self._batches_a_pass())
+        n_batches = len(next(iter(bucket.values()))) // self.batch_size
+        if self._thread is not None and self._coming is None:
+            n_handed_out = at["handed_out"] + n_batches * passes - at["offset"]  # with all of these
+            if self.n_batches is None or n_handed_out < self.n_batches:
+                self._coming = self._thread.submit(self._made_beside, self._after)
+        passes_done, batch = divmod(at["offset"], n_batches)
         share = self.batch_size // self.world
         start = batch * self.batch_size + self.rank * share
         order = self._order(passes_done)[start : start + share]
-        self._position["offset"] += 1
-        self._position["handed_out"] += 1
+        at["offset"] += 1
+        at["handed_out"] += 1
         batches = {site: _rows_of(acts, order) for site, acts in bucket.items()}
         return {site: x.pin_memory() for site, x in batches.items()} if self._pins else batches
 
-    def held(self) -> dict[str, Float[Tensor, "_ _"]]:
+    def held(self) -> Activations:
         """The current bucket, whole on every process, in the source's dtype; the next one may be
         written over it."""
         return self._filled()
 
-    def validation(self, n: int) -> dict[str, Float[Tensor, "_ _"]]:
+    def validation(self, n: int) -> Activations:
         """Activations of about n positions of the validation side, whole on every process, in the
         source's dtype; after the last batch, as the source leaves its place."""
         self._forget_coming()
@@ -158,9 +156,8 @@ class ShuffledActivations:
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream, from which `load_state_dict` continues."""
-        content = self._bucket.content if self._bucket else self._expected
         # The names of the format are those of text and a language model, its first source.
-        state = {"record": self._after, "tokens": content, "lm": self._origin}
+        state = {"record": self._after, "tokens": self._content, "lm": self._origin}
         return copy.deepcopy(self._position | state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -173,10 +170,10 @@ class ShuffledActivations:
         if state.get("lm", self._origin) != self._origin:
             raise Refused(self.source.refusals.other_origin)
         self._forget_coming()
-        self._expected = state.get("tokens")
         self._after = state["record"]  # what a run that is over reports
         self._position = {name: state[name] for name in self._position}  # all of it is needed
         self._retire()
+        self._content = state.get("tokens")
 
     def wait(self) -> None:
         """Wait until the bucket that is being prefetched is full."""
@@ -192,62 +189,34 @@ class ShuffledActivations:
     def _retire(self) -> None:
         """Let the next bucket be filled. On a CPU it takes this one's memory, as new memory costs
         as much time as filling it; a GPU may still be reading."""
-        bucket, self._bucket = self._bucket, None
+        bucket, self._bucket, self._content = self._bucket, None, None
         if bucket is not None and self.args.device == "cpu":
-            self._spare = bucket.activations
-
-    def _room(self, site: str, like: Float[Tensor, "_ d"], n: int) -> Float[Tensor, "n d"]:
-        """Memory for n activations."""
-        spare, size = self._spare.pop(site, None), (n, like.shape[-1])
-        if spare is not None and spare.dtype == like.dtype and spare.numel() >= math.prod(size):
-            return spare.view(-1)[: math.prod(size)].view(size)
-        del spare  # before there is more
-        return torch.empty(size, dtype=like.dtype, device=self.args.device)
-
-    def _batches_a_pass(self) -> int:
-        return self._n() // self.batch_size
-
-    def _n(self) -> int:
-        return len(next(iter(self._filled().values())))
+            self._spare = bucket
 
     def _order(self, passes_done: int) -> Int64[Tensor, " n"]:
-        key = (self.args.seed, self._position["bucket"], passes_done, self._n())
-        return _permutation(*key)
+        n = len(next(iter(self._filled().values())))
+        return _permutation(self.args.seed, self._position["bucket"], passes_done, n)
 
     def _reached(self) -> dict[str, Any]:
         """Where the source is, with the counts and hashes up to there."""
         own = {"totals": self._totals, "digests": self._digests}
         return copy.deepcopy(self.source.state_dict() | own)
 
-    def _filled(self) -> dict[str, Float[Tensor, "_ _"]]:
+    def _filled(self) -> Activations:
         """The current bucket."""
         if self._bucket is None:
             coming, self._coming = self._coming, None
-            bucket = coming.result() if coming else self._made(self._position["source"])
-            self._refuse_other_content(bucket)
-            self._bucket = bucket
-            self._after = self._bucket.source_after
-            for acts in self._bucket.activations.values():
+            bucket, content, after = (
+                coming.result() if coming else self._made(self._position["source"])
+            )
+            if self._content not in (None, content):
+                number = self._position["bucket"] + 1
+                raise Refused(self.source.refusals.other_content.format(bucket=number))
+            self._bucket, self._content, self._after = bucket, content, after
+            for acts in bucket.values():
                 if coming and acts.is_cuda:  # it was made on another of the GPU's streams
                     acts.record_stream(torch.cuda.current_stream(acts.device))
-        return self._bucket.activations
-
-    def _refuse_other_content(self, bucket: _Bucket) -> None:
-        if self._expected not in (None, bucket.content):
-            number = self._position["bucket"] + 1
-            raise Refused(self.source.refusals.other_content.format(bucket=number))
-        self._expected = None
-
-    def _prefetch(self) -> None:
-        """Start filling the next bucket, if it will be needed."""
-        if self._thread is None or self._coming is not None:
-            return
-        left_here = self._batches_a_pass() * self.args.passes - self._position["offset"]
-        is_last = self.n_batches is not None and (
-            self._position["handed_out"] + left_here >= self.n_batches
-        )
-        if not is_last:
-            self._coming = self._thread.submit(self._made_beside, self._after)
+        return self._bucket
 
     def _forget_coming(self) -> None:
         coming, self._coming = self._coming, None
@@ -274,24 +243,23 @@ class ShuffledActivations:
         self._totals = dict(position["totals"])
         self._digests = dict(position.get("digests", {}))  # an older version's position has none
         filling = self.source.fill(self.args.bucket_tokens, self.rank, self.world)
-        with closing(filling.parts):
-            activations = self._fill(filling)
-        return _Bucket(activations, filling.digest, self._reached())
-
-    def _fill(self, filling: Filling) -> dict[str, Float[Tensor, "_ _"]]:
         bucket: dict[str, Tensor] = {}
         n, capacity = 0, filling.capacity
-        for part in filling.parts:
-            n_before = n
-            for site, own in part.items():
-                acts = _gather(own, self.world, self._group)
-                if site not in bucket:
-                    bucket[site] = self._room(site, acts, capacity)
-                n = n_before + len(acts)
-                bucket[site][n_before:n] = acts
-            self.progress(n, capacity)
-            if self._is_abandoned():
-                raise _Closed
+        with closing(filling.parts):
+            for part in filling.parts:
+                n_before = n
+                for site, own in part.items():
+                    acts = _gather(own, self.world, self._group)
+                    if site not in bucket:
+                        bucket[site] = self._room(site, acts, capacity)
+                    n = n_before + len(acts)
+                    bucket[site][n_before:n] = acts
+                self.progress(n, capacity)
+                is_abandoned = torch.tensor(int(self._is_closed.is_set()))
+                if self._group is not None:  # processes agree, or one would wait for another
+                    dist.all_reduce(is_abandoned, group=self._group)
+                if is_abandoned:
+                    raise _Closed
         if n < capacity:  # outliers were dropped: that was all
             self.progress(n, n)
         self._totals["kept"] += n
@@ -300,20 +268,20 @@ class ShuffledActivations:
         if n < self.batch_size:
             too_few = self.source.refusals.too_few
             raise Refused(too_few.format(n=n, batch_size=self.batch_size))
+        bucket = {site: acts[:n] for site, acts in bucket.items()}
         for site, before in self._digests.items():
-            sums = _sums_of_bits(bucket[site][:n]).cpu().numpy()
+            sums = _sums_of_bits(bucket[site]).cpu().numpy()
             digest = blake2b(before.encode() + sums.tobytes(), digest_size=8)
             self._digests[site] = digest.hexdigest()
-        return {site: acts[:n] for site, acts in bucket.items()}
+        return bucket, filling.digest, self._reached()
 
-    def _is_abandoned(self) -> bool:
-        """Whether to abandon the bucket; agreed by all processes, which would otherwise wait for
-        each other."""
-        if self._group is None:
-            return self._is_closed.is_set()
-        closed = torch.tensor(int(self._is_closed.is_set()))
-        dist.all_reduce(closed, group=self._group)
-        return bool(closed)
+    def _room(self, site: str, like: Float[Tensor, "_ d"], n: int) -> Float[Tensor, "n d"]:
+        """Memory for n activations."""
+        spare, size = self._spare.pop(site, None), (n, like.shape[-1])
+        if spare is not None and spare.dtype == like.dtype and spare.numel() >= math.prod(size):
+            return spare.view(-1)[: math.prod(size)].view(size)
+        del spare  # before there is more
+        return torch.empty(size, dtype=like.dtype, device=self.args.device)
 
 
 def _rows_of(acts: Float[Tensor, "n d"], order: Int64[Tensor, " m"]) -> Float[Tensor, "m d"]:

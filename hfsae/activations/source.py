@@ -1,15 +1,16 @@
-"""Sources of activations: the interface that training and evaluation use, and text as a source.
+"""Sources of activations: the interface that training and evaluation use, and two of the sources.
 
     Source --fill--> `ShuffledActivations` --> batches of a training
     Source --batches--> `ActivationBatch` --> reconstructions, fingerprints
 
-`TextSource` runs a language model on rows of tokens, `InputSource` a vision model on pictures;
-`TensorSource` reads tensors in memory.
+`TextSource` runs a language model on rows of tokens, `TensorSource` reads tensors in memory;
+`pictures` and `files` have the others.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
+from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -22,6 +23,9 @@ from .arguments import Split
 from .cache import lm_digest
 from .harvest import Batch, Harvester
 from .tokens import PackedRows, TokenBatch, text_digest, text_origin
+
+Activations = dict[str, Float[Tensor, "_ _"]]
+"""by site"""
 
 
 class ActivationBatch(NamedTuple):
@@ -45,7 +49,7 @@ class Filling(NamedTuple):
     """Positions that were left out without harvesting, such as special tokens."""
     digest: str
     """Hash of what was read."""
-    parts: Generator[dict[str, Float[Tensor, "_ _"]], None, None]
+    parts: Generator[Activations, None, None]
     """This process's activations by site, as many parts as on every other process: the bucket
     holds the first part of each process, in the order of ranks, then the second, and so on."""
     documents: list[Int64[Tensor, " _"]] = []  # noqa: RUF012 - a source gives a list of its own
@@ -147,14 +151,22 @@ class TextSource:
             ValueError: the rows have an end.
         """
         batches, self._batches = self._batches or iter(self.rows), None  # lost if interrupted
-        read = _until(batches, n)
+        read, n_kept, digest = [], 0, blake2b(digest_size=8)
+        for batch in batches:  # by tokens alone, hence the same ones on every process
+            read.append(batch)
+            n_kept += int(batch.keep.sum())
+            for part in (batch.input_ids, batch.keep):
+                digest.update(part.cpu().contiguous().numpy().tobytes())
+            if n_kept >= n:
+                break
+        if not read:
+            raise Refused("the token rows are used up; give PackedRows(..., epochs=None)")
         self._batches = batches
-        capacity = sum(int(batch.keep.sum()) for batch in read)
-        n_special = sum(batch.keep.numel() for batch in read) - capacity
+        n_special = sum(batch.keep.numel() for batch in read) - n_kept
         documents: list[Tensor] = []
         how = (rank, n_processes, documents)
         parts = harvest_share(self.harvester, read, lambda batch: batch, *how)
-        return Filling(capacity, n_special, _hash_of(read), parts, documents)
+        return Filling(n_kept, n_special, digest.hexdigest(), parts, documents)
 
     def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
         """One side's activations, once; with n, only those of rows that keep n tokens."""
@@ -205,7 +217,7 @@ def harvest_share(
     rank: int,
     n_processes: int,
     documents: list[Int64[Tensor, " _"]],
-) -> Generator[dict[str, Float[Tensor, "_ _"]], None, None]:
+) -> Generator[Activations, None, None]:
     """`Filling.parts`: one batch a process, and so on until all are harvested.
 
     Args:
@@ -239,22 +251,121 @@ def agree_on_norm_limits(
         harvester(read(batch))
 
 
-def _until(batches: Iterator[TokenBatch], n: int) -> list[TokenBatch]:
-    """Batches that keep n tokens: decided by tokens alone, hence the same on every process."""
-    read, n_read = [], 0
-    for batch in batches:
-        read.append(batch)
-        n_read += int(batch.keep.sum())
-        if n_read >= n:
-            break
-    if not read:
-        raise Refused("the token rows are used up; give PackedRows(..., epochs=None)")
-    return read
+class TensorSource:
+    """A source that reads tensors in memory, once and in their order.
+
+    It is a source for `ShuffledActivations`, and by itself a stream for the trainer: of batches in
+    the order of the tensors. A subclass that overrides `part` can make activations as they are
+    read, without end.
+
+    Args:
+        tensors: by site, [n, d].
+        batch_size: activations in a global batch, divisible by the number of processes.
+    """
+
+    refusals = Refusals(
+        too_few="the tensors gave {n} activations, fewer than a batch ({batch_size}); give more "
+        "or a smaller batch_size",
+        other_content="the tensors differ from those at the start of this training (bucket "
+        "{bucket} differs); give the same ones, or train in another output_dir",
+        other_origin="this training began on activations from elsewhere; train in another "
+        "output_dir",
+    )
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Float[Tensor, "_ _"]],
+        batch_size: int,
+        *,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.tensors, self.batch_size = dict(tensors), batch_size
+        self.sites = list(tensors)
+        self.rank, self.world = process_index, num_processes
+        self.progress = lambda done, total: None
+        self.position = 0
+        """Parts that were read."""
+
+    def part(self, number: int, n: int) -> Activations:
+        """The n rows of a part, float32; parts are counted from 1, and part 0 is `sample`'s."""
+        first = max(0, number - 1) * n
+        return {site: x[first : first + n].float() for site, x in self.tensors.items()}
+
+    def _next_part(self, n: int) -> Activations:
+        self.position += 1
+        return self.part(self.position, n)
+
+    def fill(self, n: int, rank: int = 0, n_processes: int = 1) -> Filling:
+        """The next n activations, of which each process returns its share."""
+        acts, digest = self._next_part(n), blake2b(digest_size=8)
+        for x in acts.values():
+            digest.update(x.contiguous().numpy().tobytes())
+
+        def parts() -> Generator[Activations, None, None]:
+            yield {site: x.tensor_split(n_processes)[rank] for site, x in acts.items()}
+
+        return Filling(_n_rows(acts), 0, digest.hexdigest(), parts())
+
+    def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
+        """All activations, or about n of them, in batches; each batch counts as one document.
+
+        Raises:
+            ValueError: the side is not "train", the only one that tensors have.
+        """
+        if side != "train":
+            raise Refused(f"tensors have no {side} side; make a TensorSource of held-out ones")
+        n_read = 0
+        for number in count(1):
+            acts = self.part(number, self.batch_size)
+            if not _n_rows(acts) or (n is not None and n_read >= n):
+                return
+            n_rows = _n_rows(acts)
+            n_read += n_rows
+            yield ActivationBatch(acts, torch.full((n_rows,), number), torch.arange(n_rows))
+
+    def next_batch(self) -> Activations:
+        """This process's slice of the next global batch.
+
+        Raises:
+            ValueError: no activation is left.
+        """
+        acts = self._next_part(self.batch_size)
+        if not _n_rows(acts):
+            raise Refused(
+                f"the tensors are used up after {self.position - 1} batches; give more activations "
+                "or a smaller training.n_tokens"
+            )
+        return {site: x.chunk(self.world)[self.rank] for site, x in acts.items()}
+
+    def sample(self, n: int) -> Activations:
+        """The first n activations."""
+        return self.part(0, n)
+
+    def held(self) -> Activations:
+        """All activations, in their own dtype."""
+        return self.tensors
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of parts that were read."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position that `state_dict` returned."""
+        self.position = state["position"]
+
+    def origin(self) -> str:
+        """Empty: no model computes the activations."""
+        return ""
+
+    def content(self) -> None:
+        """None: the content is not hashed."""
+
+    def describe(self) -> dict[str, Any]:
+        """Empty: tensors have no settings."""
+        return {}
 
 
-def _hash_of(batches: list[TokenBatch]) -> str:
-    digest = blake2b(digest_size=8)
-    for batch in batches:
-        for part in (batch.input_ids, batch.keep):
-            digest.update(part.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _n_rows(acts: Activations) -> int:
+    return len(next(iter(acts.values())))

@@ -4,7 +4,7 @@ Tokens of a byte-level vocabulary may be parts of a character, and SentencePiece
 space at the beginning of a text: this module corrects both.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +57,11 @@ def tokenise(
         raise Refused("there is no text; write a prompt")
     if chat:
         return tokenise_chat(tokenizer, [("user", text)], max_tokens=max_tokens)
-    return _tokens(tokenizer, _plain_ids(tokenizer, text, bos), "text", max_tokens)
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    bos_id: Any = tokenizer.bos_token_id
+    if bos and bos_id is not None and ids[:1] != [bos_id]:  # the text may spell BOS itself
+        ids = [bos_id, *ids]
+    return _tokens(tokenizer, list(ids), "text", max_tokens)
 
 
 def tokenise_chat(
@@ -75,8 +79,16 @@ def tokenise_chat(
         ValueError: the conversation has more than max_tokens tokens, or the tokenizer has no chat
             template.
     """
+    if not tokenizer.chat_template:
+        raise Refused("this model's tokenizer has no chat template; turn it off")
+    written: Any = tokenizer.apply_chat_template(
+        [{"role": role, "content": text} for role, text in messages],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    ids: list[int] = tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"]
     what = "conversation" if len(messages) > 1 else "text"
-    return _tokens(tokenizer, _chat_ids(tokenizer, messages), what, max_tokens)
+    return _tokens(tokenizer, list(ids), what, max_tokens)
 
 
 def _tokens(
@@ -88,46 +100,20 @@ def _tokens(
     return Tokens(ids, spell(tokenizer, ids), [i in special for i in ids])
 
 
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    bos_id: Any = tokenizer.bos_token_id
-    if not bos or bos_id is None or ids[:1] == [bos_id]:  # the text may spell BOS itself
-        return list(ids)
-    return [bos_id, *ids]
-
-
-def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> list[int]:
-    if not tokenizer.chat_template:
-        raise Refused("this model's tokenizer has no chat template; turn it off")
-    written: Any = tokenizer.apply_chat_template(
-        [{"role": role, "content": text} for role, text in messages],
-        add_generation_prompt=True,
-        tokenize=False,
-    )
-    return list(tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
-
-
 def spell(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """The text of each token, as in `Tokens.texts`."""
     texts, special = [], special_among(tokenizer, ids)
     while len(texts) < len(ids):
-        n, text = _next_character(tokenizer, ids[len(texts) :], special)
+        at = len(texts)
+        n, text = 1, str(tokenizer.convert_ids_to_tokens(ids[at]))
+        spans = [] if ids[at] in special else range(1, min(len(ids) - at, _LONGEST_CHARACTER) + 1)
+        for length in spans:  # the first tokens that together spell whole characters
+            whole = decoded(tokenizer, ids[at : at + length])
+            if REPLACEMENT not in whole:
+                n, text = length, _with_space(text, whole)
+                break
         texts += [text, *[""] * (n - 1)]
     return texts
-
-
-def _next_character(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], special: Collection[int]
-) -> tuple[int, str]:
-    """Number of first tokens that together spell whole characters, and their text."""
-    piece = str(tokenizer.convert_ids_to_tokens(ids[0]))
-    if ids[0] in special:
-        return 1, piece
-    for n in range(1, min(len(ids), _LONGEST_CHARACTER) + 1):
-        text = decoded(tokenizer, ids[:n])
-        if REPLACEMENT not in text:
-            return n, _with_space(piece, text)
-    return 1, piece
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:

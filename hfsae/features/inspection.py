@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..activations.in_memory import Columns, text_list
+from ..activations.arguments import Columns, text_list
 from ..activations.token_text import Tokens, spell, tokenise
 from ..io.errors import Refused
 from ..lm import (

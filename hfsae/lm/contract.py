@@ -43,9 +43,8 @@ from torch.nn.modules.dropout import _DropoutNd  # the base of all classes of dr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..io.errors import Refused
-from .autoencoder import HasConfig, NamesSite
 from .load import known_tokenizer
-from .sites import unwrapped
+from .sites import HasConfig, NamesSite, unwrapped
 from .weights_sketch import distance, sketch
 
 Severity = Literal["error", "warning"]
@@ -158,38 +157,30 @@ def check_models(
     of = [*(getattr(sae.config, "model_names", None) or ())]
     if missing := [name for name in of if name not in lms]:
         raise Refused(f"this SAE reads {', '.join(of)}, and there is no model {missing[0]!r}")
-    in_training = {name: _one_of_several(sae.config, name) for name in of}
+    in_training = dict[str, Any]()  # by model its terms, as in the config of an SAE of it alone
+    names = getattr(sae.config, "model_names", None) or {}
+    for name in of:
+        values = {field: getattr(sae.config, field, None) for field in (*_OF_ONE, "tokenizer_hash")}
+        own = {field: v.get(name) if isinstance(v, Mapping) else v for field, v in values.items()}
+        in_training[name] = SimpleNamespace(site=sae.config.site, model_name=names.get(name), **own)
     for name, one in in_training.items():
         lm = unwrapped(lms[name])
         if active := _dropout(lm):
             raise Refused(f"{name}: {active}")
         unequal = differences(one, lm, tokenizer)
-        if any(d.field in _WHICH for d in unequal):
-            _refuse_swapped(name, lm, in_training)
+        is_another = any(d.field in _WHICH for d in unequal)
+        for other, theirs in in_training.items() if is_another else ():
+            if other != name and not any(d.field in _WHICH for d in differences(theirs, lm)):
+                raise Refused(
+                    f"the model given as {name} is the one that was {other} in training, so that "
+                    "the SAE would read each in the place of another: give each its own name (lms "
+                    "in recipe.yaml)"
+                )
         for difference in unequal:
             if difference.severity == "error":
                 raise Refused(f"{name}: {_refusal(difference)}")
             field = None if difference.field == "model_name" else difference.field
             _warn_once(lm, sae, Difference(field, f"{name}: {difference}", "warning"))
-
-
-def _one_of_several(config: NamesSite, name: str) -> Any:
-    """The terms of one of several models, as in the config of an SAE of that model alone."""
-    values = {field: getattr(config, field, None) for field in (*_OF_ONE, "tokenizer_hash")}
-    own = {field: v.get(name) if isinstance(v, Mapping) else v for field, v in values.items()}
-    names = getattr(config, "model_names", None) or {}
-    return SimpleNamespace(site=config.site, model_name=names.get(name), **own)
-
-
-def _refuse_swapped(name: str, lm: PreTrainedModel, in_training: Mapping[str, Any]) -> None:
-    """Refuse a model that had another one's name in training."""
-    for other, one in in_training.items():
-        if other != name and not any(d.field in _WHICH for d in differences(one, lm)):
-            raise Refused(
-                f"the model given as {name} is the one that was {other} in training, so that the "
-                "SAE would read each in the place of another: give each its own name (lms in "
-                "recipe.yaml)"
-            )
 
 
 def intend(lm: nn.Module, sae: HasConfig, field: str) -> None:
@@ -223,8 +214,11 @@ def differences(
     commit = getattr(lm.config, "_commit_hash", None)
     if not _COMMIT.fullmatch(str(getattr(config, "model_revision", ""))) or not commit:
         commit = None
+    name = getattr(lm, "name_or_path", "") or None
+    if name is not None and (Path(name).expanduser().exists() or "/" not in name):
+        name = None  # a folder's name does not identify a model
     plain = [
-        ("the model", "model_name", _name(lm), "latents may mean something else"),
+        ("the model", "model_name", name, "latents may mean something else"),
         ("its revision", "model_revision", commit, "its weights may differ"),
         (
             "its dtype",
@@ -252,13 +246,6 @@ def differences(
 
 def _was(term: str, now: object, in_training: object, consequence: str) -> str:
     return f"{term} is {now}, and was {in_training} in training: {consequence}"
-
-
-def _name(lm: PreTrainedModel) -> str | None:
-    name = getattr(lm, "name_or_path", "") or None
-    if name is not None and (Path(name).expanduser().exists() or "/" not in name):
-        return None  # a folder's name does not identify a model
-    return name
 
 
 def _of_weights(config: NamesSite, lm: PreTrainedModel) -> Difference | None:
@@ -309,13 +296,19 @@ def _of_vocabulary(
     now = tokenizer_hash(tokenizer)
     if now == in_training:
         return None
-    if n_added := _n_added(tokenizer, in_training):
-        return Difference(
-            "tokenizer_hash",
-            f"tokens were added to the vocabulary after training ({n_added}), and the others have "
-            "the same ids: latents may mean something else where the new ones occur",
-            "warning",
-        )
+    # without the tokens that were added to its end, it may be the same
+    added, vocabulary = set(tokenizer.get_added_vocab().values()), tokenizer.get_vocab()
+    last = sorted(vocabulary.values(), reverse=True)[:_MAX_ADDED]
+    entries = [(i, json.dumps((t, i), ensure_ascii=False)) for t, i in sorted(vocabulary.items())]
+    for n_added, id_ in enumerate(takewhile(added.__contains__, last), start=1):
+        entries = [entry for entry in entries if entry[0] != id_]
+        if _hash(f"[{', '.join(text for _, text in entries)}]") == in_training:
+            return Difference(
+                "tokenizer_hash",
+                f"tokens were added to the vocabulary after training ({n_added}), and the others "
+                "have the same ids: latents may mean something else where the new ones occur",
+                "warning",
+            )
     sentence = _was("the tokenizer's hash", now, in_training, "text has other ids")
     return Difference("tokenizer_hash", f"{sentence}; give the SAE's own tokenizer", "error")
 
@@ -334,20 +327,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _n_added(tokenizer: Any, in_training: str) -> int:
-    """The number of tokens added to the end of a vocabulary with this hash; 0 if it is another."""
-    added, vocabulary = set(tokenizer.get_added_vocab().values()), tokenizer.get_vocab()
-    last = sorted(vocabulary.values(), reverse=True)[:_MAX_ADDED]
-    if last[0] not in added:
-        return 0
-    entries = [(i, json.dumps((t, i), ensure_ascii=False)) for t, i in sorted(vocabulary.items())]
-    for n, id_ in enumerate(takewhile(added.__contains__, last), start=1):
-        entries = [entry for entry in entries if entry[0] != id_]
-        if _hash(f"[{', '.join(text for _, text in entries)}]") == in_training:
-            return n
-    return 0
 
 
 def _dropout(lm: nn.Module) -> str | None:

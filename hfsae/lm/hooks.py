@@ -1,4 +1,4 @@
-"""Read and replace activations at sites, by forward hooks.
+"""Run a model, and read and replace activations at sites, by forward hooks.
 
 Entering a context sets its hooks; leaving it, by an exception too, removes them. At one site, a
 context that was entered later reads the output of an earlier one.
@@ -19,15 +19,15 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..io.errors import Refused
-from .autoencoder import NamesSite
+from ..io.errors import Refused, one_line
 from .places import Site
-from .sites import find_module, named, reads_of, unwrapped
+from .sites import NamesSite, find_module, named, reads_of, unwrapped
 
 
 class _Eager:
@@ -273,12 +273,125 @@ def activations_read(lm: nn.Module, config: NamesSite, **inputs: Tensor) -> Tens
     return reads.joined(activations)
 
 
-def site_width(lm: nn.Module, site: str) -> int:
-    """Width of the activation at a site, from a forward pass of one token that stops there.
+def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """The output of a model on its inputs, by name; of a language model on {"input_ids": ...}.
+
+    Inputs go to the model's device, those in floating point in its dtype. Nothing is cached.
+    """
+    whole = unwrapped(model)
+    cast = {
+        name: x.to(whole.device, whole.dtype if x.is_floating_point() else x.dtype)
+        for name, x in inputs.items()
+    }
+    return model(**cast, use_cache=False) if "input_ids" in cast else model(**cast)
+
+
+def smallest_inputs(model: nn.Module) -> dict[str, Tensor]:
+    """Zeros in the shape of one picture; of a language model one token."""
+    whole = unwrapped(model)
+    if whole.main_input_name != "pixel_values":
+        return {"input_ids": torch.zeros(1, 1, dtype=torch.long, device=whole.device)}
+    size = getattr(whole.config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (1, getattr(whole.config, "num_channels", 3), height, width)
+    return {"pixel_values": torch.zeros(shape, dtype=whole.dtype, device=whole.device)}
+
+
+def site_width(model: nn.Module, site: str) -> int:
+    """Width of the activation at a site, from a forward pass of `smallest_inputs` that stops there.
 
     Works on the meta device too, for estimates without weights.
+
+    Raises:
+        ValueError: there is no such site, or it has not one vector a position.
     """
-    token = torch.zeros(1, 1, dtype=torch.long, device=unwrapped(lm).device)
-    with torch.no_grad(), capture(lm, [site], stop_early=True) as activations:
-        lm(input_ids=token)
-    return activations[site].shape[-1]
+    return _at_sites(model, [site], smallest_inputs(model))[site].shape[-1]
+
+
+def n_positions(model: nn.Module, sites: Sequence[str], inputs: Mapping[str, Tensor]) -> int:
+    """The number of positions that each of the sites has on the first row of some inputs.
+
+    Raises:
+        ValueError: the model does not take such inputs, a site has not one vector a position, or
+            the sites differ in their positions.
+    """
+    acts = _at_sites(model, sites, {name: x[:1] for name, x in inputs.items()})
+    counts = {site: x.shape[1] for site, x in acts.items()}
+    if len({*counts.values()}) > 1:
+        listed = ", ".join(f"{site} {n}" for site, n in counts.items())
+        raise Refused(f"the sites differ in their positions ({listed}); train them apart")
+    return next(iter(counts.values()))
+
+
+@torch.no_grad()
+def _at_sites(
+    model: nn.Module, sites: Sequence[str], inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    try:
+        with capture(model, sites, stop_early=True) as acts:
+            forward(model, inputs)
+    except Refused:
+        raise
+    except (ValueError, RuntimeError) as error:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in inputs.items())
+        raise Refused(
+            f"{type(unwrapped(model)).__name__} does not take {shapes} ({one_line(error)}); does "
+            "its processor belong to it?"
+        ) from error
+    for site, x in acts.items():
+        if x.ndim != 3 or len(x) != 1:
+            raise Refused(
+                f"site {site!r} has activations of shape {list(x.shape)} for one input; name a "
+                "site with one vector a position, [1, positions, width], such as a block"
+            )
+    return acts
+
+
+# The prompt of a call of `generate`, for hooks in the forward passes inside it: assisted and
+# prompt-lookup decoding check several new tokens in one forward pass, the first of them behind the
+# prompt, so that a pass alone does not show where the prompt ends.
+
+_prompt: ContextVar[int | None] = ContextVar("tokens in the prompt of generate", default=None)
+_noted: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # that are open, by model
+_own: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a `generate` that the model had
+_counting = threading.Lock()
+
+
+def prompt_length() -> int | None:
+    """Tokens in each row of the prompt, padding and cached ones included, of the call of `generate`
+    that this forward pass belongs to; None outside of one, or of `noting_prompts`."""
+    return _prompt.get()
+
+
+@contextmanager
+def noting_prompts(lm: nn.Module) -> Iterator[None]:
+    """Inside the block `prompt_length` is known in calls of the model's `generate`."""
+    model: Any = unwrapped(lm)
+    with _counting:
+        if not _noted.get(model):
+            _own[model] = vars(model).get("generate")
+            model.generate = partial(_noting, model.generate)
+        _noted[model] = _noted.get(model, 0) + 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _noted[model] -= 1
+            if not _noted[model]:
+                del model.generate
+                if (own := _own.pop(model)) is not None:
+                    model.generate = own
+
+
+def _noting(generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if _prompt.get() is not None:  # a draft of the model itself, for the call around this one
+        return generate(*args, **kwargs)
+    names = ("inputs", "input_ids", "inputs_embeds", "attention_mask")
+    parts = [*args[:1], *map(kwargs.get, names)]
+    # the mask is longer than the ids if only those that are not in the cache are given
+    n_tokens = max((part.shape[1] for part in parts if isinstance(part, Tensor)), default=1)
+    token = _prompt.set(n_tokens)
+    try:
+        return generate(*args, **kwargs)
+    finally:
+        _prompt.reset(token)

@@ -1,4 +1,8 @@
-"""Names of sites, and of the models that they are in. Importing this imports no torch."""
+"""Names of sites, and of the models that they are in. Importing this imports no torch.
+
+Where several models read the same tokens, to be compared, as a base model and its chat version, a
+place names its model before a slash, `chat/layers.13`; no module's path has one.
+"""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -53,6 +57,20 @@ def model_and_path(site: str, names: Iterable[str]) -> tuple[str, str]:
         near = closest(name, names) or f"; lms has {', '.join(names)}"
         raise Refused(f"site {site!r} names a model that lms lacks, {name!r}{near}")
     return name, path
+
+
+def by_model(sites: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """By a model's name, the place in it of each of its sites: {"chat": {"chat/layers.13":
+    "layers.13"}}; models without a site are left out.
+
+    Raises:
+        ValueError: as `model_and_path`.
+    """
+    names, divided = [*names], dict[str, dict[str, str]]()
+    for site in sites:
+        name, path = model_and_path(site, names)
+        divided.setdefault(name, {})[site] = path
+    return {name: divided[name] for name in names if name in divided}
 
 
 def shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Names of sites, which are places in a language model.
+"""Sites, which are places in a language model: what their names mean, and which an SAE has.
 
 A site is written `<module path>[:in|:out]`: a module as `named_modules()` of `lm.base_model`
 spells it, and its first input or its (first) output, which is the default. The longer path that
@@ -13,7 +13,7 @@ spells it, and its first input or its (first) output, which is the default. The 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,10 +21,50 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..io.errors import Refused, closest
-from .autoencoder import NamesSite
 from .places import GRAMMAR, Site, shown
 
 _MISSPELT = 0.9  # similarity of two paths from which on one is the other, misspelt
+
+
+# The least that an SAE must have, so that those of other libraries, and others' own classes, work,
+# too. What a config may lack, such as `target_site` and the terms of `contract`, is not named here.
+
+
+@runtime_checkable
+class NamesSite(Protocol):
+    """An SAE's config."""
+
+    @property
+    def site(self) -> str | None:
+        """The site that the SAE reads, as in `sites`."""
+
+
+@runtime_checkable
+class HasConfig(Protocol):
+    """An SAE of which only its place matters."""
+
+    @property
+    def config(self) -> NamesSite:
+        """It names the SAE's site."""
+        ...
+
+
+@runtime_checkable
+class Encoder(HasConfig, Protocol):
+    """An SAE of which only its latents matter."""
+
+    def encode(self, x: Tensor, /) -> Tensor:
+        """Latents [*batch, d_sae] of raw activations [*batch, d_in]."""
+        ...
+
+
+@runtime_checkable
+class Autoencoder(Encoder, Protocol):
+    """An SAE that reconstructs."""
+
+    def decode(self, latents: Tensor, x: Tensor, /) -> Tensor:
+        """Raw activations [*batch, d_out] of latents, and of the input that they are of."""
+        ...
 
 
 class Sites(tuple[tuple[str, int], ...]):
@@ -179,40 +219,35 @@ def find_module(lm: nn.Module, site: str) -> nn.Module:
         for spelling in paths:
             if spelling in modules:
                 return modules[spelling]
-    raise Refused(_not_found(paths[1], type(whole).__name__, modules))
-
-
-def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str:
+    path, name = paths[1], type(whole).__name__
     stacks = {p: len(m) for p, m in modules.items() if isinstance(m, nn.ModuleList)}
     for stack, n in stacks.items():
         index, dot, inside = path.removeprefix(f"{stack}.").partition(".")
         if path.startswith(f"{stack}.") and index.isdigit() and int(index) >= n:
             last = f"{stack}.{n - 1}"
             nearest = f"{last}{dot}{inside}" if f"{last}{dot}{inside}" in modules else last
-            return (
-                f"site {path!r} is past the end: {lm_name} has {n} {stack}, 0 to {n - 1}; the "
+            raise Refused(
+                f"site {path!r} is past the end: {name} has {n} {stack}, 0 to {n - 1}; the "
                 f"nearest is {nearest!r}"
             )
-    layers = [f"{stack}.0 to {stack}.{n - 1}" for stack, n in stacks.items() if "." not in stack]
-    return (
-        f"site {path!r} is not in {lm_name}{_nearest(path, modules)}; its layers: "
-        f"{', '.join(layers)}; a site is {GRAMMAR}"
-    )
-
-
-def _nearest(path: str, modules: Mapping[str, nn.Module]) -> str:
-    """The modules of the block, or of its part, that the path begins with: spelling alone would
-    mislead there, as another model's name for what the MLP adds is most like the name of what this
-    one's MLP reads. Elsewhere the modules that are spelt most like it."""
+    # Name the modules of the block, or of its part, that the path begins with: spelling alone would
+    # mislead there, as another model's name for what the MLP adds is most like the name of what
+    # this one's MLP reads. Elsewhere name those that are spelt most like it.
     holder = path.rpartition(".")[0]
     while holder and holder not in modules:
         holder = holder.rpartition(".")[0]
-    inside = [f"{holder}.{name}" for name, _ in modules[holder].named_children()]
+    inside = [f"{holder}.{child}" for child, _ in modules[holder].named_children()]
     if not holder or not inside or isinstance(modules[holder], nn.ModuleList):
-        return closest(path, [*modules], cutoff=0.0)  # however far: no list of all would be read
-    below = [name for name in modules if name.startswith(f"{holder}.")]
-    near = closest(path, below, cutoff=_MISSPELT)
-    return near or f"; {holder!r} holds {', '.join(map(repr, inside))}"
+        near = closest(path, [*modules], cutoff=0.0)  # however far: no list of all would be read
+    else:
+        below = [module for module in modules if module.startswith(f"{holder}.")]
+        near = closest(path, below, cutoff=_MISSPELT)
+        near = near or f"; {holder!r} holds {', '.join(map(repr, inside))}"
+    layers = [f"{stack}.0 to {stack}.{n - 1}" for stack, n in stacks.items() if "." not in stack]
+    raise Refused(
+        f"site {path!r} is not in {name}{near}; its layers: {', '.join(layers)}; a site is "
+        f"{GRAMMAR}"
+    )
 
 
 def blocks_below(lm: nn.Module, site: str) -> list[nn.Module]:

@@ -15,9 +15,16 @@ from transformers import PreTrainedModel
 
 from ..io.errors import Refused
 from . import contract
-from .autoencoder import Autoencoder, HasConfig, NamesSite
 from .hooks import attach, capture, own_passes, replaced
-from .sites import check_arguments, reads_of, unwrapped, writes_of
+from .sites import (
+    Autoencoder,
+    HasConfig,
+    NamesSite,
+    check_arguments,
+    reads_of,
+    unwrapped,
+    writes_of,
+)
 
 
 class Moment(NamedTuple):

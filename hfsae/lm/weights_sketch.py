@@ -87,30 +87,33 @@ def distance(lm: nn.Module, text: str, dtype: str | None) -> Distance | None:
     matrices = _matrices(lm)
     common = {tag: matrices[tag][1] for tag in theirs if tag in matrices}
     adapters = {tag for tag, (name, _) in matrices.items() if "lora_" in name}
-    state = (text, dtype, bool(adapters), *map(_state, common.values()))
-    known = _distances.get(lm)
-    if known is None or known[0] != state:
-        new_adapter = bool(adapters) and adapters.isdisjoint(theirs)
-        far = _distance(common, theirs, _dtype(dtype) or lm.dtype)
-        if _dtype(dtype) is None:  # it may have been any
-            far = far._replace(tolerance=torch.finfo(torch.bfloat16).eps / 2)
-        known = _distances[lm] = state, far._replace(new_adapter=new_adapter)
-    return known[1]
-
-
-def _distance(weights: dict[int, Tensor], theirs: _Sums, dtype: torch.dtype) -> Distance:
-    squares, tolerance = [], _SAME
-    for tag, weight in weights.items():
-        ours, size = _sums(weight, dtype)
+    # what changes with a weight: its place and, but for inference tensors, its version
+    of_weights = (
+        (w.data_ptr(), w.dtype, None if w.is_inference() else w._version) for w in common.values()
+    )
+    state, known = (text, dtype, bool(adapters), *of_weights), _distances.get(lm)
+    if known is not None and known[0] == state:
+        return known[1]
+    named = getattr(torch, dtype or "", None)
+    is_known = isinstance(named, torch.dtype) and named.is_floating_point
+    cast, squares, tolerance = named if is_known else lm.dtype, list[float](), _SAME
+    for tag, weight in common.items():
+        ours, size = _sums(weight, cast)
         difference = sum((a - b) ** 2 for a, b in zip(ours, theirs[tag], strict=True)) / _SUMS
         squares += [difference / size] if size else []
-        if weight.dtype not in (dtype, torch.float32, torch.float64):
-            coarsest = max(torch.finfo(weight.dtype).eps, torch.finfo(dtype).eps)
+        if weight.dtype not in (cast, torch.float32, torch.float64):
+            coarsest = max(torch.finfo(weight.dtype).eps, torch.finfo(cast).eps)
             tolerance = max(tolerance, coarsest / 2)  # half a unit in the last place
-    if not squares:
-        return Distance(None)
-    relative = sqrt(sum(squares) / len(squares))
-    return Distance(relative if isfinite(relative) else inf, tolerance)
+    relative = sqrt(sum(squares) / len(squares)) if squares else None
+    if relative is not None and not isfinite(relative):
+        relative = inf
+    if not is_known:  # it may have been any
+        tolerance = torch.finfo(torch.bfloat16).eps / 2
+    elif relative is None:
+        tolerance = _SAME
+    new_adapter = bool(adapters) and adapters.isdisjoint(theirs)
+    _distances[lm] = state, Distance(relative, tolerance, new_adapter)
+    return _distances[lm][1]
 
 
 def _width(lm: nn.Module) -> int:
@@ -131,17 +134,6 @@ def _matrices(lm: nn.Module) -> dict[int, tuple[str, Tensor]]:
 @lru_cache(maxsize=2**14)
 def _tag(name: str, width: int) -> int:
     return int.from_bytes(blake2b(f"{name} {width}".encode(), digest_size=4).digest(), "little")
-
-
-def _state(weight: Tensor) -> tuple[object, ...]:
-    """What changes with a weight: its place and, but for inference tensors, its version."""
-    version = None if weight.is_inference() else weight._version
-    return weight.data_ptr(), weight.dtype, version
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    dtype = getattr(torch, name or "", None)
-    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else None
 
 
 def _sums(weight: Tensor, dtype: torch.dtype) -> tuple[tuple[float, ...], float]:

@@ -90,7 +90,7 @@ class SAEConfig(PreTrainedConfig):
     """Hub id of the language model"""
     model_names: dict | None = None
     """of several language models that it reads at once, the Hub id or folder of each, by the name
-    that stands before the slash of its sites (`hfsae.lm.several`)"""
+    that stands before the slash of its sites (`hfsae.lm.places`)"""
     model_revision: str | dict | None = None
     """commit on the Hub; this and the next three, where several models differ, by their names"""
     model_dtype: str | dict | None = None

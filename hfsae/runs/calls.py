@@ -6,7 +6,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
-from ..activations.in_memory import Columns, in_memory_texts
+from ..activations.arguments import Columns, in_memory_texts
 from ..evaluation.probing import ProbeArguments, Probing, read_tasks
 from ..explanations import ExplainArguments, Explanations, ScoreArguments
 from ..explanations.judges import JudgeArguments

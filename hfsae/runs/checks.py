@@ -16,7 +16,6 @@ from ..lm import (
     by_model,
     empty_encoder,
     empty_lm,
-    encoder_width,
     load_tokenizer,
     model_and_path,
     refuse_other_vocabularies,
@@ -83,7 +82,7 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
         if recipe.lm.source == "packaged":
             raise Refused("lm.source is 'packaged', and no vision model is; leave it out")
         model = empty_encoder(recipe.lm.name, revision=recipe.lm.revision)
-        widths = {site: encoder_width(model, site) for site in recipe.sites}
+        widths = {site: site_width(model, site) for site in recipe.sites}
         return model, make_configs(recipe, widths)
     if (cache := recipe.harvest.cache_folder) is not None:
         folder = Path(cache).expanduser()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from hfsae.activations import ActivationArguments, sites_in
-from hfsae.activations.files.formats import natural, open_shards
+from hfsae.activations.shards import natural, open_shards
 
 FORMATS = ["safetensors", "npy", "parquet"]
 SITE = "layers.1"

@@ -17,12 +17,12 @@ from hfsae.lm import (
     contract,
     empty_encoder,
     empty_lm,
-    encoder_width,
     forward,
     load_encoder,
     load_lm,
     load_tokenizer,
     n_positions,
+    site_width,
     smallest_inputs,
 )
 
@@ -82,10 +82,10 @@ def test_an_encoder_loads_frozen_with_its_processor(family, load, folders):
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
     assert loaded.origin == f"folder {folders[family]}"
     assert type(loaded.processor).__name__.removesuffix("Pil") == VISION[family][3]
-    assert encoder_width(loaded.model, block(loaded.model, 2)) == D
+    assert site_width(loaded.model, block(loaded.model, 2)) == D
     empty = empty_encoder(folders[family])
     assert empty.device.type == "meta" and type(empty) is type(loaded.model)
-    assert encoder_width(empty, block(empty, 0)) == D
+    assert site_width(empty, block(empty, 0)) == D
 
 
 def test_of_two_towers_the_one_of_pictures_is_loaded_and_nothing_is_said_of_the_other(
@@ -116,9 +116,9 @@ def test_positions_are_counted_without_a_picture(family, load):
 def test_sites_that_are_no_sequence_of_vectors_are_refused(load):
     model = load("vit").model
     with pytest.raises(ValueError, match=r"site 'pooler' has activations of shape \[1, 16\]"):
-        encoder_width(model, "pooler")
+        site_width(model, "pooler")
     with pytest.raises(ValueError, match=r"site 'layers.9' is"):
-        encoder_width(model, "layers.9")
+        site_width(model, "layers.9")
 
 
 def test_inputs_of_another_size_than_the_model_takes_are_one_sentence(load):

@@ -8,6 +8,7 @@ Nothing is unpickled: pickles are refused by their suffix, arrays of objects by 
 
 Rows of arrays are read at their place. A memory map would do the same, but its pages count as the
 process's own, and the map that safetensors makes cannot be larger than the machine's memory.
+`cache` reads its own files so, too.
 """
 
 import math
@@ -20,16 +21,16 @@ from fnmatch import fnmatchcase
 from glob import glob
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...io.errors import Damaged, Refused, closest, one_line
-from ...io.files import damaged, json_value, passes, reading, refuse_special, unreadable
-from ..arguments import ActivationArguments
+from ..io.errors import Damaged, Refused, closest, one_line
+from ..io.files import damaged, json_value, passes, reading, refuse_special, unreadable
+from .arguments import ActivationArguments
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,9 +45,10 @@ _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 _EDGE = 2**20  # bytes at each end of a file or tensor that `edges` gives
 # A shard's number in the name of a .npy file: acts-part1, acts-00001-of-00004.
 _NUMBER = re.compile(r"(?<=.)([-_.](part|shard)[-_]?\d+|-\d+-of-\d+)$")
-_STORED = {kind: np.dtype(kind) for kind in ("float32", "float16", "bool", *INTEGERS)}
+_STORED = {kind: np.dtype(kind) for kind in ("float64", "float32", "float16", "bool", *INTEGERS)}
 _STORED["bfloat16"] = np.dtype("int16")  # numpy has no bfloat16: the same bits
-_SAFETENSORS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex"}
+_SAFETENSORS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
+_SAFETENSORS["C"] = "complex"
 _MAX_HEADER = 2**24  # bytes; it takes about 100 a tensor
 _ARROW = {"halffloat": "float16", "float": "float32", "double": "float64"}
 _BATCH = 2**19  # numbers of a table that are decoded at once
@@ -115,7 +117,7 @@ class ArrayShard:
                 header = self._headers[name]
                 width = header.shape[-1]
                 flat = torch.from_numpy(_values(header, start * width, stop * width))
-                read[name] = flat.view(FLOATS[header.kind]).view(stop - start, width)
+                read[name] = flat.view(getattr(torch, header.kind)).view(stop - start, width)
             return read
 
         return rows
@@ -159,24 +161,22 @@ def safetensors_shard(path: Path) -> ArrayShard:
     length = int.from_bytes(_bytes_of(path, 0, 8), "little")
     if size < 8 or length > min(size - 8, _MAX_HEADER):
         raise Damaged(damaged(path, f"its {size:,} bytes do not begin with a safetensors header"))
+    headers, end = dict[str, Header](), 0
     with reading(path):
         entries = json_value(_bytes_of(path, 8, length))
         metadata = {k: str(v) for k, v in entries.pop("__metadata__", {}).items()}
-        headers = {name: _entry(path, name, 8 + length, one) for name, one in entries.items()}
-        end = max((int(one["data_offsets"][1]) for one in entries.values()), default=0)
+        for name, entry in entries.items():
+            letters, bits = re.fullmatch(r"([A-Z]*)(.*)", entry["dtype"]).groups()  # pyright: ignore
+            kind = f"{_SAFETENSORS.get(letters, letters)}{bits.lower()}"
+            shape, (start, stop) = tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
+            if min(start, *shape, 0) < 0 or (
+                kind in _STORED and stop - start != math.prod(shape) * _STORED[kind].itemsize
+            ):
+                raise Refused(f"{name!r} has {stop - start:,} bytes for {list(shape)}")
+            headers[name], end = Header(path, kind, shape, 8 + length + start), max(end, stop)
     if 8 + length + end > size:
         raise Damaged(damaged(path, f"cut off: it has {size:,} of {8 + length + end:,} bytes"))
     return ArrayShard(path, headers, metadata)
-
-
-def _entry(path: Path, name: str, first: int, entry: dict[str, Any]) -> Header:
-    letters, bits = re.fullmatch(r"([A-Z]*)(.*)", entry["dtype"]).groups()  # pyright: ignore
-    kind = "bool" if letters == "BOOL" else f"{_SAFETENSORS.get(letters, letters)}{bits.lower()}"
-    shape, (start, stop) = tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
-    is_whole = kind not in _STORED or stop - start == math.prod(shape) * _STORED[kind].itemsize
-    if not is_whole or min(start, *shape, 0) < 0:
-        raise Refused(f"{name!r} has {stop - start:,} bytes for {list(shape)}")
-    return Header(path, kind, shape, first + start)
 
 
 def numpy_header(path: Path) -> Header:
@@ -198,15 +198,6 @@ def numpy_header(path: Path) -> Header:
         else:
             shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(file)
         offset = file.tell()
-    _refuse_layout(path, dtype, is_fortran and sum(n > 1 for n in shape) > 1)
-    end = offset + math.prod(shape) * dtype.itemsize
-    if end > size:
-        raise Damaged(damaged(path, f"cut off: it has {size:,} of {end:,} bytes"))
-    return Header(path, dtype.name, shape, offset)
-
-
-def _refuse_layout(path: Path, dtype: np.dtype, is_by_columns: bool) -> None:
-    """Check that a .npy file holds plain values, row by row."""
     array = f'numpy.load("{path}")'
     if dtype.hasobject:
         raise Refused(
@@ -219,7 +210,7 @@ def _refuse_layout(path: Path, dtype: np.dtype, is_by_columns: bool) -> None:
             f"{path} holds {dtype}, which numpy does not read as numbers; save bfloat16 as "
             "safetensors"
         )
-    if is_by_columns:
+    if is_fortran and sum(n > 1 for n in shape) > 1:
         raise Refused(
             f"{path} lies column by column; save it row by row: "
             f'`numpy.save("{path}", numpy.ascontiguousarray({array}))`'
@@ -229,6 +220,10 @@ def _refuse_layout(path: Path, dtype: np.dtype, is_by_columns: bool) -> None:
             f"{path} has the byte order of another processor; convert it: "
             f'`numpy.save("{path}", {array}.astype("{dtype.name}"))`'
         )
+    end = offset + math.prod(shape) * dtype.itemsize
+    if end > size:
+        raise Damaged(damaged(path, f"cut off: it has {size:,} of {end:,} bytes"))
+    return Header(path, dtype.name, shape, offset)
 
 
 class TableShard:
@@ -290,15 +285,23 @@ class TableShard:
 
     def values(self, name: str) -> np.ndarray:
         """All values of a column without lists; texts are an array of objects."""
-        is_text, known = self.header(name).kind == TEXT, {}
+        is_text, known = (
+            self.header(name).kind == TEXT,
+            dict[str, str](),
+        )  # equal ones are one object
         parts, n_read = [], 0
         with _table(self.path) as file:
             for batch in file.iter_batches(_BATCH, columns=[name]):
                 column = batch.column(name)
                 _refuse_nulls(self.path, name, column, n_read)
-                values = _texts(column, known) if is_text else column.to_numpy(False)
-                parts.append(values)
                 n_read += len(column)
+                if not is_text:
+                    parts.append(column.to_numpy(False))
+                    continue
+                if not hasattr(column, "dictionary"):
+                    column = column.dictionary_encode()
+                texts = [known.setdefault(text, text) for text in column.dictionary.to_pylist()]
+                parts.append(np.array(texts, dtype=object)[column.indices.to_numpy(False)])
         return np.concatenate(parts)
 
     def units(self, n_rows: int, block: int) -> Iterator[tuple[int, int]]:
@@ -340,7 +343,7 @@ class _Cursor:
         group = bisect_right(self._starts, start) - 1
         if not self._starts[group] <= self._at <= start:
             groups = list(range(group, len(self._starts) - 1))
-            self._batches = _decoded(self._path, groups, self._headers)
+            self._batches = self._decoded(groups)
             self._rest, self._at = None, self._starts[group]
         acts = {
             name: np.empty((stop - start, header.shape[-1]), header.kind)
@@ -351,6 +354,15 @@ class _Cursor:
             for name, x in acts.items() if row >= start else ():
                 x[row - start : self._at - start] = self._vectors(name, batch, row)
         return {name: torch.from_numpy(x) for name, x in acts.items()}
+
+    def _decoded(self, groups: list[int]) -> Iterator["pa.RecordBatch"]:
+        """Row groups, in batches of a few MB."""
+        n_rows = max(1, _BATCH // sum(header.shape[-1] for header in self._headers.values()))
+        several = len(self._headers) > 1  # threads decode a column each, and cost time for one
+        with _table(self._path) as file:
+            yield from file.iter_batches(
+                n_rows, groups, columns=list(self._headers), use_threads=several
+            )
 
     def _take(self, stop: int) -> "pa.RecordBatch":
         """Decoded rows from the place on, up to `stop` at most; the place moves behind them."""
@@ -384,28 +396,10 @@ class _Cursor:
         return values.to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
-def _decoded(
-    path: Path, groups: list[int], headers: dict[str, Header]
-) -> Iterator["pa.RecordBatch"]:
-    """Row groups, in batches of a few MB."""
-    n_rows = max(1, _BATCH // sum(header.shape[-1] for header in headers.values()))
-    with _table(path) as file:
-        several = len(headers) > 1  # threads decode a column each, and cost time for a single one
-        yield from file.iter_batches(n_rows, groups, columns=list(headers), use_threads=several)
-
-
 def _refuse_nulls(path: Path, name: str, column: "pa.Array", first: int) -> None:
     if column.null_count:
         row = first + column.is_null().to_pylist().index(True)
         raise Refused(f"row {row:,} of {path} has no value in column {name!r}; give it one")
-
-
-def _texts(column: "pa.Array", known: dict[str, str]) -> np.ndarray:
-    """Texts, of which equal ones are one object."""
-    if not hasattr(column, "dictionary"):
-        column = column.dictionary_encode()
-    texts = [known.setdefault(text, text) for text in column.dictionary.to_pylist()]
-    return np.array(texts, dtype=object)[column.indices.to_numpy(False)]
 
 
 def _kind(column: "pa.DataType") -> str:
@@ -448,7 +442,16 @@ def paths_of(args: ActivationArguments) -> list[Path]:
             raise Refused("activations.files is empty; name a file, a folder, a glob, or a list")
         path = Path(name).expanduser()
         if path.is_dir():
-            files = _files_inside(path)
+            every = [file for file in path.rglob("*") if file.is_file() and not passes(file)]
+            files = [file for file in every if file.suffix.lower() in SUFFIXES]
+            for file in [] if files else every:
+                if file.suffix.lower() in (*_PICKLES, ".npz"):  # they often hold activations
+                    refuse_other_formats(file)
+            if not files:
+                raise Refused(
+                    f"folder {path} holds no .safetensors, .npy or .parquet file "
+                    "(activations.files); check the path"
+                )
         else:
             found = [path] if path.exists() else map(Path, glob(str(path), recursive=True))
             files = [file for file in found if not file.is_dir()]
@@ -464,21 +467,6 @@ def paths_of(args: ActivationArguments) -> list[Path]:
             if whole != labels:
                 paths[whole] = file
     return list(paths.values())
-
-
-def _files_inside(folder: Path) -> list[Path]:
-    """The shards in a folder and those below it; other files are passed over."""
-    every = [file for file in folder.rglob("*") if file.is_file() and not passes(file)]
-    files = [file for file in every if file.suffix.lower() in SUFFIXES]
-    if not files:
-        for file in every:
-            if file.suffix.lower() in (*_PICKLES, ".npz"):  # they often hold activations
-                refuse_other_formats(file)
-        raise Refused(
-            f"folder {folder} holds no .safetensors, .npy or .parquet file (activations.files); "
-            "check the path"
-        )
-    return files
 
 
 def natural(path: Path) -> list[str | int]:
@@ -499,16 +487,48 @@ def open_shards(
     Raises:
         ValueError: a file is damaged, of an unknown format, or lacks a site.
     """
-    if _format_of(paths) == ".npy":
-        return [*_numpy_shards(paths, tensors, more)]
-    shards = [_open(path) for path in paths]
-    for shard in shards:
-        for site, name in tensors.items():
-            if name not in shard.names:
-                of = f"site {site!r}" if site == name else f"{name!r}, for site {site!r}"
-                near = _rename(site, name, [at for at in shard.names if at not in more])
-                raise Refused(f"{shard.path} does not hold {of}{near}")
-    return shards
+    if _format_of(paths) != ".npy":
+        shards = [_open(path) for path in paths]
+        for shard in shards:
+            for site, name in tensors.items():
+                if name not in shard.names:
+                    of = f"site {site!r}" if site == name else f"{name!r}, for site {site!r}"
+                    near = _rename(site, name, [at for at in shard.names if at not in more])
+                    raise Refused(f"{shard.path} does not hold {of}{near}")
+        return shards
+    # The first file of each site makes a shard, the second of each the next, and so on.
+    names = [*dict.fromkeys(_NUMBER.sub("", path.stem) for path in paths)]
+    first = next(iter(tensors.values()))
+    files = {
+        name: [path for path in paths if fnmatchcase(_NUMBER.sub("", path.stem), name)]
+        for name in tensors.values()
+    }
+    for name in more:  # these have one file for each shard, whatever its number looks like
+        patterns = (name, f"{name}[-_]*")
+        files[name] = [p for p in paths if any(fnmatchcase(p.stem, one) for one in patterns)]
+    others = [name for name in names if name not in more]
+    for site, name in tensors.items():
+        if not files[name]:
+            raise Refused(
+                f"no .npy file is called {name}, for site {site!r}{_rename(site, name, others)}, "
+                f"or by {{{site}: 'part*'}} if several files are its shards"
+            )
+    files = {name: found for name, found in files.items() if found}
+    for name, found in files.items():
+        if len(found) != len(files[first]):
+            raise Refused(
+                f"{found[0].parent} has {len(files[first])} files for {first!r} and {len(found)} "
+                f"for {name!r}; give as many of each"
+            )
+    used = {path for found in files.values() for path in found}
+    for name in names:  # `like_documents` tells of one that is not read
+        found = [path for path in paths if _NUMBER.sub("", path.stem) == name]
+        if is_like_documents(name) and used.isdisjoint(found) and len(found) == len(files[first]):
+            files[name] = found
+    return [
+        ArrayShard(path, {name: numpy_header(found[i]) for name, found in files.items()})
+        for i, path in enumerate(files[first])
+    ]
 
 
 def sites_in(args: ActivationArguments) -> list[str]:
@@ -532,14 +552,14 @@ def sites_in(args: ActivationArguments) -> list[str]:
     ]
 
 
-def tensors_in(args: ActivationArguments, most: int = 3) -> str:
+def tensors_in(args: ActivationArguments) -> str:
     """The tensors or columns of the first file, in words: name, type and shape, or the reason why
     that is not to be had."""
     path = paths_of(args)[0]
     if _format_of([path]) == ".npy":
         one = numpy_header(path)
         return f"{path} is {one.kind} {list(one.shape)}"
-    shard, parts = _open(path), []
+    shard, parts, most = _open(path), [], 3
     for name in shard.names[:most]:
         try:
             one = shard.header(name)
@@ -595,42 +615,6 @@ def refuse_other_formats(path: Path) -> None:
         raise Refused(
             f"{path} cannot be read as activations; give .safetensors, .npy or .parquet files"
         )
-
-
-def _numpy_shards(
-    paths: Sequence[Path], tensors: Mapping[str, str], more: Sequence[str]
-) -> Iterator[Shard]:
-    """The first file of each site makes a shard, the second of each the next, and so on."""
-    names = [*dict.fromkeys(_NUMBER.sub("", path.stem) for path in paths)]
-    first = next(iter(tensors.values()))
-    files = {
-        name: [path for path in paths if fnmatchcase(_NUMBER.sub("", path.stem), name)]
-        for name in tensors.values()
-    }
-    for name in more:  # these have one file for each shard, whatever its number looks like
-        patterns = (name, f"{name}[-_]*")
-        files[name] = [p for p in paths if any(fnmatchcase(p.stem, one) for one in patterns)]
-    others = [name for name in names if name not in more]
-    for site, name in tensors.items():
-        if not files[name]:
-            raise Refused(
-                f"no .npy file is called {name}, for site {site!r}{_rename(site, name, others)}, "
-                f"or by {{{site}: 'part*'}} if several files are its shards"
-            )
-    files = {name: found for name, found in files.items() if found}
-    for name, found in files.items():
-        if len(found) != len(files[first]):
-            raise Refused(
-                f"{found[0].parent} has {len(files[first])} files for {first!r} and {len(found)} "
-                f"for {name!r}; give as many of each"
-            )
-    used = {path for found in files.values() for path in found}
-    for name in names:  # `like_documents` tells of one that is not read
-        found = [path for path in paths if _NUMBER.sub("", path.stem) == name]
-        if is_like_documents(name) and used.isdisjoint(found) and len(found) == len(files[first]):
-            files[name] = found
-    for i, path in enumerate(files[first]):
-        yield ArrayShard(path, {name: numpy_header(found[i]) for name, found in files.items()})
 
 
 def is_like_documents(name: str) -> bool:

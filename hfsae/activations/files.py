@@ -9,7 +9,7 @@ import logging
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from hashlib import blake2b, sha256
@@ -22,14 +22,13 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from ...io.errors import Refused, closest
-from ...io.file_names import HARVEST
-from ...io.files import printable, read_json
-from ...io.local_paths import LOCAL_FILES
-from ..arguments import DOCUMENTS, ActivationArguments, Shares, Split, side_of
-from ..harvest import rows_not_finite
-from ..source import ActivationBatch, Filling, Refusals
-from .formats import (
+from ..io.errors import Refused, closest
+from ..io.file_names import HARVEST
+from ..io.files import printable, read_json
+from ..io.local_paths import LOCAL_FILES
+from .arguments import DOCUMENTS, ActivationArguments, Split, side_of
+from .harvest import rows_not_finite
+from .shards import (
     FLOATS,
     INTEGERS,
     TEXT,
@@ -41,6 +40,7 @@ from .formats import (
     safetensors_shard,
     sites_in,
 )
+from .source import ActivationBatch, Filling, Refusals
 
 logger = logging.getLogger(__name__)
 KEEP = "keep"
@@ -63,17 +63,6 @@ Activations = dict[str, Float[Tensor, "_ _"]]
 
 
 class FileShapes(NamedTuple):
-    """What the headers of files say."""
-
-    widths: dict[str, int]
-    """By site."""
-    dtypes: dict[str, torch.dtype]
-    """By site."""
-    n_rows: int
-    """Of all sides, and with those to leave out."""
-
-
-class _Files(NamedTuple):
     """Files whose headers fit each other and the sites."""
 
     shards: list[Shard]
@@ -83,28 +72,29 @@ class _Files(NamedTuple):
     """By site, one of each shard."""
 
     @property
-    def shapes(self) -> FileShapes:
-        """The widths, dtypes and the number of rows."""
-        firsts = {site: headers[0] for site, headers in self.headers.items()}
-        return FileShapes(
-            {site: header.shape[-1] for site, header in firsts.items()},
-            {site: FLOATS[header.kind] for site, header in firsts.items()},
-            sum(header.n_rows for header in next(iter(self.headers.values()))),
-        )
+    def widths(self) -> dict[str, int]:
+        """By site."""
+        return {site: headers[0].shape[-1] for site, headers in self.headers.items()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """By site."""
+        return {site: FLOATS[headers[0].kind] for site, headers in self.headers.items()}
+
+    @property
+    def n_rows(self) -> int:
+        """Of all sides, and with those to leave out."""
+        return sum(header.n_rows for header in next(iter(self.headers.values())))
 
 
 def check_files(args: ActivationArguments, sites: Sequence[str]) -> FileShapes:
-    """Widths, dtypes and the number of rows, from headers alone.
+    """The shards and what their headers say: widths, dtypes and the number of rows. Nothing else is
+    read.
 
     Raises:
         ValueError: a file is damaged or of another format, lacks a site, or differs from the others
             in a site's width or dtype.
     """
-    return _checked(args, sites).shapes
-
-
-def _checked(args: ActivationArguments, sites: Sequence[str]) -> _Files:
-    """The files, once their headers are checked."""
     if not sites:
         raise Refused(f"no site is named; the files have {', '.join(sites_in(args)) or 'none'}")
     for site in args.sites:
@@ -117,40 +107,39 @@ def _checked(args: ActivationArguments, sites: Sequence[str]) -> _Files:
     more = [name for name in (args.documents, KEEP) if name]
     shards = open_shards(paths_of(args), tensors, more)
     headers = {site: [shard.header(name) for shard in shards] for site, name in tensors.items()}
-    first = headers[sites[0]]
     for site in sites:
-        for header, beside in zip(headers[site], first, strict=True):
-            _check_site(site, header, headers[site][0], beside)
-    _check_rows(shards, first, args.documents)
-    return _Files(shards, tensors, headers)
+        first = headers[site][0]
+        for header, beside in zip(headers[site], headers[sites[0]], strict=True):
+            path, kind, shape, _ = header
+            if kind not in FLOATS:
+                raise Refused(
+                    f"{path} holds {kind} at site {site!r}; convert it to float32, float16 or "
+                    "bfloat16"
+                )
+            if len(shape) not in (2, 3) or 0 in shape:
+                raise Refused(
+                    f"{path} has shape {list(shape)} at site {site!r}; give [n, d] or "
+                    "[rows, ctx, d], none of them 0"
+                )
+            if (kind, shape[-1]) != (first.kind, first.shape[-1]):
+                raise Refused(
+                    f"{path} holds {kind} of width {shape[-1]:,} at site {site!r}, and "
+                    f"{first.path} {first.kind} of width {first.shape[-1]:,}; give all files one "
+                    "dtype and width"
+                )
+            if header.n_rows != beside.n_rows:
+                raise Refused(
+                    f"{path} has {header.n_rows:,} rows at site {site!r}, and {beside.path} "
+                    f"{beside.n_rows:,} at another; give all sites the same rows"
+                )
+    _check_documents_and_marks(shards, headers[sites[0]], args.documents)
+    return FileShapes(shards, tensors, headers)
 
 
-def _check_site(site: str, header: Header, first: Header, beside: Header) -> None:
-    """Check one tensor alone, against the first shard's, and against another site's beside it."""
-    path, kind, shape, _ = header
-    if kind not in FLOATS:
-        raise Refused(
-            f"{path} holds {kind} at site {site!r}; convert it to float32, float16 or bfloat16"
-        )
-    if len(shape) not in (2, 3) or 0 in shape:
-        raise Refused(
-            f"{path} has shape {list(shape)} at site {site!r}; give [n, d] or [rows, ctx, d], "
-            "none of them 0"
-        )
-    if (kind, shape[-1]) != (first.kind, first.shape[-1]):
-        raise Refused(
-            f"{path} holds {kind} of width {shape[-1]:,} at site {site!r}, and {first.path} "
-            f"{first.kind} of width {first.shape[-1]:,}; give all files one dtype and width"
-        )
-    if header.n_rows != beside.n_rows:
-        raise Refused(
-            f"{path} has {header.n_rows:,} rows at site {site!r}, and {beside.path} "
-            f"{beside.n_rows:,} at another; give all sites the same rows"
-        )
-
-
-def _check_rows(shards: Sequence[Shard], headers: Sequence[Header], documents: str) -> None:
-    """Check, by headers alone, the documents and marks that belong to rows."""
+def _check_documents_and_marks(
+    shards: Sequence[Shard], headers: Sequence[Header], documents: str
+) -> None:
+    """By headers alone."""
     for name, kinds in ((documents, (*INTEGERS, TEXT)), (KEEP, ("bool",))):
         lacking = [shard for shard in shards if name not in shard.names]
         if lacking and name == documents == DOCUMENTS:
@@ -206,19 +195,27 @@ class Rows:
 
     Args:
         headers: of the first site, in each shard.
-        documents: the name of the tensor or column with the ids; it may be absent.
-        shares: of the held-out sides.
+        args: they name the tensor or column with the ids, which may be absent.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], headers: Sequence[Header], documents: str, shares: Shares
+        self, shards: Sequence[Shard], headers: Sequence[Header], args: ActivationArguments
     ):
         self._headers = headers
         self.starts = [0, *accumulate(header.n_rows for header in headers)]
         """The first row of each shard, and the end."""
-        self.are_given = documents in shards[0].names
+        self.are_given = args.documents in shards[0].names
         if self.are_given:
-            self.ids, self.document = _numbered([shard.values(documents) for shard in shards])
+            values = [shard.values(args.documents) for shard in shards]
+            self.ids: Sequence[str] | Int64[np.ndarray, " _"]
+            if values[0].dtype == object:  # texts
+                known: dict[str, int] = {}
+                each = (known.setdefault(text, len(known)) for part in values for text in part)
+                self.document = np.fromiter(each, np.int64, sum(map(len, values)))
+                self.ids = list(known)
+            else:
+                whole = np.concatenate(values).astype(np.int64)
+                self.ids, self.document = np.unique(whole, return_inverse=True)
         else:
             numbers = [np.arange(header.n_rows) // _size(header) for header in headers]
             firsts = [0, *accumulate(int(number[-1]) + 1 for number in numbers)]
@@ -231,7 +228,9 @@ class Rows:
                 for header, first, stop in zip(headers, firsts, firsts[1:], strict=False)
                 for i in range(stop - first)
             ]
-        sides = [_SIDES.index(side_of(_hash(id_), shares)) for id_ in self.ids]
+        texts = (str(id_).encode("utf-8", "replace") for id_ in self.ids)
+        hashes = (blake2b(text, digest_size=8).hexdigest() for text in texts)
+        sides = [_SIDES.index(side_of(hash_, args)) for hash_ in hashes]
         self.side: UInt8[np.ndarray, " n"] = np.array(sides, np.uint8)[self.document]
         for shard, start, stop in zip(shards, self.starts, self.starts[1:], strict=False):
             if (side := shard.metadata.get("side")) in _SIDES:  # decided as it was written
@@ -271,22 +270,6 @@ def _size(header: Header) -> int:
     return header.shape[1] if len(header.shape) == 3 else _TOGETHER
 
 
-def _numbered(
-    values: list[np.ndarray],
-) -> tuple[Sequence[str] | Int64[np.ndarray, " _"], Int64[np.ndarray, " n"]]:
-    """The distinct ids, and for each row the index of its own."""
-    if values[0].dtype == object:
-        known: dict[str, int] = {}
-        each = (known.setdefault(text, len(known)) for part in values for text in part)
-        numbers = np.fromiter(each, np.int64, sum(map(len, values)))
-        return list(known), numbers
-    return np.unique(np.concatenate(values).astype(np.int64), return_inverse=True)
-
-
-def _hash(id_: object) -> str:
-    return blake2b(str(id_).encode("utf-8", "replace"), digest_size=8).hexdigest()
-
-
 class Block(NamedTuple):
     """Rows that are read together."""
 
@@ -300,7 +283,7 @@ class Block(NamedTuple):
     """The range of rows that it belongs to; blocks of one are read in their order."""
 
 
-class _Piece(NamedTuple):
+class _Piece(NamedTuple):  # its text is hashed, so that renaming it would refuse checkpoints
     block: int
     start: int
     """Of the block's training rows, the first."""
@@ -342,13 +325,13 @@ class FileSource:
         self, args: ActivationArguments, sites: Sequence[str], batch_size: int | None = None
     ):
         self.args, self.sites, self.batch_size = args, list(sites), batch_size
-        self._files = _checked(args, sites)
-        refuse_other_shards([shard.path for shard in self._files.shards])
-        self.shapes = self._files.shapes
-        self.rows = Rows(self._files.shards, self._files.headers[sites[0]], args.documents, args)
+        self.shapes = check_files(args, sites)
+        shards = self.shapes.shards
+        refuse_other_shards([shard.path for shard in shards])
+        self.rows = Rows(shards, self.shapes.headers[sites[0]], args)
         self.blocks = list[Block]()
         unit = 0
-        for i, shard in enumerate(self._files.shards):
+        for i, shard in enumerate(shards):
             first = self.rows.starts[i]
             for low, high in shard.units(self.rows.starts[i + 1] - first, args.block):
                 for start in range(low, high, args.block):
@@ -360,7 +343,7 @@ class FileSource:
         self._n_left_out = np.add.reduceat(self.rows.are_left_out("train"), firsts, dtype=np.int64)
         self._position = {"epoch": 0, "block": 0, "rows": 0}
         self._order: tuple[int, Int64[np.ndarray, " n"]] = (-1, np.empty(0, np.int64))
-        self._reader = _Reader(self._files)
+        self._read_rows = _reader(self.shapes)
         self._is_looked_at = False
         if batch_size is None:
             return
@@ -387,7 +370,7 @@ class FileSource:
 
     @property
     def _where(self) -> str:
-        paths = [header.path for header in self._files.headers[self.sites[0]]]
+        paths = [header.path for header in self.shapes.headers[self.sites[0]]]
         return f"{paths[0]}" if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
 
     def n_rows(self, side: Split) -> int:
@@ -436,7 +419,7 @@ class FileSource:
     @cached_property
     def is_in_order(self) -> bool:
         """Whether the files were written in the order of a training, one for each bucket."""
-        return all(shard.metadata.get("order") == "given" for shard in self._files.shards)
+        return all(shard.metadata.get("order") == "given" for shard in self.shapes.shards)
 
     def ahead(self, n: int) -> Iterator[Activations]:
         """The next n training rows, or one epoch's; a check of them before a training reads them.
@@ -496,7 +479,7 @@ class FileSource:
     def _read(self, piece: _Piece) -> Activations:
         block = self.blocks[piece.block]
         rows = self._rows_on("train", block)[piece.start : piece.stop]
-        return self._reader.read(block.shard, rows)
+        return self._read_rows(block.shard, rows)
 
     def _rows_on(self, side: Split, block: Block) -> Int64[np.ndarray, " n"]:
         """Rows of a block that are on a side, by their numbers in the shard."""
@@ -519,15 +502,21 @@ class FileSource:
         """
         self._refuse_empty(side)
         left = self.n_rows(side) if n is None else n
-        seen, reader = np.zeros(len(self.rows.ids), np.int64), _Reader(self._files)
+        seen, read = np.zeros(len(self.rows.ids), np.int64), _reader(self.shapes)
         for block in self.blocks:
             document = self.rows.document[block.first : block.first + block.n]
-            position = _places(document, seen)
+            order = np.argsort(document, kind="stable")
+            numbers, firsts, counts = np.unique(
+                document[order], return_index=True, return_counts=True
+            )
+            position = np.empty(len(document), np.int64)  # the number of each row in its document
+            position[order] = np.arange(len(document)) - np.repeat(firsts - seen[numbers], counts)
+            seen[numbers] += counts
             chosen = self._rows_on(side, block)[:left] - block.start
             if len(chosen):
-                acts = reader.read(block.shard, chosen + block.start)
-                numbers = (torch.from_numpy(x[chosen]) for x in (document, position))
-                yield ActivationBatch(acts, *numbers)
+                acts = read(block.shard, chosen + block.start)
+                at = (torch.from_numpy(x[chosen]) for x in (document, position))
+                yield ActivationBatch(acts, *at)
             left -= len(chosen)
             if not left:
                 return
@@ -535,9 +524,9 @@ class FileSource:
     def tell_doubts(self) -> None:
         """Log tensors that may be meant as documents, but are not read, and where the row groups of
         tables, and not blocks, change places."""
-        shard, documents = self._files.shards[0], self.args.documents
+        shard, documents = self.shapes.shards[0], self.args.documents
         if documents in shard.names:
-            first = self._files.headers[self.sites[0]][0]
+            first = self.shapes.headers[self.sites[0]][0]
             for name in _like_documents(shard, first, documents):
                 logger.warning(
                     "%s: the documents of rows are in %r (activations.documents), and %r is not "
@@ -578,8 +567,8 @@ class FileSource:
     @cached_property
     def _content(self) -> str:
         digest = sha256()
-        for shard in self._files.shards:
-            for part in shard.edges(sorted({*self._files.tensors.values()})):
+        for shard in self.shapes.shards:
+            for part in shard.edges(sorted({*self.shapes.tensors.values()})):
                 digest.update(part)
         for part in self.rows.parts():
             digest.update(part)
@@ -600,48 +589,32 @@ class FileSource:
         return {"activations": {**asdict(self.args), **about}}
 
 
-def _places(document: Int64[np.ndarray, " n"], seen: Int64[np.ndarray, " _"]) -> np.ndarray:
-    """The number of each row within its document. `seen` holds how many rows of each document came
-    before, and is counted on."""
-    order = np.argsort(document, kind="stable")
-    numbers, firsts, counts = np.unique(document[order], return_index=True, return_counts=True)
-    place = np.empty(len(document), np.int64)
-    place[order] = np.arange(len(document)) - np.repeat(firsts - seen[numbers], counts)
-    seen[numbers] += counts
-    return place
+def _reader(files: FileShapes) -> Callable[[int, Int64[np.ndarray, " n"]], Activations]:
+    """A function that reads rows of a shard by their numbers, which ascend; one shard is open.
 
+    It raises ValueError where one of them holds NaN or infinity.
+    """
+    names = sorted({*files.tensors.values()})
+    opened = lru_cache(maxsize=1)(lambda shard: files.shards[shard].reader(names))
 
-class _Reader:
-    """Reads rows of shards, one of which is open."""
-
-    def __init__(self, files: _Files):
-        self._files = files
-        self._shard, self._rows = -1, None
-
-    def read(self, shard: int, rows: Int64[np.ndarray, " n"]) -> Activations:
-        """Some rows of a shard, by site; their numbers ascend.
-
-        Raises:
-            ValueError: one of them holds NaN or infinity.
-        """
-        if self._rows is None or shard != self._shard:
-            names = sorted({*self._files.tensors.values()})
-            self._shard, self._rows = shard, self._files.shards[shard].reader(names)
+    def read(shard: int, rows: Int64[np.ndarray, " n"]) -> Activations:
         start, stop = int(rows[0]), int(rows[-1]) + 1
-        read = self._rows(start, stop)
+        whole = opened(shard)(start, stop)
         if len(rows) < stop - start:
             chosen = torch.from_numpy(rows - start)
-            read = {name: x.index_select(0, chosen) for name, x in read.items()}
-        for site, name in self._files.tensors.items():
-            if bad := rows_not_finite(read[name]).tolist():
-                header, n_more = self._files.headers[site][shard], len(bad) - 1
+            whole = {name: x.index_select(0, chosen) for name, x in whole.items()}
+        for site, name in files.tensors.items():
+            if bad := rows_not_finite(whole[name]).tolist():
+                header, n_more = files.headers[site][shard], len(bad) - 1
                 more = f", as do {n_more:,} more of the {len(rows):,} rows read with it"
                 raise Refused(
                     f"{header.place(int(rows[bad[0]]))} of {header.path} holds NaN or infinity at "
                     f"site {site!r}{more if n_more else ''}; repair what is wrong, or mark rows to "
                     f"leave out by false in a bool tensor `{KEEP}`"
                 )
-        return {site: read[name] for site, name in self._files.tensors.items()}
+        return {site: whole[name] for site, name in files.tensors.items()}
+
+    return read
 
 
 def _warn_of_doubts(x: Float[Tensor, "n d"], where: str) -> None:
@@ -689,24 +662,22 @@ def refuse_other_shards(paths: Sequence[Path]) -> None:
     for folder in dict.fromkeys(path.parent for path in paths):
         path = folder / HARVEST
         shards = read_json(path).get(SHARDS) if path.is_file() else None
-        if isinstance(shards, dict):
-            _refuse_other_shards(folder, shards, [p.name for p in paths if p.parent == folder])
-
-
-def _refuse_other_shards(folder: Path, shards: dict[str, str], names: Sequence[str]) -> None:
-    why, name = "", ""
-    for name in sorted({*shards, *names}):
-        if not (folder / name).is_file():
-            why = "is missing"
-        elif name not in shards:
-            why = "is none of its shards, such as a copy of one"
-        elif name in names and shard_hash(folder / name) != shards[name]:
-            why = "is not the file that was written: its hash differs, as of a swapped one"
-        if why:
-            raise Refused(
-                f"{folder / name} {why} ({HARVEST} has {len(shards):,} shards of this harvest with "
-                "their hashes); put back what was written, or harvest into another folder"
-            )
+        if not isinstance(shards, dict):
+            continue
+        names = [p.name for p in paths if p.parent == folder]
+        for name in sorted({*shards, *names}):
+            why = ""
+            if not (folder / name).is_file():
+                why = "is missing"
+            elif name not in shards:
+                why = "is none of its shards, such as a copy of one"
+            elif name in names and shard_hash(folder / name) != shards[name]:
+                why = "is not the file that was written: its hash differs, as of a swapped one"
+            if why:
+                raise Refused(
+                    f"{folder / name} {why} ({HARVEST} has {len(shards):,} shards of this harvest "
+                    "with their hashes); put back what was written, or harvest into another folder"
+                )
 
 
 def warn_of_equal_documents(
