@@ -31,15 +31,13 @@ from ..explanations import (
     template,
 )
 from ..explanations.arguments import LEXICAL
-from ..explanations.asking import OnProgress, prompts_hash
-from ..explanations.explainers import Name, keeping
+from ..explanations.explainers import UNSCORED, Name, stored_names, with_names
 from ..explanations.judges import BatchFileJudge, DryRunJudge, Judge, PendingAnswers, judge_of
-from ..explanations.kept import Kept
-from ..explanations.redrawn import compared, section_of, untrained_like
 from ..explanations.scorers import scorers_of
-from ..explanations.stored import UNSCORED, stored_names
 from ..explanations.study import write_record
-from ..explanations.windows import TooFew, order_of
+from ..explanations.untrained import comparison_of, section_of, untrained_like
+from ..explanations.verdicts import OnProgress, prompts_hash
+from ..explanations.windows import StudyFile, TooFew, order_of
 from ..features import FeatureStore
 from ..features.labels import read_labels
 from ..lm import LoadedLM
@@ -283,7 +281,7 @@ class _Parts(NamedTuple):
         if isinstance(control, str):
             result.record[UNTRAINED] = {"refused": control}
         elif control is not None:
-            means = compared(result, control)
+            means = comparison_of(result, control)
             result.record[UNTRAINED] = {"n_latents": control.record["n_latents"], **means}
             result.report += "\n" + section_of(means)
         return result
@@ -302,7 +300,7 @@ class _Parts(NamedTuple):
                 self.placed.sae,
                 read_rows(self.placed.recipe, self.loaded, "test", self.args.n_tokens),
                 self.args,
-                explainer=keeping(self.standing, self.explainer),
+                explainer=with_names(self.standing, self.explainer),
                 source=self.request.explainer,
                 explained=texts,
                 settings=self.settings,
@@ -315,7 +313,7 @@ class _Parts(NamedTuple):
                 keep=self.kept("found.safetensors"),
             )
 
-    def kept(self, name: str) -> Kept | None:
+    def kept(self, name: str) -> StudyFile | None:
         """The file beside the requests with what a pass found; None where no answers come by
         file."""
         if self.request.dry_run or (beside := _beside(self.request)) is None:
@@ -323,7 +321,7 @@ class _Parts(NamedTuple):
         args, harvest = self.args.as_plain(), vars(self.placed.recipe.harvest)
         made_from = {"settings": self.settings, "arguments": args, "limits": self.limits}
         made_from |= {"harvest": harvest, "judged": self.request.scores.latents, "of": name}
-        return Kept(beside / name, made_from)
+        return StudyFile(beside / name, made_from)
 
     def other_names(self, studied: Collection[int]) -> list[dict[str, Any]]:
         """Where the judge names all latents, or those of a list: names from stored examples for
@@ -338,7 +336,7 @@ class _Parts(NamedTuple):
             return []
         unwanted = {*range(d_sae)} - {*(range(d_sae) if wanted is None else wanted)}
         store = FeatureStore.load(folder)
-        explainer = keeping(self.standing, self.explainer)
+        explainer = with_names(self.standing, self.explainer)
         names = stored_names(store, unwanted | {*studied}, explainer, JUDGE)
         self.named.extend(names)
         judge.settle("names from stored examples")
@@ -370,7 +368,7 @@ def shuffled_weights(
     *,
     explainer: Explainer,
     inquiry: ScoringRequest,
-    keep: Kept | None = None,
+    keep: StudyFile | None = None,
 ) -> Explanations | str:
     """Explanations of an SAE of re-drawn weights, made and scored as those of `sae`: of as many
     latents as are judged there. Where too few of its latents qualify, it returns the reason.
@@ -385,7 +383,7 @@ def shuffled_weights(
         PendingAnswers: the judge is asked by file, and answers are not there yet.
     """
     other = sae  # which encodes nothing where all was found before
-    if keep is None or keep.found is None:
+    if keep is None or keep.content is None:
         rows = read_rows(recipe, loaded, "test", SAMPLE_TOKENS)
         other = untrained_like(loaded.lm, sae, rows, seed=args.seed, norm_limits=limits)
     if (n_judged := inquiry.args.latents) is not None and args.latents is None:

@@ -19,7 +19,7 @@ from ..explanations.judges import (
     Question,
     judge_of,
 )
-from ..explanations.prompts import quoted
+from ..explanations.prompts import json_string
 from ..features import FeatureStore
 from ..features.labels import read_labels
 from ..io.checksums import sealed, stamp
@@ -110,7 +110,7 @@ def _questions(preset: Mapping[str, Any]) -> list[Question]:
         )
     texts = [preset["prompt"] + preset["steered"]]
     texts += [other["prompt"] + other["steered"] for other in preset["others"]]
-    asked = (f"Subject: {quoted(preset['name'])}\nText: {quoted(text)}" for text in texts)
+    asked = (f"Subject: {json_string(preset['name'])}\nText: {json_string(text)}" for text in texts)
     return [Question((("system", _ASKED), ("user", one)), _ANSWER_TOKENS, _SCHEMA) for one in asked]
 
 

@@ -24,10 +24,18 @@ from ...io.file_names import FOUND
 from ...io.file_names import STUDY_PLAN as PLAN
 from ...io.files import numbered_lines, reading, write_whole
 from ...io.secrets import hider
-from .base import Answer, JudgeArguments, PendingAnswers, Progress, Question, Usage
+from .base import (
+    REFUSED,
+    Answer,
+    JudgeArguments,
+    PendingAnswers,
+    Progress,
+    Question,
+    Usage,
+    misfit,
+)
 from .calls import calls_of
 from .chat import ChatError, body_of, read_reply, reduced, refused_feature
-from .forms import REFUSED, misfit
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
 """Of a file, as OpenAI takes it."""
