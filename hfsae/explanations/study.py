@@ -187,8 +187,7 @@ def explain(
             for part in (latents, directions)
         )
     facts = {**(settings or {}), "explainer": source, "prompts_sha256": prompts_hash(scorers)}
-    plan = facts | _plan(reading, selection, latents, directions, args, asked)
-    plan["plan_sha256"] = _hash(plan)
+    plan = _plan(facts, reading, selection, latents, directions, args, asked)
     note_plan(plan)
     if keep is not None and keep.content is None:
         keep.save(reading, selection)
@@ -227,19 +226,16 @@ def explain(
                 for part in (asked.drawn(latents, args.seed), directions[:n])
             )
             cases = list(cases_of(scorer, own, random, texts, args.seed))
-            verdict = verdict_of(
-                scorer,
-                results_of(scorer, cases, judge, inquiry.on_progress),
-                {e.latent: e.density for e in latents + directions},
-                n_resamples=args.bootstrap_samples,
-                seed=args.seed,
-            )
-            verdicts.append(verdict)
+            results = results_of(scorer, cases, judge, inquiry.on_progress)
+            densities = {e.latent: e.density for e in latents + directions}
+            how = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
+            verdicts.append(verdict_of(scorer, results, densities, **how))
         judge.settle(" and ".join(scorer.name for scorer in scorers))
     return _scored(reading, selection, table, plan, verdicts, args, tokenizer)
 
 
 def _plan(
+    facts: Mapping[str, Any],
     reading: CorpusActivations,
     selection: Selection,
     latents: Sequence[Evidence],
@@ -247,9 +243,10 @@ def _plan(
     args: ExplainArguments,
     asked: ScoreArguments,
 ) -> dict[str, Any]:
-    """Everything that is fixed before anything is scored, besides the settings.
+    """Everything that is fixed before anything is scored, with its hash.
 
     Args:
+        facts: settings, explainer and prompts.
         latents: with the windows that test them.
         directions: the same of random directions.
     """
@@ -260,7 +257,8 @@ def _plan(
         [reading.ids[w.start : w.stop].tolist() for w in (*e.shown, *e.active, *e.inactive)]
         for e in (*latents, *directions)
     ]
-    return {
+    plan = {
+        **facts,
         "arguments": args.as_plain(),
         "asked": asked.as_plain(),
         "n_tokens": reading.n_computed,
@@ -271,6 +269,7 @@ def _plan(
         "windows_sha256": _hash(windows),
         "left_out": selection.left_out,
     }
+    return {**plan, "plan_sha256": _hash(plan)}
 
 
 def _hash(content: object) -> str:
