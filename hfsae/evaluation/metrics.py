@@ -206,6 +206,17 @@ def _sum_rows(values: Tensor, row: Tensor, n_rows: int) -> Tensor:
     return sums.index_add_(0, row.to(values.device), values.double())
 
 
+def spreads(
+    x: Float[Tensor, "documents d"],
+    square: Float[Tensor, " documents"],
+    tokens: Float[Tensor, " documents"],
+    mean: Float[Tensor, " d"],
+) -> Float[Tensor, " documents"]:
+    """By document the sum of |x - mean|^2 over its tokens, from sums of x, of |x|^2 and of 1; over
+    all documents, with the mean of all tokens, it is sum |x|^2 - |sum x|^2 / n."""
+    return square - 2 * (x @ mean) + tokens * mean.square().sum()
+
+
 def estimate(
     definitions: Mapping[str, Definition],
     sums: Mapping[str, Float[Tensor, " documents"]],
@@ -264,8 +275,11 @@ class RunningFidelity:
         fired = (latents != 0).float()
         active = fired.sum(dim=-1)
         quantities = _token_quantities(x.double(), recon.double())
-        if len(self._sites) > 1:
-            quantities |= _quantities_at(self._sites, x.double(), recon.double())
+        if len(self._sites) > 1:  # what the definitions of one site need
+            parts = self._sites.split(recon.double())
+            for site, of_site in self._sites.split(x.double()).items():
+                own = _token_quantities(of_site, parts[site])
+                quantities |= {f"{q}@{site}": own[q] for q in ("error", "cosine", "square")}
         self._sums.add(document, {"active": active, **quantities})
         if self._fired is None or self._l0_counts is None:
             self._fired = fired.new_zeros(_N_GROUPS, fired.shape[-1], dtype=torch.float64)
@@ -297,14 +311,12 @@ class RunningFidelity:
         sums = dict(self._sums.per_document())
         x, square, tokens = sums.pop("x"), sums.pop("square"), sums["tokens"]
         mean = x.sum(dim=0) / tokens.sum()
-        # Per document; summed over all documents it is sum |x|^2 - |sum x|^2 / n.
-        sums["spread"] = square - 2 * (x @ mean) + tokens * mean.square().sum()
+        sums["spread"] = spreads(x, square, tokens, mean)
         if len(self._sites) > 1:
-            means, parts = self._sites.split(mean), self._sites.split(x)
-            for site, of_site in means.items():
+            parts = self._sites.split(x)
+            for site, own in self._sites.split(mean).items():
                 square = sums.pop(f"square@{site}")
-                spread = square - 2 * (parts[site] @ of_site) + tokens * of_site.square().sum()
-                sums[f"spread@{site}"] = spread
+                sums[f"spread@{site}"] = spreads(parts[site], square, tokens, own)
         return sums
 
     def compute(self, *, n_resamples: int = 1000, seed: int = 0) -> dict[str, Metric]:
@@ -340,17 +352,6 @@ class RunningFidelity:
             )
             for name, d in DENSITY.items()
         }
-
-
-def _quantities_at(sites: Sites, x: Tensor, recon: Tensor) -> dict[str, Tensor]:
-    """By quantity and site, what the definitions of one site need."""
-    parts = zip(sites.split(x).items(), sites.split(recon).values(), strict=True)
-    found = {}
-    for (site, of_x), of_recon in parts:
-        quantities = _token_quantities(of_x, of_recon)
-        kept = ("error", "cosine", "square")
-        found |= {f"{name}@{site}": quantities[name] for name in kept}
-    return found
 
 
 def _token_quantities(x: Tensor, recon: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ controls *zero* and *mean*, with a constant there; all at the same kept position
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..activations.harvest import InputBatch, refuse_not_finite
+from ..activations.harvest import InputBatch
 from ..io.errors import Refused
 from ..lm import (
     Autoencoder,
@@ -29,15 +28,14 @@ from ..lm import (
     contract,
     forward,
     is_causal,
-    patch,
     reads_of,
     splice,
     widths_of,
     writes_of,
 )
 from .arguments import EvaluationArguments
-from .fidelity import mean_activation
-from .metrics import Definition, DocumentSums, Metric, estimate
+from .fidelity import mean_activation, within_limits, writing
+from .metrics import Definition, DocumentSums, Metric, estimate, spreads
 
 ARMS = ("spliced", "zero", "mean")
 _RUN_ON = {
@@ -161,7 +159,7 @@ class _Arms:
         keep = batch.keep.to(self.model.device)
         with capture(self.model, [*{*self.sites, *self.limits}]) as acts:
             clean = forward(self.model, batch.inputs)
-        keep = self._within_limits(acts, keep)
+        keep = within_limits(acts, keep, self.limits, self.sites)
         if not keep.any():
             return
         self.n_kept += int(keep.sum())
@@ -174,20 +172,15 @@ class _Arms:
         for arm, written in self._written(acts, keep).items():
             with self._running_on(arm, written, keep):
                 changed = _outputs(forward(self.model, batch.inputs), keep)[1]
-            _refuse_not_finite(changed, arm)
+            if not changed.isfinite().all():
+                raise Refused(
+                    "the model's output has NaN or infinity when it runs "
+                    f"{_RUN_ON[arm]}: values overflow its dtype, or weights are damaged; try "
+                    "another lm.dtype (bfloat16, float32)"
+                )
             values[f"{arm} error"] = (changed - vectors).square().sum(dim=-1)
             values[f"{arm} cosine"] = 1 - F.cosine_similarity(changed, vectors, dim=-1)
         self.sums.add(batch.document.to(row.device)[row], values)
-
-    def _within_limits(
-        self, acts: Mapping[str, Tensor], keep: Bool[Tensor, "rows ctx"]
-    ) -> Bool[Tensor, "rows ctx"]:
-        """Kept positions without norm outliers; refuses what is not finite there."""
-        for site, limit in self.limits.items():
-            norms = torch.linalg.vector_norm(acts[site], dim=-1, dtype=torch.float32)
-            keep = keep & (norms <= limit).to(keep.device)
-        refuse_not_finite({at: acts[at][keep.to(acts[at].device)] for at in self.sites})
-        return keep
 
     def _written(
         self, acts: Mapping[str, Tensor], keep: Bool[Tensor, "rows ctx"]
@@ -210,20 +203,13 @@ class _Arms:
         """A causal SAE's sources read in the run itself, as in `fidelity`."""
         if arm == "spliced" and is_causal(self.sae.config):
             return splice(self.model, self.sae, keep=keep, spare_tokens=())
-
-        def replace(part: Tensor, activation: Tensor) -> Tensor:
-            return activation.index_put((keep.to(activation.device),), part.to(activation))
-
-        parts = self.writes.split(written)
-        return patch(self.model, {at: partial(replace, part) for at, part in parts.items()})
+        return writing(self.model, self.writes, keep, written)
 
     def of_documents(self) -> dict[str, Float[Tensor, " documents"]]:
         """The sums behind `OUTPUTS`, by document."""
         sums = dict(self.sums.per_document())
         x, square, n = sums.pop("x"), sums.pop("square"), sums["tokens"]
-        mean = x.sum(dim=0) / n.sum()
-        # Per document; summed over all documents it is sum |x|^2 - |sum x|^2 / n.
-        sums["spread"] = square - 2 * (x @ mean) + n * mean.square().sum()
+        sums["spread"] = spreads(x, square, n, x.sum(dim=0) / n.sum())
         return sums
 
 
@@ -241,11 +227,3 @@ def _outputs(
     if keep.shape != hidden.shape[:2]:
         keep = keep.any(dim=1, keepdim=True).expand(hidden.shape[:2])
     return keep.nonzero()[:, 0], hidden[keep].double()
-
-
-def _refuse_not_finite(outputs: Float[Tensor, "n d"], arm: str) -> None:
-    if not outputs.isfinite().all():
-        raise Refused(
-            f"the model's output has NaN or infinity when it runs {_RUN_ON[arm]}: values overflow "
-            "its dtype, or weights are damaged; try another lm.dtype (bfloat16, float32)"
-        )

@@ -162,11 +162,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _metrics(data: Mapping[str, Any]) -> dict[str, Metric]:
-    return {name: _metric(fields) for name, fields in data["metrics"].items()}
-
-
-def _metric(fields: Mapping[str, Any]) -> Metric:
-    numbers = {
-        k: float("nan") if fields[k] is None else fields[k] for k in ("value", "low", "high")
-    }
-    return Metric(**{**fields, **numbers})
+    metrics = {}
+    for name, fields in data["metrics"].items():
+        missing = [k for k in ("value", "low", "high") if fields[k] is None]
+        metrics[name] = Metric(**{**fields, **dict.fromkeys(missing, float("nan"))})
+    return metrics

@@ -95,6 +95,15 @@ def cluster_interval(
     return float(low), float(high)
 
 
+def derangement(n: int, seed: int) -> np.ndarray:
+    """A random permutation of one cycle (Sattolo's), in which nothing stays in its place."""
+    rng, items = np.random.default_rng(seed), np.arange(n)
+    for last in range(n - 1, 0, -1):
+        other = int(rng.integers(last))
+        items[[last, other]] = items[[other, last]]
+    return items
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """P-values corrected for their number (Holm 1979)."""
     corrected, highest = [math.nan] * len(ps), 0.0

@@ -1,21 +1,17 @@
 """What does a latent mean, and how certain is it: explanations, scores, controls.
 
-reading.py      one pass over held-out text: two halves, the activations of some latents
-windows.py      windows that explain a latent, windows that test it; which latents
-explainers.py   text from windows: a template, people's labels, a file
-judges/         who answers questions
-prompts.py      what is asked, and what answers mean
-scorers/        scores that a judge is asked for, each in a file
-asking.py       cases with their controls put to a judge; explanations by a judge
-scores.py       how well activations are predicted; controls; intervals over latents
-verdicts.py     a judge's scores together: means, failures, can it tell real from shuffled
-kept.py         what the pass found, kept while answers are awaited
-study.py        all of it in order: read, choose, plan, explain, score
-stored.py       names of all other latents, from the examples that `hfsae collect` stored
-redrawn.py      the same of an SAE of re-drawn weights that fire as often
-report.py       Markdown: scores beside controls, the best, the worst, random latents
-
-Another explainer is a function of `explainers.Material`s, another score a `scorers.Scorer`.
+1. `hfsae explain` (runs/stage_explain.py) calls `study.explain`, which reads held-out text once
+   (`corpus`: two halves, the activations of some latents), chooses latents with the windows that
+   explain and those that test them (`windows`), and writes this plan down.
+2. An explainer makes a line of text of each latent's shown windows (`explainers`: a template, a
+   judge, people's labels, a file): another explainer, or another prompt of it, is made there.
+3. A scorer makes questions of a latent's tested windows and its explanation, and values of the
+   answers (`scorers`: another score is another class there; `prompts`: text as data); whoever is
+   asked is a judge (`judges`).
+4. The same is asked with controls, and a verdict says whether the judge can tell a latent's
+   explanation from another's (`verdicts`); `lexical` is the score beside it that needs no judge.
+5. The report has scores beside controls, the best, the worst and random latents (`report`), and
+   an SAE of re-drawn weights that fire as often may go the same way for comparison (`untrained`).
 """
 
 import lazy_loader

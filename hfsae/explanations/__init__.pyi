@@ -2,19 +2,21 @@
 
 from .arguments import ExplainArguments as ExplainArguments
 from .arguments import ScoreArguments as ScoreArguments
-from .asking import ScoringRequest as ScoringRequest
-from .asking import lm_explainer as lm_explainer
+from .corpus import CorpusActivations as CorpusActivations
+from .corpus import read as read
 from .explainers import Explainer as Explainer
 from .explainers import from_labels as from_labels
+from .explainers import lm_explainer as lm_explainer
 from .explainers import read_file as read_file
-from .explainers import spelt as spelt
 from .explainers import template as template
-from .reading import CorpusActivations as CorpusActivations
-from .reading import read as read
-from .redrawn import untrained_like as untrained_like
+from .explainers import window_text as window_text
+from .prompts import json_string as json_string
 from .report import ShownLatent as ShownLatent
+from .scorers import SCORERS as SCORERS
 from .study import Explanations as Explanations
 from .study import explain as explain
+from .untrained import untrained_like as untrained_like
+from .verdicts import ScoringRequest as ScoringRequest
 from .windows import Evidence as Evidence
 from .windows import Window as Window
 from .windows import order_of as order_of

@@ -4,15 +4,19 @@ An explainer takes the `Material` of latents and gives {latent: text}, or a `Nam
 cannot explain is absent. It sees windows of the shown half alone.
 
     template    the tokens of the peaks, and the neighbour that stands there in most windows
-    lm          one line by a judge, from tokens and activations: see `asking.lm_explainer`
+    lm          one line by a judge, from tokens and activations; its prompt stands here
     human       the labels that people wrote, features/labels.json
     file        a table of explanations: parquet, jsonl (also .gz) or json; Neuronpedia's export
+
+`stored_names` has names of all other latents, from the examples that `hfsae collect` stored,
+without a score. Scores need windows that explain and others that test; a latent without them has a
+name all the same, as long as one example of it is stored.
 """
 
 import gzip
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +24,22 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..activations.token_text import spell
+from ..features import FeatureStore
 from ..io.errors import Refused, one_line
 from ..io.files import numbered_lines, printable
 from ..io.labels import MAX_LENGTH
-from .reading import CorpusActivations
+from .corpus import CorpusActivations
+from .judges.base import Judge, Question, json_in, replies_to
+from .prompts import DATA, N_LEVELS, json_string, marked_string, object_schema
 from .windows import Evidence, Window
 
 LINE_END, BLANK = "a line end", "a blank"
 UNCLEAR = "unclear"
 """The name of a latent whose windows have nothing in common that is seen."""
+STORED = "template, stored examples"
+"""Source of a name by template from stored examples in explanations.parquet."""
+UNSCORED = "unscored"
+"""Key in explanations.json of the reason why no name has a score."""
 _CLEAR = 0.2  # of the windows: a word that stands at fewer peaks is no name
 _WORDS = 5  # named by a template, at most
 _LONGEST_WORD = 30
@@ -46,6 +57,11 @@ class WindowText(NamedTuple):
     window: Window
     activations: tuple[float, ...] = ()
     """one a token"""
+
+    @property
+    def text(self) -> str:
+        """The tokens joined, as they are."""
+        return "".join(self.tokens)
 
 
 class Material(NamedTuple):
@@ -66,16 +82,7 @@ class Name(NamedTuple):
 Explainer = Callable[[Sequence[Material]], Mapping[int, str | Name]]
 
 
-def material_of(
-    reading: CorpusActivations, evidence: Evidence, tokenizer: PreTrainedTokenizerBase
-) -> Material:
-    """The shown windows of a latent, as text."""
-    activations = evidence.activations(len(reading.ids))
-    shown = [spelt(reading, w, tokenizer, activations) for w in evidence.shown]
-    return Material(evidence.latent, shown)
-
-
-def spelt(
+def window_text(
     reading: CorpusActivations,
     window: Window,
     tokenizer: PreTrainedTokenizerBase,
@@ -92,25 +99,51 @@ def spelt(
     return WindowText(tokens, window.peak - window.start, window, values)
 
 
+def material_of(
+    reading: CorpusActivations, evidence: Evidence, tokenizer: PreTrainedTokenizerBase
+) -> Material:
+    """The shown windows of a latent, as text."""
+    activations = evidence.activations(len(reading.ids))
+    shown = [window_text(reading, w, tokenizer, activations) for w in evidence.shown]
+    return Material(evidence.latent, shown)
+
+
+def names_by(explainer: Explainer, materials: Sequence[Material]) -> dict[int, Name]:
+    """The names that an explainer gives, each one printable line."""
+    texts = explainer(materials).items()
+    names = {i: name if isinstance(name, Name) else Name(name, None) for i, name in texts}
+    return {i: name._replace(text=one_label(name.text)) for i, name in names.items()}
+
+
 def template(materials: Sequence[Material]) -> dict[int, str]:
-    """For each latent the words of its peaks with their shares of the shown windows; "unclear"
-    where no word has a share of a fifth, and no neighbour is in over half of them."""
-    return {m.latent: _template(m.shown) for m in materials}
+    """For each latent the words of its peaks with their shares of the shown windows, and the
+    neighbour that stands before or after them in over half of these; "unclear" where there is no
+    such neighbour, and no word has a share of a fifth."""
+    explanations = {}
+    for latent, shown in materials:
+        counts, n = Counter(_names_of_peaks(shown)), len(shown)
+        before, after = Counter[str](), Counter[str]()
+        for tokens, peak, *_ in shown:
+            _, first, last = _word(tokens, peak)
+            if first > 0:
+                before[_named(_word(tokens, first - 1)[0].strip(" ").casefold())] += 1
+            if last < len(tokens):
+                after[_named(_word(tokens, last)[0].strip(" ").casefold())] += 1
+        tail = "".join(
+            f"; {where} {name}"
+            for where, neighbours in (("after", before), ("before", after))
+            for name, count in neighbours.most_common(1)
+            if count > n / 2
+        )
+        parts = [f"{name} {count / n:.0%}" for name, count in counts.most_common(_WORDS)]
+        while len(parts) > 1 and len(", ".join(parts) + tail) > MAX_LENGTH:
+            parts.pop()
+        is_clear = tail or max(counts.values()) >= _CLEAR * n
+        explanations[latent] = ", ".join(parts) + tail if is_clear else UNCLEAR
+    return explanations
 
 
-def _template(shown: Sequence[WindowText]) -> str:
-    names = _names(shown)
-    counts, n = Counter(names), len(shown)
-    parts = [f"{name} {count / n:.0%}" for name, count in counts.most_common(_WORDS)]
-    tail = "".join(f"; {where} {name}" for where, name in _neighbours(shown))
-    if not tail and max(counts.values()) < _CLEAR * n:
-        return UNCLEAR
-    while len(parts) > 1 and len(", ".join(parts) + tail) > MAX_LENGTH:
-        parts.pop()
-    return ", ".join(parts) + tail
-
-
-def _names(shown: Sequence[WindowText]) -> list[str]:
+def _names_of_peaks(shown: Sequence[WindowText]) -> list[str]:
     """The word of each peak; a piece that ends or begins different words is named itself."""
     words = [_word(s.tokens, s.peak) for s in shown]
     pieces = [s.tokens[s.peak] for s in shown]
@@ -122,18 +155,13 @@ def _names(shown: Sequence[WindowText]) -> list[str]:
     names = []
     for (word, first, last), piece in zip(words, pieces, strict=True):
         if last > first + 1 and len(wholes[piece]) > 1:
-            names.append(_quoted(_joined_mark(word, piece)))
+            before = "" if word.startswith(piece) else "-"  # where its word goes on
+            after = "" if word.endswith(piece) else "-"
+            names.append(_named(f"{before}{piece.strip()}{after}"))
         else:
             commonest = spellings[word.strip().casefold()].most_common(1)[0][0]
-            names.append(_quoted(commonest or word))
+            names.append(_named(commonest or word))
     return names
-
-
-def _joined_mark(word: str, piece: str) -> str:
-    """A piece with hyphens where its word goes on."""
-    before = "" if word.startswith(piece) else "-"
-    after = "" if word.endswith(piece) else "-"
-    return f"{before}{piece.strip()}{after}"
 
 
 def _word(tokens: Sequence[str], at: int) -> tuple[str, int, int]:
@@ -151,30 +179,97 @@ def _goes_on(left: str, right: str) -> bool:
     return not left or not right or (left[-1].isalnum() and right[0].isalnum())
 
 
-def _quoted(word: str) -> str:
+def _named(word: str) -> str:
+    """A word in quotes, or what a blank one is called."""
     if not word.strip():
         return LINE_END if "\n" in word else BLANK
     short = word if len(word) <= _LONGEST_WORD else word[:_LONGEST_WORD] + "…"
     return f'"{printable(short)}"'
 
 
-def _neighbours(shown: Sequence[WindowText]) -> Iterator[tuple[str, str]]:
-    """("after" or "before", the word that stands there in over half of the windows)."""
-    before, after = Counter[str](), Counter[str]()
-    for tokens, peak, *_ in shown:
-        _, first, last = _word(tokens, peak)
-        if first > 0:
-            before[_neighbour(tokens, first - 1)] += 1
-        if last < len(tokens):
-            after[_neighbour(tokens, last)] += 1
-    for where, counts in (("after", before), ("before", after)):
-        for name, count in counts.most_common(1):
-            if count > len(shown) / 2:
-                yield where, name
+MARKED_SHARE = 0.3
+"""Tokens are marked whose activation is above this share of their window's largest."""
+EXPLANATION_TOKENS = 200
+"""Length of an answer: an explanation with its JSON."""
+MOST_WORDS = 8
+MOST_TEXTS, REACH = 12, 8
+"""Windows that an explanation is asked from, and tokens on each side of a window's strongest."""
+_EXPLAINER = (
+    "A unit of a language model activates on some tokens. You get texts in which it does: the "
+    "tokens that activate it most are between << and >>, with their activations, 0 to 10, in a "
+    f"list. Name in at most {MOST_WORDS} words what those tokens, or the texts around them, have "
+    "in common: a subject or a use, and where it stands, if that is part of it. Where you find "
+    f'nothing, the name is "{UNCLEAR}". Say how sure you are, 0 to 10. {DATA} '
+    'Answer with JSON alone: {"name": "...", "sure": ...}'
+)
+_EXAMPLE = (
+    'Text 1: "The boat left the<< harbour>> at dawn."\nActivations: [[" harbour", 9]]\n'
+    'Text 2: "Three<< ships>> lay in<< port>>"\nActivations: [[" ships", 6], [" port", 10]]',
+    '{"name": "ships and harbours", "sure": 8}',
+)
 
 
-def _neighbour(tokens: Sequence[str], at: int) -> str:
-    return _quoted(_word(tokens, at)[0].strip(" ").casefold())
+def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = None) -> Explainer:
+    """An explainer that asks a judge for one line; a latent without a usable answer is absent."""
+
+    def explain(materials: Sequence[Material]) -> dict[int, Name]:
+        questions = [explanation_question(material) for material in materials]
+        answers = replies_to(
+            judge,
+            questions,
+            lambda _, answer: explanation_in(answer.text or ""),
+            lambda n: progress and progress(n, len(questions)),
+        )
+        pairs = zip(materials, answers, strict=True)
+        return {material.latent: name for material, name in pairs if name}
+
+    return explain
+
+
+def explanation_question(material: Material) -> Question:
+    """The question for a latent's name, from windows of the shown half: at most `MOST_TEXTS` over
+    all strengths, each cut to `REACH` tokens around its strongest."""
+    n = min(len(material.shown), MOST_TEXTS)
+    windows = []
+    for i in range(n):
+        window = material.shown[i * len(material.shown) // n]
+        inside = slice(max(0, window.peak - REACH), window.peak + REACH)
+        windows.append((window.tokens[inside], window.activations[inside]))
+    largest = max(max(activations) for _, activations in windows)
+    texts = []
+    for number, (tokens, activations) in enumerate(windows, 1):
+        limit = MARKED_SHARE * max(activations)
+        is_marked = [value > limit for value in activations]
+        rows = zip(tokens, levels(activations, largest).tolist(), is_marked, strict=True)
+        pairs = ", ".join(f"[{json_string(token)}, {level}]" for token, level, mark in rows if mark)
+        texts.append(f"Text {number}: {marked_string(tokens, is_marked)}\nActivations: [{pairs}]")
+    messages = (
+        ("system", _EXPLAINER),
+        ("user", _EXAMPLE[0]),
+        ("assistant", _EXAMPLE[1]),
+        ("user", "\n".join(texts)),
+    )
+    sure = {"type": "integer", "minimum": 0, "maximum": N_LEVELS}
+    schema = object_schema({"name": {"type": "string"}, "sure": sure})
+    return Question(messages, EXPLANATION_TOKENS, schema)
+
+
+def levels(activations: Sequence[float], largest: float) -> np.ndarray:
+    """Activations as whole numbers: 0 for 0, else 1 to 10 in parts of the largest, rounded up."""
+    shares = np.asarray(activations, dtype=np.float64) / (largest or 1.0)
+    return np.ceil(shares * N_LEVELS - 1e-9).clip(0, N_LEVELS).astype(int)
+
+
+def explanation_in(answer: str) -> Name | None:
+    """The name in an answer, as one line of at most 200 characters; None: there is none."""
+    value = json_in(answer)
+    value = value if isinstance(value, dict) else {}
+    text, sure = value.get("name"), value.get("sure")
+    if not isinstance(text, str) or not one_label(text):
+        return None
+    if type(sure) is not int or not 0 <= sure <= N_LEVELS:
+        sure = None
+    return Name(one_label(text), None if sure is None else sure / N_LEVELS)
 
 
 def from_labels(labels: Mapping[int, str]) -> Explainer:
@@ -186,7 +281,7 @@ def from_labels(labels: Mapping[int, str]) -> Explainer:
     return explain
 
 
-def keeping(names: Mapping[int, Name], explainer: Explainer) -> Explainer:
+def with_names(names: Mapping[int, Name], explainer: Explainer) -> Explainer:
     """An explainer that returns these names, and for other latents those of another explainer."""
 
     def explain(materials: Sequence[Material]) -> dict[int, str | Name]:
@@ -213,73 +308,76 @@ def read_file(path: Path, d_sae: int, weights: str | None) -> dict[int, Name]:
         raise Refused(f"there is no file {path}; give a parquet, jsonl or json file")
     explanations: dict[int, Name] = {}
     for number, row in enumerate(_rows(path, weights), 1):
-        latent, text = _pair(row, f"row {number} of {path}")
+        where = f"row {number} of {path}"
+        if not isinstance(row, dict):
+            raise Refused(f"{where} is not an object; give a latent and its explanation")
+        index = next((row[key] for key in _LATENT if row.get(key) is not None), None)
+        text = next((row[key] for key in _TEXT if row.get(key) is not None), "")
+        try:
+            latent = int(str(index))
+        except ValueError:
+            raise Refused(
+                f"{where} names no latent: it needs a whole number as {' or '.join(_LATENT)}"
+            ) from None
+        if not isinstance(text, str):
+            raise Refused(f"{where} has {text!r} as an explanation; give text")
         if not 0 <= latent < d_sae:
             raise Refused(
                 f"{path} explains latent {latent}, and this SAE has 0 to {d_sae - 1:,}: these are "
                 "explanations of another SAE"
             )
-        if text:
-            sure = row.get("sure") if isinstance(row, dict) else None
+        if label := one_label(text):
+            sure = row.get("sure")
             is_share = isinstance(sure, int | float) and 0 <= sure <= 1
-            explanations.setdefault(latent, Name(text, sure if is_share else None))
+            explanations.setdefault(latent, Name(label, sure if is_share else None))
     if not explanations:
         raise Refused(f"{path} holds no explanations; give rows with a latent and its explanation")
     return explanations
 
 
-def _rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
-    readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".json": _json_rows}
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in readers:
-        raise Refused(f"{path} is not a .parquet, .jsonl or .json file; convert it")
-    try:
-        yield from readers[suffix](path, weights)
-    except (OSError, EOFError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(
-            f"{path} cannot be read ({one_line(error)}); restore an intact copy"
-        ) from error
-
-
-def _parquet_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, weights: str | None) -> Iterator[Any]:
+    """The rows of a file of explanations; those of jsonl and json may be anything."""
     import pyarrow
     import pyarrow.parquet as pq
 
+    unpack = gzip.open if path.suffix == ".gz" else open
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     try:
-        with pq.ParquetFile(path) as file:
-            theirs = (file.schema_arrow.metadata or {}).get(b"weights_sha256", b"").decode()
-            if weights and theirs and theirs != weights:
+        if suffix == ".parquet":
+            with pq.ParquetFile(path) as file:
+                theirs = (file.schema_arrow.metadata or {}).get(b"weights_sha256", b"").decode()
+                if weights and theirs and theirs != weights:
+                    raise Refused(
+                        f"{path} holds explanations of another SAE: its weights_sha256 differs; "
+                        "`hfsae explain` makes those of this one"
+                    )
+                names = [n for n in (*_LATENT, *_TEXT, "sure") if n in file.schema_arrow.names]
+                for batch in file.iter_batches(1024, columns=names):
+                    yield from batch.to_pylist()
+        elif suffix == ".jsonl":
+            with unpack(path, "rb") as file:
+                for number, line in numbered_lines(file, _MAX_LINE):
+                    yield _parsed(line, f"line {number} of {path}")
+        elif suffix == ".json":
+            with unpack(path, "rb") as file:
+                whole = file.read(_MAX_FILE + 1)
+            if len(whole) > _MAX_FILE:
                 raise Refused(
-                    f"{path} holds explanations of another SAE: its weights_sha256 differs; "
-                    "`hfsae explain` makes those of this one"
+                    f"{path} unpacks to more than {_MAX_FILE:,} bytes, the most that is read of a "
+                    ".json file; give .jsonl, a row on each line"
                 )
-            names = [n for n in (*_LATENT, *_TEXT, "sure") if n in file.schema_arrow.names]
-            for batch in file.iter_batches(1024, columns=names):
-                yield from batch.to_pylist()
+            content = _parsed(whole, str(path))
+            yield from content if isinstance(content, list) else [content]
+        else:
+            raise Refused(f"{path} is not a .parquet, .jsonl or .json file; convert it")
     except pyarrow.ArrowException as error:
         raise Refused(
             f"{path} is not a valid parquet file ({one_line(error)}); make it again"
         ) from error
-
-
-def _jsonl_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        for number, line in numbered_lines(file, _MAX_LINE):
-            yield _parsed(line, f"line {number} of {path}")
-
-
-def _json_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        whole = file.read(_MAX_FILE + 1)
-    if len(whole) > _MAX_FILE:
+    except (OSError, EOFError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(
-            f"{path} unpacks to more than {_MAX_FILE:,} bytes, the most that is read of a .json "
-            "file; give .jsonl, a row on each line"
-        )
-    content = _parsed(whole, str(path))
-    yield from content if isinstance(content, list) else [content]
+            f"{path} cannot be read ({one_line(error)}); restore an intact copy"
+        ) from error
 
 
 def _parsed(text: bytes, where: str) -> Any:
@@ -289,21 +387,51 @@ def _parsed(text: bytes, where: str) -> Any:
         raise Refused(f"{where} is not JSON ({one_line(error)}); put one object there") from error
 
 
-def _pair(row: object, where: str) -> tuple[int, str]:
-    """A row's latent, and its explanation as one printable line; "" for none."""
-    if not isinstance(row, dict):
-        raise Refused(f"{where} is not an object; give a latent and its explanation")
-    latent = next((row[key] for key in _LATENT if row.get(key) is not None), None)
-    text = next((row[key] for key in _TEXT if row.get(key) is not None), "")
-    try:
-        index = int(str(latent))
-    except ValueError:
-        raise Refused(
-            f"{where} names no latent: it needs a whole number as {' or '.join(_LATENT)}"
-        ) from None
-    if not isinstance(text, str):
-        raise Refused(f"{where} has {text!r} as an explanation; give text")
-    return index, one_label(text)
+def stored_names(
+    store: FeatureStore,
+    but: Collection[int] = (),
+    explainer: Explainer = template,
+    source: str = STORED,
+) -> list[dict[str, Any]]:
+    """Rows for explanations.parquet of the latents that have examples, in their order; those that
+    the explainer has no name for are absent.
+
+    Args:
+        but: latents to leave out, since they have an explanation.
+        source: the column of that name.
+
+    Raises:
+        ValueError: the examples on disk are damaged.
+    """
+    columns = ["latent", "activation", "firing", "tokens"]
+    columns += [] if explainer is template else ["activations"]
+    shown: dict[int, list[WindowText]] = {}
+    for batch in store.examples.to_batches(columns=columns):
+        lists, offsets = batch.column("tokens"), batch.column("tokens").offsets.to_pylist()
+        texts = lists.values.to_pylist()
+        facts = (batch.column(name).to_pylist() for name in columns[:3])
+        values = batch.column("activations").to_pylist() if "activations" in columns else []
+        for i, (latent, activation, firing) in enumerate(zip(*facts, strict=True)):
+            tokens = texts[offsets[i] : offsets[i + 1]]
+            if 0 <= firing < len(tokens):
+                own = tuple(value or 0.0 for value in values[i]) if values else ()
+                window = Window(0, len(tokens), firing, activation, "")
+                shown.setdefault(latent, []).append(WindowText(tokens, firing, window, own))
+    left_out, densities = {*but}, store.latents["density"].to_pylist()
+    materials = [Material(latent, w) for latent, w in shown.items() if latent not in left_out]
+    names = names_by(explainer, materials)
+    return [
+        {
+            "latent": latent,
+            "explanation": names[latent].text,
+            "sure": names[latent].sure,
+            "source": source,
+            "density": densities[latent],
+            "n_shown": len(windows),
+        }
+        for latent, windows in sorted(materials)
+        if latent in names
+    ]
 
 
 def one_label(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -11,17 +11,17 @@ from ..activations import held_out_sentence, is_held_out
 from ..evaluation.statistics import Interval
 from ..io.files import printable
 from ..io.markdown import table
-from .explainers import spelt
-from .reading import CorpusActivations
-from .scores import LEXICAL
-from .verdicts import Judged, is_above
-from .windows import Evidence, Window
+from .corpus import CorpusActivations
+from .explainers import window_text
+from .lexical import LEXICAL
+from .verdicts import Verdict, is_above
+from .windows import Evidence
 
 N_BEST, N_RANDOM = 5, 10
 _SHOWN = {"shown": 3, "active": 2, "inactive": 2}  # windows of a latent
+_NOT_TOLD = ": not told from another latent's"
 _WIDTH = 40  # characters of text on either side
 _COLUMNS = ("own", "shuffled", "difference", "direction", "anything", "token_ceiling")
-_JUDGED_COLUMNS = ("own", "shuffled", "difference", "direction", "anything")
 _TITLES = {
     "uniform": "Each latent counts the same",
     "by_frequency": "Latents count by how often they fire",
@@ -43,20 +43,45 @@ class ShownLatent(NamedTuple):
 def report_of(
     means: Means,
     record: Mapping[str, Any],
-    judged: Sequence[Judged],
+    verdicts: Sequence[Verdict],
     examples: Sequence[ShownLatent],
 ) -> str:
     """The report, as Markdown."""
-    parts = ["# Names for latents", _about(record), _headline(means)]
-    if judged:
-        parts.append(_judge(record))
-        parts += [f"**{result.name}**: {verdict_of(result)}." for result in judged]
+    differences = []
+    for score in LEXICAL:
+        is_clear = is_distinct(means, score)
+        shown = _shown(means["uniform"][score]["difference"])
+        differences.append(f"{score} {shown}{'' if is_clear else _NOT_TOLD}")
+    headline = f"**Above another latent's explanation**: {'; '.join(differences)}."
+    parts = ["# Names for latents", _about(record), headline]
+    if verdicts:
+        judge, asked = record.get("judge") or {}, record["asked"]
+        said = [f"The judge is `{judge.get('model', 'none')}`"]
+        if asked["protocol"] != "ours":
+            said.append(f"windows and score are those of the protocol `{asked['protocol']}`")
+        if n := record["n_unexplained"]:
+            said.append(f"{n} latents have no explanation: what was answered for them is none")
+        parts.append(f"{'; '.join(said)}.")
+        parts += [f"**{verdict.name}**: {sentence_of(verdict)}." for verdict in verdicts]
+    columns = [column.replace("_", " ") for column in _COLUMNS]
     for weighting, title in _TITLES.items():
-        parts += [f"## {title}", _table(means[weighting])]
-        if judged:
-            parts.append(_judged_table(judged, weighting))
-    parts.append(_legend(record, judged))
-    for group, title in _titles(means, judged).items():
+        by_score = means[weighting]
+        rows = [[score, *(_shown(by_score[score][c]) for c in _COLUMNS)] for score in LEXICAL]
+        parts += [f"## {title}", table([["score", *columns], *rows])]
+        rows = []
+        for verdict in verdicts:
+            for metric, of in verdict.means[weighting].items():
+                numbers = [_shown(of[c]) if c in of else "-" for c in _COLUMNS[:-1]]
+                name = f"{verdict.name} {metric.replace('_', ' ')}"
+                rows.append([name, *numbers, f"{verdict.failed_share:.1%}"])
+        if verdicts:
+            parts.append(table([["score", *columns[:-1], "failed"], *rows]))
+    controls = (f"{name.replace('_', ' ')}: {text}" for name, text in record["controls"].items())
+    scores = "".join(f" {verdict.name}: {verdict.about}." for verdict in verdicts)
+    parts.append(f"{record['about']}.{scores} {'; '.join(controls)}.")
+    ranking = _ranking(means, verdicts)
+    ranked = {BEST: f"The best, by {ranking[1]}", WORST: "The worst"} if ranking else {}
+    for group, title in {**ranked, RANDOM: "Random ones"}.items():
         parts.append(f"## {title}")
         parts += [indented(example.text) for example in examples if example.group == group]
     return "\n\n".join(parts) + "\n"
@@ -69,18 +94,21 @@ def examples_of(
     means: Means,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-    judged: Sequence[Judged] = (),
+    verdicts: Sequence[Verdict] = (),
 ) -> list[ShownLatent]:
     """The best, the worst and random latents with their evidence, ranked by a score that tells
     latents from its control; without one, random ones alone."""
+    groups: dict[str, Sequence[dict[str, Any]]] = {}
+    if ranking := _ranking(means, verdicts):
+        column, _ = ranking
+        known = (row for row in rows if row[column] is not None)
+        ranked = sorted(known, key=lambda row: row[column], reverse=True)
+        groups = {BEST: ranked[:N_BEST], WORST: ranked[-N_BEST:]}
+    groups[RANDOM] = random.Random(seed).sample(list(rows), min(N_RANDOM, len(rows)))
     evidence = {e.latent: e for e in latents}
     return [
-        ShownLatent(
-            group,
-            row["latent"],
-            _latent(reading, evidence[row["latent"]], row, tokenizer, judged),
-        )
-        for group, chosen in _choices(rows, means, seed, judged)
+        ShownLatent(group, row["latent"], _latent(reading, evidence, row, tokenizer, verdicts))
+        for group, chosen in groups.items()
         for row in chosen
     ]
 
@@ -90,18 +118,7 @@ def indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
-def _judge(record: Mapping[str, Any]) -> str:
-    """Who answered, and by which protocol."""
-    judge, asked = record.get("judge") or {}, record["asked"]
-    parts = [f"The judge is `{judge.get('model', 'none')}`"]
-    if asked["protocol"] != "ours":
-        parts.append(f"windows and score are those of the protocol `{asked['protocol']}`")
-    if n := record["n_unexplained"]:
-        parts.append(f"{n} latents have no explanation: what was answered for them is none")
-    return f"{'; '.join(parts)}."
-
-
-def verdict_of(result: Judged) -> str:
+def sentence_of(result: Verdict) -> str:
     """What a score shows: the headline, or why there is none."""
     own, weighted = (
         result.means[weighting][result.metric]["own"] for weighting in ("uniform", "by_frequency")
@@ -137,17 +154,7 @@ def verdict_of(result: Judged) -> str:
     return f"{text}: {verdict}"
 
 
-def _judged_table(judged: Sequence[Judged], weighting: str) -> str:
-    rows = [["score", *(column.replace("_", " ") for column in _JUDGED_COLUMNS), "failed"]]
-    for result in judged:
-        for metric, columns in result.means[weighting].items():
-            numbers = [_shown(columns[c]) if c in columns else "-" for c in _JUDGED_COLUMNS]
-            title = f"{result.name} {metric.replace('_', ' ')}"
-            rows.append([title, *numbers, f"{result.failed_share:.1%}"])
-    return table(rows)
-
-
-def is_told_apart(means: Means, score: str = "pearson") -> bool:
+def is_distinct(means: Means, score: str = "pearson") -> bool:
     """Whether the interval of own minus shuffled lies above 0."""
     return means["uniform"][score]["difference"].low > 0
 
@@ -168,104 +175,51 @@ def _about(record: Mapping[str, Any]) -> str:
     )
 
 
-def _headline(means: Means) -> str:
-    lines = []
-    for score in LEXICAL:
-        difference = means["uniform"][score]["difference"]
-        verdict = "" if is_told_apart(means, score) else ": not told from another latent's"
-        lines.append(f"{score} {_shown(difference)}{verdict}")
-    return f"**Above another latent's explanation**: {'; '.join(lines)}."
-
-
-def _table(by_score: Mapping[str, Mapping[str, Interval]]) -> str:
-    rows = [["score", *(column.replace("_", " ") for column in _COLUMNS)]]
-    for score in LEXICAL:
-        rows.append([score, *(_shown(by_score[score][column]) for column in _COLUMNS)])
-    return table(rows)
-
-
 def _shown(interval: Interval) -> str:
     if math.isnan(interval.value):
         return "-"
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _legend(record: Mapping[str, Any], judged: Sequence[Judged]) -> str:
-    controls = "; ".join(
-        f"{name.replace('_', ' ')}: {text}" for name, text in record["controls"].items()
-    )
-    scores = "".join(f" {result.name}: {result.about}." for result in judged)
-    return f"{record['about']}.{scores} {controls}."
-
-
-def _ranking(means: Means, judged: Sequence[Judged]) -> tuple[str, str] | None:
+def _ranking(means: Means, verdicts: Sequence[Verdict]) -> tuple[str, str] | None:
     """The column that ranks latents, and its title: the first of the judge's scores that tells them
     from its control, else Pearson; None: neither does."""
-    columns = [(f"{r.name}_{r.metric}", f"{r.name}, {r.metric}") for r in judged if r.tells_apart]
-    columns += [("pearson", "Pearson")] if is_told_apart(means) else []
+    columns = [(f"{r.name}_{r.metric}", f"{r.name}, {r.metric}") for r in verdicts if r.tells_apart]
+    columns += [("pearson", "Pearson")] if is_distinct(means) else []
     return columns[0] if columns else None
-
-
-def _titles(means: Means, judged: Sequence[Judged]) -> dict[str, str]:
-    """The groups of examples, in order."""
-    ranking = _ranking(means, judged)
-    ranked = {BEST: f"The best, by {ranking[1]}", WORST: "The worst"} if ranking else {}
-    return {**ranked, RANDOM: "Random ones"}
-
-
-def _choices(
-    rows: Sequence[dict[str, Any]], means: Means, seed: int, judged: Sequence[Judged]
-) -> Iterator[tuple[str, Sequence[dict[str, Any]]]]:
-    """Groups of latents that are shown."""
-    if ranking := _ranking(means, judged):
-        column, _ = ranking
-        ranked = sorted(
-            (row for row in rows if row[column] is not None),
-            key=lambda row: row[column],
-            reverse=True,
-        )
-        yield BEST, ranked[:N_BEST]
-        yield WORST, ranked[-N_BEST:]
-    yield RANDOM, random.Random(seed).sample(list(rows), min(N_RANDOM, len(rows)))
 
 
 def _latent(
     reading: CorpusActivations,
-    evidence: Evidence,
+    evidence: Mapping[int, Evidence],
     row: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-    judged: Sequence[Judged],
+    verdicts: Sequence[Verdict],
 ) -> str:
+    """A latent's explanation, scores and windows, in lines."""
     scores = ", ".join(f"{name} {_number(row[name])}" for name in LEXICAL)
     shuffled = ", ".join(_number(row[f"shuffled_{name}"]) for name in LEXICAL)
     lines = [
         f"latent {row['latent']}: {row['explanation'] or 'no explanation'}",
         f"  {scores} (shuffled {shuffled}); fires on {row['density']:.3%} of tokens",
     ]
-    if judged:
-        lines.append("  " + "; ".join(_judged_number(row, result) for result in judged))
+    numbers = []
+    for verdict in verdicts:
+        column = f"{verdict.name}_{verdict.metric}"
+        numbers.append(f"{verdict.name} {verdict.metric} {_number(row[column])}")
+        if f"shuffled_{column}" in row:
+            numbers[-1] += f" (shuffled {_number(row[f'shuffled_{column}'])})"
+    if verdicts:
+        lines.append("  " + "; ".join(numbers))
     for kind, n in _SHOWN.items():
-        windows: Sequence[Window] = getattr(evidence, kind)
-        for window in windows[:n]:
+        for window in getattr(evidence[row["latent"]], kind)[:n]:
             label = kind if kind != "inactive" else window.kind
-            lines.append(
-                f"  {label:<7}{window.activation:>8.3g}  {_line(reading, window, tokenizer)}"
-            )
+            tokens, peak, *_ = window_text(reading, window, tokenizer)
+            left, right = (printable("".join(t)) for t in (tokens[:peak], tokens[peak + 1 :]))
+            line = f"{left[-_WIDTH:]}«{printable(tokens[peak])}»{right[:_WIDTH]}"
+            lines.append(f"  {label:<7}{window.activation:>8.3g}  {line}")
     return "\n".join(lines)
-
-
-def _judged_number(row: Mapping[str, Any], result: Judged) -> str:
-    column = f"{result.name}_{result.metric}"
-    text = f"{result.name} {result.metric} {_number(row[column])}"
-    shuffled = f"shuffled_{column}"
-    return f"{text} (shuffled {_number(row[shuffled])})" if shuffled in row else text
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _line(reading: CorpusActivations, window: Window, tokenizer: PreTrainedTokenizerBase) -> str:
-    tokens, peak, *_ = spelt(reading, window, tokenizer)
-    left, right = printable("".join(tokens[:peak])), printable("".join(tokens[peak + 1 :]))
-    return f"{left[-_WIDTH:]}«{printable(tokens[peak])}»{right[:_WIDTH]}"

@@ -24,15 +24,21 @@ from ..io.labels import MAX_LENGTH
 from ..lm import check_arguments, contract, tokenizer_of
 from ..models import SAE
 from .arguments import PAPER, ExplainArguments, ScoreArguments
-from .asking import ANY_TEXT, ScoringRequest, cases_of, judged, prompts_hash
-from .explainers import Explainer, Name, material_of, one_label, spelt, template
-from .kept import Found, Kept
-from .reading import CUT, MAX_DIRECTIONS, RUN, CorpusActivations, read
+from .corpus import CUT, MAX_DIRECTIONS, RUN, CorpusActivations, read
+from .explainers import Explainer, material_of, names_by, template, window_text
+from .lexical import LEXICAL, aggregate, lexical
 from .report import ShownLatent, examples_of, report_of
 from .scorers import sample_of, scorers_of
-from .scores import LEXICAL, aggregate, lexical
-from .verdicts import Judged, combined_report
-from .windows import Evidence, order_of, select
+from .verdicts import (
+    ANY_TEXT,
+    ScoringRequest,
+    Verdict,
+    cases_of,
+    prompts_hash,
+    results_of,
+    verdict_of,
+)
+from .windows import Evidence, Selection, StudyFile, order_of, select
 
 CONTROLS = {
     "shuffled": "another latent's windows or explanation, never its own",
@@ -60,7 +66,7 @@ class Explanations:
     report: str
     """Markdown"""
     windows: Iterable[dict[str, Any]] = ()
-    """that tested the latents, spelt when they are read, once: see `tested_windows`"""
+    """that tested the latents, made when they are read, once: see `tested_windows`"""
     directions: list[dict[str, Any]] = field(default_factory=list)
     """one a random direction: density and scores, with those of a judge where it was asked"""
     examples: list[ShownLatent] = field(default_factory=list)
@@ -119,7 +125,7 @@ def explain(
     note_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
     note_names: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
     inquiry: ScoringRequest = ScoringRequest(),
-    keep: Kept | None = None,
+    keep: StudyFile | None = None,
 ) -> Explanations:
     """Explanations of latents, scored on text that they were not made from, beside controls.
 
@@ -154,47 +160,58 @@ def explain(
     contract.check_model(lm, sae, tokenizer)
 
     # Read the text; choose latents and windows.
-    found = keep.found if keep else None
-    if found is None:
+    if keep is not None and keep.content is not None:
+        reading, selection = keep.content
+    else:
         order = order_of(args, sae.config.d_sae, explained)
-        keep_all = args.latents is not None or args.n_latents == "all"
-        n_wanted = len(order) if args.latents is not None else args.n_latents
-        n_wanted = len(order) if n_wanted == "all" else n_wanted
+        is_drawn = args.latents is None and args.n_latents != "all"
+        n_wanted = int(args.n_latents) if is_drawn else len(order)
         reading = read(
             lm,
             sae,
             rows,
             order,
             n_directions=min(MAX_DIRECTIONS, len(order), n_wanted),
-            keep_all=keep_all,
+            keep_all=not is_drawn,
             seed=args.seed,
             norm_limits=norm_limits,
             harvest=harvest,
             progress=progress,
         )
-        found = Found(reading, select(reading, args, explained))
-    reading, selection = found
+        selection = select(reading, args, explained)
     latents, directions = selection.latents, selection.directions
     if asked.protocol == PAPER:  # the windows that explain test, too
         latents, directions = (
             [evidence._replace(active=evidence.shown, inactive=[]) for evidence in part]
             for part in (latents, directions)
         )
-    given = {**(settings or {}), "explainer": source, "prompts_sha256": prompts_hash(scorers)}
-    plan = _plan(found, latents, directions, args, asked, given)
+    facts = {**(settings or {}), "explainer": source, "prompts_sha256": prompts_hash(scorers)}
+    plan = _plan(facts, reading, selection, latents, directions, args, asked)
     note_plan(plan)
-    if keep is not None and keep.found is None:
-        keep.save(found)
+    if keep is not None and keep.content is None:
+        keep.save(reading, selection)
 
     # Explain the latents, and the directions that explanations are judged on.
     with_names = latents + directions[: asked.directions if asked.scores else 0]
-    told = explainer([material_of(reading, e, tokenizer) for e in with_names]).items()
-    names = {i: name if isinstance(name, Name) else Name(name, None) for i, name in told}
-    names = {i: name._replace(text=one_label(name.text)) for i, name in names.items()}
-    table = [_row(evidence, names.get(evidence.latent), source) for evidence in selection.latents]
+    names = names_by(explainer, [material_of(reading, e, tokenizer) for e in with_names])
+    table = []
+    for e in selection.latents:
+        name, n_hard = names.get(e.latent), sum(window.kind == "hard" for window in e.inactive)
+        row = {
+            "latent": e.latent,
+            "explanation": None if name is None else name.text,
+            "sure": None if name is None else name.sure,
+            "source": source,
+            "density": e.density,
+            "n_shown": len(e.shown),
+            "n_active": len(e.active),
+            "n_hard": n_hard,
+            "n_random": len(e.inactive) - n_hard,
+        }
+        table.append(row)
     note_names([row for row in table if row["explanation"] is not None])
 
-    results = []
+    verdicts = []
     if judge is not None:
         judge.settle("explanations")
         texts = {i: name.text for i, name in names.items()}
@@ -208,44 +225,46 @@ def explain(
                 for part in (asked.drawn(latents, args.seed), directions[:n])
             )
             cases = list(cases_of(scorer, own, random, texts, args.seed))
-            result = combined_report(
-                scorer,
-                judged(scorer, cases, judge, inquiry.on_progress),
-                {e.latent: e.density for e in latents + directions},
-                n_resamples=args.bootstrap_samples,
-                seed=args.seed,
-            )
-            results.append(result)
+            results = results_of(scorer, cases, judge, inquiry.on_progress)
+            densities = {e.latent: e.density for e in latents + directions}
+            how = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
+            verdicts.append(verdict_of(scorer, results, densities, **how))
         judge.settle(" and ".join(scorer.name for scorer in scorers))
-    return _scored(found, table, plan, results, args, tokenizer)
+    return _scored(reading, selection, table, plan, verdicts, args, tokenizer)
 
 
 def _plan(
-    found: Found,
+    facts: Mapping[str, Any],
+    reading: CorpusActivations,
+    selection: Selection,
     latents: Sequence[Evidence],
     directions: Sequence[Evidence],
     args: ExplainArguments,
     asked: ScoreArguments,
-    given: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything that is fixed before anything is scored, with its hash."""
-    reading, selection = found
-    drawn = {}
+    """Everything that is fixed before anything is scored, with its hash.
+
+    Args:
+        facts: settings, explainer and prompts.
+        latents: with the windows that test them.
+        directions: the same of random directions.
+    """
+    judged = {}
     if asked.latents is not None:
-        drawn["judged"] = [e.latent for e in asked.drawn(latents, args.seed)]
+        judged["judged"] = [e.latent for e in asked.drawn(latents, args.seed)]
     windows = [
         [reading.ids[w.start : w.stop].tolist() for w in (*e.shown, *e.active, *e.inactive)]
         for e in (*latents, *directions)
     ]
     plan = {
-        **given,
+        **facts,
         "arguments": args.as_plain(),
         "asked": asked.as_plain(),
         "n_tokens": reading.n_computed,
         "n_documents": {"shown": reading.n_documents[0], "tested": reading.n_documents[1]},
         "n_tokens_cut": int((reading.half == CUT).sum()),
         "latents": [evidence.latent for evidence in selection.latents],
-        **drawn,
+        **judged,
         "windows_sha256": _hash(windows),
         "left_out": selection.left_out,
     }
@@ -257,21 +276,22 @@ def _hash(content: object) -> str:
 
 
 def _scored(
-    found: Found,
+    reading: CorpusActivations,
+    selection: Selection,
     rows: list[dict[str, Any]],
     plan: dict[str, Any],
-    results: Sequence[Judged],
+    verdicts: Sequence[Verdict],
     args: ExplainArguments,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Explanations:
     """The scores that need no judge, and all of them as table, record and report."""
-    reading, (latents, directions, _) = found
+    latents, directions, _ = selection
     scores, of_directions = lexical(reading, latents, directions, args.seed)
     controls = [{"density": e.density, **s} for e, s in zip(directions, of_directions, strict=True)]
     for row, evidence, own in zip(rows, latents, scores, strict=True):
-        for result in results:
-            unscored = dict.fromkeys(next(iter(result.of_latents.values())))
-            own |= result.of_latents.get(evidence.latent, unscored)
+        for verdict in verdicts:
+            unscored = dict.fromkeys(next(iter(verdict.of_latents.values())))
+            own |= verdict.of_latents.get(evidence.latent, unscored)
         row |= json_safe(own)
     means = aggregate(
         scores,
@@ -286,32 +306,16 @@ def _scored(
         "n_latents": len(latents),
         "n_directions": len(directions),
         "n_unexplained": sum(row["explanation"] is None for row in rows),
-        "scores": json_safe({"lexical": means} | {r.name: r.as_plain() for r in results}),
+        "scores": json_safe({"lexical": means} | {r.name: r.as_plain() for r in verdicts}),
         "about": _ABOUT,
     }
     for evidence, row in zip(directions, controls, strict=True):
-        for result in results:
-            row |= result.of_directions.get(evidence.latent, {})
-    examples = examples_of(reading, latents, rows, means, tokenizer, args.seed, results)
+        for verdict in verdicts:
+            row |= verdict.of_directions.get(evidence.latent, {})
+    examples = examples_of(reading, latents, rows, means, tokenizer, args.seed, verdicts)
     windows = tested_windows(reading, latents, tokenizer)
-    report = report_of(means, record, results, examples)
+    report = report_of(means, record, verdicts, examples)
     return Explanations(rows, record, report, windows, controls, examples)
-
-
-def _row(evidence: Evidence, name: Name | None, source: str) -> dict[str, Any]:
-    """A latent's row, without scores."""
-    hard = sum(window.kind == "hard" for window in evidence.inactive)
-    return {
-        "latent": evidence.latent,
-        "explanation": None if name is None else name.text,
-        "sure": None if name is None else name.sure,
-        "source": source,
-        "density": evidence.density,
-        "n_shown": len(evidence.shown),
-        "n_active": len(evidence.active),
-        "n_hard": hard,
-        "n_random": len(evidence.inactive) - hard,
-    }
 
 
 def tested_windows(
@@ -323,7 +327,7 @@ def tested_windows(
     for evidence in latents:
         activations = evidence.activations(len(reading.ids))
         for window in (*evidence.active, *evidence.inactive):
-            tokens, peak, _, values = spelt(reading, window, tokenizer, activations)
+            tokens, peak, _, values = window_text(reading, window, tokenizer, activations)
             yield {
                 "latent": evidence.latent,
                 "kind": window.kind,

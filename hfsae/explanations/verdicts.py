@@ -1,23 +1,165 @@
-"""What the scores of cases say together: means beside controls, failures, and whether a judge can
-tell a latent's explanation from another's."""
+"""A judge's scores: cases with their controls are put to it, and verdicts sum their scores up.
 
-from collections.abc import Mapping, Sequence
+own        a latent's explanation, on its windows
+shuffled   another latent's, never its own, on the same windows
+anything   "any text", on the same windows, where a judge may answer differently for each
+direction  a random direction that fires as often, by its own explanation, on its own windows
+
+A `Verdict` has means beside controls, failures, and whether the judge can tell a latent's
+explanation from another's.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..evaluation.statistics import Interval
-from .asking import ANYTHING, DIRECTION, OWN, SHUFFLED, Result
-from .scorers import Scorer
-from .scores import weighted_means
+import numpy as np
 
+from ..evaluation.statistics import Interval, around, derangement, interval, resampled_means
+from .arguments import ScoreArguments
+from .explainers import Material, WindowText, explanation_question
+from .judges.base import Judge, replies_to
+from .scorers import Case, Sample, Scorer
+from .windows import Window
+
+OWN, SHUFFLED, ANYTHING, DIRECTION = "own", "shuffled", "anything", "direction"
+ANY_TEXT = "any text"
 MOST_FAILED = 0.05
 """A larger share of failed items leaves no headline."""
-_NAN = float("nan")
+_AT_ONCE = 32  # cases put to a judge together
+
+
+class Result(NamedTuple):
+    """The score of one case."""
+
+    control: str
+    latent: int
+    metrics: dict[str, float]
+    """of the items that were answered; NaN: too few"""
+    low: float
+    """the headline metric with all failed items wrong"""
+    high: float
+    """with all of them right"""
+    n_items: int
+    n_failed: int
+
+
+OnProgress = Callable[[str, int, int, float], object]
+"""Called with a score's name, the numbers of answers so far and in all, and the running mean."""
+
+
+class ScoringRequest(NamedTuple):
+    """The scores to compute, and the judge who answers."""
+
+    args: ScoreArguments = ScoreArguments()
+    judge: Judge | None = None
+    """None: no score needs one"""
+    on_progress: OnProgress | None = None
+
+
+def prompts_hash(scorers: Sequence[Scorer]) -> str:
+    """Hash of the prompts for an explanation and for each score, on a made-up latent: it changes
+    with their words."""
+    words = [f" w{i}" for i in range(12)]
+    windows = [Window(i, i + 12, i, 1.0, "quantile_1") for i in range(10)]
+    texts = [
+        WindowText(words[i:] + words[:i], 0, w, (1.0,) + (0.0,) * 11) for i, w in enumerate(windows)
+    ]
+    strata = [np.zeros(12, dtype=int)] * 10
+    sample = Sample(0, 0, texts[:5], texts[5:], 0.5, strata, np.ones(3))
+    asked = [scorer.requests(Case(sample, OWN, "a name")) for scorer in scorers]
+    content = json.dumps([explanation_question(Material(0, texts)), asked])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def cases_of(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    directions: Sequence[Sample],
+    texts: Mapping[int, str],
+    seed: int,
+) -> Iterator[Case]:
+    """The cases of a score: each latent's together with its controls, then directions.
+
+    Args:
+        texts: explanations by latent; by a negative number those of directions, of which those
+            without are left out.
+    """
+    if not scorer.needs_explanation:
+        yield from (Case(sample, OWN, None) for sample in samples)
+        yield from (Case(sample, DIRECTION, None) for sample in directions)
+        return
+    others = derangement(len(samples), seed).tolist()
+    for sample, other in zip(samples, others, strict=True):
+        yield Case(sample, OWN, texts.get(sample.latent))
+        another = texts.get(samples[other].latent) if samples[other] is not sample else None
+        yield Case(sample, SHUFFLED, another)
+        if scorer.asks_any_text:
+            yield Case(sample, ANYTHING, ANY_TEXT)
+    for sample in directions:
+        if sample.latent in texts:
+            yield Case(sample, DIRECTION, texts[sample.latent])
+
+
+def results_of(
+    scorer: Scorer,
+    cases: Sequence[Case],
+    judge: Judge,
+    on_progress: OnProgress | None = None,
+) -> list[Result]:
+    """The scores of cases, in their order.
+
+    Raises:
+        ValueError: the judge refuses the request.
+    """
+    requests = [
+        scorer.requests(case)
+        if case.explanation is not None or not scorer.needs_explanation
+        else []
+        for case in cases
+    ]
+    n_in_all, n_done, mean = sum(map(len, requests)), 0, float("nan")
+
+    def note(n: int) -> None:
+        if on_progress is not None:
+            on_progress(scorer.name, n_done + n, n_in_all, mean)
+
+    results: list[Result] = []
+    for first in range(0, len(cases), _AT_ONCE):
+        block = slice(first, first + _AT_ONCE)
+        asked = [question for part in requests[block] for question in part]
+        replies = iter(replies_to(judge, asked, scorer.parse, note) if asked else [])
+        n_done += len(asked)
+        for case, part in zip(cases[block], requests[block], strict=True):
+            results.append(result_of(scorer, case, [next(replies) for _ in part]))
+        own = [r.metrics[scorer.metrics[0]] for r in results if r.control == OWN]
+        known = [value for value in own if not np.isnan(value)]
+        mean = float(np.mean(known)) if known else float("nan")
+        note(0)
+    return results
+
+
+def result_of(scorer: Scorer, case: Case, replies: Sequence[Any]) -> Result:
+    """The score of a case from its replies, with bounds for the failed items."""
+    sample = case.sample
+    if case.explanation is None and scorer.needs_explanation:
+        values = np.full(len(scorer.truth(sample)), np.nan)
+    else:
+        values = scorer.values(case, replies)
+    low, high = (
+        scorer.score(sample, scorer.filled(sample, values, right))[scorer.metrics[0]]
+        for right in (False, True)
+    )
+    n_failed = int(np.isnan(values).sum())
+    metrics = scorer.score(sample, values)
+    return Result(case.control, sample.latent, metrics, low, high, len(values), n_failed)
 
 
 @dataclass
-class Judged:
-    """A score of all latents."""
+class Verdict:
+    """What a score says of all latents."""
 
     name: str
     about: str
@@ -85,15 +227,15 @@ def is_above(low: float, chance: float | None) -> bool:
     return chance is None or low > chance
 
 
-def combined_report(
+def verdict_of(
     scorer: Scorer,
     results: Sequence[Result],
     densities: Mapping[int, float],
     *,
     n_resamples: int,
     seed: int,
-) -> Judged:
-    """The results of a score, put together.
+) -> Verdict:
+    """The verdict of a score from its results.
 
     Args:
         densities: by latent, and by a negative number of directions: shares of tokens.
@@ -114,42 +256,79 @@ def combined_report(
         n_resamples=n_resamples,
         seed=seed,
     )
-    metric = scorer.metrics[0]
-    return Judged(
-        scorer.name,
+    name, metric = scorer.name, scorer.metrics[0]
+
+    def row_of(result: Result) -> dict[str, Any]:
+        row: dict[str, Any] = {f"{name}_{key}": v for key, v in result.metrics.items()}
+        return row | {f"{name}_n_items": result.n_items, f"{name}_n_failed": result.n_failed}
+
+    def mean(values: Sequence[float]) -> float:
+        known = [value for value in values if value == value]
+        return sum(known) / len(known) if known else float("nan")
+
+    of_latents = {result.latent: row_of(result) for result in own}
+    for control in (SHUFFLED, ANYTHING):
+        for result in by_control.get(control, []):
+            metrics = result.metrics.items()
+            of_latents[result.latent] |= {f"{control}_{name}_{key}": v for key, v in metrics}
+    others = by_control.get(SHUFFLED) or directions
+    (low, high), (other_low, other_high) = (
+        (mean([r.low for r in part]), mean([r.high for r in part])) for part in (own, others)
+    )
+    return Verdict(
+        name,
         scorer.about,
         metric,
         scorer.chance,
         means,
-        _of_latents(scorer.name, by_control),
-        {r.latent: _columns(scorer.name, r) for r in directions},
+        of_latents,
+        {r.latent: row_of(r) for r in directions},
         sum(r.n_items for r in (*own, *by_control.get(SHUFFLED, []))),
         sum(r.n_failed for r in (*own, *by_control.get(SHUFFLED, []))),
-        _bounds(own, by_control.get(SHUFFLED) or directions),
+        {"own": (low, high), "difference": (low - other_high, high - other_low)},
         sum(value != value for value in columns[metric][OWN]),
     )
 
 
-def _bounds(own: Sequence[Result], others: Sequence[Result]) -> dict[str, tuple[float, float]]:
-    low, high = _mean([r.low for r in own]), _mean([r.high for r in own])
-    other_low, other_high = _mean([r.low for r in others]), _mean([r.high for r in others])
-    return {"own": (low, high), "difference": (low - other_high, high - other_low)}
+def weighted_means(
+    columns: Mapping[str, Mapping[str, Sequence[float]]],
+    densities: Sequence[float],
+    directions_densities: Sequence[float],
+    *,
+    n_resamples: int,
+    seed: int,
+) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Means over latents with 95 % intervals: [weighting][score][own, shuffled, difference, ...].
 
+    The weightings are `uniform` and `by_frequency`. `difference` is own minus shuffled, latent by
+    latent; without shuffled, own minus random directions, which are resampled on their own.
 
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if value == value]
-    return sum(known) / len(known) if known else _NAN
-
-
-def _of_latents(name: str, by_control: Mapping[str, Sequence[Result]]) -> dict[int, dict[str, Any]]:
-    rows = {result.latent: _columns(name, result) for result in by_control[OWN]}
-    for control in (SHUFFLED, ANYTHING):
-        for result in by_control.get(control, []):
-            metrics = result.metrics.items()
-            rows[result.latent] |= {f"{control}_{name}_{metric}": v for metric, v in metrics}
-    return rows
-
-
-def _columns(name: str, result: Result) -> dict[str, Any]:
-    columns: dict[str, Any] = {f"{name}_{metric}": v for metric, v in result.metrics.items()}
-    return columns | {f"{name}_n_items": result.n_items, f"{name}_n_failed": result.n_failed}
+    Args:
+        columns: by score: own and controls, one an entry of `densities`; `direction`, one an entry
+            of `directions_densities`.
+    """
+    weightings = {
+        "uniform": ([1.0] * len(densities), [1.0] * len(directions_densities)),
+        "by_frequency": (densities, directions_densities),
+    }
+    how = {"n_resamples": n_resamples, "seed": seed}
+    means: dict[str, dict[str, dict[str, Interval]]] = {}
+    for weighting, (weights, of_directions) in weightings.items():
+        means[weighting] = {}
+        for score, of_score in columns.items():
+            entry = means[weighting][score] = {
+                key: interval(values, of_directions if key == DIRECTION else weights, **how)
+                for key, values in of_score.items()
+            }
+            own = of_score[OWN]
+            if SHUFFLED in of_score:
+                pairs = zip(own, of_score[SHUFFLED], strict=True)
+                entry["difference"] = interval([a - b for a, b in pairs], weights, **how)
+            else:
+                others = resampled_means(
+                    of_score[DIRECTION], of_directions, n_resamples=n_resamples, seed=seed + 1
+                )
+                draws = resampled_means(own, weights, **how) - others
+                value = entry[OWN].value - entry[DIRECTION].value
+                entry["difference"] = around(value, draws)
+    return means

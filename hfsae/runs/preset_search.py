@@ -39,7 +39,7 @@ from ..explanations.judges import (
     Question,
     judge_of,
 )
-from ..explanations.prompts import quoted
+from ..explanations.prompts import json_string
 from ..features import FeatureStore
 from ..features.labels import read_labels
 from ..features.search import content_word
@@ -593,8 +593,8 @@ def judged_presets(
                 "`hfsae presets --test` writes them"
             )
         for each in (preset, *preset["others"]):
-            text = quoted(each["prompt"] + each["steered"])
-            asked = f"Subject: {quoted(preset['name'])}\nText: {text}"
+            text = json_string(each["prompt"] + each["steered"])
+            asked = f"Subject: {json_string(preset['name'])}\nText: {text}"
             questions.append(Question((("system", _ASKED), ("user", asked)), _TOKENS, _SCHEMA))
     answers = judge.answer(questions)
     try:

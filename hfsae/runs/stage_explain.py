@@ -32,15 +32,13 @@ from ..explanations import (
     template,
 )
 from ..explanations.arguments import LEXICAL
-from ..explanations.asking import OnProgress, prompts_hash
-from ..explanations.explainers import Name, keeping
+from ..explanations.explainers import UNSCORED, Name, stored_names, with_names
 from ..explanations.judges import BatchFileJudge, DryRunJudge, Judge, PendingAnswers, judge_of
-from ..explanations.kept import Kept
-from ..explanations.redrawn import compared, section_of, untrained_like
 from ..explanations.scorers import scorers_of
-from ..explanations.stored import UNSCORED, stored_names
 from ..explanations.study import write_record
-from ..explanations.windows import TooFew, order_of
+from ..explanations.untrained import comparison_of, section_of, untrained_like
+from ..explanations.verdicts import OnProgress, prompts_hash
+from ..explanations.windows import StudyFile, TooFew, order_of
 from ..features import FeatureStore
 from ..features.labels import read_labels
 from ..io.checksums import changes, refuse_changed, refuse_mixture, stamp
@@ -243,16 +241,16 @@ def _explained(
         settings: of the recipe, the SAE and the judge.
     """
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder
-    limits, how = limits_of(placed, loaded), keeping(standing, explainer)
+    limits, how = limits_of(placed, loaded), with_names(standing, explainer)
     plan, named, waiting = dict[str, Any](), list[dict[str, Any]](), list[str]()
 
-    def kept(name: str) -> Kept | None:
+    def kept(name: str) -> StudyFile | None:
         """The file beside the requests with what a pass found."""
         if request.dry_run or (beside := _beside(request)) is None:
             return None
         made_from = {"settings": settings, "arguments": args.as_plain(), "limits": limits}
         made_from |= {"harvest": vars(recipe.harvest), "judged": request.scores.latents}
-        return Kept(beside / name, made_from | {"of": name})
+        return StudyFile(beside / name, made_from | {"of": name})
 
     def note_plan(new: dict[str, Any]) -> None:
         plan.update(new)
@@ -318,7 +316,7 @@ def _explained(
     if isinstance(redrawn, str):
         result.record[UNTRAINED] = {"refused": redrawn}
     elif redrawn is not None:
-        means = compared(result, redrawn)
+        means = comparison_of(result, redrawn)
         result.record[UNTRAINED] = {"n_latents": redrawn.record["n_latents"], **means}
         result.report += "\n" + section_of(means)
     return result
@@ -333,7 +331,7 @@ def shuffled_weights(
     *,
     explainer: Explainer,
     inquiry: ScoringRequest,
-    keep: Kept | None = None,
+    keep: StudyFile | None = None,
 ) -> Explanations | str:
     """Explanations of an SAE of re-drawn weights, made and scored as those of `sae`: of as many
     latents as are judged there. Where too few of its latents qualify, it returns the reason.
@@ -348,7 +346,7 @@ def shuffled_weights(
         PendingAnswers: the judge is asked by file, and answers are not there yet.
     """
     other = sae  # which encodes nothing where all was found before
-    if keep is None or keep.found is None:
+    if keep is None or keep.content is None:
         rows = read_rows(recipe, loaded, "test", SAMPLE_TOKENS)
         other = untrained_like(loaded.lm, sae, rows, seed=args.seed, norm_limits=limits)
     if (n_judged := inquiry.args.latents) is not None and args.latents is None:

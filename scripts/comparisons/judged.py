@@ -34,11 +34,15 @@ from sklearn.metrics import roc_auc_score
 
 from hfsae import Refused
 from hfsae.comparison import holm
-from hfsae.explanations import ExplainArguments, ScoreArguments
+from hfsae.explanations import (
+    ExplainArguments,
+    ScoreArguments,
+    json_string,
+    order_of,
+    read,
+    select,
+)
 from hfsae.explanations.judges import JudgeArguments
-from hfsae.explanations.prompts import quoted
-from hfsae.explanations.reading import read
-from hfsae.explanations.windows import order_of, select
 from hfsae.io.checksums import stamp
 from hfsae.runs import (
     ExplainRequest,
@@ -116,14 +120,14 @@ def answered(folder: Path, calls: Sequence[Mapping[str, Any]]) -> Iterator[dict[
     for row in pq.read_table(
         folder / FEATURES / "evidence.parquet", columns=["latent", "kind", "tokens"]
     ).to_pylist():
-        text = quoted("".join(row["tokens"]))
+        text = json_string("".join(row["tokens"]))
         windows.setdefault(row["latent"], {})[text] = row["kind"] not in ("hard", "random")
     asked = [(call, *call["messages"][-1][1].split("\n")) for call in calls]
     for row in pq.read_table(
         folder / FEATURES / "explanations.parquet", columns=["latent", "explanation", *BESIDE]
     ).to_pylist():
         fires = windows.get(row["latent"], {})
-        own, found = f"Description: {quoted(row['explanation'] or '')}", {}
+        own, found = f"Description: {json_string(row['explanation'] or '')}", {}
         for call, first, *texts in asked:
             texts = [text.partition(": ")[2] for text in texts]
             if first.startswith("Description: ") and all(text in fires for text in texts):

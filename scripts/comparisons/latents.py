@@ -5,8 +5,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from hfsae.comparison import LEVEL, Comparison, Estimate, Measured, corrected
-from hfsae.explanations import ShownLatent
-from hfsae.explanations.scorers import SCORERS
+from hfsae.explanations import SCORERS, ShownLatent
 
 from .interpretability import (
     DIRECTIONS,

@@ -23,7 +23,7 @@ from hfsae.explanations import (
     order_of,
     read,
     select,
-    spelt,
+    window_text,
 )
 from hfsae.io import refuse_changed, refuse_mixture, weights_hash
 from hfsae.runs import (
@@ -225,7 +225,7 @@ class _Pages:
 
     def _shown(self, window: Window, evidence: Evidence, highest: float) -> Shown:
         activations = evidence.activations(len(self.reading.ids))
-        tokens, _, _, values = spelt(self.reading, window, self.tokenizer, activations)
+        tokens, _, _, values = window_text(self.reading, window, self.tokenizer, activations)
         shares = np.array(values) / highest
         strengths = np.ceil(np.clip(shares, 0, 1) * 3).astype(int).tolist()
         marks = "".join(map(str, visible_marks(tokens, strengths)))

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from hfsae.explanations.prompts import quoted
+from hfsae.explanations import json_string
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "comparisons" / "judged.py"
 KEPT = SCRIPT.parent / "interpretability" / "judged"
@@ -90,8 +90,10 @@ def test_results_are_computed_again_from_the_kept_answers_alone(script, tmp_path
         grades, calls = rng.integers(0, 11, (20, 2, 4)), []
         for i, which in np.ndindex(20, 2):
             order = rng.permutation(4)
-            texts = [f"Text {k}: {quoted(f'{name} {i} <{n}>')}" for k, n in enumerate(order, 1)]
-            named = f"Description: {quoted(f'name <{(i + which) % 20}>')}"
+            texts = [
+                f"Text {k}: {json_string(f'{name} {i} <{n}>')}" for k, n in enumerate(order, 1)
+            ]
+            named = f"Description: {json_string(f'name <{(i + which) % 20}>')}"
             answer = {"text": json.dumps({"grades": grades[i, which][order].tolist()})}
             messages = [["user", "\n".join([named, *texts])]]
             calls.append({"call": f"{name}{i}{which}", "messages": messages, "answer": answer})

@@ -13,18 +13,20 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hfsae.cards import probing_facts
 from hfsae.evaluation.probing import ProbeArguments
-from hfsae.evaluation.probing import words as reading
 from hfsae.evaluation.probing.absorption import (
-    Coder,
+    LETTERS,
+    Words,
     absorbed,
     f1,
+    first_letters,
     fit,
     letters_of,
     main_latents,
+    read_words,
+    shown_pairs,
     truth_of,
+    words_of,
 )
-from hfsae.evaluation.probing.letters import first_letters
-from hfsae.evaluation.probing.words import LETTERS, Words, read_words, words_of
 from hfsae.evaluation.untrained import Untrained
 from hfsae.io.errors import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
@@ -50,11 +52,9 @@ def words(of):
 
 @pytest.fixture(scope="module")
 def coder(of):
-    """The planted latents of each activation."""
+    """The planted latents of each activation, and their directions."""
     x, latents = torch.from_numpy(of.x), torch.from_numpy(of.latents)
-    return Coder(
-        lambda part: latents[torch.cdist(part, x).argmin(dim=1)], torch.from_numpy(of.W_dec)
-    )
+    return lambda part: latents[torch.cdist(part, x).argmin(dim=1)], torch.from_numpy(of.W_dec)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def truth(words):
 
 @pytest.fixture(scope="module")
 def results(words, truth, coder):
-    return {each.letter: each for each in letters_of(words, "site", truth, coder)}
+    return {each.letter: each for each in letters_of(words, "site", truth, *coder)}
 
 
 def test_planted_absorption_comes_back(results, truth):
@@ -83,25 +83,26 @@ def test_planted_absorption_comes_back(results, truth):
 
 
 def test_latents_of_any_scale_and_order_give_the_same(words, truth, coder, results):
-    scale = torch.linspace(0.1, 3, len(coder.directions))
-    scaled = Coder(lambda x: coder.encode(x) * scale, coder.directions / scale[:, None])
-    again = {each.letter: each for each in letters_of(words, "site", truth, scaled)}
+    encode, directions = coder
+    scale = torch.linspace(0.1, 3, len(directions))
+    scaled = lambda x: encode(x) * scale, directions / scale[:, None]
+    again = {each.letter: each for each in letters_of(words, "site", truth, *scaled)}
     assert {k: v.full for k, v in again.items()} == {k: v.full for k, v in results.items()}
 
 
 def test_the_probe_of_activations_is_saebenchs(words):
     n = words.n_train
     x = words.activations["site"][:n].double()  # Adam multiplies rounding
-    probe = fit(x, words.letters[:n], batch=n, weight_decay=1e-4)
-    np.testing.assert_allclose(probe.weights[:3], SAEBENCH["probe"], atol=1e-6)
+    weights, _ = fit(x, words.letters[:n], batch=n, weight_decay=1e-4)
+    np.testing.assert_allclose(weights[:3], SAEBENCH["probe"], atol=1e-6)
 
 
 def test_main_latents_and_their_f1_are_saebenchs(of, words):
     pytest.importorskip("sklearn")
     latents, n = torch.from_numpy(of.latents), of.n_train
-    sparse = fit(latents[:n], of.letters[:n], batch=4096, weight_decay=1e-6, l1=1e-2)
+    sparse, _ = fit(latents[:n], of.letters[:n], batch=4096, weight_decay=1e-6, l1=1e-2)
     for letter, name in enumerate(LETTERS):
-        main, value = main_latents(latents, words, letter, sparse.weights[letter])
+        main, value = main_latents(latents, words, letter, sparse[letter])
         assert main == SAEBENCH["main"][name]
         assert value == pytest.approx(SAEBENCH["f1"][name], abs=1e-6)
 
@@ -113,9 +114,9 @@ def test_both_formulas_are_saebenchs(of, key, n_main):
         p = torch.from_numpy(of.directions[letter])
         rows = np.flatnonzero(of.letters[of.n_train :] == letter) + of.n_train
         x, cosines = torch.from_numpy(of.x[rows]), F.normalize(W_dec, dim=1) @ p
-        result = absorbed(latents[rows], cosines, x @ p, SAEBENCH["main"][name][:n_main])
-        assert result.full.tolist() == SAEBENCH[key][name]["full"]
-        np.testing.assert_allclose(result.fraction, SAEBENCH[key][name]["fraction"], atol=1e-6)
+        full, fraction = absorbed(latents[rows], cosines, x @ p, SAEBENCH["main"][name][:n_main])
+        assert full.tolist() == SAEBENCH[key][name]["full"]
+        np.testing.assert_allclose(fraction, SAEBENCH[key][name]["fraction"], atol=1e-6)
 
 
 def by_hand(latents, cosines, projection, main):
@@ -142,15 +143,15 @@ def test_both_formulas_are_those_of_random_words_by_hand():
         cosines = rng.uniform(-0.3, 0.9, size=12)
         projection = rng.uniform(-0.5, 3)
         expected = by_hand(latents, cosines, projection, [0, 1])
-        own = absorbed(
+        full, fraction = absorbed(
             torch.tensor(latents)[None].float(),
             torch.tensor(cosines).float(),
             torch.tensor([projection]).float(),
             [0, 1],
         )
-        assert bool(own.full[0]) == expected[0]
-        assert float(own.fraction[0]) == pytest.approx(expected[1], abs=1e-5)
-        kinds.add((bool(own.full[0]), expected[1] > 0, expected[1] < 1))
+        assert bool(full[0]) == expected[0]
+        assert float(fraction[0]) == pytest.approx(expected[1], abs=1e-5)
+        kinds.add((bool(full[0]), expected[1] > 0, expected[1] < 1))
     assert len(kinds) == 4  # neither, part, all, and all with full absorption
 
 
@@ -254,7 +255,8 @@ class Stateful(LlamaForCausalLM):
     _is_stateful = True
 
 
-def test_words_are_read_behind_shown_pairs_with_or_without_a_cache(tokenizer):
+@pytest.fixture(scope="module")
+def lm():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=200,
@@ -263,10 +265,13 @@ def test_words_are_read_behind_shown_pairs_with_or_without_a_cache(tokenizer):
         num_hidden_layers=3,
         num_attention_heads=2,
     )
-    lm = LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval()
+
+
+def test_words_are_read_behind_shown_pairs_with_or_without_a_cache(lm, tokenizer):
     options = {"n_words": 80, "bos": True, "seed": 0}
     read = read_words(lm, tokenizer, ["layers.0", "layers.1"], **options)
-    without_cache = Stateful(config).eval()
+    without_cache = Stateful(lm.config).eval()
     without_cache.load_state_dict(lm.state_dict())
     whole = read_words(without_cache, tokenizer, ["layers.0", "layers.1"], **options)
     assert read.tokens == whole.tokens and read.n_train == 64
@@ -277,17 +282,23 @@ def test_words_are_read_behind_shown_pairs_with_or_without_a_cache(tokenizer):
 
 def test_a_text_is_pairs_of_word_and_letter_a_line_each(tokenizer):
     words = words_of(tokenizer)
-    texts = reading._Texts(tokenizer, words, bos=True)
     numbers = {word: number for number, word in words.items()}
-    ids = texts.before(np.array([numbers["ax"], numbers[" bZ"]]))
+    shown = np.array([numbers["ax"], numbers[" bZ"]])
+    ids = shown_pairs(tokenizer, words, shown, bos=True)
     tokens = tokenizer.convert_ids_to_tokens(ids.tolist())
     assert "".join(tokens) == ("<s>\nax has the first letter: A\n bZ has the first letter: B\n")
 
 
-def test_words_with_a_norm_that_is_an_outlier_are_left_out(tokenizer):
-    acts = {"site": torch.tensor([[1.0], [90.0], [2.0], [3.0]])}
-    kept = reading._kept(["a", "b", "c", "d"], acts, 3, {"site": 10.0})
-    assert (kept.tokens, kept.n_train) == (["a", "c", "d"], 2)
+def test_words_with_a_norm_that_is_an_outlier_are_left_out(lm, tokenizer):
+    options = {"n_words": 80, "bos": True, "seed": 0}
+    whole = read_words(lm, tokenizer, ["layers.0"], **options)
+    norms = whole.activations["layers.0"].norm(dim=-1)
+    limits = {"layers.0": float(norms.median())}
+    few = read_words(lm, tokenizer, ["layers.0"], norm_limits=limits, **options)
+    keep = (norms <= norms.median()).tolist()
+    assert few.tokens == [w for w, is_kept in zip(whole.tokens, keep, strict=True) if is_kept]
+    assert 0 < few.n_train == sum(keep[: whole.n_train]) < len(few.tokens) == 40
+    assert torch.equal(few.activations["layers.0"], whole.activations["layers.0"][keep])
 
 
 def test_too_few_words_are_refused():

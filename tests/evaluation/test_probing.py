@@ -17,10 +17,8 @@ from hfsae.cli import main
 from hfsae.evaluation.probing import ProbeArguments, Task, binary_tasks, probe, read_tasks
 from hfsae.evaluation.probing import tasks as packaged
 from hfsae.evaluation.probing.extract import extract
-from hfsae.evaluation.probing.last_tokens import last_tokens
-from hfsae.evaluation.probing.regression import in_row_space, rank, regress
-from hfsae.evaluation.probing.splits import split
-from hfsae.evaluation.probing.study import chosen_names, draw
+from hfsae.evaluation.probing.regression import in_row_space, rank, regress, split
+from hfsae.evaluation.probing.study import chosen_names, draw, last_tokens
 from hfsae.evaluation.untrained import Untrained
 from hfsae.io.errors import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfsae.evaluation.probing.seeds import arms_of, over_seeds, seeds_table
+from hfsae.evaluation.probing.report import arms_of, over_seeds, seeds_table
 from hfsae.evaluation.statistics import Interval
 
 NAMES = ["jumprelu/seed_0/l0_50", "jumprelu/seed_1/l0_50", "topk/seed_0/k_50", "topk/seed_1/k_50"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hfsae.explanations.reading import CorpusActivations, read
+from hfsae.explanations.corpus import CorpusActivations, read
 from hfsae.runs import run
 
 from ..conftest import every_lm_is

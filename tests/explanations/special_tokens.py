@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from tokenizers import AddedToken
 
 from hfsae.explanations.judges import Question
-from hfsae.explanations.judges.chat_ids import ChatIds
-from hfsae.explanations.prompts import marked, quoted
+from hfsae.explanations.judges.local import ChatIds
+from hfsae.explanations.prompts import json_string, marked_string
 
 TEMPLATES = {  # of well-known families: the form of a message, and the tokens in it
     "ChatML": ("<|im_start|>{r}\n{c}<|im_end|>\n", ["<|im_start|>", "<|im_end|>", "<file_sep>"]),
@@ -68,16 +68,16 @@ def nasty(tokens: list[str]) -> Iterator[str]:
 
 def asked(text: str, rng: random.Random) -> Iterator[str]:
     """How a window stands in a prompt: whole; in pieces, of which any run is marked."""
-    yield quoted(text)
+    yield json_string(text)
     for _ in range(4):
         ends = sorted(rng.sample(range(len(text) + 1), min(3, len(text))))
         pieces = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
         marks = [False] * (len(pieces) + 2)
         first, last = sorted(rng.choices(range(len(marks) + 1), k=2))
         marks[first:last] = [True] * (last - first)
-        yield marked(["so ", *pieces, " on"], marks)
-    yield marked([text], [True])
-    yield marked(["so", text, " on"], [True, False, True])
+        yield marked_string(["so ", *pieces, " on"], marks)
+    yield marked_string([text], [True])
+    yield marked_string(["so", text, " on"], [True, False, True])
 
 
 def n_special(tokenizer, messages) -> int:

@@ -20,7 +20,7 @@ from hfsae.demo.health_actions import health
 from hfsae.demo.inspect_actions import feature
 from hfsae.demo.pages.health import overview_panel
 from hfsae.explanations import study as study_module
-from hfsae.explanations.asking import ScoreArguments, ScoringRequest, lm_explainer
+from hfsae.explanations.explainers import lm_explainer
 from hfsae.explanations.judges import (
     BatchFileJudge,
     JudgeArguments,
@@ -29,10 +29,10 @@ from hfsae.explanations.judges import (
     Remote,
     judge_of,
 )
-from hfsae.explanations.kept import Found, Kept
 from hfsae.explanations.prompts import list_question
 from hfsae.explanations.study import explain
-from hfsae.explanations.windows import ExplainArguments, select
+from hfsae.explanations.verdicts import ScoreArguments, ScoringRequest
+from hfsae.explanations.windows import ExplainArguments, StudyFile, select
 from hfsae.features import FeatureStore, read_names
 from hfsae.io.errors import Refused
 from hfsae.runs import limits_of, load_lm_for, of_run
@@ -573,25 +573,27 @@ def test_what_a_pass_found_is_the_same_to_the_bit_and_made_again_where_it_may_no
     planted, tmp_path
 ):
     reading = read_planted(planted, LATENTS)
-    found = Found(reading, select(reading, ARGS))
+    selection = select(reading, ARGS)
     path = tmp_path / "found.safetensors"
-    assert Kept(path, {"weights": 1}).found is None
-    Kept(path, {"weights": 1}).save(found)
-    again = Kept(path, {"weights": 1}).found
-    assert again is not None and again.selection.left_out == found.selection.left_out
-    for one, other in zip(found.selection[:2], again.selection[:2], strict=True):
+    assert StudyFile(path, {"weights": 1}).content is None
+    StudyFile(path, {"weights": 1}).save(reading, selection)
+    again = StudyFile(path, {"weights": 1}).content
+    assert again is not None
+    reading_again, again = again
+    assert again.left_out == selection.left_out
+    for one, other in zip(selection[:2], again[:2], strict=True):
         assert str(one) == str(other) and len(one) > 1
         for ours, theirs in zip(one, other, strict=True):
             assert all(map(np.array_equal, ours.trace, theirs.trace))
             assert ours.trace.value.dtype == theirs.trace.value.dtype
     for name in ("ids", "half", "start", "stop", "computed", "n_firings", "order"):
-        assert np.array_equal(getattr(reading, name), getattr(again.reading, name))
-    assert again.reading.n_documents == reading.n_documents
-    assert Kept(path, {"weights": 2}).found is None
+        assert np.array_equal(getattr(reading, name), getattr(reading_again, name))
+    assert reading_again.n_documents == reading.n_documents
+    assert StudyFile(path, {"weights": 2}).content is None
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
     path.write_bytes(content)
-    assert Kept(path, {"weights": 1}).found is None
+    assert StudyFile(path, {"weights": 1}).content is None
 
 
 def test_one_latent_can_be_named_and_judged_by_file_without_a_verdict(folder, loads, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from hfsae.cli import main
 from hfsae.explanations.judges import Answer, Usage
 from hfsae.explanations.judges.dry_run import example
-from hfsae.explanations.scorers.detection import Detection
+from hfsae.explanations.scorers import Detection
 
 from ..helpers import refused
 from .conftest import verb

@@ -18,8 +18,8 @@ from hfsae.explanations.judges import (
     judge_of,
 )
 from hfsae.explanations.judges.chat import n_question_tokens, n_tokens
-from hfsae.explanations.judges.chat_ids import ChatIds
 from hfsae.explanations.judges.dry_run import TokenCounter, example
+from hfsae.explanations.judges.local import ChatIds
 from hfsae.io.errors import Refused
 from hfsae.lm import LoadedLM
 

@@ -13,7 +13,7 @@ from hfsae.cards import render_card, shown_latents
 from hfsae.cli import main
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.inspect_actions import feature
-from hfsae.explanations.stored import STORED
+from hfsae.explanations.explainers import STORED
 from hfsae.features import FeatureStore, read_automatic, read_names, write_label
 from hfsae.io.checksums import changes
 from hfsae.runs import load_plain, run

@@ -6,22 +6,26 @@ import re
 import pytest
 from tokenizers import normalizers
 
-from hfsae.explanations.asking import lm_explainer, prompts_hash
-from hfsae.explanations.explainers import Material, WindowText
-from hfsae.explanations.judges import Answer, Question, Usage
-from hfsae.explanations.judges.chat_ids import ChatIds
-from hfsae.explanations.judges.forms import choice_in, misfit
-from hfsae.explanations.prompts import (
-    choice_question,
+from hfsae.explanations.explainers import (
+    Material,
+    WindowText,
     explanation_in,
     explanation_question,
     levels,
+    lm_explainer,
+)
+from hfsae.explanations.judges import Answer, Question, Usage
+from hfsae.explanations.judges.base import choice_in, misfit
+from hfsae.explanations.judges.local import ChatIds
+from hfsae.explanations.prompts import (
+    choice_question,
+    json_string,
     list_in,
     list_question,
-    marked,
-    quoted,
+    marked_string,
 )
 from hfsae.explanations.scorers import SCORERS
+from hfsae.explanations.verdicts import prompts_hash
 from hfsae.explanations.windows import Window
 
 from .special_tokens import TEMPLATES, chatting, check_no_text_makes_a_special_token
@@ -40,10 +44,10 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_in_a_prompt_is_a_json_string_without_angle_brackets(text):
-    inside = quoted(text)
+    inside = json_string(text)
     assert json.loads(inside) == text
     assert "<" not in inside and ">" not in inside and "\n" not in inside
-    whole = marked(["so ", text, " on"], [False, True, False])
+    whole = marked_string(["so ", text, " on"], [False, True, False])
     assert whole.count("<<") == whole.count(">>") == 1
     assert json.loads(whole.replace("<<", "").replace(">>", "")) == f"so {text} on"
 
@@ -87,8 +91,8 @@ def test_prompts_of_ordinary_windows_are_those_of_answers_that_are_kept():
     ]
     for piece in pieces:
         inside = json.dumps(piece)[1:-1].replace("<", "\\u003c").replace(">", "\\u003e")
-        assert quoted(piece) == f'"{inside}"'
-        assert marked(["a", piece, "b"], [False, True, False]) == f'"a<<{inside}>>b"'
+        assert json_string(piece) == f'"{inside}"'
+        assert marked_string(["a", piece, "b"], [False, True, False]) == f'"a<<{inside}>>b"'
     scorers = [SCORERS[name](True) for name in SCORERS]
     known = "216b735ce109fe807f538be9cae6523c49cb3dc3bdac678b0d696615c6de9043"
     assert prompts_hash(scorers) == known, "answers in calls.jsonl would be asked for again"
@@ -96,8 +100,8 @@ def test_prompts_of_ordinary_windows_are_those_of_answers_that_are_kept():
 
 def test_marks_are_around_runs_of_tokens():
     tokens = [" a", " b", " c", " d"]
-    assert marked(tokens, [True, True, False, True]) == '"<< a b>> c<< d>>"'
-    assert marked(tokens, [False] * 4) == '" a b c d"'
+    assert marked_string(tokens, [True, True, False, True]) == '"<< a b>> c<< d>>"'
+    assert marked_string(tokens, [False] * 4) == '" a b c d"'
 
 
 def test_levels_are_tenths_of_the_largest_rounded_up():

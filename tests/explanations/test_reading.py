@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hfsae.activations import TokenBatch
-from hfsae.explanations.reading import CUT, RUN, SHOWN, TESTED, CorpusActivations, read
+from hfsae.explanations.corpus import CUT, RUN, SHOWN, TESTED, CorpusActivations, read
 
 from .conftest import N_TOKENS, read_planted
 

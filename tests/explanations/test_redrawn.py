@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfsae.explanations import ExplainArguments, explain
-from hfsae.explanations.redrawn import compared, section_of, untrained_like
+from hfsae.explanations.untrained import comparison_of, section_of, untrained_like
 from hfsae.models import TopKSAE, TopKSAEConfig
 
 ARGUMENTS = ExplainArguments(n_latents=20, bootstrap_samples=50)
@@ -47,7 +47,7 @@ def test_a_trained_sae_stands_beside_it_in_the_report(planted):
     planted_sae.W_enc.data.normal_(generator=generator)
     trained = study(planted, planted_sae)
     untrained = study(planted, untrained_like(planted.lm, planted_sae, planted.batches()))
-    means = compared(trained, untrained)
+    means = comparison_of(trained, untrained)
     pearson = means["lexical"]["pearson"]
     value, low, high = pearson["trained_minus_untrained"]
     assert value == pytest.approx(pearson["trained"][0] - pearson["untrained"][0])

@@ -16,9 +16,9 @@ from contextlib import suppress
 import pytest
 
 from hfsae.explanations.judges import DryRunJudge, JudgeArguments, Question
+from hfsae.explanations.judges.base import without_thoughts
 from hfsae.explanations.judges.chat import n_question_tokens
 from hfsae.explanations.judges.dry_run import TokenCounter
-from hfsae.explanations.judges.forms import without_thoughts
 from hfsae.explanations.judges.remote import Remote, base_of, retry_after
 from hfsae.io.checksums import unsealed
 from hfsae.io.errors import Refused

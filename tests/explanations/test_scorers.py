@@ -5,12 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from hfsae.explanations.asking import ScoreArguments, cases_of, judged, prompts_hash, result_of
 from hfsae.explanations.explainers import from_labels
 from hfsae.explanations.judges import Answer
-from hfsae.explanations.report import verdict_of
+from hfsae.explanations.report import sentence_of
 from hfsae.explanations.scorers import SCORERS, Case, sample_of, scorers_of
-from hfsae.explanations.verdicts import combined_report
+from hfsae.explanations.verdicts import (
+    ScoreArguments,
+    cases_of,
+    prompts_hash,
+    result_of,
+    results_of,
+    verdict_of,
+)
 from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import read_planted
@@ -81,8 +87,8 @@ def scored(sampled, name, judge, texts=NAMES, protocol="ours"):
     latents, directions = sampled(protocol, scorer.takes_all_windows)
     cases = list(cases_of(scorer, latents, directions, texts, seed=0))
     densities = {sample.latent: 0.016 for sample in latents + directions}
-    results = judged(scorer, cases, judge)
-    return combined_report(scorer, results, densities, n_resamples=300, seed=0)
+    results = results_of(scorer, cases, judge)
+    return verdict_of(scorer, results, densities, n_resamples=300, seed=0)
 
 
 @pytest.mark.parametrize("name, local", JUDGED)
@@ -165,7 +171,7 @@ def test_text_that_asks_for_something_changes_no_other_latents_answers(sampled):
     values = []
     for samples in (latents, hostile):
         cases = [Case(sample, "own", NAMES[sample.latent]) for sample in samples]
-        values.append([r.metrics for r in judged(scorer, cases, Obedient(False))])
+        values.append([r.metrics for r in results_of(scorer, cases, Obedient(False))])
     assert values[0][0] != values[1][0], "its own are changed"
     assert values[0][1:] == values[1][1:]
 
@@ -252,7 +258,7 @@ def test_a_score_at_chance_tells_nothing_though_its_control_lies_below(sampled):
     at_chance = own._replace(value=0.5, low=0.47, high=0.53)
     result.means["uniform"]["auc"]["own"] = at_chance
     assert result.means["uniform"]["auc"]["difference"].low > 0 and not result.tells_apart
-    assert "0.500 [0.470, 0.530] is not above chance, 0.5" in verdict_of(result)
+    assert "0.500 [0.470, 0.530] is not above chance, 0.5" in sentence_of(result)
     result.chance = None
     assert result.tells_apart
 
@@ -261,7 +267,7 @@ def test_progress_counts_all_answers_and_has_the_running_mean(sampled):
     judge, calls = Oracle(), []
     scorer = SCORERS["detection"](True)
     cases = list(cases_of(scorer, *sampled(), NAMES, seed=0))
-    judged(scorer, cases, judge, lambda *news: calls.append(news))
+    results_of(scorer, cases, judge, lambda *news: calls.append(news))
     name, done, total, mean = calls[-1]
     assert name == "detection" and done == total == 3 * 12 * len(LATENTS) and mean == 1
     counts = [news[1] for news in calls]

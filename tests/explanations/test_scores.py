@@ -8,20 +8,14 @@ import pytest
 from hfsae.evaluation.statistics import (
     auc,
     average_precision,
+    derangement,
     interval,
     pearson,
     weighted_pearson,
 )
-from hfsae.explanations.scores import (
-    Lexicon,
-    aggregate,
-    decided,
-    derangement,
-    lexical,
-    strata_of,
-    stratum_weights,
-    weighted_means,
-)
+from hfsae.explanations.lexical import Lexicon, aggregate, lexical
+from hfsae.explanations.scorers import decisions, strata_of, stratum_weights
+from hfsae.explanations.verdicts import weighted_means
 from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import N_TOKENS, read_planted
@@ -66,7 +60,7 @@ def test_auc_average_precision_and_f1_are_those_of_scikit_learn(scores, positive
     assert average_precision(scores, positive) == pytest.approx(expected)
     is_yes, share = scores > np.median(scores), 0.03
     weights = np.where(positive, share / positive.mean(), (1 - share) / (1 - positive.mean()))
-    ours = decided(is_yes, positive, ~positive, share)
+    ours = decisions(is_yes, positive, ~positive, share)
     at_density = {"sample_weight": weights, "zero_division": 0.0}
     assert ours["f1"] == pytest.approx(metrics.f1_score(positive, is_yes, **at_density))
     precision = metrics.precision_score(positive, is_yes, **at_density)
@@ -97,14 +91,14 @@ def test_accuracy_precision_and_f1_are_those_of_a_sample_at_the_density():
     n_true = 10 * is_yes[truth].sum()
     n_false = 980 * is_yes[~truth & ~is_hard].sum()
     precision, recall = n_true / (n_true + n_false), n_true / 100
-    scores = decided(is_yes, truth, ~is_hard, share)
+    scores = decisions(is_yes, truth, ~is_hard, share)
     assert scores["precision"] == pytest.approx(precision)
     assert scores["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
     sides = is_yes[truth].mean(), 1 - is_yes[~truth].mean()
     assert scores["balanced_accuracy"] == pytest.approx(np.mean(sides))
-    never = decided(np.zeros(20, dtype=bool), truth, ~is_hard, share)
+    never = decisions(np.zeros(20, dtype=bool), truth, ~is_hard, share)
     assert (never["precision"], never["f1"], never["balanced_accuracy"]) == (0, 0, 0.5)
-    lacking = decided(is_yes[:10], truth[:10], truth[:10], share)
+    lacking = decisions(is_yes[:10], truth[:10], truth[:10], share)
     assert all(np.isnan(value) for value in lacking.values())
 
 

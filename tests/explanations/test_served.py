@@ -4,12 +4,12 @@ from zlib import crc32
 
 import pytest
 
-from hfsae.explanations.asking import ScoreArguments, cases_of, judged, lm_explainer
-from hfsae.explanations.explainers import Material
+from hfsae.explanations.explainers import Material, lm_explainer
 from hfsae.explanations.judges import DryRunJudge, JudgeArguments, Remote
 from hfsae.explanations.judges.chat import n_question_tokens, n_tokens
 from hfsae.explanations.judges.dry_run import TokenCounter
 from hfsae.explanations.scorers import SCORERS, sample_of
+from hfsae.explanations.verdicts import ScoreArguments, cases_of, results_of
 from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import read_planted
@@ -65,7 +65,7 @@ def faulty_at_first(server):
 def results(samples, judge, name):
     scorer = SCORERS[name](False)
     cases = list(cases_of(scorer, samples, [], NAMES, seed=0))
-    return judged(scorer, cases, judge)
+    return results_of(scorer, cases, judge)
 
 
 async def no_wait(seconds):
@@ -115,7 +115,7 @@ def test_the_plan_of_all_scores_is_what_the_server_counts(server, samples):
         assert len({*texts.values()}) == len(samples)
         for name in SCORES:
             scorer = SCORERS[name](False)
-            judged(scorer, list(cases_of(scorer, samples, [], texts, seed=0)), each)
+            results_of(scorer, list(cases_of(scorer, samples, [], texts, seed=0)), each)
     plan = counted.plan()
     assert plan["n_calls"] == pytest.approx(server.asked.total(), rel=0.1)
     assert plan["n_tokens_in"] == pytest.approx(server.usage["prompt_tokens"], rel=0.1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hfsae.explanations.reading import SHOWN, TESTED, CorpusActivations, Firings
+from hfsae.explanations.corpus import SHOWN, TESTED, CorpusActivations, Firings
 from hfsae.explanations.windows import (
     Evidence,
     ExplainArguments,

@@ -10,7 +10,7 @@ from studies.__main__ import main
 from studies.make import items_of, shown_token, visible_marks
 from studies.plan import Item, Plan, Refused, StudyArguments
 
-from hfsae.explanations.reading import CorpusActivations, read
+from hfsae.explanations.corpus import CorpusActivations, read
 from hfsae.runs import names_apart, run
 
 from ..conftest import every_lm_is

@@ -1,16 +1,12 @@
 """Sparse probing: how well a few latents classify texts, beside controls.
 
-arguments.py   the settings of a probing
-tasks.py       texts with two classes: packaged sets, files, Hub data sets
-last_tokens.py activations at the last token of each text, harvested once for all SAEs
-splits.py      texts that fit, choose and test, whole groups on one side
-regression.py  ranking of features, logistic regression, scores on texts it has not seen
-words.py       words of a vocabulary, read where their first letter is asked
-absorption.py  words on which a letter's latents are silent: both formulas of SAEBench
-letters.py     absorption of SAEs beside untrained latents, or why there are no figures
-study.py       all of it in order; means over tasks with intervals
-extract.py     what evaluation.json has of it
-report.py      Markdown
+arguments   the settings of a probing
+tasks       texts with two classes: packaged sets, files, Hub data sets
+regression  texts that fit, choose and test; ranking of features, logistic regression, scores
+absorption  words on which a letter's latents are silent: SAEs beside untrained latents
+study       all of it in order: activations at each text's last token, scores, means over tasks
+report      Markdown
+extract     what evaluation.json has of it
 
 The control, latents of random directions that fire as often, is in ../untrained.py.
 

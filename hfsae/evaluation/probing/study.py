@@ -4,30 +4,38 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...activations import HarvestArguments, Harvester, TokenBatch
 from ...io.errors import Refused
 from ...lm import contract, tokenizer_of
 from ...models import SAE
 from ..statistics import Interval, interval
 from ..untrained import Untrained, firings
+from .absorption import first_letters, no_letters, read_words, words_of
 from .arguments import LEAST_WORDS, ProbeArguments
-from .last_tokens import LastTokens, last_tokens
-from .letters import first_letters, no_letters
-from .regression import Scores, rank, rank_dense, regress
-from .report import report_of
-from .seeds import arms_of, over_seeds
-from .splits import Split, split
+from .regression import Scores, rank, rank_dense, regress, split
+from .report import arms_of, over_seeds, report_of
 from .tasks import Task
-from .words import read_words, words_of
 
 logger = logging.getLogger(__name__)
 ALL = "all"
 UNTRAINED, DIMENSIONS, TOKENS = "untrained", "model's dimensions", "bag of tokens"
+ABOUT = (
+    "Features at the last token of a text; ranked by the difference of the classes' means on "
+    "training texts, in units of a latent's mean when active (of a dimension's standard "
+    "deviation); logistic regression, C chosen within training texts; scores on two fifths of the "
+    "texts; means over tasks with 95 % bootstrap intervals over tasks. untrained: random "
+    "directions that fire as often as the SAE's latents"
+)
+GROUPED = "texts of a group are all on one side of each split"
+_ROWS = 16  # texts of about the same length in one forward pass
 _POOLED = 8192  # activations on which densities are measured
 _N_NAMED = 5  # latents that a result names
 
@@ -45,11 +53,6 @@ class Probing:
     def report(self) -> str:
         """Markdown."""
         return report_of(self.rows, self.record, self.saes)
-
-
-def _hold(lm: PreTrainedModel, saes: Mapping[str, SAE], tokenizer: PreTrainedTokenizerBase) -> None:
-    for sae in saes.values():
-        contract.check_model(lm, sae, tokenizer)
 
 
 def probe(
@@ -83,7 +86,8 @@ def probe(
     args, tokenizer = args or ProbeArguments(), tokenizer or tokenizer_of(lm)
     if not saes:
         raise Refused("no SAE is given; give one or more")
-    _hold(lm, saes, tokenizer)
+    for sae in saes.values():
+        contract.check_model(lm, sae, tokenizer)
     sites = {name: sae.config.reads.only_site for name, sae in saes.items()}
     bos = {name: getattr(sae.config, "bos", None) != "none" for name, sae in saes.items()}
     if len({*bos.values()}) > 1:
@@ -100,7 +104,12 @@ def probe(
         read.append((drawn, last))
     if not read:
         raise Refused("no task is given; give texts with two classes")
-    controls = {name: _untrained(sae, sites[name], read, args.seed) for name, sae in saes.items()}
+    controls = {}  # random directions with the densities of an SAE on these texts
+    for name, sae in saes.items():
+        x = torch.cat([last.activations[sites[name]][last.is_read] for _, last in read])
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(args.seed))
+        x = x[order[:_POOLED]]
+        controls[name] = Untrained(x, firings(sae, x).cpu() / len(x), args.seed)
     rows = [row for task in read for row in _rows(task, saes, sites, controls, args)]
     result = _probing(rows, [task for task, _ in read], [*saes], args)
     n_words = len(words_of(tokenizer)) if args.n_words else 0
@@ -114,6 +123,67 @@ def probe(
     return result
 
 
+class LastTokens(NamedTuple):
+    """What a language model has read of texts."""
+
+    activations: dict[str, Float[Tensor, "n _"]]
+    """by site, at the last token of each text whose norm is no outlier"""
+    tokens: list[list[int]]
+    """of each text, as far as they were read"""
+    is_read: list[bool]
+    """whether a text has such a token; where not, its activations are zeros"""
+
+
+@torch.no_grad()
+def last_tokens(
+    lm: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    sites: Sequence[str],
+    *,
+    bos: bool,
+    max_tokens: int,
+    norm_limits: Mapping[str, float] | None = None,
+    progress: Callable[[int], object] = lambda n: None,
+) -> LastTokens:
+    """Read texts; of longer ones only the end.
+
+    Args:
+        bos: begin each with the tokenizer's BOS token.
+        max_tokens: of a text, BOS included.
+        norm_limits: by site, the largest norm of a kept activation.
+        progress: called with the number of further texts.
+    """
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+    first: Any = tokenizer.bos_token_id if bos else None
+    before: list[int] = [] if first is None else [first]
+    tokens: list[list[int]] = [ids[len(before) - max_tokens :] for ids in encoded["input_ids"]]
+    order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
+    harvester = Harvester(lm, sites, HarvestArguments(), norm_limits=norm_limits)
+    kept: dict[int, dict[str, Tensor]] = {}
+    for start in range(0, len(order), _ROWS):
+        members = order[start : start + _ROWS]
+        # Rows are padded on the right, where a causal model does not look.
+        width = len(before) + max(1, *(len(tokens[index]) for index in members))
+        ids = torch.zeros(len(members), width, dtype=torch.long)
+        keep = torch.zeros(ids.shape, dtype=torch.bool)
+        for number, index in enumerate(members):
+            stop = len(before) + len(tokens[index])
+            ids[number, :stop] = torch.tensor([*before, *tokens[index]], dtype=torch.long)
+            keep[number, len(before) : stop] = True
+        read = harvester(TokenBatch(ids, keep, torch.zeros_like(ids)))
+        last_of_row = {row: at for at, row in enumerate(read.row.tolist())}
+        for row, at in last_of_row.items():
+            kept[members[row]] = {s: read.activations[s][at].float().cpu() for s in sites}
+        progress(len(members))
+    activations = {}
+    for site in sites:
+        empty = torch.zeros(len(next(iter(kept.values()))[site]) if kept else 0)
+        of_texts = [kept[i][site] if i in kept else empty for i in range(len(texts))]
+        activations[site] = torch.stack(of_texts)
+    return LastTokens(activations, tokens, [index in kept for index in range(len(texts))])
+
+
 def draw(task: Task, n_texts: int, seed: int) -> Task:
     """As many texts of the class as without it, in random order."""
     rng = np.random.default_rng(seed)
@@ -122,21 +192,6 @@ def draw(task: Task, n_texts: int, seed: int) -> Task:
     chosen = rng.permutation(np.concatenate(sides))
     texts, groups = [task.texts[index] for index in chosen], task.groups
     return Task(task.name, texts, task.labels[chosen], None if groups is None else groups[chosen])
-
-
-@torch.no_grad()
-def _untrained(
-    sae: SAE, site: str, read: Sequence[tuple[Task, LastTokens]], seed: int
-) -> Untrained:
-    """Random directions with the densities of an SAE on these texts."""
-    x = torch.cat([last.activations[site][last.is_read] for _, last in read])
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:_POOLED]
-    return Untrained(x[chosen], firings(sae, x[chosen]).cpu() / len(chosen), seed)
-
-
-@torch.no_grad()
-def _encode(sae: SAE, x: torch.Tensor) -> torch.Tensor:
-    return sae.encode(x.to(sae.W_dec)).float().cpu()
 
 
 def _rows(
@@ -154,46 +209,33 @@ def _rows(
         logger.info("%s is left out: too few of its texts could be read or split", task.name)
         return
     dense = {site: last.activations[site][last.is_read] for site in {*sites.values()}}
-    features: dict[tuple[str, str], tuple[np.ndarray, bool]] = {}
+    features: dict[tuple[str, str], np.ndarray] = {}
     for name, sae in saes.items():
         x = dense[sites[name]]
-        features[name, ""] = _encode(sae, x).numpy(), True
-        features[UNTRAINED, name] = controls[name].encode(x).numpy(), True
+        with torch.no_grad():
+            features[name, ""] = sae.encode(x.to(sae.W_dec)).float().cpu().numpy()
+        features[UNTRAINED, name] = controls[name].encode(x).numpy()
     for site, x in dense.items():
-        features[DIMENSIONS, site] = x.numpy(), False
-    tokens = [ids for ids, kept in zip(last.tokens, is_read, strict=True) if kept]
-    features[TOKENS, ""] = _bag(tokens), True
-    for (kind, of), (values, is_sparse) in features.items():
-        ks = [ALL] if kind == TOKENS else [*args.k, ALL]
-        for k, scores, best in _scored(values, labels, parts, is_sparse, ks):
-            named = {"latents": best} if kind in saes else {}
-            yield {"task": task.name, "features": kind, "of": of, "k": k} | scores._asdict() | named
-
-
-def _bag(tokens: Sequence[Sequence[int]]) -> np.ndarray:
-    """[n, tokens that occur] whether a text has a token."""
+        features[DIMENSIONS, site] = x.numpy()
+    tokens = [ids for ids, is_kept in zip(last.tokens, is_read, strict=True) if is_kept]
     kinds = {kind: column for column, kind in enumerate(sorted({i for ids in tokens for i in ids}))}
-    bag = np.zeros((len(tokens), len(kinds)), dtype=np.float32)
-    for row, ids in enumerate(tokens):
-        bag[row, [kinds[kind] for kind in ids]] = 1
-    return bag
-
-
-def _scored(
-    values: np.ndarray, labels: np.ndarray, parts: Split, is_sparse: bool, ks: Sequence[Any]
-) -> Iterator[tuple[Any, Scores, list[int]]]:
-    """(k, scores, the first features) of each number of features."""
+    features[TOKENS, ""] = np.zeros((len(tokens), len(kinds)), dtype=np.float32)
+    for bag, ids in zip(features[TOKENS, ""], tokens, strict=True):
+        bag[[kinds[kind] for kind in ids]] = 1  # whether a text has a token
     train, test = parts.train, parts.test
-    varies = np.flatnonzero((values[train] != values[train[0]]).any(axis=0))
-    if not len(varies):
-        varies = np.arange(1)  # nothing fires: a constant feature, at chance
-    kept = values[:, varies]
-    order = (rank if is_sparse else rank_dense)(kept[train], labels[train])
-    for k in ks:
-        chosen = kept[:, order[: None if k == ALL else k]]
-        sides = chosen[train], labels[train], chosen[test], labels[test]
-        scores = regress(*sides, parts.n_choosing)
-        yield k, scores, varies[order[:_N_NAMED]].tolist()
+    for (kind, of), values in features.items():
+        varies = np.flatnonzero((values[train] != values[train[0]]).any(axis=0))
+        if not len(varies):
+            varies = np.arange(1)  # nothing fires: a constant feature, at chance
+        varying = values[:, varies]
+        ranked = rank_dense if kind == DIMENSIONS else rank
+        order = ranked(varying[train], labels[train])
+        named = {"latents": varies[order[:_N_NAMED]].tolist()} if kind in saes else {}
+        for k in [ALL] if kind == TOKENS else [*args.k, ALL]:
+            chosen = varying[:, order[: None if k == ALL else k]]
+            sides = chosen[train], labels[train], chosen[test], labels[test]
+            scores = regress(*sides, parts.n_choosing)._asdict()
+            yield {"task": task.name, "features": kind, "of": of, "k": k} | scores | named
 
 
 def _probing(
@@ -224,17 +266,6 @@ def _probing(
     if arms_of(saes):
         record["arms"] = over_seeds(rows, saes, partial(mean_interval, args=args))
     return Probing(rows, record, list(saes))
-
-
-ABOUT = (
-    "Features at the last token of a text; ranked by the difference of the classes' means on "
-    "training texts, in units of a latent's mean when active (of a dimension's standard "
-    "deviation); logistic regression, C chosen within training texts; scores on two fifths of the "
-    "texts; means over tasks with 95 % bootstrap intervals over tasks. untrained: random "
-    "directions that fire as often as the SAE's latents"
-)
-
-GROUPED = "texts of a group are all on one side of each split"
 
 
 def mean_interval(values: Sequence[float], args: ProbeArguments) -> Interval:

@@ -19,7 +19,7 @@ import numpy as np
 from ...io.errors import Refused, one_line
 from ...io.files import numbered_lines, refuse_special
 from ...packaged import PROBES, package_folder, probe_rows
-from .splits import LEAST_GROUPS
+from .regression import LEAST_GROUPS
 
 LEAST = 50
 """Texts of each class that a task needs."""
@@ -63,7 +63,7 @@ def binary_tasks(
         text = " ".join(text.split())
         by_text.setdefault(text, set()).add(str(label))
         first.setdefault(text, str(group))
-    kept = [(text, *found) for text, found in by_text.items() if text and len(found) == 1]
+    kept = [(text, *own) for text, own in by_text.items() if text and len(own) == 1]
     of_text = np.unique([first[text] for text, _ in kept], return_inverse=True)[1]
     numbers = None if groups is None else of_text.reshape(-1)
     counts = Counter(label for _, label in kept)
@@ -72,12 +72,16 @@ def binary_tasks(
             f"{name} has the one class {next(iter(counts), None)!r} among {len(kept)} different "
             "texts; probing needs two"
         )
-    classes = sorted(counts)[1:] if len(counts) == 2 else _largest(counts)
+    largest = [label for label, _ in counts.most_common(MOST_CLASSES)]
+    classes = sorted(counts)[1:] if len(counts) == 2 else largest
     different = [text for text, _ in kept]
     tasks = []
     for each in classes:
         has = np.array([label == each for _, label in kept])
-        if min(has.sum(), (~has).sum()) >= LEAST and _n_groups(has, numbers) >= LEAST_GROUPS:
+        n_groups = LEAST_GROUPS
+        if numbers is not None:
+            n_groups = min(len({*numbers[has]}), len({*numbers[~has]}))
+        if min(has.sum(), (~has).sum()) >= LEAST and n_groups >= LEAST_GROUPS:
             title = name if len(counts) == 2 else f"{name}: {each}"
             tasks.append(Task(title, different, has, numbers))
     if not tasks:
@@ -88,17 +92,6 @@ def binary_tasks(
             f"each class{needed}"
         )
     return tasks
-
-
-def _n_groups(has: np.ndarray, groups: np.ndarray | None) -> int:
-    """Groups of the texts with a class or of those without it, whichever are fewer."""
-    if groups is None:
-        return LEAST_GROUPS
-    return min(len({*groups[has]}), len({*groups[~has]}))
-
-
-def _largest(counts: Counter[str]) -> list[str]:
-    return [label for label, _ in counts.most_common(MOST_CLASSES)]
 
 
 def read_tasks(
@@ -121,68 +114,61 @@ def read_tasks(
     Raises:
         ValueError: it cannot be read, lacks a column, or its classes do not fit.
     """
-    path = Path(source)
+    path, rows = Path(source), list[Any]()
     if path.suffix == ".jsonl":
         refuse_special(path)
-        rows, name = list(_jsonl_rows(path)), path.stem
+        name = path.stem
+        try:
+            with path.open("rb") as file:
+                for number, line in numbered_lines(file, _LONGEST_LINE):
+                    where = f"line {number} of {path}"
+                    try:
+                        rows.append(json.loads(line))
+                    except (ValueError, RecursionError) as error:
+                        raise Refused(
+                            f"{where} is not JSON ({one_line(error)}); put one object there"
+                        ) from error
+                    if not isinstance(rows[-1], dict):
+                        raise Refused(f"{where} is not an object; give a text and its label")
+        except OSError as error:
+            raise Refused(f"{path} cannot be read ({one_line(error)}); check the path") from error
     elif path.exists() or path.suffix or len(path.parts) != 2:
         raise Refused(
             f"{source} is neither a JSONL file nor a Hub data set; give packaged, FILE.jsonl or "
             "owner/name"
         )
     else:
-        rows, name = list(_hub_rows(source, split)), source
+        from datasets import load_dataset
+
+        name = source
+        try:
+            rows += load_dataset(name, split=split)  # pyright: ignore
+        except Exception as error:  # of many kinds, by what the Hub or a network does
+            raise Refused(
+                f"the data set {name} cannot be loaded ({one_line(error)}); check its name and "
+                "split"
+            ) from error
     columns = {"text": text_column, "label": label_column}
     columns |= {} if group_column is None else {"group": group_column}
     values: dict[str, list[Any]] = {kind: [] for kind in columns}
     for number, row in enumerate(rows, 1):
         for kind, column in columns.items():
-            values[kind].append(_value(row, column, f"row {number} of {source}"))
+            where, value = f"row {number} of {source}", row.get(column)
+            if value is None or value == "":
+                raise Refused(
+                    f"{where} has no {column!r}; it has {sorted(row)}: set --text_column and "
+                    "--label_column, or leave out rows without"
+                )
+            is_number = isinstance(value, int) or (
+                isinstance(value, float) and math.isfinite(value)
+            )
+            if not isinstance(value, str) and not is_number:
+                raise Refused(
+                    f"{where} has {value!r:.40} for {column!r}; give text or a finite number"
+                )
+            values[kind].append(value)
     texts = [str(text) for text in values["text"]]
     return binary_tasks(name, texts, values["label"], values.get("group"))
-
-
-def _value(row: dict[str, Any], column: str, where: str) -> str | int | float:
-    value = row.get(column)
-    if value is None or value == "":
-        raise Refused(
-            f"{where} has no {column!r}; it has {sorted(row)}: set --text_column and "
-            "--label_column, or leave out rows without"
-        )
-    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    if not isinstance(value, str) and not is_number:
-        raise Refused(f"{where} has {value!r:.40} for {column!r}; give text or a finite number")
-    return value
-
-
-def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in numbered_lines(file, _LONGEST_LINE):
-                yield _object(line, f"line {number} of {path}")
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({one_line(error)}); check the path") from error
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{where} is not JSON ({one_line(error)}); put one object there") from error
-    if not isinstance(row, dict):
-        raise Refused(f"{where} is not an object; give a text and its label")
-    return row
-
-
-def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset
-
-    try:
-        yield from load_dataset(name, split=split)  # pyright: ignore
-    except Exception as error:  # of many kinds, by what the Hub or a network does
-        raise Refused(
-            f"the data set {name} cannot be loaded ({one_line(error)}); check its name and split"
-        ) from error
 
 
 def packaged_names() -> list[str]:

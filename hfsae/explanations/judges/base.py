@@ -1,10 +1,12 @@
-"""Questions, answers, and the interface of every judge."""
+"""Questions, answers, and whether a text is one; what every judge does, and its settings."""
 
+import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...io.bounds import check_least
@@ -14,6 +16,16 @@ PACKAGED, PACKAGED_MODEL = "packaged", "HuggingFaceTB/SmolLM2-135M-Instruct"
 LOCAL, FILES = "local", "files"
 HF_TOKEN, OPENAI_API_KEY = "HF_TOKEN", "OPENAI_API_KEY"
 _HUGGING_FACE = (".huggingface.co", ".huggingface.cloud", ".hf.space")
+_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"(i'm|i am) (very |so |really )?(sorry|unable|not able)\b|(i'm |i am )?sorry[,.]|"
+    r"(unfortunately, )?i (can ?not|can't|won't|will not|am not able to) "
+    r"(help|assist|answer|provide|comply|fulfil|continue|do that)|as an ai\b",
+    re.IGNORECASE,
+)
+REFUSED = "the model refused to answer"
+_FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
+T = TypeVar("T")
 
 
 class Question(NamedTuple):
@@ -84,7 +96,6 @@ class PendingAnswers(Exception):
     file."""
 
 
-@runtime_checkable
 class Judge(Protocol):
     """Answers questions: a local language model, a server's, files of answers, or
     `DryRunJudge`, which only counts."""
@@ -166,7 +177,15 @@ class JudgeArguments:
                 "further questions go (--requests)"
             )
         if self.base_url is not None:
-            _check_address(self.base_url)
+            try:
+                parts = urlsplit(self.base_url)
+                is_sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            except ValueError:  # a port that is no number, a bracket that does not close
+                is_sound = False
+            if not is_sound:
+                raise Refused(
+                    "base_url is not an address; write http://HOST:PORT/v1, or https://HOST/v1"
+                )
         if self.is_remote and self.model == PACKAGED:
             named = {"base_url": self.base_url, "provider": self.provider}
             where = next((name for name, value in named.items() if value is not None), "requests")
@@ -270,11 +289,104 @@ def without_credentials(address: str) -> str:
     return parts._replace(netloc=host, query="", fragment="").geturl().rstrip("/")
 
 
-def _check_address(address: str) -> None:
+def replies_to(
+    judge: Judge,
+    questions: Sequence[Question],
+    parse: Callable[[Question, Answer], T | None],
+    note: Callable[[int], object],
+) -> list[T | None]:
+    """The parsed answers; None where there was none. A question whose answer does not parse is
+    asked once more, with another seed; a call that failed is not repeated."""
+
+    def parsed(question: Question, answer: Answer) -> T | None:
+        return None if answer.text is None else parse(question, answer)
+
+    answers = judge.answer(questions, lambda n, _: note(n))
+    replies = [parsed(*pair) for pair in zip(questions, answers, strict=True)]
+    again = [i for i, r in enumerate(replies) if r is None and answers[i].text is not None]
+    seconds = [questions[i]._replace(seed=questions[i].seed + 1) for i in again]
+    if seconds:
+        for i, answer in zip(again, judge.answer(seconds), strict=True):
+            replies[i] = parsed(questions[i], answer)
+    return replies
+
+
+def misfit(text: str, question: Question) -> str:
+    """Why a text is no answer to a question, by its choices or its schema; "" where it is one.
+
+    A list may stand without the object around it, and a number beside a text may be missing.
+    """
+    if question.choices:
+        is_one = choice_in(text, question.choices) is not None
+        return "" if is_one else f"it is none of {', '.join(question.choices)}"
+    value = json_in(text)
+    for key, form in (question.schema or {}).get("properties", {}).items():
+        part = value.get(key) if isinstance(value, dict) else value
+        if form["type"] == "array":
+            n, least, most = form["minItems"], form["items"]["minimum"], form["items"]["maximum"]
+            wanted = f'"{key}" is to have {n} whole numbers, {least} to {most}'
+            if not isinstance(part, list):
+                return f"{wanted}, and is no list"
+            if len(part) != n:
+                return f"{wanted}, and has {len(part)}"
+            for number in part:
+                if type(number) is not int or not least <= number <= most:
+                    return f"{wanted}, and has {str(number)[:20]!r}"
+        is_text = isinstance(value, dict) and isinstance(part, str) and part.strip()
+        if form["type"] == "string" and not is_text:
+            return f'it has no text "{key}"'
+    return ""
+
+
+def choice_in(answer: str, choices: Sequence[str]) -> str | None:
+    """The choice that an answer consists of, whatever its case and full stop; else None."""
+    word = answer.strip().strip("\"'.:*`").casefold()
+    return next((choice for choice in choices if choice.casefold() == word), None)
+
+
+def json_in(answer: str) -> Any:
+    """The one JSON object or list in an answer: alone, in a fence, or between words; else None."""
+    text = answer.strip()
+    if fence := _FENCE.match(text):
+        text = fence[1]
+    starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
+    if not starts:
+        return None
     try:
-        parts = urlsplit(address)
-        is_sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, a bracket that does not close
-        is_sound = False
-    if not is_sound:
-        raise Refused("base_url is not an address; write http://HOST:PORT/v1, or https://HOST/v1")
+        value, _ = json.JSONDecoder().raw_decode(text, min(starts))
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def without_thoughts(text: str) -> str | None:
+    """A text without what is between <think> and </think>; None if a thought does not end.
+
+    Some chat templates open the thought themselves, so an end without a beginning counts.
+    """
+    kept, begin, is_inside = [], 0, False
+    for tag in _TAG.finditer(text):  # one pass: a text of a million tags takes no longer than one
+        if not tag[1] and not is_inside:
+            kept.append(text[begin : tag.start()])
+        elif tag[1] and not is_inside:
+            kept.clear()
+        is_inside, begin = not tag[1], tag.end()
+    return None if is_inside else "".join([*kept, text[begin:]]).strip()
+
+
+def failure_of(text: str | None, stop: object, question: Question) -> str | None:
+    """Why a text is no answer; None if it is one.
+
+    Args:
+        text: without thoughts; None: a thought does not end.
+        stop: "length" if the answer was cut.
+    """
+    if _REFUSAL.match((text or "").replace("\u2019", "'")):
+        return REFUSED
+    if text is None:
+        return f"a thought without an end within {question.max_tokens} tokens"
+    if not text:
+        return "an empty answer"
+    if question.schema is not None and stop == "length":
+        return f"the answer was cut at {question.max_tokens} tokens"
+    return None

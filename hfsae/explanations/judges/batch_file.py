@@ -24,10 +24,18 @@ from ...io.file_names import FOUND
 from ...io.file_names import STUDY_PLAN as PLAN
 from ...io.files import numbered_lines, reading, write_whole
 from ...io.secrets import hider
-from .base import Answer, JudgeArguments, PendingAnswers, Progress, Question, Usage
+from .base import (
+    REFUSED,
+    Answer,
+    JudgeArguments,
+    PendingAnswers,
+    Progress,
+    Question,
+    Usage,
+    misfit,
+)
 from .calls import calls_of
 from .chat import ChatError, body_of, read_reply, reduced, refused_feature
-from .forms import REFUSED, misfit
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
 """Of a file, as OpenAI takes it."""
@@ -67,7 +75,16 @@ class BatchFileJudge:
         self._args, self._calls = args, calls_of(args, calls)
         self._folder = Path(args.requests).expanduser()
         paths = [Path(path).expanduser() for path in args.answers]
-        _check_folder(self._folder, paths)
+        if self._folder.exists() and not self._folder.is_dir():
+            raise Refused(f"requests {self._folder} is a file; give a folder")
+        known = {path.resolve() for path in paths}
+        for path in sorted(self._folder.glob("*")):  # those of an earlier round may be there
+            is_ours = path.name == PLAN or any(map(path.match, ("requests-*.jsonl", FOUND)))
+            if not is_ours and path.resolve() not in known:
+                raise Refused(
+                    f"requests {self._folder} holds {path.name}; give an empty folder, or that of "
+                    "an earlier round of the same command"
+                )
         self._given = _by_id(paths, hider(args.secrets()))
         self._without = frozenset[str]()  # features that the server refuses
         self._asked: set[str] = set()
@@ -120,20 +137,16 @@ class BatchFileJudge:
         files = paths[0].name if len(paths) == 1 else f"{paths[0].name} to {paths[-1].name}"
         n = len(waiting)
         wait = "request waits" if n == 1 else "requests wait"
+        again = ""
+        if reasons := {key: self._errors[key] for key in waiting if key in self._errors}:
+            again = (
+                f" ({len(reasons):,} came back without an answer that can be read: "
+                f"{_listed(reasons)}; what does so {_MOST_ERRORS} times counts as failed)"
+            )
         raise PendingAnswers(
             f"{n:,} {wait} for {self.name} to answer, for {about}: {self._folder / files}"
-            f"{self._of_errors(waiting)}. After that run the same command with --answers and all "
+            f"{again}. After that run the same command with --answers and all "
             "files that came back."
-        )
-
-    def _of_errors(self, waiting: Mapping[str, Question]) -> str:
-        """Which of the requests that wait came back without an answer, and why."""
-        reasons = {key: self._errors[key] for key in waiting if key in self._errors}
-        if not reasons:
-            return ""
-        return (
-            f" ({len(reasons):,} came back without an answer that can be read: {_listed(reasons)}; "
-            f"what does so {_MOST_ERRORS} times counts as failed)"
         )
 
     def notes(self) -> Iterator[str]:
@@ -189,8 +202,18 @@ class BatchFileJudge:
 
     def _write(self, questions: Mapping[str, Question]) -> list[Path]:
         """Files of requests, named by what they hold: those of earlier rounds stay."""
+        parts: list[list[str]] = [[]]
+        size = 0
+        for key, question in questions.items():
+            body = reduced(body_of(self._args.model, question, question.seed), self._without)
+            request = {"custom_id": key, "method": "POST", "url": _URL, "body": body}
+            line = json.dumps(request) + "\n"  # ASCII: a character is a byte
+            if len(parts[-1]) == self._most_requests or size + len(line) > self._most_bytes:
+                parts.append([])
+                size = 0
+            parts[-1].append(line)
+            size += len(line)
         self._folder.mkdir(parents=True, exist_ok=True)
-        parts = list(self._parts(questions))
         name = hashlib.sha256("".join(chain(*parts)).encode()).hexdigest()[:8]
         paths = []
         for number, part in enumerate(parts, 1):
@@ -198,21 +221,6 @@ class BatchFileJudge:
             paths.append(self._folder / f"requests-{name}{of}.jsonl")
             write_whole(paths[-1], "".join(part))
         return paths
-
-    def _parts(self, questions: Mapping[str, Question]) -> Iterator[list[str]]:
-        """Lines of each file."""
-        part: list[str] = []
-        size = 0
-        for key, question in questions.items():
-            body = reduced(body_of(self._args.model, question, question.seed), self._without)
-            request = {"custom_id": key, "method": "POST", "url": _URL, "body": body}
-            line = json.dumps(request) + "\n"  # ASCII: a character is a byte
-            if len(part) == self._most_requests or size + len(line) > self._most_bytes:
-                yield part
-                part, size = [], 0
-            part.append(line)
-            size += len(line)
-        yield part
 
 
 def _lack(answer: Answer, question: Question) -> str:
@@ -229,22 +237,6 @@ def _listed(reasons: Mapping[str, str]) -> str:
     return ", ".join(ids[:_MOST_TOLD]) + more
 
 
-def _check_folder(folder: Path, answers: Sequence[Path]) -> None:
-    """Refuse a folder with files that are not of an earlier round."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise Refused(f"requests {folder} is a file; give a folder")
-    known = {path.resolve() for path in answers}
-    for path in sorted(folder.iterdir()):
-        is_ours = path.name == PLAN or any(map(path.match, ("requests-*.jsonl", FOUND)))
-        if not is_ours and path.resolve() not in known:
-            raise Refused(
-                f"requests {folder} holds {path.name}; give an empty folder, or that of an earlier "
-                "round of the same command"
-            )
-
-
 def _by_id(
     paths: Sequence[Path], hidden: Callable[[Any], Any]
 ) -> Mapping[str, list[dict[str, Any]]]:
@@ -257,7 +249,25 @@ def _by_id(
             raise Refused(f"answers {path}: there is no such file; give the file that came back")
         n = 0
         for number, text in _lines(path):
-            line = hidden(_line(path, number, text))
+            where = f"{path}, line {number}"
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                line = None
+            if isinstance(line, dict) and "output_file_id" in line:
+                raise Refused(
+                    f"{path} is the state of a batch, and has no answers; download the files that "
+                    "its output_file_id and error_file_id name"
+                )
+            if line is None and text.startswith(b"{") and not text.endswith(b"\n"):
+                raise Refused(f"{where} breaks off: the file is not whole; download it again")
+            if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str):
+                raise Refused(
+                    f"{where} is not an answer with a custom_id; give the file that came back"
+                )
+            if "response" not in line and "error" not in line:
+                raise Refused(f"{where} is a request, not an answer; give the file that came back")
+            line = hidden(line)
             lines.setdefault(line["custom_id"], {})[json.dumps(line, sort_keys=True)] = line
             n += 1
         if not n:
@@ -268,27 +278,6 @@ def _by_id(
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with reading(path), open(path, "rb") as file:
         yield from numbered_lines(file, _MAX_LINE)
-
-
-def _line(path: Path, number: int, text: bytes) -> dict[str, Any]:
-    """An answer, or the reason why there is none."""
-    where = f"{path}, line {number}"
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        line = None
-    if isinstance(line, dict) and "output_file_id" in line:
-        raise Refused(
-            f"{path} is the state of a batch, and has no answers; download the files that its "
-            "output_file_id and error_file_id name"
-        )
-    if line is None and text.startswith(b"{") and not text.endswith(b"\n"):
-        raise Refused(f"{where} breaks off: the file is not whole; download it again")
-    if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str):
-        raise Refused(f"{where} is not an answer with a custom_id; give the file that came back")
-    if "response" not in line and "error" not in line:
-        raise Refused(f"{where} is a request, not an answer; give the file that came back")
-    return line
 
 
 def _body(line: Mapping[str, Any]) -> dict[str, Any]:

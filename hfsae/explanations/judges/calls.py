@@ -85,7 +85,12 @@ class Calls:
             if self._path is None:
                 return
             if self._file < 0:
-                self._file = _open_for_lines(self._path)
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+                if size := os.fstat(self._file).st_size:
+                    os.lseek(self._file, size - 1, os.SEEK_SET)
+                    if os.read(self._file, 1) != b"\n":  # a killed run left a line unfinished
+                        os.write(self._file, b"\n")
             texts = [
                 json.dumps(sealed(self._without_keys(line)), ensure_ascii=False) for line in lines
             ]
@@ -159,15 +164,3 @@ def parameters(question: Question) -> dict[str, Any]:
         "choices": list(question.choices),
         "seed": question.seed,
     }
-
-
-def _open_for_lines(path: Path) -> int:
-    """The file open for appending, behind the end of a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    size = os.fstat(file).st_size
-    if size:
-        os.lseek(file, size - 1, os.SEEK_SET)
-        if os.read(file, 1) != b"\n":
-            os.write(file, b"\n")
-    return file

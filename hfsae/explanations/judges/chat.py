@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .base import Answer, Question
-from .forms import REFUSED, failure_of, without_thoughts
+from .base import REFUSED, Answer, Question, failure_of, without_thoughts
 
 _TOP_LOGPROBS = (20, 5)  # of OpenAI; some servers give fewer
 _FEATURES = {  # parts of a body that some servers refuse, and the words by which they name them

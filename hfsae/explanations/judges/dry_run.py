@@ -11,7 +11,7 @@ from ...packaged import packaged_lm
 from .base import PACKAGED, PACKAGED_MODEL, Answer, JudgeArguments, Progress, Question, Usage
 from .calls import calls_of
 from .chat import n_question_tokens, n_tokens
-from .chat_ids import ChatIds
+from .local import ChatIds
 
 _TEXT = "words about ships and harbours, after the name of a place"
 # Seconds for a thousand tokens in and out: of a server, a usual rate of one call at a time; of the

@@ -10,7 +10,7 @@ The first token of each row, on which models fire as on no other (attention sink
 the norm have no activations here, and are in no window.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
@@ -216,6 +216,9 @@ class _Parts:
         half = np.where(is_shared(ids, half, stop), CUT, half)
         start, stop = stretches(row, position, document, half, computed)
         latent, token, value = (np.concatenate(part) for part in zip(*self.firings, strict=True))
+        by = np.argsort(latent, kind="stable")
+        latents, first = np.unique(latent[by], return_index=True)
+        members = zip(latents, np.split(by, first)[1:], strict=True)  # first[0] is 0
         return CorpusActivations(
             ids,
             half,
@@ -226,17 +229,8 @@ class _Parts:
             self.n_firings,
             self.order,
             np.concatenate(self.projections),
-            dict(_by_latent(latent, token, value)),
+            {int(index): Firings(token[at], value[at]) for index, at in members},
         )
-
-
-def _by_latent(
-    latent: np.ndarray, token: np.ndarray, value: np.ndarray
-) -> Iterator[tuple[int, Firings]]:
-    by = np.argsort(latent, kind="stable")
-    latents, first = np.unique(latent[by], return_index=True)
-    for index, members in zip(latents, np.split(by, first)[1:], strict=True):  # first[0] is 0
-        yield int(index), Firings(token[members], value[members])
 
 
 def halves(ids: np.ndarray, document: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[int, int]]:

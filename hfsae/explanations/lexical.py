@@ -1,6 +1,6 @@
-"""Scores of how well a latent's activations are predicted, with controls and intervals.
+"""The score that needs no judge: how well its tokens predict a latent's activations.
 
-`lexical` needs no language model: a token's predicted activation is its mean activation in the
+A token's predicted activation is its mean activation in the
 windows that explain the latent, shrunk by count, sum / (n + 1). It measures how much of a latent
 its tokens' identities explain; it does not judge an explanation's words.
 
@@ -19,70 +19,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..evaluation.statistics import (
-    Interval,
-    around,
-    auc,
-    average_precision,
-    interval,
-    pearson,
-    resampled_means,
-)
-from .reading import SHOWN, TESTED, CorpusActivations
-from .windows import Evidence, Window
+from ..evaluation.statistics import Interval, auc, average_precision, derangement, pearson
+from .corpus import SHOWN, TESTED, CorpusActivations
+from .verdicts import weighted_means
+from .windows import Evidence
 
 LEXICAL = ("pearson", "auprc", "auc", "auc_random")
-
-
-def decided(
-    is_yes: np.ndarray, truth: np.ndarray, is_drawn: np.ndarray, share: float
-) -> dict[str, float]:
-    """balanced_accuracy of yes and no; precision and F1 where a `share` of all windows are active.
-
-    There, yeses to active and to inactive windows are weighted as each kind's share of all windows
-    demands (Horvitz-Thompson). Only the inactive windows of `is_drawn` stand for all inactive ones.
-    NaN where a kind has no window; precision and F1 are 0 without a yes.
-    """
-    hits, alarms = _share(is_yes[truth]), _share(is_yes[~truth])
-    drawn_alarms = _share(is_yes[~truth & is_drawn])
-    true, false = share * hits, (1 - share) * drawn_alarms
-    precision = true / (true + false) if true + false > 0 else true + false
-    harmonic = precision + hits
-    f1 = 2 * precision * hits / harmonic if harmonic > 0 else harmonic
-    return {"balanced_accuracy": (hits + 1 - alarms) / 2, "precision": precision, "f1": f1}
-
-
-def _share(flags: np.ndarray) -> float:
-    return float(flags.mean()) if len(flags) else float("nan")
-
-
-FIRING, NEAR, FAR = 0, 1, 2
-
-
-def strata_of(fires: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """FIRING, NEAR (silent, and a firing token is near) or FAR, of each token."""
-    return np.where(fires, FIRING, np.where(near, NEAR, FAR))
-
-
-def stratum_weights(strata: np.ndarray, population: np.ndarray) -> np.ndarray:
-    """What each token of a sample stands for: its stratum's tokens over those that were sampled.
-
-    Args:
-        strata: of the sampled tokens; -1: left out, with weight 0.
-        population: tokens by stratum.
-    """
-    sampled = np.bincount(strata[strata >= 0], minlength=len(population))
-    each = population / np.maximum(sampled, 1)
-    return np.where(strata >= 0, each[strata], 0.0)
-
-
-def derangement(n: int, seed: int) -> np.ndarray:
-    """A random permutation of one cycle (Sattolo's), in which nothing stays in its place."""
-    rng, items = np.random.default_rng(seed), np.arange(n)
-    for last in range(n - 1, 0, -1):
-        other = int(rng.integers(last))
-        items[[last, other]] = items[[other, last]]
-    return items
 
 
 class Lexicon:
@@ -121,7 +63,7 @@ class Lexicon:
         predicted = prediction[self.kind]
         activations = self._activations(evidence)[self.tested]
         windows = [*evidence.active, *evidence.inactive]
-        largest = np.array([self._largest(predicted, window) for window in windows])
+        largest = np.array([predicted[w.start : w.stop].max() for w in windows], dtype=float)
         is_active = np.arange(len(windows)) < len(evidence.active)
         is_easy = is_active | np.array([window.kind == "random" for window in windows])
         return {
@@ -130,9 +72,6 @@ class Lexicon:
             "auc": auc(largest, is_active),
             "auc_random": auc(largest[is_easy], is_active[is_easy]),
         }
-
-    def _largest(self, predicted: np.ndarray, window: Window) -> float:
-        return float(predicted[window.start : window.stop].max())
 
 
 def lexical(
@@ -175,11 +114,7 @@ def aggregate(
     n_resamples: int,
     seed: int,
 ) -> dict[str, dict[str, dict[str, Interval]]]:
-    """Means over latents with 95 % intervals: [weighting][score][own, shuffled, difference, ...].
-
-    The weightings are `uniform` and `by_frequency`; `difference` is own minus shuffled, latent by
-    latent.
-    """
+    """The means of `weighted_means`, by score of LEXICAL, control and weighting."""
     columns: dict[str, dict[str, list[float]]] = {}
     for name in LEXICAL:
         columns[name] = {"own": [row[name] for row in scores]}
@@ -189,57 +124,3 @@ def aggregate(
     return weighted_means(
         columns, densities, directions_densities, n_resamples=n_resamples, seed=seed
     )
-
-
-def weighted_means(
-    columns: Mapping[str, Mapping[str, Sequence[float]]],
-    densities: Sequence[float],
-    directions_densities: Sequence[float],
-    *,
-    n_resamples: int,
-    seed: int,
-) -> dict[str, dict[str, dict[str, Interval]]]:
-    """Means with intervals by weighting, of columns by score.
-
-    Args:
-        columns: by score: own and controls, one an entry of `densities`; `direction`, one an entry
-            of `directions_densities`.
-    """
-    weightings = {
-        "uniform": ([1.0] * len(densities), [1.0] * len(directions_densities)),
-        "by_frequency": (densities, directions_densities),
-    }
-    return {
-        weighting: {
-            name: _means(of_score, weights, of_directions, n_resamples, seed)
-            for name, of_score in columns.items()
-        }
-        for weighting, (weights, of_directions) in weightings.items()
-    }
-
-
-def _means(
-    columns: Mapping[str, Sequence[float]],
-    weights: Sequence[float],
-    weights_of_directions: Sequence[float],
-    n_resamples: int,
-    seed: int,
-) -> dict[str, Interval]:
-    """Means of own and its controls, and their difference: from shuffled, latent by latent; without
-    it from random directions, which are resampled on their own."""
-    how = {"n_resamples": n_resamples, "seed": seed}
-    means = {
-        key: interval(values, weights_of_directions if key == "direction" else weights, **how)
-        for key, values in columns.items()
-    }
-    if "shuffled" in columns:
-        pairs = zip(columns["own"], columns["shuffled"], strict=True)
-        means["difference"] = interval([own - other for own, other in pairs], weights, **how)
-    else:
-        own = resampled_means(columns["own"], weights, **how)
-        of_directions = resampled_means(
-            columns["direction"], weights_of_directions, n_resamples=n_resamples, seed=seed + 1
-        )
-        value = means["own"].value - means["direction"].value
-        means["difference"] = around(value, own - of_directions)
-    return means

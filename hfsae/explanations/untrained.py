@@ -7,11 +7,8 @@ trained latent of its index. All else of a study is repeated on it: windows, exp
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..activations import HarvestArguments, TokenBatch
@@ -20,7 +17,7 @@ from ..io.markdown import table
 from ..models import SAE
 from ..models.relu import rectified
 from .arguments import LEXICAL as LEXICAL_SCORES
-from .scores import LEXICAL
+from .lexical import LEXICAL
 from .study import Explanations
 
 
@@ -48,20 +45,15 @@ def untrained_like(
     """
     x = sample(lm, sae.config.reads, rows, norm_limits=norm_limits, harvest=harvest).to(sae.W_dec)
     untrained = rectified(sae)
-    untrained.W_enc.copy_(_shuffled(sae.W_enc, seed))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(sae.W_enc.shape, generator=generator).argsort(dim=1)  # of each row its own
+    untrained.W_enc.copy_(sae.W_enc.gather(1, order.to(sae.W_enc.device)))
     beyond = limits(untrained.encoder_input(x), untrained.W_enc, firings(sae, x))
     untrained.b_enc.copy_(-beyond / untrained.latent_scale)
     return untrained
 
 
-def _shuffled(W_enc: Float[Tensor, "d_in d_sae"], seed: int) -> Float[Tensor, "d_in d_sae"]:
-    """Each row in an order of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(W_enc.shape, generator=generator).argsort(dim=1)
-    return W_enc.gather(1, order.to(W_enc.device))
-
-
-def compared(
+def comparison_of(
     trained: Explanations, untrained: Explanations
 ) -> dict[str, dict[str, dict[str, list[float | None]]]]:
     """By score and metric [value, low, high]: the means over latents of both SAEs, their
@@ -77,33 +69,23 @@ def compared(
         for name, of in ours.items()
         if name != LEXICAL_SCORES and of["headline"] and theirs[name]["headline"]
     }
-    return {
-        score: {
-            metric: _beside(ours[score]["uniform"][metric], theirs[score]["uniform"][metric])
-            for metric in of_score
-        }
-        for score, of_score in metrics.items()
-    }
-
-
-def _beside(
-    ours: Mapping[str, list[float | None]], theirs: Mapping[str, list[float | None]]
-) -> dict[str, list[float | None]]:
-    return {
-        "trained": ours["own"],
-        "untrained": theirs["own"],
-        "trained_minus_untrained": _difference(ours["own"], theirs["own"]),
-        "untrained_minus_control": theirs["difference"],
-    }
-
-
-def _difference(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[float | None]:
-    if None in ours or None in theirs:
-        return [None, None, None]
-    (a, a_low, a_high), (b, b_low, b_high) = cast(Any, (ours, theirs))
-    value = a - b
-    low = value - math.hypot(a - a_low, b_high - b)
-    return [value, low, value + math.hypot(a_high - a, b - b_low)]
+    result: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    for score, of_score in metrics.items():
+        result[score] = {}
+        for metric in of_score:
+            own, other = (of[score]["uniform"][metric] for of in (ours, theirs))
+            difference: list[float | None] = [None, None, None]
+            if None not in own["own"] and None not in other["own"]:
+                (a, a_low, a_high), (b, b_low, b_high) = own["own"], other["own"]
+                low, high = math.hypot(a - a_low, b_high - b), math.hypot(a_high - a, b - b_low)
+                difference = [a - b, a - b - low, a - b + high]
+            result[score][metric] = {
+                "trained": own["own"],
+                "untrained": other["own"],
+                "trained_minus_untrained": difference,
+                "untrained_minus_control": other["difference"],
+            }
+    return result
 
 
 def section_of(
@@ -112,22 +94,17 @@ def section_of(
     """The report's section on this control, as Markdown."""
     keys = ("trained", "untrained", "trained_minus_untrained", "untrained_minus_control")
     titles = ["score", *(key.replace("_", " ") for key in keys)]
-    rows = [
-        [_title(score, metric), *(_shown(of[k]) for k in keys)]
-        for score, of_score in means.items()
-        for metric, of in of_score.items()
-    ]
+    rows = []
+    for score, of_score in means.items():
+        for metric, of in of_score.items():
+            is_lexical = score == LEXICAL_SCORES
+            title = metric if is_lexical else f"{score} {metric.replace('_', ' ')}"
+            numbers = (of[key] for key in keys)
+            cells = ("-" if None in n else "{:.3f} [{:.3f}, {:.3f}]".format(*n) for n in numbers)
+            rows.append([title, *cells])
     return (
         "## Beside an SAE of re-drawn weights\n\n"
         "The encoder with each input's weights shuffled over latents, and biases with which each "
         "latent fires as often as the trained one of its index; the same windows, explainer and "
         f"scores, on its own latents.\n\n{table([titles, *rows])}\n"
     )
-
-
-def _title(score: str, metric: str) -> str:
-    return metric if score == LEXICAL_SCORES else f"{score} {metric.replace('_', ' ')}"
-
-
-def _shown(values: Sequence[float | None]) -> str:
-    return "-" if None in values else "{:.3f} [{:.3f}, {:.3f}]".format(*values)
