@@ -130,8 +130,10 @@ def _hash_of_file(path: Path, *_about: int) -> str:
 class Change(NamedTuple):
     """A difference between a file and its seal."""
 
+    record: str
+    """the sealed record, as a path below the SAE's folder"""
     path: Path
-    """the changed file: a sealed record, or a file written with it"""
+    """the changed file: the record, or a file written with it"""
     why: str
 
 
@@ -178,20 +180,20 @@ def changes(folder: Path, records: Sequence[str] = SEALED) -> Iterator[Change]:
         if name == CALLS and path.is_file():
             for number, line in json_lines(path):
                 if is_changed(line):
-                    yield Change(path, _about_line(number))
+                    yield Change(name, path, _about_line(number))
             continue
         try:
             record = read_json(path)
         except (ValueError, OSError):
             continue
         if is_changed(record):
-            yield Change(path, CHANGED)
+            yield Change(name, path, CHANGED)
         files = record.get(FILES)
         for beside, theirs in files.items() if isinstance(files, dict) else ():
             other = path.parent / Path(beside).name  # a file beside it, whatever the record names
             if other.is_file() and file_hash(other) != theirs:
                 why = f"it is not the file that was written with {path.name}: its hash differs"
-                yield Change(other, why)
+                yield Change(name, other, why)
 
 
 def refuse_changed(folder: Path, records: Sequence[str] = SEALED) -> None:

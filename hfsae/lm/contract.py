@@ -287,9 +287,7 @@ def _of_weights(config: NamesSite, lm: PreTrainedModel) -> Difference | None:
     return None
 
 
-def _of_vocabulary(
-    config: NamesSite, tokenizer: PreTrainedTokenizerBase | None
-) -> Difference | None:
+def _of_vocabulary(config: NamesSite, tokenizer: Any) -> Difference | None:
     in_training = getattr(config, "tokenizer_hash", None)
     if tokenizer is None or in_training is None:
         return None
@@ -297,7 +295,8 @@ def _of_vocabulary(
     if now == in_training:
         return None
     # without the tokens that were added to its end, it may be the same
-    added, vocabulary = set(tokenizer.get_added_vocab().values()), tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
+    added = set(tokenizer.get_added_vocab().values())
     last = sorted(vocabulary.values(), reverse=True)[:_MAX_ADDED]
     entries = [(i, json.dumps((t, i), ensure_ascii=False)) for t, i in sorted(vocabulary.items())]
     for n_added, id_ in enumerate(takewhile(added.__contains__, last), start=1):

@@ -94,9 +94,10 @@ def distance(lm: nn.Module, text: str, dtype: str | None) -> Distance | None:
     state, known = (text, dtype, bool(adapters), *of_weights), _distances.get(lm)
     if known is not None and known[0] == state:
         return known[1]
-    named = getattr(torch, dtype or "", None)
-    is_known = isinstance(named, torch.dtype) and named.is_floating_point
-    cast, squares, tolerance = named if is_known else lm.dtype, list[float](), _SAME
+    cast, squares, tolerance = getattr(torch, dtype or "", None), list[float](), _SAME
+    is_known = isinstance(cast, torch.dtype) and cast.is_floating_point
+    if not isinstance(cast, torch.dtype) or not is_known:
+        cast = lm.dtype
     for tag, weight in common.items():
         ours, size = _sums(weight, cast)
         difference = sum((a - b) ** 2 for a, b in zip(ours, theirs[tag], strict=True)) / _SUMS

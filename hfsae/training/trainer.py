@@ -439,13 +439,12 @@ class Trainer(Generic[Trained]):
                 unread = self.unread(self.args.calibration_tokens)
             except Refused as error:  # few documents: the training is whole all the same
                 logger.warning("thresholds stay as they were trained: %s", error)
-                unread = None
             else:
                 self.harvest_seconds += time.perf_counter() - start
-            for name, sae in folded.items() if unread is not None else ():
-                start = time.perf_counter()
-                self.threshold_factors[name] = set_l0_(sae, sae.config.reads.joined(unread))
-                self.sae_seconds[name] += time.perf_counter() - start
+                for name, sae in folded.items():
+                    start = time.perf_counter()
+                    self.threshold_factors[name] = set_l0_(sae, sae.config.reads.joined(unread))
+                    self.sae_seconds[name] += time.perf_counter() - start
         if self.accelerator.is_main_process:
             for name, sae in folded.items():
                 save_whole(sae, self.output_dir / name, self.record(name))

@@ -382,11 +382,11 @@ def first_letters(
             return sae.encode(x.to(sae.W_dec)).float().cpu()
 
         control = controls[name]
-        for features, of, *coder in (
+        for features, of, coder, directions in (
             (name, "", encode, sae.W_dec.detach()),
             (untrained, name, control.encode, control.directions),
         ):
-            letters = letters_of(words, sites[name], truth, *coder)
+            letters = letters_of(words, sites[name], truth, coder, directions)
             row = {
                 "features": features,
                 "of": of,

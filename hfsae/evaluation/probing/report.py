@@ -47,11 +47,11 @@ def report_of(
     if "absorption" in record:
         parts += ["## First-letter absorption", *_absorption(record["absorption"])]
     if "uniformity" in record:
-        rows = [
+        each = [
             [printable(name), _shown(own["mean"]), _shown(own["untrained"]), str(own["n_tokens"])]
             for name, own in record["uniformity"]["saes"].items()
         ]
-        by_sae = table([["SAE", "r_L0", "untrained latents", "tokens"], *rows])
+        by_sae = table([["SAE", "r_L0", "untrained latents", "tokens"], *each])
         parts += ["## Uniformity of effects", by_sae, f"{record['uniformity']['about']}."]
     parts.append(NO_SCR)
     return "\n\n".join(parts) + "\n"
