@@ -64,6 +64,7 @@ REFUSED = {
     "convert a/b new --to saelenz": "--to must be one of 'hfsae', 'gemma_scope'",
     **{f"{verb} nowhere": "there is no folder nowhere; a repository" for verb in SOURCE_VERBS},
     "push nowhere me/x": "there is no folder nowhere",
+    "show gemma": "there is no folder gemma; `hfsae demo gemma` opens the SAE of that name",
     "convert nowhere new --to saelens": "there is no folder nowhere",
     "show a/b x7": "LATENTS must be a whole number, got 'x7'",
     "explain a/b --latents 17,18": "got '17,18'; leave spaces between several",

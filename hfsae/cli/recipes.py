@@ -21,6 +21,7 @@ from ..io.errors import Refused, refuse_absent_source
 from ..io.file_names import EVALUATION, MADE_BY, META
 from ..io.files import parse_yaml
 from ..lm.located import refuse_absent
+from ..packaged import SEPARATE_SAES
 from ..runs import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
 from ..runs.declared_fields import DeclaredField, check_sae_fields, known_variants
 from ..runs.recipe import UNUSED, licence_with
@@ -127,10 +128,24 @@ def add_sae(parser: VerbParser, *sections: str) -> None:
     add_sections(parser, sections)
 
 
+def check_source(source: str) -> None:
+    """Refuse a source that is neither here nor a repository's name.
+
+    Raises:
+        ValueError: as `refuse_absent_source`, or it is the name of an SAE that `hfsae demo` knows.
+    """
+    if (sae := SEPARATE_SAES.get(source.lower())) is not None and not Path(source).exists():
+        raise Refused(
+            f"there is no folder {source}; `hfsae demo {source.lower()}` opens the SAE of that "
+            f"name, and its folder is {sae.path}"
+        )
+    refuse_absent_source(source)
+
+
 def add_source(parser: VerbParser) -> None:
     """Add SOURCE and --revision."""
     parser.add("source", type=str, help=SOURCE)
-    parser.checks["source"] = refuse_absent_source
+    parser.checks["source"] = check_source
     parser.add("--revision", type=str | None, help="branch, tag or commit")
 
 

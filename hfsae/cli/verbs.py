@@ -51,6 +51,7 @@ from .recipes import (
     add_sections,
     add_site,
     add_source,
+    check_source,
     parse_given,
     parse_recipe,
     recipe_parser,
@@ -159,7 +160,7 @@ def _measure_again(verb: str, argv: list[str], result: str) -> None:
         raise Refused(f"name the folder or repository of an SAE: hfsae {verb} SOURCE")
     source, *changes = argv
     options, given = parse_given(parser, changes)
-    refuse_absent_source(source)
+    check_source(source)
     from ..runs import again, run_folder
     from ..runs.folder import home_of, locked_run
     from .show import print_folder
@@ -247,7 +248,7 @@ def probe_verb(argv: list[str]) -> None:
         "hfsae probe runs/mine --tasks reviews.jsonl --group_column author",
     )
     parser.add("sources", type=str, nargs="+", help=f"each a {SOURCE}")
-    parser.checks["sources"] = refuse_absent_source
+    parser.checks["sources"] = check_source
     parser.add("--revision", type=str | None, help="branch, tag or commit of repositories")
     add_choice(parser)
     add_site(parser)
@@ -385,7 +386,7 @@ def push_verb(argv: list[str]) -> None:
     parser = verb_parser("push", "SOURCE NAME/REPOSITORY")
     parser.add("source", type=str, help=f"folder that `hfsae train` wrote; or any {SOURCE}")
     parser.add("repo", type=str, help="repository on the Hub, as name/repository")
-    parser.checks = {"source": refuse_absent_source, "repo": refuse_repo_id}
+    parser.checks = {"source": check_source, "repo": refuse_repo_id}
     add_meaning(parser)
     add_site(parser)
     parser.add("--public", action="store_true", help="make a new repository public")
@@ -647,7 +648,7 @@ def space_verb(argv: list[str]) -> None:
     """`hfsae space`: see `VERBS`."""
     parser = verb_parser("space", "SOURCE [--output FOLDER]")
     parser.add("source", type=str, help=SOURCE)
-    parser.checks["source"] = refuse_absent_source
+    parser.checks["source"] = check_source
     parser.add("--output", type=str, default="space", help="folder to write")
     parser.add("--title", type=str, default="Inspect and steer", help="title of the Space")
     parser.add("--revision", type=str | None, help="branch, tag or commit")
