@@ -297,7 +297,8 @@ def _of_vocabulary(
     if now == in_training:
         return None
     # without the tokens that were added to its end, it may be the same
-    added, vocabulary = set(tokenizer.get_added_vocab().values()), tokenizer.get_vocab()
+    of_any: Any = tokenizer  # transformers annotates its methods more widely
+    added, vocabulary = set(of_any.get_added_vocab().values()), of_any.get_vocab()
     last = sorted(vocabulary.values(), reverse=True)[:_MAX_ADDED]
     entries = [(i, json.dumps((t, i), ensure_ascii=False)) for t, i in sorted(vocabulary.items())]
     for n_added, id_ in enumerate(takewhile(added.__contains__, last), start=1):
