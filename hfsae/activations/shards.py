@@ -157,13 +157,15 @@ def safetensors_shard(path: Path) -> ArrayShard:
     Raises:
         ValueError: its header is damaged, or the file is cut off.
     """
-    size = _size_of(path)
-    length = int.from_bytes(_bytes_of(path, 0, 8), "little")
+    with _file_errors(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= min(size - 8, _MAX_HEADER) else b""
     if size < 8 or length > min(size - 8, _MAX_HEADER):
         raise Damaged(damaged(path, f"its {size:,} bytes do not begin with a safetensors header"))
     headers, end = dict[str, Header](), 0
     with reading(path):
-        entries = json_value(_bytes_of(path, 8, length))
+        entries = json_value(header)
         metadata = {k: str(v) for k, v in entries.pop("__metadata__", {}).items()}
         for name, entry in entries.items():
             letters, bits = re.fullmatch(r"([A-Z]*)(.*)", entry["dtype"]).groups()  # pyright: ignore

@@ -249,7 +249,7 @@ class ShuffledActivations:
             for part in filling.parts:
                 n_before = n
                 for site, own in part.items():
-                    acts = _gather(own, self.world, self._group)
+                    acts = own if self.world == 1 else _gather(own, self.world, self._group)
                     if site not in bucket:
                         bucket[site] = self._room(site, acts, capacity)
                     n = n_before + len(acts)
@@ -307,8 +307,6 @@ def _gather(
 ) -> Float[Tensor, "_ d"]:
     """All processes' rows, in the order of their ranks; counts may differ. A separate group uses
     gloo, so rows move to the CPU."""
-    if world == 1:
-        return rows
     rows = rows if group is None else rows.cpu()
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.empty_like(count) for _ in range(world)]

@@ -280,8 +280,8 @@ class PackedRows:
     time.
 
     Memory: what `documents` holds, the tokens of 64 documents, or of 4 million characters if these
-    are fewer, and one batch. The state holds less
-    than a batch and a document of tokens; max_document_chars bounds it.
+    are fewer, and one batch. The state holds less than a batch and a document of tokens;
+    max_document_chars bounds it.
 
     Args:
         rows: Rows in a batch; the last batch may have fewer.
@@ -323,30 +323,24 @@ class PackedRows:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: documents used in this epoch, tokens kept, tokens not yet in a row."""
-        self._cut(self._state)
-        return copy.deepcopy(self._state)
+        state, n = self._state, self._n_taken
+        ids, document = state["leftover_ids"][n:], state["leftover_document"][n:]
+        return {**state, "leftover_ids": ids, "leftover_document": document}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iterator start at the position that `state_dict` returned."""
         self._state, self._resumed = copy.deepcopy(state), True
-
-    def _n_left(self, state: dict[str, Any]) -> int:
-        return len(state["leftover_ids"]) - self._n_taken
-
-    def _cut(self, state: dict[str, Any]) -> None:
-        """Drop leftovers that are in rows."""
-        del state["leftover_ids"][: self._n_taken], state["leftover_document"][: self._n_taken]
         self._n_taken = 0
 
     def _batches(self, state: dict[str, Any]) -> Iterator[TokenBatch]:
         row_tokens = self.args.context_size - (self.args.bos == "row")
         # A resumed state may hold whole batches of a long document: empty it before reading on.
         for _ in chain([None], self._read_documents(state)):
-            while self._n_left(state) >= self.rows * row_tokens:
+            while len(state["leftover_ids"]) - self._n_taken >= self.rows * row_tokens:
                 if state["tokens"] >= self.max_tokens:
                     return
                 yield self._take(state, self.rows, row_tokens)
-        n_rows = self._n_left(state) // row_tokens
+        n_rows = (len(state["leftover_ids"]) - self._n_taken) // row_tokens
         if n_rows and state["tokens"] < self.max_tokens:
             yield self._take(state, n_rows, row_tokens)
         if not state["tokens"]:
@@ -388,8 +382,9 @@ class PackedRows:
         ids = torch.tensor(state["leftover_ids"][part]).view(n_rows, row_tokens)
         document = torch.tensor(state["leftover_document"][part]).view(n_rows, row_tokens)
         self._n_taken = part.stop
-        if self._n_left(state) < self._n_taken:
-            self._cut(state)
+        if len(state["leftover_ids"]) < 2 * self._n_taken:
+            del state["leftover_ids"][: self._n_taken], state["leftover_document"][: self._n_taken]
+            self._n_taken = 0
         if self.args.bos == "row":
             ids = torch.cat([torch.full((n_rows, 1), self._bos), ids], dim=1)
             document = torch.cat([document[:, :1], document], dim=1)

@@ -329,7 +329,10 @@ def _at_sites(
 ) -> dict[str, Tensor]:
     try:
         with capture(model, sites, stop_early=True) as acts:
-            forward(model, inputs)
+            if "input_ids" in inputs:  # `forward` uses no cache, which fails on the meta device
+                model(**inputs)
+            else:
+                forward(model, inputs)
     except Refused:
         raise
     except (ValueError, RuntimeError) as error:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from hashlib import blake2b, shake_256
 from itertools import chain
 from math import inf, isfinite, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -48,7 +48,8 @@ def sketch(lm: nn.Module) -> str | None:
     last, n = len(matrices) - 1, min(_MATRICES, len(matrices))
     chosen = [matrices[round(i * last / max(1, n - 1))] for i in range(n)]
     records = [_RECORD.pack(tag, *_sums(weight, dtype)[0]) for tag, (_, weight) in chosen]
-    packed = _WIDTH.pack(_width(lm)) + b"".join(records)
+    width = unwrapped(lm).config.get_text_config().hidden_size
+    packed = _WIDTH.pack(width) + b"".join(records)
     return base64.b64encode(packed).decode() if records else None
 
 
@@ -82,7 +83,7 @@ def distance(lm: nn.Module, text: str, dtype: str | None) -> Distance | None:
         dtype: the sketched model's, such as "bfloat16"; None: unknown.
     """
     lm, (width, theirs) = unwrapped(lm), parse(text)
-    if width != _width(lm):
+    if width != lm.config.get_text_config().hidden_size:
         return None
     matrices = _matrices(lm)
     common = {tag: matrices[tag][1] for tag in theirs if tag in matrices}
@@ -94,10 +95,9 @@ def distance(lm: nn.Module, text: str, dtype: str | None) -> Distance | None:
     state, known = (text, dtype, bool(adapters), *of_weights), _distances.get(lm)
     if known is not None and known[0] == state:
         return known[1]
-    cast, squares, tolerance = getattr(torch, dtype or "", None), list[float](), _SAME
+    cast: Any = getattr(torch, dtype or "", None)
     is_known = isinstance(cast, torch.dtype) and cast.is_floating_point
-    if not isinstance(cast, torch.dtype) or not is_known:
-        cast = lm.dtype
+    cast, squares, tolerance = cast if is_known else lm.dtype, list[float](), _SAME
     for tag, weight in common.items():
         ours, size = _sums(weight, cast)
         difference = sum((a - b) ** 2 for a, b in zip(ours, theirs[tag], strict=True)) / _SUMS
@@ -115,10 +115,6 @@ def distance(lm: nn.Module, text: str, dtype: str | None) -> Distance | None:
     new_adapter = bool(adapters) and adapters.isdisjoint(theirs)
     _distances[lm] = state, Distance(relative, tolerance, new_adapter)
     return _distances[lm][1]
-
-
-def _width(lm: nn.Module) -> int:
-    return int(unwrapped(lm).config.get_text_config().hidden_size)
 
 
 def _matrices(lm: nn.Module) -> dict[int, tuple[str, Tensor]]:
