@@ -171,7 +171,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     """
     HUB.start(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    hfsae.io.hub_client.patiently(lambda: None, "a first request")  # which a Hub has answered
+    hfsae.io.hub_client.with_retries(lambda: None, "a first request")  # which a Hub has answered
     waiting = [hfsae.hub.upload, hfsae.io.hub_client]
     waiting += [huggingface_hub.utils._http, huggingface_hub.file_download]
     huggingface_hub.HfFileSystem.clear_instance_cache()  # it remembers listings
