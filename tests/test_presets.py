@@ -109,22 +109,22 @@ def test_a_preset_works_with_every_seed_and_within_bounds(changes, expected):
 def test_texts_are_as_surprising_as_the_model_as_it_is_finds_them(model):
     """Token by token, of one row."""
     latent = model.store.pick(1, max_density=1.0)[0]
-    texts = unsteered(model, 4)
+    prompts, plain = texts = unsteered(model, 4)
     for strength in (0.0, 8.0):
         ((tried),) = attempts_of(model, [Candidate(latent, ("sea",), strength)], texts, 4)
         assert {a.surprise for a in tried} == {tried[0].surprise}, "the mean over all prompts"
         assert [a.prompt for a in tried] == list(PROMPTS) and all(a.steered for a in tried)
     row, losses = model.ids(PROMPTS[1]), []
-    for new in texts.plain[3].tolist():
+    for new in plain[3].tolist():
         with torch.no_grad():
             log = model.lm(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(-1)
         losses.append(float((log.exp() * log).sum() - log[new]))  # less the entropy
         row = [*row, new]
-    one = {name: rows[3:4] for name, rows in texts.tokens.items()}
+    one = {name: rows[3:4] for name, rows in prompts.items()}
     mean = pytest.approx(sum(losses) / 4, abs=1e-4)
-    assert float(surprises(model, one, texts.plain[3:4])) == mean
-    text = model.tokenizer.decode(texts.plain[3])
-    if model.tokenizer(text, add_special_tokens=False)["input_ids"] == texts.plain[3].tolist():
+    assert float(surprises(model, one, plain[3:4])) == mean
+    text = model.tokenizer.decode(plain[3])
+    if model.tokenizer(text, add_special_tokens=False)["input_ids"] == plain[3].tolist():
         assert surprise_of(model, PROMPTS[1], text) == mean
 
 
