@@ -22,7 +22,7 @@ from itertools import product
 from logging import getLogger
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -348,7 +348,7 @@ def _comparison(
     clean: Float[Tensor, "rows ctx vocab"],
     spliced: Float[Tensor, "rows ctx vocab"],
     counted: Bool[Tensor, "rows ctx_minus_1"],
-    by_row: Sequence[Int[Tensor, " n"]],
+    by_row: Sequence[Tensor],
 ) -> dict[str, Float[Tensor, " n"]]:
     """Cross-entropies of both arms and KL(clean || spliced), for each counted prediction."""
     parts: dict[str, list[Tensor]] = {"clean": [], "spliced": [], "kl": []}
