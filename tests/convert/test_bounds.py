@@ -104,7 +104,7 @@ def test_an_encrypted_npz_is_one_sentence(tmp_path):
         while (at := content.find(mark, at + 1)) >= 0:
             content[at + offset] |= 1  # the flag that says so
     (tmp_path / "params.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="is not a Gemma Scope file: .* is encrypted"):
+    with pytest.raises(ValueError, match=r"is not a Gemma Scope file: .* is encrypted"):
         hfsae.load(tmp_path)
 
 
