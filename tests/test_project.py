@@ -193,22 +193,13 @@ def test_the_package_keeps_its_shape(shape):
     assert not outside, outside
 
 
-# TODO: to be emptied, once comparisons are scripts on public names. hostile_files.py damages a
-# comparison's results, whose names move with them.
-PRIVATE_STILL = ("comparisons/", "trials/hostile_files.py")
-
-
 def test_scripts_import_public_names_only(shape):
     """`hfsae.X`, or a name of a room's `__init__`: what else a script needs is a missing one."""
     folder = ROOT / "scripts"
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
     assert len(paths) > 50
-    found = {
-        name: private
-        for name, path in paths.items()
-        if not name.startswith(PRIVATE_STILL) and (private := [*shape.private_imports(path)])
-    }
-    assert not found
+    found = {name: [*shape.private_imports(path)] for name, path in paths.items()}
+    assert not {name: private for name, private in found.items() if private}
 
 
 @pytest.mark.parametrize(

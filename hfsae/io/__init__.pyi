@@ -4,6 +4,7 @@ from .checksums import refuse_changed as refuse_changed
 from .checksums import refuse_mixture as refuse_mixture
 from .checksums import resealed as resealed
 from .checksums import sealed as sealed
+from .checksums import stamp as stamp
 from .checksums import weights_hash as weights_hash
 from .errors import Damaged as Damaged
 from .errors import Diverged as Diverged

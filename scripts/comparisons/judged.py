@@ -43,7 +43,7 @@ from hfsae.explanations import (
     select,
 )
 from hfsae.explanations.judges import JudgeArguments
-from hfsae.io.checksums import stamp
+from hfsae.io import stamp
 from hfsae.runs import (
     ExplainRequest,
     SAEInContext,
