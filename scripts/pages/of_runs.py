@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def _line(name: str, metric: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def trained(folder: Path) -> Iterator[str]:
-    with redirect_stdout(io.StringIO()) as printed:
+    # A card's record has no densities of latents, which `show` wants after this line.
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()):
         cli.main(["show", str(folder)])
     (line,) = (line for line in printed.getvalue().split("\n") if ": trained on " in line)
     yield line.replace(str(folder), "runs/quickstart")
