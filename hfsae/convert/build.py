@@ -1,15 +1,10 @@
 """What formats share: `Format`, an SAE built from tensors, and the checks of every writer."""
 
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
-from tokenize import TokenError
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
@@ -20,11 +15,6 @@ from ..models.causal import Causal
 
 State = dict[str, Tensor]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# Exceptions of readers on damaged or hostile files; RuntimeError comes from torch, zipfile, and
-# deep nesting.
-OF_FILES = (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError)
-OF_FILES += (RuntimeError, ArithmeticError, EOFError, MemoryError, BadZipFile, UnpicklingError)
-OF_FILES += (TokenError, zlib.error)  # of a .npy header, and of a compressed part
 
 
 class Format(NamedTuple):

@@ -26,7 +26,7 @@ from . import (
     saelens,
     sparsify,
 )
-from .build import OF_FILES, Format
+from .build import Format
 
 
 def load_own(folder: Path, source: str) -> SAE:
@@ -103,11 +103,11 @@ def load_folder(path: Path, format_name: str, source: str, **options: object) ->
     """The SAE at a path that `find` returned.
 
     Raises:
-        ValueError: its files are damaged or hostile.
+        ValueError: its files are damaged.
     """
     try:
         return FORMATS[format_name].load(path, source, **options)
-    except OF_FILES as error:
+    except Exception as error:  # readers of damaged files raise whatever they meet
         reason = one_line(error)
         if isinstance(error, KeyError):
             reason = f"it lacks {reason}"

@@ -36,10 +36,10 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..io.errors import Damaged, Refused, one_line
+from ..io.errors import Refused
 from ..io.files import read_json, read_tensors
 from ..models import SAE
-from .build import OF_FILES, Format, build, check_plain, exported, refuse, to_jumprelu
+from .build import Format, build, check_plain, exported, refuse, to_jumprelu
 
 _PARAMS = "params.npz"
 _REPO = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)\b")
@@ -67,15 +67,11 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
     Raises:
         ValueError: the file is damaged, or holds something else.
     """
-    try:
-        with np.load(folder / _PARAMS, allow_pickle=False) as arrays:
-            names = {name.replace("w_", "W_"): name for name in arrays.files}
-            if missing := [name for name in _NAMES if name not in names]:
-                raise Refused(f"it lacks {', '.join(missing)}")
-            state = {name: np.asarray(arrays[names[name]]) for name in _NAMES}
-    except OF_FILES as error:
-        what = f"{folder / _PARAMS} is not a Gemma Scope file"
-        raise Damaged(f"{what}: {one_line(error)}") from error
+    with np.load(folder / _PARAMS, allow_pickle=False) as arrays:
+        names = {name.replace("w_", "W_"): name for name in arrays.files}
+        if missing := [name for name in _NAMES if name not in names]:
+            raise Refused(f"{source}: {_PARAMS} lacks {', '.join(missing)}")
+        state = {name: np.asarray(arrays[names[name]]) for name in _NAMES}
     for name, array in state.items():
         if array.dtype.kind != "f" or array.dtype.itemsize > 8:
             raise Refused(

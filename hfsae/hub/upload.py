@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 
 from .. import cards
 from ..features.labels import read_names
+from ..io.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..io.errors import Refused
 from ..io.file_names import (
     CARD,
@@ -56,7 +57,6 @@ from .outgoing import (
     link_refusal,
     published,
     refuse_keys,
-    refuse_unsound,
 )
 
 if TYPE_CHECKING:
@@ -106,9 +106,8 @@ def push(
 
     Raises:
         ValueError: the folder holds no SAE, or a damaged one; results or names belong to other
-            weights, or to models in the place of each other, or were changed since they were
-            written; a file holds a key of this machine; or the repository is not allowed, not found
-            or unreachable.
+            weights, or were changed since they were written; a file holds a key of this machine; or
+            the repository is not allowed, not found or unreachable.
     """
     refuse_repo_id(repo_id)
     if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
@@ -432,7 +431,8 @@ def _homes(folder: Path) -> list[Path]:
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({recorded.name}); "
                 f"restore an intact copy, or delete {recorded.name} if you changed the SAE yourself"
             )
-        refuse_unsound(home)
+        refuse_mixture(home, PUBLISHED)
+        refuse_changed(home)
         if any((home / name).is_file() for name in (META, LATENTS, EXAMPLES)):
             FeatureStore.load(home)  # refuses tables that are damaged or missing
         cards.render_card(home, examples=False)  # refuses records that are damaged

@@ -6,7 +6,6 @@ scripts/interop/write_fixtures_*.py wrote `fixtures/`, each with the library it 
 import json
 import re
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -391,21 +390,8 @@ def test_a_damaged_archive_is_one_sentence(tmp_path):
         damaged = bytearray(sound)
         damaged[place] ^= 0xFF
         (tmp_path / "params.npz").write_bytes(damaged)
-        with pytest.raises(Refused, match=r"params\.npz is not a Gemma Scope file: "):
+        with pytest.raises(Refused, match="somebody/sae cannot be read as gemma_scope: "):
             load_folder(tmp_path, "gemma_scope", "somebody/sae")
-
-
-@pytest.mark.parametrize("header", [b"{'descr': '<f4', (", b"{'descr': [[[[[[[[", b"L" * 40])
-def test_an_array_with_a_damaged_header_is_one_sentence(tmp_path, header):
-    np.savez(tmp_path / "params.npz", **np.load(FIXTURES / PARAMS))
-    with zipfile.ZipFile(tmp_path / "params.npz") as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(tmp_path / "params.npz", "w") as archive:
-        for name, content in files.items():
-            at = content.index(b"{")
-            archive.writestr(name, content[:at] + header + content[at + len(header) :])
-    with pytest.raises(Refused, match=r"params\.npz is not a Gemma Scope file: "):
-        load_folder(tmp_path, "gemma_scope", "somebody/sae")
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path):
