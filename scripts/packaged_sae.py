@@ -213,7 +213,7 @@ def ship(folder: Path, place: Path, n_refit: int) -> None:
         KEPT: f"{KEPT}{note}",
         INSTALL: INSTALL if is_inside else "In a clone of hfsae:",
         IMPORTS: "import hfsae, torch",
-        f'{LOAD}"{folder.name}")': shipped.in_python,
+        f'{LOAD}"{folder.name}")': shipped[2],
     }.items():
         assert before in card, before
         card = card.replace(before, now, 1)

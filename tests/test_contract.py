@@ -17,7 +17,7 @@ from hfsae.activations.token_text import tokenise
 from hfsae.evaluation.probing import probe
 from hfsae.features.inspection import inspect
 from hfsae.lm import cache_name
-from hfsae.lm.contract import check, differences, terms, tokenizer_hash
+from hfsae.lm.contract import differences, terms, tokenizer_hash
 from hfsae.lm.weights_sketch import distance, sketch
 from hfsae.runs.preset_search import Model, find_presets
 
@@ -78,10 +78,8 @@ def test_the_model_it_was_trained_on_is_no_difference(lm, sae, tiny_tokenizer):
 def test_each_difference_is_a_readable_warning(lm, sae, change, sentence):
     change(lm, sae)
     with pytest.warns(UserWarning) as caught:
-        check(sae.config, lm)
-    assert len(caught) == 1 and sentence in str(caught[0].message)
-    with pytest.warns(UserWarning, match="and was .* in training"):
         run(lm, sae)
+    assert len(caught) == 1 and sentence in str(caught[0].message)
 
 
 def permuted(tokenizer):
@@ -214,9 +212,9 @@ def nudge(lm, share: float) -> None:
 def test_the_distance_of_weights_is_that_of_the_noise_on_them(any_lm, share):
     before, own = sketch(any_lm), copy.deepcopy(any_lm)
     assert before is not None and len(before) == 176
-    assert distance(own, before, "float32").relative < 1e-6
+    assert distance(own, before, "float32")[0] < 1e-6
     nudge(own, share)
-    assert distance(own, before, "float32").relative == pytest.approx(share, rel=0.5)
+    assert distance(own, before, "float32")[0] == pytest.approx(share, rel=0.5)
 
 
 def test_the_distance_of_weights_that_were_all_raised_alike_is_no_larger(make_tiny_lm):
@@ -225,7 +223,7 @@ def test_the_distance_of_weights_that_were_all_raised_alike_is_no_larger(make_ti
     with torch.no_grad():
         for weight in own.parameters():
             weight.add_(0.1 * weight.square().mean().sqrt())
-    assert 0.05 < distance(own, before, "float32").relative < 0.2
+    assert 0.05 < distance(own, before, "float32")[0] < 0.2
 
 
 @pytest.mark.parametrize("trained", [torch.float32, torch.bfloat16, torch.float16])
@@ -234,11 +232,11 @@ def test_a_cast_is_not_another_model(make_tiny_lm, trained, now):
     of_training = sketch(make_tiny_lm("llama").to(trained))
     lm, name = make_tiny_lm("llama").to(now), str(trained).removeprefix("torch.")
     for known in (name, None):
-        far = distance(lm, of_training, known)
-        assert far.relative <= far.tolerance < 0.005
+        far, tolerance, _ = distance(lm, of_training, known)
+        assert far <= tolerance < 0.005
     nudge(lm, 0.02)
-    far = distance(lm, of_training, name)
-    assert far.relative > far.tolerance
+    far, tolerance, _ = distance(lm, of_training, name)
+    assert far > tolerance
 
 
 def test_weights_changed_in_place_are_noticed_by_the_next_call(lm, sae, tiny_tokenizer):
@@ -282,15 +280,6 @@ def test_a_folder_from_before_the_sketch_loads_and_a_damaged_sketch_is_refused(t
     for damaged in ("", "AAAA", "no base64", fields["tokenizer_hash"], "AAAAAAAAAAD" + "/" * 16):
         path.write_text(json.dumps(fields | {"model_weights": damaged}))
         with pytest.raises(ValueError, match="is not a sketch of weights"):
-            AutoModel.from_pretrained(tmp_path)
-    for several, says in (
-        ({"model_weights": {"base": {"b": []}}}, "model_weights must hold a text for each model"),
-        ({"model_dtype": {"base": 5}}, "model_dtype must hold a text for each model"),
-        ({"model_names": {"base": ["a"]}}, "model_names must hold a text for each model"),
-        ({"model_weights": {"base": sae.config.model_weights}}, "needs model_names"),
-    ):
-        path.write_text(json.dumps(fields | several))
-        with pytest.raises(ValueError, match=says):
             AutoModel.from_pretrained(tmp_path)
 
 

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-MOST_PIXELS = 50_000_000
-"""Of a picture that is decoded: 150 MB as RGB, and three times that where it is transparent."""
 _PREFIX = 2  # a CLS and a distillation token; registers are in the config
 _MOST_FAULTS = 0.01  # share of pictures that cannot be read
 _SHOWN = 10  # names of files that are not read
@@ -52,12 +50,8 @@ _DECODED = 2**28  # bytes of decoded pictures that are kept
 _COLUMN = "file"  # of a table of labels
 
 
-class Piece(NamedTuple):
-    """A picture, or a crop of it."""
-
-    document: int
-    number: int
-    """Of the crop, counted from 0."""
+Piece = tuple[int, int]
+"""The number of a picture, and that of its crop, counted from 0."""
 
 
 class Grid(NamedTuple):
@@ -217,17 +211,18 @@ class InputSource:
     def _cut(self, piece: Piece) -> "Image":
         """The picture, or its crop. Pictures that crops were cut out of are kept, up to 256 MiB:
         those of one come at random times."""
-        path = self._paths[piece.document]
+        document, number = piece
+        path = self._paths[document]
         if not self.arguments.crops:
             return rgb_of(path)
         with self._lock:
-            image = self._decoded.pop(piece.document, None) or rgb_of(path)
-            self._decoded[piece.document] = image  # the last
+            image = self._decoded.pop(document, None) or rgb_of(path)
+            self._decoded[document] = image  # the last
             while sum(3 * prod(one.size) for one in self._decoded.values()) > _DECODED:
                 if len(self._decoded) == 1:
                     break
                 self._decoded.popitem(last=False)
-        rng = random.Random(f"{self.arguments.seed} {self.ids[piece.document]} {piece.number}")
+        rng = random.Random(f"{self.arguments.seed} {self.ids[document]} {number}")
         side = min(*self.size, *image.size)
         left, top = (rng.randint(0, length - side) for length in image.size)
         return image.crop((left, top, left + side, top + side))
@@ -241,9 +236,9 @@ class InputSource:
         try:
             inputs = self._processed([self._cut(piece) for piece in pieces])
         except Exception as error:  # as in `_fault`
-            among = ", ".join(self.names[piece.document] for piece in pieces[:3])
+            among = ", ".join(self.names[document] for document, _ in pieces[:3])
             raise Refused(f"a picture among {among} cannot be read: {one_line(error)}") from error
-        documents = torch.tensor([piece.document for piece in pieces])
+        documents = torch.tensor([document for document, _ in pieces])
         return InputBatch(inputs, self.keep.expand(len(pieces), -1), documents)
 
     def picture(self, document: int, position: int = 0) -> "Image":
@@ -251,21 +246,11 @@ class InputSource:
         cut, before colours are normalised."""
         from PIL import Image
 
-        piece = Piece(document, self.grid.find(position)[0])
+        piece = document, self.grid.find(position)[0]
         unscaled = {"do_normalize": False, "do_rescale": False}
         (pixels,) = self._processed([self._cut(piece)], **unscaled)["pixel_values"]
         colours = pixels.float().round().clamp(0, 255).byte().permute(1, 2, 0)
         return Image.fromarray(np.ascontiguousarray(colours.numpy())).convert("RGB")
-
-    def patch_box(self, position: int) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of a patch, as fractions of `picture`; all of it for a token
-        that is no patch."""
-        i = self.grid.find(position)[1]
-        if i < 0:
-            return (0.0, 0.0, 1.0, 1.0)
-        row, column = divmod(i, self.grid.columns)
-        height, width = self.grid.step
-        return (column * width, row * height, (column + 1) * width, (row + 1) * height)
 
     def caption(self, document: int, position: int) -> str:
         """Such as "flower.jpg, patch row 3 column 7"; rows and columns are counted from 1."""
@@ -299,7 +284,7 @@ class InputSource:
                 f"none of the {len(self.ids)} pictures is on the {side} side at "
                 f"images.{name}={getattr(args, name)}; change it or give more pictures"
             )
-        return [Piece(i, number) for i in chosen for number in range(max(1, args.crops))]
+        return [(i, number) for i in chosen for number in range(max(1, args.crops))]
 
     def n_positions(self, side: Split) -> int:
         """Positions of one side that are kept, with those of pictures that may not decode."""
@@ -317,7 +302,7 @@ class InputSource:
         batch: list[Piece] = []
         order = self._order(side, epoch)
         for place in range(offset, len(order)):
-            if self._is_readable(order[place].document):
+            if self._is_readable(order[place][0]):
                 batch.append(order[place])
             if len(batch) == self.harvester.args.rows:
                 yield batch, place + 1
@@ -348,8 +333,8 @@ class InputSource:
         n_special = len(self.keep) * sum(map(len, planned)) - capacity
         read = {name: getattr(self.arguments, name) for name in ("positions", "crops", "seed")}
         digest = blake2b(f"{read}".encode(), digest_size=8)
-        for piece in (piece for batch in planned for piece in batch):
-            digest.update(f"{self.ids[piece.document]} {piece.number} ".encode())
+        for document, number in (piece for batch in planned for piece in batch):
+            digest.update(f"{self.ids[document]} {number} ".encode())
         documents: list[Tensor] = []
         parts = harvest_share(self.harvester, planned, self.read, rank, n_processes, documents)
         return Filling(capacity, n_special, digest.hexdigest(), parts, documents)
@@ -375,7 +360,7 @@ class InputSource:
         """One side's activations, once; with n, only those of pieces that keep n positions."""
         for pieces in self.once(side, n):
             harvested = self.harvester(self.read(pieces))
-            places = torch.stack([self.grid.positions(piece.number) for piece in pieces])
+            places = torch.stack([self.grid.positions(number) for _, number in pieces])
             position = places[harvested.row.cpu(), harvested.position.cpu()]
             document = harvested.document
             yield ActivationBatch(harvested.activations, document, position.to(document.device))
@@ -538,21 +523,18 @@ def rgb_of(
         draft: decode a JPEG at an eighth of its size.
 
     Raises:
-        ValueError: it has too many pixels, which is known before they are decoded, or
-            floating-point ones; and whatever pillow raises where a file is damaged.
+        ValueError: it has more pixels than pillow's limit, or floating-point ones; and whatever
+            pillow raises where a file is damaged.
     """
     from PIL import Image, ImageOps
 
-    too_large = f"it has more than {MOST_PIXELS:,} pixels; make it smaller"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # pillow's limits
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=formats)
-    except Image.DecompressionBombError as error:
-        raise Refused(too_large) from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise Refused(f"{error}; make it smaller") from error
     with image:
-        if image.width * image.height > MOST_PIXELS:  # a file of 17 KB may unpack to gigabytes
-            raise Refused(too_large)
         if draft:
             image.draft("RGB", (image.width // 8, image.height // 8))
         image = ImageOps.exif_transpose(image)

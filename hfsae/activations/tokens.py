@@ -31,7 +31,7 @@ from ..io.errors import Refused, one_line
 from ..io.files import numbered_lines, refuse_special, unreadable
 from ..io.hub_client import HTTPError
 from ..io.local_paths import LOCAL_FILES
-from ..lm import NamesSite, tokenizer_of
+from ..lm import tokenizer_of
 from ..packaged import packaged_names, packaged_text
 from .arguments import (
     Columns,
@@ -425,7 +425,7 @@ TextInput = str | Sequence[str] | Columns | TextArguments | Iterable[TokenBatch]
 def token_rows(
     text: TextInput,
     lm: nn.Module,
-    config: NamesSite,
+    config: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     side: Split = "test",

@@ -27,10 +27,8 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -39,7 +37,7 @@ from ..io.file_names import CONFIG
 from ..io.files import opened_tensors, read_json, read_tensors
 from ..models import SAE
 from ..models.causal import Causal
-from .build import DTYPES, Format, assembled, to_jumprelu
+from .build import DTYPES, Format, State, assembled, to_jumprelu
 from .circuit_tracer import CONFIG as CONFIG_YAML
 from .circuit_tracer import hooks_of, read_config, refuse_below_zero
 from .circuit_tracer import site_of as site_of_hook
@@ -55,21 +53,14 @@ _KIND = "cross_layer_transcoder"
 _ENC, _DEC = "W_enc_{}.safetensors", "W_dec_{}.safetensors"
 
 
-class Part(NamedTuple):
-    """What one source reads and writes, and the bias of the target that is its own."""
-
-    W_enc: Float[Tensor, "w D"]
-    b_enc: Float[Tensor, " D"]
-    threshold: Float[Tensor, " D"]
-    W_dec: Float[Tensor, "D T w"]
-    """rows to its own target and to all later ones, in their order"""
-    b_dec: Float[Tensor, " w"]
-    W_skip: Float[Tensor, "w w"] | None = None
-    """applied as x @ W_skip, from the source to its own target"""
+# A part is the tensors of one source: W_enc [w, D], b_enc [D], threshold [D], W_dec [D, T, w] with
+# rows to its own target and to all later ones, b_dec [w] of its own target, and where there is one
+# W_skip [w, w], applied as x @ W_skip from the source to its own target.
+_PART = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec", "W_skip")
 
 
 def joined(
-    parts: Sequence[Part],
+    parts: Sequence[State],
     source: str,
     sites: list[str],
     target_sites: list[str] | None,
@@ -81,12 +72,12 @@ def joined(
         ValueError: a part has tensors of another shape than the first, or numbers that are not
             floating-point or not finite.
     """
-    n, skips = len(parts), [part.W_skip is not None for part in parts]
-    width, size = parts[0].W_enc.shape
+    n, skips = len(parts), ["W_skip" in part for part in parts]
+    width, size = parts[0]["W_enc"].shape
     for s, part in enumerate(parts):
         shapes = [[width, size], [size], [size], [size, n - s, width], [width], [width, width]]
-        for name, tensor, shape in zip(Part._fields, part, shapes, strict=True):
-            what = f"{source}: {name} of source {s}"
+        for name, shape in zip(_PART, shapes, strict=True):
+            what, tensor = f"{source}: {name} of source {s}", part.get(name)
             if tensor is not None and list(tensor.shape) != shape:
                 raise Refused(
                     f"{what} has shape {list(tensor.shape)}, but source 0 asks for {shape}"
@@ -96,21 +87,18 @@ def joined(
     if any(skips) and not all(skips):
         raise Refused(f"{source}: source {skips.index(False)} has no skip connection, others have")
     state = {
-        "W_enc": torch.cat([part.W_enc for part in parts], dim=1),
-        "b_enc": torch.cat([part.b_enc for part in parts]),
-        "threshold": torch.cat([part.threshold for part in parts]),
-        **{f"W_dec_{s}": part.W_dec.flatten(1) for s, part in enumerate(parts)},
-        "b_dec": torch.cat([part.b_dec for part in parts]),
+        "W_enc": torch.cat([part["W_enc"] for part in parts], dim=1),
+        **{n: torch.cat([part[n] for part in parts]) for n in ("b_enc", "threshold", "b_dec")},
+        **{f"W_dec_{s}": part["W_dec"].flatten(1) for s, part in enumerate(parts)},
     }
     if all(skips):
-        skipped = [part.W_skip for part in parts if part.W_skip is not None]
-        state["W_skip"] = torch.cat(skipped, dim=1)
+        state["W_skip"] = torch.cat([part["W_skip"] for part in parts], dim=1)
     fields = {"d_in": n * width, "d_out": n * width, "d_sae": n * size, "model_name": model_name}
     fields |= {"sites": sites, "target_sites": target_sites, "skip_connection": all(skips)}
     return assembled("jumprelu_clt", state, source, **fields)
 
 
-def parts_of(sae: SAE, format_name: str) -> list[Part]:
+def parts_of(sae: SAE, format_name: str) -> list[State]:
     """The parts of a cross-layer transcoder, in float32, all scales folded.
 
     Raises:
@@ -124,9 +112,10 @@ def parts_of(sae: SAE, format_name: str) -> list[Part]:
     state = {n: t.detach().float().cpu() for n, t in to_jumprelu(sae).state_dict().items()}
     n, width = sae.n_sources, sae.width
     rows = [state[f"W_dec_{s}"].unflatten(1, (-1, width)) for s in range(n)]
-    columns = (state["W_enc"].chunk(n, dim=1), state["b_enc"].chunk(n), state["threshold"].chunk(n))
-    skips = state["W_skip"].chunk(n, dim=1) if "W_skip" in state else [None] * n
-    return list(map(Part, *columns, rows, state["b_dec"].chunk(n), skips))
+    matrices = {name: state[name].chunk(n, dim=1) for name in ("W_enc", "W_skip") if name in state}
+    by_source = {"W_dec": rows, **matrices}
+    by_source |= {name: state[name].chunk(n) for name in ("b_enc", "threshold", "b_dec")}
+    return [{name: of[s] for name, of in by_source.items()} for s in range(n)]
 
 
 def numbers_of(folder: Path, pattern: str, expected: Sequence[Collection[int]]) -> list[int]:
@@ -176,7 +165,7 @@ def load_gemma_scope(folder: Path, source: str) -> SAE:
     n = shape[1]
     named = re.search(r"(?:^|/)layer((?:_\d+)+)_width", source)  # a crosscoder's; a clt has all
     layers = [int(layer) for layer in named[1].strip("_").split("_")] if named else []
-    parts: list[Part] = []
+    parts: list[State] = []
     by_number = [range(n)] + ([layers] if len(layers) == n else [])
     for s, i in enumerate(numbers_of(folder, _FILE, by_number)):
         path = folder / _FILE.format(i)
@@ -195,8 +184,9 @@ def load_gemma_scope(folder: Path, source: str) -> SAE:
                 f"{source}: {path.name} writes to layers before its own (w_dec[:, :{s}], up to "
                 f"{float(largest):.2g}), which no source can in the order of a forward pass"
             )
-        threshold = threshold.clamp(min=0)
-        parts.append(Part(w_enc, b_enc, threshold, rows[:, s:], b_dec, tensors.get(_SKIP)))
+        values = (w_enc, b_enc, threshold.clamp(min=0), rows[:, s:], b_dec)
+        skip = {"W_skip": tensors[_SKIP]} if _SKIP in tensors else {}
+        parts.append(dict(zip(_PART, values, strict=False)) | skip)
     hooks = [config.get(f"hf_hook_point_{end}") for end in ("in", "out")]
     if all(isinstance(hook, list) and len(hook) == n for hook in hooks):
         sites, targets = ([site_of(hook) or "unknown" for hook in end or []] for end in hooks)
@@ -220,12 +210,10 @@ def save_gemma_scope(sae: SAE, folder: Path) -> None:
         ValueError: the SAE is not one whose sources write at later targets too.
     """
     for s, part in enumerate(parts_of(sae, "Gemma Scope 2's clt and crosscoder")):
-        before = torch.zeros(len(part.W_dec), s, part.W_dec.shape[-1])
-        rows = torch.cat([before, part.W_dec], dim=1)
-        values = (part.W_enc, part.b_enc, part.threshold, rows, part.b_dec)
-        tensors: dict[str, Tensor] = dict(zip(_NAMES, values, strict=True))
-        if part.W_skip is not None:
-            tensors[_SKIP] = part.W_skip
+        rows = part["W_dec"]
+        part["W_dec"] = torch.cat([torch.zeros(len(rows), s, rows.shape[-1]), rows], dim=1)
+        names = zip(_PART, (*_NAMES, _SKIP), strict=True)
+        tensors = {theirs: part[ours] for ours, theirs in names if ours in part}
         whole = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
         save_file(whole, folder / _FILE.format(s))
     read, written = (
@@ -249,7 +237,7 @@ def load_circuit_tracer(folder: Path, source: str) -> SAE:
     n = max(len(list(folder.glob(name.format("*")))) for name in (_ENC, _DEC))
     for name in (_ENC, _DEC):
         numbers_of(folder, name, [range(n)])
-    parts: list[Part] = []
+    parts: list[State] = []
     for i in range(n):
         tensors: dict[str, Tensor] = {}
         for name in (_ENC, _DEC):
@@ -265,8 +253,10 @@ def load_circuit_tracer(folder: Path, source: str) -> SAE:
             )
         threshold = tensors.get(f"threshold_{i}", torch.zeros_like(b_enc))
         refuse_below_zero(threshold, f"{source}: layer {i}")
-        parts.append(Part(W_enc.T, b_enc, threshold, W_dec, b_dec, tensors.get(f"W_skip_{i}")))
-    n_targets = parts[0].W_dec.shape[1]
+        values, skip = (W_enc.T, b_enc, threshold, W_dec, b_dec), tensors.get(f"W_skip_{i}")
+        more = {} if skip is None else {"W_skip": skip}
+        parts.append(dict(zip(_PART, values, strict=False)) | more)
+    n_targets = parts[0]["W_dec"].shape[1]
     if n_targets != n:
         numbers_of(folder, _ENC, [range(n_targets)])
     model_name = hub_id(config.get("model_name"))
@@ -304,14 +294,14 @@ def save_circuit_tracer(sae: SAE, folder: Path) -> None:
         )
     about = {"model_kind": _KIND, "model_name": config.model_name}
     about |= {**first, "scan": config.model_name}
-    is_relu = not any(part.threshold.any() for part in parts)
+    is_relu = not any(part["threshold"].any() for part in parts)
     for i, part in enumerate(parts):
-        read = {"W_enc": part.W_enc.T, "b_enc": part.b_enc, "b_dec": part.b_dec}
+        read = {"W_enc": part["W_enc"].T, "b_enc": part["b_enc"], "b_dec": part["b_dec"]}
         if not is_relu:
-            read["threshold"] = part.threshold
+            read["threshold"] = part["threshold"]
         plain = {f"{name}_{i}": tensor.contiguous() for name, tensor in read.items()}
         save_file({n: t.clone() for n, t in plain.items()}, folder / _ENC.format(i))
-        save_file({f"W_dec_{i}": part.W_dec.contiguous()}, folder / _DEC.format(i))
+        save_file({f"W_dec_{i}": part["W_dec"].contiguous()}, folder / _DEC.format(i))
     shown = {name: value for name, value in about.items() if value is not None}
     (folder / CONFIG_YAML).write_text(yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
 

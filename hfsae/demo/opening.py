@@ -65,7 +65,7 @@ def open_subject(
     shipped, which = shipped_at(choice.source), without_source(choice)
     options = [f"{name}={value!r}" for name, value in which.items() if value]
     code = f"hfsae.load({', '.join([repr(public_source(choice)), *options])})"
-    code = shipped.in_python if shipped else code
+    code = shipped[2] if shipped else code
     subject = Subject(sae, public_name(choice), in_python=code, choice=choice)
     subject.lm_name = sae.config.model_name
     subject.folder = files_beside(choice.source, _BESIDE, **which)
@@ -75,7 +75,7 @@ def open_subject(
         subject.label_home = subject.folder
         if shipped is not None or not Path(choice.source).is_dir():
             home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
-            source = choice.source if shipped is None else shipped.name
+            source = choice.source if shipped is None else shipped[0]
             parts = [source, choice.subfolder]
             parts += [
                 f"{name}_{value}"

@@ -341,7 +341,7 @@ def public_name(choice: Choice) -> str:
     """No path of this machine: pages are shown to others."""
     path = Path(choice.source)
     if shipped := shipped_at(choice.source):
-        return shipped.shown
+        return shipped[1]
     return path.name if path.is_absolute() else choice.source
 
 

@@ -25,7 +25,6 @@ from ..activations.arguments import Columns, text_list
 from ..activations.token_text import Tokens, spell, tokenise
 from ..io.errors import Refused
 from ..lm import (
-    Encoder,
     activations_read,
     cast_for,
     check_arguments,
@@ -84,7 +83,7 @@ class Latents(NamedTuple):
 @torch.no_grad()
 def latents(
     lm: PreTrainedModel,
-    sae: Encoder,
+    sae: Any,
     text: Texts,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Latents:

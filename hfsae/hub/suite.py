@@ -9,9 +9,7 @@ import logging
 import math
 import os
 import re
-import stat
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -39,7 +37,6 @@ _L0 = re.compile(rf"l0_(\d+(?:\.\d+)?|{'|'.join(_WORDS)})")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
 _LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
-_MAX_FETCHED = 2**24  # bytes of a JSON file, to load or list an SAE; a config is a few thousand
 
 
 class SAEEntry(NamedTuple):
@@ -72,20 +69,20 @@ def list_saes(
     Raises:
         ValueError: the source does not exist, is not allowed, or is unreachable.
     """
-    listing = _list(source, revision, token, cache_dir, local_files_only)
+    how: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
+    how["local_files_only"] = local_files_only
+    listing = _list(source, revision, **how)
     entries = _entries(listing.files)
     is_single = len(entries) == 1 and _names_nothing(entries[0])
     if listing.commit is not None and not is_single:
         return entries
-    how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     for i, entry in enumerate(entries):
         form = FORMATS[entry.format]
         if form.config is None or None not in entry[2:]:
             continue
         prefix = f"{entry.path}/" if entry.path else ""
         listed = (form.config, EVALUATION)  # which have what a path leaves out
-        there = [name for name in listed if prefix + name in listing.files]
-        names = [name for name in there if (listing.files[prefix + name] or 0) < _MAX_FETCHED]
+        names = [name for name in listed if prefix + name in listing.files]
         try:
             folder = _folder_with(names, entry, listing, how)
             records = {n: read_json(folder / n) for n in names if folder is not None}
@@ -143,7 +140,7 @@ def load(
         norm_gain: for transcoders of Gemma Scope, see `hfsae.convert.gemma_scope`.
 
     Raises:
-        ValueError: no SAE or several fit (the sentence lists them), files are damaged or hostile,
+        ValueError: no SAE or several fit (the sentence lists them), files are damaged,
             there is no such device, or as for `list_saes`.
     """
     if isinstance(dtype, str):
@@ -162,15 +159,15 @@ def load(
     elif device_map is not None:
         device = device_map
     refuse_absent(device)
-    listing = _list(source, revision, token, cache_dir, local_files_only)
+    how: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
+    how["local_files_only"] = local_files_only
+    listing = _list(source, revision, **how)
     entries = _entries(listing.files)
     entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
     where = f"{source}/{entry.path}".rstrip("/")
     root = Path(source) if Path(source).is_dir() else Path(source).parent
     if listing.commit is not None:
-        needed = _needed(entry, listing)
-        how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        root = fetch(listing, needed, whole=True, **how)
+        root = fetch(listing, _needed(entry, listing), whole=True, **how)
     options = {} if norm_gain is None else {"norm_gain": norm_gain}
     sae = load_folder(root / entry.path, entry.format, where, **options)
     if _names_nothing(entry):
@@ -232,7 +229,7 @@ def files_beside(
         ValueError: as `load`.
     """
     is_listed = isinstance(source, Listing)
-    listing = source if is_listed else _list(source, revision, None, None, False)
+    listing = source if is_listed else _list(source, revision)
     entries = _entries(listing.files)
     entry = _pick(entries, listing, listing.repo_id, subfolder, layer, width, l0)
     if _names_nothing(entry) and (layer, width) != (None, None):
@@ -277,13 +274,7 @@ def _refuse_another(
         raise Refused(f"{where} has {d_sae:,} latents, not {width_of(width):,}")
 
 
-def _list(
-    source: str | Path,
-    revision: str | None,
-    token: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-) -> Listing:
+def _list(source: str | Path, revision: str | None, **how: Any) -> Listing:
     if not isinstance(source, str | Path) or not str(source):
         raise Refused(
             f"source must be a folder, a file, or a repository as 'name/repository', got {source!r}"
@@ -292,21 +283,14 @@ def _list(
     if root.is_dir():
         return Listing(str(source), None, _local_files(root))
     if root.exists():
-        return Listing(str(source), None, {root.name: None})
+        return Listing(str(source), None, [root.name])
     refuse_absent_source(source)
-    return list_files(
-        str(source),
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
+    return list_files(str(source), revision=revision, **how)
 
 
-def _local_files(root: Path) -> dict[str, int | None]:
-    """Files a few levels deep; hidden folders, those of models that are no SAE, and files that
-    vanish meanwhile are left out."""
-    files = {}
+def _local_files(root: Path) -> list[str]:
+    """Files a few levels deep, without hidden folders and those of models that are no SAE."""
+    files = []
     for folder, inner, names in os.walk(root):
         inside = Path(folder).relative_to(root)
         deepest = len(inside.parts) == _LEVELS
@@ -318,12 +302,8 @@ def _local_files(root: Path) -> dict[str, int | None]:
                 about = {}
             if about.get("model_type") in CONFIG_MAPPING and "d_sae" not in about:
                 continue  # a language model beside runs
-        for name in names:
-            with suppress(OSError):
-                state = os.stat(os.path.join(folder, name))
-                if stat.S_ISREG(state.st_mode):
-                    files[(inside / name).as_posix()] = state.st_size
-    return dict(sorted(files.items()))
+        files += [(inside / name).as_posix() for name in names]
+    return sorted(files)
 
 
 def _entries(paths: Iterable[str]) -> list[SAEEntry]:
@@ -428,7 +408,7 @@ def _options(entries: list[SAEEntry]) -> str:
 
 
 def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
-    """The files of one SAE, their sizes checked."""
+    """The files of one SAE."""
     form, there = FORMATS[entry.format], listing.files
     folder = str(PurePosixPath(entry.path).parent) if form.is_file else entry.path
     prefix = "" if folder in ("", ".") else f"{folder}/"
@@ -439,8 +419,4 @@ def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     if f"{prefix}{WEIGHTS_INDEX}" in needed:
         shard = re.compile(re.escape(prefix) + r"model-\d+-of-\d+\.safetensors")
         needed += [path for path in there if shard.fullmatch(path)]
-    for path in needed:
-        size = there[path]
-        if path.endswith(".json") and size is not None and size > _MAX_FETCHED:
-            raise Refused(f"{listing.repo_id}: {path} has {size:,} bytes, too many for a config")
     return needed

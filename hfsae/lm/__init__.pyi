@@ -27,9 +27,6 @@ from .places import Site as Site
 from .places import by_model as by_model
 from .places import model_and_path as model_and_path
 from .sites import Autoencoder as Autoencoder
-from .sites import Encoder as Encoder
-from .sites import HasConfig as HasConfig
-from .sites import NamesSite as NamesSite
 from .sites import Sites as Sites
 from .sites import blocks_below as blocks_below
 from .sites import check_arguments as check_arguments

@@ -44,7 +44,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..io.errors import Refused
 from .load import known_tokenizer
-from .sites import HasConfig, NamesSite, unwrapped
+from .sites import unwrapped
 from .weights_sketch import distance, sketch
 
 Severity = Literal["error", "warning"]
@@ -111,7 +111,7 @@ def terms_together(
 
 def check_model(
     lm: nn.Module,
-    sae: HasConfig,
+    sae: Any,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     dropout: Severity = "error",
@@ -146,7 +146,7 @@ def check_model(
 
 
 def check_models(
-    lms: Mapping[str, nn.Module], sae: HasConfig, tokenizer: PreTrainedTokenizerBase
+    lms: Mapping[str, nn.Module], sae: Any, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """`check_model` for an SAE over several models, which have a vocabulary in common.
 
@@ -183,7 +183,7 @@ def check_models(
             _warn_once(lm, sae, Difference(field, f"{name}: {difference}", "warning"))
 
 
-def intend(lm: nn.Module, sae: HasConfig, field: str) -> None:
+def intend(lm: nn.Module, sae: Any, field: str) -> None:
     """Silence `check_model`'s warning of an intended difference, such as a copy in another dtype.
 
     Args:
@@ -193,22 +193,8 @@ def intend(lm: nn.Module, sae: HasConfig, field: str) -> None:
     _sentences(lm, sae).update(str(d) for d in meant if d.severity == "warning")
 
 
-def check(
-    config: NamesSite, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
-) -> None:
-    """Warn of each difference that may matter.
-
-    Raises:
-        ValueError: a difference makes all latents meaningless.
-    """
-    for difference in differences(config, lm, tokenizer):
-        if difference.severity == "error":
-            raise Refused(_refusal(difference))
-        warnings.warn(f"SAE at {_place(config)}: {difference.advice}", stacklevel=3)
-
-
 def differences(
-    config: NamesSite, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+    config: Any, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> list[Difference]:
     """Terms on which `lm` and `tokenizer` differ from training; unknown terms count as equal."""
     commit = getattr(lm.config, "_commit_hash", None)
@@ -248,46 +234,33 @@ def _was(term: str, now: object, in_training: object, consequence: str) -> str:
     return f"{term} is {now}, and was {in_training} in training: {consequence}"
 
 
-def _of_weights(config: NamesSite, lm: PreTrainedModel) -> Difference | None:
-    field = "model_weights"
-    weights = getattr(config, field, None)
-    if weights is None:
+def _of_weights(config: Any, lm: PreTrainedModel) -> Difference | None:
+    weights = getattr(config, "model_weights", None)
+    found = weights and distance(lm, weights, getattr(config, "model_dtype", None))
+    if not found:  # unknown, or of other widths, which are checked where they are used
         return None
-    far = distance(lm, weights, getattr(config, "model_dtype", None))
-    if far is None:
-        return None  # the SAE's own widths are checked where they are used
-    if far.relative is None:
-        return Difference(
-            field,
-            "its weights have other names than in training, so they cannot be compared: latents "
-            "may mean something else",
-            "warning",
+    relative, tolerance, has_new_adapter = found
+    if relative is None:
+        sentence = "its weights have other names than in training, so they cannot be compared"
+    elif relative >= _OTHER_MODEL:
+        sentence = (
+            f"its weights differ from those in training by {relative:.0%} of their size, so they "
+            "are those of another model: load the SAE's own"
         )
-    if far.relative >= _OTHER_MODEL:
-        return Difference(
-            field,
-            f"its weights differ from those in training by {far.relative:.0%} of their size, so "
-            "they are those of another model: load the SAE's own",
-            "error",
+        return Difference("model_weights", sentence, "error")
+    elif relative > tolerance:
+        sentence = (
+            f"its weights differ from those in training by {relative:.2g} of their size, as in a "
+            "fine-tuned or quantised copy"
         )
-    if far.relative > far.tolerance:
-        return Difference(
-            field,
-            f"its weights differ from those in training by {far.relative:.2g} of their size, as "
-            "in a fine-tuned or quantised copy: latents may mean something else",
-            "warning",
-        )
-    if far.new_adapter:
-        return Difference(
-            field,
-            "it carries an adapter that it did not have in training: latents may mean something "
-            "else",
-            "warning",
-        )
-    return None
+    elif has_new_adapter:
+        sentence = "it carries an adapter that it did not have in training"
+    else:
+        return None
+    return Difference("model_weights", f"{sentence}: latents may mean something else", "warning")
 
 
-def _of_vocabulary(config: NamesSite, tokenizer: Any) -> Difference | None:
+def _of_vocabulary(config: Any, tokenizer: Any) -> Difference | None:
     in_training = getattr(config, "tokenizer_hash", None)
     if tokenizer is None or in_training is None:
         return None
@@ -341,7 +314,7 @@ def _dropout(lm: nn.Module) -> str | None:
 
 
 def check_bos(
-    lm: nn.Module, sae: HasConfig, input_ids: Int[Tensor, "rows ctx"], mask: Tensor | None = None
+    lm: nn.Module, sae: Any, input_ids: Int[Tensor, "rows ctx"], mask: Tensor | None = None
 ) -> None:
     """Warn if texts begin without BOS, with BOS, or with two of them, unlike the training text.
 
@@ -368,7 +341,7 @@ def check_bos(
 
 def check_rows(
     lm: nn.Module,
-    sae: HasConfig,
+    sae: Any,
     input_ids: Int[Tensor, "rows ctx"],
     document: Int[Tensor, "rows ctx"],
 ) -> None:
@@ -386,7 +359,7 @@ def check_rows(
         _warn_of_bos(lm, sae, found, "pack it with bos='document'")
 
 
-def _warn_of_bos(lm: nn.Module, sae: HasConfig, found: str, remedy: str) -> None:
+def _warn_of_bos(lm: nn.Module, sae: Any, found: str, remedy: str) -> None:
     sentence = f"the text {found}, unlike all training text: {remedy}"
     _warn_once(lm, sae, Difference("bos", sentence, "warning"))
 
@@ -416,7 +389,7 @@ def _first(
     return mask.to(input_ids.device).int().argmax(dim=1, keepdim=True)
 
 
-def _place(config: NamesSite) -> str:
+def _place(config: Any) -> str:
     """Where an SAE is, in words: its site, or the sites of one that has several."""
     return str(getattr(config, "where", config.site))
 
@@ -424,7 +397,7 @@ def _place(config: NamesSite) -> str:
 _warned: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()
 
 
-def _warn_once(lm: nn.Module, sae: HasConfig, difference: Difference) -> None:
+def _warn_once(lm: nn.Module, sae: Any, difference: Difference) -> None:
     """Warn, unless this model and SAE got the same warning before."""
     sentences = _sentences(lm, sae)
     if str(difference) not in sentences:
@@ -432,7 +405,7 @@ def _warn_once(lm: nn.Module, sae: HasConfig, difference: Difference) -> None:
         warnings.warn(f"SAE at {_place(sae.config)}: {difference.advice}", stacklevel=4)
 
 
-def _sentences(lm: nn.Module, sae: HasConfig) -> set[str]:
+def _sentences(lm: nn.Module, sae: Any) -> set[str]:
     """The warnings that were given about this model and SAE."""
     warned = _warned.setdefault(unwrapped(lm), WeakKeyDictionary())
     try:

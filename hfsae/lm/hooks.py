@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..io.errors import Refused, one_line
 from .places import Site
-from .sites import NamesSite, find_module, named, reads_of, unwrapped
+from .sites import find_module, named, reads_of, unwrapped
 
 
 class _Eager:
@@ -265,7 +265,7 @@ def replaced(site: str, replacement: Callable[[Tensor], Tensor], activation: Ten
     return new.to(activation)
 
 
-def activations_read(lm: nn.Module, config: NamesSite, **inputs: Tensor) -> Tensor:
+def activations_read(lm: nn.Module, config: Any, **inputs: Tensor) -> Tensor:
     """What an SAE of this config reads, [rows, ctx, d_in], on a forward pass that stops there."""
     reads = reads_of(config)
     with capture(lm, reads.names, stop_early=True) as activations:

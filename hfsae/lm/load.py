@@ -95,14 +95,22 @@ def load_lm(
     except Exception as error:  # readers of damaged files raise whatever they meet
         refuse_encoder(name, copy)
         raise refusal(name, revision, copy, error) from error
-    commit = note_commit_(lm.config, copy)
-    origin = f"{copy.origin} at {commit}" if commit else copy.origin
-    logger.info("%s: %s, %s", name, origin, lm.dtype)
-    lm.name_or_path = name  # a packaged copy is of this model, too
-    lm.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
-    spare_bfloat16_(lm)
     _tokenizers[lm] = tokenizer
-    return LoadedLM(lm.eval().requires_grad_(False), tokenizer, origin)
+    return LoadedLM(lm, tokenizer, _finished_(lm, name, copy, device))
+
+
+def _finished_(
+    model: PreTrainedModel, name: str, copy: Copy, device: str | torch.device | None
+) -> str:
+    """Name a loaded model, move and freeze it; its origin."""
+    commit = note_commit_(model.config, copy)
+    origin = f"{copy.origin} at {commit}" if commit else copy.origin
+    logger.info("%s: %s, %s", name, origin, model.dtype)
+    model.name_or_path = name  # a packaged copy is of this model, too
+    model.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
+    spare_bfloat16_(model)
+    model.eval().requires_grad_(False)
+    return origin
 
 
 def tokenizer_of(lm: nn.Module) -> PreTrainedTokenizerBase:
@@ -194,20 +202,18 @@ _NO_TOKENIZER = (
 # Several language models.
 
 
-class LoadedLMs(NamedTuple):
+class LoadedLMs(dict[str, LoadedLM]):
     """Language models by the names that stand before the slash, with one vocabulary."""
-
-    each: dict[str, LoadedLM]
 
     @property
     def lms(self) -> dict[str, PreTrainedModel]:
         """The models alone."""
-        return {name: loaded.lm for name, loaded in self.each.items()}
+        return {name: loaded.lm for name, loaded in self.items()}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The first one's: all have its vocabulary."""
-        return next(iter(self.each.values())).tokenizer
+        return next(iter(self.values())).tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -299,13 +305,7 @@ def load_encoder(
         refuse_random_weights(missing, "a vision model")
     except Exception as error:  # readers of damaged files raise whatever they meet
         raise refusal(name, revision, copy, error) from error
-    commit = note_commit_(model.config, copy)
-    origin = f"{copy.origin} at {commit}" if commit else copy.origin
-    logger.info("%s: %s, %s", name, origin, model.dtype)
-    model.name_or_path = name
-    model.to(device)
-    spare_bfloat16_(model)
-    return LoadedEncoder(model.eval().requires_grad_(False), processor, origin)
+    return LoadedEncoder(model, processor, _finished_(model, name, copy, device))
 
 
 def empty_encoder(name: str, *, revision: str | None = None) -> PreTrainedModel:

@@ -26,41 +26,22 @@ from .places import GRAMMAR, Site, shown
 _MISSPELT = 0.9  # similarity of two paths from which on one is the other, misspelt
 
 
-# The least that an SAE must have, so that those of other libraries, and others' own classes, work,
-# too. What a config may lack, such as `target_site` and the terms of `contract`, is not named here.
-
-
 @runtime_checkable
-class NamesSite(Protocol):
-    """An SAE's config."""
+class Autoencoder(Protocol):
+    """The least that an SAE must have to reconstruct, so that others' own classes work, too.
+
+    Of its config `site` alone is needed. Where an SAE only encodes, or only its place matters,
+    functions ask for `encode` and `config`, or for `config`.
+    """
 
     @property
-    def site(self) -> str | None:
-        """The site that the SAE reads, as in `sites`."""
-
-
-@runtime_checkable
-class HasConfig(Protocol):
-    """An SAE of which only its place matters."""
-
-    @property
-    def config(self) -> NamesSite:
+    def config(self) -> Any:
         """It names the SAE's site."""
         ...
-
-
-@runtime_checkable
-class Encoder(HasConfig, Protocol):
-    """An SAE of which only its latents matter."""
 
     def encode(self, x: Tensor, /) -> Tensor:
         """Latents [*batch, d_sae] of raw activations [*batch, d_in]."""
         ...
-
-
-@runtime_checkable
-class Autoencoder(Encoder, Protocol):
-    """An SAE that reconstructs."""
 
     def decode(self, latents: Tensor, x: Tensor, /) -> Tensor:
         """Raw activations [*batch, d_out] of latents, and of the input that they are of."""
@@ -118,7 +99,7 @@ class Sites(tuple[tuple[str, int], ...]):
         return ", ".join(self.names)
 
 
-def reads_of(config: NamesSite) -> Sites:
+def reads_of(config: Any) -> Sites:
     """The sites that an SAE reads.
 
     Args:
@@ -130,7 +111,7 @@ def reads_of(config: NamesSite) -> Sites:
     return getattr(config, "reads", None) or Sites.one(config.site, getattr(config, "d_in", 0))
 
 
-def writes_of(config: NamesSite) -> Sites:
+def writes_of(config: Any) -> Sites:
     """The sites that an SAE reconstructs.
 
     Args:
@@ -146,7 +127,7 @@ def writes_of(config: NamesSite) -> Sites:
     return Sites.one(target, getattr(config, "d_out", 0))
 
 
-def widths_of(*configs: NamesSite) -> dict[str, int]:
+def widths_of(*configs: Any) -> dict[str, int]:
     """By site the width of activations, wherever one of these SAEs reads or writes."""
     sides = (side(config) for config in configs for side in (reads_of, writes_of))
     return {site: width for side in sides for site, width in side}

@@ -18,8 +18,6 @@ from . import contract
 from .hooks import attach, capture, own_passes, replaced
 from .sites import (
     Autoencoder,
-    HasConfig,
-    NamesSite,
     check_arguments,
     reads_of,
     unwrapped,
@@ -43,7 +41,7 @@ class Moment(NamedTuple):
 @contextmanager
 def intervene(
     lm: nn.Module,
-    sae: HasConfig,
+    sae: Any,
     write: Callable[[Moment], Tensor],
     *,
     sites: Sequence[str] | None = None,
@@ -69,35 +67,38 @@ def intervene(
             infinity, or, with several sites, there is a KV cache.
     """
     contract.check_model(lm, sae, dropout="warning")
-    if is_causal(sae.config):
-        with _intervene_site_by_site(lm, sae, write, chosen_sites(sae.config, sites)):
-            yield
-        return
-    if len(reads_of(sae.config)) > 1:
-        chosen = chosen_sites(sae.config, sites)
+    chosen = chosen_sites(sae.config, sites)
+    reads, writes = reads_of(sae.config), writes_of(sae.config)
+    if len(reads) > 1 and not is_causal(sae.config):
         with _intervene_in_two_passes(lm, sae, write, chosen, everywhere):
             yield
         return
-    chosen_sites(sae.config, sites)
-    site, target = reads_of(sae.config).only_site, writes_of(sae.config).only_site
-    current = threading.local()  # source, input_ids and n_cached of a thread's forward pass
+    current = threading.local()  # source (by place), input_ids and n_cached of a thread's pass
 
-    def read(x: Tensor) -> None:
-        current.source = cast_for(sae, x)
+    def read(site: str, x: Tensor) -> None:
+        current.source = {**(current.source or {}), site: cast_for(sae, x)}
 
-    def replace(x: Tensor) -> Tensor:
-        if getattr(current, "source", None) is None:
-            raise Refused(f"target_site {target!r} runs before site {site!r}; swap them")
-        source, current.source = current.source, None
-        return write(Moment(source, x, current.input_ids, current.n_cached))
+    def replace(target: str, x: Tensor) -> Tensor:
+        needed = reads.names[: writes.names.index(target) + 1]  # its own source, and earlier ones
+        seen = current.source or {}
+        if missing := [site for site in needed if site not in seen]:
+            raise Refused(f"target site {target!r} runs before site {missing[0]!r}; swap them")
+        nothing = torch.zeros_like(seen[needed[-1]])
+        source = reads.joined({site: nothing for site in reads.names} | seen)
+        columns = {site: torch.zeros_like(x) for site in writes.names} | {target: x}
+        moment = Moment(source, writes.joined(columns), current.input_ids, current.n_cached)
+        return writes.split(write(moment))[target]
 
+    model, places = unwrapped(lm), ", ".join(chosen)
     with ExitStack() as hooks:
-        passes = hooks.enter_context(own_passes(target))
-        hooks.callback(_note_tokens(unwrapped(lm), sae, current, passes.own).remove)
-        hooks.callback(attach(lm, site, read, passes.own).remove)
-        visit = partial(replaced, target, replace)
-        hooks.callback(attach(lm, target, visit, passes.reached).remove)
-        hooks.callback(_refuse_not_finite(unwrapped(lm), target, passes.own).remove)
+        passes = hooks.enter_context(own_passes(places))
+        hooks.callback(_note_tokens(model, sae, current, passes.own).remove)
+        for site in reads.names:  # before writing: a target may be the site itself
+            hooks.callback(attach(lm, site, partial(read, site), passes.own).remove)
+        for target in chosen:
+            visit = partial(replaced, target, partial(replace, target))
+            hooks.callback(attach(lm, target, visit, passes.reached).remove)
+        hooks.callback(_refuse_not_finite(model, places, passes.own).remove)
         yield
 
 
@@ -106,7 +107,7 @@ def is_causal(config: object) -> bool:
     return getattr(config, "is_causal", False)
 
 
-def chosen_sites(config: NamesSite, sites: Sequence[str] | None) -> list[str]:
+def chosen_sites(config: Any, sites: Sequence[str] | None) -> list[str]:
     """The sites at which to write: those given, or all that the SAE reconstructs.
 
     Raises:
@@ -123,7 +124,7 @@ def chosen_sites(config: NamesSite, sites: Sequence[str] | None) -> list[str]:
 @contextmanager
 def _intervene_in_two_passes(
     lm: nn.Module,
-    sae: HasConfig,
+    sae: Any,
     write: Callable[[Moment], Tensor],
     chosen: Sequence[str],
     everywhere: bool,
@@ -170,41 +171,6 @@ def _intervene_in_two_passes(
             visit = partial(replaced, site, partial(replace, site))
             hooks.callback(attach(lm, site, visit, is_second).remove)
         hooks.callback(_refuse_not_finite(model, ", ".join(chosen), passes.own).remove)
-        yield
-
-
-@contextmanager
-def _intervene_site_by_site(
-    lm: nn.Module, sae: HasConfig, write: Callable[[Moment], Tensor], chosen: Sequence[str]
-) -> Iterator[None]:
-    """In one pass, also with a KV cache: a target needs its own source and those before it."""
-    current = threading.local()  # source (by place), input_ids and n_cached of a thread's pass
-    reads, writes = reads_of(sae.config), writes_of(sae.config)
-
-    def read(site: str, x: Tensor) -> None:
-        current.source = {**(current.source or {}), site: cast_for(sae, x)}
-
-    def replace(target: str, x: Tensor) -> Tensor:
-        needed = reads.names[: writes.names.index(target) + 1]
-        seen = current.source or {}
-        if missing := [site for site in needed if site not in seen]:
-            raise Refused(f"target site {target!r} runs before site {missing[0]!r}; swap them")
-        nothing = torch.zeros_like(seen[needed[-1]])
-        source = reads.joined({site: nothing for site in reads.names} | seen)
-        columns = {site: torch.zeros_like(x) for site in writes.names} | {target: x}
-        moment = Moment(source, writes.joined(columns), current.input_ids, current.n_cached)
-        return writes.split(write(moment))[target]
-
-    model, last = unwrapped(lm), ", ".join(chosen)
-    with ExitStack() as hooks:
-        passes = hooks.enter_context(own_passes(last))
-        hooks.callback(_note_tokens(model, sae, current, passes.own).remove)
-        for site in reads.names:  # before writing: a target may be the site itself
-            hooks.callback(attach(lm, site, partial(read, site), passes.own).remove)
-        for target in chosen:
-            visit = partial(replaced, target, partial(replace, target))
-            hooks.callback(attach(lm, target, visit, passes.reached).remove)
-        hooks.callback(_refuse_not_finite(model, last, passes.own).remove)
         yield
 
 
@@ -265,7 +231,7 @@ def splice(
 
 
 def _note_tokens(
-    lm: PreTrainedModel, sae: HasConfig, current: threading.local, is_own: Callable[[], bool]
+    lm: PreTrainedModel, sae: Any, current: threading.local, is_own: Callable[[], bool]
 ) -> RemovableHandle:
     """Keep each forward pass's input_ids, and check for BOS at the beginning of a text."""
 

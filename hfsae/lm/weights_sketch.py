@@ -12,7 +12,7 @@ from functools import lru_cache
 from hashlib import blake2b, shake_256
 from itertools import chain
 from math import inf, isfinite, sqrt
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,18 +28,6 @@ _WIDTH = struct.Struct("<I")  # of the residual stream
 _RECORD = struct.Struct(f"<I{_SUMS}f")  # a matrix by its hash, and its sums
 _SAME = 1e-5  # a distance of equal weights, summed in another order
 _Sums = dict[int, tuple[float, ...]]
-
-
-class Distance(NamedTuple):
-    """How far the weights of a model are from those of a sketch."""
-
-    relative: float | None
-    """root mean square of the weights' differences, as a fraction of that of the weights; None if
-    the two models have none of the sketched matrices in common"""
-    tolerance: float = _SAME
-    """distances up to this one can come from casting equal weights to another dtype"""
-    new_adapter: bool = False
-    """the model carries an adapter (PEFT), the sketched one did not"""
 
 
 def sketch(lm: nn.Module) -> str | None:
@@ -70,12 +58,18 @@ def parse(text: str) -> tuple[int, _Sums]:
     return width, sums
 
 
+Distance = tuple[float | None, float, bool]
 _distances: WeakKeyDictionary[nn.Module, tuple[object, Distance]] = WeakKeyDictionary()
 
 
 def distance(lm: nn.Module, text: str, dtype: str | None) -> Distance | None:
     """How far the model's weights are from a sketch; None if its residual stream is of another
     width, which no SAE of the sketched model can read.
+
+    That is the root mean square of the weights' differences, as a fraction of that of the weights,
+    or None if the two models have none of the sketched matrices in common; up to which distance it
+    can come from casting equal weights to another dtype; and whether the model carries an adapter
+    (PEFT) that the sketched one did not.
 
     Computed again only after the sketched weights changed in place, or were cast or moved.
 
@@ -113,7 +107,7 @@ def distance(lm: nn.Module, text: str, dtype: str | None) -> Distance | None:
     elif relative is None:
         tolerance = _SAME
     new_adapter = bool(adapters) and adapters.isdisjoint(theirs)
-    _distances[lm] = state, Distance(relative, tolerance, new_adapter)
+    _distances[lm] = state, (relative, tolerance, new_adapter)
     return _distances[lm][1]
 
 

@@ -40,7 +40,6 @@ from .base import SAE
 from .batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from .config import INITIAL_FREE_NORM, SAEConfig
 from .jumprelu import JumpReLUSAE, JumpReLUSAEConfig
-from .site_layout import Source
 
 _K_OF_SOURCE = 16
 
@@ -229,13 +228,13 @@ class Causal(SAE):
     def decoder_norms(self) -> Float[Tensor, " d_sae"]:
         return torch.cat([self.row_norms(rows.float()) for rows in self.decoder_parts()])
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[tuple[Tensor, Tensor, slice, slice]]:
         if (n := self.n_sources) == 1:
             return super().sources()
         read = zip(self.encoder_rows().chunk(n), self.decoder_parts(), strict=True)
         ends = [s * self.width for s in range(n + 1)]
         return [
-            Source(rows, written, slice(ends[s], ends[s + 1]), slice(ends[s], ends[n]))
+            (rows, written, slice(ends[s], ends[s + 1]), slice(ends[s], ends[n]))
             for s, (rows, written) in enumerate(read)
         ]
 

@@ -18,7 +18,7 @@ weights, as with one site, and keeps `config.site_scales`, in which N and shares
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,15 +30,6 @@ from . import dedicated
 from .config import SAEConfig
 
 _LEAST = 1e-12  # of a norm that something is divided by
-
-
-class Source(NamedTuple):
-    """Latents that read and write the same columns."""
-
-    encoder_rows: Float[Tensor, "n d_read"]
-    decoder_rows: Float[Tensor, "n d_written"]
-    reads: slice
-    writes: slice
 
 
 class SiteLayout(nn.Module):
@@ -71,9 +62,10 @@ class SiteLayout(nn.Module):
         """`row_norms` of all decoder rows."""
         return self.row_norms(self.decoder_rows().float())
 
-    def sources(self) -> list[Source]:
-        """Equal parts of the latents, each with the columns that it reads and writes: here one."""
-        return [Source(self.encoder_rows(), self.decoder_rows(), slice(None), slice(None))]
+    def sources(self) -> list[tuple[Tensor, Tensor, slice, slice]]:
+        """Equal parts of the latents, here one: encoder rows [n, d_read], decoder rows
+        [n, d_written], and the columns of x and of its reconstruction that these are."""
+        return [(self.encoder_rows(), self.decoder_rows(), slice(None), slice(None))]
 
     @property
     def latent_scale(self) -> float:

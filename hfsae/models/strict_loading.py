@@ -17,6 +17,7 @@ from .config import SAEConfig
 from .fingerprint import Verification, verify
 
 T = TypeVar("T", bound="StrictLoading")
+_NO_FINGERPRINT = "there is no {}; `hfsae train` and `hfsae.write_fingerprint` make it"
 _HUB_OPTIONS = {
     "cache_dir",
     "force_download",
@@ -85,18 +86,14 @@ class StrictLoading(PreTrainedModel):
                 raise Refused(
                     "this SAE was not loaded from a folder; name its fingerprint's folder"
                 )
-            fingerprint = Path(name, source.get("subfolder", ""))
-            if not Path(name).is_dir():
-                try:
-                    fingerprint = cast(str, cached_file(name, FINGERPRINT, **source))
-                except OSError as error:
-                    raise Refused(f"{name} holds no {FINGERPRINT} to verify against") from error
+            try:
+                fingerprint = cast(str, cached_file(name, FINGERPRINT, **source))
+            except OSError as error:
+                raise Refused(_NO_FINGERPRINT.format(f"{name}/{FINGERPRINT}")) from error
         path = Path(fingerprint)
         path = path / FINGERPRINT if path.is_dir() else path
         if not path.is_file():
-            raise Refused(
-                f"there is no {path}; `hfsae train` and `hfsae.write_fingerprint` make it"
-            )
+            raise Refused(_NO_FINGERPRINT.format(path))
         return verify(self, path)
 
 
@@ -125,18 +122,11 @@ def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
     Raises:
         ValueError: an index of shards names files that are not beside it.
     """
-    if Path(name).is_dir():
-        folder = Path(name, place.get("subfolder", ""))
+    lenient = ("gated_repo", "missing_entries", "connection_errors")
+    quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
 
-        def find(file: str) -> str | None:
-            return str(folder / file) if (folder / file).is_file() else None
-
-    else:
-        lenient = ("gated_repo", "missing_entries", "connection_errors")
-        quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
-
-        def find(file: str) -> str | None:
-            return cast("str | None", cached_file(name, file, **place, **quiet))
+    def find(file: str) -> str | None:
+        return cast("str | None", cached_file(name, file, **place, **quiet))
 
     if file := find(WEIGHTS):
         return [file]

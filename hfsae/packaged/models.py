@@ -211,24 +211,16 @@ SEPARATE_SAES = {"gemma": SeparateSAE("model_cards/gemma3_270m_shipped", "google
 """By the name that `hfsae demo` takes."""
 
 
-class Shipped(NamedTuple):
-    """An SAE that comes with hfsae, in words."""
-
-    name: str
-    """of the folder for what a user adds to it"""
-    shown: str
-    in_python: str
-
-
-def shipped_at(folder: str | Path) -> Shipped | None:
-    """Which SAE that comes with hfsae a folder is, however it is written; None: another one."""
+def shipped_at(folder: str | Path) -> tuple[str, str, str] | None:
+    """Of an SAE that comes with hfsae, by its folder, however that is written: a short name, the
+    SAE in words, and in Python; None: it is another one."""
     resolved = Path(folder).resolve()
     if resolved == SHIPPED_SAE.resolve():
         code = "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
-        return Shipped("shipped", "the small SAE that comes with hfsae", code)
+        return "shipped", "the small SAE that comes with hfsae", code
     for name, sae in SEPARATE_SAES.items():
         if resolved == sae.path.resolve():
             code = f'hfsae.load(hfsae.packaged.SEPARATE_SAES["{name}"].folder("{name}"))'
             of = sae.lm.rpartition("/")[2]
-            return Shipped(name, f"the small SAE of {of} that comes with hfsae", code)
+            return name, f"the small SAE of {of} that comes with hfsae", code
     return None

@@ -36,7 +36,6 @@ from ..activations import (
     text_origin,
     text_record,
 )
-from ..activations.files import warn_of_equal_documents
 from ..activations.held_out import HELD_OUT
 from ..activations.tokens import documents, local_files
 from ..evaluation import (
@@ -138,7 +137,7 @@ def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
         return load_for(recipe.lm, device)
     if recipe.lms:
         several = LoadedLMs({name: load(args, device) for name, args in recipe.models.items()})
-        refuse_other_vocabularies({name: one.tokenizer for name, one in several.each.items()})
+        refuse_other_vocabularies({name: one.tokenizer for name, one in several.items()})
         return several
     return load(recipe.lm, device)
 
@@ -177,7 +176,7 @@ class Job(NamedTuple):
         if isinstance(self.loaded, LoadedLMs):
             raise Refused(
                 f"{self.folder} has an SAE over several language models "
-                f"({', '.join(self.loaded.each)}), and this needs a single one"
+                f"({', '.join(self.loaded)}), and this needs a single one"
             )
         raise Refused(
             f"{self.folder} has no language model: its SAE was trained on other activations than "
@@ -331,9 +330,6 @@ class FileInputs(RowInputs):
                 is_known = source.is_in_order and which == "train"
                 for _ in counted(source.batches(which, 0 if is_known else n), progress):
                     pass
-        held_out = source.batches(side, self.recipe.sizes.evaluation)
-        training = () if side == "train" else source.batches("train")
-        warn_of_equal_documents(held_out, training, "activations.files")
 
     def terms(self) -> dict[str, Any]:
         """Fields for the configs of SAEs that are trained on these: none without a model."""
@@ -399,7 +395,7 @@ class TextInputs:
     def __init__(self, recipe: Recipe, loaded: LoadedLM | LoadedLMs) -> None:
         self.recipe, self.loaded = recipe, loaded
         single = isinstance(loaded, LoadedLM)
-        self.each = {"": loaded} if single else loaded.each
+        self.each = {"": loaded} if single else loaded
         self.lm = loaded.lm if single else loaded.lms
         self.device = next(iter(self.each.values())).lm.device
 

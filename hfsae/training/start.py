@@ -131,18 +131,18 @@ def _turn_to_data_(
             "and equal latents would stay equal; give less than 1"
         )
     encoder, turned_columns = sae.encoder_rows().detach(), []
-    for source in sae.sources():
+    for encoder_rows, decoder_rows, reads, writes in sae.sources():
         read, written = x, target
-        if source.reads != slice(None):  # a copy of some columns, since they are changed
-            read, written = x[:, source.reads].clone(), target[:, source.writes].clone()
-        columns, rows = first_directions_(read, written, len(source.encoder_rows), args)
-        decoder = source.decoder_rows.detach()
+        if reads != slice(None):  # a copy of some columns, since they are changed
+            read, written = x[:, reads].clone(), target[:, writes].clone()
+        columns, rows = first_directions_(read, written, len(encoder_rows), args)
+        decoder = decoder_rows.detach()
         start, turned = _turned(decoder, rows, share)
         norms = start.norm(dim=1)
         if sae.config.sums_norms:
             norms = sae.row_norms(start) / sae.row_norms(turned)
         local(decoder).copy_(part(norms[:, None] * turned, like=decoder))
-        start, turned = _turned(source.encoder_rows, columns, share)
+        start, turned = _turned(encoder_rows, columns, share)
         turned_columns.append(start.norm(dim=1, keepdim=True) * turned)
     local(encoder).copy_(part(torch.cat(turned_columns), like=encoder))
 

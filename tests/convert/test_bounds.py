@@ -128,16 +128,6 @@ def test_a_store_whose_latents_are_mostly_silent_is_read(tmp_path):
     assert list(shown_latents(tmp_path / "silent"))
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "complex64", "nonsense"])
-@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
-def test_a_config_names_a_dtype_of_weights_alone(saved, dtype, key):
-    config = json.loads((saved / "config.json").read_text())
-    config.pop("dtype")
-    (saved / "config.json").write_text(json.dumps({**config, key: dtype}))
-    with pytest.raises(ValueError, match=f"dtype must be one of float32, .*, got '{dtype}'"):
-        AutoModel.from_pretrained(saved)
-
-
 @pytest.mark.parametrize(
     "change, sentence",
     [

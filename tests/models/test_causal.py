@@ -150,12 +150,12 @@ def test_rows_by_source_are_the_steps_that_single_latents_make(n):
         torch.testing.assert_close(row, step)
     chosen = torch.arange(4 * n) % 3 == 0
     torch.testing.assert_close(sae.rows_of(chosen), steps[chosen])
-    for s, source in enumerate(sae.sources()):
+    for s, (encoder_rows, decoder_rows, reads, writes) in enumerate(sae.sources()):
         of_source = slice(4 * s, 4 * s + 4)
-        assert (source.reads, source.writes) == (slice(s * W, s * W + W), slice(s * W, n * W))
-        torch.testing.assert_close(source.decoder_rows, steps[of_source, source.writes])
-        x = torch.eye(n * W)[source.reads]  # one number of what it reads at a time
-        assert torch.equal(source.encoder_rows.T, sae.pre_activations(x)[:, of_source])
+        assert (reads, writes) == (slice(s * W, s * W + W), slice(s * W, n * W))
+        torch.testing.assert_close(decoder_rows, steps[of_source, writes])
+        x = torch.eye(n * W)[reads]  # one number of what it reads at a time
+        assert torch.equal(encoder_rows.T, sae.pre_activations(x)[:, of_source])
 
 
 def test_a_target_does_not_depend_on_later_sources():

@@ -134,9 +134,9 @@ def test_a_start_at_data_turns_each_source_to_what_it_reads_and_writes(tmp_path)
     batch = source.sample(4096)
     run.initialise(batch)
     sae = run.sae
-    for s, part in enumerate(sae.sources()):
+    for s, (encoder_rows, decoder_rows, _, _) in enumerate(sae.sources()):
         x = batch[SITES[s]] - batch[SITES[s]].mean(0)
-        read = normalize(part.encoder_rows, dim=1)
+        read = normalize(encoder_rows, dim=1)
         torch.testing.assert_close(read, normalize(x[:16], dim=1))
         of_targets = sae.config.column_scales[s:]
         wanted = [
@@ -144,7 +144,7 @@ def test_a_start_at_data_turns_each_source_to_what_it_reads_and_writes(tmp_path)
             for at, c in zip(TARGETS[s:], of_targets, strict=True)
         ]
         torch.testing.assert_close(
-            normalize(part.decoder_rows, dim=1), normalize(torch.cat(wanted, dim=1), dim=1)
+            normalize(decoder_rows, dim=1), normalize(torch.cat(wanted, dim=1), dim=1)
         )
     torch.testing.assert_close(sae.decoder_norms(), torch.ones(48))
 
