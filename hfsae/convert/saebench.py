@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..io.errors import Refused
 from ..models import SAE, JumpReLUSAE, ReLUSAE, TopKSAE
@@ -85,23 +87,51 @@ class SAEBenchSAE:
             prepend_bos=config.bos != "none" if prepend_bos is None else prepend_bos,
         )
 
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latents of raw activations x."""
+        return self.sae.encode(x)
+
+    def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
+        """Raw activations from latents."""
+        return self.sae.decode(latents)
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "SAEBenchSAE":
         """This object, moved or cast."""
-        self.sae.to(device=device or self.sae.device, dtype=dtype or self.dtype)
+        self.sae.to(device=device or self.device, dtype=dtype or self.dtype)
         self.cfg.dtype = _name(self.dtype)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Of the SAE's weights."""
+        return self.sae.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the SAE's weights, thresholds apart."""
         return self.sae.W_dec.dtype
 
-    def __getattr__(self, name: str) -> Any:
-        """`encode`, `decode`, `device`, and the weights W_enc, W_dec, b_enc and b_dec, whose scales
-        are folded: the SAE's."""
-        return getattr(self.sae, name)
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        """Encoder, scales folded."""
+        return self.sae.W_enc
+
+    @property
+    def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
+        """Decoder, scales folded."""
+        return self.sae.W_dec
+
+    @property
+    def b_enc(self) -> Float[Tensor, " d_sae"]:
+        """Encoder bias, scales folded."""
+        return self.sae.b_enc
+
+    @property
+    def b_dec(self) -> Float[Tensor, " d_in"]:
+        """Decoder bias, scales folded."""
+        return self.sae.b_dec
 
 
 def _name(dtype: torch.dtype) -> str:
