@@ -127,8 +127,11 @@ class InputSource:
         self.harvester = Harvester(encoder.model, sites, harvest, norm_limits=norm_limits)
         self._takes = {*signature(encoder.model.forward).parameters}
         self._paths = paths_of(arguments)
-        self.ids = [_id(path, *_state(path)) for path in self._paths]
-        """16 hexadecimal digits of a hash of each file's content"""
+        try:
+            self.ids = [_id(path, *_state(path)) for path in self._paths]
+            """16 hexadecimal digits of a hash of each file's content"""
+        except OSError as error:
+            raise Refused(f"a picture cannot be read ({error}); check it") from error
         folders = [path.absolute().parent for path in self._paths]
         common = os.path.commonpath(folders)
         self.names = [path.absolute().relative_to(common).as_posix() for path in self._paths]
@@ -480,24 +483,14 @@ def paths_of(args: ImageArguments) -> list[Path]:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """What changes when a file does: its size and time.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    try:
-        about = path.stat()
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error}); check it") from error
+    """What changes when a file does: its size and time."""
+    about = path.stat()
     return about.st_size, about.st_mtime_ns
 
 
 @lru_cache(maxsize=2**20)  # a run opens its files several times
 def _id(path: Path, size: int, changed: int) -> str:
-    try:
-        return file_hash(path)[:16]
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error}); check it") from error
+    return file_hash(path)[:16]
 
 
 @lru_cache(maxsize=2**20)  # a run checks its pictures, and opens them several times
