@@ -10,16 +10,13 @@ import csv
 import logging
 import os
 import random
-import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from glob import glob
 from hashlib import blake2b, sha256
 from inspect import signature
-from math import prod
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -46,7 +43,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 _PREFIX = 2  # a CLS and a distillation token; registers are in the config
 _MOST_FAULTS = 0.01  # share of pictures that cannot be read
 _SHOWN = 10  # names of files that are not read
-_DECODED = 2**28  # bytes of decoded pictures that are kept
 _COLUMN = "file"  # of a table of labels
 
 
@@ -161,8 +157,6 @@ class InputSource:
         self._position = {"epoch": 0, "offset": 0}
         self._faults: dict[int, str | None] = {}
         self._order = lru_cache(maxsize=1)(self._ordered)
-        self._decoded: OrderedDict[int, Image] = OrderedDict()
-        self._lock = threading.Lock()  # a bucket may be filled by a thread of its own
 
     @property
     def sites(self) -> list[str]:
@@ -212,19 +206,11 @@ class InputSource:
         return False
 
     def _cut(self, piece: Piece) -> "Image":
-        """The picture, or its crop. Pictures that crops were cut out of are kept, up to 256 MiB:
-        those of one come at random times."""
+        """The picture, or its crop."""
         document, number = piece
-        path = self._paths[document]
+        image = rgb_of(self._paths[document])
         if not self.arguments.crops:
-            return rgb_of(path)
-        with self._lock:
-            image = self._decoded.pop(document, None) or rgb_of(path)
-            self._decoded[document] = image  # the last
-            while sum(3 * prod(one.size) for one in self._decoded.values()) > _DECODED:
-                if len(self._decoded) == 1:
-                    break
-                self._decoded.popitem(last=False)
+            return image
         rng = random.Random(f"{self.arguments.seed} {self.ids[document]} {number}")
         side = min(*self.size, *image.size)
         left, top = (rng.randint(0, length - side) for length in image.size)

@@ -124,8 +124,12 @@ def running_as(
     with _replacing, own_passes("the replaced modules", eager=eager) as passes:
         # A module may already have its own forward: accelerate's device hooks set one.
         own = {module: vars(module).get("forward") for module in forwards}
+
+        def either(ours: Callable[..., Any], theirs: Callable[..., Any], *a: Any, **kw: Any) -> Any:
+            return (ours if passes.reached() else theirs)(*a, **kw)
+
         for module, forward in forwards.items():
-            module.forward = partial(_either, passes.reached, forward, module.forward)
+            module.forward = partial(either, forward, module.forward)
         try:
             yield
         finally:
@@ -136,16 +140,6 @@ def running_as(
 
 
 _replacing = threading.RLock()  # one thread at a time: each restores the state before it
-
-
-def _either(
-    is_own: Callable[[], bool],
-    ours: Callable[..., Any],
-    theirs: Callable[..., Any],
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    return (ours if is_own() else theirs)(*args, **kwargs)
 
 
 def attach(

@@ -17,15 +17,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
-def first_dedicated(
-    rows: Float[Tensor, "n d_out"], n_dedicated: int, n_sites: int
-) -> Float[Tensor, "n d_out"]:
-    """Rows to start from: of the last latents the last site's part alone."""
-    rows = rows.clone()
-    rows[-n_dedicated:, : -(rows.shape[1] // n_sites)] = 0
-    return rows
-
-
 def are_dedicated(rows: Float[Tensor, "n d_out"], n_sites: int) -> Bool[Tensor, " n"]:
     """Which rows write at the last site alone."""
     return (rows.unflatten(-1, (n_sites, -1))[:, :-1] == 0).all(dim=-1).all(dim=-1)

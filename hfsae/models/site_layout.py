@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from ..io.errors import Refused
 from ..lm.sites import Sites
-from . import dedicated
 from .config import SAEConfig
 
 _LEAST = 1e-12  # of a norm that something is divided by
@@ -201,5 +200,5 @@ class SiteLayout(nn.Module):
         rows = torch.cat(parts, dim=-1) / (n if self.config.sums_norms else n**0.5)
         if not self.config.dedicated:
             return rows
-        rows = dedicated.first_dedicated(rows, self.config.dedicated, n)
+        rows[-self.config.dedicated :, : -(rows.shape[1] // n)] = 0  # the last site's part is left
         return rows / self.row_norms(rows)[:, None]
