@@ -512,7 +512,7 @@ def rgb_of(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=formats)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise Refused(f"{error}; make it smaller") from error
+        raise Refused(f"{str(error).removesuffix('.')}; make it smaller") from error
     with image:
         if draft:
             image.draft("RGB", (image.width // 8, image.height // 8))
