@@ -121,14 +121,12 @@ def test_latents_are_a_table_of_pandas(tiny_lm, tiny_tokenizer, monkeypatch):
 
 def test_a_device_map_is_one_device(tmp_path):
     make_sae("layers.1").save_pretrained(tmp_path)
-    for device_map in ("cpu", {"": "cpu"}, torch.device("cpu")):
+    for device_map in ("cpu", torch.device("cpu")):
         assert hfsae.load(tmp_path, device_map=device_map).device.type == "cpu"
     kind = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     assert hfsae.load(tmp_path, device_map="auto").device.type == kind.type
-    refused: Any = ({"device_map": {"W_enc": 0}}, {"device_map": "cpu", "device": "cpu"})
-    for more in refused:
-        with pytest.raises(hfsae.Refused, match="; give device"):
-            hfsae.load(tmp_path, **more)
+    with pytest.raises(hfsae.Refused, match="; give device"):
+        hfsae.load(tmp_path, device_map="cpu", device="cpu")
 
 
 def test_the_base_class_loads_the_variant_that_a_config_names(tmp_path):

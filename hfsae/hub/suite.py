@@ -121,7 +121,7 @@ def load(
     local_files_only: bool = False,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
-    device_map: str | torch.device | dict[str, Any] | None = None,
+    device_map: str | torch.device | None = None,
     norm_gain: Float[Tensor, " d_in"] | None = None,
 ) -> SAE:
     """The SAE in a folder or a repository, in any known format; of a suite, the chosen one.
@@ -135,8 +135,8 @@ def load(
         revision, token, cache_dir, local_files_only: as in `huggingface_hub`.
         dtype: to cast to, for example "bfloat16"; thresholds stay float32.
         device: to move it to.
-        device_map: as in transformers, for one device: the same as `device`; "auto": an
-            accelerator, or else the CPU.
+        device_map: the same as `device`, as transformers calls it; "auto": an accelerator, or else
+            the CPU.
         norm_gain: for transcoders of Gemma Scope, see `hfsae.convert.gemma_scope`.
 
     Raises:
@@ -150,14 +150,9 @@ def load(
         dtype = kind
     if device_map is not None and device is not None:
         raise Refused(f"device={device!r} and device_map={device_map!r} are one thing; give device")
-    if isinstance(device_map, dict):
-        if {*device_map} != {""}:
-            raise Refused(f"device_map={device_map!r}: an SAE lies on one device; give device")
-        device = device_map[""]
-    elif device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    elif device_map is not None:
-        device = device_map
+    if device_map == "auto":
+        device_map = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    device = device_map if device is None else device
     refuse_absent(device)
     how: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
     how["local_files_only"] = local_files_only
