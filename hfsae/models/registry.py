@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from transformers import MODEL_MAPPING
 
@@ -67,5 +68,6 @@ def refuse_unknown_variant(model_type: str | None, where: str | Path) -> None:
 
 def class_of(model_type: str | None) -> type[SAE] | None:
     """The variant of this model_type; None where no imported module defines it."""
-    classes = {c.model_type: MODEL_MAPPING[c] for c in variants() if c in MODEL_MAPPING}
+    known = (config for config in variants() if config in MODEL_MAPPING)
+    classes: dict[str | None, Any] = {c.model_type: MODEL_MAPPING[c] for c in known}
     return classes.get(model_type)
