@@ -2,7 +2,6 @@
 licence that fits the language model's."""
 
 import json
-import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -33,7 +32,6 @@ from ..io.local_paths import without_local_paths
 from ..io.secrets import keys_of_environment
 from ..packaged import known_licence, licence_conflict
 
-logger = logging.getLogger(__name__)
 CODE = Path(__file__).with_name("modeling_hfsae.py")
 _RECORDS = [r.file for r in RECORDS if r.is_pushed and r.file != FINGERPRINT]
 PUSHED = (
