@@ -68,7 +68,7 @@ def expected_rows(source: InputSource, sides: tuple[str, ...]) -> torch.Tensor:
         if side in sides:
             chosen.append(document)
     for piece in (piece for side in sides for piece in source.pieces(side)):
-        assert piece.document in chosen
+        assert piece[0] in chosen
         with torch.no_grad(), capture(source.encoder.model, [site]) as acts:
             forward(source.encoder.model, source.read([piece]).inputs)
         rows.append(acts[site][0][source.keep])
