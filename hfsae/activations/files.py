@@ -9,7 +9,7 @@ import logging
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from hashlib import blake2b, sha256
@@ -57,6 +57,7 @@ _LEFT_OUT = 4  # added to the number of a side
 _TOGETHER = 1000  # rows of [n, d] that are a document where none is given
 _FEW = 100  # rows too few to judge a column by
 _FAR = 100  # times the median norm: a mean beyond it is that of a few rows
+_COMPARED = 2**30  # bytes of training rows that are compared with held-out ones: about a second
 
 Activations = dict[str, Float[Tensor, "_ _"]]
 
@@ -142,15 +143,13 @@ def _check_documents_and_marks(
     for name, kinds in ((documents, (*INTEGERS, TEXT)), (KEEP, ("bool",))):
         lacking = [shard for shard in shards if name not in shard.names]
         if lacking and name == documents == DOCUMENTS:
-            shard, n_rows = lacking[0], headers[shards.index(lacking[0])].n_rows
-            for name_there in filter(is_like_documents, shard.names):
-                other = shard.header(name_there)
-                if other.kind in kinds and other.n_values == n_rows:
-                    raise Refused(
-                        f"{shard.path} has no {DOCUMENTS!r}, and {name_there!r} with a value for "
-                        f"each row: give --activations.documents {name_there} if these are the "
-                        "rows' documents, or else '' for none"
-                    )
+            shard = lacking[0]
+            for other in _like_documents(shard, headers[shards.index(shard)], DOCUMENTS):
+                raise Refused(
+                    f"{shard.path} has no {DOCUMENTS!r}, and {other!r} with a value for each row: "
+                    f"give --activations.documents {other} if these are the rows' documents, or "
+                    "else '' for none"
+                )
         if lacking and (len(lacking) < len(shards) or name not in (DOCUMENTS, KEEP, "")):
             path, names = lacking[0].path, lacking[0].names
             raise Refused(
@@ -172,6 +171,18 @@ def _check_documents_and_marks(
                     f"{mark.path} has {mark.n_values:,} values in {name!r} for "
                     f"{header.n_rows:,} rows of activations; give one for each row"
                 )
+
+
+def _like_documents(shard: Shard, header: Header, documents: str) -> list[str]:
+    """Other tensors or columns that may hold documents, by their names: a whole number or a text
+    for each row."""
+    near = [n for n in shard.names if is_like_documents(n) and n != documents]
+    kinds = {name: shard.header(name) for name in near}
+    return [
+        name
+        for name, one in kinds.items()
+        if one.kind in (*INTEGERS, TEXT) and one.n_values == header.n_rows
+    ]
 
 
 class Rows:
@@ -511,7 +522,17 @@ class FileSource:
                 return
 
     def tell_doubts(self) -> None:
-        """Log where the row groups of tables, and not blocks, change places."""
+        """Log tensors that may be meant as documents, but are not read, and where the row groups of
+        tables, and not blocks, change places."""
+        shard, documents = self.shapes.shards[0], self.args.documents
+        if documents in shard.names:
+            first = self.shapes.headers[self.sites[0]][0]
+            for name in _like_documents(shard, first, documents):
+                logger.warning(
+                    "%s: the documents of rows are in %r (activations.documents), and %r is not "
+                    "read",
+                    *(shard.path, documents, name),
+                )
         n, size = max(Counter(block.unit for block in self.blocks).values()), self.args.block
         if n > 1:
             logger.warning(
@@ -657,3 +678,44 @@ def refuse_other_shards(paths: Sequence[Path]) -> None:
                     f"{folder / name} {why} ({HARVEST} has {len(shards):,} shards of this harvest "
                     "with their hashes); put back what was written, or harvest into another folder"
                 )
+
+
+def warn_of_equal_documents(
+    held_out: Iterable[ActivationBatch], training: Iterable[ActivationBatch], where: str
+) -> None:
+    """Log how many held-out documents have all of their rows among those of training, of which 1
+    GiB is read. The activations of the first site count."""
+    each = [(_hashes_of(_first(batch)), batch.document.numpy()) for batch in held_out]
+    if not each:
+        return
+    hashes, document = (np.concatenate(part) for part in zip(*each, strict=True))
+    distinct, which = np.unique(hashes, return_inverse=True)
+    is_there, n_bytes, n_rows = np.zeros(len(distinct), dtype=bool), 0, 0
+    for batch in training:
+        x = _first(batch)
+        at = np.searchsorted(distinct, read := _hashes_of(x)).clip(max=len(distinct) - 1)
+        is_there[at[distinct[at] == read]] = True
+        n_bytes, n_rows = n_bytes + x.nbytes, n_rows + len(x)
+        if n_bytes >= _COMPARED:
+            break
+    documents, number = np.unique(document, return_inverse=True)
+    is_doubled = np.ones(len(documents), dtype=bool)
+    np.logical_and.at(is_doubled, number, is_there[which])
+    if n := int(is_doubled.sum()):
+        logger.warning(
+            "%s: %d of %d held-out documents have all of their rows among %s training rows, "
+            "under other ids: results on them are not of held-out data; give equal documents "
+            "one id",
+            *(where, n, len(documents), f"{n_rows:,}"),
+        )
+
+
+def _first(batch: ActivationBatch) -> Float[Tensor, "n d"]:
+    return next(iter(batch.activations.values()))
+
+
+def _hashes_of(x: Float[Tensor, "n d"]) -> Int64[np.ndarray, " n"]:
+    """Of each row a number that follows from its bits."""
+    bits = x.contiguous().view({2: torch.int16, 4: torch.int32}[x.element_size()])
+    weights = np.random.default_rng(0).integers(1, 2**62, x.shape[1]) * 2 + 1
+    return (bits.numpy().astype(np.int64) * weights).sum(1)  # modulo 2**64

@@ -36,6 +36,7 @@ from ..activations import (
     text_origin,
     text_record,
 )
+from ..activations.files import warn_of_equal_documents
 from ..activations.held_out import HELD_OUT
 from ..activations.tokens import documents, local_files
 from ..evaluation import (
@@ -330,6 +331,9 @@ class FileInputs(RowInputs):
                 is_known = source.is_in_order and which == "train"
                 for _ in counted(source.batches(which, 0 if is_known else n), progress):
                     pass
+        held_out = source.batches(side, self.recipe.sizes.evaluation)
+        training = () if side == "train" else source.batches("train")
+        warn_of_equal_documents(held_out, training, "activations.files")
 
     def terms(self) -> dict[str, Any]:
         """Fields for the configs of SAEs that are trained on these: none without a model."""
