@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from ..features.labels import read_names
-from ..io.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..io.errors import Refused
 from ..io.file_names import CARD, CONFIG
 from ..io.files import read_json
@@ -21,6 +20,7 @@ from .outgoing import (
     licence_of,
     published,
     refuse_keys,
+    refuse_unsound,
 )
 
 logger = logging.getLogger(__name__)
@@ -140,8 +140,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
         return read_json(config).get("model_name")
     if target.resolve() in sae.resolve().parents:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
-    refuse_mixture(sae, PUBLISHED)
-    refuse_changed(sae)
+    refuse_unsound(sae)
     read_names(sae)  # refuses names of other weights
     sources = list(files_to_publish(sae))
     files = {path.relative_to(sae).as_posix(): published(path) for path in sources}

@@ -30,7 +30,6 @@ from huggingface_hub.errors import (
 
 from .. import cards
 from ..features.labels import read_names
-from ..io.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..io.errors import Refused
 from ..io.file_names import (
     CARD,
@@ -57,6 +56,7 @@ from .outgoing import (
     link_refusal,
     published,
     refuse_keys,
+    refuse_unsound,
 )
 
 if TYPE_CHECKING:
@@ -106,8 +106,9 @@ def push(
 
     Raises:
         ValueError: the folder holds no SAE, or a damaged one; results or names belong to other
-            weights, or were changed since they were written; a file holds a key of this machine; or
-            the repository is not allowed, not found or unreachable.
+            weights, or to models in the place of each other, or were changed since they were
+            written; a file holds a key of this machine; or the repository is not allowed, not found
+            or unreachable.
     """
     refuse_repo_id(repo_id)
     if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
@@ -422,8 +423,7 @@ def _homes(folder: Path) -> list[Path]:
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({recorded.name}); "
                 f"restore an intact copy, or delete {recorded.name} if you changed the SAE yourself"
             )
-        refuse_mixture(home, PUBLISHED)
-        refuse_changed(home)
+        refuse_unsound(home)
         if any((home / name).is_file() for name in (META, LATENTS, EXAMPLES)):
             FeatureStore.load(home)  # refuses tables that are damaged or missing
         cards.render_card(home, examples=False)  # refuses records that are damaged

@@ -38,6 +38,9 @@ _KEY = "fingerprint"
 """Key of the hash of the recorded tensors."""
 _TENSORS = ("x", "counts", "indices", "values", "recon")
 _FULL = (torch.float32, torch.float64)
+_FLOATS, _INTEGERS = (*_FULL, torch.bfloat16, torch.float16), (torch.int64,)
+_KINDS = {"x": (_FLOATS, 2), "recon": (_FLOATS, 2), "values": (_FLOATS, 1)}
+_KINDS |= {"counts": (_INTEGERS, 1), "indices": (_INTEGERS, 1)}
 # Tolerances for another order of summation and for lower precision: differences of values, as a
 # fraction of the largest; latents so near their threshold that they cross it, as a fraction of
 # those that fire.
@@ -54,7 +57,7 @@ class Verification(NamedTuple):
     weights_are_intact: bool | None
     """None where weights were cast, so that their bits cannot be compared"""
     damaged: list[str]
-    """parts that differ from what was saved: names of weights, "config" """
+    """parts that differ from what was saved: names of weights, "config", "fingerprint" """
     latents_difference: float
     """largest absolute difference, as a fraction of the largest latent"""
     recon_difference: float
@@ -133,7 +136,9 @@ def verify(sae: Any, path: Path) -> Verification:
         ValueError: the fingerprint is damaged, or belongs to an SAE with other widths.
     """
     tensors, hashes = _read(path)
-    damaged = [] if _hash_config(sae.config) == hashes.get("config") else ["config"]
+    damaged = [] if _hash_all(tensors) == hashes.get(_KEY) else [_KEY]
+    if _hash_config(sae.config) != hashes.get("config"):
+        damaged.append("config")
     state = sae.state_dict()
     was_cast = tensors["x"].dtype != sae.dtype
     if not was_cast:
@@ -142,9 +147,12 @@ def verify(sae: Any, path: Path) -> Verification:
     if x.shape[-1] != sae.config.d_in or tensors["recon"].shape[-1] != sae.config.d_out:
         raise Refused(f"{path} belongs to another SAE: its activations are {x.shape[-1]} wide")
     latents, recon = _run(sae, x.to(sae.device, sae.dtype))
-    counts, expected = tensors["counts"], torch.zeros_like(latents)
-    rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    expected[rows, tensors["indices"]] = tensors["values"].float()
+    counts, indices, d_sae = tensors["counts"], tensors["indices"], sae.config.d_sae
+    expected = torch.zeros(len(counts), d_sae)
+    # Other indices are damage, which the hash has already shown.
+    if not len(indices) or 0 <= int(indices.min()) <= int(indices.max()) < d_sae:
+        rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        expected[rows, indices] = tensors["values"].float()
     flips = (latents != 0) != (expected != 0)
     same, expected_recon = ~flips.any(-1), tensors["recon"].float()
     is_full = sae.dtype in _FULL and x.dtype in _FULL
@@ -153,7 +161,7 @@ def verify(sae: Any, path: Path) -> Verification:
         damaged=damaged,
         latents_difference=_difference(latents[~flips], expected[~flips]),
         recon_difference=_difference(recon[same], expected_recon[same]),
-        flipped=float(flips.sum() / counts.sum().clamp(min=1)),
+        flipped=float(flips.sum() / tensors["counts"].sum().clamp(min=1)),
         tolerance=_TOLERANCE if is_full else _TOLERANCE_LOW,
         flips_tolerance=_FLIPS if is_full else _FLIPS_LOW,
         dtype=sae.dtype,
@@ -177,11 +185,27 @@ def _run(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with opened_tensors(path) as file:
+            if set(file.keys()) != set(_TENSORS):
+                raise Refused(f"it holds {sorted(file.keys())}, not {sorted(_TENSORS)}")
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
             hashes = json_value((file.metadata() or {}).get("sha256", "null"))
-        if _hash_all(tensors) != hashes[_KEY]:
-            raise Refused("its tensors are not those that were saved")
-    except (SafetensorError, OSError, ValueError, TypeError, LookupError) as error:
+        for name, tensor in tensors.items():
+            numbers, rank = _KINDS[name]
+            if tensor.dtype not in numbers or tensor.ndim != rank:
+                raise Refused(f"{name} holds {tensor.dtype} of shape {list(tensor.shape)}")
+            if not tensor.isfinite().all():
+                raise Refused(f"{name} holds values that are NaN or infinite")
+        n, n_counts, n_recon = (len(tensors[name]) for name in ("x", "counts", "recon"))
+        if not n or not n == n_counts == n_recon:
+            raise Refused(
+                f"it holds {n} activations, {n_counts} counts and {n_recon} reconstructions"
+            )
+        counts, n_latents = tensors["counts"], (len(tensors["indices"]), len(tensors["values"]))
+        if int(counts.min()) < 0 or {int(counts.sum()), *n_latents} != {n_latents[0]}:
+            raise Refused("its counts are not those of its indices and values")
+        if not isinstance(hashes, dict):
+            raise Refused("its metadata hold no hashes")
+    except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(
             f"{path} is damaged, or is not a fingerprint: {one_line(error)}; "
             "`hfsae.write_fingerprint` makes one"

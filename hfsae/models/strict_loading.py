@@ -8,9 +8,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..io.errors import Refused, one_line
-from ..io.file_names import FINGERPRINT, WEIGHTS, WEIGHTS_INDEX
+from ..io.file_names import CONFIG, FINGERPRINT, TRAINING, WEIGHTS, WEIGHTS_INDEX
 from ..io.files import opened_tensors, read_json, reading
 from ..io.lock import one_at_a_time
 from .config import SAEConfig
@@ -45,7 +46,9 @@ class StrictLoading(PreTrainedModel):
 
         Raises:
             ValueError: a weight is missing, unexpected, of another shape, or not finite, where
-                transformers would log a line and continue with fresh values.
+                transformers would log a line and continue with fresh values; or other files than
+                model.safetensors and its shards would be read; or sites, scales or models stand in
+                another order than in the record of the training.
         """
         if cls.config_class is SAEConfig:
             variant = cast(type[T], _variant_at(f"{pretrained_model_name_or_path}", kwargs))
@@ -53,6 +56,17 @@ class StrictLoading(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         where = f"{pretrained_model_name_or_path}"
         place = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS and v is not None}
+        # Options that make transformers read other weights than those which are checked here.
+        for name in ("variant", "gguf_file"):
+            if kwargs.get(name) is not None:
+                raise Refused(
+                    f"{name}={kwargs[name]!r}: an SAE is read from {WEIGHTS} alone; leave {name} "
+                    "out"
+                )
+        if kwargs.get("use_safetensors") is False:
+            raise Refused("use_safetensors=False: an SAE is read from safetensors files alone")
+        if path := (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # by AutoModel
+            raise Refused(_IS_ADAPTER.format(path))
         kwargs["use_safetensors"] = True  # no pickle, not even a restricted one
         if files := _weight_files(where, place):
             _refuse_other_weights(cls, files, where, place, kwargs.get("config"))
@@ -64,6 +78,7 @@ class StrictLoading(PreTrainedModel):
             if not tensor.isfinite().all():
                 bad = int((~tensor.isfinite()).sum())
                 raise Refused(f"{where}: {key} holds {bad} values that are NaN or infinite")
+        _refuse_another_order(Path(where, place.get("subfolder", "")))
         model.lay_out_by_latent()
         model._source = {"name": where, **place}
         return loaded if wants_info else model
@@ -116,11 +131,17 @@ def _variant_at(name: str, options: dict[str, Any]) -> Any:
     return MODEL_MAPPING[type(config)]
 
 
+_IS_ADAPTER = (
+    f"{{}} holds {ADAPTER_CONFIG_NAME}, a PEFT adapter's file; remove it if this is an SAE"
+)
+
+
 def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
     """The files that will be loaded; empty if unknown. Downloads those of a repository.
 
     Raises:
-        ValueError: an index of shards names files that are not beside it.
+        ValueError: an index of shards names files that are not beside it, or transformers would
+            read others: those of an adapter or of a distributed checkpoint.
     """
     lenient = ("gated_repo", "missing_entries", "connection_errors")
     quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
@@ -128,6 +149,14 @@ def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
     def find(file: str) -> str | None:
         return cast("str | None", cached_file(name, file, **place, **quiet))
 
+    if find(ADAPTER_CONFIG_NAME):
+        raise Refused(_IS_ADAPTER.format(name))
+    folder = Path(name, place.get("subfolder", ""))
+    if shards := sorted(path.name for path in folder.glob("shard-*-model-*.safetensors")):
+        raise Refused(
+            f"{folder} holds {shards[0]}, of a distributed checkpoint, which would be read in "
+            f"place of {WEIGHTS}; move it elsewhere"
+        )
     if file := find(WEIGHTS):
         return [file]
     index = find(WEIGHTS_INDEX)
@@ -188,6 +217,30 @@ def _refuse_other_weights(
 
 _DTYPES = ("F32", "BF16", "F16", "F64")  # as safetensors names them
 _SHARD = re.compile(r"[\w-]+(\.[\w-]+)*\.safetensors")
+
+
+def _refuse_another_order(folder: Path) -> None:
+    """Refuse a config.json with the sites, scales or models of the training beside it in another
+    order: columns of the weights would be read at each other's places."""
+    try:
+        trained = read_json(folder / TRAINING)["sae_as_trained"]
+        config = read_json(folder / CONFIG)
+        both = {name: (trained.get(name), config.get(name)) for name in _IN_ORDER}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return  # there is no record, or what uses it tells that it is damaged
+    for name, (then, now) in both.items():
+        if type(then) is not type(now) or then == now or not isinstance(now, list | dict):
+            continue
+        values = [map(str, x.values() if isinstance(x, dict) else x) for x in (then, now)]
+        if sorted(values[0]) == sorted(values[1]):
+            raise Refused(
+                f"{folder / CONFIG} has {name} {now}, and the training ({TRAINING}) had {then}: "
+                "the same in another order, so that the weights would be used at each other's "
+                "places; put the order of the training back"
+            )
+
+
+_IN_ORDER = ("sites", "target_sites", "site_scales", "model_names", "model_weights")
 
 
 def _listed(names: set[str]) -> str:
