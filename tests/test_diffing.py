@@ -19,6 +19,8 @@ from hfsae.diffing import GROUPS, Scaling, Sides, diff, groups_of, table
 from hfsae.diffing.measures import resampled
 from hfsae.diffing.run import compared, percent
 from hfsae.features.labels import write_label
+from hfsae.hub import write_space
+from hfsae.io.checksums import resealed
 from hfsae.io.files import printable, read_json
 from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
 from hfsae.lm.weights_sketch import sketch
@@ -268,6 +270,46 @@ def test_the_record_of_a_diff_names_the_models_that_were_read(trained, tmp_path)
     path = folder / "recipe.yaml"
     path.write_text(path.read_text().replace("tiny/chat", "elsewhere/chat"))
     assert diff(folder, 300)["models"] == {"base": "tiny/base", "chat": "elsewhere/chat"}
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "training.json", "diff.json"])
+def test_push_refuses_models_in_the_place_of_each_other_and_tells_another_one(
+    trained, tmp_path, caplog, name
+):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    diff(folder, 300)
+    hfsae.push(folder, "alice/sae", dry_run=True, tell=str)
+    assert not caplog.records
+    path, texts = folder / name, []
+    for pair in (("tiny/chat", "tiny/base"), ("tiny/base", "elsewhere/chat")):
+        record = yaml.safe_load(path.read_text())
+        models = record["models" if name == "diff.json" else "lms"]
+        for key, lm in zip(("base", "chat"), pair, strict=True):
+            models[key] = {**models[key], "name": lm} if isinstance(models[key], dict) else lm
+        texts.append(json.dumps(resealed(record)))
+    path.write_text(texts[0])
+    with pytest.raises(ValueError, match=rf"{name} has tiny/chat as base, which is chat in config"):
+        hfsae.push(folder, "alice/sae", dry_run=True, tell=str)
+    with pytest.raises(ValueError, match=f"{name} has tiny/chat as base"):
+        write_space(tmp_path / "space", str(folder))
+    path.write_text(texts[1])
+    hfsae.push(folder, "alice/sae", dry_run=True, tell=str)
+    assert "elsewhere/chat as chat, and config.json tiny/chat" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["sites", "site_scales", "model_names", "model_weights"])
+def test_a_config_with_sites_scales_or_models_in_another_order_is_refused(
+    trained, tmp_path, capsys, field
+):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    config = read_json(folder / "config.json")
+    value = config[field]
+    turned = [*(value.values() if isinstance(value, dict) else value)][::-1]
+    config[field] = dict(zip(value, turned, strict=True)) if isinstance(value, dict) else turned
+    (folder / "config.json").write_text(json.dumps(config))
+    for verb in ("evaluate", "show", "diff"):
+        said = refused([verb, str(folder), *(["1"] if verb == "show" else [])], capsys)
+        assert f"has {field} " in said and "put the order of the training back" in said
 
 
 def test_terms_that_differ_between_models_are_kept_by_name(trained, tiny_lm, another_lm):

@@ -28,6 +28,8 @@ from hfsae.lm import load_encoder
 from hfsae.runs import (
     LMArguments,
     harvest_to,
+    inputs_of,
+    load_inputs,
     load_trained,
     read_recipe,
     run,
@@ -251,6 +253,29 @@ def test_results_are_not_made_on_pictures_that_were_replaced(tmp_path, capsys):
         said = refused([verb, str(made)], capsys)
         assert f"the pictures differ from those that {made} was trained on" in said
     assert (made / "evaluation.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("n_doubled", [0, 40])
+def test_documents_that_are_held_out_and_trained_on_under_another_id_are_told(
+    acts, tmp_path, caplog, n_doubled
+):
+    tensors = load_file(acts)
+    again = {name: x[: n_doubled * PER_DOCUMENT] for name, x in tensors.items()}
+    again["document"] = again["document"] + 10_000
+    path = tmp_path / "acts.safetensors"
+    save_file({name: torch.cat([x, again[name]]) for name, x in tensors.items()}, path)
+    recipe = recipe_of(tmp_path, tmp_path / "run")
+    whole = EvaluationArguments(n_tokens=None)
+    recipe = replace(recipe, sae={**recipe.sae, "site": "layer8"}, evaluation=whole)
+    inputs_of(recipe, load_inputs(recipe)).check()
+    told = re.search(r"(\d+) of (\d+) held-out documents have all of their rows", caplog.text)
+    assert bool(told) == bool(n_doubled)
+    if told:
+        rows = FileSource(recipe.activations, ["layer8"]).rows
+        ids = np.asarray(rows.ids)[rows.document]
+        sides = {i: rows.are_on("test")[ids == i][0] for i in np.unique(ids).tolist()}
+        apart = [i for i in range(n_doubled) if sides[i] != sides[i + 10_000]]
+        assert int(told[1]) == len(apart) > 0
 
 
 def test_a_harvest_of_labelled_pictures_brings_the_labels_of_held_out_ones(tmp_path, caplog):

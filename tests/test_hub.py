@@ -673,10 +673,10 @@ def test_one_flipped_bit_fails_the_verification(hub, pushed):
     path = pushed / "fingerprint.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    for damaged in (path.read_bytes(), b"\xff" * 99):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="is damaged, or is not a fingerprint"):
-            AutoModel.from_pretrained(pushed).verify()
+    assert AutoModel.from_pretrained(pushed).verify().damaged == ["fingerprint"]
+    path.write_bytes(b"\xff" * 99)
+    with pytest.raises(ValueError, match="is damaged, or is not a fingerprint"):
+        AutoModel.from_pretrained(pushed).verify()
     path.unlink()
     with pytest.raises(ValueError, match=r"there is no .*fingerprint\.safetensors; `hfsae train`"):
         AutoModel.from_pretrained(pushed).verify()
@@ -790,6 +790,12 @@ def test_a_repository_without_an_sae_says_what_it_is(hub, file, sentence):
     refused(
         lambda: hfsae.load(ID), f"{ID} holds no SAE in a known format .hfsae, gemma.*: {sentence}"
     )
+
+
+def test_an_adapter_beside_an_sae_does_not_lead_to_another_repository(hub, pushed):
+    hub.add_file(ID, "adapter_config.json", b'{"base_model_name_or_path": "alice/other"}')
+    refused(lambda: hfsae.JumpReLUSAE.from_pretrained(ID), "a PEFT adapter.s file")
+    assert hub.seen("GET", "alice/other") == hub.seen("HEAD", "alice/other") == []
 
 
 def test_parallel_pushes_all_arrive(hub, folder):

@@ -229,7 +229,7 @@ def test_documents_of_a_table_may_be_texts(tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_documents_under_another_name_are_told(tmp_path, form):
+def test_documents_under_another_name_are_told(tmp_path, form, caplog):
     document = torch.arange(200) // 5
     write(tmp_path / "a", form, 11, **{SITE: numbered(200), "documents": document})
     with pytest.raises(
@@ -237,8 +237,13 @@ def test_documents_under_another_name_are_told(tmp_path, form):
     ):
         check_files(arguments_for(tmp_path / "a"), [SITE])
     named = FileSource(arguments_for(tmp_path / "a", documents="documents"), [SITE])
-    assert named.documents == [*range(40)]
+    named.tell_doubts()
+    assert named.documents == [*range(40)] and "is not read" not in caplog.text
     assert len(FileSource(arguments_for(tmp_path / "a", documents=""), [SITE]).documents) == 1
+    both = {SITE: numbered(200), "document": document, "documents": document.flip(0)}
+    write(tmp_path / "b", form, 11, **both)
+    FileSource(arguments_for(tmp_path / "b"), [SITE]).tell_doubts()
+    assert "are in 'document' (activations.documents), and 'documents' is not read" in caplog.text
 
 
 def test_without_documents_rows_of_sequences_and_thousands_of_rows_are_documents(tmp_path):

@@ -303,6 +303,25 @@ def test_wrong_weights_are_refused_in_one_sentence(sae, tmp_path):
             assert "\n" not in str(caught.value)
 
 
+def test_files_that_transformers_would_read_in_place_of_the_weights_are_refused(tmp_path):
+    sae = make(hfsae.TopKSAEConfig)
+    sae.save_pretrained(tmp_path)
+    for load in (type(sae).from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(ValueError, match="variant='fp16': an SAE is read from"):
+            load(tmp_path, variant="fp16")
+        with pytest.raises(ValueError, match="use_safetensors=False: an SAE is read from safetens"):
+            load(tmp_path, use_safetensors=False)
+        for name, sentence in [
+            ("shard-00000-model-00001-of-00001.safetensors", "of a distributed checkpoint, which"),
+            ("adapter_config.json", "a PEFT adapter.s file"),
+        ]:
+            (tmp_path / name).write_text('{"base_model_name_or_path": "alice/other"}')
+            with pytest.raises(ValueError, match=f"holds {name}.*{sentence}"):
+                load(tmp_path)
+            (tmp_path / name).unlink()
+        assert torch.equal(load(tmp_path).W_dec, sae.W_dec)
+
+
 def test_another_models_config_and_one_without_widths_are_refused(tmp_path, tiny_lm):
     tiny_lm.save_pretrained(tmp_path / "lm")
     with pytest.raises(
