@@ -53,6 +53,7 @@ _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
 _LONGEST = 2**30  # bytes of a document in a file; all of it is in memory at once
 # Bytes, of a digest: largest file that is read as a whole; part of a larger one at each end; block.
 _WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24
+_START = {"epoch": 0, "documents": 0, "tokens": 0, "leftover_ids": [], "leftover_document": []}
 
 
 class Document(NamedTuple):
@@ -313,11 +314,11 @@ class PackedRows:
         self.max_tokens = math.inf if max_tokens is None else max_tokens
         special = special_ids(tokenizer) if args.exclude_special_tokens else []
         self._special = torch.tensor(special, dtype=torch.int64)
-        self._state, self._resumed = _start(), False
+        self._state, self._resumed = copy.deepcopy(_START), False
         self._n_taken = 0  # of the leftovers; they are cut seldom, since a document may be long
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        self._state = self._state if self._resumed else _start()
+        self._state = self._state if self._resumed else copy.deepcopy(_START)
         self._resumed, self._n_taken = False, 0
         return self._batches(self._state)
 
@@ -412,10 +413,6 @@ def _chunks(pieces: Iterator[Document]) -> Iterator[list[Document]]:
             chunk, n = [], 0
     if chunk:
         yield chunk
-
-
-def _start() -> dict[str, Any]:
-    return {"epoch": 0, "documents": 0, "tokens": 0, "leftover_ids": [], "leftover_document": []}
 
 
 TextInput = str | Sequence[str] | Columns | TextArguments | Iterable[TokenBatch]

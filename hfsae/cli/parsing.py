@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _WIDTH, _COLUMN = 96, 24
 _ALL = "--help_all"
 _HELP = {"-h", "--help", _ALL}
+_OPTION = re.compile(r"-[^\d.]")  # -3 is a number
 
 
 @dataclass
@@ -140,7 +141,7 @@ class VerbParser:
         first, last, rest = [], [], list(argv)
         while rest:
             part = rest.pop(0)
-            if not _is_option(part):
+            if not _OPTION.match(part):
                 first.append(part)
                 continue
             name, is_joined, _ = part.partition("=")
@@ -148,7 +149,7 @@ class VerbParser:
                 return argv
             last.append(part)
             most = {0: 0, "+": len(rest), "*": len(rest)}.get(options[name], 1)
-            while most and not is_joined and rest and not _is_option(rest[0]):
+            while most and not is_joined and rest and not _OPTION.match(rest[0]):
                 last.append(rest.pop(0))
                 most -= 1
         return [*first, *last]
@@ -231,11 +232,6 @@ class VerbParser:
             many = "; leave spaces between several" if action.nargs and "," in wrong[2] else ""
             return f"{name} must be {in_words(kinds[wrong[1]])}, got {wrong[2]!r}{many}"
         return f"{here}: invalid arguments: {text}"
-
-
-def _is_option(part: str) -> bool:
-    """Whether an argument is an option's name, and no value: -3 is a number."""
-    return re.match(r"-[^\d.]", part) is not None
 
 
 def verb_parser(verb: str, usage: str) -> VerbParser:

@@ -10,7 +10,6 @@ from .folder import finish as finish
 from .folder import home_of as home_of
 from .folder import load_all_trained as load_all_trained
 from .folder import load_trained as load_trained
-from .folder import locked_run as locked_run
 from .folder import names_apart as names_apart
 from .folder import norm_limits as norm_limits
 from .harvest_files import harvest_to as harvest_to
@@ -35,6 +34,7 @@ from .recipe import save_recipe as save_recipe
 from .recipe import shipped_recipes as shipped_recipes
 from .recipe import what_matters as what_matters
 from .results import LEFT_OUT as LEFT_OUT
+from .results import locked_run as locked_run
 from .results import outdated as outdated
 from .results import refuse_another_training as refuse_another_training
 from .results import stage_of as stage_of

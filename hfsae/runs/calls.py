@@ -14,7 +14,7 @@ from ..io.errors import Refused, closest
 from ..models import SAE
 from .arguments import ExplainRequest
 from .folder import load_trained
-from .recipe import Recipe, Sections, licence_with, read_recipe
+from .recipe import Recipe, Sections, read_recipe
 from .sae_source import chosen, find_sae, find_saes
 from .stage_explain import explain_sae
 from .stage_probe import probe_saes
@@ -99,8 +99,8 @@ def train(
         files |= {} if labels is None else {"labels": str(labels)}
         base = replace(base, activations=replace(base.activations, **files))
     elif model is not None and dataset is not None:
-        if not isinstance(recipe, Recipe):
-            base = replace(base, license=licence_with(base, model))
+        if not isinstance(recipe, Recipe) and model != base.lm.name:
+            base = replace(base, license=None)  # this model may come under other terms
         texts = in_memory_texts(dataset, base.text.text_column)
         text = replace(base.text, dataset=texts, fractions={})
         base = replace(base, lm=replace(base.lm, name=model), text=text)

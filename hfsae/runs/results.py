@@ -30,7 +30,8 @@ into the SAE's folder, and a line of `STAGES`: before that of the card if the re
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,9 +53,11 @@ from ..io.file_names import (
     STEPS,
     TRAINING,
 )
-from ..io.files import passes, read_json
+from ..io.files import passes, read_json, sweep
+from ..io.lock import is_first_process, locked
 from .recipe import (
     AUTO,
+    TAKEN_FOLDERS,
     TRAINING_SECTIONS,
     Recipe,
     as_plain,
@@ -201,6 +204,22 @@ def outdated(folder: Path, recipe: Recipe, again: Collection[str] = ()) -> dict[
             if why or any(at.stat().st_mtime > path.stat().st_mtime for at in data):
                 why[name] = "results are newer"
     return why
+
+
+@contextmanager
+def locked_run(root: Path, homes: Iterable[Path]) -> Iterator[None]:
+    """Lock a run's folder, and remove files that killed processes left half written, there and in
+    its SAEs' folders.
+
+    Raises:
+        ValueError: another process works there, or it cannot be written to.
+    """
+    with locked(root):
+        if is_first_process():
+            for home in {root, *homes}:
+                for folder in (home, *(home / name for name in TAKEN_FOLDERS)):
+                    sweep(folder)
+        yield
 
 
 def refuse_another_training(recipe: Recipe) -> None:

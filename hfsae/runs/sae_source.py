@@ -61,7 +61,7 @@ from ..lm import LoadedLM, widths_of
 from ..models import SAE
 from ..packaged import shipped_at
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .folder import finish, home_of, load_trained, locked_run, norm_limits, trained_folder
+from .folder import finish, home_of, load_trained, norm_limits, trained_folder
 from .inputs import load, read_rows
 from .recipe import (
     SOURCE,
@@ -73,6 +73,7 @@ from .recipe import (
     read_recipe,
     save_recipe,
 )
+from .results import locked_run
 
 _ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS, PRESETS)
 _ABOUT += (EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, EVIDENCE)

@@ -91,8 +91,6 @@ def check_probing(recipe: Recipe, configs: Mapping[str, SAEConfig]) -> None:
         ValueError: an SAE of several sites, a number of texts that no task can have, or a package
             that is missing.
     """
-    if not recipe.sizes.probing:
-        return
     remedy = "set probe_texts to 0"
     for name, config in configs.items():
         if len(config.reads) > 1:

@@ -54,7 +54,7 @@ from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import results
 from .checks import CheckCost, check, with_lone_site
-from .folder import finish, load_trained, locked_run, norm_limits
+from .folder import finish, load_trained, norm_limits
 from .inputs import Inputs, Job, Loaded, check_foreign, inputs_of, load_inputs
 from .recipe import (
     Recipe,
@@ -95,7 +95,7 @@ def run(
         raise Refused(f"training.output_dir {root} cannot be written to; give another")
     recipe = with_lone_site(recipe)
     folders = [root / name for name in recipe.sae_fields()]
-    with locked_run(root, folders):
+    with results.locked_run(root, folders):
         try:
             recipe = results.resolve_auto_sizes(recipe)
             results.refuse_another_training(recipe)

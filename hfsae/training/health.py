@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ..models import SAE, Schedule
 from ..ops import Place
-from .arguments import TrainingArguments
+from .arguments import TrainingArguments, in_steps
 from .l0 import L0Control
-from .schedules import in_steps
 from .sharding import whole
 
 _MOST = 0.5  # of all latents

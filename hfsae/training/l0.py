@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ..models import SAE
 from ..models.config import l0_goal
-from .arguments import TrainingArguments
-from .schedules import geometric, in_steps, linear_warmup, steer
+from .arguments import TrainingArguments, geometric, in_steps, linear_warmup, steer
 from .sharding import whole
 
 logger = logging.getLogger(__name__)
