@@ -150,7 +150,8 @@ def _measure_again(verb: str, argv: list[str], result: str) -> None:
     options, given = parse_given(parser, changes)
     check_source(source)
     from ..runs import again, run_folder
-    from ..runs.folder import home_of, locked_run
+    from ..runs.folder import home_of
+    from ..runs.results import locked_run
     from .show import print_folder
 
     choice = take_choice({"source": source, **options})
@@ -282,7 +283,8 @@ def diff_verb(argv: list[str]) -> None:
     )
     options = parser.parse(argv)
     from .. import diffing
-    from ..runs.folder import finish, home_of, locked_run, trained_folder
+    from ..runs.folder import finish, home_of, trained_folder
+    from ..runs.results import locked_run
 
     folder = trained_folder(options["run"])
     with locked_run(home_of(folder) or folder, [folder]):
@@ -326,7 +328,8 @@ def card_verb(argv: list[str]) -> None:
     options = parser.parse(argv)
     from ..hub import load
     from ..runs import fill_folder, place, run_folder
-    from ..runs.folder import finish, home_of, locked_run
+    from ..runs.folder import finish, home_of
+    from ..runs.results import locked_run
 
     output, choice = options["output_dir"], take_choice(options)
     folder = run_folder(choice) if output is None else None

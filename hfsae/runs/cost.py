@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 Number = int | float
 Parts = dict[str, Number]
 Part = tuple[str, Number, Literal["main", "gpu"]]
-"""a part of a stage's memory, its bytes, and where: "gpu" is the device of the SAE, whichever it is"""
+"""of a stage's memory: its name, its bytes, and where; "gpu" is the SAE's device, whichever it is"""
 
 _FLOAT, _BFLOAT = 4, 2  # bytes
 _PYTHON = 0.6e9
@@ -267,7 +267,9 @@ def stages(
     weights = sum(p.numel() for one in _models_in(lm) for p in one.parameters())
     lm_bytes = weights * _lm_dtype(recipe, lm).itemsize
     libraries: list[Part] = [("Python and libraries", _PYTHON, "main")]
-    always: list[Part] = [*libraries, ("language model", lm_bytes, "gpu")] if lm else libraries
+    always: list[Part] = (
+        [*libraries, ("language model", lm_bytes, "gpu")] if lm_bytes else libraries
+    )
     n_buckets, size = 1 + recipe.shuffle.prefetch, bucket_tokens(recipe)
     in_main = not on_gpu or not recipe.shuffle.device.startswith("cuda")
     bucket = n_buckets * size * _token_bytes(recipe, lm, configs)
@@ -301,12 +303,11 @@ def stages(
     ]
     for parts in _after_training(recipe, lm, configs):
         every.append([*always, ("SAE", _FLOAT * largest, "gpu"), *parts])
-    return [
-        Memory(
-            *({name: size for name, size, at in stage if at == kind} for kind in ("main", "gpu"))
-        )
-        for stage in every
-    ]
+    memories = []
+    for stage in every:
+        main, gpu = ({p: size for p, size, at in stage if at == kind} for kind in ("main", "gpu"))
+        memories.append(Memory(main, gpu))
+    return memories
 
 
 def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> list[Part]:

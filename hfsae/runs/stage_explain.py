@@ -60,9 +60,9 @@ from ..io.local_paths import without_local_paths
 from ..lm import LoadedLM
 from ..models import SAE
 from .arguments import JUDGE, UNTRAINED, ExplainRequest
-from .folder import locked_run
 from .inputs import Job, read_rows, token_bar
 from .recipe import Recipe
+from .results import locked_run
 from .sae_source import SAEInContext, check_held_out, filled, limits_of, load_lm_for
 
 logger = logging.getLogger(__name__)

@@ -30,9 +30,10 @@ from ..lm import LoadedLM, special_ids, unspared
 from ..models import SAE, SAEConfig
 from ..packaged import PROBES
 from ..training.trainer import sum_products_in_float32
-from .folder import locked_run, names_apart, norm_limits
+from .folder import names_apart, norm_limits
 from .inputs import Job, load
 from .recipe import LMArguments, Recipe
+from .results import locked_run
 from .sae_source import SAEInContext, filled, refuse_without_text
 
 LM_FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
