@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 Number = int | float
 Parts = dict[str, Number]
 Part = tuple[str, Number, Literal["main", "gpu"]]
-"""of a stage's memory: its name, its bytes, and where; "gpu" is the SAE's device, whichever it is"""
+"""of a stage's memory: its name, its bytes, and where; "gpu" is the device of the SAE"""
 
 _FLOAT, _BFLOAT = 4, 2  # bytes
 _PYTHON = 0.6e9
@@ -266,10 +266,9 @@ def stages(
 
     weights = sum(p.numel() for one in _models_in(lm) for p in one.parameters())
     lm_bytes = weights * _lm_dtype(recipe, lm).itemsize
-    libraries: list[Part] = [("Python and libraries", _PYTHON, "main")]
-    always: list[Part] = (
-        [*libraries, ("language model", lm_bytes, "gpu")] if lm_bytes else libraries
-    )
+    libraries: Part = ("Python and libraries", _PYTHON, "main")
+    model: list[Part] = [("language model", lm_bytes, "gpu")] if lm_bytes else []
+    always = [libraries, *model]
     n_buckets, size = 1 + recipe.shuffle.prefetch, bucket_tokens(recipe)
     in_main = not on_gpu or not recipe.shuffle.device.startswith("cuda")
     bucket = n_buckets * size * _token_bytes(recipe, lm, configs)
@@ -293,7 +292,7 @@ def stages(
         squares = 3 * _FLOAT * max(config.d_sae for config in configs.values()) ** 2
         last.append(("decoder by least squares", squares, "main" if spread else "gpu"))
     every: list[list[Part]] = [
-        [loading, *libraries],
+        [loading, libraries],
         [*always, ("SAE as it is made", _FLOAT * (all_ + largest / 2), "gpu")],
         [*training, *_harvest(recipe, lm, configs)],
         [*streaming, ("SAE", _FLOAT * here, "gpu"), *_look(recipe, lm, configs, on_gpu)],

@@ -427,7 +427,8 @@ class TextInputs:
                 (b.keep if side == "train" else counted_predictions(b)).any() for b in rows
             ):
                 raise Refused(NO_PREDICTION)
-        self._check_foreign_rows()
+        if sizes.evaluation != 0:
+            self._foreign_rows()
         if text.shuffle_documents or text_origin(text) != LOCAL_FILES:
             return
         parts: list[tuple[Split, int | None]] = [
@@ -443,22 +444,18 @@ class TextInputs:
                     left -= len(document.text)
                     progress(len(document.text))
 
-    def _check_foreign_rows(self) -> None:
-        """Refuse a foreign text that fills no row, or has no prediction."""
-        for name, rows in self._foreign_rows().items() if self.recipe.sizes.evaluation != 0 else ():
-            with _naming_text(name):
-                if not any(counted_predictions(batch).any() for batch in rows):
-                    raise Refused(NO_PREDICTION)
-
     def _foreign_rows(self) -> dict[str, PackedRows]:
-        """The token rows of each foreign text, by name."""
-        recipe = self.recipe
-        n, rows = recipe.evaluation.n_foreign_tokens, recipe.harvest.rows
-        texts = {name: foreign_text(recipe.text, d) for name, d in recipe.evaluation.texts.items()}
-        return {
-            name: PackedRows(self.loaded.tokenizer, text, "test", rows=rows, max_tokens=n)
-            for name, text in texts.items()
-        }
+        """The token rows of each foreign text, by name; one that fills no row, or has no
+        prediction, is refused."""
+        recipe, rows = self.recipe, dict[str, PackedRows]()
+        how = {"rows": recipe.harvest.rows, "max_tokens": recipe.evaluation.n_foreign_tokens}
+        for name, dataset in recipe.evaluation.texts.items():
+            text = foreign_text(recipe.text, dataset)
+            with _naming_text(name):
+                rows[name] = PackedRows(self.loaded.tokenizer, text, "test", **how)
+                if not any(counted_predictions(batch).any() for batch in rows[name]):
+                    raise Refused(NO_PREDICTION)
+        return rows
 
     def terms(self) -> dict[str, Any]:
         """The activation contract: weights, tokenizer, BOS, dtype and attention, of each model."""
@@ -485,13 +482,12 @@ class TextInputs:
         Raises:
             ValueError: as in `evaluate_all`; of a foreign text with its name.
         """
-        if isinstance(self.loaded, LoadedLM):
-            self._check_foreign_rows()
+        foreign = self._foreign_rows()  # first: what is wrong with one is told before hours
         args = replace(self.recipe.evaluation, n_tokens=self.recipe.sizes.evaluation)
         held_out = read_rows(self.recipe, self.loaded, args.side, args.most_tokens)
         results = self._evaluated("evaluate", args, held_out, saes, limits, losses)
         few = replace(args, n_tokens=args.n_foreign_tokens)
-        for name, rows in self._foreign_rows().items():
+        for name, rows in foreign.items():
             with _naming_text(name):
                 on_text = self._evaluated(f"evaluate {name}", few, rows, saes, limits, losses)
             for key, result in on_text.items():

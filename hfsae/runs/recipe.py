@@ -508,27 +508,21 @@ def differences(
     Args:
         sections: names of sections, or dotted names of fields in them.
     """
-    default = as_plain(Recipe())
+    default, rest = as_plain(Recipe()), list[tuple[str, Any, Any, Any]]()
     for section in sections:
         name, _, field = section.partition(".")
-        values = (r.get(name) for r in (old, new, default))
-        if field:
-            values = ((value or {}).get(field) for value in values)
-        yield from _differences(section, *values)
-
-
-def _differences(
-    key: str, old: object, new: object, default: object
-) -> Iterator[tuple[str, str, str]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        default = default if isinstance(default, dict) else {}
-        for name in sorted({*old, *new} - _FREE):
-            fallback = default.get(name)
-            yield from _differences(
-                f"{key}.{name}", old.get(name, fallback), new.get(name), fallback
-            )
-    elif old != new:
-        yield key, reprlib.repr(old), reprlib.repr(new)
+        values = [plain.get(name) for plain in (old, new, default)]
+        values = [(value or {}).get(field) for value in values] if field else values
+        rest.append((section, *values))
+    while rest:
+        key, ours, theirs, usual = rest.pop(0)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            usual = usual if isinstance(usual, dict) else {}
+            names = sorted({*ours, *theirs} - _FREE)
+            inside = [(n, ours.get(n, usual.get(n)), theirs.get(n), usual.get(n)) for n in names]
+            rest[:0] = [(f"{key}.{name}", *values) for name, *values in inside]
+        elif ours != theirs:
+            yield key, reprlib.repr(ours), reprlib.repr(theirs)
 
 
 def what_is_set(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:
