@@ -158,19 +158,19 @@ class VerbParser:
         """The text of `--help`, or of `--help_all`."""
         lines = [f"usage: hfsae {self.verb} {self.usage}".rstrip(), "", *wrap(self.what, _WIDTH)]
         own = [a for a in self._actions() if a.dest.partition(".")[0] not in self.recipe]
-        lines += ["", *(line for action in own for line in self._explained(action))]
+        lines += ["", *(line for action in own for line in self._help_of(action))]
         if everything:
             for section in self.sections:
                 group = self.parser.groups.get(section) if self.parser.groups else None
                 lines += ["", f"{section}: {group.title}" if group else f"{section}:"]
                 for action in self._actions():
                     if action.dest.partition(".")[0] == section:
-                        lines += self._explained(action)
+                        lines += self._help_of(action)
         elif self.often:
             lines += ["", "most used fields:"]
             named = {action.dest: action for action in self._actions()}
             for name in self.often:
-                lines += self._explained(named[name], brief=True) if name in named else []
+                lines += self._help_of(named[name], brief=True) if name in named else []
         lines += self.more(everything)
         if self.examples:
             lines += ["", "examples:", *(f"  {example}" for example in self.examples)]
@@ -178,7 +178,7 @@ class VerbParser:
             lines += ["", f"`hfsae {self.verb} {_ALL}` explains every field."]
         return "\n".join(lines)
 
-    def _explained(self, action: Action, brief: bool = False) -> list[str]:
+    def _help_of(self, action: Action, brief: bool = False) -> list[str]:
         names = [name for name in action.option_strings if not name.endswith("+")]
         name = ", ".join(names) or action.dest.upper()
         default = self.fields[action.dest][2] if action.dest in self.fields else action.default
@@ -188,7 +188,7 @@ class VerbParser:
         choices = [*(action.choices or ())]
         if not all(f'"{choice}"' in (action.help or "") for choice in choices):
             text = f"{text}: {', '.join(choices)}"
-        return explained(name, text or "", default)
+        return help_lines(name, text or "", default)
 
     def _actions(self) -> list[Action]:
         """Arguments with an explanation, without what jsonargparse adds: a file for a section."""
@@ -256,7 +256,7 @@ def with_names(problem: str, name: str, names: list[str]) -> str:
     return f"{problem}{closest(name, names) or every}"
 
 
-def explained(name: str, text: str, default: object = None) -> list[str]:
+def help_lines(name: str, text: str, default: object = None) -> list[str]:
     """A name and its explanation, as lines of help."""
     shown = "" if default in (None, SUPPRESS, False, "") else f" (default: {default})"
     text = f"{' '.join(text.split())}{shown}"

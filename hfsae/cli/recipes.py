@@ -27,7 +27,7 @@ from ..runs.declared_fields import DeclaredField, check_sae_fields, known_varian
 from ..runs.recipe import UNUSED
 from ..runs.results import stage_of
 from ..tuning import Tuning
-from .parsing import VerbParser, explained, with_names
+from .parsing import VerbParser, help_lines, with_names
 from .table import EXAMPLES, VERBS
 
 SOURCE = "folder, or repository on the Hub as name/repository"
@@ -200,16 +200,16 @@ def _sae_help(everything: bool) -> Iterator[str]:
         for name, about in variant.fields.items():
             having.setdefault((name, about), []).append(model_type)
     yield from ("", "fields of sae:" if everything else "most used fields of sae:")
-    yield from explained(
+    yield from help_lines(
         "--sae.d_sae", "number of latents; usually 8 to 32 times the model's width"
     )
     for (name, about), types in having.items():
         if everything or name in _OFTEN_OF_SAE:
             kind = "" if len(types) == len(variants) else f" ({', '.join(types)})"
-            yield from explained(f"--sae.{name}{kind}", about.text, about.default)
+            yield from help_lines(f"--sae.{name}{kind}", about.text, about.default)
     yield from ("", "variants, by --sae.model_type:")
     for model_type, variant in sorted(variants.items()):
-        yield from explained(model_type, variant.formula)
+        yield from help_lines(model_type, variant.formula)
 
 
 def parse_recipe(

@@ -149,7 +149,7 @@ def _measure_again(verb: str, argv: list[str], result: str) -> None:
     source, *changes = argv
     options, given = parse_given(parser, changes)
     check_source(source)
-    from ..runs import again, run_folder
+    from ..runs import remake, run_folder
     from ..runs.folder import home_of
     from ..runs.results import locked_run
     from .show import print_folder
@@ -162,12 +162,12 @@ def _measure_again(verb: str, argv: list[str], result: str) -> None:
             changed = given[section]
             inner = f".{next(iter(changed))}" if isinstance(changed, dict) and changed else ""
             raise Refused(f"`hfsae {verb}` cannot change {section}{inner}")
-        from ..runs import filled, find_sae, measure, refuse_unmeasurable
+        from ..runs import find_sae, measure, open_folder, refuse_unmeasurable
 
         placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
         refuse_unmeasurable(placed, result)
         _say_text(verb, placed)
-        with filled(placed):
+        with open_folder(placed):
             measure(placed, result)
         folder = placed.folder
     else:
@@ -175,7 +175,7 @@ def _measure_again(verb: str, argv: list[str], result: str) -> None:
             raise Refused(f"--{name} is only for an SAE from elsewhere; {folder} belongs to a run")
         with locked_run(home, [folder]):
             recipe, _ = parse_recipe(parser, [str(home / RECIPE), *changes])
-            again(recipe, folder, home, result)
+            remake(recipe, folder, home, result)
     print_folder(folder, [])
 
 
@@ -408,9 +408,9 @@ def _own_format(which: dict[str, Any], site: str | None = None) -> Iterator[str]
         if not formats or "hfsae" in formats:  # nothing to convert
             yield source
             return
-    from ..runs import chosen, own_folder
+    from ..runs import load_arguments, own_folder
 
-    with own_folder(chosen(**which), site) as folder:
+    with own_folder(load_arguments(**which), site) as folder:
         _say(f"using {source} in hfsae's format, from {folder}")
         yield str(folder)
 
@@ -563,10 +563,10 @@ def presets_verb(argv: list[str]) -> None:
         command = shlex.join(["hfsae", "collect", *words])
         raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
     from ..features import read_labels  # takes seconds
-    from ..runs import filled
+    from ..runs import open_folder
     from ..runs.preset_search import find_presets, save_presets, table
 
-    with filled(placed):
+    with open_folder(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
         found = find_presets(_steered(placed), labels, args, _say)
         print(f"\n{printable_lines(table(found))}\n")
@@ -591,23 +591,23 @@ def _test_presets(
     """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
     judge, by what that says."""
     from ..explanations.judges import PendingAnswers
-    from ..runs import filled, judged_presets
-    from ..runs.preset_search import found_presets, retest, save_presets
+    from ..runs import judge_presets, open_folder
+    from ..runs.preset_search import read_presets, retest, save_presets
 
-    presets = found_presets(placed.folder) or found_presets(placed.origin or placed.folder)
+    presets = read_presets(placed.folder) or read_presets(placed.origin or placed.folder)
     if not presets:
         raise Refused(f"there are no presets of a search in {placed.folder}; search first")
     if judge is None:
-        with filled(placed):
+        with open_folder(placed):
             kept = retest(_steered(placed), presets, args, _say)
             save_presets(placed.folder, kept)
     else:
         try:
-            kept = judged_presets(presets, judge)
+            kept = judge_presets(presets, judge)
         except PendingAnswers as pending:
             print(pending)
             return
-        with filled(placed):
+        with open_folder(placed):
             save_presets(placed.folder, kept)
     dropped = ", ".join(p["name"] for p in presets if p["name"] not in {k["name"] for k in kept})
     print(
@@ -686,9 +686,9 @@ def _with_value(options: dict[str, Any]) -> dict[str, Any]:
 
 def take_choice(options: dict[str, Any]) -> dict[str, Any]:
     """Which SAE: its options, taken out of all, as arguments of `hfsae.load`."""
-    from ..runs import chosen  # takes seconds
+    from ..runs import load_arguments  # takes seconds
 
-    return chosen(**{name: options.pop(name) for name in _CHOICE if name in options})
+    return load_arguments(**{name: options.pop(name) for name in _CHOICE if name in options})
 
 
 def find(options: dict[str, Any], given: Sections) -> "list[SAEInContext]":
@@ -701,12 +701,12 @@ def find(options: dict[str, Any], given: Sections) -> "list[SAEInContext]":
     Raises:
         ValueError: as `hfsae.runs.find_sae`.
     """
-    from ..runs import chosen, find_saes  # takes seconds
+    from ..runs import find_saes, load_arguments  # takes seconds
 
     site, output_dir = options.pop("site"), options.pop("output_dir")
     sources = options.pop("sources") if "sources" in options else [options.pop("source")]
     which = {name: options.pop(name) for name in _CHOICE if name in options}
-    choices = [chosen(source, **which) for source in sources]
+    choices = [load_arguments(source, **which) for source in sources]
     return find_saes(choices, given, site=site, output_dir=output_dir)
 
 

@@ -18,7 +18,7 @@ from .inputs import inputs_of as inputs_of
 from .inputs import load as load
 from .inputs import load_inputs as load_inputs
 from .inputs import read_rows as read_rows
-from .preset_search import judged_presets as judged_presets
+from .preset_search import judge_presets as judge_presets
 from .recipe import RESULT_SECTIONS as RESULT_SECTIONS
 from .recipe import LMArguments as LMArguments
 from .recipe import Recipe as Recipe
@@ -40,16 +40,16 @@ from .results import refuse_another_training as refuse_another_training
 from .results import stage_of as stage_of
 from .sae_source import SAEInContext as SAEInContext
 from .sae_source import check_held_out as check_held_out
-from .sae_source import chosen as chosen
 from .sae_source import default_folder as default_folder
 from .sae_source import fill_folder as fill_folder
-from .sae_source import filled as filled
 from .sae_source import find_sae as find_sae
 from .sae_source import find_saes as find_saes
 from .sae_source import known_fields as known_fields
 from .sae_source import limits_of as limits_of
+from .sae_source import load_arguments as load_arguments
 from .sae_source import load_lm_for as load_lm_for
 from .sae_source import of_run as of_run
+from .sae_source import open_folder as open_folder
 from .sae_source import own_folder as own_folder
 from .sae_source import place as place
 from .sae_source import remember as remember
@@ -58,8 +58,8 @@ from .sae_source import run_folder as run_folder
 from .stage_explain import explain_sae as explain_sae
 from .stage_probe import evaluation_text as evaluation_text
 from .stage_probe import probe_saes as probe_saes
-from .stages import again as again
 from .stages import make_results as make_results
 from .stages import measure as measure
 from .stages import refuse_unmeasurable as refuse_unmeasurable
+from .stages import remake as remake
 from .stages import run as run

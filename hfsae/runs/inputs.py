@@ -29,9 +29,9 @@ from ..activations import (
     Split,
     TextArguments,
     TextSource,
-    apart,
     check_text,
     is_hub,
+    measured_text,
     plain_text,
     text_origin,
     text_record,
@@ -201,7 +201,7 @@ def token_bar(
         yield advance
 
 
-def counted(
+def with_progress(
     batches: Iterable[ActivationBatch], progress: Callable[[int], None]
 ) -> Iterator[ActivationBatch]:
     """The same batches; progress gets the number of activations of each when it was used."""
@@ -256,7 +256,7 @@ class RowInputs:
         for name, sae in saes.items():
             source = self.source([*widths_of(sae.config)], limits)
             with token_bar("evaluate", n, unit=self.unit) as progress:
-                batches = counted(source.batches(args.side, n), progress)
+                batches = with_progress(source.batches(args.side, n), progress)
                 result = evaluate_reconstructions(sae, batches, args)
             result.side, result.mask_policy = args.side, _EVERY[self.section]
             if losses and isinstance(source, InputSource):
@@ -275,7 +275,7 @@ class RowInputs:
         with token_bar("collect", n, unit=self.unit) as progress:
             return collect_rows(
                 job.sae,
-                counted(source.batches(job.side, n), progress),
+                with_progress(source.batches(job.side, n), progress),
                 self.recipe.collect,
                 caption=source.caption,
                 unit=self.unit,
@@ -329,7 +329,7 @@ class FileInputs(RowInputs):
                     progress(len(next(iter(acts.values()))))
             for which, n in self.after_training(bool(args.labels)):
                 is_known = source.is_in_order and which == "train"
-                for _ in counted(source.batches(which, 0 if is_known else n), progress):
+                for _ in with_progress(source.batches(which, 0 if is_known else n), progress):
                     pass
         held_out = source.batches(side, self.recipe.sizes.evaluation)
         training = () if side == "train" else source.batches("train")
@@ -485,11 +485,11 @@ class TextInputs:
         foreign = self._foreign_rows()  # first: what is wrong with one is told before hours
         args = replace(self.recipe.evaluation, n_tokens=self.recipe.sizes.evaluation)
         held_out = read_rows(self.recipe, self.loaded, args.side, args.most_tokens)
-        results = self._evaluated("evaluate", args, held_out, saes, limits, losses)
+        results = self._evaluate("evaluate", args, held_out, saes, limits, losses)
         few = replace(args, n_tokens=args.n_foreign_tokens)
         for name, rows in foreign.items():
             with _naming_text(name):
-                on_text = self._evaluated(f"evaluate {name}", few, rows, saes, limits, losses)
+                on_text = self._evaluate(f"evaluate {name}", few, rows, saes, limits, losses)
             for key, result in on_text.items():
                 about = {"dataset": rows.args.dataset, "origin": text_origin(rows.args)}
                 results[key].texts[name] = ForeignText(
@@ -502,7 +502,7 @@ class TextInputs:
                 )
         return results
 
-    def _evaluated(
+    def _evaluate(
         self,
         title: str,
         args: EvaluationArguments,
@@ -531,7 +531,7 @@ class TextInputs:
             batches = (ActivationBatch(h.activations, h.document, h.position) for h in found)
             with token_bar(title, args.most_tokens) as progress:
                 result = evaluate_reconstructions(
-                    sae, counted(batches, progress), self.recipe.evaluation
+                    sae, with_progress(batches, progress), self.recipe.evaluation
                 )
             result.side, result.mask_policy = args.side, _EVERY["text"]
             results[name] = result
@@ -586,10 +586,10 @@ def foreign_text(text: TextArguments, dataset: str) -> TextArguments:
     """A data set, read with the other settings of the text: all its documents are on the test side
     but those that the training read, where the training text can be listed here."""
     trained = text.trained if isinstance(text, MeasuredText) else text
-    return apart(_whole(text, dataset), trained, 1.0)
+    return measured_text(_all_documents(text, dataset), trained, 1.0)
 
 
-def _whole(text: TextArguments, dataset: str) -> TextArguments:
+def _all_documents(text: TextArguments, dataset: str) -> TextArguments:
     """All documents of a data set on the test side, read with the other settings of the text."""
     return replace(
         TextArguments(**plain_text(text)),
@@ -618,7 +618,7 @@ def check_foreign(
         with _naming_text(name):
             if shared := sorted(training & _parts_of(dataset)):
                 raise Refused(f"{shared[0]} is in the training text; give a text that is not")
-            check_text(_whole(text, dataset), "test")  # without listing the training text
+            check_text(_all_documents(text, dataset), "test")  # without listing the training text
 
 
 def _parts_of(dataset: str | list[str]) -> set[str]:

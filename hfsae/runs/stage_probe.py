@@ -34,7 +34,7 @@ from .folder import names_apart, norm_limits
 from .inputs import Job, load
 from .recipe import LMArguments, Recipe
 from .results import locked_run
-from .sae_source import SAEInContext, filled, refuse_without_text
+from .sae_source import SAEInContext, open_folder, refuse_without_text
 
 LM_FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
 LM_FIELDS |= {"model_attention": "attn_implementation"}
@@ -235,7 +235,7 @@ def probe_saes(
         ValueError: SAEs of different language models, unusable tasks, or a package that is missing.
     """
     for one in placed:
-        with filled(one):
+        with open_folder(one):
             pass  # each run's folder is free while texts are read, which takes long
     by_folder = {one.folder.resolve(): one for one in placed}  # one that is named twice, once
     folders, placed = [*by_folder], [*by_folder.values()]

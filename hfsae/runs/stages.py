@@ -302,7 +302,7 @@ def _refuse_no_tokens(recipe: Recipe, result: str) -> None:
         )
 
 
-def again(recipe: Recipe, folder: Path, home: Path, result: str) -> None:
+def remake(recipe: Recipe, folder: Path, home: Path, result: str) -> None:
     """Make one result of a finished run again, with its figures and card. Lock the run's folder
     first (`hfsae.runs.locked_run`).
 
@@ -352,7 +352,7 @@ def measure(placed: SAEInContext, result: str) -> None:
     `measured_with` the model, the text and the norm limits.
 
     Args:
-        placed: with its weights in the folder, see `filled`.
+        placed: with its weights in the folder, see `open_folder`.
         result: "evaluation.json" or "features/meta.json".
     """
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder

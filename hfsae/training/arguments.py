@@ -213,7 +213,7 @@ class TrainingArguments:
         """Optimiser steps of the run."""
         return self.n_tokens // self.batch_size
 
-    def fitted(self, name: str, warm_start_steps: int) -> int:
+    def warmup_length(self, name: str, warm_start_steps: int) -> int:
         """A warm-up's length in steps: at most half of those after the warm start."""
         given = in_steps(getattr(self, name), self.total_steps)
         return min(given, (self.total_steps - warm_start_steps) // 2)

@@ -35,7 +35,7 @@ class L0Control:
         self.target = None if target is None else float(target)
         warms = self.target is not None and sae.config.has_thresholds
         self.warm_start_steps = in_steps(args.warm_start_steps, args.total_steps) if warms else 0
-        self.warmup_steps = args.fitted("sparsity_warmup_steps", self.warm_start_steps)
+        self.warmup_steps = args.warmup_length("sparsity_warmup_steps", self.warm_start_steps)
         most = max(self.target or 0.0, sae.config.d_sae / 2)
         self.first_l0 = min(args.warm_start_l0 * (self.target or 0.0), most)
 

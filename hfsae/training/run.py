@@ -110,7 +110,7 @@ class Run:
             n_steps = in_steps(getattr(args, name), args.total_steps)
             if name == "sparsity_warmup_steps" and "k" in vars(sae.config):
                 continue  # k sets the sparsity
-            if n_steps > args.fitted(name, self.control.warm_start_steps):
+            if n_steps > args.warmup_length(name, self.control.warm_start_steps):
                 logger.info(
                     "training.%s (%d) does not fit into the %d steps after the warm start: half of "
                     "them are used",
@@ -378,7 +378,7 @@ class Optimiser:
         """Set learning rates: warm-up, which restarts after the warm start, and decay."""
         a, total, warm = self.args, self.args.total_steps, step < warm_start_steps
         since_start = step if warm else step - warm_start_steps
-        factor = cosine_warmup(since_start, a.fitted("warmup_steps", warm_start_steps))
+        factor = cosine_warmup(since_start, a.warmup_length("warmup_steps", warm_start_steps))
         factor *= linear_decay(step, total, in_steps(a.decay_steps, total))
         for group in self._adam.param_groups:
             rate = a.learning_rate
