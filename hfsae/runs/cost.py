@@ -34,7 +34,7 @@ from ..training.sharding import check_spread
 from ..training.start import sample_size
 from .arguments import PresetArguments
 from .checks import check, with_lone_site
-from .inputs import EmptyLMs, Model
+from .inputs import Model
 from .preset_search import PROMPTS, SEEDS, texts_at_once
 from .recipe import Recipe, bucket_tokens
 from .results import refuse_another_training
@@ -470,8 +470,8 @@ def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
 
 def _models_in(lm: Model) -> list[PreTrainedModel]:
     """The only model, several ones, or none."""
-    if isinstance(lm, EmptyLMs):
-        return [*lm.each.values()]
+    if isinstance(lm, dict):
+        return [*lm.values()]
     return [] if lm is None else [lm]
 
 

@@ -88,23 +88,11 @@ _EVERY = {
 """Positions that an evaluation counts, by section of the recipe."""
 
 
-class NoModel(NamedTuple):
-    """In the place of a model where activations are read from files."""
-
-    device: torch.device
-    """the SAEs' device"""
-
-
-class EmptyLMs(NamedTuple):
-    """Several language models without their weights, by name."""
-
-    each: dict[str, PreTrainedModel]
-
-
-Model = PreTrainedModel | EmptyLMs | None
-"""A recipe's model, or models, without weights; None where activations are read from files."""
-Loaded = LoadedLM | LoadedLMs | LoadedEncoder | NoModel
-"""What a recipe has loaded once, before its stages run."""
+Model = PreTrainedModel | dict[str, PreTrainedModel] | None
+"""A recipe's model, or several by name, without weights; None where activations are read from
+files."""
+Loaded = LoadedLM | LoadedLMs | LoadedEncoder | torch.device
+"""What a recipe has loaded once, before its stages run; of files, only the SAEs' device."""
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
@@ -133,7 +121,7 @@ def load_for(args: LMArguments, device: str | None = None) -> LoadedEncoder:
 def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
     """What the recipe's inputs need in memory: its model, or nothing where files are read."""
     if recipe.kind == "files":
-        return NoModel(torch.device(device or "cpu"))
+        return torch.device(device or "cpu")
     if recipe.kind != "text":
         return load_for(recipe.lm, device)
     if recipe.lms:
@@ -145,7 +133,7 @@ def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
 
 def inputs_of(recipe: Recipe, loaded: Loaded) -> "Inputs":
     """The recipe's inputs, opened with what `load_inputs` loaded."""
-    if isinstance(loaded, NoModel):
+    if isinstance(loaded, torch.device):
         return FileInputs(recipe, loaded)
     if isinstance(loaded, LoadedEncoder):
         return PictureInputs(recipe, loaded)
@@ -300,8 +288,8 @@ class FileInputs(RowInputs):
 
     section = "activations"
 
-    def __init__(self, recipe: Recipe, loaded: NoModel) -> None:
-        self.recipe, self.device = recipe, loaded.device
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
 
     def source(self, sites: Sequence[str], limits: Mapping[str, float] | None = None) -> FileSource:
         """The recipe's files; no row is left out for its norm."""

@@ -242,11 +242,11 @@ def linear_warmup(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / (warmup_steps + 1))
 
 
-def cosine_warmup(step: int, warmup_steps: int, start: float = 0.1) -> float:
-    """Half a cosine from `start` to 1 over warmup_steps (Gemma Scope's learning rate, 3.2)."""
+def cosine_warmup(step: int, warmup_steps: int) -> float:
+    """Half a cosine from a tenth to 1 over warmup_steps (Gemma Scope's learning rate, 3.2)."""
     if step >= warmup_steps:
         return 1.0
-    return start + (1 - start) * (1 - math.cos(math.pi * step / warmup_steps)) / 2
+    return 0.1 + (1 - 0.1) * (1 - math.cos(math.pi * step / warmup_steps)) / 2
 
 
 def linear_decay(step: int, total_steps: int, decay_steps: int) -> float:
