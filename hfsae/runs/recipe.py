@@ -184,7 +184,7 @@ class Recipe:
                     Site.parse(str(own["site"])).module: {k: v for k, v in own.items() if v}
                     for own in places
                 }
-        self.lms = _lms_in_full(self.lms)
+        self.lms = _lms_in_full(self.lms) if self.lms else {}
         check_seed("seed", self.seed)
         for name in ("collect_tokens", "explain_tokens"):
             if (n_tokens := getattr(self, name)) == AUTO:
@@ -287,8 +287,6 @@ class Recipe:
 
 def _lms_in_full(lms: object) -> dict[str, dict[str, Any]]:
     """The section lms with all fields of each model."""
-    if not lms:
-        return {}
     if not isinstance(lms, Mapping) or not all(isinstance(one, Mapping) for one in lms.values()):
         raise Refused(
             "lms must hold language models by name, such as {base: {name: ...}, chat: {name: "

@@ -151,12 +151,9 @@ class TrainingArguments:
             raise Refused(
                 f"training.num_processes must be 1 or more, or null, got {self.num_processes}"
             )
-        if not 0 <= self.init_decoder_data <= 1:
-            raise Refused(
-                f"training.init_decoder_data must lie in [0, 1], got {self.init_decoder_data}"
-            )
-        if not 0 <= self.init_whitening <= 1:
-            raise Refused(f"training.init_whitening must lie in [0, 1], got {self.init_whitening}")
+        for name in ("init_decoder_data", "init_whitening"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Refused(f"training.{name} must lie in [0, 1], got {getattr(self, name)}")
         check_least(self, "training.", init_cluster_rounds=0)
         for name in ("init_cluster_rounds", "init_whitening"):
             if getattr(self, name) and not self.init_decoder_data:
