@@ -14,9 +14,9 @@ from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester
 from .harvest import InputBatch as InputBatch
 from .held_out import MeasuredText as MeasuredText
+from .held_out import apart as apart
 from .held_out import held_out_sentence as held_out_sentence
 from .held_out import is_held_out as is_held_out
-from .held_out import measured_text as measured_text
 from .held_out import plain_text as plain_text
 from .held_out import text_record as text_record
 from .pictures import InputSource as InputSource

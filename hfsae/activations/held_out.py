@@ -90,7 +90,7 @@ class MeasuredText(TextArguments):
         return about | {"n_documents": len(ids), "n_shared": len(shared), "n_left_out": left_out}
 
 
-def measured_text(
+def apart(
     text: TextArguments,
     trained: TextArguments | None,
     fraction: float | None = None,

@@ -29,9 +29,9 @@ from ..activations import (
     Split,
     TextArguments,
     TextSource,
+    apart,
     check_text,
     is_hub,
-    measured_text,
     plain_text,
     text_origin,
     text_record,
@@ -574,7 +574,7 @@ def foreign_text(text: TextArguments, dataset: str) -> TextArguments:
     """A data set, read with the other settings of the text: all its documents are on the test side
     but those that the training read, where the training text can be listed here."""
     trained = text.trained if isinstance(text, MeasuredText) else text
-    return measured_text(_all_documents(text, dataset), trained, 1.0)
+    return apart(_all_documents(text, dataset), trained, 1.0)
 
 
 def _all_documents(text: TextArguments, dataset: str) -> TextArguments:

@@ -28,8 +28,8 @@ from ..activations import (
     Harvester,
     MeasuredText,
     TextArguments,
+    apart,
     check_text,
-    measured_text,
     plain_text,
     text_origin,
 )
@@ -553,7 +553,7 @@ def with_given(
         sections[name] = replace(old, **value) if has_fields else value
     new = replace(base, **sections)
     fraction = text.get("held_out_fraction", fraction)
-    return replace(new, text=measured_text(new.text, trained, fraction, digest))
+    return replace(new, text=apart(new.text, trained, fraction, digest))
 
 
 def trained_text(folders: Sequence[Path]) -> tuple[TextArguments | None, str | None]:
