@@ -281,7 +281,7 @@ def stages(
     loading: Part = ("loading the language model", (1 if on_gpu else 2) * lm_bytes, "main")
     each = [_step(recipe, config, on_gpu) for config in configs.values()]
     # Weights and moments are written from where they are, or gathered first if they are spread.
-    checkpoint = list[Part]()
+    checkpoint: list[Part] = []
     # The trained SAEs, and for one of them the folded state and a copy of its encoder.
     last: list[Part] = [("folding", _FLOAT * (all_ + 1.5 * largest), "main" if spread else "gpu")]
     if spread:

@@ -121,7 +121,8 @@ def declared_variants() -> dict[str, Variant]:
                     values.append(None)
             under = after.value if isinstance(after, ast.Expr) else None
             text = str(under.value) if isinstance(under, ast.Constant) else ""
-            fields[node.target.id] = DeclaredField(*values, " ".join(text.split()))
+            kind, default = values
+            fields[node.target.id] = DeclaredField(kind, default, " ".join(text.split()))
         return fields
 
     variants, given = {}, dict[str, dict[str, Any]]()  # by class, what its body gives a name

@@ -506,19 +506,19 @@ def differences(
     Args:
         sections: names of sections, or dotted names of fields in them.
     """
-    default, rest = as_plain(Recipe()), list[tuple[str, Any, Any, Any]]()
+    default, rest = as_plain(Recipe()), list[tuple[str, list[Any]]]()
     for section in sections:
         name, _, field = section.partition(".")
         values = [plain.get(name) for plain in (old, new, default)]
         values = [(value or {}).get(field) for value in values] if field else values
-        rest.append((section, *values))
+        rest.append((section, values))
     while rest:
-        key, ours, theirs, usual = rest.pop(0)
+        key, (ours, theirs, usual) = rest.pop(0)
         if isinstance(ours, dict) and isinstance(theirs, dict):
             usual = usual if isinstance(usual, dict) else {}
             names = sorted({*ours, *theirs} - _FREE)
-            inside = [(n, ours.get(n, usual.get(n)), theirs.get(n), usual.get(n)) for n in names]
-            rest[:0] = [(f"{key}.{name}", *values) for name, *values in inside]
+            three = [[ours.get(n, usual.get(n)), theirs.get(n), usual.get(n)] for n in names]
+            rest[:0] = zip([f"{key}.{name}" for name in names], three, strict=True)
         elif ours != theirs:
             yield key, reprlib.repr(ours), reprlib.repr(theirs)
 
