@@ -232,7 +232,7 @@ def compare_saes(subject: Subject, other: str) -> Json:
         how = None
         if root.is_absolute():
             how = how_to_make(other_of(subject, other), "evaluate")
-        hint = f"`{how.command}` makes it" if how else "run `hfsae evaluate` first"
+        hint = f"`{how[0]}` makes it" if how else "run `hfsae evaluate` first"
         raise Refused(f"{other} has no evaluation.json to compare; {hint}")
     try:
         results = read_json(path)
