@@ -358,8 +358,8 @@ def test_no_folder_but_that_of_an_sae_below_the_working_directory_is_read(
 def test_a_vector_can_be_taken_away(actions, tmp_path):
     from hfsae.steering import load_steering_vector
 
-    vector = load_steering_vector(direction(actions.subject, 3))
-    assert torch.allclose(vector.vector, actions.subject.sae.W_dec[3].detach(), atol=1e-6)
+    _, vector, _ = load_steering_vector(direction(actions.subject, 3))
+    assert torch.allclose(vector, actions.subject.sae.W_dec[3].detach(), atol=1e-6)
 
 
 @pytest.mark.parametrize(
