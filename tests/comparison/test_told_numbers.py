@@ -413,47 +413,6 @@ def test_rates():
     said("Rates", "12 % of its latents are dead", 100 * dead["relu_16e-3"])
 
 
-def test_longer_runs_at_other_sites():
-    every: dict[tuple[str, str], list[float]] = {}
-    for site in ("layers.15.mlp", "layers.15.self_attn"):
-        for line in lines(site, "arm | L0 | gamma"):
-            every.setdefault((site, line[0]), []).append(float(line[3]))
-    title = "Longer runs at these sites"
-    names = ("JumpReLU (warm start)", "TopK", "BatchTopK")
-    for words, site in (
-        ("MLP: 13 to 50 %, of TopK's 0 to 16, of BatchTopK's 5 to 21 %", "layers.15.mlp"),
-        (
-            "attention: 87 to 91 %, of TopK's 64 to 80, of BatchTopK's 70 to 77 %",
-            "layers.15.self_attn",
-        ),
-    ):
-        said(title, words, *(end for name in names for end in ends(every[site, name])))
-    ratios: dict[str, list[float]] = {"jumprelu": [], "topk": []}
-    for report in ("site_rates", "site_rates.self_attn"):
-        table = rows(of_report(report).partition("\n## Values\n")[2], FVU)
-        for arm, base in (("jumprelu", "jumprelu_3e-3"), ("topk", "topk_2e-3")):
-            for rate in ("1e-3", "5e-4"):
-                cells = zip(table[f"{arm}_{rate}"].values(), table[base].values(), strict=True)
-                ratios[arm] += [100 * (float(a) / float(b) - 1) for a, b in cells]
-    said(
-        title,
-        "JumpReLU's by 13 to 35 % and TopK's by 5 to 44 %",
-        *(*ends(ratios["jumprelu"]), *ends(ratios["topk"])),
-    )
-    positions = {}
-    for site in PLACES.values():
-        if site != "layers.15":
-            kept, _, dropped = re.findall(
-                r"([\d,]+) (?:kept|special tokens|norm outliers)", of_report(site)
-            )
-            n, out = (int(part.replace(",", "")) for part in (kept, dropped))
-            positions[site] = 100 * out / (n + out)
-    early = positions.pop("layers.5")
-    said(title, "2.7 % of positions are dropped as norm outliers", early)
-    assert max(positions.values()) < 0.03
-    assert "(elsewhere 0.03 % at most)" in " ".join(section(title).split())
-
-
 def areas(metric: str) -> dict[tuple[str, str], dict[str, str]]:
     """{(site, arm): {column: cell}} of the report over sites."""
     table = rows(of_report("sites").partition("\n## By site and L0\n")[2], metric)
@@ -506,16 +465,6 @@ def test_what_is_told_of_batch_topk_over_sites():
     numbers = (float(n) for n in re.findall(r"-?[\d.]+", row["mean"] + row["these sites"]))
     said("At other sites", "BatchTopK's is -0.4 % (-0.5 to -0.3)", *numbers)
     assert row["between sites"] == "0.3"
-
-
-def test_a_mean_in_attentions_place_costs_little_and_its_reconstructions_nothing():
-    saes = json.loads((HOME / "layers.15.self_attn/results.json").read_text())["saes"]
-    said(
-        "Longer runs at these sites",
-        "Putting its mean in attention's place costs only 0.006 nats, and each of the 25 SAEs'",
-        *(saes[0]["metrics"]["ce_mean"] - saes[0]["metrics"]["ce_clean"], len(saes)),
-    )
-    assert all(sae["metrics"]["delta_loss"] < 0 for sae in saes)
 
 
 def of_ablations(report: str, *arms: str) -> list[float]:
