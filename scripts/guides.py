@@ -181,20 +181,27 @@ def _words(inline: Token) -> str:
 
 
 def names_of(room: str) -> str:
-    """The public names of a room as HTML, each with a link into the reference."""
+    """The public names of a room as HTML, each with a link to where the reference explains it."""
     home = ROOT / "hfsae" / room
     files = (home / "__init__.pyi", home / "__init__.py", home.with_suffix(".py"))
     tree = ast.parse(next(filter(Path.is_file, files)).read_text(encoding="utf-8"))
-    names = []
+    places = {}
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
-            names += [alias.asname for alias in node.names if alias.asname]
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = "/".join([room, *(node.module or "").split(".")])
+            places |= {
+                alias.asname: f"{module}.html#{alias.name}" if node.module else f"{room}.html"
+                for alias in node.names
+                if alias.asname
+            }
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.append(node.name)
-    public = sorted({name for name in names if not name.startswith("_")}, key=str.casefold)
-    links = " ".join(f'<a href="../hfsae/{room}.html#{n}"><code>{n}</code></a>' for n in public)
-    reference = f'<a href="../hfsae/{room}.html">Reference</a>'
-    return f'<p class="names">{reference} {links}</p>\n'
+            places[node.name] = f"{room}.html#{node.name}"
+    links = "".join(
+        f' <a href="../hfsae/{places[name]}"><code>{name}</code></a>'
+        for name in sorted(places, key=str.casefold)
+        if not name.startswith("_")
+    )
+    return f'<p class="names"><a href="../hfsae/{room}.html">Reference</a>{links}</p>\n'
 
 
 def document(title: str, body: str, path: str) -> str:
@@ -218,7 +225,7 @@ def document(title: str, body: str, path: str) -> str:
         f'<nav><a class="home" href="{up}index.html">hfsae</a>'
         '<input type="search" placeholder="Search the guides" aria-label="Search the guides">'
         '<ol id="found"></ol><button aria-expanded="false">Menu</button>'
-        f'<div class="menu">{"".join(parts)}<p><a href="{up}hfsae.html">Reference</a> '
+        f'<div class="menu">{"".join(parts)}<p><a href="{up}hfsae.html">Reference</a><br>'
         f'<a href="https://github.com/hfsae/hfsae">GitHub</a></p></div></nav>\n'
         f"<main>\n{body}</main></body></html>\n"
     )
