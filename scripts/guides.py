@@ -183,17 +183,17 @@ def _words(inline: Token) -> str:
 def names_of(room: str) -> str:
     """The public names of a room as HTML, each with a link to where the reference explains it."""
     home = ROOT / "hfsae" / room
-    files = (home / "__init__.pyi", home / "__init__.py", home.with_suffix(".py"))
+    stub = home / "__init__.pyi"  # of a room whose names pdoc has on the room's own page
+    files = (stub, home / "__init__.py", home.with_suffix(".py"))
     tree = ast.parse(next(filter(Path.is_file, files)).read_text(encoding="utf-8"))
     places = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.level:
-            module = "/".join([room, *(node.module or "").split(".")])
-            places |= {
-                alias.asname: f"{module}.html#{alias.name}" if node.module else f"{room}.html"
-                for alias in node.names
-                if alias.asname
-            }
+            parts = [] if stub.exists() or node.module is None else node.module.split(".")
+            page = "/".join([room, *parts]) + ".html"
+            for alias in node.names:
+                if alias.asname:
+                    places[alias.asname] = f"{page}#{alias.name}" if node.module else page
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             places[node.name] = f"{room}.html#{node.name}"
     links = "".join(

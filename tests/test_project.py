@@ -121,7 +121,7 @@ def test_guides_become_pages_whose_links_lead_somewhere(site, tmp_path):
     assert len(made) >= 20 and all((tmp_path / path).is_file() for path in made)
     rooms = (tmp_path / "scripts/rooms.html").read_text(encoding="utf-8")
     assert 'src="../house.svg"' in rooms and (tmp_path / "house.svg").is_file()
-    assert '<a href="../hfsae/lm/hooks.html#capture"><code>capture</code></a>' in rooms
+    assert '<a href="../hfsae/lm.html#capture"><code>capture</code></a>' in rooms
     page = (tmp_path / "scripts/recipes/variants.html").read_text(encoding="utf-8")
     assert '<h2 id="an-l0-that-obeys">An L0 that obeys</h2>' in page and "<table>" in page
     assert 'href="../../hfsae/models/jumprelu.html"' in page
