@@ -13,7 +13,8 @@ import pdoc
 
 REPOSITORY = f"{guides.GITHUB}hfsae/"
 TEMPLATES = Path(__file__).parent / "reference"
-# What is sent to the Hub with an SAE, and what `python -m hfsae` runs: no part of the interface.
+# What is sent to the Hub with an SAE, what `python -m hfsae` runs, addresses of the app: no part of
+# the interface.
 LEFT_OUT = ("!hfsae.hub.modeling_hfsae", "!hfsae.__main__", "!hfsae.demo.address")
 # Rooms that are no name of `hfsae`, so that pdoc does not find them.
 ROOMS = ("hfsae.comparison", "hfsae.tuning", "hfsae.diffing", "hfsae.demo", "hfsae.cli")
