@@ -66,7 +66,7 @@ class Tuning(Recipe):
     uniformly in logarithms, or a list of values. Without any: the learning rate from a third to
     three times the recipe's, and training.init_encoder_scale from 0.05 to 1."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Several searches with equal budgets, by name: `sae` and `training`, changes to these
+    """Several searches with equal budgets, by name: sae and training, changes to these
     sections; `ranges`, further ranges. Without any, one search."""
     trials: int = 16
     """Settings that each arm draws."""

@@ -1,5 +1,6 @@
 """The small SAE in the package: whole, small, and what its card says."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -89,16 +90,17 @@ def test_its_labels_and_presets_are_of_latents_that_fire_on_what_they_say():
 
 def test_pages_count_its_presets_as_they_are():
     page = (SCRIPTS / "presets.md").read_text(encoding="utf-8")
-    rows = [re.split(r" *\| *", line) for line in page.splitlines() if re.match(r"\| \d+ ", line)]
-    offered = {row[1] for row in rows if row[-2] == "yes"}
+    with (SCRIPTS / "packaged/presets_tried.csv").open(encoding="utf-8") as file:
+        tried = list(csv.DictReader(file))
+    offered = {row["latent"] for row in tried if row["offered"] == "yes"}
     presets = json.loads((SHIPPED_SAE / "presets.json").read_text())
     assert offered == {latent for preset in presets for latent in preset["latents"]}
+    assert offered == {*re.findall(r"^\| (\d+) ", page, re.MULTILINE)}
     assert f"after {len(read_labels(SHIPPED_SAE))} latents were labelled" in page
-    n_steered = sum("3 of 3" in row for row in rows)
+    n_steered = sum(row["seeds"] == "3 of 3" for row in tried)
     assert (
-        f"Of [{len(rows)} latents tried for the packaged SAE]"
-        f"(#what-was-tried-for-the-packaged-sae) {n_steered} steer the texts of all three seeds "
-        f"at their best attempt, and {_WORDS[len(offered)]} are offered"
+        f"Of [{len(tried)} latents tried](packaged/presets_tried.csv) {n_steered} steer the texts "
+        f"of all three seeds at their best attempt, and {_WORDS[len(offered)]} are offered"
     ) in " ".join(page.split())
 
 
