@@ -52,3 +52,6 @@ from .relu import ReLUSAE as ReLUSAE
 from .relu import ReLUSAEConfig as ReLUSAEConfig
 from .topk import TopKSAE as TopKSAE
 from .topk import TopKSAEConfig as TopKSAEConfig
+
+DEFAULT_VARIANT = "jumprelu_sae"
+"""the model_type of a recipe that names none"""

@@ -22,11 +22,11 @@ from ..lm import (
     site_width,
 )
 from ..lm.places import SLASH
-from ..models import SAEConfig, variants
+from ..models import DEFAULT_VARIANT, SAEConfig, variants
 from ..models.registry import refuse_configs_alone
 from .declared_fields import check_model_type, known_variants
 from .inputs import Model, check_foreign
-from .recipe import DEFAULT_VARIANT, LMArguments, Recipe, sides_of
+from .recipe import LMArguments, Recipe, sides_of
 from .stage_probe import check_probing
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..io.bounds import check_type
 from ..io.errors import Refused, closest
-from .recipe import DEFAULT_VARIANT, Recipe
+from .recipe import Recipe
 
 _ROOM = Path(__file__).parents[1] / "models"
 _ANNOTATIONS = {"Literal": Literal, "Number": int | float}
@@ -87,7 +87,7 @@ def check_sae_fields(recipe: Recipe, given: Iterable[str] = ()) -> None:
 
 def check_model_type(fields: Mapping[str, Any]) -> str:
     """The model_type of an SAE's fields."""
-    given = fields.get("model_type", DEFAULT_VARIANT)
+    given = fields.get("model_type") or default_variant()
     if given not in (known := known_variants()):
         raise Refused(
             f"sae.model_type {given!r} is unknown{closest(str(given), [*known])}; hfsae has "
@@ -95,6 +95,15 @@ def check_model_type(fields: Mapping[str, Any]) -> str:
             "command: --import MODULE)"
         )
     return given
+
+
+@cache
+def default_variant() -> str:
+    """`models.DEFAULT_VARIANT`, read as text: importing it takes seconds."""
+    text = (_ROOM / "__init__.py").read_text(encoding="utf-8")
+    nodes = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+    values = {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in nodes}
+    return values["DEFAULT_VARIANT"]
 
 
 @cache

@@ -41,8 +41,6 @@ from ..training import TrainingArguments
 from ..training.arguments import FREE, SHARED
 
 Count = int | Literal["auto"]
-DEFAULT_VARIANT = "jumprelu_sae"
-"""the model_type of an SAE whose section names none"""
 # The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "lms", "text", "harvest", "activations")
 TRAINING_SECTIONS += ("images", "shuffle", "seed")
