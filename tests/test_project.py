@@ -201,6 +201,7 @@ def test_an_arrow_is_left_out_where_others_lead_the_same_way(site):
 
 
 @pytest.mark.slow
+@pytest.mark.pages
 def test_the_reference_and_the_guides_are_made_without_a_warning_or_a_broken_link(tmp_path):
     pytest.importorskip("pdoc")
     command = [sys.executable, "-W", "error::UserWarning", "scripts/docs.py", str(tmp_path)]

@@ -8,18 +8,16 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from studies.__main__ import main as studies
 from transformers import AutoModelForCausalLM
 
 import hfsae
 from hfsae.cli import main
-from hfsae.features import FeatureStore, read_automatic, read_labels, write_label
+from hfsae.features import FeatureStore, read_automatic, read_labels
 from hfsae.hub.outgoing import licence_notes, licence_of
 from hfsae.io.checksums import weights_hash
 from hfsae.lm import contract
 from hfsae.models.fingerprint import decoder_hash
 from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE
-from hfsae.runs.preset_search import find_presets
 
 from .conftest import every_lm_is
 
@@ -289,34 +287,6 @@ def test_its_weights_in_another_library_s_files_tell_texts_apart(foreign, capsys
     means = json.loads((OUT / "probing.json").read_text())["means"]
     auc = {row["features"]: row["auc"][0] for row in means if row["k"] == 1}
     assert auc["foreign"] > 0.95
-
-
-@pytest.mark.lm
-def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
-    foreign, capsys, monkeypatch
-):
-    few = ["--n_latents", "8", "--windows", "4", "--n_tokens", "1500", "--max_density", "0.5"]
-    assert studies(["make", foreign, "--output_dir", "study", *few]) == 0
-    assert "items of 1 SAE: study/plan.json" in capsys.readouterr().out
-    assert json.loads(Path("study/folders.json").read_text()) == {"foreign": str(OUT.resolve())}
-    search, the_sea = "hfsae.runs.preset_search.", 1774
-    limits = {"PROMPTS": ("We decided to travel by",), "SEEDS": (16, 17, 18), "_DENSITIES": (1, 1)}
-    for name, value in limits.items():
-        monkeypatch.setattr(search + name, value)  # of all, one labelled latent is tried
-
-    def at_eight(model, labels, args, say):
-        return find_presets(model, labels, args._replace(strengths=(8.0,)), say)
-
-    monkeypatch.setattr("hfsae.runs.preset_search.find_presets", at_eight)
-    write_label(OUT, the_sea, "oceans")
-    few = ["--n_candidates", "0"]
-    capsys.readouterr()
-    assert main(["presets", foreign, *few, "--max_kl", "1e-9"]) == 0
-    said = capsys.readouterr().out
-    assert "1 candidates screened; 1 are tried" in said and not (OUT / "presets.json").exists()
-    assert "with every seed at a KL of 1e-09 or less, a repetition of 30% or less and" in said
-    # Steered, and seen. With which seeds it writes of the sea, processors differ.
-    assert re.search(r"latent 1774 \(oceans, sea\) at 8 x: [123] of 3 seeds", said)
 
 
 @pytest.mark.lm

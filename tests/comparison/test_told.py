@@ -19,6 +19,8 @@ from .told import (
     section,
 )
 
+pytestmark = pytest.mark.pages
+
 
 @pytest.mark.parametrize("title, report", [("The frontier", "frontier"), ("Tuned alike", "equal")])
 def test_values_are_the_reports(title, report):

@@ -28,6 +28,8 @@ from .told import (
     section,
 )
 
+pytestmark = pytest.mark.pages
+
 OVER_PLACES, SCRATCH = ("Gated (RI-L1)", "TopK"), "JumpReLU (from scratch)"
 PARTS = ("mlp", "self_attn")
 NUMBER = re.compile(r"(?<![\w.])-?\d*\.?\d+(?:e-?\d+)?(?![\w])")
