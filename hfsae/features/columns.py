@@ -622,7 +622,8 @@ def _associations(
         p = correlation_p(on_all, int(known.sum())) if measure == "spearman" else None
         bests = []
         for first, end, k in ((0, d_sae, _SHOWN), (d_sae, None, 1)):  # latents, raw dimensions
-            own = _best(measure, [*values], *(half[:, first:end] for half in halves), k)
+            choosing, held_out = (half[:, first:end] for half in halves)
+            own = _best(measure, [*values], choosing, held_out, k)
             variable = values[own[0].use][:, first + own[0].index].astype(float)
             variable *= own[0].sign if measure == "auc" else 1
             ends = interval(_STATISTICS[measure], variable, of_target, parts[2])
@@ -689,8 +690,8 @@ def _best(
     bests = []
     for index in np.argsort(-np.abs(chosen), kind="stable")[:k].tolist():
         sign = -1 if chosen[index] < 0 else 1
-        scores = float(chosen[index]), float(tested[index])
+        ours, theirs = float(chosen[index]), float(tested[index])
         if measure == "auc":
-            scores = tuple((1 + sign * score) / 2 for score in scores)
-        bests.append(Best(index, uses[use[index]], sign, *scores))
+            ours, theirs = (1 + sign * ours) / 2, (1 + sign * theirs) / 2
+        bests.append(Best(index, uses[use[index]], sign, ours, theirs))
     return bests
