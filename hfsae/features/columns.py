@@ -693,5 +693,5 @@ def _best(
         ours, theirs = float(chosen[index]), float(tested[index])
         if measure == "auc":
             ours, theirs = (1 + sign * ours) / 2, (1 + sign * theirs) / 2
-        bests.append(Best(index, uses[use[index]], sign, ours, theirs))
+        bests.append(Best(index, uses[int(use[index])], sign, ours, theirs))
     return bests
