@@ -14,12 +14,12 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -66,7 +66,7 @@ class Tuning(Recipe):
     uniformly in logarithms, or a list of values. Without any: the learning rate from a third to
     three times the recipe's, and training.init_encoder_scale from 0.05 to 1."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Several searches with equal budgets, by name: `sae` and `training`, changes to these
+    """Several searches with equal budgets, by name: sae and training, changes to these
     sections; `ranges`, further ranges. Without any, one search."""
     trials: int = 16
     """Settings that each arm draws."""
@@ -141,23 +141,11 @@ class Tuning(Recipe):
         return Path(self.training.output_dir)
 
 
-class Trial(NamedTuple):
-    """Settings of an arm."""
-
-    arm: str
-    number: int
-    values: dict[str, Any]
-    """by dotted field"""
-
-    @property
-    def name(self) -> str:
-        """Its folder's name."""
-        return f"{self.arm}-{self.number:03d}"
-
-
-Score = tuple[Trial, int, dict[str, Any]]
-"""A trial, its rung, and its line in the log: score (FVU at the target L0, on validation documents;
-None where it failed), measured, failure."""
+Trials = dict[str, dict[str, Any]]
+"""{name: values of settings by dotted field}; a name is its arm's and its number, as "all-003"."""
+Line = dict[str, Any]
+"""Of a trial on a rung, as in the log: name, rung, n_tokens, values, score (FVU at the target L0,
+on validation documents; None where it failed), measured, failure."""
 
 
 def tune(tuning: Tuning, command: str = "") -> Path:
@@ -195,66 +183,63 @@ def tune(tuning: Tuning, command: str = "") -> Path:
             for arm in tuning.arm_names
         }
         ranges = {arm: tuning.ranges_of(arm) for arm in studies}
-        scores: list[Score] = []
+        every: list[Line] = []
         for growth in range(tuning.growth + 1):
-            trials = [
-                _drawn(tuning, studies[arm], growth * tuning.trials + i, ranges[arm])
-                for arm in studies
-                for i in range(tuning.trials)
-            ]
-            recipes = {trial.arm: recipe_of(tuning, trial, 0) for trial in trials}  # checks all
-            for recipe in recipes.values():
+            trials: Trials = {}
+            for arm, study in studies.items():
+                for number in range(growth * tuning.trials, (growth + 1) * tuning.trials):
+                    trials[f"{arm}-{number:03d}"] = _draw(tuning, study, number, ranges[arm])
+            recipes = {_arm(name): recipe_of(tuning, name, trials[name], 0) for name in trials}
+            for recipe in recipes.values():  # one of each arm; the values of all are valid
                 check(recipe)
-            survivors = [math.ceil(tuning.trials / 2**rung) for rung in range(tuning.rungs)]
-            budget = [len(studies) * m * n_tokens(tuning, i) for i, m in enumerate(survivors)]
-            tokens_done, tokens_left, start = 0, sum(budget), time.monotonic()
             for rung in range(tuning.rungs):
-                for group in groups(tuning, trials, rung):
-                    tokens_left -= len(group) * n_tokens(tuning, rung)
-                    missing = [t for t in group if _line(studies, t, rung) is None]
-                    if missing:
-                        _measure(tuning, studies, missing, rung, command, loaded())
-                        tokens_done += len(missing) * n_tokens(tuning, rung)
-                        minutes = (time.monotonic() - start) / tokens_done * tokens_left / 60
-                        logger.info("about %.0f min left", minutes)
-                of_rung = [(t, rung, _line(studies, t, rung)) for t in trials]
-                scores += of_rung
-                if all(line["score"] is None for *_, line in of_rung):
-                    failure = of_rung[0][2]["failure"]
-                    raise Refused(f"all {len(of_rung)} trials failed; the first: {failure}")
-                ranked = [_finals(of_rung, arm) for arm in studies]
-                trials = [s[0] for own in ranked for s in own[: math.ceil(len(own) / 2)]]
-            if growth == tuning.growth:
-                break
-            grown = {arm: _grown(ranges[arm], _finals(scores, arm)[0][0]) for arm in studies}
-            if grown == ranges:
+                lines = _scores(tuning, studies, trials, rung, command, loaded)
+                every += lines
+                if all(line["score"] is None for line in lines):
+                    failure = lines[0]["failure"]
+                    raise Refused(f"all {len(lines)} trials failed; the first: {failure}")
+                ranked = [_best_first(lines, arm) for arm in studies]
+                better = [line["name"] for own in ranked for line in own[: (len(own) + 1) // 2]]
+                if rung < tuning.rungs - 1:
+                    trials = {name: trials[name] for name in better}
+                    _tell(studies, [line for line in lines if line["name"] not in trials], "PRUNED")
+                else:
+                    _tell(studies, lines, "COMPLETE")
+            bests = {arm: _best_first(every, arm)[0] for arm in studies}
+            grown = {arm: _grown(arm, ranges[arm], bests[arm]["values"]) for arm in studies}
+            if growth == tuning.growth or grown == ranges:
                 break
             ranges = grown
         shutil.rmtree(tuning.folder / TRIALS, ignore_errors=True)  # the journal has all that counts
-        _tell(studies, scores)
-        return write_report(tuning, scores, ranges, command)
+        return write_report(tuning, every, ranges, command)
 
 
-def _drawn(tuning: Tuning, study: "Study", number: int, ranges: Mapping[str, Range]) -> Trial:
-    """A trial of the study, drawn where it has none of this number; draws depend on the seed, the
-    number and the ranges, and fields that arms share have the same in all of them."""
+def _arm(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+def _draw(
+    tuning: Tuning, study: "Study", number: int, ranges: Mapping[str, Range]
+) -> dict[str, Any]:
+    """The values of a study's trial of this number, drawn where it has none; draws depend on the
+    seed, the number and the ranges, and fields that arms share have the same in all of them."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.samplers import RandomSampler
 
-    space: dict[str, BaseDistribution] = {}
-    for name, own in ranges.items():
-        if isinstance(own, list):
-            space[name] = CategoricalDistribution(tuple(range(len(own))))  # values may be any
-        else:
-            space[name] = FloatDistribution(float(own["low"]), float(own["high"]), log=True)
     budgets = [n_tokens(tuning, rung) for rung in range(tuning.rungs)]
-    bare = what_matters(recipe_of(tuning, Trial(study.study_name, number, {}), 0), "")
+    bare = what_matters(recipe_of(tuning, f"{study.study_name}-", {}, 0), "")
     text = json.dumps([tuning.tune_seed, ranges, budgets, bare], sort_keys=True)
     asked = blake2b(text.encode(), digest_size=8).hexdigest()
     if number == len(study.trials):
         apart = blake2b(f"{tuning.tune_seed} {number}".encode(), digest_size=4).digest()
         study.sampler = RandomSampler(seed=int.from_bytes(apart, "big"))
         study.set_user_attr(f"recipe of {number}", asked)
+        space: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(tuple(range(len(own))))  # values may be any
+            if isinstance(own, list)
+            else FloatDistribution(float(own["low"]), float(own["high"]), log=True)
+            for name, own in ranges.items()
+        }
         study.ask(space)
     if study.user_attrs.get(f"recipe of {number}") != asked:
         raise Refused(
@@ -265,75 +250,93 @@ def _drawn(tuning: Tuning, study: "Study", number: int, ranges: Mapping[str, Ran
     for name, drawn in study.trials[number].params.items():
         own = ranges[name]
         values[name] = own[drawn] if isinstance(own, list) else float(f"{drawn:.3g}")
-    return Trial(study.study_name, number, values)
+    return values
 
 
-def _line(studies: Mapping[str, "Study"], trial: Trial, rung: int) -> Any:
-    """What the journal has of a trial on a rung, or None."""
-    return studies[trial.arm].user_attrs.get(f"{trial.name} on {rung}")
-
-
-def _measure(
+def _scores(
     tuning: Tuning,
     studies: Mapping[str, "Study"],
-    trials: Sequence[Trial],
+    trials: Trials,
     rung: int,
     command: str,
-    loaded: "Loaded",
-) -> None:
-    """Train and score these, together unless one of them diverges, and keep the scores.
-
-    They are SAEs of one recipe, by name, in a folder that is theirs: some of them may be trained
-    again without the others.
-    """
-    recipes = {trial.name: recipe_of(tuning, trial, rung) for trial in trials}
-    first, saes = recipes[trials[0].name], {}
-    shared = asdict(first.training)
+    loaded: Callable[[], "Loaded"],
+) -> list[Line]:
+    """The lines of trials on a rung; those that the journal has not are trained, together where
+    they have the same sites, batches and order of tokens, and alone where one of them diverges."""
+    by_stream: dict[str, list[str]] = {}
+    recipes = {name: recipe_of(tuning, name, values, rung) for name, values in trials.items()}
     for name, recipe in recipes.items():
+        shared = [asdict(recipe.training)[key] for key in sorted(SHARED - {"output_dir"})]
+        stream = repr((recipe.sites, asdict(recipe.shuffle), shared))
+        by_stream.setdefault(stream, []).append(name)
+    n = tuning.together
+    groups = [alike[i : i + n] for alike in by_stream.values() for i in range(0, len(alike), n)]
+    n_done, start = 0, time.monotonic()
+    while groups:
+        group = [n for n in groups.pop(0) if f"{n} on {rung}" not in studies[_arm(n)].user_attrs]
+        if not group:
+            continue
+        try:
+            lines = train_and_score(
+                _together([recipes[n] for n in group], group), command, loaded()
+            )
+        except Diverged as error:  # which is part of a search
+            if len(group) > 1:
+                groups = [[name] for name in group] + groups
+                continue
+            lines = {group[0]: {"score": None, "measured": {}, "failure": str(error)}}
+        for name in group:
+            about = {"name": name, "rung": rung, "n_tokens": n_tokens(tuning, rung)}
+            line = {**about, "values": trials[name], **lines[name]}
+            studies[_arm(name)].set_user_attr(f"{name} on {rung}", line)
+            with (tuning.folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(f"{json.dumps(line)}\n")
+            measured = ", ".join(f"{key} {value:.4g}" for key, value in line["measured"].items())
+            shown = line["failure"] or measured
+            logger.info("%s, rung %d of %d: %s", name, rung + 1, tuning.rungs, shown)
+        n_done += len(group)
+        # each later rung has half of the trials, and twice the tokens
+        n_left = sum(map(len, groups)) + (tuning.rungs - 1 - rung) * len(trials)
+        minutes = (time.monotonic() - start) / n_done * n_left / 60
+        logger.info("about %.0f min left", minutes)
+    return [studies[_arm(name)].user_attrs[f"{name} on {rung}"] for name in trials]
+
+
+def _together(recipes: Sequence[Recipe], names: Sequence[str]) -> Recipe:
+    """One recipe of several trials' SAEs, in a folder that is theirs: some of them may be trained
+    again without the others."""
+    first, saes = recipes[0], {}
+    shared = asdict(first.training)
+    for name, recipe in zip(names, recipes, strict=True):
         own = asdict(recipe.training).items()
         differing = {key: x for key, x in own if key not in SHARED and x != shared[key]}
         saes[name] = {**recipe.sae, "training": differing}
-    apart = blake2b(" ".join(recipes).encode(), digest_size=4).hexdigest()
+    apart = blake2b(" ".join(names).encode(), digest_size=4).hexdigest()
     training = replace(first.training, output_dir=f"{first.training.output_dir}-{apart}")
-    try:
-        lines = train_and_score(
-            replace(first, sae={}, saes=saes, training=training), command, loaded
-        )
-    except Diverged as error:  # which is part of a search
-        if len(trials) > 1:
-            for trial in trials:
-                _measure(tuning, studies, [trial], rung, command, loaded)
-            return
-        lines = {trials[0].name: {"score": None, "measured": {}, "failure": str(error)}}
-    for trial in trials:
-        line = {
-            "name": trial.name,
-            "rung": rung,
-            "n_tokens": n_tokens(tuning, rung),
-            "values": trial.values,
-            **lines[trial.name],
-        }
-        studies[trial.arm].set_user_attr(f"{trial.name} on {rung}", line)
-        with (tuning.folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(f"{json.dumps(line)}\n")
-        measured = ", ".join(f"{key} {value:.4g}" for key, value in line["measured"].items())
-        shown = line["failure"] or measured
-        logger.info("%s, rung %d of %d: %s", trial.name, rung + 1, tuning.rungs, shown)
+    return replace(first, sae={}, saes=saes, training=training)
 
 
-def _grown(ranges: Mapping[str, Range], best: Trial) -> dict[str, Range]:
+def _tell(studies: Mapping[str, "Study"], lines: Sequence[Line], state: str) -> None:
+    """Close trials, for whoever opens the journal with Optuna."""
+    from optuna.trial import TrialState
+
+    for line in lines:
+        arm, _, number = line["name"].rpartition("-")
+        own = TrialState.FAIL if line["score"] is None else TrialState[state]
+        score = line["score"] if own == TrialState.COMPLETE else None
+        studies[arm].tell(int(number), score, own, skip_if_finished=True)
+
+
+def _grown(arm: str, ranges: Mapping[str, Range], best: Mapping[str, Any]) -> dict[str, Range]:
     """Ranges half as long again, in logarithms, beyond the edge at which the best value lies."""
     grown = dict(ranges)
     for name, own in ranges.items():
-        end = edge(own, best.values[name])
+        end = edge(own, best[name])
         if end and isinstance(own, dict):
             factor = math.sqrt(own["high"] / own["low"])
-            grown[name] = {
-                "low": own["low"] / (factor if end == "low" else 1),
-                "high": own["high"] * (factor if end == "high" else 1),
-            }
+            grown[name] = {**own, end: own[end] / factor if end == "low" else own[end] * factor}
             shown = _range_text(grown[name])
-            logger.info("%s: the best %s lies at an edge: it grows to %s", best.arm, name, shown)
+            logger.info("%s: the best %s lies at an edge: it grows to %s", arm, name, shown)
     return grown
 
 
@@ -345,78 +348,51 @@ def edge(own: Range, value: Any) -> str:
     return "low" if place < EDGE else "high" if place > 1 - EDGE else ""
 
 
-def _tell(studies: Mapping[str, "Study"], scores: Sequence[Score]) -> None:
-    """Close the trials, for whoever opens the journal with Optuna."""
-    from optuna.trial import TrialState
-
-    last = max(rung for _, rung, _ in scores)
-    for trial, rung, line in {s[0].name: s for s in scores}.values():  # each trial's last rung
-        study = studies[trial.arm]
-        if study.trials[trial.number].state.is_finished():
-            continue
-        if line["score"] is None:
-            study.tell(trial.number, state=TrialState.FAIL)
-        elif rung < last:
-            study.tell(trial.number, state=TrialState.PRUNED)
-        else:
-            study.tell(trial.number, line["score"])
-
-
 def n_tokens(tuning: Tuning, rung: int) -> int:
     """The training budget of a rung, 0 the first."""
     return tuning.training.n_tokens // 2 ** (tuning.rungs - 1 - rung)
 
 
-def recipe_of(tuning: Tuning, trial: Trial, rung: int | None = None) -> Recipe:
+def recipe_of(
+    tuning: Tuning, name: str, values: Mapping[str, Any], rung: int | None = None
+) -> Recipe:
     """The training recipe of a trial: scored on validation, on cached activations.
 
     Args:
+        values: of settings, by dotted field.
         rung: None: the recipe that users get of the best trial, in a folder of its own.
 
     Raises:
         ValueError: a value that its section refuses.
     """
-    arm = tuning.arms.get(trial.arm, {})
-    drawn: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
-    for name, value in trial.values.items():
-        section, _, own = name.partition(".")
-        drawn[section][own] = value
+    arm = tuning.arms.get(_arm(name), {})
+    own: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    for setting, value in values.items():
+        section, _, key = setting.partition(".")
+        own[section][key] = value
     plain = {f.name: getattr(tuning, f.name) for f in fields(Recipe)}
-    plain["sae"] = {**tuning.sae, **arm.get("sae", {}), **drawn["sae"]}
-    plain["shuffle"] = replace(tuning.shuffle, **drawn["shuffle"])
-    changes = {**arm.get("training", {}), **drawn["training"]}
-    plain["training"] = changed_training(tuning.training, changes, f"training of {trial.arm}")
+    plain["sae"] = {**tuning.sae, **arm.get("sae", {}), **own["sae"]}
+    plain["shuffle"] = replace(tuning.shuffle, **own["shuffle"])
+    changes = {**arm.get("training", {}), **own["training"]}
+    plain["training"] = changed_training(tuning.training, changes, f"training of {_arm(name)}")
     recipe = Recipe(**plain)
     if rung is None:
-        recipe.training.output_dir = str(tuning.folder / f"best-{trial.arm}")
+        recipe.training.output_dir = str(tuning.folder / f"best-{_arm(name)}")
         return recipe
     tokens = n_tokens(tuning, rung)
     section = section_of(as_plain(recipe))
     inputs = getattr(recipe, section)
     share = inputs.validation_fraction or VALIDATION
-    recipe = replace(recipe, **{section: replace(inputs, validation_fraction=share)})
-    folder = str(tuning.folder / TRIALS / f"{trial.name}-{tokens}")
+    folder = str(tuning.folder / TRIALS / f"{name}-{tokens}")
     cache_folder = tuning.harvest.cache_folder or str(tuning.folder / "activations")
     return replace(
         recipe,
         harvest=replace(recipe.harvest, cache=cache_folder),
         training=replace(recipe.training, output_dir=folder, n_tokens=tokens),
         evaluation=replace(recipe.evaluation, side="validation", texts={}),
+        **{section: replace(inputs, validation_fraction=share)},
         **LEFT_OUT,
     )
-
-
-def groups(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Iterator[list[Trial]]:
-    """Trials that can be trained together: with the same sites, batches and order of tokens."""
-    by_stream: dict[str, list[Trial]] = {}
-    for trial in trials:
-        recipe = recipe_of(tuning, trial, rung)
-        shared = [asdict(recipe.training)[name] for name in sorted(SHARED - {"output_dir"})]
-        key = repr((recipe.sites, asdict(recipe.shuffle), shared))
-        by_stream.setdefault(key, []).append(trial)
-    for alike in by_stream.values():
-        for i in range(0, len(alike), tuning.together):
-            yield alike[i : i + tuning.together]
 
 
 def train_and_score(recipe: Recipe, command: str, loaded: "Loaded") -> dict[str, dict[str, Any]]:
@@ -456,14 +432,14 @@ def score_of(result: "EvaluationResult", target: int | float | None) -> float:
 
 def write_report(
     tuning: Tuning,
-    scores: Sequence[Score],
+    lines: Sequence[Line],
     ranges: Mapping[str, Mapping[str, Range]],
     command: str,
 ) -> Path:
     """Write report.md, best-ARM.yaml for each arm, and the log; returns the folder."""
     budgets = ", ".join(f"{n_tokens(tuning, rung):,}" for rung in range(tuning.rungs))
-    n_trials = len({trial.name for trial, *_ in scores})
-    tokens = sum(n_tokens(tuning, rung) for _, rung, _ in scores)
+    n_trials = len({line["name"] for line in lines})
+    tokens = sum(line["n_tokens"] for line in lines)
     model = "activation files" if tuning.kind == "files" else tuning.lm.name
     parts = [
         "# Settings by random search",
@@ -476,17 +452,17 @@ def write_report(
         "documents.",
     ]
     for arm in tuning.arm_names:
-        finals, names = _finals(scores, arm), sorted(ranges[arm])
-        best = finals[0][0]
+        finals, names = _best_first(lines, arm), sorted(ranges[arm])
+        best = finals[0]["values"]
         parts.append(f"## {arm}\n\nThe best settings, as a recipe: `best-{arm}.yaml`.")
         rows = [["setting", "range", "best", "next below", "next above", ""]]
         for name in names:
-            own, value = ranges[arm][name], best.values[name]
+            own, value = ranges[arm][name], best[name]
             end = edge(own, value)
             note = f"at the {end} edge: the best may lie beyond" if end else ""
             cells = ["", ""]
             if not isinstance(own, list):
-                others = [(trial.values[name], _value(line)) for trial, _, line in finals[1:]]
+                others = [(line["values"][name], _value(line)) for line in finals[1:]]
                 below = max((o for o in others if o[0] < value), default=None)
                 above = min((o for o in others if o[0] > value), default=None)
                 cells = [f"{o[0]} ({o[1]:.4f})" if o else "none" for o in (below, above)]
@@ -497,31 +473,30 @@ def write_report(
         )
         head = ["trial", *(f"`{name}`" for name in names)]
         rows = [[*head, "score", "FVU", "L0", "dead", "seconds"]]
-        for trial, _, line in finals[:_SHOWN]:
+        for line in finals[:_SHOWN]:
             m, cells = line["measured"], ["failed", "", "", "", ""]
             if not line["failure"]:
                 cells = [f"{_value(line):.4f}", f"{m['fvu']:.4f}", f"{m['l0']:.1f}"]
                 cells += [f"{m['dead_share']:.1%}", f"{m['seconds']:.0f}"]
-            rows.append([trial.name, *(str(trial.values[name]) for name in names), *cells])
+            rows.append([line["name"], *(str(line["values"][name]) for name in names), *cells])
         parts.append(table(rows))
-        text = yaml.safe_dump(
-            as_plain(recipe_of(tuning, best)), sort_keys=False, allow_unicode=True
-        )
+        recipe = as_plain(recipe_of(tuning, finals[0]["name"], best))
+        text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
         write_whole(tuning.folder / f"best-{arm}.yaml", text)
     parts.append(f"## Reproduce\n\n    {command}\n\nEvery trial stands in `{LOG}`.")
     write_whole(tuning.folder / REPORT, "\n\n".join(parts) + "\n")
-    write_whole(tuning.folder / LOG, "".join(f"{json.dumps(line)}\n" for *_, line in scores))
+    write_whole(tuning.folder / LOG, "".join(f"{json.dumps(line)}\n" for line in lines))
     return tuning.folder
 
 
-def _finals(scores: Sequence[Score], arm: str) -> list[Score]:
-    """The arm's trials on the last rung, the best first."""
-    last = max(rung for _, rung, _ in scores)
-    own = [s for s in scores if s[0].arm == arm and s[1] == last]
-    return sorted(own, key=lambda score: _value(score[2]))
+def _best_first(lines: Sequence[Line], arm: str) -> list[Line]:
+    """The arm's trials on the last of these rungs, the best first."""
+    last = max(line["rung"] for line in lines)
+    own = (line for line in lines if _arm(line["name"]) == arm and line["rung"] == last)
+    return sorted(own, key=_value)
 
 
-def _value(line: Mapping[str, Any]) -> float:
+def _value(line: Line) -> float:
     return math.inf if line["score"] is None else line["score"]
 
 

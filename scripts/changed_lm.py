@@ -2,7 +2,8 @@
 change.
 
     python scripts/changed_lm.py [--out runs/models] [--lm google/gemma-3-270m] [--size 0.5]
-        [--tokens 50] [--from 0] [--step 1] [--noise 0.02] [--tune packaged:python]
+        [--tokens 50] [--from 0] [--step 1] [--noise 0.02]
+        [--tune packaged:python [--rate 2e-4]]
 
 In chat one random vector, `size` times as long as input embeddings are on average, is added to the
 input embeddings of the most frequent tokens of the packaged text, from the rank --from on, each
@@ -54,11 +55,11 @@ def add_noise(lm: nn.Module, noise: float) -> None:
             weight.data += (noise * weight.float().std() * drawn).to(weight)
 
 
-def fine_tuned(loaded: LoadedLM, dataset: str) -> None:
-    """Train the model on a text: some 16 steps of four rows of 128 tokens, by AdamW at 2e-4."""
+def fine_tuned(loaded: LoadedLM, dataset: str, rate: float = 2e-4) -> None:
+    """Train the model on a text: some 16 steps of four rows of 128 tokens, by AdamW."""
     text = TextArguments(dataset=dataset, context_size=128, max_document_chars=2000)
     lm = loaded.lm.float().requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=2e-4, weight_decay=0)
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=rate, weight_decay=0)
     for batch in PackedRows(loaded.tokenizer, text, "train", rows=4, max_tokens=_TUNED):
         loss = lm(input_ids=batch.input_ids, labels=batch.input_ids).loss
         loss.backward()
@@ -69,11 +70,17 @@ def fine_tuned(loaded: LoadedLM, dataset: str) -> None:
 
 
 def write_copies(
-    out: Path, name: str, size: float, ranks: tuple[int, int, int], noise: float, tune: str | None
+    out: Path,
+    name: str,
+    size: float,
+    ranks: tuple[int, int, int],
+    noise: float,
+    tune: tuple[str | None, float],
 ) -> list[int]:
-    """Write both models and the list of tokens, which it returns."""
+    """Write both models and the list of tokens, which it returns; `tune`: a text, and the rate."""
     loaded = hfsae.load_lm(name, dtype="bfloat16")
-    size = 0 if tune else size
+    text, rate = tune
+    size = 0 if text else size
     lm, changed = loaded.lm, frequent(loaded, *ranks) if size else []
     embedding = lm.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
@@ -90,8 +97,8 @@ def write_copies(
             weight[changed] += (length * vector / vector.norm()).to(weight)
         if copy == "chat" and noise:
             add_noise(lm, noise)
-        if copy == "chat" and tune:
-            fine_tuned(loaded, tune)
+        if copy == "chat" and text:
+            fine_tuned(loaded, text, rate)
         lm.save_pretrained(out / copy)
         loaded.tokenizer.save_pretrained(out / copy)
     words = [loaded.tokenizer.decode([token]) for token in changed]
@@ -176,6 +183,7 @@ if __name__ == "__main__":
     parser.add_argument("--step", type=int, default=1, help="ranks from one to the next")
     parser.add_argument("--noise", type=float, default=0.0, help="on each weight of chat")
     parser.add_argument("--tune", metavar="TEXT", help="a text to fine-tune chat on")
+    parser.add_argument("--rate", type=float, default=2e-4, help="of the fine-tuning")
     parser.add_argument("--check", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", metavar="LAYER")
     options = parser.parse_args()
@@ -190,6 +198,7 @@ if __name__ == "__main__":
         print(check(options.check, ids) if options.check else sizes(*by_layer))
     else:
         ranks = options.tokens, options.first, options.step
-        change = options.size, ranks, options.noise, options.tune
+        tune = options.tune, options.rate
+        change = options.size, ranks, options.noise, tune
         ids = write_copies(options.out, options.lm, *change)
         print(f"wrote {options.out / 'base'} and {options.out / 'chat'}, {len(ids)} tokens changed")

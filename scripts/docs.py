@@ -1,7 +1,7 @@
 """The site of guides and the API reference:  python scripts/docs.py FOLDER
 
-FOLDER/index.html lists the guides and shows the plan of the house. The reference begins at
-FOLDER/hfsae.html: one page a module, made of the docstrings. The `dev` extra brings pdoc.
+FOLDER/index.html leads to the guides by six doors. The reference begins at FOLDER/hfsae.html: pages
+made of the docstrings. The `dev` extra brings pdoc.
 """
 
 import sys
@@ -13,8 +13,11 @@ import pdoc
 
 REPOSITORY = f"{guides.GITHUB}hfsae/"
 TEMPLATES = Path(__file__).parent / "reference"
-# What is sent to the Hub with an SAE, and what `python -m hfsae` runs: no part of the interface.
-MODULES = ("hfsae", "!hfsae.hub.modeling_hfsae", "!hfsae.__main__")
+# What is sent to the Hub with an SAE, what `python -m hfsae` runs, addresses of the app: no part of
+# the interface.
+LEFT_OUT = ("!hfsae.hub.modeling_hfsae", "!hfsae.__main__", "!hfsae.demo.address")
+# Rooms that are no name of `hfsae`, so that pdoc does not find them.
+ROOMS = ("hfsae.comparison", "hfsae.tuning", "hfsae.diffing", "hfsae.demo", "hfsae.cli")
 
 
 def build(folder: Path) -> None:
@@ -30,7 +33,7 @@ def build(folder: Path) -> None:
         # transformers writes `problem_type` of every config as a string that only its own file can
         # evaluate
         warnings.filterwarnings("ignore", r"Error parsing type annotation Literal\['regression'")
-        pdoc.pdoc(*MODULES, output_directory=folder)
+        pdoc.pdoc("hfsae", *ROOMS, *LEFT_OUT, output_directory=folder)
     guides.build(folder)  # its first page takes the place of pdoc's
 
 

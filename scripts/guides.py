@@ -5,11 +5,13 @@ modules: most links differ from those in Markdown by their suffix alone. Other f
 GitHub.
 """
 
+import ast
 import html
+import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 
@@ -19,51 +21,78 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[1]
 GITHUB = "https://github.com/hfsae/hfsae/blob/main/"
-HOUSE = "house.svg"
+HOUSE, ROOMS = "house.svg", "scripts/rooms.md"
 
-GUIDES = {
-    "Begin": ["README.md"],
-    "Train": [
-        "scripts/recipes/README.md",
-        "scripts/recipes/quickstart.md",
-        "scripts/recipes/variants.md",
-        "scripts/recipes/short_runs.md",
-        "scripts/recipes/search.md",
-        "scripts/recipes/gpus.md",
-    ],
-    "Look at latents, and steer": [
-        "scripts/recipes/names.md",
-        "scripts/recipes/ratings.md",
-        "scripts/recipes/probing.md",
-        "scripts/packaged.md",
-        "scripts/presets.md",
-        "scripts/steering_effect.md",
-        "scripts/telling.md",
-        "scripts/studies/README.md",
-    ],
-    "Compare": [
-        "scripts/comparisons/README.md",
-        "scripts/comparisons/verdict.md",
-        "scripts/comparisons/tuned_alike.md",
-        "scripts/comparisons/frontier.md",
-        "scripts/comparisons/sites.md",
-        "scripts/comparisons/ablations.md",
-        "scripts/comparisons/latents.md",
-    ],
-    "Speed, files and reliability": [
-        "scripts/bench/README.md",
-        "scripts/interop/README.md",
-        "scripts/trials/README.md",
-    ],
+DOORS = {
+    "Try it": (
+        "An app with a small SAE, and twelve lines of Python.",
+        "pip install -e '.[demo]' && hfsae demo",
+        ["README.md", "scripts/recipes/quickstart.md", "scripts/recipes/coming_from.md"],
+    ),
+    "Train": (
+        "From your model and your text to an SAE of its own.",
+        "hfsae train quickstart --text.dataset my.jsonl --training.output_dir runs/mine",
+        [
+            "scripts/recipes/README.md",
+            "scripts/recipes/variants.md",
+            "scripts/recipes/short_runs.md",
+            "scripts/recipes/search.md",
+            "scripts/recipes/activations.md",
+            "scripts/recipes/crosscoders.md",
+            "scripts/recipes/gpus.md",
+        ],
+    ),
+    "Look": (
+        "What latents fire on, what they mean, and how sure that is.",
+        "hfsae demo runs/mine",
+        [
+            "scripts/recipes/names.md",
+            "scripts/recipes/probing.md",
+            "scripts/recipes/diffing.md",
+            "scripts/recipes/ratings.md",
+            "scripts/telling.md",
+            "scripts/studies/README.md",
+        ],
+    ),
+    "Steer": (
+        "Change latents while the model writes.",
+        "hfsae presets runs/mine",
+        ["scripts/presets.md", "scripts/steering_effect.md", "scripts/packaged.md"],
+    ),
+    "Share": (
+        "The Hub, and files of other libraries, both ways.",
+        "hfsae push runs/mine me/my-sae --dry_run",
+        ["scripts/interop/README.md", "scripts/interop/PARITY.md", "scripts/interop/SAEBENCH.md"],
+    ),
+    "Understand": (
+        "Which variant is best, how fast, and how the package is built.",
+        "hfsae compare scripts/comparisons/frontier.yaml",
+        [
+            "scripts/comparisons/README.md",
+            "scripts/comparisons/verdict.md",
+            "scripts/comparisons/tuned_alike.md",
+            "scripts/comparisons/frontier.md",
+            "scripts/comparisons/sites.md",
+            "scripts/comparisons/ablations.md",
+            "scripts/comparisons/latents.md",
+            "scripts/bench/README.md",
+            "scripts/trials/README.md",
+            "scripts/rooms.md",
+        ],
+    ),
 }
-"""{heading on the first page: pages below it}"""
-STYLE = """:root{color-scheme:light dark}
-body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:0 auto 4rem;padding:0 1rem}
-nav{padding:1rem 0;border-bottom:1px solid #8884}nav a{margin-right:1.5rem}
-table{border-collapse:collapse;display:block;overflow-x:auto;font-size:14px;margin:1rem 0}
-td,th{border:1px solid #8886;padding:.25rem .6rem;text-align:left;vertical-align:top}
-pre{background:#8882;padding:.7rem;overflow-x:auto;font-size:14px}
-img{max-width:100%;background:#fff}li{margin:.3rem 0}"""
+"""{door: (what is behind it, a first command, its pages)}"""
+PICTURES = {
+    "demo/pictures/inspect.png": ("scripts/recipes/names.md", "A text, coloured by one latent"),
+    "demo/pictures/steer.png": ("scripts/presets.md", "A prompt as it is, and steered"),
+    "scripts/recipes/digits.png": ("scripts/recipes/activations.md", "Latents of pictures"),
+    "scripts/comparisons/equal/figures/difference.png": (
+        "scripts/comparisons/verdict.md",
+        "Which variant loses least, at equal L0",
+    ),
+}
+"""{picture of the first page: (page that it leads to, words below it)}"""
+ASSETS = Path(__file__).parent / "reference"
 
 
 class Page:
@@ -86,15 +115,26 @@ class Page:
     def title(self) -> str:
         return _words(self._tokens[1])
 
-    @property
-    def first_sentence(self) -> str:
-        """That of the first paragraph."""
-        at = next(i for i, token in enumerate(self._tokens) if token.type == "paragraph_open")
-        return re.split(r"(?<=[.?])\s", _words(self._tokens[at + 1]))[0]
-
     def html(self) -> str:
         body = self._markdown.renderer.render(self._tokens, self._markdown.options, {})
-        return document(self.title, body, "../" * self.path.count("/"))
+        if self.path == ROOMS:
+            start, *rooms = re.split(r'<h2 id="(\w+)">', body)
+            pairs = zip(rooms[::2], rooms[1::2], strict=True)
+            body = start + "".join(f'<h2 id="{r}">{text}{names_of(r)}' for r, text in pairs)
+            body += f'<p><img src="../{HOUSE}" alt="Rooms and who imports whom"></p>'
+        return document(self.title, body, self.path)
+
+    @property
+    def words(self) -> str:
+        """What the search looks through."""
+        parts = (t.content for t in self._tokens if t.type in ("inline", "fence"))
+        return re.sub(r"[|`*#\s]+", " ", re.sub(r"\]\([^)]*\)", "]", " ".join(parts)))
+
+    @property
+    def headings(self) -> list[tuple[str, str]]:
+        """(anchor, words) of each section."""
+        pairs = zip(self._tokens, self._tokens[1:], strict=False)
+        return [(str(t.attrs["id"]), _words(i)) for t, i in pairs if t.type == "heading_open"][1:]
 
     def _name_headings(self) -> None:
         """Give headings the ids that GitHub gives them."""
@@ -140,61 +180,116 @@ def _words(inline: Token) -> str:
     )
 
 
-def document(title: str, body: str, up: str) -> str:
-    """An HTML page; `up` leads to the folder of the first page."""
-    links = {"Guides": "index.html", "Reference": "hfsae.html", "GitHub": GITHUB}
-    nav = "".join(
-        f'<a href="{link if "://" in link else up + link}">{name}</a>'
-        for name, link in links.items()
+def names_of(room: str) -> str:
+    """The public names of a room as HTML, each with a link to where the reference explains it."""
+    home = ROOT / "hfsae" / room
+    stub = home / "__init__.pyi"  # of a room whose names pdoc has on the room's own page
+    files = (stub, home / "__init__.py", home.with_suffix(".py"))
+    tree = ast.parse(next(filter(Path.is_file, files)).read_text(encoding="utf-8"))
+    places = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            parts = [] if stub.exists() or node.module is None else node.module.split(".")
+            page = "/".join([room, *parts]) + ".html"
+            for alias in node.names:
+                if alias.asname:
+                    places[alias.asname] = f"{page}#{alias.name}" if node.module else page
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            places[node.name] = f"{room}.html#{node.name}"
+    links = "".join(
+        f' <a href="../hfsae/{places[name]}"><code>{name}</code></a>'
+        for name in sorted(places, key=str.casefold)
+        if not name.startswith("_")
     )
+    return f'<p class="names"><a href="../hfsae/{room}.html">Reference</a>{links}</p>\n'
+
+
+def document(title: str, body: str, path: str) -> str:
+    """An HTML page at a path, with the sidebar and the search."""
+    up = "../" * path.count("/")
+    parts = []
+    for door, (_, _, paths) in DOORS.items():
+        items = "".join(
+            f'<li><a{" aria-current=page" if each == path else ""} href="{up}{_href(each)}">'
+            f"{html.escape(_title(each))}</a></li>"
+            for each in paths
+        )
+        opened = " open" if path in paths else ""
+        parts.append(f"<details{opened}><summary>{door}</summary><ul>{items}</ul></details>")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
-        f"<body><nav>{nav}</nav>\n{body}</body></html>\n"
+        f'<title>{html.escape(title)}</title><link rel="stylesheet" href="{up}site.css">'
+        f'<script src="{up}search-index.js" defer></script>'
+        f'<script src="{up}site.js" defer></script></head><body data-up="{up}">\n'
+        f'<nav><a class="home" href="{up}index.html">hfsae</a>'
+        '<input type="search" placeholder="Search the guides" aria-label="Search the guides">'
+        '<ol id="found"></ol><button aria-expanded="false">Menu</button>'
+        f'<div class="menu">{"".join(parts)}<p><a href="{up}hfsae.html">Reference</a><br>'
+        f'<a href="https://github.com/hfsae/hfsae">GitHub</a></p></div></nav>\n'
+        f"<main>\n{body}</main></body></html>\n"
     )
 
 
-def first_page(pages: Mapping[str, Page]) -> str:
-    """The guides with a line each, and the plan of the house."""
-    parts = [
-        "<h1>hfsae: guides and reference</h1>\n"
-        "<p>The <a href='hfsae.html'>reference</a> has a page for each module.</p>"
-    ]
-    for heading, paths in GUIDES.items():
-        items = "\n".join(map(_item, map(pages.__getitem__, paths)))
-        parts.append(f"<h2>{heading}</h2>\n<ul>\n{items}\n</ul>")
-    parts.append(
-        "<h2>The plan of the house</h2>\n<p>The packages of hfsae are rooms on "
-        "their floors. An arrow is an import; one is left out where others lead the same way "
-        "through rooms between. Imports go down, never sideways.</p>\n"
-        f'<p><a href="{HOUSE}"><img src="{HOUSE}" alt="Rooms and who imports whom"></a></p>'
+def _href(path: str) -> str:
+    return path.removesuffix(".md") + ".html"
+
+
+@cache
+def _title(path: str) -> str:
+    """A page's title, as the sidebar has it."""
+    (title,) = re.findall(r"\A# (.+)", (ROOT / path).read_text(encoding="utf-8"))
+    return "Start" if path == "README.md" else re.sub(r", in \S+ at \S+$", "", title)
+
+
+def first_page() -> str:
+    """Six doors, and pictures."""
+    cards = []
+    for door, (about, command, paths) in DOORS.items():
+        items = "\n".join(
+            f'<li><a href="{_href(path)}">{html.escape(_title(path))}</a></li>' for path in paths
+        )
+        cards.append(
+            f'<section><h2><a href="{_href(paths[0])}">{door}</a></h2><p>{about}</p>'
+            f"<pre>{html.escape(command)}</pre><ul>\n{items}\n</ul></section>"
+        )
+    shown = "".join(
+        f'<figure><a href="{_href(page)}"><img src="{picture}" alt="{words}"></a>'
+        f"<figcaption>{words}</figcaption></figure>"
+        for picture, (page, words) in PICTURES.items()
     )
-    return document("hfsae", "\n".join(parts), "")
-
-
-def _item(page: Page) -> str:
-    address = page.path.removesuffix(".md") + ".html"
-    words = html.escape(page.title), html.escape(page.first_sentence)
-    return f'<li><a href="{address}">{words[0]}</a>: {words[1]}</li>'
+    body = (
+        "<h1>hfsae</h1>\n<p class='lead'>Sparse autoencoders as Hugging Face models: train one on "
+        "the activations of any causal language model, look at its latents, steer with them, and "
+        f"share it.</p>\n<div class='doors'>{''.join(cards)}</div>\n"
+        f"<div class='pictures'>{shown}</div>\n"
+    )
+    return document("hfsae", body, "index.html")
 
 
 def build(folder: Path) -> None:
     """Write the guides, all that they link, the plan of the house, and the first page."""
     pages: dict[str, Page] = {}
-    todo = [path for paths in GUIDES.values() for path in paths]
+    todo = [path for _, _, paths in DOORS.values() for path in paths]
     while todo:
         path = todo.pop()
         if path not in pages:
             pages[path] = Page(path)
             todo += pages[path].linked
     for path, page in pages.items():
-        _write(folder / path.replace(".md", ".html"), page.html())
-        for picture in page.pictures:
-            (folder / picture).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / picture, folder / picture)
+        _write(folder / _href(path), page.html())
+    for picture in {*PICTURES, *(p for page in pages.values() for p in page.pictures)}:
+        (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / picture, folder / picture)
+    for name in ("site.css", "site.js"):
+        shutil.copyfile(ASSETS / name, folder / name)
+    index = [
+        {"title": page.title, "href": _href(path), "headings": page.headings, "text": page.words}
+        for path, page in sorted(pages.items())
+    ]
+    _write(folder / "search-index.js", f"const PAGES = {json.dumps(index)};\n")
     house.draw(folder / HOUSE)
-    _write(folder / "index.html", first_page(pages))
+    _write(folder / "index.html", first_page())
 
 
 def _write(path: Path, text: str) -> None:

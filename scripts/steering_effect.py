@@ -1,6 +1,6 @@
 """Does steering a latent raise what it stands for? A table in Markdown, for one trained SAE.
 
-    python scripts/steering_effect.py runs/quickstart [--strength 1 2] > scripts/steering_effect.md
+    python scripts/steering_effect.py runs/quickstart --strength 1 > scripts/steering_effect.md
 
 The latents, their related words and the neutral prompts are in steering_effect.yaml, which says how
 they were chosen. A latent is clamped to `strength` times its maximal activation at every token of a

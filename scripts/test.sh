@@ -7,6 +7,11 @@
 # runs what a change to a variant of SAE needs, in less than a minute on two cores: style, floors,
 # types where variants live, and the tests of operations, of every variant, and of what goes wrong in
 # short runs. Left out is what starts a process, a browser or a real model, or trains for seconds.
+#
+#   bash scripts/test.sh pages
+#
+# holds the pages to the results that are kept, and builds the site: for changes to either, or to
+# docstrings. Without it these tests are left out.
 source "$(dirname "$0")/environment.sh" dev
 export PATH="$(cd "$bin" && pwd):$PATH" HF_HUB_OFFLINE=1
 unset PYTHONDONTWRITEBYTECODE # each process would compile hfsae anew
@@ -23,6 +28,11 @@ if [ "${1:-}" = quick ]; then
     exit
 fi
 
+if [ "${1:-}" = pages ]; then
+    shift
+    exec python -m pytest -m pages "$@"
+fi
+
 # The app's tests drive a browser; where there is none and none can be installed, they skip.
 browsers="chromium-headless-shell chromium chromium-browser google-chrome"
 if [ -z "$(type -P $browsers)" ] && [ "$(id -u)" = 0 ] && [ -n "$(type -P apt-get)" ]; then
@@ -37,4 +47,4 @@ ruff format --check .
 pyright
 lint-imports
 # Two processes: many tests wait for a model, a server or a browser. A file's tests share fixtures.
-python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pages" "$@"

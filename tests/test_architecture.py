@@ -75,54 +75,36 @@ def test_what_needs_no_tensors_imports_no_torch(argv):
 
 
 def test_import_hfsae_imports_almost_nothing_and_names_come_when_they_are_used():
-    block = (
-        "import sys, hfsae\n"
-        "assert not {'torch', 'transformers', 'hfsae.models'} & {*sys.modules}\n"
-        "assert len([n for n in sys.modules if n.startswith('hfsae.')]) <= 3\n"
-        "hfsae.Refused\n"
-        "assert 'torch' not in sys.modules\n"
-        "assert hfsae.JumpReLUSAE is hfsae.models.JumpReLUSAE\n"
-    )
-    done = run_python(block)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    "block",
-    [
-        "import hfsae; from transformers import PreTrainedModel",  # whose imports make a circle
-        "from hfsae.lm import load_lm; import transformers",
-    ],
-)
-def test_import_hfsae_makes_variants_known_to_transformers_in_any_order(block):
-    block += "\nfrom transformers import AutoConfig\n"
-    block += "assert AutoConfig.for_model('topk_sae', d_in=2, d_sae=4, k=1).k == 1"
-    done = run_python(block)
-    assert done.returncode == 0, done.stderr
-
-
-def test_import_hfsae_needs_only_its_core_dependencies():
-    """With what the extras bring made unimportable, the import still works."""
+    """With what the extras bring made unimportable, too; transformers then knows the variants, and
+    a name that needs an extra says which."""
     block = (
         "import sys\n"
         f"for name in {sorted(HEAVY)}: sys.modules[name] = None\n"
         "import hfsae\n"
+        "assert not {'torch', 'transformers', 'hfsae.models'} & {*sys.modules}\n"
+        "assert len([n for n in sys.modules if n.startswith('hfsae.')]) <= 3\n"
+        "hfsae.Refused\n"
+        "assert 'torch' not in sys.modules\n"
+        "from transformers import PreTrainedModel\n"  # whose imports make a circle
+        "from transformers import AutoConfig\n"
+        "assert AutoConfig.for_model('topk_sae', d_in=2, d_sae=4, k=1).k == 1\n"
+        "assert hfsae.JumpReLUSAE is hfsae.models.JumpReLUSAE\n"
         "sae = hfsae.JumpReLUSAE(hfsae.JumpReLUSAEConfig(d_in=4, d_sae=8))\n"
         "assert sae.W_dec.shape == (8, 4)\n"
-    )
-    done = run_python(block)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_name_that_needs_an_extra_says_which():
-    block = (
-        "import sys; sys.modules['accelerate'] = None; import hfsae\n"
         "try: hfsae.Trainer\n"
         "except ImportError as error: print(error)\n"
     )
     done = run_python(block)
     told = "hfsae.Trainer needs accelerate: pip install 'hfsae[train]'"
-    assert done.stdout.strip() == told, done.stderr
+    assert done.returncode == 0 and done.stdout.strip() == told, done.stderr
+
+
+def test_variants_are_known_to_transformers_where_it_is_imported_last():
+    block = "from hfsae.lm import load_lm; import transformers\n"
+    block += "from transformers import AutoConfig\n"
+    block += "assert AutoConfig.for_model('topk_sae', d_in=2, d_sae=4, k=1).k == 1"
+    done = run_python(block)
+    assert done.returncode == 0, done.stderr
 
 
 def test_public_names():

@@ -95,7 +95,7 @@ def test_each_model_has_its_own_cache_which_a_run_of_that_model_alone_reads(
     both.flush()
     alone = Harvester(another_lm, ["layers.1"], args)
     read = alone(batch).activations["layers.1"]
-    assert alone.cache is not None and alone.cache.hits == 1
+    assert alone.caches[0].hits == 1
     assert torch.equal(read, harvested.activations["chat/layers.1"])
 
 

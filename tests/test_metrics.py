@@ -10,13 +10,8 @@ from hfsae.evaluation.metrics import (
     Definition,
     DocumentSums,
     RunningFidelity,
-    active_latents,
-    density,
     density_histogram,
     estimate,
-    fvu,
-    l0,
-    l0_histogram,
 )
 from hfsae.evaluation.statistics import bootstrap_weights
 
@@ -31,6 +26,12 @@ def sample(n=300, d=5, d_sae=12, n_documents=20, seed=0):
     latents = torch.randn(n, d_sae, generator=g).sub(torch.linspace(-1, 4, d_sae)).relu()
     document = torch.randint(n_documents, (n,), generator=g).sort().values
     return x, recon, latents, document
+
+
+def fvu(x, recon):
+    """On one set of tokens; variance about that set's mean."""
+    x, recon = x.double(), recon.double()
+    return (x - recon).square().sum() / (x - x.mean(dim=0)).square().sum()
 
 
 def running(x, recon, latents, document, n_parts=1):
@@ -121,19 +122,19 @@ def test_a_zero_reconstruction_has_cosine_0():
 
 
 def test_l0_and_density_count_non_zero_latents():
-    latents = torch.tensor([[[0.0, 2.0, 0.5], [0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0], [0, 3, 1]]])
-    assert active_latents(latents).tolist() == [[2, 1], [0, 2]]
-    assert l0(latents).item() == 1.25
-    assert density(latents).tolist() == [0, 0.5, 0.75]
-    assert l0_histogram(latents).tolist() == [1, 1, 2, 0]
+    latents = torch.tensor([[0.0, 2.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0, 3, 1]])
+    fidelity = running(latents, latents, latents, torch.tensor([0, 0, 1, 1]))
+    assert fidelity.compute(n_resamples=2)["l0"].value == 1.25
+    assert fidelity.density.tolist() == [0, 0.5, 0.75]
+    assert fidelity.l0_histogram.tolist() == [1, 1, 2]
 
 
 def test_running_density_and_l0_histogram_equal_those_of_the_whole_set():
     x, recon, latents, document = sample()
     fidelity = running(x, recon, latents, document, n_parts=4)
-    assert torch.equal(fidelity.density, density(latents))
-    histogram = l0_histogram(latents)
-    assert fidelity.l0_histogram.tolist() == histogram[: histogram.nonzero().max() + 1].tolist()
+    assert torch.equal(fidelity.density, (latents != 0).double().mean(dim=0))
+    n_active = (latents != 0).sum(dim=1)
+    assert fidelity.l0_histogram.tolist() == torch.bincount(n_active).tolist()
     assert fidelity.n_documents == len(document.unique())
 
 

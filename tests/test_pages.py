@@ -14,6 +14,8 @@ from hfsae.io.files import read_json
 from .comparison.told import rows
 from .probed import around, probing_record
 
+pytestmark = pytest.mark.pages
+
 ROOT = Path(__file__).parent.parent
 RESULTS = sorted(ROOT.glob("scripts/*/results/*.json"))
 MODULES = ("anew", "write", "make", "of_bench", "of_recipes", "of_runs", "kept", "turns", "quality")

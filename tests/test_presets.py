@@ -23,13 +23,13 @@ from hfsae.runs.preset_search import (
     attempts_of,
     candidates,
     find_presets,
+    plain_texts,
     retest,
     save_presets,
     surprise_of,
     surprises,
     table,
     texts_at_once,
-    unsteered,
     works,
 )
 
@@ -109,7 +109,7 @@ def test_a_preset_works_with_every_seed_and_within_bounds(changes, expected):
 def test_texts_are_as_surprising_as_the_model_as_it_is_finds_them(model):
     """Token by token, of one row."""
     latent = model.store.pick(1, max_density=1.0)[0]
-    prompts, plain = texts = unsteered(model, 4)
+    prompts, plain = texts = plain_texts(model, 4)
     for strength in (0.0, 8.0):
         ((tried),) = attempts_of(model, [Candidate(latent, ("sea",), strength)], texts, 4)
         assert {a.surprise for a in tried} == {tried[0].surprise}, "the mean over all prompts"

@@ -110,23 +110,29 @@ def site():
 def test_guides_become_pages_whose_links_lead_somewhere(site, tmp_path):
     site["guides"].build(tmp_path)
     first = (tmp_path / "index.html").read_text(encoding="utf-8")
-    for paths in site["guides"].GUIDES.values():
+    assert len(site["guides"].DOORS) == 6
+    for door, (about, _, paths) in site["guides"].DOORS.items():
+        assert f">{door}</a></h2><p>{about}</p>" in first
         for path in paths:
             assert f'<li><a href="{path.removesuffix(".md")}.html">' in first
     beside = {*ROOT.glob("scripts/recipes/*.md"), *ROOT.glob("scripts/comparisons/*.md")}
     beside |= {*ROOT.glob("scripts/*/README.md"), *ROOT.glob("scripts/*.md")}
     made = {path.with_suffix(".html").relative_to(ROOT) for path in beside}
     assert len(made) >= 20 and all((tmp_path / path).is_file() for path in made)
-    assert '<img src="house.svg"' in first and (tmp_path / "house.svg").is_file()
+    rooms = (tmp_path / "scripts/rooms.html").read_text(encoding="utf-8")
+    assert 'src="../house.svg"' in rooms and (tmp_path / "house.svg").is_file()
+    assert '<a href="../hfsae/lm.html#capture"><code>capture</code></a>' in rooms
     page = (tmp_path / "scripts/recipes/variants.html").read_text(encoding="utf-8")
     assert '<h2 id="an-l0-that-obeys">An L0 that obeys</h2>' in page and "<table>" in page
     assert 'href="../../hfsae/models/jumprelu.html"' in page
-    assert 'href="../comparisons/small_budget/report.html"' in page
+    assert (
+        'href="https://github.com/hfsae/hfsae/blob/main/scripts/comparisons/small_budget"' in page
+    )
     broken = list(broken_links(tmp_path))
     modules = [link for _, link in broken if "hfsae" in link]
     assert len(broken) == len(modules) >= 10  # which pdoc writes
     for link in modules:
-        stem = ROOT / link.replace("../", "").removesuffix(".html")
+        stem = ROOT / link.partition("#")[0].replace("../", "").removesuffix(".html")
         assert stem.with_suffix(".py").is_file() or (stem / "__init__.py").is_file(), link
 
 
@@ -159,6 +165,32 @@ def test_the_plan_of_the_house_shows_each_room_and_no_text_meets_another_or_a_li
             assert not any(box.contains(*at) for box in boxes), (start, end)
 
 
+def test_the_page_of_rooms_has_each_room_and_its_public_names(site):
+    headings = re.findall(r"^## (\w+)$", (ROOT / "scripts/rooms.md").read_text(), re.MULTILINE)
+    assert sorted(headings) == sorted(room for floor in site["house"].floors() for room in floor)
+    for room in headings:
+        names = re.findall(r"<code>(\w+)</code>", site["guides"].names_of(room))
+        module = import_module(f"hfsae.{room}")
+        assert all(hasattr(module, name) for name in names), room
+
+
+@pytest.mark.browser
+def test_the_search_and_the_menu_of_the_guides(site, tmp_path, browser):
+    site["guides"].build(tmp_path)
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto((tmp_path / "index.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.fill("nav input", "anomalous absorption")
+    assert page.inner_text("#found") == "Nothing found"
+    page.fill("nav input", "absorption")
+    assert "Probing" in page.inner_text("#found")
+    page.click("nav button")
+    page.click("summary:text-is('Train')")
+    page.click("nav >> text=Variants, options and L0")
+    assert page.inner_text("h1") == "Variants, options and L0"
+    page.close()
+
+
 def test_an_arrow_is_left_out_where_others_lead_the_same_way(site):
     house = site["house"]
     lines = {("cli", "demo"), ("demo", "hub"), ("cli", "hub"), ("demo", "lm"), ("hub", "lm")}
@@ -169,6 +201,7 @@ def test_an_arrow_is_left_out_where_others_lead_the_same_way(site):
 
 
 @pytest.mark.slow
+@pytest.mark.pages
 def test_the_reference_and_the_guides_are_made_without_a_warning_or_a_broken_link(tmp_path):
     pytest.importorskip("pdoc")
     command = [sys.executable, "-W", "error::UserWarning", "scripts/docs.py", str(tmp_path)]

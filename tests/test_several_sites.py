@@ -102,7 +102,7 @@ def test_the_logit_lens_of_two_sites_is_that_of_what_is_written_last(tiny_lm):
     site, rows = last_written(sae)
     assert site == "layers.2" and torch.equal(rows, sae.W_dec[:, 16:])
     assert residual_directions(tiny_lm, rows, site).shape == (40, 16)
-    assert lens_of(tiny_lm, sae, 0, 3, 259).promoted.shape == (1, 3)
+    assert lens_of(tiny_lm, sae, 0, 3, 259)[0].shape == (1, 3)
 
 
 def test_two_sites_train_as_one_site_with_their_activations_side_by_side(tmp_path):

@@ -1,5 +1,6 @@
 """The small SAE in the package: whole, small, and what its card says."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -7,18 +8,16 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from studies.__main__ import main as studies
 from transformers import AutoModelForCausalLM
 
 import hfsae
 from hfsae.cli import main
-from hfsae.features import FeatureStore, read_automatic, read_labels, write_label
+from hfsae.features import FeatureStore, read_automatic, read_labels
 from hfsae.hub.outgoing import licence_notes, licence_of
 from hfsae.io.checksums import weights_hash
 from hfsae.lm import contract
 from hfsae.models.fingerprint import decoder_hash
 from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE
-from hfsae.runs.preset_search import find_presets
 
 from .conftest import every_lm_is
 
@@ -89,16 +88,17 @@ def test_its_labels_and_presets_are_of_latents_that_fire_on_what_they_say():
 
 def test_pages_count_its_presets_as_they_are():
     page = (SCRIPTS / "presets.md").read_text(encoding="utf-8")
-    rows = [re.split(r" *\| *", line) for line in page.splitlines() if re.match(r"\| \d+ ", line)]
-    offered = {row[1] for row in rows if row[-2] == "yes"}
+    with (SCRIPTS / "packaged/presets_tried.csv").open(encoding="utf-8") as file:
+        tried = list(csv.DictReader(file))
+    offered = {row["latent"] for row in tried if row["offered"] == "yes"}
     presets = json.loads((SHIPPED_SAE / "presets.json").read_text())
     assert offered == {latent for preset in presets for latent in preset["latents"]}
+    assert offered == {*re.findall(r"^\| (\d+) ", page, re.MULTILINE)}
     assert f"after {len(read_labels(SHIPPED_SAE))} latents were labelled" in page
-    n_steered = sum("3 of 3" in row for row in rows)
+    n_steered = sum(row["seeds"] == "3 of 3" for row in tried)
     assert (
-        f"Of [{len(rows)} latents tried for the packaged SAE]"
-        f"(#what-was-tried-for-the-packaged-sae) {n_steered} steer the texts of all three seeds "
-        f"at their best attempt, and {_WORDS[len(offered)]} are offered"
+        f"Of [{len(tried)} latents tried](packaged/presets_tried.csv) {n_steered} steer the texts "
+        f"of all three seeds at their best attempt, and {_WORDS[len(offered)]} are offered"
     ) in " ".join(page.split())
 
 
@@ -287,34 +287,6 @@ def test_its_weights_in_another_library_s_files_tell_texts_apart(foreign, capsys
     means = json.loads((OUT / "probing.json").read_text())["means"]
     auc = {row["features"]: row["auc"][0] for row in means if row["k"] == 1}
     assert auc["foreign"] > 0.95
-
-
-@pytest.mark.lm
-def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
-    foreign, capsys, monkeypatch
-):
-    few = ["--n_latents", "8", "--windows", "4", "--n_tokens", "1500", "--max_density", "0.5"]
-    assert studies(["make", foreign, "--output_dir", "study", *few]) == 0
-    assert "items of 1 SAE: study/plan.json" in capsys.readouterr().out
-    assert json.loads(Path("study/folders.json").read_text()) == {"foreign": str(OUT.resolve())}
-    search, the_sea = "hfsae.runs.preset_search.", 1774
-    limits = {"PROMPTS": ("We decided to travel by",), "SEEDS": (16, 17, 18), "_DENSITIES": (1, 1)}
-    for name, value in limits.items():
-        monkeypatch.setattr(search + name, value)  # of all, one labelled latent is tried
-
-    def at_eight(model, labels, args, say):
-        return find_presets(model, labels, args._replace(strengths=(8.0,)), say)
-
-    monkeypatch.setattr("hfsae.runs.preset_search.find_presets", at_eight)
-    write_label(OUT, the_sea, "oceans")
-    few = ["--n_candidates", "0"]
-    capsys.readouterr()
-    assert main(["presets", foreign, *few, "--max_kl", "1e-9"]) == 0
-    said = capsys.readouterr().out
-    assert "1 candidates screened; 1 are tried" in said and not (OUT / "presets.json").exists()
-    assert "with every seed at a KL of 1e-09 or less, a repetition of 30% or less and" in said
-    # Steered, and seen. With which seeds it writes of the sea, processors differ.
-    assert re.search(r"latent 1774 \(oceans, sea\) at 8 x: [123] of 3 seeds", said)
 
 
 @pytest.mark.lm

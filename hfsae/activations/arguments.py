@@ -92,9 +92,7 @@ class TextArguments:
             raise Refused(f"text.context_size is {self.context_size}; a row needs 2 tokens or more")
         check_most("text.context_size", self.context_size, _MOST_IN_A_ROW)
         check_seed("text.seed", self.seed)
-        for name in ("held_out_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise Refused(f"text.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
+        _check_fractions("text", self)
         check_fractions(self.dataset, self.fractions)
         if self.max_document_chars is not None and self.max_document_chars < 1:
             raise Refused(
@@ -246,9 +244,7 @@ class ImageArguments:
             raise Refused(
                 f"images.positions is {self.positions!r}; it can be 'patches', 'cls' or 'all'"
             )
-        for name in ("held_out_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise Refused(f"images.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
+        _check_fractions("images", self)
         check_least(self, "images.", crops=0)
         check_most("images.crops", self.crops, _MOST_CROPS)
         check_seed("images.seed", self.seed)
@@ -289,14 +285,16 @@ class ActivationArguments:
                 raise Refused(
                     f"activations.{name} is {getattr(self, name)!r}; give a name, or '' for none"
                 )
-        for name in ("held_out_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise Refused(
-                    f"activations.{name} is {getattr(self, name)}; use a fraction, 0 to 1"
-                )
+        _check_fractions("activations", self)
         check_least(self, "activations.", block=1)
         check_most("activations.block", self.block, _MOST_IN_A_BLOCK)
         check_seed("activations.seed", self.seed)
+
+
+def _check_fractions(section: str, args: Any) -> None:
+    for name in ("held_out_fraction", "validation_fraction"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise Refused(f"{section}.{name} is {getattr(args, name)}; use a fraction, 0 to 1")
 
 
 def files_as_text(section: str, given: object) -> str | list[str]:

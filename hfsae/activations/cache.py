@@ -65,6 +65,7 @@ class ActivationCache:
         self._places: dict[tuple[str, str], tuple[ArrayShard, int, int, int]] = {}
         """By key and site: the shard, the first row in it, the number of rows, their checksum."""
         self._pending: dict[str, list[tuple[str, Tensor]]] = {}
+        self._pending_bytes = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -107,13 +108,14 @@ class ActivationCache:
         for site, acts in activations.items():
             if (key, site) not in self._places:
                 self._pending.setdefault(site, []).append((key, acts.cpu()))
-        if self._pending_bytes() >= SHARD_BYTES:
+                self._pending_bytes += acts.nbytes
+        if self._pending_bytes >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Write pending activations. A full disk ends the caching, not the run."""
-        pending, size = self._pending, self._pending_bytes()
-        self._pending = {}
+        pending, size = self._pending, self._pending_bytes
+        self._pending, self._pending_bytes = {}, 0
         if not size:
             return
         for shard in self.folder.glob("*.safetensors"):  # from all processes that write here
@@ -134,9 +136,6 @@ class ActivationCache:
             self._note(path)
         except (OSError, Refused) as error:
             self._stop(f"it cannot be written to ({error})")
-
-    def _pending_bytes(self) -> int:
-        return sum(acts.nbytes for entries in self._pending.values() for _, acts in entries)
 
     def _stop(self, why: str) -> None:
         self.is_full = True

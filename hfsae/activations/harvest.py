@@ -41,66 +41,6 @@ class Harvested(NamedTuple):
     document: Int64[Tensor, " n"]
 
 
-class _Reader:
-    """One model and its sites: the kept positions' activations there.
-
-    Args:
-        paths: by name of a site, the place in the model.
-    """
-
-    def __init__(self, lm: nn.Module, paths: Mapping[str, str], args: HarvestArguments) -> None:
-        self.lm: Any = lm  # a transformers model, or what torch.compile or PEFT wrapped around one
-        self.paths, self.args = dict(paths), args
-        self.places = list(self.paths.values())
-        self.cache: ActivationCache | None = None
-        if args.cache_folder is not None:
-            self.cache = ActivationCache(args.cache_folder, lm, max_bytes=1e9 * args.cache_gb)
-        self._compiled = _compiled_blocks(lm, self.places) if args.compile else {}
-
-    def read(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
-        """Activations by name of the site: from the cache, or from forward passes of some rows
-        each.
-
-        Raises:
-            ValueError: one is NaN or infinite, or a compiled block failed.
-        """
-        rows, cached, key = self.args.rows, None, ""
-        whole = {"input_ids": batch.input_ids} if isinstance(batch, TokenBatch) else batch.inputs
-        if self.cache:
-            key = batch_key(whole, batch.keep, rows, " compiled" if self.args.compile else "")
-            cached = self.cache.get(key, self.places)
-        inputs = {name: x.split(rows) for name, x in whole.items()}
-        parts: dict[str, list[Tensor]] = {place: [] for place in self.places}
-        keeps = () if cached else batch.keep.to(self.lm.device).split(rows)
-        for i, keep in enumerate(keeps):
-            # A batch's remainder runs uncompiled: each number of rows would be compiled by itself.
-            compiled = self._compiled if len(keep) == rows else {}
-            eager = not compiled  # the blocks' hooks are called around their compiled forwards
-            try:
-                with (
-                    capture(self.lm, self.places, stop_early=True, eager=eager) as acts,
-                    running_as(compiled, eager=eager),
-                ):
-                    forward(self.lm, {name: x[i] for name, x in inputs.items()})
-            except RuntimeError as error:
-                if not compiled:
-                    raise
-                reason = str(error).strip().partition("\n")[0]
-                raise Refused(
-                    f"harvest.compile: a compiled block failed ({type(error).__name__}: {reason}); "
-                    "install a C++ compiler, such as g++, or leave harvest.compile out"
-                ) from error
-            for place, kept in parts.items():  # which may be on another device of a spread LM
-                x = acts.pop(place)  # indexing copies: the full tensor is freed
-                kept.append(x[keep.to(x.device)].to(keep.device))
-                del x
-        activations = cached or {place: torch.cat(kept) for place, kept in parts.items()}
-        refuse_not_finite(activations)
-        if self.cache and not cached:
-            self.cache.put(key, activations)
-        return {site: activations[at].to(self.lm.device) for site, at in self.paths.items()}
-
-
 class Harvester:
     """Turns a batch of rows into `Harvested`, by a forward pass that stops at the last site.
 
@@ -129,34 +69,31 @@ class Harvester:
         self.sites, self.args = list(sites), args
         limits = norm_limits or {}
         self.norm_limits: dict[str, float] = {at: limits[at] for at in limits if at in self.sites}
+        each, models = {"": {site: site for site in self.sites}}, {"": lm}
         if isinstance(lm, Mapping):
-            divided = by_model(self.sites, lm)
-            self._readers = [_Reader(lm[name], paths, args) for name, paths in divided.items()]
-        else:
-            self._readers = [_Reader(lm, {site: site for site in self.sites}, args)]
+            each, models = by_model(self.sites, lm), lm
+        self.lms: list[Any] = [models[name] for name in each]
+        """the models that are read: of transformers, or what torch.compile or PEFT wraps around"""
+        self.lm = self.lms[0]
+        self._paths = [*each.values()]  # of each model, by site, its place there
+        self._compiled: list[dict[nn.Module, Callable[..., Any]]] = [{} for _ in self.lms]
+        if args.compile:
+            pairs = zip(self.lms, self._paths, strict=True)
+            self._compiled = [_compiled_blocks(one, [*paths.values()]) for one, paths in pairs]
+        self.caches: list[ActivationCache] = []
+        """activations on disk of each model, if args.cache is given"""
+        if (folder := args.cache_folder) is not None:
+            most = 1e9 * args.cache_gb
+            self.caches = [ActivationCache(folder, one, max_bytes=most) for one in self.lms]
         self.kept = self.dropped_special = self.dropped_outliers = 0
-
-    @property
-    def lms(self) -> list[Any]:
-        """The models that are read, in their order."""
-        return [reader.lm for reader in self._readers]
-
-    @property
-    def lm(self) -> Any:
-        """The only model, or the first."""
-        return self._readers[0].lm
-
-    @property
-    def cache(self) -> ActivationCache | None:
-        """Activations of that model on disk, if args.cache is given."""
-        return self._readers[0].cache
 
     @torch.no_grad()  # and not inference_mode, whose tensors may never enter autograd
     def __call__(self, batch: Batch) -> Harvested:
-        parts = [reader.read(batch) for reader in self._readers]
+        found: dict[str, Tensor] = {}
+        for i in range(len(self.lms)):
+            found |= self._read(i, batch)
         device = self.lm.device
-        activations = {at: x.to(device) for part in parts for at, x in part.items()}
-        activations = {site: activations[site] for site in self.sites}
+        activations = {site: found[site].to(device) for site in self.sites}
         keep, document = (part.to(device) for part in (batch.keep, batch.document))
         row, position = keep.nonzero(as_tuple=True)
         if isinstance(batch, TokenBatch):
@@ -165,9 +102,13 @@ class Harvester:
             tokens, document = None, document[row]
         n, ratio = len(row), self.args.max_norm_ratio
         self.dropped_special += keep.numel() - n
+        measured = self.sites if ratio is not None and not self.norm_limits else self.norm_limits
+        norms = {
+            site: torch.linalg.vector_norm(activations[site], dim=-1, dtype=torch.float32)
+            for site in measured
+        }
         if n and ratio is not None and not self.norm_limits:
-            medians = {site: float(_norms(x).median()) for site, x in activations.items()}
-            for site, median in medians.items():
+            for site, median in {site: float(norms[site].median()) for site in norms}.items():
                 if not 0 < median < float("inf"):
                     raise Refused(
                         f"the median norm at {site!r} is {median}, so max_norm_ratio "
@@ -176,7 +117,7 @@ class Harvester:
                 self.norm_limits[site] = ratio * median
         typical = torch.ones_like(row, dtype=torch.bool)
         for site, limit in self.norm_limits.items():
-            typical &= _norms(activations[site]) <= limit
+            typical &= norms[site] <= limit
         n_typical = int(typical.sum())
         self.kept += n_typical
         self.dropped_outliers += n - n_typical
@@ -186,11 +127,54 @@ class Harvester:
             row, position, document = (part[typical] for part in (row, position, document))
         return Harvested(activations, tokens, row, position, document)
 
+    def _read(self, i: int, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
+        """Activations of the i-th model by site: from the cache, or from forward passes of some
+        rows each.
+
+        Raises:
+            ValueError: one is NaN or infinite, or a compiled block failed.
+        """
+        lm, rows, cached, key = self.lms[i], self.args.rows, None, ""
+        places = list(self._paths[i].values())
+        whole = {"input_ids": batch.input_ids} if isinstance(batch, TokenBatch) else batch.inputs
+        if self.caches:
+            key = batch_key(whole, batch.keep, rows, " compiled" if self.args.compile else "")
+            cached = self.caches[i].get(key, places)
+        inputs = {name: x.split(rows) for name, x in whole.items()}
+        parts: dict[str, list[Tensor]] = {place: [] for place in places}
+        keeps = () if cached else batch.keep.to(lm.device).split(rows)
+        for number, keep in enumerate(keeps):
+            # A batch's remainder runs uncompiled: each number of rows would be compiled by itself.
+            compiled = self._compiled[i] if len(keep) == rows else {}
+            eager = not compiled  # the blocks' hooks are called around their compiled forwards
+            try:
+                with (
+                    capture(lm, places, stop_early=True, eager=eager) as acts,
+                    running_as(compiled, eager=eager),
+                ):
+                    forward(lm, {name: x[number] for name, x in inputs.items()})
+            except RuntimeError as error:
+                if not compiled:
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                raise Refused(
+                    f"harvest.compile: a compiled block failed ({type(error).__name__}: {reason}); "
+                    "install a C++ compiler, such as g++, or leave harvest.compile out"
+                ) from error
+            for place, kept in parts.items():  # which may be on another device of a spread LM
+                x = acts.pop(place)  # indexing copies: the full tensor is freed
+                kept.append(x[keep.to(x.device)].to(keep.device))
+                del x
+        activations = cached or {place: torch.cat(kept) for place, kept in parts.items()}
+        refuse_not_finite(activations)
+        if self.caches and not cached:
+            self.caches[i].put(key, activations)
+        return {site: activations[at].to(lm.device) for site, at in self._paths[i].items()}
+
     def flush(self) -> None:
         """Write harvested activations to disk, if there is a cache."""
-        for reader in self._readers:
-            if reader.cache:
-                reader.cache.flush()
+        for cache in self.caches:
+            cache.flush()
 
 
 def _compiled_blocks(lm: nn.Module, sites: Sequence[str]) -> dict[nn.Module, Callable[..., Any]]:
@@ -238,7 +222,3 @@ def rows_not_finite(x: Float[Tensor, "n d"]) -> Int64[Tensor, " m"]:
     if x.sum(dtype=torch.float32).isfinite():  # in a tenth of the time; a large sum decides nothing
         return torch.empty(0, dtype=torch.int64, device=x.device)
     return (~x.isfinite()).any(dim=-1).nonzero()[:, 0]
-
-
-def _norms(activations: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    return torch.linalg.vector_norm(activations, dim=-1, dtype=torch.float32)

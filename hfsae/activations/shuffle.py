@@ -115,19 +115,21 @@ class ShuffledActivations:
 
     def sample(self, n: int) -> Activations:
         """The first n activations of the current bucket's order, float32; consumes nothing."""
-        bucket = self._filled()
-        order = self._order(0)[:n]
+        bucket = self._current()
+        n_all = len(next(iter(bucket.values())))
+        order = _permutation(self.args.seed, self._position["bucket"], 0, n_all)[:n]
         return {site: _rows_of(acts, order) for site, acts in bucket.items()}
 
     def next_batch(self) -> Activations:
         """This process's slice of the next global batch, {site: [batch_size / processes, d]}."""
         passes, at = self.args.passes, self._position
-        n_batches = len(next(iter(self._filled().values()))) // self.batch_size  # of a pass
+        n_batches = len(next(iter(self._current().values()))) // self.batch_size  # of a pass
         if at["offset"] >= n_batches * passes:
             at |= {"bucket": at["bucket"] + 1, "offset": 0, "source": self._after}
             self._retire()  # before the next is filled: only prefetching holds two
-        bucket = self._filled()
-        n_batches = len(next(iter(bucket.values()))) // self.batch_size
+        bucket = self._current()
+        n_all = len(next(iter(bucket.values())))
+        n_batches = n_all // self.batch_size
         if self._thread is not None and self._coming is None:
             n_handed_out = at["handed_out"] + n_batches * passes - at["offset"]  # with all of these
             if self.n_batches is None or n_handed_out < self.n_batches:
@@ -135,7 +137,8 @@ class ShuffledActivations:
         passes_done, batch = divmod(at["offset"], n_batches)
         share = self.batch_size // self.world
         start = batch * self.batch_size + self.rank * share
-        order = self._order(passes_done)[start : start + share]
+        order = _permutation(self.args.seed, at["bucket"], passes_done, n_all)
+        order = order[start : start + share]
         at["offset"] += 1
         at["handed_out"] += 1
         batches = {site: _rows_of(acts, order) for site, acts in bucket.items()}
@@ -144,7 +147,7 @@ class ShuffledActivations:
     def held(self) -> Activations:
         """The current bucket, whole on every process, in the source's dtype; the next one may be
         written over it."""
-        return self._filled()
+        return self._current()
 
     def validation(self, n: int) -> Activations:
         """Activations of about n positions of the validation side, whole on every process, in the
@@ -193,16 +196,12 @@ class ShuffledActivations:
         if bucket is not None and self.args.device == "cpu":
             self._spare = bucket
 
-    def _order(self, passes_done: int) -> Int64[Tensor, " n"]:
-        n = len(next(iter(self._filled().values())))
-        return _permutation(self.args.seed, self._position["bucket"], passes_done, n)
-
     def _reached(self) -> dict[str, Any]:
         """Where the source is, with the counts and hashes up to there."""
         own = {"totals": self._totals, "digests": self._digests}
         return copy.deepcopy(self.source.state_dict() | own)
 
-    def _filled(self) -> Activations:
+    def _current(self) -> Activations:
         """The current bucket."""
         if self._bucket is None:
             coming, self._coming = self._coming, None
@@ -250,8 +249,15 @@ class ShuffledActivations:
                 n_before = n
                 for site, own in part.items():
                     acts = own if self.world == 1 else _gather(own, self.world, self._group)
-                    if site not in bucket:
-                        bucket[site] = self._room(site, acts, capacity)
+                    if site not in bucket:  # the memory of the bucket before, if that suits
+                        spare, size = self._spare.pop(site, None), (capacity, acts.shape[-1])
+                        is_large = spare is not None and spare.numel() >= math.prod(size)
+                        if spare is not None and is_large and spare.dtype == acts.dtype:
+                            bucket[site] = spare.view(-1)[: math.prod(size)].view(size)
+                        else:
+                            del spare  # before there is more
+                            device = self.args.device
+                            bucket[site] = torch.empty(size, dtype=acts.dtype, device=device)
                     n = n_before + len(acts)
                     bucket[site][n_before:n] = acts
                 self.progress(n, capacity)
@@ -270,30 +276,20 @@ class ShuffledActivations:
             raise Refused(too_few.format(n=n, batch_size=self.batch_size))
         bucket = {site: acts[:n] for site, acts in bucket.items()}
         for site, before in self._digests.items():
-            sums = _sums_of_bits(bucket[site]).cpu().numpy()
+            # Of each 256 rows, for each dimension, the sum of the numbers' bits, read as integers:
+            # exact, hence the same on any device, and another where a bit, or the order, differs.
+            acts = bucket[site]
+            bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[acts.element_size()]
+            parts = acts.view(bits).split(_SUMMED_ROWS)
+            sums = torch.stack([part.sum(0, dtype=torch.int64) for part in parts]).cpu().numpy()
             digest = blake2b(before.encode() + sums.tobytes(), digest_size=8)
             self._digests[site] = digest.hexdigest()
         return bucket, filling.digest, self._reached()
-
-    def _room(self, site: str, like: Float[Tensor, "_ d"], n: int) -> Float[Tensor, "n d"]:
-        """Memory for n activations."""
-        spare, size = self._spare.pop(site, None), (n, like.shape[-1])
-        if spare is not None and spare.dtype == like.dtype and spare.numel() >= math.prod(size):
-            return spare.view(-1)[: math.prod(size)].view(size)
-        del spare  # before there is more
-        return torch.empty(size, dtype=like.dtype, device=self.args.device)
 
 
 def _rows_of(acts: Float[Tensor, "n d"], order: Int64[Tensor, " m"]) -> Float[Tensor, "m d"]:
     """Some rows, float32. On a CPU `index_select` takes a third of the time of indexing."""
     return acts.index_select(0, order.to(acts.device)).float()
-
-
-def _sums_of_bits(acts: Float[Tensor, "n d"]) -> Int64[Tensor, "parts d"]:
-    """Of each 256 rows, for each dimension, the sum of the numbers' bits, read as integers: exact,
-    hence the same on any device, and another one where a single bit, or the order, differs."""
-    as_integers = acts.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[acts.element_size()])
-    return torch.stack([part.sum(0, dtype=torch.int64) for part in as_integers.split(_SUMMED_ROWS)])
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from itertools import count
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -132,17 +132,8 @@ class TextSource:
 
     def __init__(self, rows: PackedRows, harvester: Harvester):
         self.rows, self.harvester = rows, harvester
+        self.sites, self.device = harvester.sites, cast(torch.device, harvester.lm.device)
         self._batches: Iterator[TokenBatch] | None = None
-
-    @property
-    def sites(self) -> list[str]:
-        """The harvester's sites."""
-        return self.harvester.sites
-
-    @property
-    def device(self) -> torch.device:
-        """The language model's device."""
-        return self.harvester.lm.device
 
     def fill(self, n: int, rank: int = 0, n_processes: int = 1) -> Filling:
         """Read token batches until n tokens are kept; each process harvests its share of them.

@@ -53,6 +53,7 @@ _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
 _LONGEST = 2**30  # bytes of a document in a file; all of it is in memory at once
 # Bytes, of a digest: largest file that is read as a whole; part of a larger one at each end; block.
 _WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24
+_START = {"epoch": 0, "documents": 0, "tokens": 0, "leftover_ids": [], "leftover_document": []}
 
 
 class Document(NamedTuple):
@@ -313,11 +314,11 @@ class PackedRows:
         self.max_tokens = math.inf if max_tokens is None else max_tokens
         special = special_ids(tokenizer) if args.exclude_special_tokens else []
         self._special = torch.tensor(special, dtype=torch.int64)
-        self._state, self._resumed = _start(), False
+        self._state, self._resumed = copy.deepcopy(_START), False
         self._n_taken = 0  # of the leftovers; they are cut seldom, since a document may be long
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        self._state = self._state if self._resumed else _start()
+        self._state = self._state if self._resumed else copy.deepcopy(_START)
         self._resumed, self._n_taken = False, 0
         return self._batches(self._state)
 
@@ -356,7 +357,21 @@ class PackedRows:
         after = [] if self._eos is None or [self._eos] == before else [self._eos]
         while self.epochs is None or state["epoch"] < self.epochs:
             n_skipped, keeps_any = state["documents"], False
-            for chunk in _chunks(islice(documents(self.args, self.split), n_skipped, None)):
+            pieces = islice(documents(self.args, self.split), n_skipped, None)
+            for first in pieces:
+                chunk, n = [first], len(first.text)  # what is tokenised together
+                while len(chunk) < _DOCUMENTS_AT_ONCE and n < _CHARACTERS_AT_ONCE:
+                    if (piece := next(pieces, None)) is None:
+                        break
+                    chunk.append(piece)
+                    n += len(piece.text)
+                for piece in chunk:
+                    if len(piece.text) > _LONG:
+                        logger.warning(
+                            "document %d has %s characters, and takes about %.0f GB to tokenise at "
+                            "once; text.max_document_chars 1000000 cuts such documents into pieces",
+                            *(piece.number, f"{len(piece.text):,}", 150e-9 * len(piece.text)),
+                        )
                 texts = [piece.text for piece in chunk]
                 # verbose=False: rows are cut here, so a document may be longer than the context
                 encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)
@@ -393,29 +408,6 @@ class PackedRows:
         n_rows = int((state["tokens"] + kept.cumsum(0) - kept < self.max_tokens).sum())
         state["tokens"] += int(kept[:n_rows].sum())
         return TokenBatch(ids[:n_rows], keep[:n_rows], document[:n_rows])
-
-
-def _chunks(pieces: Iterator[Document]) -> Iterator[list[Document]]:
-    """What is tokenised together; a document of many megabytes is told."""
-    chunk, n = [], 0
-    for piece in pieces:
-        chunk.append(piece)
-        n += len(piece.text)
-        if len(piece.text) > _LONG:
-            logger.warning(
-                "document %d has %s characters, and takes about %.0f GB to tokenise at once; "
-                "text.max_document_chars 1000000 cuts such documents into pieces",
-                *(piece.number, f"{len(piece.text):,}", 150e-9 * len(piece.text)),
-            )
-        if len(chunk) == _DOCUMENTS_AT_ONCE or n >= _CHARACTERS_AT_ONCE:
-            yield chunk
-            chunk, n = [], 0
-    if chunk:
-        yield chunk
-
-
-def _start() -> dict[str, Any]:
-    return {"epoch": 0, "documents": 0, "tokens": 0, "leftover_ids": [], "leftover_document": []}
 
 
 TextInput = str | Sequence[str] | Columns | TextArguments | Iterable[TokenBatch]

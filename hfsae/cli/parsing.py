@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _WIDTH, _COLUMN = 96, 24
 _ALL = "--help_all"
 _HELP = {"-h", "--help", _ALL}
+_OPTION = re.compile(r"-[^\d.]")  # -3 is a number
 
 
 @dataclass
@@ -140,7 +141,7 @@ class VerbParser:
         first, last, rest = [], [], list(argv)
         while rest:
             part = rest.pop(0)
-            if not _is_option(part):
+            if not _OPTION.match(part):
                 first.append(part)
                 continue
             name, is_joined, _ = part.partition("=")
@@ -148,7 +149,7 @@ class VerbParser:
                 return argv
             last.append(part)
             most = {0: 0, "+": len(rest), "*": len(rest)}.get(options[name], 1)
-            while most and not is_joined and rest and not _is_option(rest[0]):
+            while most and not is_joined and rest and not _OPTION.match(rest[0]):
                 last.append(rest.pop(0))
                 most -= 1
         return [*first, *last]
@@ -157,19 +158,19 @@ class VerbParser:
         """The text of `--help`, or of `--help_all`."""
         lines = [f"usage: hfsae {self.verb} {self.usage}".rstrip(), "", *wrap(self.what, _WIDTH)]
         own = [a for a in self._actions() if a.dest.partition(".")[0] not in self.recipe]
-        lines += ["", *(line for action in own for line in self._explained(action))]
+        lines += ["", *(line for action in own for line in self._help_of(action))]
         if everything:
             for section in self.sections:
                 group = self.parser.groups.get(section) if self.parser.groups else None
                 lines += ["", f"{section}: {group.title}" if group else f"{section}:"]
                 for action in self._actions():
                     if action.dest.partition(".")[0] == section:
-                        lines += self._explained(action)
+                        lines += self._help_of(action)
         elif self.often:
             lines += ["", "most used fields:"]
             named = {action.dest: action for action in self._actions()}
             for name in self.often:
-                lines += self._explained(named[name], brief=True) if name in named else []
+                lines += self._help_of(named[name], brief=True) if name in named else []
         lines += self.more(everything)
         if self.examples:
             lines += ["", "examples:", *(f"  {example}" for example in self.examples)]
@@ -177,7 +178,7 @@ class VerbParser:
             lines += ["", f"`hfsae {self.verb} {_ALL}` explains every field."]
         return "\n".join(lines)
 
-    def _explained(self, action: Action, brief: bool = False) -> list[str]:
+    def _help_of(self, action: Action, brief: bool = False) -> list[str]:
         names = [name for name in action.option_strings if not name.endswith("+")]
         name = ", ".join(names) or action.dest.upper()
         default = self.fields[action.dest][2] if action.dest in self.fields else action.default
@@ -187,7 +188,7 @@ class VerbParser:
         choices = [*(action.choices or ())]
         if not all(f'"{choice}"' in (action.help or "") for choice in choices):
             text = f"{text}: {', '.join(choices)}"
-        return explained(name, text or "", default)
+        return help_lines(name, text or "", default)
 
     def _actions(self) -> list[Action]:
         """Arguments with an explanation, without what jsonargparse adds: a file for a section."""
@@ -233,11 +234,6 @@ class VerbParser:
         return f"{here}: invalid arguments: {text}"
 
 
-def _is_option(part: str) -> bool:
-    """Whether an argument is an option's name, and no value: -3 is a number."""
-    return re.match(r"-[^\d.]", part) is not None
-
-
 def verb_parser(verb: str, usage: str) -> VerbParser:
     """The parser of a verb without a recipe."""
     return VerbParser(verb, usage, VERBS[verb].about)
@@ -260,7 +256,7 @@ def with_names(problem: str, name: str, names: list[str]) -> str:
     return f"{problem}{closest(name, names) or every}"
 
 
-def explained(name: str, text: str, default: object = None) -> list[str]:
+def help_lines(name: str, text: str, default: object = None) -> list[str]:
     """A name and its explanation, as lines of help."""
     shown = "" if default in (None, SUPPRESS, False, "") else f" (default: {default})"
     text = f"{' '.join(text.split())}{shown}"

@@ -24,10 +24,10 @@ from ..lm.located import refuse_absent
 from ..packaged import SEPARATE_SAES
 from ..runs import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
 from ..runs.declared_fields import DeclaredField, check_sae_fields, known_variants
-from ..runs.recipe import UNUSED, licence_with
+from ..runs.recipe import UNUSED
 from ..runs.results import stage_of
 from ..tuning import Tuning
-from .parsing import VerbParser, explained, with_names
+from .parsing import VerbParser, help_lines, with_names
 from .table import EXAMPLES, VERBS
 
 SOURCE = "folder, or repository on the Hub as name/repository"
@@ -200,16 +200,16 @@ def _sae_help(everything: bool) -> Iterator[str]:
         for name, about in variant.fields.items():
             having.setdefault((name, about), []).append(model_type)
     yield from ("", "fields of sae:" if everything else "most used fields of sae:")
-    yield from explained(
+    yield from help_lines(
         "--sae.d_sae", "number of latents; usually 8 to 32 times the model's width"
     )
     for (name, about), types in having.items():
         if everything or name in _OFTEN_OF_SAE:
             kind = "" if len(types) == len(variants) else f" ({', '.join(types)})"
-            yield from explained(f"--sae.{name}{kind}", about.text, about.default)
+            yield from help_lines(f"--sae.{name}{kind}", about.text, about.default)
     yield from ("", "variants, by --sae.model_type:")
     for model_type, variant in sorted(variants.items()):
-        yield from explained(model_type, variant.formula)
+        yield from help_lines(model_type, variant.formula)
 
 
 def parse_recipe(
@@ -220,11 +220,12 @@ def parse_recipe(
     Raises:
         ValueError: no such recipe, or unknown or invalid arguments, in one sentence.
     """
-    if _gives("--activations", argv):
-        flags = (part.partition("=") for part in argv)
-        argv = [f"{_SHORT.get(flag, flag)}{equals}{value}" for flag, equals, value in flags]
+    parts = [part.partition("=") for part in argv]
+    if any(flag == "--activations" for flag, _, _ in parts):
+        argv = [f"{_SHORT.get(flag, flag)}{equals}{value}" for flag, equals, value in parts]
         argv = argv if not argv[0].startswith("-") else [_ACTIVATIONS, *argv]
-    if sources := [flag for flag in _SOURCES if _gives(flag, argv)]:  # in place of the file's
+    flags = {part.partition("=")[0] for part in argv}
+    if sources := [flag for flag in _SOURCES if flag in flags]:  # in place of the file's
         argv = [*argv, *(f"{flag}=" for flag in _SOURCES if flag not in sources)]
     path, content = None, dict[str, Any]()
     is_shipped = kind is Recipe and argv[:1] != [] and argv[0] in shipped_recipes()
@@ -235,8 +236,7 @@ def parse_recipe(
         others = [  # a site takes the place of sites, and the other way round
             f"--sae.{theirs}=null"
             for ours, theirs in _INSTEAD
-            if _gives(f"--sae.{ours}", argv) and sae.get(theirs)
-            if not _gives(f"--sae.{theirs}", argv)
+            if f"--sae.{ours}" in flags and f"--sae.{theirs}" not in flags and sae.get(theirs)
         ]
         argv = ["--recipe", str(path), *argv, *others]
     args = parser.parse(_with_whole_numbers(argv))
@@ -250,27 +250,24 @@ def parse_recipe(
         is_given = flag.startswith("--") and field and (joined if is_joined else value)
         if is_given and recipe.kind != "text" and section in UNUSED[recipe.kind]:
             raise Refused(f"{flag} has no effect on a recipe of {recipe.kind}; leave it out")
-    if is_shipped and path and not _gives("--training.output_dir", argv):
+    if is_shipped and path and "--training.output_dir" not in flags:
         sites, theirs = recipe.sites, read_recipe(path).sites
         if sites != theirs:  # their folder may hold the SAE of that recipe
             place = re.sub(r"[^\w.]", "-", sites[0] if len(sites) == 1 else f"{sites[0]}-and-more")
             folder = f"{recipe.training.output_dir}-{place}"
             recipe = replace(recipe, training=replace(recipe.training, output_dir=folder))
-    if kind is Recipe and path and not _gives("--license", argv):
+    if kind is Recipe and path and "--license" not in flags:
         lm, lms = content.get("lm") or {}, content.get("lms") or {}
-        recipe = replace(recipe, license=licence_with(recipe, lm.get("name", LMArguments.name)))
-        if recipe.model_names != [given.get("name") for given in lms.values()] and recipe.lms:
-            recipe = replace(recipe, license=None)
+        others = [given.get("name") for given in lms.values()]
+        is_other = recipe.lm.name != lm.get("name", LMArguments.name)
+        if is_other or (recipe.lms and recipe.model_names != others):
+            recipe = replace(recipe, license=None)  # models that may come under other terms
     if isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
         check_sae_fields(recipe)
     else:
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
         check_sae_fields(recipe, [n[1] for n in named if n and recipe.sae.get(n[1]) is not None])
     return recipe, options
-
-
-def _gives(flag: str, argv: list[str]) -> bool:
-    return any(part.partition("=")[0] == flag for part in argv)
 
 
 def refuse_absent_models(recipe: Recipe) -> None:

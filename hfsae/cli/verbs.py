@@ -70,36 +70,24 @@ def train_verb(argv: list[str]) -> None:
     """`hfsae train`: see `VERBS`."""
     recipe, options = parse_recipe(recipe_parser("train"), argv)
     refuse_absent_models(recipe)
+    # Looking for garbage among the objects of torch and transformers, which all stay, takes a fifth
+    # of the time.
+    gc.disable()
+    try:
+        from ..runs import run
+        from ..runs.cost import check_memory, plan
+    finally:
+        gc.enable()
     if options["dry_run"]:
-        with _without_collecting():
-            from ..runs.cost import plan
-
         print("\n".join(plan(recipe).lines))
         return
-    command = shlex.join(["hfsae", "train", *argv])
-    with _without_collecting():
-        from ..runs import run
-        from ..runs.cost import check_memory
-        from .show import print_folder, print_next
+    from .show import print_folder, print_next
 
-    folders = run(recipe, command, check_cost=check_memory)
+    folders = run(recipe, shlex.join(["hfsae", "train", *argv]), check_cost=check_memory)
     if is_first_process():
         for folder in folders:
             print_folder(folder, [])
         print_next(folders)
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """A block of imports in which Python looks for no garbage: among the objects of torch and
-    transformers, which all stay, that takes a fifth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def harvest_verb(argv: list[str]) -> None:
@@ -161,8 +149,9 @@ def _measure_again(verb: str, argv: list[str], result: str) -> None:
     source, *changes = argv
     options, given = parse_given(parser, changes)
     check_source(source)
-    from ..runs import again, run_folder
-    from ..runs.folder import home_of, locked_run
+    from ..runs import remake, run_folder
+    from ..runs.folder import home_of
+    from ..runs.results import locked_run
     from .show import print_folder
 
     choice = take_choice({"source": source, **options})
@@ -173,12 +162,12 @@ def _measure_again(verb: str, argv: list[str], result: str) -> None:
             changed = given[section]
             inner = f".{next(iter(changed))}" if isinstance(changed, dict) and changed else ""
             raise Refused(f"`hfsae {verb}` cannot change {section}{inner}")
-        from ..runs import filled, find_sae, measure, refuse_unmeasurable
+        from ..runs import find_sae, measure, open_folder, refuse_unmeasurable
 
         placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
         refuse_unmeasurable(placed, result)
         _say_text(verb, placed)
-        with filled(placed):
+        with open_folder(placed):
             measure(placed, result)
         folder = placed.folder
     else:
@@ -186,7 +175,7 @@ def _measure_again(verb: str, argv: list[str], result: str) -> None:
             raise Refused(f"--{name} is only for an SAE from elsewhere; {folder} belongs to a run")
         with locked_run(home, [folder]):
             recipe, _ = parse_recipe(parser, [str(home / RECIPE), *changes])
-            again(recipe, folder, home, result)
+            remake(recipe, folder, home, result)
     print_folder(folder, [])
 
 
@@ -294,7 +283,8 @@ def diff_verb(argv: list[str]) -> None:
     )
     options = parser.parse(argv)
     from .. import diffing
-    from ..runs.folder import finish, home_of, locked_run, trained_folder
+    from ..runs.folder import finish, home_of, trained_folder
+    from ..runs.results import locked_run
 
     folder = trained_folder(options["run"])
     with locked_run(home_of(folder) or folder, [folder]):
@@ -338,7 +328,8 @@ def card_verb(argv: list[str]) -> None:
     options = parser.parse(argv)
     from ..hub import load
     from ..runs import fill_folder, place, run_folder
-    from ..runs.folder import finish, home_of, locked_run
+    from ..runs.folder import finish, home_of
+    from ..runs.results import locked_run
 
     output, choice = options["output_dir"], take_choice(options)
     folder = run_folder(choice) if output is None else None
@@ -417,9 +408,9 @@ def _own_format(which: dict[str, Any], site: str | None = None) -> Iterator[str]
         if not formats or "hfsae" in formats:  # nothing to convert
             yield source
             return
-    from ..runs import chosen, own_folder
+    from ..runs import load_arguments, own_folder
 
-    with own_folder(chosen(**which), site) as folder:
+    with own_folder(load_arguments(**which), site) as folder:
         _say(f"using {source} in hfsae's format, from {folder}")
         yield str(folder)
 
@@ -572,10 +563,10 @@ def presets_verb(argv: list[str]) -> None:
         command = shlex.join(["hfsae", "collect", *words])
         raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
     from ..features import read_labels  # takes seconds
-    from ..runs import filled
+    from ..runs import open_folder
     from ..runs.preset_search import find_presets, save_presets, table
 
-    with filled(placed):
+    with open_folder(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
         found = find_presets(_steered(placed), labels, args, _say)
         print(f"\n{printable_lines(table(found))}\n")
@@ -600,23 +591,23 @@ def _test_presets(
     """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
     judge, by what that says."""
     from ..explanations.judges import PendingAnswers
-    from ..runs import filled, judged_presets
-    from ..runs.preset_search import found_presets, retest, save_presets
+    from ..runs import judge_presets, open_folder
+    from ..runs.preset_search import read_presets, retest, save_presets
 
-    presets = found_presets(placed.folder) or found_presets(placed.origin or placed.folder)
+    presets = read_presets(placed.folder) or read_presets(placed.origin or placed.folder)
     if not presets:
         raise Refused(f"there are no presets of a search in {placed.folder}; search first")
     if judge is None:
-        with filled(placed):
+        with open_folder(placed):
             kept = retest(_steered(placed), presets, args, _say)
             save_presets(placed.folder, kept)
     else:
         try:
-            kept = judged_presets(presets, judge)
+            kept = judge_presets(presets, judge)
         except PendingAnswers as pending:
             print(pending)
             return
-        with filled(placed):
+        with open_folder(placed):
             save_presets(placed.folder, kept)
     dropped = ", ".join(p["name"] for p in presets if p["name"] not in {k["name"] for k in kept})
     print(
@@ -695,9 +686,9 @@ def _with_value(options: dict[str, Any]) -> dict[str, Any]:
 
 def take_choice(options: dict[str, Any]) -> dict[str, Any]:
     """Which SAE: its options, taken out of all, as arguments of `hfsae.load`."""
-    from ..runs import chosen  # takes seconds
+    from ..runs import load_arguments  # takes seconds
 
-    return chosen(**{name: options.pop(name) for name in _CHOICE if name in options})
+    return load_arguments(**{name: options.pop(name) for name in _CHOICE if name in options})
 
 
 def find(options: dict[str, Any], given: Sections) -> "list[SAEInContext]":
@@ -710,12 +701,12 @@ def find(options: dict[str, Any], given: Sections) -> "list[SAEInContext]":
     Raises:
         ValueError: as `hfsae.runs.find_sae`.
     """
-    from ..runs import chosen, find_saes  # takes seconds
+    from ..runs import find_saes, load_arguments  # takes seconds
 
     site, output_dir = options.pop("site"), options.pop("output_dir")
     sources = options.pop("sources") if "sources" in options else [options.pop("source")]
     which = {name: options.pop(name) for name in _CHOICE if name in options}
-    choices = [chosen(source, **which) for source in sources]
+    choices = [load_arguments(source, **which) for source in sources]
     return find_saes(choices, given, site=site, output_dir=output_dir)
 
 

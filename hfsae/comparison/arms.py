@@ -17,7 +17,7 @@ class Comparison(Recipe):
     """Arms, trained on the same activations and compared at equal L0."""
 
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, changes
+    """By name: `sweep`, a field of sae with one value for each SAE; sae and training, changes
     to these; `title`, its name in the report; `made_by`, a library that trained it instead."""
     only: list[str] | None = None
     """The arms to train and report; by default all."""

@@ -24,7 +24,7 @@ from ..io.units import TOKEN, section_of, unit_of
 from ..runs import as_plain
 from . import plots
 from .arms import Comparison
-from .frontier import LEVEL, METRICS, Differences, Estimate
+from .frontier import LEVEL, Differences, Estimate
 from .results import MATCHED, THRESHOLD_SHARES, Measured, harvests, n_harvests, save_results
 
 _ARMS_IN_TITLE = 6
@@ -54,7 +54,7 @@ def write_report(differences: Differences, command: str, sections: Iterable[str]
         drawn = plots.draw(
             folder / FIGURES, differences.frontiers, measured, titles, comparison.reference_arm
         )
-        text = "\n\n".join(_Parts(differences, drawn).all(command, sections)) + "\n"
+        text = "\n\n".join(_paragraphs(differences, drawn, command, sections)) + "\n"
         write_whole(folder / REPORT, text)
         write_whole(folder / REPORT_PAGE, page_of(text, folder))
         for m in measured:
@@ -70,228 +70,194 @@ def write_report(differences: Differences, command: str, sections: Iterable[str]
     return folder
 
 
-class _Parts:
+def _paragraphs(
+    d: Differences, drawn: Container[str], command: str, sections: Iterable[str]
+) -> Iterator[str]:
     """The report's paragraphs, tables and figures, in order."""
-
-    def __init__(self, differences: Differences, drawn: Container[str]) -> None:
-        self.c, self.measured = differences.c, differences.measured
-        self.differences, self.drawn = differences, drawn
-        self.frontiers, self.l0s = differences.frontiers, differences.l0s
-        self.reference, self.others = differences.reference, differences.others
-        self.metrics, self.unit = differences.metrics, differences.frontiers.unit
-
-    def all(self, command: str, sections: Iterable[str]) -> Iterator[str]:
-        arms = list(map(self.c.title, self.c.arms))
-        title = ", ".join(arms) if len(arms) <= _ARMS_IN_TITLE else f"{len(arms)} arms"
-        yield f"# {title}: fidelity at equal L0"
-        yield self._setup()
-        yield f"![{' and '.join(self.metrics.values())} against L0](figures/frontier.png)"
-        if not self.l0s:
+    c, metrics, l0s = d.c, d.metrics, d.l0s
+    titles = {arm: c.title(arm) for arm in c.arms}
+    reference = titles[d.reference]
+    joined = ", ".join(titles.values())
+    title = joined if len(titles) <= _ARMS_IN_TITLE else f"{len(titles)} arms"
+    yield f"# {title}: fidelity at equal L0"
+    yield _setup(d)
+    yield f"![{' and '.join(metrics.values())} against L0](figures/frontier.png)"
+    heads = [f"L0 {l0:g}" for l0 in l0s]
+    if not l0s:
+        yield f"{reference}, the reference, has no SAEs near any L0 of {c.at_l0}."
+    elif d.others:
+        yield "## Summary"
+        if len(c.seeds) == 1:
             yield (
-                f"{self.c.title(self.reference)}, the reference, has no SAEs near any L0 of "
-                f"{self.c.at_l0}."
-            )
-        elif self.others:
-            yield "## Summary"
-            yield self._summary()
-            yield "## Differences"
-            yield self._method_of_differences()
-            if "difference" in self.drawn:
-                yield "![Differences from the reference](figures/difference.png)"
-            yield from (self._differences(metric) for metric in self.metrics)
-        if self.l0s:
-            yield "## Values"
-            yield from (self._values(metric) for metric in self.metrics)
-        yield "## Shrinkage, dead and dense latents"
-        yield "![Shrinkage, dead latents, dense latents](figures/health.png)"
-        yield self._health()
-        yield from self._thresholds()
-        yield from sections
-        if len(self.c.seeds) > 1:
-            yield "## Do seeds agree on a dictionary?"
-            yield self._agreement()
-        yield "## Arms"
-        yield self._arms()
-        yield "## Data"
-        yield about_data(self.c, self.measured)
-        yield "## Every SAE"
-        yield self._every_sae()
-        yield "## Reproduce"
-        yield self._reproduce(command)
-
-    def _setup(self) -> str:
-        c, first = self.c, self.measured[0]
-        runs = {(m.arm, m.seed): m.record["seconds"]["train"] for m in self.measured}
-        hours = sum(runs.values()) / 3600
-        widths = _from_to(m.record["sae_as_trained"]["d_sae"] for m in self.measured)
-        return (
-            f"{len(self.measured)} SAEs of {widths} latents at "
-            f"`{c.sae.get('site')}` of {model_of(c)}, each trained on "
-            f"{first.record['n_tokens']:,} activations. Arms: {len(c.arms)}; SAEs per arm and "
-            f"seed: {_from_to(map(self.frontiers.n_saes, c.arms))}; seeds: "
-            f"{', '.join(map(str, c.seeds))}. A seed sets the initial weights and the order of "
-            f"activations, the same for all arms; all seeds use the same {self.unit.many}. "
-            f"Evaluated on {evaluated_on(c, self.measured)}. Training "
-            f"took {hours:.2f} h of wall-clock time, summed over all runs; machines: "
-            f"{self._machines()}. Report made with torch {torch.__version__}."
-        )
-
-    def _machines(self) -> str:
-        counts = Counter(m.record["machine"] or "not recorded" for m in self.measured)
-        if len(counts) == 1:
-            return next(iter(counts))
-        of_arms = {(m.arm, m.record["machine"] or "not recorded") for m in self.measured}
-        parts = []
-        for name, n in counts.most_common():
-            arms = ", ".join(self.c.title(arm) for arm in self.c.arms if (arm, name) in of_arms)
-            parts.append(f"{name}, {n} SAEs ({arms})")
-        return "; ".join(parts)
-
-    def _summary(self) -> str:
-        if len(self.c.seeds) == 1:
-            return (
                 "One seed cannot separate the effect of an arm from the effect of its seed: no "
                 "difference counts as shown. The differences below have intervals over documents."
             )
-        lines = []
-        for arm in self.others:
-            for metric, label in self.metrics.items():
-                verdicts = _verdicts(self.differences.tables[metric][arm], self.l0s)
-                lines.append(f"- **{self.c.title(arm)}, {label}**: {verdicts}.")
-        ours = self.c.title(self.reference)
-        return "\n".join([f"Compared with {ours}, at equal L0:", "", *lines])
+        else:
+            lines = [
+                f"- **{titles[arm]}, {label}**: {_verdicts(d.tables[metric][arm], l0s)}."
+                for arm in d.others
+                for metric, label in metrics.items()
+            ]
+            yield "\n".join([f"Compared with {reference}, at equal L0:", "", *lines])
+        yield "## Differences"
+        yield _method_of_differences(d)
+        if "difference" in drawn:
+            yield "![Differences from the reference](figures/difference.png)"
+        for metric, label in metrics.items():
+            rows = [[label, *heads, *["area"] * (len(l0s) > 1)]]
+            of_arms = d.tables[metric].items()
+            yield table(rows + [[titles[arm], *map(difference_cell, own)] for arm, own in of_arms])
+    if l0s:
+        yield "## Values"
+        for metric, label in metrics.items():
+            rows = [[label, *heads]]
+            for arm, title in titles.items():
+                rows.append([title])
+                for e in (d.frontiers.at(arm, metric, l0) for l0 in l0s):
+                    half = (e.seeds[1] - e.seeds[0]) / 2  # NaN for one seed
+                    spread = "" if math.isnan(half) else f" ± {half:.4f}"
+                    rows[-1].append("-" if math.isnan(e.value) else f"{e.value:.4f}{spread}")
+            yield table(rows)
+    yield from _tables_of_seeds(d, sections)
+    yield "## Arms"
+    yield _settings(d)
+    yield "## Data"
+    yield about_data(c, d.measured)
+    yield "## Every SAE"
+    names = ("l0", *metrics, "relative_reconstruction_bias", "dead_share")
+    rows = [["arm", "SAE", "seed", *names]]
+    for m in d.measured:
+        rows.append([m.arm, m.name, str(m.seed), *(f"{m.metrics[name]:.4g}" for name in names)])
+    yield table(rows)
+    yield "## Reproduce"
+    yield (
+        f"The command:\n\n```\n{command}\n```\n\n`results.json` and `results.safetensors`, "
+        "beside this report, hold the measurements of every SAE. The command trains only SAEs "
+        "that they lack, and writes the report. Another `--training.output_dir` and `--report` "
+        "start from nothing: the next command trains one arm with one seed, and gives the same "
+        "numbers on a machine of the same kind with as many threads:\n\n"
+        f"```\n{command} --only '[{(d.others or [d.reference])[0]}]' --seeds '[{c.seeds[0]}]' "
+        "--training.output_dir runs/again --report runs/again/report\n```"
+    )
 
-    def _method_of_differences(self) -> str:
-        n = len(self.c.seeds)
-        intervals = (
-            f"two 95 % intervals, both paired: Student's t over the {n} seeds, and a bootstrap of "
-            "seeds and held-out documents. A difference counts as shown (**bold**) if both exclude "
-            f"0 and its p-value is below {LEVEL:g} when corrected for the number of differences in "
-            "its table (Holm); *italics*: both exclude 0, and the correction does not let it count."
-            if n > 1
-            else "a 95 % interval, paired: a bootstrap of held-out documents."
+
+def _setup(d: Differences) -> str:
+    c, measured = d.c, d.measured
+    runs = {(m.arm, m.seed): m.record["seconds"]["train"] for m in measured}
+    widths = _from_to(m.record["sae_as_trained"]["d_sae"] for m in measured)
+    counts = Counter(m.record["machine"] or "not recorded" for m in measured)
+    machines = next(iter(counts))
+    if len(counts) > 1:
+        of_arms = {(m.arm, m.record["machine"] or "not recorded") for m in measured}
+        parts = []
+        for name, n in counts.most_common():
+            arms = ", ".join(c.title(arm) for arm in c.arms if (arm, name) in of_arms)
+            parts.append(f"{name}, {n} SAEs ({arms})")
+        machines = "; ".join(parts)
+    return (
+        f"{len(measured)} SAEs of {widths} latents at "
+        f"`{c.sae.get('site')}` of {model_of(c)}, each trained on "
+        f"{measured[0].record['n_tokens']:,} activations. Arms: {len(c.arms)}; SAEs per arm and "
+        f"seed: {_from_to(map(d.frontiers.n_saes, c.arms))}; seeds: "
+        f"{', '.join(map(str, c.seeds))}. A seed sets the initial weights and the order of "
+        f"activations, the same for all arms; all seeds use the same {d.frontiers.unit.many}. "
+        f"Evaluated on {evaluated_on(c, measured)}. Training "
+        f"took {sum(runs.values()) / 3600:.2f} h of wall-clock time, summed over all runs; "
+        f"machines: {machines}. Report made with torch {torch.__version__}."
+    )
+
+
+def _method_of_differences(d: Differences) -> str:
+    n = len(d.c.seeds)
+    intervals = (
+        f"two 95 % intervals, both paired: Student's t over the {n} seeds, and a bootstrap of "
+        "seeds and held-out documents. A difference counts as shown (**bold**) if both exclude "
+        f"0 and its p-value is below {LEVEL:g} when corrected for the number of differences in "
+        "its table (Holm); *italics*: both exclude 0, and the correction does not let it count."
+        if n > 1
+        else "a 95 % interval, paired: a bootstrap of held-out documents."
+    )
+    area = (
+        " `area` is the mean over log L0 of the log ratio, between the first and the last L0 "
+        "of the table."
+        if len(d.l0s) > 1
+        else ""
+    )
+    has_logs = all(m.metrics[metric] > 0 for m in d.measured for metric in d.metrics)
+    positive = "" if has_logs else " with a value above 0 (`Every SAE` lists all values)"
+    return (
+        f"Relative differences from {d.c.title(d.reference)}; negative is better. "
+        "Metrics are interpolated in log-log between an arm's SAEs; a dash: the arm has no "
+        f"SAEs around that L0{positive}. In brackets {intervals}{area}"
+    )
+
+
+def _tables_of_seeds(d: Differences, sections: Iterable[str]) -> Iterator[str]:
+    """Tables with a row for each arm and value of its sweep, of SAEs of all seeds; the given
+    sections stand among them."""
+    by_value: dict[tuple[str, str], list[Measured]] = {}
+    for arm in d.c.arms:
+        for m in (m for m in d.measured if m.arm == arm):
+            by_value.setdefault((arm, m.name), []).append(m)
+    of_seeds = [
+        ([d.c.title(arm), spread_cell([m.metrics["l0"] for m in same])], same)
+        for (arm, _), same in by_value.items()
+    ]
+    yield "## Shrinkage, dead and dense latents"
+    yield "![Shrinkage, dead latents, dense latents](figures/health.png)"
+    names = {
+        "relative_reconstruction_bias": ("gamma", 1),
+        "dead_share": ("dead, %", 100),
+        "above_1_percent_share": ("on > 1 %, %", 100),
+        "above_10_percent_share": ("on > 10 %, %", 100),
+    }
+    rows = [["arm", "L0", *(label for label, _ in names.values())]]
+    for head, same in of_seeds:
+        values = ([m.metrics[key] * by for m in same] for key, (_, by) in names.items())
+        rows.append([*head, *map(spread_cell, values)])
+    legend = "Means over seeds; the range in brackets. gamma below 1 is shrinkage."
+    yield f"{legend}\n\n{table(rows)}"
+    rows = [["arm", "L0", *(f"{100 * share:g} %" for share in THRESHOLD_SHARES)]]
+    for head, same in of_seeds:
+        if all(m.thresholds for m in same):
+            cells = map(spread_cell, zip(*(m.thresholds for m in same), strict=True))
+            rows.append([*head, *cells])
+    if len(rows) > 1:
+        yield "## Learned thresholds"
+        yield (
+            "Quantiles over latents, in units of x/c; means over seeds, the range in brackets."
+            f"\n\n{table(rows)}"
         )
-        area = (
-            " `area` is the mean over log L0 of the log ratio, between the first and the last L0 "
-            "of the table."
-            if len(self.l0s) > 1
-            else ""
-        )
-        has_logs = all(m.metrics[metric] > 0 for m in self.measured for metric in self.metrics)
-        positive = "" if has_logs else " with a value above 0 (`Every SAE` lists all values)"
-        return (
-            f"Relative differences from {self.c.title(self.reference)}; negative is better. "
-            "Metrics are interpolated in log-log between an arm's SAEs; a dash: the arm has no "
-            f"SAEs around that L0{positive}. In brackets {intervals}{area}"
-        )
-
-    def _differences(self, metric: str) -> str:
-        head = [f"L0 {l0:g}" for l0 in self.l0s] + ["area"] * (len(self.l0s) > 1)
-        rows = [[METRICS[metric], *head]]
-        for arm, cells in self.differences.tables[metric].items():
-            rows.append([self.c.title(arm), *map(difference_cell, cells)])
-        return table(rows)
-
-    def _values(self, metric: str) -> str:
-        rows = [[METRICS[metric], *(f"L0 {l0:g}" for l0 in self.l0s)]]
-        for arm in self.c.arms:
-            cells = []
-            for e in (self.frontiers.at(arm, metric, l0) for l0 in self.l0s):
-                half = (e.seeds[1] - e.seeds[0]) / 2  # NaN for one seed
-                spread = "" if math.isnan(half) else f" ± {half:.4f}"
-                cells.append("-" if math.isnan(e.value) else f"{e.value:.4f}{spread}")
-            rows.append([self.c.title(arm), *cells])
-        return table(rows)
-
-    def _of_all_seeds(self) -> Iterator[tuple[str, str, list[Measured]]]:
-        """Of each arm and value of its sweep: the arm's title, the L0, and its SAEs."""
-        for arm in self.c.arms:
-            mine = [m for m in self.measured if m.arm == arm]
-            for name in dict.fromkeys(m.name for m in mine):
-                same = [m for m in mine if m.name == name]
-                yield self.c.title(arm), spread_cell([m.metrics["l0"] for m in same]), same
-
-    def _health(self) -> str:
-        names = {
-            "relative_reconstruction_bias": ("gamma", 1),
-            "dead_share": ("dead, %", 100),
-            "above_1_percent_share": ("on > 1 %, %", 100),
-            "above_10_percent_share": ("on > 10 %, %", 100),
-        }
-        rows = [["arm", "L0", *(label for label, _ in names.values())]]
-        for title, l0, same in self._of_all_seeds():
-            rows.append([title, l0])
-            for key, (_, by) in names.items():
-                rows[-1].append(spread_cell([m.metrics[key] * by for m in same]))
-        legend = "Means over seeds; the range in brackets. gamma below 1 is shrinkage."
-        return f"{legend}\n\n{table(rows)}"
-
-    def _thresholds(self) -> Iterator[str]:
-        rows = [["arm", "L0", *(f"{100 * share:g} %" for share in THRESHOLD_SHARES)]]
-        for title, l0, same in self._of_all_seeds():
-            if all(m.thresholds for m in same):
-                cells = map(spread_cell, zip(*(m.thresholds for m in same), strict=True))
-                rows.append([title, l0, *cells])
-        if len(rows) > 1:
-            yield "## Learned thresholds"
-            yield (
-                "Quantiles over latents, in units of x/c; means over seeds, the range in brackets."
-                f"\n\n{table(rows)}"
-            )
-
-    def _agreement(self) -> str:
-        head = ["arm", "L0", "pairs of seeds", "mean of best cosines"]
-        rows = [[*head, f"share above {MATCHED:g}"]]
-        for title, l0, same in self._of_all_seeds():
-            pairs = [p for m in same for s, p in m.agreement.items() if s in self.c.seeds]
+    yield from sections
+    if len(d.c.seeds) > 1:
+        yield "## Do seeds agree on a dictionary?"
+        names_of_columns = ["arm", "L0", "pairs of seeds", "mean of best cosines"]
+        rows = [[*names_of_columns, f"share above {MATCHED:g}"]]
+        for head, same in of_seeds:
+            pairs = [p for m in same for s, p in m.agreement.items() if s in d.c.seeds]
             means = [f"{sum(values) / len(pairs):.3f}" for values in zip(*pairs, strict=True)]
-            rows.append([title, l0, str(len(pairs) // 2), *(means or ["-", "-"])])
-        legend = (
+            rows.append([*head, str(len(pairs) // 2), *(means or ["-", "-"])])
+        yield (
             "For each decoder row of one seed's SAE: the largest cosine with a row of another "
-            "seed's SAE, in both directions."
+            f"seed's SAE, in both directions.\n\n{table(rows)}"
         )
-        return f"{legend}\n\n{table(rows)}"
 
-    def _arms(self) -> str:
-        others = {name: arm["made_by"] for name, arm in self.c.arms.items() if "made_by" in arm}
-        told = ", ".join(f"{self.c.title(name)}: {by}" for name, by in others.items())
-        sentence = (
-            "Trained by other libraries' own code, on the same activations in the same order: "
-            f"{told}. Of `training` only {self.unit.many}, batch and learning rate apply to them."
-            "\n\n"
-        )
-        settings = {
-            "sae": self.c.sae,
-            "training": {
-                k: v for k, v in as_plain(self.c)["training"].items() if k != "output_dir"
-            },
-            "arms": self.c.arms,
-        }
-        text = f"```yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}```"
-        return sentence + text if told else text
 
-    def _every_sae(self) -> str:
-        names = ("l0", *self.metrics, "relative_reconstruction_bias", "dead_share")
-        rows = [["arm", "SAE", "seed", *names]]
-        for m in self.measured:
-            cells = [f"{m.metrics[name]:.4g}" for name in names]
-            rows.append([m.arm, m.name, str(m.seed), *cells])
-        return table(rows)
-
-    def _reproduce(self, command: str) -> str:
-        arm = self.others[0] if self.others else self.reference
-        one = (
-            f"{command} --only '[{arm}]' --seeds '[{self.c.seeds[0]}]' "
-            "--training.output_dir runs/again --report runs/again/report"
-        )
-        return (
-            f"The command:\n\n```\n{command}\n```\n\n`results.json` and `results.safetensors`, "
-            "beside this report, hold the measurements of every SAE. The command trains only SAEs "
-            "that they lack, and writes the report. Another `--training.output_dir` and `--report` "
-            "start from nothing: the next command trains one arm with one seed, and gives the same "
-            "numbers on a machine of the same kind with as many threads:\n\n"
-            f"```\n{one}\n```"
-        )
+def _settings(d: Differences) -> str:
+    c = d.c
+    made = [
+        f"{c.title(name)}: {arm['made_by']}" for name, arm in c.arms.items() if "made_by" in arm
+    ]
+    training = {k: v for k, v in as_plain(c)["training"].items() if k != "output_dir"}
+    settings = {"sae": c.sae, "training": training, "arms": c.arms}
+    text = f"```yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}```"
+    if not made:
+        return text
+    return (
+        "Trained by other libraries' own code, on the same activations in the same order: "
+        f"{', '.join(made)}. Of `training` only {d.frontiers.unit.many}, batch and learning rate "
+        f"apply to them.\n\n{text}"
+    )
 
 
 def _from_to(counts: Iterable[int]) -> str:

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import MethodType, SimpleNamespace
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import gradio as gr
 from gradio.context import get_blocks_context
@@ -61,31 +61,27 @@ _TOKEN = {
 }
 
 
-class Docstring(NamedTuple):
-    """A docstring's parts, each in one line; of each argument, and of each key of the answer, its
-    words and its type."""
-
-    summary: str
-    arguments: dict[str, tuple[str, str]]
-    returns: dict[str, tuple[str, str]]
+Entries = dict[str, tuple[str, str]]
+"""words and type, by the name of an argument or of a key of an answer"""
 
 
-def docstring(function: Callable[..., Any]) -> Docstring:
-    """The parts of a function's docstring."""
+def docstring(function: Callable[..., Any]) -> tuple[str, Entries, Entries]:
+    """The parts of a function's docstring, each in one line: summary, arguments, and keys of the
+    answer."""
 
     def line(text: str) -> str:
         return " ".join(text.split())
 
     summary, *rest = _SECTION.split(inspect.getdoc(function) or "")
-    sections: dict[str, dict[str, tuple[str, str]]] = {}
+    sections: dict[str, Entries] = {}
     for title, section in zip(rest[::2], rest[1::2], strict=True):
         _, *parts = _ENTRY.split(section)
         entries = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
         sections[title] = {name: (line(words), kind or "") for name, kind, words in entries}
-    return Docstring(line(summary), sections.get("Args", {}), sections.get("Returns", {}))
+    return line(summary), sections.get("Args", {}), sections.get("Returns", {})
 
 
-def _object(keys: dict[str, tuple[str, str]]) -> Json:
+def _object(keys: Entries) -> Json:
     """The schema of an object with these keys: words and type of each."""
     properties = {}
     for name, (words, kind) in keys.items():
@@ -144,7 +140,7 @@ class Endpoint:
     def input_schema(self) -> Json:
         """Of a caller's arguments, as one object: types, allowed values, defaults and words."""
         hints = get_type_hints(self.function, include_extras=True)
-        arguments, schemas = docstring(self.function).arguments, {}
+        (_, arguments, _), schemas = docstring(self.function), {}
         for name, parameter in self.signature.parameters.items():
             hint = hints[name]
             kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
@@ -167,7 +163,7 @@ class Endpoint:
     @cached_property
     def output_schema(self) -> Json:
         """Of the answer."""
-        keys = docstring(self.function).returns
+        *_, keys = docstring(self.function)
         required = [name for name, (_, kind) in keys.items() if "optional" not in kind]
         return {**_object(keys), "required": required}
 
@@ -234,16 +230,15 @@ class Actions(SimpleNamespace):
         for endpoint in self.fitting():
             if endpoint.queue is None:
                 continue
-            action, words = getattr(self, endpoint.name), docstring(endpoint.function)
-            called = _with_gradio_errors(action)
+            summary, arguments, returns = docstring(endpoint.function)
+            called = _with_gradio_errors(getattr(self, endpoint.name))
             vars(called)["__signature__"] = endpoint.signature
             # as Gradio can read it, which takes a line for a whole entry
-            lines = [f"    {name}: {text}" for name, (text, _) in words.arguments.items()]
-            keys = (f"{key}: {text.rstrip('.')}" for key, (text, _) in words.returns.items())
+            lines = [f"    {name}: {text}" for name, (text, _) in arguments.items()]
+            keys = (f"{key}: {text.rstrip('.')}" for key, (text, _) in returns.items())
             answer = f"an object of JSON with {'; '.join(keys)}."
-            called.__doc__ = "\n".join(
-                [words.summary, "", "Args:", *lines, "", "Returns:", f"    {answer}"]
-            )
+            parts = [summary, "", "Args:", *lines, "", "Returns:", f"    {answer}"]
+            called.__doc__ = "\n".join(parts)
             added = api(called, api_name=endpoint.name, **QUEUES[endpoint.queue])
             # parameters and answer get the schemas that Gradio's clients show
             event = blocks.fns[added["id"]]

@@ -85,9 +85,12 @@ class Diff(Address):
 
 
 @dataclass(frozen=True)
-class Steering:
-    """How to steer; `steer_actions.check` refuses what is invalid."""
+class Steer(Address):
+    """A prompt, the latents to steer, how to steer, and how to draw the tokens of both texts;
+    `steer_actions.check` refuses what is invalid."""
 
+    prompt: str = ""
+    latents: dict[int, float] = field(default_factory=dict)
     mode: str = "add"
     unit: str = "max"
     """of the strengths: multiples of the largest activation, per cent of the norm, raw"""
@@ -97,32 +100,19 @@ class Steering:
     """whether what the SAE does not explain is kept"""
     chat: bool = False
     """whether the prompt is a user's message in the model's chat template"""
-
-
-@dataclass(frozen=True)
-class Settings(Steering):
-    """How to steer, and how to draw the tokens of both texts."""
-
     temperature: float = Sampling.temperature
     max_new_tokens: int = Sampling.max_new_tokens
     repetition_penalty: float = Sampling.repetition_penalty
     seed: int = Sampling.seed
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    prompt: str = ""
-    latents: dict[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Steer(Settings, _Prompt, Address):  # so that in links the prompt comes first
-    """A prompt, the latents to steer, and all settings."""
-
     turns: tuple[str, ...] = ()
     """a conversation's earlier messages; their answers are written again from the settings"""
     run: bool = False
     """whether the texts were requested, and so are generated when the link is opened"""
+
+
+STEERING = ("mode", "unit", "scope", "error_term", "chat")
+SETTINGS = (*STEERING, "temperature", "max_new_tokens", "repetition_penalty", "seed")
+"""the fields of `Steer` that say how to steer, and these with those that say how to draw tokens"""
 
 
 @dataclass(frozen=True)
@@ -150,9 +140,8 @@ class Compare(Address):
     text: str = ""
 
 
-@dataclass(frozen=True)
 class About(Address):
-    """The card."""
+    """The card; its link has no fields."""
 
 
 def to_query(address: Address) -> str:

@@ -82,16 +82,12 @@ def build(subject: Subject) -> gr.Blocks:
             ("latents", f"{about['d_sae']:,}"),
             *((n, number(values[key])) for n, key in measured),
         ]
-        shown = [{"name": name, "value": value} for name, value in facts]
-        panel(html("header", shown, subject.unit, subject.runs_text), elem_id="header")
-        link = gr.Textbox(visible="hidden", elem_id="link")
-        lead = gr.Textbox(visible="hidden", elem_id="lead")
-        app = App(link, lead, gr.State(Visit()))
-        lm_name = subject.public_lm_name
+        panel(html("header", facts, subject.unit, subject.runs_text), elem_id="header")
+        app = App()
         view = {
             "n": f"{subject.d_sae:,}",
-            "model": lm_name.rpartition("/")[2] if lm_name else "a language model",
-            "site": subject.sae.config.where_in_short,
+            "model": model[1] if about["model"] else "a language model",
+            "site": about["site"],
             "preset": presets(subject)[0]["name"],
         }
         tour = panel(html("tour", view), elem_id="tour") if subject.runs_text else None
@@ -105,8 +101,8 @@ def build(subject: Subject) -> gr.Blocks:
             _follow(app, tab_of[name], name)
         if tour is not None:
             _follow_tour(tour, app, actions)
-        link.change(None, link, None, js=_TO_LINK, api_visibility="private")
-        lead.change(None, lead, tabs, js=_TO_PAGE, api_visibility="private")
+        app.link.change(None, app.link, None, js=_TO_LINK, api_visibility="private")
+        app.lead.change(None, app.lead, tabs, js=_TO_PAGE, api_visibility="private")
         _restore(blocks, app)
         actions.serve()
     return blocks.queue(default_concurrency_limit=8, max_size=128)
@@ -114,7 +110,7 @@ def build(subject: Subject) -> gr.Blocks:
 
 def pages_of(subject: Subject) -> dict[str, type[Page]]:
     """The pages that fit an SAE, by their names in links; the first is open at the start."""
-    return {page.state.tab: page for page in ALL if page.fits(subject)}
+    return {page.state.tab: page for page, fits in ALL.items() if fits(subject)}
 
 
 def _follow_tour(tour: gr.HTML, app: App, actions: Actions) -> None:
@@ -255,8 +251,7 @@ def launch(
     Raises:
         ValueError: there is no such SAE or model.
     """
-    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
-        os.environ[name] = "0" if name.startswith("GRADIO") else "1"
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
     keep_few_kernels()
     choice = Choice(source or default_source(), **which)
     subject = open_subject(choice, model=model, site=site, with_lm=with_lm)

@@ -232,7 +232,7 @@ def compare_saes(subject: Subject, other: str) -> Json:
         how = None
         if root.is_absolute():
             how = how_to_make(other_of(subject, other), "evaluate")
-        hint = f"`{how.command}` makes it" if how else "run `hfsae evaluate` first"
+        hint = f"`{how[0]}` makes it" if how else "run `hfsae evaluate` first"
         raise Refused(f"{other} has no evaluation.json to compare; {hint}")
     try:
         results = read_json(path)
@@ -302,7 +302,7 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
     for position, special in enumerate(seen[0].tokens.special[:_MOST_TOKENS]):
         if special:
             continue
-        best = [next(iter(s.on(position, 1)), None) for s in seen]
+        best = [next(iter(s.at(position).ranking()), None) for s in seen]
         cosine = None
         if best[0] and best[1]:
             one, two = (s.sae.W_dec[b.latent].float() for s, b in zip(saes, best, strict=True) if b)
@@ -312,7 +312,7 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
             "token": seen[0].tokens.texts[position],
             "l0": [s.l0[position] for s in seen],
             "latents": [None if b is None else b.latent for b in best],
-            "activations": [None if b is None else b.activation for b in best],
+            "activations": [None if b is None else b.max for b in best],
             "cosine": cosine,
         }
         tokens.append(row)

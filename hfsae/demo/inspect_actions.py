@@ -119,10 +119,9 @@ def inspect(
         latent = validate.latent(latent, subject.d_sae)
     elif on_token or ranking:
         latent = (on_token or ranking)[0]["latent"]
-    trace = [0.0] * len(seen.tokens.ids) if latent is None else seen.trace(latent)
     usual = largest_of(subject, latent)
     return {
-        "tokens": token_rows(seen, trace, usual),
+        "tokens": token_rows(seen, latent, usual),
         "latent": latent,
         "label": "" if latent is None else subject.name_of(latent),
         "token": token,
@@ -160,13 +159,13 @@ def compare_prompts(
     pair = [subject.inspection(text, chat) for text in (first, second)]
     ranking = compare(pair[0], pair[1], SHOWN, hide=denser_than(subject, max_density))
     rows = as_rows(subject, [{**d._asdict(), "value": max(d.first, d.second)} for d in ranking])
-    traces = [s.trace(ranking[0].latent) if ranking else [0.0] * len(s.tokens.ids) for s in pair]
-    usual = largest_of(subject, ranking[0].latent if ranking else None)
+    latent = ranking[0].latent if ranking else None
+    usual = largest_of(subject, latent)
     return {
         "differences": rows,
-        "latent": ranking[0].latent if ranking else None,
-        "first": token_rows(pair[0], traces[0], usual),
-        "second": token_rows(pair[1], traces[1], usual),
+        "latent": latent,
+        "first": token_rows(pair[0], latent, usual),
+        "second": token_rows(pair[1], latent, usual),
     }
 
 
@@ -317,9 +316,10 @@ def try_text(subject: Subject, latent: int, text: str) -> Json:
         usual_max (float | None): its largest activation anywhere.
     """
     index, seen = validate.latent(latent, subject.d_sae), subject.inspection(text)
-    trace, usual = seen.trace(index), largest_of(subject, index)
-    rows = token_rows(seen, trace, usual)
-    return {"latent": index, "tokens": rows, "max": max(trace), "usual_max": usual}
+    usual = largest_of(subject, index)
+    rows = token_rows(seen, index, usual)
+    most = max(row["activation"] for row in rows)
+    return {"latent": index, "tokens": rows, "max": most, "usual_max": usual}
 
 
 def random_latent(

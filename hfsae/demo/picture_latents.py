@@ -13,7 +13,7 @@ from functools import lru_cache
 from hashlib import sha256
 from inspect import signature
 from io import BytesIO
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 
@@ -25,7 +25,7 @@ from ..io.errors import Refused, one_line
 from ..lm import capture, cast_for, contract, forward
 from . import validate
 from .parts import data_link
-from .rows import Json, denser_than, firing_rows, largest_of
+from .rows import Json, denser_than, firing_rows, largest_of, trace_of
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -42,21 +42,6 @@ _OWN = "own-"  # in front of the hash that names an uploaded picture
 _HOT = (240, 140, 26)
 _DARK = (15, 23, 38, round(0.5 * 255))
 _FAINTEST, _MOST_OPAQUE = 0.1, 0.6  # what is in the picture is seen through it
-
-
-class PictureLatents(NamedTuple):
-    """What fires in a picture. Positions of the inspection count patches, from 0 on."""
-
-    inspection: Inspection
-    grid: Grid
-    picture: Picture
-    """as the model reads it"""
-
-    def activations(self, latent: int | None) -> list[float]:
-        """Of a latent on each patch."""
-        if latent is None:
-            return [0.0] * len(self.inspection.tokens.ids)
-        return self.inspection.trace(latent)
 
 
 def inspect_picture(
@@ -94,18 +79,18 @@ def inspect_picture(
     """
     if latent is not None:
         latent = validate.latent(latent, subject.d_sae)
-    hide, here = denser_than(subject, max_density), picture_latents(subject, picture)
-    inspection = here.inspection
+    hide = denser_than(subject, max_density)
+    inspection, grid, shown = picture_latents(subject, picture)
     ranking, dense = firing_rows(subject, inspection, hide)
     if latent is None and ranking:
         latent = ranking[0]["latent"]
     return {
-        "name": here.picture.name,
-        "rows": here.grid.rows,
-        "columns": here.grid.columns,
+        "name": shown.name,
+        "rows": grid.rows,
+        "columns": grid.columns,
         "latent": latent,
         "label": "" if latent is None else subject.name_of(latent),
-        "activations": here.activations(latent),
+        "activations": trace_of(inspection, latent),
         "ranking": ranking,
         "dense": dense,
         "usual_max": largest_of(subject, latent),
@@ -147,8 +132,9 @@ def as_rgb(content: bytes) -> "Image.Image":
         raise Refused("that is no picture; give a PNG, JPEG, WebP, GIF or BMP file") from error
 
 
-def picture_latents(subject: Subject, picture: object) -> PictureLatents:
-    """What fires in a picture; the last ones are remembered.
+def picture_latents(subject: Subject, picture: object) -> tuple[Inspection, Grid, Picture]:
+    """What fires in a picture, whose positions count patches from 0 on, how patches cover it, and
+    the picture as the model reads it; the last ones are remembered.
 
     Args:
         picture: the name of a picture that examples are from (see `part_name`), that of an
@@ -171,7 +157,7 @@ def picture_latents(subject: Subject, picture: object) -> PictureLatents:
             ) from error
         text = upload(subject, content)
 
-    def read(text: str) -> PictureLatents:
+    def read(text: str) -> tuple[Inspection, Grid, Picture]:
         if part := _PART.fullmatch(text):
             key = int(part[1]), int(part[2] or 0)
             copies = {} if subject.pictures is None else subject.pictures.read([key])
@@ -201,7 +187,7 @@ def part_name(key: Key) -> str:
 
 
 @torch.no_grad()
-def _read(subject: Subject, name: str, image: "Image.Image") -> PictureLatents:
+def _read(subject: Subject, name: str, image: "Image.Image") -> tuple[Inspection, Grid, Picture]:
     from PIL import Image
 
     assert subject.encoder is not None
@@ -233,7 +219,7 @@ def _read(subject: Subject, name: str, image: "Image.Image") -> PictureLatents:
     (pixels,) = processor(images=[image], return_tensors="pt", **plain)["pixel_values"]
     colours = pixels.float().round().clamp(0, 255).byte().permute(1, 2, 0)
     cut = Image.fromarray(colours.contiguous().numpy())
-    return PictureLatents(inspection, grid, Picture(name, small(cut, _SHOWN_SIDE)))
+    return inspection, grid, Picture(name, small(cut, _SHOWN_SIDE))
 
 
 def crop(

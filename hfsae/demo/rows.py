@@ -112,9 +112,15 @@ def firing_rows(subject: Subject, seen: Inspection, hide: list[int]) -> tuple[li
     return rows[0], {"n": len(dense), "rows": rows[1], "n_rest": len(rest)}
 
 
-def token_rows(seen: Inspection, trace: list[float], largest: float | None = None) -> list[Json]:
-    """Each token with an activation, raw and as a share of the latent's largest in the feature
+def trace_of(seen: Inspection, latent: int | None) -> list[float]:
+    """A latent's activation on each token or patch; without one, zeros."""
+    return [0.0] * len(seen.tokens.ids) if latent is None else seen.trace(latent)
+
+
+def token_rows(seen: Inspection, latent: int | None, largest: float | None) -> list[Json]:
+    """Each token with a latent's activation, raw and as a share of its largest in the feature
     store, which an activation here may exceed; without one, of the largest here."""
+    trace = trace_of(seen, latent)
     most = largest or max([*trace, 0.0]) or 1.0
     rows = zip(seen.tokens.texts, seen.tokens.special, seen.l0, trace, strict=True)
     return [

@@ -1,11 +1,10 @@
 """Python code that does what a page shows: the same model, tokens and strengths."""
 
-from collections.abc import Mapping
 from dataclasses import fields
 
 from ..io.units import PATCH
 from ..steering.pair import Sampling
-from .address import Settings
+from .address import Steer
 from .rows import largest_of
 from .subject import Subject
 
@@ -96,19 +95,19 @@ def _of_file(subject: Subject, latent: int) -> str:
     )
 
 
-def of_texts(subject: Subject, prompt: str, latents: Mapping[int, float], how: Settings) -> str:
+def of_texts(subject: Subject, how: Steer) -> str:
     """Both texts of the steer page, token for token."""
     options, in_maxima = f", mode={how.mode!r}", False
     if how.mode not in ("scale", "ablate"):
         in_maxima = how.unit == "max"
         options += ", unit='norm'" if how.unit == "norm" else ""
     options += "" if how.error_term else ", error_term=False"
-    scales = {i: (largest_of(subject, i) or 0.0) if in_maxima else 1.0 for i in latents}
-    strengths = ", ".join(f"{i}: {s * scales[i]:.9g}" for i, s in latents.items())
+    scales = {i: (largest_of(subject, i) or 0.0) if in_maxima else 1.0 for i in how.latents}
+    strengths = ", ".join(f"{i}: {s * scales[i]:.9g}" for i, s in how.latents.items())
     steered = f"{{{strengths}}}{options}"  # in raw units, per cent of the norm, or factors
-    text = f"{_bos(subject)}{prompt!r}"
+    text = f"{_bos(subject)}{how.prompt!r}"
     if how.chat:
-        message = f"[{{'role': 'user', 'content': {prompt!r}}}]"
+        message = f"[{{'role': 'user', 'content': {how.prompt!r}}}]"
         flags = "add_generation_prompt=True, tokenize=False"
         text = f"tokenizer.apply_chat_template({message}, {flags})"
     sampling = ", ".join(f"{f.name}={getattr(how, f.name)!r}" for f in fields(Sampling))

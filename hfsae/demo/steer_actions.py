@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
 from functools import partial
 from itertools import count
 from math import log2
 from pathlib import Path
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, cast
 
 import torch
 
@@ -17,7 +18,7 @@ from ..io.errors import Refused
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Unit
 from ..steering.pair import Sampling, generate_pair
 from . import validate
-from .address import Settings, Steering
+from .address import Steer
 from .inspect_actions import latent_of
 from .rows import Json, as_rows
 from .subject import Exchange, Subject
@@ -38,30 +39,19 @@ N_TRIED = 24
 _REFINED = 1  # times that the gap between within and over budget is halved
 
 
-class SteeringRequest(NamedTuple):
-    """Latents to steer and their strengths, checked."""
-
-    tokens: Tokens
-    plain: Tokens | None
-    """of the unsteered text, where its conversation had other answers; None: the same"""
-    latents: dict[int, float]
-    steering: Steering
-    sampling: Sampling
-
-
 def steer(
     subject: Subject,
     prompt: str,
     latents: str,
-    mode: Annotated[str, MODES] = Settings.mode,
-    unit: Annotated[str, UNITS] = Settings.unit,
-    scope: Annotated[str, SCOPES] = Settings.scope,
-    error_term: bool = Settings.error_term,
-    chat: bool = Settings.chat,
-    temperature: Annotated[float, TEMPERATURE] = Settings.temperature,
-    max_new_tokens: Annotated[int, N_NEW] = Settings.max_new_tokens,
-    repetition_penalty: Annotated[float, PENALTY] = Settings.repetition_penalty,
-    seed: Annotated[int, validate.SEED] = Settings.seed,
+    mode: Annotated[str, MODES] = Steer.mode,
+    unit: Annotated[str, UNITS] = Steer.unit,
+    scope: Annotated[str, SCOPES] = Steer.scope,
+    error_term: bool = Steer.error_term,
+    chat: bool = Steer.chat,
+    temperature: Annotated[float, TEMPERATURE] = Steer.temperature,
+    max_new_tokens: Annotated[int, N_NEW] = Steer.max_new_tokens,
+    repetition_penalty: Annotated[float, PENALTY] = Steer.repetition_penalty,
+    seed: Annotated[int, validate.SEED] = Steer.seed,
 ) -> Iterator[Json]:
     """Continue a prompt twice with the same random numbers: unsteered, and steered.
 
@@ -102,36 +92,38 @@ def steer(
         steered_repetition (float): the same of the steered text.
         done (bool): both texts are at their end.
     """
-    how = (mode, unit, scope, error_term, chat)
-    settings = Settings(*how, temperature, max_new_tokens, repetition_penalty, seed)
-    job = check(subject, prompt, latents, settings)
-    steered = [{"latent": latent, "value": value} for latent, value in job.latents.items()]
-    rows = as_rows(subject, steered)
-    for texts in write(subject, job):
+    settings = (mode, unit, scope, error_term, chat, temperature, max_new_tokens)
+    how = Steer("", {}, *settings, repetition_penalty, seed)
+    how, plain, steered = check(subject, prompt, latents, how)
+    rows = as_rows(subject, [{"latent": i, "value": value} for i, value in how.latents.items()])
+    for texts in write(subject, how, plain, steered):
         yield {"latents": rows, **texts}
 
 
 def write(
-    subject: Subject, job: SteeringRequest, stopped: Callable[[], bool] = lambda: False
+    subject: Subject,
+    how: Steer,
+    plain: Tokens,
+    steered: Tokens,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Json]:
-    """`steer`, of checked values, until it is stopped."""
+    """`steer`, of what `check` returns, until it is stopped."""
     lm, tokenizer, _ = subject.language_model
-    block, scope = _block(subject, job), job.steering.scope
-    needs_whole_text = subject.sae.config.needs_whole_text
-    if scope != "all" and needs_whole_text:
+    block, needs_whole_text = _block(subject, how), subject.sae.config.needs_whole_text
+    if how.scope != "all" and needs_whole_text:
         raise Refused(
-            f"scope is {scope!r}, but this SAE reads several sites and so the whole text in each "
-            "pass: use the scope 'all'"
+            f"scope is {how.scope!r}, but this SAE reads several sites and so the whole text in "
+            "each pass: use the scope 'all'"
         )
     spare = set(special_ids(tokenizer))
     for pair in generate_pair(
         lm,
         tokenizer,
-        job.tokens.ids,
-        lambda phase: block(job.latents) if scope in ("all", phase) else nullcontext(),
-        job.sampling,
+        steered.ids,
+        lambda phase: block(how.latents) if how.scope in ("all", phase) else nullcontext(),
+        Sampling(**{f.name: getattr(how, f.name) for f in fields(Sampling)}),
         stopped,
-        plain_ids=None if job.plain is None else job.plain.ids,
+        plain_ids=plain.ids,
         cached=not needs_whole_text,
     ):
         raised = None
@@ -173,13 +165,13 @@ def suggest_strength(
     subject: Subject,
     prompt: str,
     latents: str,
-    mode: Annotated[str, SWEPT_MODES] = Steering.mode,
-    unit: Annotated[str, SWEPT_UNITS] = Steering.unit,
+    mode: Annotated[str, SWEPT_MODES] = Steer.mode,
+    unit: Annotated[str, SWEPT_UNITS] = Steer.unit,
     max_kl: Annotated[float, KL] = MAX_KL,
     max_repetition: Annotated[float, REPETITION] = MAX_REPETITION,
-    scope: Annotated[str, SCOPES] = Steering.scope,
-    error_term: bool = Steering.error_term,
-    chat: bool = Steering.chat,
+    scope: Annotated[str, SCOPES] = Steer.scope,
+    error_term: bool = Steer.error_term,
+    chat: bool = Steer.chat,
 ) -> Json:
     """The largest strength that leaves the text within a budget, found by trying.
 
@@ -203,46 +195,46 @@ def suggest_strength(
             `strength` may be within it, too.
         trials (list): {strength, kl, repetition, within, text} of each that was tried.
     """
-    settings = Steering(mode=mode, unit=unit, scope=scope, error_term=error_term, chat=chat)
-    return sweep(subject, prompt, latents, settings, max_kl, max_repetition)
+    how = Steer("", {}, mode, unit, scope, error_term, chat)
+    return sweep(subject, prompt, latents, how, max_kl, max_repetition)
 
 
 def sweep(
     subject: Subject,
     prompt: object,
     latents: object,
-    settings: Steering,
+    how: Steer,
     max_kl: object = MAX_KL,
     max_repetition: object = MAX_REPETITION,
     progress: Callable[[int, int], object] = lambda done, n: None,
     only: int | None = None,
 ) -> Json:
-    """`suggest_strength`, with progress (trials done, trials in all) before each trial. With all
-    settings, each trial is the beginning of the text that they give.
+    """`suggest_strength`, with progress (trials done, trials in all) before each trial: each is
+    the beginning of the text that these settings give.
 
     Args:
         only: the latent to find a strength for, while the others keep theirs; None: for all.
     """
-    validate.choice(settings.mode, "mode", SWEPT_MODES)
-    validate.choice(settings.unit, "unit", SWEPT_UNITS)
-    job = check(subject, prompt, latents, settings)
-    scaled = {i: s for i, s in job.latents.items() if only in (None, i)}
+    validate.choice(how.mode, "mode", SWEPT_MODES)
+    validate.choice(how.unit, "unit", SWEPT_UNITS)
+    how, tokens, _ = check(subject, prompt, latents, how)
+    scaled = {i: s for i, s in how.latents.items() if only in (None, i)}
     largest = max(map(abs, scaled.values()))
     if not largest:
         raise Refused(
             "all strengths are 0; give at least one latent another strength: their "
             "proportions are kept"
         )
-    tried = (_SWEEP if only is None else _AROUND)[settings.unit]
+    tried = (_SWEEP if only is None else _AROUND)[how.unit]
     strengths = [strength / largest for strength in tried]
-    block, scope, how = _block(subject, job), cast(Scope, settings.scope), job.sampling
-    doublings = int(log2(LIMITS[settings.unit] / tried[-1]))
+    block, scope = _block(subject, how), cast(Scope, how.scope)
+    doublings = int(log2(LIMITS[how.unit] / tried[-1]))
     n, done = 1 + len(strengths) + _REFINED, count(1)
     progress(0, n)
     suggestion = steering.suggest_strength(
         subject.lm,
-        {"input_ids": torch.tensor([job.tokens.ids])},
-        lambda by: block(job.latents | {i: by * s for i, s in scaled.items()}, scope=scope),
+        {"input_ids": torch.tensor([tokens.ids])},
+        lambda by: block(how.latents | {i: by * s for i, s in scaled.items()}, scope=scope),
         strengths=strengths,
         doublings=doublings,
         max_kl=validate.number(max_kl, "max_kl", *KL),
@@ -266,7 +258,7 @@ def sweep(
         for trial in suggestion.trials
     ]
     strength = suggestion.strength
-    kept = {str(i): s for i, s in job.latents.items() if i not in scaled}
+    kept = {str(i): s for i, s in how.latents.items() if i not in scaled}
     return {
         "latents": kept | {str(i): round(strength * s, 3) for i, s in scaled.items()},
         "strength": strength * largest,
@@ -279,18 +271,20 @@ def check(
     subject: Subject,
     prompt: object,
     latents: object,
-    settings: Steering,
+    how: Steer,
     earlier: Sequence[Exchange] = (),
-) -> SteeringRequest:
-    """A caller's prompt, latents (a mapping, or text such as `12:1.5, 7:-2`) and settings.
+) -> tuple[Steer, Tokens, Tokens]:
+    """A caller's latents (a mapping, or text such as `12:1.5, 7:-2`) and settings, valid, and the
+    prompt as tokens, of the unsteered and of the steered text.
 
     Args:
         earlier: the conversation before the prompt, which is then a message in it.
     """
-    mode = validate.choice(settings.mode, "mode", MODES)
-    unit = validate.choice(settings.unit, "unit", UNITS)
-    by_word = partial(latent_of, subject)
-    strengths = validate.strengths(latents, subject.d_sae, LIMITS[unit], by_word)
+    mode = validate.choice(how.mode, "mode", MODES)
+    unit = validate.choice(how.unit, "unit", UNITS)
+    strengths = validate.strengths(
+        latents, subject.d_sae, LIMITS[unit], partial(latent_of, subject)
+    )
     if unit == "max" and mode not in ("scale", "ablate"):
         if (largest := subject.largest()) is None:
             raise Refused(
@@ -302,23 +296,22 @@ def check(
                 f"latent {silent[0]} never fired, so it has no largest activation; use the unit "
                 "norm"
             )
-    validate.choice(settings.scope, "scope", SCOPES)
-    validate.flag(settings.error_term, "error_term")
-    plain = None
+    validate.choice(how.scope, "scope", SCOPES)
+    validate.flag(how.error_term, "error_term")
     if earlier:
-        plain, tokens = subject.conversations(earlier, prompt)
+        plain, steered = subject.conversations(earlier, prompt)
     else:
-        tokens = subject.tokens(prompt, settings.chat)
-    sampling = Sampling()
-    if isinstance(settings, Settings):
-        penalty = settings.repetition_penalty
-        sampling = Sampling(
-            max_new_tokens=validate.whole(settings.max_new_tokens, "max_new_tokens", *N_NEW),
-            temperature=validate.number(settings.temperature, "temperature", *TEMPERATURE),
-            repetition_penalty=validate.number(penalty, "repetition_penalty", *PENALTY),
-            seed=validate.whole(settings.seed, "seed", *validate.SEED),
-        )
-    return SteeringRequest(tokens, plain, strengths, settings, sampling)
+        plain = steered = subject.tokens(prompt, how.chat)
+    penalty = validate.number(how.repetition_penalty, "repetition_penalty", *PENALTY)
+    how = replace(
+        how,
+        latents=strengths,
+        max_new_tokens=validate.whole(how.max_new_tokens, "max_new_tokens", *N_NEW),
+        temperature=validate.number(how.temperature, "temperature", *TEMPERATURE),
+        repetition_penalty=penalty,
+        seed=validate.whole(how.seed, "seed", *validate.SEED),
+    )
+    return how, plain, steered
 
 
 def direction(subject: Subject, latent: int) -> Path:
@@ -328,16 +321,16 @@ def direction(subject: Subject, latent: int) -> Path:
     return steering.save_steering_vector(path, subject.sae, {latent: 1.0}, unit="raw")
 
 
-def _block(subject: Subject, job: SteeringRequest) -> Callable[..., AbstractContextManager[None]]:
-    """`hfsae.steer` for this request, of strengths, and of the option scope."""
+def _block(subject: Subject, how: Steer) -> Callable[..., AbstractContextManager[None]]:
+    """`hfsae.steer` with these settings, of strengths, and of the option scope."""
     lm, tokenizer, _ = subject.language_model
     return partial(
         steering.steer,
         lm,
         subject.sae,
-        mode=cast(Mode, job.steering.mode),
-        unit=cast(Unit, job.steering.unit),
+        mode=cast(Mode, how.mode),
+        unit=cast(Unit, how.unit),
         max_activations=subject.largest(),
-        error_term=job.steering.error_term,
+        error_term=how.error_term,
         spare_tokens=special_ids(tokenizer),
     )

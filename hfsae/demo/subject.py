@@ -356,17 +356,9 @@ def without_source(choice: Choice) -> dict[str, Any]:
     return {name: value for name, value in choice._asdict().items() if name != "source"}
 
 
-class HowToMake(NamedTuple):
-    """The whole command that makes what an SAE comes without."""
-
-    command: str
-    notes: list[str]
-    """sentences on what to fill in, and on what comes after"""
-
-
-def how_to_make(subject: Subject, verb: str) -> HowToMake | None:
-    """How to make what `hfsae VERB` makes (collect, evaluate, explain: names by a language model);
-    None if it is there."""
+def how_to_make(subject: Subject, verb: str) -> tuple[str, list[str]] | None:
+    """The whole command that makes what `hfsae VERB` makes (collect, evaluate, explain: names by a
+    language model), and sentences on what to fill in and what comes after; None if it is there."""
     there = {"collect": subject.store is not None, "evaluate": bool(subject.evaluation)}
     there["explain"] = "template" not in subject.sources.values()
     if there[verb]:
@@ -379,7 +371,7 @@ def how_to_make(subject: Subject, verb: str) -> HowToMake | None:
         parts += _BY_MODEL
         after = [_JUDGE, *after]
     if folder is not None and is_own and home_of(folder):
-        return HowToMake(shlex.join(parts), after)
+        return shlex.join(parts), after
     parts += [part for k, v in without_source(choice).items() if v for part in (f"--{k}", str(v))]
     if config.where is None:
         parts += ["--site", "SITE"]
@@ -394,7 +386,7 @@ def how_to_make(subject: Subject, verb: str) -> HowToMake | None:
     notes.append(what)
     if not is_own:
         after[-1] = "It prints the folder of its results; `hfsae demo` opens that."
-    return HowToMake(shlex.join(parts), [*notes, *after])
+    return shlex.join(parts), [*notes, *after]
 
 
 def without_examples(subject: Subject) -> str:
@@ -402,5 +394,5 @@ def without_examples(subject: Subject) -> str:
     how = how_to_make(subject, "collect")
     return (
         "no examples of what its latents fire on were collected for this SAE; "
-        f"`{how.command if how else ''}` makes them"
+        f"`{how[0] if how else ''}` makes them"
     )

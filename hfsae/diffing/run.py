@@ -23,7 +23,7 @@ from ..io.files import printable, read_json, reading, write_whole
 from ..lm import LoadedLMs, contract
 from ..models import SAE
 from ..runs import check_held_out, inputs_of, load_inputs, norm_limits, of_run
-from ..runs.inputs import counted, token_bar
+from ..runs.inputs import token_bar, with_progress
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import N_TOKENS
 from .measures import (
@@ -84,7 +84,7 @@ def diff(folder: str | Path, n_tokens: int = N_TOKENS) -> Json:
         tokenizer = loaded.tokenizer if isinstance(loaded, LoadedLMs) else None
         spell = None if tokenizer is None else lambda token: str(tokenizer.decode([token]))
         n_at_once = recipe.evaluation.sae_batch_tokens
-        record = compared(sae, counted(batches, progress), n_at_once, spell)
+        record = compared(sae, with_progress(batches, progress), n_at_once, spell)
     record["models"] |= {name: lm.name for name, lm in recipe.models.items() if recipe.lms}
     record = {"side": recipe.evaluation.side, **record, **stamp(placed.folder)}
     write_whole(placed.folder / DIFF, json.dumps(sealed(record)) + "\n")

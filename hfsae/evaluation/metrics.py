@@ -128,43 +128,11 @@ DENSITY: dict[str, Definition] = {
 }
 
 
-def active_latents(latents: Float[Tensor, "*batch d_sae"]) -> Int[Tensor, "*batch"]:
-    """Non-zero latents of each token; its mean is L0."""
-    return (latents != 0).sum(dim=-1)
-
-
-def l0(latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
-    """Mean non-zero latents per token."""
-    return active_latents(latents).double().mean()
-
-
-def l0_histogram(latents: Float[Tensor, "*batch d_sae"]) -> Int[Tensor, " d_sae_plus_1"]:
-    """Entry k: number of tokens with exactly k non-zero latents."""
-    return torch.bincount(active_latents(latents).flatten(), minlength=latents.shape[-1] + 1)
-
-
-def density(latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, " d_sae"]:
-    """Fraction of tokens each latent fires on."""
-    return (latents != 0).flatten(0, -2).double().mean(dim=0)
-
-
-def fvu(x: Float[Tensor, "n d"], recon: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Fraction of variance unexplained on one set of tokens; variance about that set's mean."""
-    x, recon = x.double(), recon.double()
-    return (x - recon).square().sum() / (x - x.mean(dim=0)).square().sum()
-
-
-class Histogram(NamedTuple):
-    """`counts[i]` values lie in [edges[i], edges[i + 1])."""
-
-    edges: Tensor
-    counts: Tensor
-
-
 def density_histogram(
     density: Float[Tensor, " d_sae"], *, lowest: int = -8, bins_per_decade: int = 4
-) -> Histogram:
-    """Latents by log10 density, from `lowest` (and everything below) to 0, without dead latents.
+) -> tuple[Float[Tensor, " edges"], Int[Tensor, " bins"]]:
+    """(edges, counts): latents by log10 density, from `lowest` (and everything below) to 0, without
+    dead latents; `counts[i]` lie in [edges[i], edges[i + 1]).
 
     The edges are the same for every SAE and token count: histograms are comparable.
     """
@@ -172,7 +140,7 @@ def density_histogram(
     edges = torch.linspace(lowest, 0, n_bins + 1, dtype=torch.float64)
     exponents = density.cpu().double()[density.cpu() > 0].log10()
     bins = (torch.bucketize(exponents, edges, right=True) - 1).clamp(0, n_bins - 1)
-    return Histogram(edges, torch.bincount(bins, minlength=n_bins))
+    return edges, torch.bincount(bins, minlength=n_bins)
 
 
 class DocumentSums:

@@ -37,7 +37,6 @@ from .arguments import EvaluationArguments
 from .fidelity import mean_activation, within_limits, writing
 from .metrics import Definition, DocumentSums, Metric, estimate, spreads
 
-ARMS = ("spliced", "zero", "mean")
 _RUN_ON = {
     "spliced": "on the reconstruction at kept positions",
     "zero": "with zero at the target site's kept positions",
@@ -45,40 +44,37 @@ _RUN_ON = {
 }
 
 
-def _cosine_change(arm: str) -> Definition:
-    return Definition(
-        f"output_cosine_change.{arm}.v1",
-        "1",
-        f"mean over outputs of 1 - cos(output, output of the model {_RUN_ON[arm]}); the cosine "
-        "with a zero vector is 0",
-        lambda s: s[f"{arm} cosine"] / s["tokens"],
-    )
-
-
-def _output_fvu(arm: str) -> Definition:
-    return Definition(
-        f"output_fvu.{arm}.v1",
-        "1",
-        f"sum |output - output of the model {_RUN_ON[arm]}|^2 / sum |output - mean output|^2 (in "
-        "the interval the mean stays that of all)",
-        lambda s: s[f"{arm} error"] / s["spread"],
-    )
-
-
-def _output_recovered(arm: str) -> Definition:
-    return Definition(
-        f"output_recovered.{arm}.v1",
-        "1",
-        f"1 - output_fvu_spliced / output_fvu_{arm}: 1 is an unchanged output, 0 no better than "
-        f"{arm} ablation of the target site at kept positions",
-        lambda s: 1 - s["spliced error"] / s[f"{arm} error"],
-    )
-
-
 OUTPUTS: dict[str, Definition] = {
-    **{f"output_cosine_change_{arm}": _cosine_change(arm) for arm in ARMS},
-    **{f"output_fvu_{arm}": _output_fvu(arm) for arm in ARMS},
-    **{f"output_recovered_{arm}": _output_recovered(arm) for arm in ARMS[1:]},
+    **{
+        f"output_cosine_change_{arm}": Definition(
+            f"output_cosine_change.{arm}.v1",
+            "1",
+            f"mean over outputs of 1 - cos(output, output of the model {run_on}); the cosine "
+            "with a zero vector is 0",
+            lambda s, arm=arm: s[f"{arm} cosine"] / s["tokens"],
+        )
+        for arm, run_on in _RUN_ON.items()
+    },
+    **{
+        f"output_fvu_{arm}": Definition(
+            f"output_fvu.{arm}.v1",
+            "1",
+            f"sum |output - output of the model {run_on}|^2 / sum |output - mean output|^2 (in "
+            "the interval the mean stays that of all)",
+            lambda s, arm=arm: s[f"{arm} error"] / s["spread"],
+        )
+        for arm, run_on in _RUN_ON.items()
+    },
+    **{
+        f"output_recovered_{arm}": Definition(
+            f"output_recovered.{arm}.v1",
+            "1",
+            f"1 - output_fvu_spliced / output_fvu_{arm}: 1 is an unchanged output, 0 no better "
+            f"than {arm} ablation of the target site at kept positions",
+            lambda s, arm=arm: 1 - s["spliced error"] / s[f"{arm} error"],
+        )
+        for arm in ("zero", "mean")
+    },
 }
 
 
@@ -126,91 +122,67 @@ def output_change(
         writes = writes_of(sae.config)
         means = {at: mean_activation(model, at, batches, norm_limits=limits) for at in writes.names}
         mean = writes.joined(means)
-    arms = _Arms(model, sae, mean, limits, args.sae_batch_tokens)
+    sums, n_kept = DocumentSums(), 0
+    sites = list(widths_of(sae.config))
     for batch in batches:
-        arms.add(batch)
+        with capture(model, [*{*sites, *limits}]) as acts:
+            clean = forward(model, batch.inputs)
+        keep = within_limits(acts, batch.keep.to(model.device), limits, sites)
+        n_kept += int(keep.sum())
+        if keep.any():
+            row, vectors = _outputs(clean, keep)
+            values: dict[str, Tensor] = {
+                "tokens": vectors.new_ones(len(vectors)),
+                "square": vectors.square().sum(dim=-1),
+                "x": vectors,
+            }
+            kept = {site: x[keep.to(x.device)] for site, x in acts.items()}
+            for arm, run in _runs(model, sae, kept, keep, mean, args.sae_batch_tokens).items():
+                with run:
+                    changed = _outputs(forward(model, batch.inputs), keep)[1]
+                if not changed.isfinite().all():
+                    raise Refused(
+                        "the model's output has NaN or infinity when it runs "
+                        f"{_RUN_ON[arm]}: values overflow its dtype, or weights are damaged; try "
+                        "another lm.dtype (bfloat16, float32)"
+                    )
+                values[f"{arm} error"] = (changed - vectors).square().sum(dim=-1)
+                values[f"{arm} cosine"] = 1 - F.cosine_similarity(changed, vectors, dim=-1)
+            sums.add(batch.document.to(row.device)[row], values)
         if progress is not None:
-            progress(arms.n_kept)
-    if not arms.n_kept:
+            progress(n_kept)
+    if not n_kept:
         raise Refused("no position is kept to evaluate on; give more inputs or higher norm limits")
+    of_documents = dict(sums.per_document())
+    x, square, n = of_documents.pop("x"), of_documents.pop("square"), of_documents["tokens"]
+    of_documents["spread"] = spreads(x, square, n, x.sum(dim=0) / n.sum())
     bootstrap = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
-    return estimate(OUTPUTS, arms.of_documents(), **bootstrap)
+    return estimate(OUTPUTS, of_documents, **bootstrap)
 
 
-class _Arms:
-    """Runs the arms batch by batch, and sums by document how far the outputs move."""
+def _runs(
+    model: PreTrainedModel,
+    sae: Autoencoder,
+    kept: Mapping[str, Tensor],
+    keep: Bool[Tensor, "rows ctx"],
+    mean: Float[Tensor, " d_out"],
+    n_at_once: int,
+) -> dict[str, AbstractContextManager[None]]:
+    """By arm, the context in which the model runs on it; a causal SAE's sources read in the run
+    itself, as in `fidelity`.
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        sae: Autoencoder,
-        mean: Float[Tensor, " d_out"],
-        limits: dict[str, float],
-        n_at_once: int,
-    ) -> None:
-        self.model, self.sae, self.mean, self.limits = model, sae, mean, limits
-        self.reads, self.writes = reads_of(sae.config), writes_of(sae.config)
-        self.sites = list(widths_of(sae.config))
-        self.n_at_once = n_at_once
-        self.sums, self.n_kept = DocumentSums(), 0
-
-    def add(self, batch: InputBatch) -> None:
-        """All arms of a batch."""
-        keep = batch.keep.to(self.model.device)
-        with capture(self.model, [*{*self.sites, *self.limits}]) as acts:
-            clean = forward(self.model, batch.inputs)
-        keep = within_limits(acts, keep, self.limits, self.sites)
-        if not keep.any():
-            return
-        self.n_kept += int(keep.sum())
-        row, vectors = _outputs(clean, keep)
-        values: dict[str, Tensor] = {
-            "tokens": vectors.new_ones(len(vectors)),
-            "square": vectors.square().sum(dim=-1),
-            "x": vectors,
-        }
-        for arm, written in self._written(acts, keep).items():
-            with self._running_on(arm, written, keep):
-                changed = _outputs(forward(self.model, batch.inputs), keep)[1]
-            if not changed.isfinite().all():
-                raise Refused(
-                    "the model's output has NaN or infinity when it runs "
-                    f"{_RUN_ON[arm]}: values overflow its dtype, or weights are damaged; try "
-                    "another lm.dtype (bfloat16, float32)"
-                )
-            values[f"{arm} error"] = (changed - vectors).square().sum(dim=-1)
-            values[f"{arm} cosine"] = 1 - F.cosine_similarity(changed, vectors, dim=-1)
-        self.sums.add(batch.document.to(row.device)[row], values)
-
-    def _written(
-        self, acts: Mapping[str, Tensor], keep: Bool[Tensor, "rows ctx"]
-    ) -> dict[str, Tensor]:
-        """By arm, what stands at the target sites' kept positions: [n, d_out] or [d_out]."""
-        kept = {site: x[keep.to(x.device)] for site, x in acts.items()}
-        recons = []
-        for x in self.reads.joined(kept).split(self.n_at_once):
-            x = cast_for(self.sae, x)
-            recons.append(self.sae.decode(self.sae.encode(x), x))
-        return {
-            "spliced": torch.cat(recons),
-            "zero": torch.zeros_like(self.mean),
-            "mean": self.mean,
-        }
-
-    def _running_on(
-        self, arm: str, written: Tensor, keep: Bool[Tensor, "rows ctx"]
-    ) -> AbstractContextManager[None]:
-        """A causal SAE's sources read in the run itself, as in `fidelity`."""
-        if arm == "spliced" and is_causal(self.sae.config):
-            return splice(self.model, self.sae, keep=keep, spare_tokens=())
-        return writing(self.model, self.writes, keep, written)
-
-    def of_documents(self) -> dict[str, Float[Tensor, " documents"]]:
-        """The sums behind `OUTPUTS`, by document."""
-        sums = dict(self.sums.per_document())
-        x, square, n = sums.pop("x"), sums.pop("square"), sums["tokens"]
-        sums["spread"] = spreads(x, square, n, x.sum(dim=0) / n.sum())
-        return sums
+    Args:
+        kept: by site, the activations at kept positions.
+    """
+    recons = []
+    for x in reads_of(sae.config).joined(kept).split(n_at_once):
+        x = cast_for(sae, x)
+        recons.append(sae.decode(sae.encode(x), x))
+    values = {"spliced": torch.cat(recons), "zero": torch.zeros_like(mean), "mean": mean}
+    runs = {arm: writing(model, writes_of(sae.config), keep, x) for arm, x in values.items()}
+    if is_causal(sae.config):
+        runs["spliced"] = splice(model, sae, keep=keep, spare_tokens=())
+    return runs
 
 
 def _outputs(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..io.files import json_safe
 from ..io.units import TOKEN, Unit
-from .metrics import Definition, Histogram, Metric
+from .metrics import Definition, Metric
 
 KINDS_OF_DOCUMENTS = {"test": "held-out", "validation": "validation"}
 MASK_POLICY = (
@@ -85,8 +85,8 @@ class EvaluationResult:
     metrics: dict[str, Metric]
     density: Float[Tensor, " d_sae"]
     """Fraction of kept tokens on which each latent fired."""
-    density_histogram: Histogram
-    """Latents that fired, by log10 density."""
+    density_histogram: tuple[Float[Tensor, " edges"], Int[Tensor, " bins"]]
+    """(edges, counts): latents that fired, by log10 density."""
     l0_histogram: Int[Tensor, " k"]
     """Entry k: kept tokens with exactly k non-zero latents."""
     n_tokens: int
@@ -124,9 +124,7 @@ class EvaluationResult:
         edges, counts = data["density_histogram"]
         tensors = {
             "density": torch.tensor(data["density"], dtype=torch.float64),
-            "density_histogram": Histogram(
-                torch.tensor(edges, dtype=torch.float64), torch.tensor(counts)
-            ),
+            "density_histogram": (torch.tensor(edges, dtype=torch.float64), torch.tensor(counts)),
             "l0_histogram": torch.tensor(data["l0_histogram"]),
         }
         return cls(**{**own, **tensors, "metrics": metrics, "texts": texts})

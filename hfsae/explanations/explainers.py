@@ -1,7 +1,7 @@
 """Explanations of latents, one line of text each.
 
-An explainer takes the `Material` of latents and gives {latent: text}, or a `Name`; a latent that it
-cannot explain is absent. It sees windows of the shown half alone.
+An explainer takes the shown windows of latents and gives {latent: text}, or a `Name`; a latent that
+it cannot explain is absent. It sees windows of the shown half alone.
 
     template    the tokens of the peaks, and the neighbour that stands there in most windows
     lm          one line by a judge, from tokens and activations; its prompt stands here
@@ -29,7 +29,8 @@ from ..io.errors import Refused, one_line
 from ..io.files import numbered_lines, printable
 from ..io.labels import MAX_LENGTH
 from .corpus import CorpusActivations
-from .judges.base import Judge, Question, json_in, replies_to
+from .judges.base import Question, json_in
+from .judges.calls import Judge, replies_to
 from .prompts import DATA, N_LEVELS, json_string, marked_string, object_schema
 from .windows import Evidence, Window
 
@@ -64,13 +65,6 @@ class WindowText(NamedTuple):
         return "".join(self.tokens)
 
 
-class Material(NamedTuple):
-    """The input of an explainer: the shown windows of one latent."""
-
-    latent: int
-    shown: list[WindowText]
-
-
 class Name(NamedTuple):
     """A latent's name, from a namer that also gives how sure it is."""
 
@@ -79,7 +73,9 @@ class Name(NamedTuple):
     """0 to 1"""
 
 
-Explainer = Callable[[Sequence[Material]], Mapping[int, str | Name]]
+Shown = Mapping[int, Sequence[WindowText]]
+"""The input of an explainer: the shown windows of each latent."""
+Explainer = Callable[[Shown], Mapping[int, str | Name]]
 
 
 def window_text(
@@ -99,28 +95,30 @@ def window_text(
     return WindowText(tokens, window.peak - window.start, window, values)
 
 
-def material_of(
-    reading: CorpusActivations, evidence: Evidence, tokenizer: PreTrainedTokenizerBase
-) -> Material:
-    """The shown windows of a latent, as text."""
-    activations = evidence.activations(len(reading.ids))
-    shown = [window_text(reading, w, tokenizer, activations) for w in evidence.shown]
-    return Material(evidence.latent, shown)
+def shown_windows(
+    reading: CorpusActivations, evidence: Sequence[Evidence], tokenizer: PreTrainedTokenizerBase
+) -> dict[int, list[WindowText]]:
+    """The shown windows of latents, as text."""
+    shown = {}
+    for e in evidence:
+        activations = e.activations(len(reading.ids))
+        shown[e.latent] = [window_text(reading, w, tokenizer, activations) for w in e.shown]
+    return shown
 
 
-def names_by(explainer: Explainer, materials: Sequence[Material]) -> dict[int, Name]:
+def names_by(explainer: Explainer, shown: Shown) -> dict[int, Name]:
     """The names that an explainer gives, each one printable line."""
-    texts = explainer(materials).items()
+    texts = explainer(shown).items()
     names = {i: name if isinstance(name, Name) else Name(name, None) for i, name in texts}
     return {i: name._replace(text=one_label(name.text)) for i, name in names.items()}
 
 
-def template(materials: Sequence[Material]) -> dict[int, str]:
+def template(windows: Shown) -> dict[int, str]:
     """For each latent the words of its peaks with their shares of the shown windows, and the
     neighbour that stands before or after them in over half of these; "unclear" where there is no
     such neighbour, and no word has a share of a fifth."""
     explanations = {}
-    for latent, shown in materials:
+    for latent, shown in windows.items():
         counts, n = Counter(_names_of_peaks(shown)), len(shown)
         before, after = Counter[str](), Counter[str]()
         for tokens, peak, *_ in shown:
@@ -212,27 +210,26 @@ _EXAMPLE = (
 def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = None) -> Explainer:
     """An explainer that asks a judge for one line; a latent without a usable answer is absent."""
 
-    def explain(materials: Sequence[Material]) -> dict[int, Name]:
-        questions = [explanation_question(material) for material in materials]
+    def explain(shown: Shown) -> dict[int, Name]:
+        questions = [explanation_question(windows) for windows in shown.values()]
         answers = replies_to(
             judge,
             questions,
             lambda _, answer: explanation_in(answer.text or ""),
             lambda n: progress and progress(n, len(questions)),
         )
-        pairs = zip(materials, answers, strict=True)
-        return {material.latent: name for material, name in pairs if name}
+        return {latent: name for latent, name in zip(shown, answers, strict=True) if name}
 
     return explain
 
 
-def explanation_question(material: Material) -> Question:
+def explanation_question(shown: Sequence[WindowText]) -> Question:
     """The question for a latent's name, from windows of the shown half: at most `MOST_TEXTS` over
     all strengths, each cut to `REACH` tokens around its strongest."""
-    n = min(len(material.shown), MOST_TEXTS)
+    n = min(len(shown), MOST_TEXTS)
     windows = []
     for i in range(n):
-        window = material.shown[i * len(material.shown) // n]
+        window = shown[i * len(shown) // n]
         inside = slice(max(0, window.peak - REACH), window.peak + REACH)
         windows.append((window.tokens[inside], window.activations[inside]))
     largest = max(max(activations) for _, activations in windows)
@@ -275,8 +272,8 @@ def explanation_in(answer: str) -> Name | None:
 def from_labels(labels: Mapping[int, str]) -> Explainer:
     """An explainer that returns these texts."""
 
-    def explain(materials: Sequence[Material]) -> dict[int, str]:
-        return {m.latent: labels[m.latent] for m in materials if labels.get(m.latent)}
+    def explain(shown: Shown) -> dict[int, str]:
+        return {latent: labels[latent] for latent in shown if labels.get(latent)}
 
     return explain
 
@@ -284,9 +281,9 @@ def from_labels(labels: Mapping[int, str]) -> Explainer:
 def with_names(names: Mapping[int, Name], explainer: Explainer) -> Explainer:
     """An explainer that returns these names, and for other latents those of another explainer."""
 
-    def explain(materials: Sequence[Material]) -> dict[int, str | Name]:
-        others = explainer([m for m in materials if m.latent not in names])
-        return {m.latent: names[m.latent] for m in materials if m.latent in names} | {**others}
+    def explain(shown: Shown) -> dict[int, str | Name]:
+        others = explainer({i: windows for i, windows in shown.items() if i not in names})
+        return {i: names[i] for i in shown if i in names} | {**others}
 
     return explain
 
@@ -418,8 +415,8 @@ def stored_names(
                 window = Window(0, len(tokens), firing, activation, "")
                 shown.setdefault(latent, []).append(WindowText(tokens, firing, window, own))
     left_out, densities = {*but}, store.latents["density"].to_pylist()
-    materials = [Material(latent, w) for latent, w in shown.items() if latent not in left_out]
-    names = names_by(explainer, materials)
+    shown = {latent: windows for latent, windows in shown.items() if latent not in left_out}
+    names = names_by(explainer, shown)
     return [
         {
             "latent": latent,
@@ -429,7 +426,7 @@ def stored_names(
             "density": densities[latent],
             "n_shown": len(windows),
         }
-        for latent, windows in sorted(materials)
+        for latent, windows in sorted(shown.items())
         if latent in names
     ]
 

@@ -5,9 +5,9 @@ fuzzing      are the marked tokens those that it names
 simulation   how strongly does each token activate the latent
 intruder     which of five windows is the odd one; no explanation
 
-A scorer turns a `Case` into requests, each reply into values, one an item (a window, a question or
-a token), and values into metrics. A failed item is NaN: it is neither right nor wrong, metrics are
-of the others, and bounds take all failed ones as right, or as wrong.
+A scorer turns a latent's windows and an explanation into requests, each reply into values, one an
+item (a window, a question or a token), and values into metrics. A failed item is NaN: it is neither
+right nor wrong, metrics are of the others, and bounds take all failed ones as right, or as wrong.
 
 Another score is another `Scorer` here, listed in SCORERS; its name stands in `arguments.SCORES`.
 """
@@ -23,7 +23,8 @@ from ..io.errors import Refused
 from .arguments import OURS, ExplainArguments, ScoreArguments
 from .corpus import TESTED, CorpusActivations
 from .explainers import WindowText, window_text
-from .judges.base import Answer, Judge, JudgeArguments, Question, choice_in
+from .judges.base import Answer, JudgeArguments, Question, choice_in
+from .judges.calls import Judge
 from .prompts import (
     N_LEVELS,
     choice_question,
@@ -115,16 +116,6 @@ def _spread(windows: Sequence[Window], n: int) -> list[Window]:
     return [windows[i * len(windows) // n] for i in range(n)]
 
 
-class Case(NamedTuple):
-    """Windows, and the explanation that is judged on them."""
-
-    sample: Sample
-    control: str
-    """own, shuffled, anything or direction"""
-    explanation: str | None
-    """None: there is none, and all items fail"""
-
-
 class Scorer:
     """A score; the defaults are for one value a window, above one half where it seems active."""
 
@@ -156,8 +147,8 @@ class Scorer:
         """Which items stand for all of their kind; hard windows do not."""
         return np.array([window.window.kind != "hard" for window in sample.windows], dtype=bool)
 
-    def requests(self, case: Case) -> list[Question]:
-        """The questions about a case that has an explanation, or needs none."""
+    def requests(self, sample: Sample, explanation: str) -> list[Question]:
+        """The questions about an explanation; "" where none is needed."""
         raise NotImplementedError
 
     def parse(self, request: Question, answer: Answer) -> Any:
@@ -165,7 +156,7 @@ class Scorer:
         more."""
         raise NotImplementedError
 
-    def values(self, case: Case, replies: Sequence[Any]) -> np.ndarray:
+    def values(self, sample: Sample, replies: Sequence[Any]) -> np.ndarray:
         """One an item; NaN: failed. Replies are those of `parse`."""
         raise NotImplementedError
 
@@ -237,25 +228,25 @@ class Detection(Scorer):
     def asks_any_text(self) -> bool:
         return self.has_probabilities
 
-    def texts(self, case: Case) -> list[str]:
+    def texts(self, sample: Sample) -> list[str]:
         """How each item stands in a prompt."""
-        return [json_string(window.text) for window in case.sample.windows]
+        return [json_string(window.text) for window in sample.windows]
 
-    def requests(self, case: Case) -> list[Question]:
-        described, texts = f"Description: {json_string(case.explanation or '')}", self.texts(case)
+    def requests(self, sample: Sample, explanation: str) -> list[Question]:
+        described, texts = f"Description: {json_string(explanation)}", self.texts(sample)
         if self.has_probabilities:
             asked = [f"{described}\nText: {text}" for text in texts]
             return [choice_question(self.system, text, YES_NO) for text in asked]
-        order = self._order(case, len(texts))
+        order = self._order(sample, len(texts))
         if not order:
             return []
         numbered = [f"Text {n}: {texts[item]}" for n, item in enumerate(order, 1)]
         text = "\n".join([described, *numbered])
         return [list_question(self.many, self.example, text, "grades", len(texts), N_LEVELS)]
 
-    def _order(self, case: Case, n: int) -> list[int]:
+    def _order(self, sample: Sample, n: int) -> list[int]:
         """At random, so that places tell nothing."""
-        return case.sample.rng().permutation(n).tolist()
+        return sample.rng().permutation(n).tolist()
 
     def parse(self, request: Question, answer: Answer) -> Any:
         if not request.choices:
@@ -269,10 +260,10 @@ class Detection(Scorer):
         word = choice_in(answer.text or "", YES_NO)
         return None if word is None else float(word == "yes")
 
-    def values(self, case: Case, replies: Sequence[Any]) -> np.ndarray:
+    def values(self, sample: Sample, replies: Sequence[Any]) -> np.ndarray:
         if self.has_probabilities:
             return np.array([np.nan if reply is None else reply for reply in replies], dtype=float)
-        order = self._order(case, len(self.truth(case.sample)))
+        order = self._order(sample, len(self.truth(sample)))
         if not replies or replies[0] is None:
             return np.full(len(order), np.nan)
         values = np.zeros(len(order))
@@ -319,8 +310,8 @@ class Fuzzing(Detection):
             items.append((other, [at in at_random for at in range(len(other.tokens))], False))
         return [item for item in items if any(item[1])]
 
-    def texts(self, case: Case) -> list[str]:
-        return [marked_string(window.tokens, at) for window, at, _ in self.marks(case.sample)]
+    def texts(self, sample: Sample) -> list[str]:
+        return [marked_string(window.tokens, at) for window, at, _ in self.marks(sample)]
 
     def truth(self, sample: Sample) -> np.ndarray:
         return np.array([is_true for *_, is_true in self.marks(sample)], dtype=bool)
@@ -357,10 +348,10 @@ class Simulation(Scorer):
     def truth(self, sample: Sample) -> np.ndarray:
         return np.concatenate([np.asarray(w.activations, dtype=float) for w in sample.windows])
 
-    def requests(self, case: Case) -> list[Question]:
-        described = f"Description: {json_string(case.explanation or '')}"
+    def requests(self, sample: Sample, explanation: str) -> list[Question]:
+        described = f"Description: {json_string(explanation)}"
         requests: list[Question] = []
-        for window in case.sample.windows:
+        for window in sample.windows:
             tokens = ", ".join(map(json_string, window.tokens))
             n = len(window.tokens)
             text = f"{described}\nTokens ({n}): [{tokens}]"
@@ -371,8 +362,8 @@ class Simulation(Scorer):
     def parse(self, request: Question, answer: Answer) -> Any:
         return list_in(answer.text or "", request)
 
-    def values(self, case: Case, replies: Sequence[Any]) -> np.ndarray:
-        pairs = zip(case.sample.windows, replies, strict=True)
+    def values(self, sample: Sample, replies: Sequence[Any]) -> np.ndarray:
+        pairs = zip(sample.windows, replies, strict=True)
         parts = [np.full(len(w.tokens), np.nan) if r is None else np.array(r) for w, r in pairs]
         return np.concatenate(parts).astype(float)
 
@@ -452,9 +443,9 @@ class Intruder(Scorer):
             groups.append(([*windows[:at], intruder, *windows[at:]], at))
         return groups
 
-    def requests(self, case: Case) -> list[Question]:
+    def requests(self, sample: Sample, explanation: str) -> list[Question]:
         requests = []
-        for windows, _ in self.groups(case.sample):
+        for windows, _ in self.groups(sample):
             pairs = zip(_NUMBERS, windows, strict=True)
             texts = [f"Text {n}: {json_string(window.text)}" for n, window in pairs]
             requests.append(choice_question(_INTRUDER, "\n".join(texts), _NUMBERS))
@@ -467,8 +458,8 @@ class Intruder(Scorer):
         word = choice_in(answer.text or "", _NUMBERS)
         return None if word is None else _NUMBERS.index(word)
 
-    def values(self, case: Case, replies: Sequence[Any]) -> np.ndarray:
-        places = [at for _, at in self.groups(case.sample)]
+    def values(self, sample: Sample, replies: Sequence[Any]) -> np.ndarray:
+        places = [at for _, at in self.groups(sample)]
         pairs = zip(replies, places, strict=True)
         return np.array([np.nan if r is None else float(r == at) for r, at in pairs])
 

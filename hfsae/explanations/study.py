@@ -25,7 +25,7 @@ from ..lm import check_arguments, contract, tokenizer_of
 from ..models import SAE
 from .arguments import PAPER, ExplainArguments, ScoreArguments
 from .corpus import CUT, MAX_DIRECTIONS, RUN, CorpusActivations, read
-from .explainers import Explainer, material_of, names_by, template, window_text
+from .explainers import Explainer, names_by, shown_windows, template, window_text
 from .lexical import LEXICAL, aggregate, lexical
 from .report import ShownLatent, examples_of, report_of
 from .scorers import sample_of, scorers_of
@@ -193,7 +193,7 @@ def explain(
 
     # Explain the latents, and the directions that explanations are judged on.
     with_names = latents + directions[: asked.directions if asked.scores else 0]
-    names = names_by(explainer, [material_of(reading, e, tokenizer) for e in with_names])
+    names = names_by(explainer, shown_windows(reading, with_names, tokenizer))
     table = []
     for e in selection.latents:
         name, n_hard = names.get(e.latent), sum(window.kind == "hard" for window in e.inactive)

@@ -19,9 +19,9 @@ import numpy as np
 
 from ..evaluation.statistics import Interval, around, derangement, interval, resampled_means
 from .arguments import ScoreArguments
-from .explainers import Material, WindowText, explanation_question
-from .judges.base import Judge, replies_to
-from .scorers import Case, Sample, Scorer
+from .explainers import WindowText, explanation_question
+from .judges.calls import Judge, replies_to
+from .scorers import Sample, Scorer
 from .windows import Window
 
 OWN, SHUFFLED, ANYTHING, DIRECTION = "own", "shuffled", "anything", "direction"
@@ -29,6 +29,10 @@ ANY_TEXT = "any text"
 MOST_FAILED = 0.05
 """A larger share of failed items leaves no headline."""
 _AT_ONCE = 32  # cases put to a judge together
+
+
+Case = tuple[str, Sample, str | None]
+"""OWN, SHUFFLED, ANYTHING or DIRECTION; windows; the explanation that is judged on them."""
 
 
 class Result(NamedTuple):
@@ -69,8 +73,8 @@ def prompts_hash(scorers: Sequence[Scorer]) -> str:
     ]
     strata = [np.zeros(12, dtype=int)] * 10
     sample = Sample(0, 0, texts[:5], texts[5:], 0.5, strata, np.ones(3))
-    asked = [scorer.requests(Case(sample, OWN, "a name")) for scorer in scorers]
-    content = json.dumps([explanation_question(Material(0, texts)), asked])
+    asked = [scorer.requests(sample, "a name") for scorer in scorers]
+    content = json.dumps([explanation_question(texts), asked])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -81,26 +85,27 @@ def cases_of(
     texts: Mapping[int, str],
     seed: int,
 ) -> Iterator[Case]:
-    """The cases of a score: each latent's together with its controls, then directions.
+    """The cases of a score: each latent's together with its controls, then directions. Where there
+    is no explanation, all items fail.
 
     Args:
         texts: explanations by latent; by a negative number those of directions, of which those
             without are left out.
     """
     if not scorer.needs_explanation:
-        yield from (Case(sample, OWN, None) for sample in samples)
-        yield from (Case(sample, DIRECTION, None) for sample in directions)
+        yield from ((OWN, sample, None) for sample in samples)
+        yield from ((DIRECTION, sample, None) for sample in directions)
         return
     others = derangement(len(samples), seed).tolist()
     for sample, other in zip(samples, others, strict=True):
-        yield Case(sample, OWN, texts.get(sample.latent))
+        yield OWN, sample, texts.get(sample.latent)
         another = texts.get(samples[other].latent) if samples[other] is not sample else None
-        yield Case(sample, SHUFFLED, another)
+        yield SHUFFLED, sample, another
         if scorer.asks_any_text:
-            yield Case(sample, ANYTHING, ANY_TEXT)
+            yield ANYTHING, sample, ANY_TEXT
     for sample in directions:
         if sample.latent in texts:
-            yield Case(sample, DIRECTION, texts[sample.latent])
+            yield DIRECTION, sample, texts[sample.latent]
 
 
 def results_of(
@@ -115,10 +120,10 @@ def results_of(
         ValueError: the judge refuses the request.
     """
     requests = [
-        scorer.requests(case)
-        if case.explanation is not None or not scorer.needs_explanation
-        else []
-        for case in cases
+        []
+        if explanation is None and scorer.needs_explanation
+        else scorer.requests(sample, explanation or "")
+        for _, sample, explanation in cases
     ]
     n_in_all, n_done, mean = sum(map(len, requests)), 0, float("nan")
 
@@ -143,18 +148,18 @@ def results_of(
 
 def result_of(scorer: Scorer, case: Case, replies: Sequence[Any]) -> Result:
     """The score of a case from its replies, with bounds for the failed items."""
-    sample = case.sample
-    if case.explanation is None and scorer.needs_explanation:
+    control, sample, explanation = case
+    if explanation is None and scorer.needs_explanation:
         values = np.full(len(scorer.truth(sample)), np.nan)
     else:
-        values = scorer.values(case, replies)
+        values = scorer.values(sample, replies)
     low, high = (
         scorer.score(sample, scorer.filled(sample, values, right))[scorer.metrics[0]]
         for right in (False, True)
     )
     n_failed = int(np.isnan(values).sum())
     metrics = scorer.score(sample, values)
-    return Result(case.control, sample.latent, metrics, low, high, len(values), n_failed)
+    return Result(control, sample.latent, metrics, low, high, len(values), n_failed)
 
 
 @dataclass

@@ -263,7 +263,7 @@ def latents_table(
     neighbours, cosines = nearest_rows(rows, max(n_near, NEAR))
     places = plane(rows, neighbours[:, :NEAR], cosines[:, :NEAR], seed=args.seed)
     no_ids, no_logits = torch.zeros(len(rows), 0, dtype=torch.long), torch.zeros(len(rows), 0)
-    lens = lens or LensTokens(no_ids, no_logits, no_ids, no_logits)
+    promoted, most, suppressed, least = lens or (no_ids, no_logits, no_ids, no_logits)
     columns = {
         "latent": torch.arange(len(n_firings), dtype=torch.int32).numpy(),
         "density": (n_firings.double() / seen.n_tokens).cpu().numpy(),
@@ -271,10 +271,10 @@ def latents_table(
         "max_activation": seen.top.peak[:, 0].cpu().numpy(),
         "mean_activation": (seen.sum / n_firings.clamp(min=1)).cpu().numpy(),
         "histogram": lists(seen.histogram.cpu().numpy()),
-        "promoted_tokens": lists(lens.promoted.numpy(), text=text),
-        "promoted_logits": lists(lens.promoted_logits.numpy()),
-        "suppressed_tokens": lists(lens.suppressed.numpy(), text=text),
-        "suppressed_logits": lists(lens.suppressed_logits.numpy()),
+        "promoted_tokens": lists(promoted.numpy(), text=text),
+        "promoted_logits": lists(most.numpy()),
+        "suppressed_tokens": lists(suppressed.numpy(), text=text),
+        "suppressed_logits": lists(least.numpy()),
         "neighbours": lists(neighbours[:, :n_near].int().cpu().numpy()),
         "neighbour_cosines": lists(cosines[:, :n_near].cpu().numpy()),
         "map_x": places[:, 0].numpy(),

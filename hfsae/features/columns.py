@@ -16,11 +16,11 @@ import csv
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -275,8 +275,7 @@ def _table_of(path: Path, *, ids_are_texts: bool) -> "pyarrow.Table":
     import pyarrow.csv
     import pyarrow.parquet as pq
 
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".parquet"):
+    if (kind := path.suffix.lower()) not in (".csv", ".parquet"):
         raise Refused(f"{path} is not a table of labels; give a .csv or .parquet file")
     if not path.is_file():
         raise Refused(f"there is no file {path}; give a table of labels, .csv or .parquet")
@@ -289,8 +288,8 @@ def _table_of(path: Path, *, ids_are_texts: bool) -> "pyarrow.Table":
             table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise Damaged(damaged(path, error)) from error
-    repeated = {name for name in table.column_names if table.column_names.count(name) > 1}
-    if repeated:
+    names = table.column_names
+    if repeated := {name for name in names if names.count(name) > 1}:
         raise Refused(f"{path} has two columns {min(repeated)!r}; give each a name of its own")
     return table
 
@@ -441,11 +440,19 @@ def label_table(
     # Halves of equal size, by hashes; of an odd number the held-out one has a document more.
     order = hashed(torch.from_numpy(distinct), seed).argsort().argsort().numpy()
     is_choosing, d_sae = (order < n // 2)[document], sae.config.d_sae
-    study = _Study(values, document, is_choosing, d_sae, n_resamples, seed)
+
+    def interval(statistic: Callable, x: np.ndarray, y: np.ndarray, among: np.ndarray) -> Any:
+        x, y = x[among], y[among]
+        groups = np.unique(document[among], return_inverse=True)[1]
+        drawn = {"n_resamples": n_resamples, "seed": seed}
+        return cluster_interval(lambda places: statistic(x[places], y[places]), groups, **drawn)
+
     associations, reasons = [], []
     for name, (numbers, classes) in read.numbered().items():
         try:
-            associations += study.associations(name, numbers, classes)
+            associations += _associations(
+                values, d_sae, is_choosing, interval, name, numbers, classes
+            )
         except Refused as why:
             reasons.append(f"column {name!r} is left out: {why}")
             logger.warning("%s", reasons[-1])
@@ -568,134 +575,123 @@ def read_units(
     return place[order], {"max": largest, "mean": mean}, share
 
 
-class _Study(NamedTuple):
-    """What associations follow from beside the labels."""
+def _associations(
+    values: Mapping[str, Float[np.ndarray, "n variables"]],
+    d_sae: int,
+    is_choosing: np.ndarray,
+    interval: Callable[..., tuple[float, float]],
+    name: str,
+    labels: Float[np.ndarray, " n"],
+    classes: list[str] | None,
+) -> Iterator[Association]:
+    """Those of a column: with its numbers, or with each class and with all of them.
 
-    values: dict[str, Float[np.ndarray, "n variables"]]
-    """By use; see `read_units`."""
-    document: Int[np.ndarray, " n"]
-    is_choosing: np.ndarray
-    """[n] whether the unit's document is on the half that chooses."""
-    d_sae: int
-    n_resamples: int
-    seed: int
+    Args:
+        values: by use; see `read_units`.
+        is_choosing: [n] whether the unit's document is on the half that chooses.
+        interval: of a statistic of units [n], over their documents.
 
-    def associations(
-        self, name: str, labels: Float[np.ndarray, " n"], classes: list[str] | None
-    ) -> Iterator[Association]:
-        """Those of a column: with its numbers, or with each class and with all of them.
-
-        Raises:
-            ValueError: too few units have a label, or none of the classes has enough.
-        """
-        known = ~np.isnan(labels)
-        parts = [known, known & self.is_choosing, known & ~self.is_choosing]
-        if (n := min(int(part.sum()) for part in parts)) < _LEAST_LABELS:
-            raise Refused(f"it has {n} labels on one half of the documents, under {_LEAST_LABELS}")
-        tested: list[int] = []
-        if classes is not None:
-            counts = np.array(
-                [np.bincount(labels[p].astype(int), minlength=len(classes)) for p in parts]
-            )
-            least = np.minimum(counts, counts.sum(1, keepdims=True) - counts).min(0)
-            tested = np.flatnonzero(least >= _LEAST_IN_CLASS).tolist()
-            if not tested:
-                raise Refused(
-                    f"no class has {_LEAST_IN_CLASS} units on each half of the documents, and as "
-                    "many outside it"
-                )
-            if len(classes) == 2:  # the rarer one
-                tested = [int(counts[0].argmin())]
-        targets = [*tested, None]  # None: the whole column
-        scores = np.stack([self._scores(labels, part, classes, tested) for part in parts])
-        for target, number in enumerate(targets):
-            measure: Measure = "auc" if number is not None else "eta_squared"
-            measure = "spearman" if classes is None else measure
-            of_target = labels if number is None else labels == number
-            on_all, choosing, held_out = scores[:, :, target]
-            own, raw = slice(0, self.d_sae), slice(self.d_sae, None)
-            on_all = on_all[:, own]
-            p = correlation_p(on_all, int(known.sum())) if measure == "spearman" else None
-            latent, *others = self._best(
-                measure, of_target, parts[2], choosing, held_out, own, _SHOWN
-            )
-            (best_raw,) = self._best(measure, of_target, parts[2], choosing, held_out, raw, 1)
-            yield Association(
-                column=name,
-                group=None if number is None or classes is None else classes[number],
-                measure=measure,
-                n=int(known.sum()),
-                n_held_out=int(parts[2].sum()),
-                n_in=None if number is None else int(of_target.sum()),
-                latent=latent,
-                raw=best_raw,
-                others=others,
-                values=(1 + on_all) / 2 if measure == "auc" else on_all,
-                p=p,
-                q=None if p is None else false_discovery_rates(p),
-            )
-
-    def _scores(
-        self, labels: np.ndarray, among: np.ndarray, classes: object, tested: Sequence[int]
-    ) -> Float[np.ndarray, "uses targets variables"]:
-        """The scores of all variables among some units; 0 is chance: of an AUC it is twice the
-        distance from 1/2. Memory is that of a block of variables."""
-        labels, of_uses = labels[among], []
-        for values in self.values.values():
-            blocks = []
-            step = max(1, _AT_ONCE // len(values))
-            for first in range(0, values.shape[1], step):
-                block = values[among, first : first + step].T
-                ranks = mid_ranks(block)
-                if classes is None:
-                    blocks.append(correlations(ranks, mid_ranks(labels))[None])
-                else:
-                    is_in, is_tested = (labels[:, None] == e for e in (np.unique(labels), tested))
-                    eta = eta_squared(block.astype(float), is_in)
-                    blocks.append(np.vstack([2 * aucs(ranks, is_tested) - 1, eta]))
-            of_uses.append(np.concatenate(blocks, axis=1))
-        return np.stack(of_uses)
-
-    def _best(
-        self,
-        measure: Measure,
-        labels: np.ndarray,
-        is_held: np.ndarray,
-        choosing: np.ndarray,
-        held_out: np.ndarray,
-        among: slice,
-        k: int,
-    ) -> list[Best]:
-        """The k best of some variables, as chosen, the first with an interval; their index counts
-        from the slice's beginning."""
-        choosing, held_out = choosing[:, among], held_out[:, among]
-        variables = np.arange(choosing.shape[1])
-        uses = np.abs(choosing).argmax(0)
-        chosen, tested = choosing[uses, variables], held_out[uses, variables]
-        bests = []
-        for index in np.argsort(-np.abs(chosen), kind="stable")[:k].tolist():
-            sign = -1 if chosen[index] < 0 else 1
-            scores = float(chosen[index]), float(tested[index])
-            if measure == "auc":
-                scores = tuple((1 + sign * score) / 2 for score in scores)
-            bests.append(Best(index, list(self.values)[uses[index]], sign, *scores))
-        best = bests[0]
-        variable = self.values[best.use][is_held, (among.start or 0) + best.index]
-        variable = variable.astype(float) * (best.sign if measure == "auc" else 1)
-        labels = labels[is_held]
-
-        def statistic(drawn: np.ndarray) -> float:
-            x, y = variable[drawn][None], labels[drawn]
-            if measure == "spearman":
-                return float(correlations(mid_ranks(x), mid_ranks(y))[0])
-            if measure == "auc":
-                return float(aucs(mid_ranks(x), y[:, None])[0, 0])
-            return float(eta_squared(x, y[:, None] == np.unique(y))[0])
-
-        best.low, best.high = cluster_interval(
-            statistic,
-            np.unique(self.document[is_held], return_inverse=True)[1],
-            n_resamples=self.n_resamples,
-            seed=self.seed,
+    Raises:
+        ValueError: too few units have a label, or none of the classes has enough.
+    """
+    known = ~np.isnan(labels)
+    parts = [known, known & is_choosing, known & ~is_choosing]
+    if (n := min(int(part.sum()) for part in parts)) < _LEAST_LABELS:
+        raise Refused(f"it has {n} labels on one half of the documents, under {_LEAST_LABELS}")
+    tested: list[int] = []
+    if classes is not None:
+        counts = np.array(
+            [np.bincount(labels[p].astype(int), minlength=len(classes)) for p in parts]
         )
-        return bests
+        least = np.minimum(counts, counts.sum(1, keepdims=True) - counts).min(0)
+        tested = np.flatnonzero(least >= _LEAST_IN_CLASS).tolist()
+        if not tested:
+            raise Refused(
+                f"no class has {_LEAST_IN_CLASS} units on each half of the documents, and as "
+                "many outside it"
+            )
+        if len(classes) == 2:  # the rarer one
+            tested = [int(counts[0].argmin())]
+    scores = np.stack([_scores(values, labels, part, classes, tested) for part in parts])
+    for target, number in enumerate([*tested, None]):  # None: the whole column
+        measure: Measure = "auc" if number is not None else "eta_squared"
+        measure = "spearman" if classes is None else measure
+        of_target = labels if number is None else labels == number
+        on_all, *halves = scores[:, :, target]
+        on_all = on_all[:, :d_sae]
+        p = correlation_p(on_all, int(known.sum())) if measure == "spearman" else None
+        bests = []
+        for first, end, k in ((0, d_sae, _SHOWN), (d_sae, None, 1)):  # latents, raw dimensions
+            choosing, held_out = (half[:, first:end] for half in halves)
+            own = _best(measure, [*values], choosing, held_out, k)
+            variable = values[own[0].use][:, first + own[0].index].astype(float)
+            variable *= own[0].sign if measure == "auc" else 1
+            ends = interval(_STATISTICS[measure], variable, of_target, parts[2])
+            own[0].low, own[0].high = ends
+            bests.append(own)
+        (latent, *others), (raw,) = bests
+        yield Association(
+            column=name,
+            group=None if number is None or classes is None else classes[number],
+            measure=measure,
+            n=int(known.sum()),
+            n_held_out=int(parts[2].sum()),
+            n_in=None if number is None else int(of_target.sum()),
+            latent=latent,
+            raw=raw,
+            others=others,
+            values=(1 + on_all) / 2 if measure == "auc" else on_all,
+            p=p,
+            q=None if p is None else false_discovery_rates(p),
+        )
+
+
+_STATISTICS: dict[Measure, Callable[[np.ndarray, np.ndarray], float]] = {
+    "spearman": lambda x, y: float(correlations(mid_ranks(x[None]), mid_ranks(y))[0]),
+    "auc": lambda x, y: float(aucs(mid_ranks(x[None]), y[:, None])[0, 0]),
+    "eta_squared": lambda x, y: float(eta_squared(x[None], y[:, None] == np.unique(y))[0]),
+}
+"""Of a variable and labels, or membership in the class, of the same units."""
+
+
+def _scores(
+    values: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    among: np.ndarray,
+    classes: object,
+    tested: Sequence[int],
+) -> Float[np.ndarray, "uses targets variables"]:
+    """The scores of all variables among some units; 0 is chance: of an AUC it is twice the
+    distance from 1/2. Memory is that of a block of variables."""
+    labels, of_uses = labels[among], []
+    for of_use in values.values():
+        blocks = []
+        step = max(1, _AT_ONCE // len(of_use))
+        for first in range(0, of_use.shape[1], step):
+            block = of_use[among, first : first + step].T
+            ranks = mid_ranks(block)
+            if classes is None:
+                blocks.append(correlations(ranks, mid_ranks(labels))[None])
+            else:
+                is_in, is_tested = (labels[:, None] == e for e in (np.unique(labels), tested))
+                eta = eta_squared(block.astype(float), is_in)
+                blocks.append(np.vstack([2 * aucs(ranks, is_tested) - 1, eta]))
+        of_uses.append(np.concatenate(blocks, axis=1))
+    return np.stack(of_uses)
+
+
+def _best(
+    measure: Measure, uses: Sequence[str], choosing: np.ndarray, held_out: np.ndarray, k: int
+) -> list[Best]:
+    """The k best of some variables by their scores [uses, variables] on the half that chooses,
+    with those on the other."""
+    use = np.abs(choosing).argmax(0)
+    chosen, tested = (half[use, np.arange(len(use))] for half in (choosing, held_out))
+    bests = []
+    for index in np.argsort(-np.abs(chosen), kind="stable")[:k].tolist():
+        sign = -1 if chosen[index] < 0 else 1
+        ours, theirs = float(chosen[index]), float(tested[index])
+        if measure == "auc":
+            ours, theirs = (1 + sign * ours) / 2, (1 + sign * theirs) / 2
+        bests.append(Best(index, uses[int(use[index])], sign, ours, theirs))
+    return bests

@@ -4,9 +4,9 @@
     out.values, out.top(5)
 
     seen = inspect(lm, sae, tokenise(tokenizer, "The cat sat", bos=True))
-    seen.on(3)             the latents that fire on token 3, strongest first
+    seen.ranking()         the latents of the whole text, strongest first
+    seen.at(3).ranking()   those of token 3
     seen.trace(17)         latent 17 along the text
-    seen.ranking()         the latents of the whole text
     compare(seen, other)   what differs between two texts
 
 Special tokens (BOS, chat roles) are shown, but nothing is computed on them: SAEs are not trained on
@@ -14,7 +14,7 @@ them, and their activations are outliers.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,7 +36,6 @@ from ..lm import (
 )
 from ..models.config import check_latent
 
-By = Literal["max", "mean", "relative"]
 Texts = str | Sequence[str] | Columns | Int[Tensor, "rows ctx"] | Mapping[str, Tensor]
 """A text, several texts, a `datasets.Dataset`, token ids, or a tokenizer's output: input_ids and
 attention_mask."""
@@ -136,14 +135,6 @@ def latents(
     return Latents(texts, input_ids, keep, values)
 
 
-class Firing(NamedTuple):
-    """A latent on a token."""
-
-    latent: int
-    activation: float
-    """raw units"""
-
-
 class Ranked(NamedTuple):
     """A latent in a whole text."""
 
@@ -189,15 +180,6 @@ class Inspection(NamedTuple):
         """Latents that fire on each token."""
         return torch.bincount(self.position, minlength=len(self.tokens.ids)).tolist()
 
-    def on(
-        self, position: int, k: int | None = None, *, hide: Collection[int] = ()
-    ) -> list[Firing]:
-        """Latents that fire on a token, strongest first, at most k, without those in `hide`."""
-        here = (self.position == position) & self._shown(hide)
-        values, order = self.activation[here].sort(descending=True)
-        latents = self.latent[here][order]
-        return [Firing(*f) for f in zip(latents[:k].tolist(), values[:k].tolist(), strict=True)]
-
     def at(self, position: int) -> "Inspection":
         """The firings on one token, as an `Inspection` whose `ranking` is that token's."""
         here = self.position == position
@@ -218,23 +200,11 @@ class Inspection(NamedTuple):
         trace[self.position[mine]] = self.activation[mine]
         return trace.tolist()
 
-    def ranking(
-        self,
-        k: int | None = None,
-        *,
-        by: By = "max",
-        hide: Collection[int] = (),
-        usual: Float[Tensor, " d_sae"] | None = None,
-    ) -> list[Ranked]:
-        """Latents of the text, the most prominent first.
-
-        Args:
-            by: their "max" or "mean" activation, or "relative", the max as a share of `usual`.
-            usual: each latent's largest activation over much text, from a FeatureStore.
-        """
-        shown = self._shown(hide)
-        activation, position = self.activation[shown], self.position[shown]
-        latent, group, n = self.latent[shown].unique(return_inverse=True, return_counts=True)
+    def ranking(self, *, hide: Collection[int] = ()) -> list[Ranked]:
+        """Latents of the text, those with the largest activation first, without those in `hide`."""
+        is_shown = ~torch.isin(self.latent, torch.tensor(sorted(hide), dtype=self.latent.dtype))
+        activation, position = self.activation[is_shown], self.position[is_shown]
+        latent, group, n = self.latent[is_shown].unique(return_inverse=True, return_counts=True)
         largest = torch.zeros(len(latent)).scatter_reduce_(
             0, group, activation, "amax", include_self=False
         )
@@ -242,16 +212,9 @@ class Inspection(NamedTuple):
         at_peak = activation == largest[group]
         peak = torch.full((len(latent),), len(self.tokens.ids))
         peak.scatter_reduce_(0, group[at_peak], position[at_peak], "amin")
-        if by == "relative" and usual is not None:
-            key = largest / usual[latent].clamp(min=torch.finfo(torch.float32).tiny)
-        else:
-            key = mean if by == "mean" else largest
-        order = key.argsort(descending=True, stable=True)[:k]
+        order = largest.argsort(descending=True, stable=True)
         columns = (column[order].tolist() for column in (latent, largest, mean, n, peak))
         return [Ranked(*row) for row in zip(*columns, strict=True)]
-
-    def _shown(self, hide: Collection[int]) -> Tensor:
-        return ~torch.isin(self.latent, torch.tensor(sorted(hide), dtype=self.latent.dtype))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -32,13 +32,13 @@ LENS_EMBEDDING = 2**26
 """numbers of the output embedding that are in float32 at once"""
 
 
-class LensTokens(NamedTuple):
-    """Token ids and their logits, the most promoted or most suppressed first."""
-
-    promoted: Int[Tensor, "d_sae k"]
-    promoted_logits: Float[Tensor, "d_sae k"]
-    suppressed: Int[Tensor, "d_sae k"]
-    suppressed_logits: Float[Tensor, "d_sae k"]
+LensTokens = tuple[
+    Int[Tensor, "d_sae k"],
+    Float[Tensor, "d_sae k"],
+    Int[Tensor, "d_sae k"],
+    Float[Tensor, "d_sae k"],
+]
+"""Promoted tokens and their logits, the most promoted first; and suppressed ones, likewise."""
 
 
 def lens_tokens(
@@ -58,14 +58,9 @@ def lens_tokens(
         pieces.append([torch.cat(column) for column in zip(*blocks, strict=True)])
         first += len(piece)
     promoted, high, suppressed, low = (torch.cat(c, dim=1) for c in zip(*pieces, strict=True))
-    most = high.topk(min(k, high.shape[1]))
-    least = low.topk(min(k, low.shape[1]), largest=False)
-    return LensTokens(
-        promoted.gather(1, most.indices).cpu(),
-        most.values.cpu(),
-        suppressed.gather(1, least.indices).cpu(),
-        least.values.cpu(),
-    )
+    most, least = high.topk(min(k, high.shape[1])), low.topk(min(k, low.shape[1]), largest=False)
+    promoted, suppressed = promoted.gather(1, most.indices), suppressed.gather(1, least.indices)
+    return promoted.cpu(), most.values.cpu(), suppressed.cpu(), least.values.cpu()
 
 
 @torch.no_grad()

@@ -91,6 +91,12 @@ def keep_few_kernels() -> None:
         os.environ.setdefault(name, "128")
 
 
+# Files of a control group, version 2 and 1: limit, use, and the line of memory.stat for pages of
+# files: the kernel frees these when memory is short.
+_GROUP_FILES = ("memory.max", "memory.current", "inactive_file")
+_GROUP_FILES_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
 class Room(NamedTuple):
     """Bytes of memory for a process: at present, and with the machine to itself."""
 
@@ -108,46 +114,31 @@ def main_memory(root: Path = Path("/")) -> Room:
 
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
     machine = Room(memory.available + swap.free, memory.total + swap.total)
-    rooms = [machine, *_control_groups(root)]
+    rooms, listing = [machine], root / "proc/self/cgroup"  # and of this process's control groups
+    for line in listing.read_text().splitlines() if listing.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        limit, used, given_back = _GROUP_FILES_V1 if controllers else _GROUP_FILES
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(base):
+                continue
+            try:
+                total, use = ((folder / name).read_text().strip() for name in (limit, used))
+                lines = (folder / "memory.stat").read_text().splitlines()
+            except OSError:  # a container hides the group, or it has no such controller
+                continue
+            if total != "max":
+                freed = int(dict(line.split() for line in lines).get(given_back, 0))
+                rooms.append(Room(max(0, int(total) - int(use) + freed), int(total)))
     return Room(min(room.free for room in rooms), min(room.total for room in rooms))
 
 
 def gpu_memory() -> Room:
     """Memory of the process's GPU."""
     return Room(*torch.cuda.mem_get_info())
-
-
-# Files of a control group, version 2 and 1: limit, use, and the line of memory.stat for pages of
-# files: the kernel frees these when memory is short.
-_GROUP_FILES = ("memory.max", "memory.current", "inactive_file")
-_GROUP_FILES_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-
-
-def _control_groups(root: Path) -> Iterator[Room]:
-    """The limits of this process's control groups."""
-    listing = root / "proc/self/cgroup"
-    if not listing.is_file():
-        return
-    for line in listing.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        files = _GROUP_FILES_V1 if controllers else _GROUP_FILES
-        group = base / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(base):
-                yield from _group_room(folder, *files)
-
-
-def _group_room(folder: Path, limit: str, used: str, given_back: str) -> Iterator[Room]:
-    try:
-        total, use = ((folder / name).read_text().strip() for name in (limit, used))
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except OSError:  # a container hides the group, or the group has no such controller
-        return
-    if total != "max":
-        yield Room(max(0, int(total) - int(use) + int(stat.get(given_back, 0))), int(total))
 
 
 def refuse_absent(device: str | torch.device | None) -> None:

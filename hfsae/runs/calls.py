@@ -14,8 +14,8 @@ from ..io.errors import Refused, closest
 from ..models import SAE
 from .arguments import ExplainRequest
 from .folder import load_trained
-from .recipe import Recipe, Sections, licence_with, read_recipe
-from .sae_source import chosen, find_sae, find_saes
+from .recipe import Recipe, Sections, read_recipe
+from .sae_source import find_sae, find_saes, load_arguments
 from .stage_explain import explain_sae
 from .stage_probe import probe_saes
 from .stages import run
@@ -99,8 +99,8 @@ def train(
         files |= {} if labels is None else {"labels": str(labels)}
         base = replace(base, activations=replace(base.activations, **files))
     elif model is not None and dataset is not None:
-        if not isinstance(recipe, Recipe):
-            base = replace(base, license=licence_with(base, model))
+        if not isinstance(recipe, Recipe) and model != base.lm.name:
+            base = replace(base, license=None)  # this model may come under other terms
         texts = in_memory_texts(dataset, base.text.text_column)
         text = replace(base.text, dataset=texts, fractions={})
         base = replace(base, lm=replace(base.lm, name=model), text=text)
@@ -176,7 +176,7 @@ def explain(
     path = None if file is None else Path(file)
     request = ExplainRequest(explainer, path, ScoreArguments(scores), who, controls=controls)
     where = {"site": site, "output_dir": output_dir}
-    placed = find_sae(chosen(source, **which), _given(model, dataset), **where)
+    placed = find_sae(load_arguments(source, **which), _sections(model, dataset), **where)
     return explain_sae(placed, args, request)
 
 
@@ -232,8 +232,8 @@ def probe(
     args = ProbeArguments(**{name: value for name, value in options.items() if name in own})
     which = {"subfolder": subfolder, "layer": layer, "width": width, "l0": l0}
     placed = find_saes(
-        [chosen(one, revision=revision, **which) for one in sources],
-        _given(model, None),
+        [load_arguments(one, revision=revision, **which) for one in sources],
+        _sections(model, None),
         site=site,
         output_dir=output_dir,
     )
@@ -241,6 +241,6 @@ def probe(
     return probe_saes(placed, args, tasks, **given)
 
 
-def _given(model: str | None, dataset: str | list[str] | None) -> Sections:
+def _sections(model: str | None, dataset: str | list[str] | None) -> Sections:
     lm = {} if model is None else {"lm": {"name": model}}
     return lm | ({} if dataset is None else {"text": {"dataset": dataset}})

@@ -25,7 +25,7 @@ from ..lm.places import SLASH
 from ..models import DEFAULT_VARIANT, SAEConfig, variants
 from ..models.registry import refuse_configs_alone
 from .declared_fields import check_model_type, known_variants
-from .inputs import EmptyLMs, Model, check_foreign
+from .inputs import Model, check_foreign
 from .recipe import LMArguments, Recipe, sides_of
 from .stage_probe import check_probing
 
@@ -95,8 +95,8 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
         name: empty_lm(args.name, revision=args.revision, source=args.source)
         for name, args in recipe.models.items()
     }
-    model = lms.get("", EmptyLMs(lms))
-    if isinstance(model, EmptyLMs):
+    model = lms.get("", lms)
+    if isinstance(model, dict):
         refuse_other_vocabularies(
             {
                 name: load_tokenizer(args.name, revision=args.revision, source=args.source)
@@ -114,7 +114,7 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
     for side in sides_of(recipe):
         check_text(recipe.text, side)
     check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
-    if not recipe.lms:
+    if recipe.sizes.probing and not recipe.lms:
         check_probing(recipe, configs)
     return model, configs
 

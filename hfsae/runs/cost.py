@@ -13,7 +13,7 @@ predicted: they depend on the machine, and a run shows them after its first step
 import copy
 import logging
 import os
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -28,13 +28,13 @@ from ..io.errors import Refused
 from ..io.processor import gpu_memory, main_memory
 from ..lm import widths_of
 from ..models import SAE, SAEConfig
+from ..training.arguments import in_steps
 from ..training.run import FIRST_LOOK, SPARSE_BELOW, SPARSE_FROM
-from ..training.schedules import in_steps
 from ..training.sharding import check_spread
 from ..training.start import sample_size
 from .arguments import PresetArguments
 from .checks import check, with_lone_site
-from .inputs import EmptyLMs, Model
+from .inputs import Model
 from .preset_search import PROMPTS, SEEDS, texts_at_once
 from .recipe import Recipe, bucket_tokens
 from .results import refuse_another_training
@@ -43,6 +43,8 @@ from .stage_probe import probe_arguments
 logger = logging.getLogger(__name__)
 Number = int | float
 Parts = dict[str, Number]
+Part = tuple[str, Number, Literal["main", "gpu"]]
+"""of a stage's memory: its name, its bytes, and where; "gpu" is the device of the SAE"""
 
 _FLOAT, _BFLOAT = 4, 2  # bytes
 _PYTHON = 0.6e9
@@ -108,13 +110,13 @@ def plan(recipe: Recipe) -> RunCost:
     def short(dataset: str | list[str]) -> str:
         return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
 
-    each = lm.each.values() if isinstance(lm, EmptyLMs) else [lm]
     models = {} if lm is None else recipe.models
     what = "language model" if recipe.kind == "text" else "model"
     lines = []
-    for (name, args), one in zip(models.items(), each, strict=False):
+    for (name, args), one in zip(models.items(), _models_in(lm), strict=True):
         full = f"{name}: {args.name}" if name else args.name
-        lines.append(f"{what:<16}{full}, {count_of(one) / 1e6:.0f} M parameters, {args.dtype}")
+        n_parameters = sum(p.numel() for p in one.parameters())
+        lines.append(f"{what:<16}{full}, {n_parameters / 1e6:.0f} M parameters, {args.dtype}")
     if recipe.kind == "files":
         lines.append(f"activations     {short(recipe.activations.files)}")
     elif recipe.kind == "text":
@@ -146,7 +148,7 @@ def plan(recipe: Recipe) -> RunCost:
     except ValueError as error:  # what is in its output folder
         lines.append(f"note            it would be refused: {error}")
 
-    together = f"   {n} processes: {n * sum_of(needed.main) / 1e9:.1f} GB" if n > 1 else ""
+    together = f"   {n} processes: {n * sum(needed.main.values()) / 1e9:.1f} GB" if n > 1 else ""
     lines.append("")
     if needed.gpu:
         lines.append(_sum_line("GPU memory" if n == 1 else "each GPU", needed.gpu))
@@ -158,12 +160,13 @@ def plan(recipe: Recipe) -> RunCost:
         _sum_line("disk", on_disk),
         "time            not predicted; a run shows what is left after its first steps",
     ]
-    return RunCost(lines, *map(sum_of, (needed.main, needed.gpu, on_disk)))
+    every = (needed.main, needed.gpu, on_disk)
+    return RunCost(lines, *(sum(parts.values()) for parts in every))
 
 
 def _sum_line(name: str, parts: Parts) -> str:
     listed = ", ".join(f"{part} {amount / 1e9:.2f}" for part, amount in parts.items())
-    return f"{name:<15} {sum_of(parts) / 1e9:.1f} GB   ({listed})"
+    return f"{name:<15} {sum(parts.values()) / 1e9:.1f} GB   ({listed})"
 
 
 def check_memory(
@@ -193,7 +196,8 @@ def shortages(
         kinds.append(("GPU memory", 1, needed.gpu, gpu_memory()))
     found = []
     for kind, n_sharing, parts, room in kinds:
-        if n_sharing * sum_of(parts) <= room.free:
+        all_ = n_sharing * sum(parts.values())
+        if all_ <= room.free:
             continue
         is_gpu, largest = kind == "GPU memory", max(parts, key=lambda name: parts[name])
         ways = [_REMEDIES[largest]] if largest in _REMEDIES else []
@@ -210,11 +214,11 @@ def shortages(
                 then = memory(recipe, lm, narrow, on_gpu=bool(needed.gpu))
             except ValueError:  # latents that do not divide evenly among processes
                 continue
-            if n_sharing * sum_of(then.gpu if is_gpu else then.main) <= room.free:
+            if n_sharing * sum((then.gpu if is_gpu else then.main).values()) <= room.free:
                 d_sae = max(config.d_sae for config in narrow.values())
                 ways.append(f"lower sae.d_sae: {d_sae:,} instead of {widest:,} would fit")
                 break
-        all_, total, free = n_sharing * sum_of(parts), room.total, room.free
+        total, free = room.total, room.free
         amounts = [f"{n / 1e9:,.1f} GB" for n in (all_, total, free)]
         has = f"{amounts[1]} ({amounts[2]} free)" if free < total else amounts[1]
         remedy = ", or ".join(ways or ["train fewer SAEs at a time"])
@@ -227,9 +231,10 @@ def memory(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: 
     """Memory of one process: of process 0, which needs most."""
     every = stages(recipe, lm, configs, on_gpu=on_gpu)
     if not on_gpu:
-        return Memory(max((_joined(s.main, s.gpu) for s in every), key=sum_of))
-    gpu = max((_joined(s.gpu, {"CUDA": _CUDA}) for s in every), key=sum_of)
-    return Memory(max((s.main for s in every), key=sum_of), gpu)
+        every = [Memory(stage.main | stage.gpu) for stage in every]
+    main = max((stage.main for stage in every), key=lambda parts: sum(parts.values()))
+    gpu = max((stage.gpu for stage in every), key=lambda parts: sum(parts.values()))
+    return Memory(main, gpu | {"CUDA": _CUDA} if on_gpu else {})
 
 
 def disk(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Parts:
@@ -251,62 +256,64 @@ def stages(
 ) -> list[Memory]:
     """Memory in use at each stage: `gpu` is that of the device of the SAE, whichever it is, and
     `main` what is always in main memory."""
-    t, n, spread = recipe.training, recipe.training.num_processes or 1, _is_spread(recipe)
+    t, n = recipe.training, recipe.training.num_processes or 1
+    spread = t.shard_latents and n > 1
     for config in configs.values() if spread else ():
         check_spread(config, n)
     counts = [parameters(config, n if spread else 1) for config in configs.values()]
     all_, here = (sum(count[i] for count in counts) for i in (0, 1))
     largest = max(count[0] for count in counts)
 
-    lm_bytes = count_of(lm) * _lm_dtype(recipe, lm).itemsize
-    always = Memory(
-        {"Python and libraries": _PYTHON}, {"language model": lm_bytes} if lm_bytes else {}
-    )
+    weights = sum(p.numel() for one in _models_in(lm) for p in one.parameters())
+    lm_bytes = weights * _lm_dtype(recipe, lm).itemsize
+    libraries: Part = ("Python and libraries", _PYTHON, "main")
+    model: list[Part] = [("language model", lm_bytes, "gpu")] if lm_bytes else []
+    always = [libraries, *model]
     n_buckets, size = 1 + recipe.shuffle.prefetch, bucket_tokens(recipe)
-    bucket: Parts = {"activation bucket": n_buckets * size * _token_bytes(recipe, lm, configs)}
     in_main = not on_gpu or not recipe.shuffle.device.startswith("cuda")
-    streaming = _and(always, Memory(bucket) if in_main else Memory({}, bucket))
+    bucket = n_buckets * size * _token_bytes(recipe, lm, configs)
+    streaming: list[Part] = [*always, ("activation bucket", bucket, "main" if in_main else "gpu")]
     if n > 1 and not spread:
-        streaming = _and(streaming, Memory({}, {"buckets of gradients": _FLOAT * here}))
-    training = _and(streaming, Memory({}, {"SAE, gradients, Adam": 4 * _FLOAT * here}))
-    after = _and(always, Memory({}, {"SAE": _FLOAT * largest}))
+        streaming.append(("buckets of gradients", _FLOAT * here, "gpu"))
+    training: list[Part] = [*streaming, ("SAE, gradients, Adam", 4 * _FLOAT * here, "gpu")]
 
     # A file's pages and a copy of them; GGUF is unpacked to float32 first.
-    loading: Parts = {"loading the language model": (1 if on_gpu else 2) * lm_bytes}
-    made: Parts = {"SAE as it is made": _FLOAT * (all_ + largest / 2)}
+    loading: Part = ("loading the language model", (1 if on_gpu else 2) * lm_bytes, "main")
     each = [_step(recipe, config, on_gpu) for config in configs.values()]
-    step = max(each, key=lambda stage: sum_of(stage.gpu))
     # Weights and moments are written from where they are, or gathered first if they are spread.
-    checkpoint = Memory({})
+    checkpoint: list[Part] = []
     # The trained SAEs, and for one of them the folded state and a copy of its encoder.
-    folded: Parts = {"folding": _FLOAT * (all_ + 1.5 * largest)}
-    folding = Memory({}, folded)
+    last: list[Part] = [("folding", _FLOAT * (all_ + 1.5 * largest), "main" if spread else "gpu")]
     if spread:
-        gathered: Parts = {"a matrix put together": _FLOAT * largest}
-        checkpoint = Memory({"checkpoint": 3 * _FLOAT * all_}, gathered)
-        folding = Memory({**folded, "SAE put together": _FLOAT * largest})
-    refit = Memory({})
+        checkpoint = [("checkpoint", 3 * _FLOAT * all_, "main")]
+        checkpoint.append(("a matrix put together", _FLOAT * largest, "gpu"))
+        last.append(("SAE put together", _FLOAT * largest, "main"))
     if t.refit_ridge is not None:  # products of latents, their factor, what a part adds
-        d_sae = max(config.d_sae for config in configs.values())
-        squares: Parts = {"decoder by least squares": 3 * _FLOAT * d_sae**2}
-        refit = Memory(squares) if spread else Memory({}, squares)
-    return [
-        Memory(_joined(loading, always.main)),
-        _and(always, Memory({}, made)),
-        _and(training, _harvest(recipe, lm, configs)),
-        _and(streaming, Memory({}, {"SAE": _FLOAT * here}), _look(recipe, lm, configs, on_gpu)),
-        _and(training, step),
-        _and(training, checkpoint),
-        _and(training, folding, refit),
-        *(_and(after, stage) for stage in _after_training(recipe, lm, configs)),
+        squares = 3 * _FLOAT * max(config.d_sae for config in configs.values()) ** 2
+        last.append(("decoder by least squares", squares, "main" if spread else "gpu"))
+    every: list[list[Part]] = [
+        [loading, libraries],
+        [*always, ("SAE as it is made", _FLOAT * (all_ + largest / 2), "gpu")],
+        [*training, *_harvest(recipe, lm, configs)],
+        [*streaming, ("SAE", _FLOAT * here, "gpu"), *_look(recipe, lm, configs, on_gpu)],
+        [*training, max(each, key=lambda part: part[1])],
+        [*training, *checkpoint],
+        [*training, *last],
     ]
+    for parts in _after_training(recipe, lm, configs):
+        every.append([*always, ("SAE", _FLOAT * largest, "gpu"), *parts])
+    memories = []
+    for stage in every:
+        main, gpu = ({p: size for p, size, at in stage if at == kind} for kind in ("main", "gpu"))
+        memories.append(Memory(main, gpu))
+    return memories
 
 
-def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Memory:
+def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> list[Part]:
     """A block's forward pass, or the exchange of harvested activations, whichever needs more."""
-    first, token = _first_model(lm), _token_bytes(recipe, lm, configs)
+    first, token = next(iter(_models_in(lm)), None), _token_bytes(recipe, lm, configs)
     if first is None or recipe.kind != "text":  # several models run one after the other
-        return Memory({"a block of the file": recipe.activations.block * token})
+        return [("a block of the file", recipe.activations.block * token, "main")]
     rows, context = recipe.harvest.rows, recipe.text.context_size
     tokens, n = rows * context, recipe.training.num_processes or 1
     item = _lm_dtype(recipe, lm).itemsize
@@ -322,33 +329,38 @@ def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Memory
     forward = max(mlp, attention) + 4 * tokens * config.hidden_size * item
     widest_site = max(max(c.d_in, c.d_out) for c in configs.values())
     gather = (2 * n + 1) * tokens * widest_site * item if n > 1 else 0
-    device: Parts = {"one batch of text": 2 * tokens * token + max(forward, gather)}
+    batch: Part = ("one batch of text", 2 * tokens * token + max(forward, gather), "gpu")
     if recipe.harvest.cache is None:
-        return Memory({}, device)
+        return [batch]
     shard = min(SHARD_BYTES, bucket_tokens(recipe) * token // n)
     shard += tokens * token  # the batch that makes it full
-    return Memory({"activation cache": _SHARD_COPIES * shard}, device)
+    return [("activation cache", _SHARD_COPIES * shard, "main"), batch]
 
 
-def _look(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bool) -> Memory:
+def _look(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bool) -> list[Part]:
     """Scales and variances from a sample, then pre-activations of a part of it."""
     n = min(sample_size(recipe.training), bucket_tokens(recipe))
     sample = n * _FLOAT * sum(widths_of(*configs.values()).values())
-    largest = 0.0
+    largest, t = 0.0, recipe.training
+    spread = t.shard_latents and (t.num_processes or 1) > 1
     for config in configs.values():
         work = (3 if on_gpu else 2) * _FLOAT * n * max(config.d_in, config.d_out)
         if len(config.reads) > 1:  # put side by side first
             work += _FLOAT * n * (config.d_in + (config.d_out if config.is_causal else 0))
-        may_be_sparse = not on_gpu and not _is_spread(recipe) and _can_be_sparse(config)
+        may_be_sparse = not on_gpu and not spread and _can_be_sparse(config)
         if may_be_sparse or _has_warm_start(config, recipe):
             work = max(work, _LOOK_COPIES * _FLOAT * min(n, FIRST_LOOK) * config.d_sae)
         largest = max(largest, work)
-    return Memory({"sample of activations": sample}, {"first look at activations": largest})
+    return [
+        ("sample of activations", sample, "main"),
+        ("first look at activations", largest, "gpu"),
+    ]
 
 
-def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Memory:
+def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Part:
     """Memory of one SAE's step beyond parameters, gradients and moments."""
-    t, n, spread = recipe.training, recipe.training.num_processes or 1, _is_spread(recipe)
+    t, n = recipe.training, recipe.training.num_processes or 1
+    spread = t.shard_latents and n > 1
     batch = t.batch_size // t.gradient_accumulation_steps // (1 if spread else n)
     n_sources = len(config.reads) if config.is_causal else 1
     inputs = _BATCH_COPIES * _FLOAT * batch * max(config.d_in, config.d_out)
@@ -368,7 +380,7 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Memory:
             work += _FLOAT * d * d_sae
         if n > 1:  # DDP's gradients are copies of those that a step computes
             work += _FLOAT * config.d_sae * (config.d_in // n_sources + config.d_out)
-        return Memory({}, {"one step, sparse": inputs + work})
+        return "one step, sparse", inputs + work, "gpu"
     latents = _FLOAT * batch * config.d_sae // (n if spread else 1)
     if spread and config.is_causal:  # latents by source come from all processes, and encoder rows
         latents *= n
@@ -382,16 +394,16 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Memory:
         copies += _AUTOCAST_COPIES
         inputs += _BFLOAT * parameters(config, n if spread else 1)[1]  # of the weights
     work = max(copies * latents, _COPIES_BESIDE_A_GRADIENT * latents + gradient)
-    return Memory({}, {"one step, dense": inputs + work})
+    return "one step, dense", inputs + work, "gpu"
 
 
-def _after_training(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> list[Memory]:
+def _after_training(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> list[list[Part]]:
     """Evaluation, examples, probing and presets, those of them that a run has."""
     sizes, context = recipe.sizes, recipe.text.context_size
     d_sae = max(config.d_sae for config in configs.values())
-    of_text = _first_model(lm) if recipe.kind == "text" else None
+    of_text = next(iter(_models_in(lm)), None) if recipe.kind == "text" else None
     config = None if of_text is None else of_text.config.get_text_config()
-    item, parts = _lm_dtype(recipe, lm).itemsize, list[Memory]()
+    item, parts = _lm_dtype(recipe, lm).itemsize, list[list[Part]]()
 
     if sizes.evaluation != 0:
         # Logits of two arms and five float32 copies of one row of them, or, if logits are capped, a
@@ -406,7 +418,7 @@ def _after_training(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) ->
             latents = _FLOAT * min(recipe.harvest.rows * context, at_once) * d_sae
             comparing = 2 * logits + max(capped, 5 * _FLOAT * context * config.vocab_size)
             work = max(comparing, logits + _LOOK_COPIES * latents)
-        parts.append(Memory({}, {"evaluation": work}))
+        parts.append([("evaluation", work, "gpu")])
 
     if sizes.examples != 0:
         # Each latent's record, beside a block of latents while it grows. At the end, promoted
@@ -424,20 +436,20 @@ def _after_training(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) ->
         n_examples = min(most * wide.d_sae, sizes.examples * (wide.l0_goal or wide.d_sae))
         tables = 2 * 8 * sizes.examples  # ids of tokens and documents, in batches and concatenated
         tables += _EXAMPLE_TOKEN * n_examples * min(2 * a.window + 1, context)
-        kept: Parts = {"examples": wide.d_sae * a_latent + max(block, lens)}
-        parts.append(Memory({"tables of examples": tables}, kept))
+        kept = wide.d_sae * a_latent + max(block, lens)
+        parts.append([("tables of examples", tables, "main"), ("examples", kept, "gpu")])
 
     if sizes.probing != 0:
         # Latents and untrained ones at a task's texts, or at words, where at most all latents fire.
         p = probe_arguments(recipe)
         most = max(2 * p.n_texts, _WORD_COPIES * p.n_words)
-        parts.append(Memory({"probing": _FLOAT * d_sae * most}))
+        parts.append([("probing", _FLOAT * d_sae * most, "main")])
 
     if sizes.presets != 0 and config is not None:
         # Logits of a batch of steered texts, in float32, and those of the model as it is.
         n = PresetArguments().n_tokens
         rows = texts_at_once(config.vocab_size, n) * len(PROMPTS) * len(SEEDS)
-        parts.append(Memory({}, {"presets": rows * n * config.vocab_size * (_FLOAT + item)}))
+        parts.append([("presets", rows * n * config.vocab_size * (_FLOAT + item), "gpu")])
     return parts
 
 
@@ -456,35 +468,25 @@ def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
     return every, every - spread + spread // n_processes
 
 
-def count_of(lm: Model) -> int:
-    """The model's parameters, or those of several; 0 without one."""
-    if isinstance(lm, EmptyLMs):
-        return sum(map(count_of, lm.each.values()))
-    return 0 if lm is None else sum(p.numel() for p in lm.parameters())
-
-
-def _first_model(lm: Model) -> PreTrainedModel | None:
-    """The only model, or the first of several."""
-    return next(iter(lm.each.values())) if isinstance(lm, EmptyLMs) else lm
+def _models_in(lm: Model) -> list[PreTrainedModel]:
+    """The only model, several ones, or none."""
+    if isinstance(lm, dict):
+        return [*lm.values()]
+    return [] if lm is None else [lm]
 
 
 def _lm_dtype(recipe: Recipe, lm: Model) -> torch.dtype:
     """The dtype of activations in this run: the language model's, where "auto" is that of its
     weights; of files float32, the largest that they can have."""
-    if (first := _first_model(lm)) is None:
+    if not (models := _models_in(lm)):
         return torch.float32
     dtype = next(iter(recipe.models.values())).dtype
-    return first.dtype if dtype == "auto" else getattr(torch, dtype)
+    return models[0].dtype if dtype == "auto" else getattr(torch, dtype)
 
 
 def _token_bytes(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> int:
     """Bytes of one token's activations at all sites."""
     return sum(widths_of(*configs.values()).values()) * _lm_dtype(recipe, lm).itemsize
-
-
-def _is_spread(recipe: Recipe) -> bool:
-    """Whether latents are spread over processes."""
-    return recipe.training.shard_latents and (recipe.training.num_processes or 1) > 1
 
 
 def _can_be_sparse(config: SAEConfig) -> bool:
@@ -501,22 +503,3 @@ def _first_l0(config: SAEConfig, recipe: Recipe) -> float:
 def _has_warm_start(config: SAEConfig, recipe: Recipe) -> bool:
     steps = in_steps(recipe.training.warm_start_steps, recipe.training.total_steps)
     return config.has_thresholds and bool(config.target_l0) and steps > 0
-
-
-def _and(*each: Memory) -> Memory:
-    main, gpu = (_joined(*parts) for parts in zip(*each, strict=True))
-    return Memory(main, gpu)
-
-
-def _joined(*each: Parts) -> Parts:
-    """Add up parts of the same name."""
-    total: Parts = {}
-    for parts in each:
-        for name, amount in parts.items():
-            total[name] = total.get(name, 0) + amount
-    return total
-
-
-def sum_of(parts: Parts) -> Number:
-    """All parts together."""
-    return sum(parts.values())

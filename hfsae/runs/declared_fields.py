@@ -87,7 +87,7 @@ def check_sae_fields(recipe: Recipe, given: Iterable[str] = ()) -> None:
 
 def check_model_type(fields: Mapping[str, Any]) -> str:
     """The model_type of an SAE's fields."""
-    given = fields.get("model_type", _names(_parsed(_ROOM / "__init__.py"))["DEFAULT_VARIANT"])
+    given = fields.get("model_type") or default_variant()
     if given not in (known := known_variants()):
         raise Refused(
             f"sae.model_type {given!r} is unknown{closest(str(given), [*known])}; hfsae has "
@@ -98,9 +98,19 @@ def check_model_type(fields: Mapping[str, Any]) -> str:
 
 
 @cache
+def default_variant() -> str:
+    """`models.DEFAULT_VARIANT`, read as text: importing it takes seconds."""
+    text = (_ROOM / "__init__.py").read_text(encoding="utf-8")
+    nodes = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+    values = {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in nodes}
+    return values["DEFAULT_VARIANT"]
+
+
+@cache
 def declared_variants() -> dict[str, Variant]:
     """The variants of hfsae."""
-    statements = [node for path in _ROOM.glob("*.py") for node in _parsed(path)]
+    modules = [ast.parse(path.read_text(encoding="utf-8")) for path in _ROOM.glob("*.py")]
+    statements = [node for module in modules for node in module.body]
     nodes = {node.name: node for node in statements if isinstance(node, ast.ClassDef)}
 
     def fields_of(name: str) -> dict[str, DeclaredField]:
@@ -111,44 +121,28 @@ def declared_variants() -> dict[str, Variant]:
                 continue
             if ast.unparse(node.annotation).startswith("ClassVar"):
                 continue
+            values = []  # of numbers, texts and built-in types; None of others
+            for expression in (node.annotation, node.value):
+                try:
+                    text = ast.unparse(expression) if expression else "None"
+                    values.append(eval(text, dict(_ANNOTATIONS)))
+                except NameError:
+                    values.append(None)
             under = after.value if isinstance(after, ast.Expr) else None
             text = str(under.value) if isinstance(under, ast.Constant) else ""
-            default = node.value and _evaluated(node.value)
-            fields[node.target.id] = DeclaredField(
-                _evaluated(node.annotation), default, " ".join(text.split())
-            )
+            kind, default = values
+            fields[node.target.id] = DeclaredField(kind, default, " ".join(text.split()))
         return fields
 
-    variants = {}
-    for node in nodes.values():
-        config = _names(node.body).get("config_class")
-        model_type = config and _names(nodes[config].body).get("model_type")
+    variants, given = {}, dict[str, dict[str, Any]]()  # by class, what its body gives a name
+    for name, node in nodes.items():
+        plain = [n for n in node.body if isinstance(n, ast.Assign)]
+        targets = [(n.targets[0], n.value) for n in plain]
+        given[name] = {t.id: value for t, value in targets if isinstance(t, ast.Name)}
+    for name, node in nodes.items():
+        config = getattr(given[name].get("config_class"), "id", None)
+        model_type = getattr(given.get(config or "", {}).get("model_type"), "value", None)
         if config and model_type:
             formula = (ast.get_docstring(node) or "").partition("\n")[0]
             variants[model_type] = Variant(fields_of(config), formula)
     return dict(sorted(variants.items()))
-
-
-@cache
-def _parsed(path: Path) -> list[ast.stmt]:
-    return ast.parse(path.read_text(encoding="utf-8")).body
-
-
-def _names(body: list[ast.stmt]) -> dict[str, str]:
-    """The names that statements set to a text, or to another name."""
-    names = {}
-    for node in body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            if isinstance(node.value, ast.Name):
-                names[node.targets[0].id] = node.value.id
-            elif isinstance(node.value, ast.Constant):
-                names[node.targets[0].id] = node.value.value
-    return names
-
-
-def _evaluated(node: ast.expr) -> Any:
-    """The value of an expression of numbers, texts and built-in types; None for another."""
-    try:
-        return eval(ast.unparse(node), dict(_ANNOTATIONS))
-    except NameError:
-        return None

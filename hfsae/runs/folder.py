@@ -1,7 +1,6 @@
 """Folders of runs and of their SAEs: locks, SAEs and their norm limits, figures and cards."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,28 +11,11 @@ from ..cards import figures
 from ..io.checksums import refuse_changed, refuse_mixture
 from ..io.errors import Damaged, Refused
 from ..io.file_names import CHECKPOINTS, CONFIG, RECIPE, STEPS, TRAINING
-from ..io.files import damaged, read_json, sweep
-from ..io.lock import is_first_process, locked
+from ..io.files import damaged, read_json
 from ..lm import widths_of
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
-from .recipe import TAKEN_FOLDERS, is_of_training
-
-
-@contextmanager
-def locked_run(root: Path, homes: Iterable[Path]) -> Iterator[None]:
-    """Lock a run's folder, and remove files that killed processes left half written, there and in
-    its SAEs' folders.
-
-    Raises:
-        ValueError: another process works there, or it cannot be written to.
-    """
-    with locked(root):
-        if is_first_process():
-            for home in {root, *homes}:
-                for folder in (home, *(home / name for name in TAKEN_FOLDERS)):
-                    sweep(folder)
-        yield
+from .recipe import is_of_training
 
 
 def names_apart(folders: Sequence[Path]) -> list[str]:

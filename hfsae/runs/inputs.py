@@ -88,23 +88,11 @@ _EVERY = {
 """Positions that an evaluation counts, by section of the recipe."""
 
 
-class NoModel(NamedTuple):
-    """In the place of a model where activations are read from files."""
-
-    device: torch.device
-    """the SAEs' device"""
-
-
-class EmptyLMs(NamedTuple):
-    """Several language models without their weights, by name."""
-
-    each: dict[str, PreTrainedModel]
-
-
-Model = PreTrainedModel | EmptyLMs | None
-"""A recipe's model, or models, without weights; None where activations are read from files."""
-Loaded = LoadedLM | LoadedLMs | LoadedEncoder | NoModel
-"""What a recipe has loaded once, before its stages run."""
+Model = PreTrainedModel | dict[str, PreTrainedModel] | None
+"""A recipe's model, or several by name, without weights; None where activations are read from
+files."""
+Loaded = LoadedLM | LoadedLMs | LoadedEncoder | torch.device
+"""What a recipe has loaded once, before its stages run; of files, only the SAEs' device."""
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
@@ -133,7 +121,7 @@ def load_for(args: LMArguments, device: str | None = None) -> LoadedEncoder:
 def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
     """What the recipe's inputs need in memory: its model, or nothing where files are read."""
     if recipe.kind == "files":
-        return NoModel(torch.device(device or "cpu"))
+        return torch.device(device or "cpu")
     if recipe.kind != "text":
         return load_for(recipe.lm, device)
     if recipe.lms:
@@ -145,7 +133,7 @@ def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
 
 def inputs_of(recipe: Recipe, loaded: Loaded) -> "Inputs":
     """The recipe's inputs, opened with what `load_inputs` loaded."""
-    if isinstance(loaded, NoModel):
+    if isinstance(loaded, torch.device):
         return FileInputs(recipe, loaded)
     if isinstance(loaded, LoadedEncoder):
         return PictureInputs(recipe, loaded)
@@ -201,7 +189,7 @@ def token_bar(
         yield advance
 
 
-def counted(
+def with_progress(
     batches: Iterable[ActivationBatch], progress: Callable[[int], None]
 ) -> Iterator[ActivationBatch]:
     """The same batches; progress gets the number of activations of each when it was used."""
@@ -256,7 +244,7 @@ class RowInputs:
         for name, sae in saes.items():
             source = self.source([*widths_of(sae.config)], limits)
             with token_bar("evaluate", n, unit=self.unit) as progress:
-                batches = counted(source.batches(args.side, n), progress)
+                batches = with_progress(source.batches(args.side, n), progress)
                 result = evaluate_reconstructions(sae, batches, args)
             result.side, result.mask_policy = args.side, _EVERY[self.section]
             if losses and isinstance(source, InputSource):
@@ -275,7 +263,7 @@ class RowInputs:
         with token_bar("collect", n, unit=self.unit) as progress:
             return collect_rows(
                 job.sae,
-                counted(source.batches(job.side, n), progress),
+                with_progress(source.batches(job.side, n), progress),
                 self.recipe.collect,
                 caption=source.caption,
                 unit=self.unit,
@@ -300,8 +288,8 @@ class FileInputs(RowInputs):
 
     section = "activations"
 
-    def __init__(self, recipe: Recipe, loaded: NoModel) -> None:
-        self.recipe, self.device = recipe, loaded.device
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
 
     def source(self, sites: Sequence[str], limits: Mapping[str, float] | None = None) -> FileSource:
         """The recipe's files; no row is left out for its norm."""
@@ -329,7 +317,7 @@ class FileInputs(RowInputs):
                     progress(len(next(iter(acts.values()))))
             for which, n in self.after_training(bool(args.labels)):
                 is_known = source.is_in_order and which == "train"
-                for _ in counted(source.batches(which, 0 if is_known else n), progress):
+                for _ in with_progress(source.batches(which, 0 if is_known else n), progress):
                     pass
         held_out = source.batches(side, self.recipe.sizes.evaluation)
         training = () if side == "train" else source.batches("train")
@@ -427,7 +415,8 @@ class TextInputs:
                 (b.keep if side == "train" else counted_predictions(b)).any() for b in rows
             ):
                 raise Refused(NO_PREDICTION)
-        self._check_foreign_rows()
+        if sizes.evaluation != 0:
+            self._foreign_rows()
         if text.shuffle_documents or text_origin(text) != LOCAL_FILES:
             return
         parts: list[tuple[Split, int | None]] = [
@@ -443,22 +432,18 @@ class TextInputs:
                     left -= len(document.text)
                     progress(len(document.text))
 
-    def _check_foreign_rows(self) -> None:
-        """Refuse a foreign text that fills no row, or has no prediction."""
-        for name, rows in self._foreign_rows().items() if self.recipe.sizes.evaluation != 0 else ():
-            with _naming_text(name):
-                if not any(counted_predictions(batch).any() for batch in rows):
-                    raise Refused(NO_PREDICTION)
-
     def _foreign_rows(self) -> dict[str, PackedRows]:
-        """The token rows of each foreign text, by name."""
-        recipe = self.recipe
-        n, rows = recipe.evaluation.n_foreign_tokens, recipe.harvest.rows
-        texts = {name: foreign_text(recipe.text, d) for name, d in recipe.evaluation.texts.items()}
-        return {
-            name: PackedRows(self.loaded.tokenizer, text, "test", rows=rows, max_tokens=n)
-            for name, text in texts.items()
-        }
+        """The token rows of each foreign text, by name; one that fills no row, or has no
+        prediction, is refused."""
+        recipe, rows = self.recipe, dict[str, PackedRows]()
+        how = {"rows": recipe.harvest.rows, "max_tokens": recipe.evaluation.n_foreign_tokens}
+        for name, dataset in recipe.evaluation.texts.items():
+            text = foreign_text(recipe.text, dataset)
+            with _naming_text(name):
+                rows[name] = PackedRows(self.loaded.tokenizer, text, "test", **how)
+                if not any(counted_predictions(batch).any() for batch in rows[name]):
+                    raise Refused(NO_PREDICTION)
+        return rows
 
     def terms(self) -> dict[str, Any]:
         """The activation contract: weights, tokenizer, BOS, dtype and attention, of each model."""
@@ -485,15 +470,14 @@ class TextInputs:
         Raises:
             ValueError: as in `evaluate_all`; of a foreign text with its name.
         """
-        if isinstance(self.loaded, LoadedLM):
-            self._check_foreign_rows()
+        foreign = self._foreign_rows()  # first: what is wrong with one is told before hours
         args = replace(self.recipe.evaluation, n_tokens=self.recipe.sizes.evaluation)
         held_out = read_rows(self.recipe, self.loaded, args.side, args.most_tokens)
-        results = self._evaluated("evaluate", args, held_out, saes, limits, losses)
+        results = self._evaluate("evaluate", args, held_out, saes, limits, losses)
         few = replace(args, n_tokens=args.n_foreign_tokens)
-        for name, rows in self._foreign_rows().items():
+        for name, rows in foreign.items():
             with _naming_text(name):
-                on_text = self._evaluated(f"evaluate {name}", few, rows, saes, limits, losses)
+                on_text = self._evaluate(f"evaluate {name}", few, rows, saes, limits, losses)
             for key, result in on_text.items():
                 about = {"dataset": rows.args.dataset, "origin": text_origin(rows.args)}
                 results[key].texts[name] = ForeignText(
@@ -506,7 +490,7 @@ class TextInputs:
                 )
         return results
 
-    def _evaluated(
+    def _evaluate(
         self,
         title: str,
         args: EvaluationArguments,
@@ -535,7 +519,7 @@ class TextInputs:
             batches = (ActivationBatch(h.activations, h.document, h.position) for h in found)
             with token_bar(title, args.most_tokens) as progress:
                 result = evaluate_reconstructions(
-                    sae, counted(batches, progress), self.recipe.evaluation
+                    sae, with_progress(batches, progress), self.recipe.evaluation
                 )
             result.side, result.mask_policy = args.side, _EVERY["text"]
             results[name] = result
@@ -590,10 +574,10 @@ def foreign_text(text: TextArguments, dataset: str) -> TextArguments:
     """A data set, read with the other settings of the text: all its documents are on the test side
     but those that the training read, where the training text can be listed here."""
     trained = text.trained if isinstance(text, MeasuredText) else text
-    return apart(_whole(text, dataset), trained, 1.0)
+    return apart(_all_documents(text, dataset), trained, 1.0)
 
 
-def _whole(text: TextArguments, dataset: str) -> TextArguments:
+def _all_documents(text: TextArguments, dataset: str) -> TextArguments:
     """All documents of a data set on the test side, read with the other settings of the text."""
     return replace(
         TextArguments(**plain_text(text)),
@@ -622,7 +606,7 @@ def check_foreign(
         with _naming_text(name):
             if shared := sorted(training & _parts_of(dataset)):
                 raise Refused(f"{shared[0]} is in the training text; give a text that is not")
-            check_text(_whole(text, dataset), "test")  # without listing the training text
+            check_text(_all_documents(text, dataset), "test")  # without listing the training text
 
 
 def _parts_of(dataset: str | list[str]) -> set[str]:

@@ -162,7 +162,7 @@ class Attempt(NamedTuple):
 
 
 @torch.no_grad()
-def unsteered(model: Model, n_tokens: int) -> tuple[dict[str, Tensor], Tensor]:
+def plain_texts(model: Model, n_tokens: int) -> tuple[dict[str, Tensor], Tensor]:
     """The prompts with each seed, one row each, and their texts [rows, n_tokens] without
     steering."""
     rows = [model.ids(prompt) for prompt in PROMPTS for _ in SEEDS]
@@ -223,7 +223,7 @@ def attempts_of(
     """Each candidate at all prompts; all texts are written at once.
 
     Args:
-        texts: as `unsteered` gives them.
+        texts: as `plain_texts` gives them.
     """
     prompts, plain = texts
     n_rows = len(plain)
@@ -294,10 +294,10 @@ def find_presets(
         return seconds is not None and time.monotonic() - start > share * seconds
 
     pool = candidates(model.store, labels)
-    chosen = _chosen(model, pool, labels, args, is_past, tick)
+    chosen = _choose(model, pool, labels, args, is_past, tick)
     progress(f"{len(pool)} candidates screened; {len(chosen)} are tried")
     attempts: list[Attempt] = []
-    texts = unsteered(model, args.n_tokens)
+    texts = plain_texts(model, args.n_tokens)
     at_once = texts_at_once(model.lm.config.get_text_config().vocab_size, args.n_tokens)
     for i in range(0, len(chosen), at_once):
         if is_past(_TRYING):
@@ -316,7 +316,7 @@ def find_presets(
             continue
         tick("presets confirmed", len(presets), args.n_presets)
         tried = [a for a in attempts if a.candidate == attempt.candidate]
-        if preset := _confirmed(model, attempt, tried, labels, args):
+        if preset := _confirm(model, attempt, tried, labels, args):
             progress(f"works with {len(SEEDS)} of {len(SEEDS)} seeds: {_line(attempt)}")
             presets.append(preset)
     return Found(presets, attempts)
@@ -342,7 +342,7 @@ def candidates(store: FeatureStore, labels: Mapping[int, str]) -> list[Candidate
     return rows
 
 
-def _chosen(
+def _choose(
     model: Model,
     pool: Sequence[Candidate],
     labels: Mapping[int, str],
@@ -357,23 +357,23 @@ def _chosen(
         named = [c for c in pool if c.latent in labels]
         return named + [c for c in pool if c.latent not in labels and c.raised > 0][:n]
 
-    def screened(prompts: Sequence[str], strengths: Sequence[float], by: float) -> list[Candidate]:
+    def screen(prompts: Sequence[str], strengths: Sequence[float], by: float) -> list[Candidate]:
         rows = list[Candidate]()
         for some in (pool[i : i + _ROWS] for i in range(0, len(pool), _ROWS)):
             if is_past(by):
                 break
             tick("latents screened", len(rows), len(pool))
-            rows += _screened(model, some, prompts, strengths, _NEXT * args.max_kl)
+            rows += _screen_rows(model, some, prompts, strengths, _NEXT * args.max_kl)
         return sorted(rows, key=lambda c: -c.raised)
 
-    pool = screened(PROMPTS[:1], (_SCREENED,), _SCREENING)
+    pool = screen(PROMPTS[:1], (_SCREENED,), _SCREENING)
     pool = best(_CLOSELY * args.n_candidates)
-    pool = screened(PROMPTS[:2], sorted(args.strengths), _CLOSELY_BY)
+    pool = screen(PROMPTS[:2], sorted(args.strengths), _CLOSELY_BY)
     return best(args.n_candidates)
 
 
 @torch.no_grad()
-def _screened(
+def _screen_rows(
     model: Model,
     some: Sequence[Candidate],
     prompts: Sequence[str],
@@ -428,7 +428,7 @@ def _striking(attempt: Attempt) -> float:
     return attempt.n_seeds * min(attempt.hits, 4.0) - attempt.kl
 
 
-def _confirmed(
+def _confirm(
     model: Model,
     attempt: Attempt,
     tried: Sequence[Attempt],
@@ -485,7 +485,7 @@ def retest(
     again, keep the bounds, with what was measured; no other latents are tried."""
     args.check()
     contract.check_model(model.lm, model.sae, model.tokenizer)
-    texts, kept = unsteered(model, args.n_tokens), []
+    texts, kept = plain_texts(model, args.n_tokens), []
     for preset in presets:
         ((latent, strength),) = preset["latents"].items()
         candidate = Candidate(int(latent), (preset["name"],), float(strength))
@@ -500,7 +500,7 @@ def retest(
     return kept
 
 
-def found_presets(folder: Path) -> list[dict[str, Any]]:
+def read_presets(folder: Path) -> list[dict[str, Any]]:
     """Those of presets.json that a search found for the folder's weights."""
     path = folder / PRESETS
     listed = parse_json(path) if path.is_file() else []
@@ -575,7 +575,7 @@ def stage_presets(job: Job) -> None:
     write_whole(folder / PRESETS_SEARCH, json.dumps(record, indent=1) + "\n")
 
 
-def judged_presets(
+def judge_presets(
     presets: Sequence[Mapping[str, Any]], args: JudgeArguments
 ) -> list[Mapping[str, Any]]:
     """Presets whose text a judge finds to be about their name, and to be language, as at least two

@@ -71,6 +71,7 @@ _NAMES = (0.032, 50_000)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LISTED = re.compile(r"\{(\w+(?:,\w+)+)\}")
 _ARROW = "->"
+_SHORT = re.compile(r"\{|->")  # in places that are written in few words
 _BETWEEN = re.compile(r",(?![^{}]*\})")  # commas that are not within braces
 _MOST_PLACES = 1000
 
@@ -165,8 +166,9 @@ class Recipe:
     def __post_init__(self) -> None:
         self.sae = _sites_in_full(self.sae)
         self.saes = {name: _sites_in_full(own) for name, own in self.saes.items()}
-        if _is_short(site := self.sae.get("site")):  # an SAE at each place
-            places = [{"site": at, "target_site": to} for at, to in _places_in(str(site))]
+        site = self.sae.get("site")
+        if isinstance(site, str) and _SHORT.search(site):  # an SAE at each place
+            places = [{"site": at, "target_site": to} for at, to in _places_in(site)]
             if self.saes or self.sae.get("target_site"):
                 other = "saes names SAEs" if self.saes else "there is a target_site"
                 raise Refused(
@@ -180,7 +182,7 @@ class Recipe:
                     Site.parse(str(own["site"])).module: {k: v for k, v in own.items() if v}
                     for own in places
                 }
-        self.lms = _lms_in_full(self.lms)
+        self.lms = _lms_in_full(self.lms) if self.lms else {}
         check_seed("seed", self.seed)
         for name in ("collect_tokens", "explain_tokens"):
             if (n_tokens := getattr(self, name)) == AUTO:
@@ -258,17 +260,16 @@ class Recipe:
         """The size of each stage after training: the recipe's numbers, and for "auto" a share of
         the training's tokens, of two significant digits. Names are shown beside examples: without
         those, "auto" makes no names. Presets are looked for among examples."""
-
-        def number(size: Count | None, share: float, most: int) -> Any:
-            n = int(float(f"{share * self.training.n_tokens:.1e}"))
-            return min(most, max(1, n)) if size == AUTO else size
-
-        evaluation = number(self.evaluation.n_tokens, *_EVALUATION)
-        examples = number(self.collect_tokens, *_EXAMPLES)
+        numbers: list[Any] = [self.evaluation.n_tokens, self.collect_tokens, self.explain_tokens]
+        for i, (share, most) in enumerate((_EVALUATION, _EXAMPLES, _NAMES)):
+            if numbers[i] == AUTO:
+                n = int(float(f"{share * self.training.n_tokens:.1e}"))
+                numbers[i] = min(most, max(1, n))
+        evaluation, examples, names = numbers
         if self.kind != "text" or self.lms:  # the others need a single language model
             return Sizes(evaluation, examples, 0, 0, 0)
-        no_names = self.explain_tokens == AUTO and not examples
-        names = 0 if no_names else number(self.explain_tokens, *_NAMES)
+        if self.explain_tokens == AUTO and not examples:
+            names = 0
         presets = self.preset_seconds if examples else 0
         return Sizes(evaluation, examples, names, self.probe_texts, presets)
 
@@ -284,8 +285,6 @@ class Recipe:
 
 def _lms_in_full(lms: object) -> dict[str, dict[str, Any]]:
     """The section lms with all fields of each model."""
-    if not lms:
-        return {}
     if not isinstance(lms, Mapping) or not all(isinstance(one, Mapping) for one in lms.values()):
         raise Refused(
             "lms must hold language models by name, such as {base: {name: ...}, chat: {name: "
@@ -320,8 +319,9 @@ def _sites_in_full(sae: Mapping[str, Any]) -> dict[str, Any]:
         texts = _BETWEEN.split(given) if isinstance(given, str) else given
         if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
             raise Refused(f"sae.{name} must be a list of places such as 'layers.12', got {given!r}")
-        each = [_places_in(t) if _is_short(t) else [(t, None)] for t in map(str.strip, texts)]
-        places = [place for some in each for place in some]
+        places = list[tuple[str, str | None]]()
+        for text in map(str.strip, texts):
+            places += _places_in(text) if _SHORT.search(text) else [(text, None)]
         targets = [target for _, target in places if target]
         in_full[name] = [site for site, _ in places]
         if not targets:
@@ -335,10 +335,6 @@ def _sites_in_full(sae: Mapping[str, Any]) -> dict[str, Any]:
             raise Refused("sae.sites has places with an arrow and places without; write all alike")
         in_full["target_sites"] = targets
     return in_full
-
-
-def _is_short(site: object) -> bool:
-    return isinstance(site, str) and ("{" in site or _ARROW in site)
 
 
 def _places_in(text: str) -> list[tuple[str, str | None]]:
@@ -446,12 +442,6 @@ def find_recipe(name: str | Path) -> Path:
     )
 
 
-def licence_with(recipe: Recipe, lm_name: str) -> str | None:
-    """A recipe's licence where it is used with another language model: none, since that one may
-    come under other terms."""
-    return recipe.license if lm_name == recipe.lm.name else None
-
-
 def read_recipe(name: str | Path) -> Recipe:
     """A recipe from a file, or one that comes with hfsae: "quickstart", "gemma2_2b_16k".
 
@@ -514,27 +504,21 @@ def differences(
     Args:
         sections: names of sections, or dotted names of fields in them.
     """
-    default = as_plain(Recipe())
+    default, rest = as_plain(Recipe()), list[tuple[str, list[Any]]]()
     for section in sections:
         name, _, field = section.partition(".")
-        values = (r.get(name) for r in (old, new, default))
-        if field:
-            values = ((value or {}).get(field) for value in values)
-        yield from _differences(section, *values)
-
-
-def _differences(
-    key: str, old: object, new: object, default: object
-) -> Iterator[tuple[str, str, str]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        default = default if isinstance(default, dict) else {}
-        for name in sorted({*old, *new} - _FREE):
-            fallback = default.get(name)
-            yield from _differences(
-                f"{key}.{name}", old.get(name, fallback), new.get(name), fallback
-            )
-    elif old != new:
-        yield key, reprlib.repr(old), reprlib.repr(new)
+        values = [plain.get(name) for plain in (old, new, default)]
+        values = [(value or {}).get(field) for value in values] if field else values
+        rest.append((section, values))
+    while rest:
+        key, (ours, theirs, usual) = rest.pop(0)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            usual = usual if isinstance(usual, dict) else {}
+            names = sorted({*ours, *theirs} - _FREE)
+            three = [[ours.get(n, usual.get(n)), theirs.get(n), usual.get(n)] for n in names]
+            rest[:0] = zip([f"{key}.{name}" for name in names], three, strict=True)
+        elif ours != theirs:
+            yield key, reprlib.repr(ours), reprlib.repr(theirs)
 
 
 def what_is_set(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:

@@ -30,7 +30,9 @@ into the SAE's folder, and a line of `STAGES`: before that of the card if the re
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,9 +54,11 @@ from ..io.file_names import (
     STEPS,
     TRAINING,
 )
-from ..io.files import passes, read_json
+from ..io.files import passes, read_json, sweep
+from ..io.lock import is_first_process, locked
 from .recipe import (
     AUTO,
+    TAKEN_FOLDERS,
     TRAINING_SECTIONS,
     Recipe,
     as_plain,
@@ -72,9 +76,9 @@ MADE_FROM = "made_from_sha256"
 _N_SHOWN = 3
 
 
-def _in(module: str, name: str) -> Callable[..., Any]:
-    """A function of this room, whose module, which imports torch, is imported when it is called."""
-    return lambda it: getattr(import_module(f".{module}", __package__), name)(it)
+def _call(module: str, name: str, it: Any) -> Any:
+    """Call a function of this room, whose module, which imports torch, is imported only here."""
+    return getattr(import_module(f".{module}", __package__), name)(it)
 
 
 class Stage(NamedTuple):
@@ -99,45 +103,45 @@ class Stage(NamedTuple):
 STAGES = (
     Stage(
         EVALUATION,
-        _in("stages", "stage_evaluation"),
+        partial(_call, "stages", "stage_evaluation"),
         sections=("evaluation",),
         setting="evaluation.n_tokens",
         size=lambda recipe: recipe.sizes.evaluation,
     ),
     Stage(
         META,
-        _in("stages", "stage_examples"),
+        partial(_call, "stages", "stage_examples"),
         sections=("collect", "collect_tokens"),
         setting="collect_tokens",
         size=lambda recipe: recipe.sizes.examples,
     ),
     Stage(
         COLUMNS,
-        _in("stages", "stage_labels"),
+        partial(_call, "stages", "stage_labels"),
         sections=("activations.labels", "images.labels"),
         size=lambda recipe: int(recipe.has_labels),
     ),
     Stage(
         EXPLANATIONS_RECORD,
-        _in("stage_explain", "stage_names"),
+        partial(_call, "stage_explain", "stage_names"),
         sections=("explain_tokens",),
         setting="explain_tokens",
         size=lambda recipe: recipe.sizes.names,
-        is_finished=_in("stage_explain", "is_named"),
+        is_finished=partial(_call, "stage_explain", "is_named"),
     ),
     Stage(
         PROBING,
-        _in("stage_probe", "stage_probing"),
+        partial(_call, "stage_probe", "stage_probing"),
         sections=("probe_texts",),
         setting="probe_texts",
         size=lambda recipe: recipe.sizes.probing,
     ),
-    Stage(FINGERPRINT, _in("stages", "stage_fingerprint")),
+    Stage(FINGERPRINT, partial(_call, "stages", "stage_fingerprint")),
     # The card shows the results of the stages before it.
-    Stage(CARD, lambda job: _in("folder", "finish")(job.folder)),
+    Stage(CARD, lambda job: _call("folder", "finish", job.folder)),
     Stage(
         PRESETS_SEARCH,
-        _in("preset_search", "stage_presets"),
+        partial(_call, "preset_search", "stage_presets"),
         sections=("preset_seconds", "collect", "collect_tokens"),
         setting="preset_seconds",
         size=lambda recipe: recipe.sizes.presets,
@@ -201,6 +205,22 @@ def outdated(folder: Path, recipe: Recipe, again: Collection[str] = ()) -> dict[
             if why or any(at.stat().st_mtime > path.stat().st_mtime for at in data):
                 why[name] = "results are newer"
     return why
+
+
+@contextmanager
+def locked_run(root: Path, homes: Iterable[Path]) -> Iterator[None]:
+    """Lock a run's folder, and remove files that killed processes left half written, there and in
+    its SAEs' folders.
+
+    Raises:
+        ValueError: another process works there, or it cannot be written to.
+    """
+    with locked(root):
+        if is_first_process():
+            for home in {root, *homes}:
+                for folder in (home, *(home / name for name in TAKEN_FOLDERS)):
+                    sweep(folder)
+        yield
 
 
 def refuse_another_training(recipe: Recipe) -> None:

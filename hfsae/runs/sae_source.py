@@ -1,9 +1,10 @@
 """Any SAE, with the language model and the text that it is measured on.
 
 A source (a folder or a repository, in any format) becomes an SAE in a folder of its own
-(`find_sae`, `filled`). That of a run has the run's recipe. One from elsewhere gets a recipe.yaml
-beside it with its first measure: its source, and the sections lm, text, harvest and sae.site that
-the next measure takes. What its files name is read in this order, and what stands first wins:
+(`find_sae`, `open_folder`). That of a run has the run's recipe. One from elsewhere gets a
+recipe.yaml beside it with its first measure: its source, and the sections lm, text, harvest and
+sae.site that the next measure takes. What its files name is read in this order, and what stands
+first wins:
 
     given  ->  recipe.yaml  ->  measured_with of its results  ->  training.json  ->  its config
 
@@ -61,7 +62,7 @@ from ..lm import LoadedLM, widths_of
 from ..models import SAE
 from ..packaged import shipped_at
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .folder import finish, home_of, load_trained, locked_run, norm_limits, trained_folder
+from .folder import finish, home_of, load_trained, norm_limits, trained_folder
 from .inputs import load, read_rows
 from .recipe import (
     SOURCE,
@@ -73,6 +74,7 @@ from .recipe import (
     read_recipe,
     save_recipe,
 )
+from .results import locked_run
 
 _ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS, PRESETS)
 _ABOUT += (EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, EVIDENCE)
@@ -211,7 +213,7 @@ def find_sae(
     output_dir: str | Path | None = None,
 ) -> SAEInContext:
     """The SAE of a source, the folder of its results, and the language model and text of its
-    measures. Nothing is written: `filled` does that.
+    measures. Nothing is written: `open_folder` does that.
 
     For an SAE of a run these are the run's. For one from elsewhere they are in the files beside
     it, as far as these name them; the results go to its own folder if that is a local one in
@@ -286,7 +288,7 @@ def find_saes(
     return found
 
 
-def chosen(source: str | Path, **options: object) -> dict[str, Any]:
+def load_arguments(source: str | Path, **options: object) -> dict[str, Any]:
     """Arguments of `hfsae.load`. A repository's id may be followed by the folder of an SAE in it:
     name/repository/layers.12/l0_50.
 
@@ -312,7 +314,7 @@ def chosen(source: str | Path, **options: object) -> dict[str, Any]:
 
 
 @contextmanager
-def filled(placed: SAEInContext) -> Iterator[SAEInContext]:
+def open_folder(placed: SAEInContext) -> Iterator[SAEInContext]:
     """A block in which the SAE's folder is locked and holds its weights; at its end the folder has
     a recipe, too.
 
@@ -340,7 +342,7 @@ def own_folder(choice: Mapping[str, Any], site: str | None = None) -> Iterator[P
     if folder == origin:
         yield folder
         return
-    with _staged(choice, site) as (staged, is_measured):
+    with _temporary(choice, site) as (staged, is_measured):
         if not is_measured:
             finish(staged)
         yield folder if is_measured else staged
@@ -359,12 +361,12 @@ def results_folder(choice: Mapping[str, Any]) -> Path | None:
     folder, origin = place(choice, None)
     if folder == origin or not (folder / CONFIG).is_file():
         return origin
-    with _staged(choice) as (_, is_measured):
+    with _temporary(choice) as (_, is_measured):
         return folder if is_measured else origin
 
 
 @contextmanager
-def _staged(choice: Mapping[str, Any], site: str | None = None) -> Iterator[tuple[Path, bool]]:
+def _temporary(choice: Mapping[str, Any], site: str | None = None) -> Iterator[tuple[Path, bool]]:
     """A temporary folder with the SAE of a choice in hfsae's own format, and whether runs/NAME
     holds the same."""
     folder, origin = place(choice, None)

@@ -60,10 +60,10 @@ from ..io.local_paths import without_local_paths
 from ..lm import LoadedLM
 from ..models import SAE
 from .arguments import JUDGE, UNTRAINED, ExplainRequest
-from .folder import locked_run
 from .inputs import Job, read_rows, token_bar
 from .recipe import Recipe
-from .sae_source import SAEInContext, check_held_out, filled, limits_of, load_lm_for
+from .results import locked_run
+from .sae_source import SAEInContext, check_held_out, limits_of, load_lm_for, open_folder
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -159,7 +159,7 @@ def explain_sae(
     check_held_out(placed, "explanations are tested on documents")
     order_of(args, placed.sae.config.d_sae)  # refuses a latent that is out of range
     request, folder = request or ExplainRequest(), placed.folder
-    with locked_run(placed.root, [folder]) if request.dry_run else filled(placed):
+    with locked_run(placed.root, [folder]) if request.dry_run else open_folder(placed):
         refuse_mixture(folder, [TRAINING, META])
         refuse_changed(folder, [META])  # from whose examples names are made, at the end
         texts, standing = _texts(request, folder, placed.sae.config.d_sae)
@@ -173,7 +173,7 @@ def explain_sae(
             words = json.dumps(sorted((latent, name.text) for latent, name in standing.items()))
             digest = sha256(words.encode()).hexdigest()
             settings["standing"] = {"n": len(standing), "sha256": digest}
-        if not request.dry_run and (finished := _finished(folder, settings, args, request)):
+        if not request.dry_run and (finished := _stored(folder, settings, args, request)):
             logger.info("%s is complete: nothing to do", folder / EXPLANATIONS)
             return finished
         judge = None
@@ -190,11 +190,11 @@ def explain_sae(
                     judge, lambda n, n_in_all: on_progress("explanations", n, n_in_all, math.nan)
                 )
             inquiry = ScoringRequest(request.scores, judge, on_progress)
-            result = _explained(
+            result = _explain(
                 placed, args, request, loaded, explainer, inquiry, texts, standing, settings
             )
         if request.dry_run:
-            return Explanations([], {}, _counted_by(judge))
+            return Explanations([], {}, _plan_lines(judge))
         if isinstance(judge, BatchFileJudge):
             if not result.rows:
                 judge.refuse_unused()
@@ -215,13 +215,13 @@ def explain_sae(
                 f"and {usage['n_tokens_out']:,} out, in {usage['seconds']:,.0f} s{money}.\n"
             )
         save_named(result, folder)
-        if (beside := _beside(request)) is not None:
+        if (beside := _requests_folder(request)) is not None:
             for path in beside.glob(FOUND):
                 path.unlink()
         return result
 
 
-def _explained(
+def _explain(
     placed: SAEInContext,
     args: ExplainArguments,
     request: ExplainRequest,
@@ -244,9 +244,9 @@ def _explained(
     limits, how = limits_of(placed, loaded), with_names(standing, explainer)
     plan, named, waiting = dict[str, Any](), list[dict[str, Any]](), list[str]()
 
-    def kept(name: str) -> StudyFile | None:
+    def study_file(name: str) -> StudyFile | None:
         """The file beside the requests with what a pass found."""
-        if request.dry_run or (beside := _beside(request)) is None:
+        if request.dry_run or (beside := _requests_folder(request)) is None:
             return None
         made_from = {"settings": settings, "arguments": args.as_plain(), "limits": limits}
         made_from |= {"harvest": vars(recipe.harvest), "judged": request.scores.latents}
@@ -256,7 +256,7 @@ def _explained(
         plan.update(new)
         _write_plan(new, request, folder)
 
-    def made(part: Callable[[], T]) -> T | None:
+    def unless_pending(part: Callable[[], T]) -> T | None:
         try:
             return part()
         except PendingAnswers as waits:
@@ -279,7 +279,7 @@ def _explained(
         return names
 
     with token_bar("explain", args.n_tokens) as progress:
-        result = made(
+        result = unless_pending(
             lambda: explain(
                 loaded.lm,
                 sae,
@@ -295,15 +295,15 @@ def _explained(
                 note_plan=note_plan,
                 note_names=named.extend,
                 inquiry=inquiry,
-                keep=kept("found.safetensors"),
+                keep=study_file("found.safetensors"),
             )
         )
-    names, redrawn = made(other_names), None
+    names, redrawn = unless_pending(other_names), None
     if UNTRAINED in request.controls:
         if request.explainer in ("human", "file"):  # words for latents of the trained one
             explainer = template
-        keep = kept("found-untrained.safetensors")
-        redrawn = made(
+        keep = study_file("found-untrained.safetensors")
+        redrawn = unless_pending(
             lambda: shuffled_weights(
                 recipe, loaded, sae, args, limits, explainer=explainer, inquiry=inquiry, keep=keep
             )
@@ -385,7 +385,7 @@ def _write_plan(plan: dict[str, Any], request: ExplainRequest, folder: Path) -> 
     has stays until they are there."""
     if request.dry_run:
         return
-    if (beside := _beside(request)) is None:
+    if (beside := _requests_folder(request)) is None:
         write_record(folder, plan)
         return
     path = beside / STUDY_PLAN
@@ -400,7 +400,7 @@ def _write_plan(plan: dict[str, Any], request: ExplainRequest, folder: Path) -> 
     write_whole(path, json.dumps(plan, indent=1) + "\n")
 
 
-def _beside(request: ExplainRequest) -> Path | None:
+def _requests_folder(request: ExplainRequest) -> Path | None:
     """The folder of requests; None where no answers come by file."""
     requests = request.judge.requests if request.judge is not None else None
     return None if requests is None else Path(requests).expanduser()
@@ -420,7 +420,7 @@ def _save_names(folder: Path, plan: dict[str, Any], named: list[dict[str, Any]])
     return f"{n:,} names are there, without scores: {folder / EXPLANATIONS}"
 
 
-def _counted_by(judge: Judge | None) -> str:
+def _plan_lines(judge: Judge | None) -> str:
     """What a dry run counted, in lines."""
     if not isinstance(judge, DryRunJudge):
         return "A dry run: these scores need no judge."
@@ -481,7 +481,7 @@ def _texts(
     return texts, {}
 
 
-def _finished(
+def _stored(
     folder: Path, settings: dict[str, Any], args: ExplainArguments, request: ExplainRequest
 ) -> Explanations | None:
     """What is stored, if the same was done with the same weights."""

@@ -30,10 +30,11 @@ from ..lm import LoadedLM, special_ids, unspared
 from ..models import SAE, SAEConfig
 from ..packaged import PROBES
 from ..training.trainer import sum_products_in_float32
-from .folder import locked_run, names_apart, norm_limits
+from .folder import names_apart, norm_limits
 from .inputs import Job, load
 from .recipe import LMArguments, Recipe
-from .sae_source import SAEInContext, filled, refuse_without_text
+from .results import locked_run
+from .sae_source import SAEInContext, open_folder, refuse_without_text
 
 LM_FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
 LM_FIELDS |= {"model_attention": "attn_implementation"}
@@ -91,8 +92,6 @@ def check_probing(recipe: Recipe, configs: Mapping[str, SAEConfig]) -> None:
         ValueError: an SAE of several sites, a number of texts that no task can have, or a package
             that is missing.
     """
-    if not recipe.sizes.probing:
-        return
     remedy = "set probe_texts to 0"
     for name, config in configs.items():
         if len(config.reads) > 1:
@@ -236,7 +235,7 @@ def probe_saes(
         ValueError: SAEs of different language models, unusable tasks, or a package that is missing.
     """
     for one in placed:
-        with filled(one):
+        with open_folder(one):
             pass  # each run's folder is free while texts are read, which takes long
     by_folder = {one.folder.resolve(): one for one in placed}  # one that is named twice, once
     folders, placed = [*by_folder], [*by_folder.values()]

@@ -54,7 +54,7 @@ from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import results
 from .checks import CheckCost, check, with_lone_site
-from .folder import finish, load_trained, locked_run, norm_limits
+from .folder import finish, load_trained, norm_limits
 from .inputs import Inputs, Job, Loaded, check_foreign, inputs_of, load_inputs
 from .recipe import (
     Recipe,
@@ -95,7 +95,7 @@ def run(
         raise Refused(f"training.output_dir {root} cannot be written to; give another")
     recipe = with_lone_site(recipe)
     folders = [root / name for name in recipe.sae_fields()]
-    with locked_run(root, folders):
+    with results.locked_run(root, folders):
         try:
             recipe = results.resolve_auto_sizes(recipe)
             results.refuse_another_training(recipe)
@@ -302,7 +302,7 @@ def _refuse_no_tokens(recipe: Recipe, result: str) -> None:
         )
 
 
-def again(recipe: Recipe, folder: Path, home: Path, result: str) -> None:
+def remake(recipe: Recipe, folder: Path, home: Path, result: str) -> None:
     """Make one result of a finished run again, with its figures and card. Lock the run's folder
     first (`hfsae.runs.locked_run`).
 
@@ -352,7 +352,7 @@ def measure(placed: SAEInContext, result: str) -> None:
     `measured_with` the model, the text and the norm limits.
 
     Args:
-        placed: with its weights in the folder, see `filled`.
+        placed: with its weights in the folder, see `open_folder`.
         result: "evaluation.json" or "features/meta.json".
     """
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder

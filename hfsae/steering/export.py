@@ -11,7 +11,6 @@ blocks counted from 0, as here, but never to that of block 0.
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,15 +25,6 @@ from ..models import SAE
 from .intervention import Edits, Maxima, Unit, resolve
 
 FORMAT = "hfsae steering vector v1"
-
-
-class SteeringVector(NamedTuple):
-    """A vector, its site and its origin."""
-
-    site: str
-    vector: Float[Tensor, " d_model"]
-    """raw units, multiplied by the strengths"""
-    metadata: dict[str, str]
 
 
 def save_steering_vector(
@@ -68,20 +58,20 @@ def save_steering_vector(
             f"this SAE has token_norm {config.token_norm!r}: each token needs its own "
             "vector; steer with the SAE instead"
         )
-    for edit in edits:
-        if edit.mode != "add" or edit.of_norm:
-            what = "unit 'norm'" if edit.of_norm else f"mode {edit.mode!r}"
+    for latent, edit in edits.items():
+        if edit.mode != "add" or edit.unit == "norm":
+            what = "unit 'norm'" if edit.unit == "norm" else f"mode {edit.mode!r}"
             raise Refused(
-                f"{what} (latent {edit.latent}) depends on the token, so one vector cannot hold "
+                f"{what} (latent {latent}) depends on the token, so one vector cannot hold "
                 "it; use mode 'add' in the unit 'raw' or 'max'"
             )
-    strengths = torch.tensor([edit.strength for edit in edits])
-    vector = strengths @ sae.W_dec.detach().float().cpu()[[edit.latent for edit in edits]]
+    strengths = {latent: float(edit.strength) for latent, edit in edits.items()}
+    vector = torch.tensor([*strengths.values()]) @ sae.W_dec.detach().float().cpu()[[*strengths]]
     metadata = {
         "format": FORMAT,
         "model_name": config.model_name or "",
         "model_revision": config.model_revision or "",
-        "latents": json.dumps({str(edit.latent): edit.strength for edit in edits}),
+        "latents": json.dumps(strengths),
         "use": "add to the activation at the site that names the tensor, at every token",
     }
     if path.suffix == ".safetensors":
@@ -112,8 +102,11 @@ def save_steering_vector(
     return path
 
 
-def load_steering_vector(path: str | Path) -> SteeringVector:
-    """The vector in a .safetensors file from `save_steering_vector`.
+def load_steering_vector(
+    path: str | Path,
+) -> tuple[str, Float[Tensor, " d_model"], dict[str, str]]:
+    """The vector in a .safetensors file from `save_steering_vector`: its site; the vector, raw
+    units, multiplied by the strengths; and its origin.
 
         site, vector, _ = load_steering_vector("calm.safetensors")
         with hfsae.patch(lm, {site: lambda x: x + vector.to(x)}):
@@ -130,6 +123,6 @@ def load_steering_vector(path: str | Path) -> SteeringVector:
                     f"{str(path)!r} is not a steering vector: its format is "
                     f"{metadata.get('format')!r}, not {FORMAT!r}"
                 )
-            return SteeringVector(names[0], file.get_tensor(names[0]), metadata)
+            return names[0], file.get_tensor(names[0]), metadata
     except (SafetensorError, OSError) as error:
         raise Refused(f"{str(path)!r} cannot be read: {error}") from error

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -116,7 +116,11 @@ def steer(
     _check_choice("scope", scope, SCOPES)
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     is_several = isinstance(sae, list | tuple)
-    saes = [_plain(one) for one in sae] if is_several else [_plain(sae)]
+    # without `torch.compile`, as inside a block nothing runs compiled
+    saes: list[Any] = [
+        one._modules.get("_orig_mod", one) if isinstance(one, nn.Module) else one
+        for one in (sae if is_several else [sae])
+    ]
     if not all(isinstance(one, SAE) for one in saes):
         raise Refused(
             f"sae is {repr(sae)[:40]}; pass an SAE, such as hfsae.load(folder), or a list of them"
@@ -126,7 +130,15 @@ def steer(
             f"latents has {len(latents)} entries for {len(saes)} SAEs; give a list with one "
             "mapping {latent: strength} for each SAE"
         )
-    edits = [_edits(each, mode) for each in (latents if is_several else [latents])]
+    edits: list[Any] = [*latents] if is_several else [latents]
+    for i, own in enumerate(edits):
+        if mode == "ablate" and isinstance(own, Sequence) and not isinstance(own, str):
+            edits[i] = dict.fromkeys(own, 0.0)
+        elif not isinstance(own, Mapping):
+            raise Refused(
+                f"latents is a {type(own).__name__}; one SAE needs a mapping {{latent: strength}}, "
+                'such as {1234: 2.0}, or with mode="ablate" a list of latents, such as [1234]'
+            )
     maxima: Any = max_activations if is_several else [max_activations]
     if maxima is None:
         maxima = [None] * len(saes)
@@ -137,49 +149,24 @@ def steer(
         )
     if not any(edits):
         raise Refused("latents is empty; give a latent and a strength, such as {1234: 2.0}")
-    triples = zip(saes, edits, maxima, strict=True)
-    resolved = [(one, resolve(one, own, mode, unit, largest)) for one, own, largest in triples]
+    steerings = []
+    for one, own, largest in zip(saes, edits, maxima, strict=True):
+        one = one.folded() if one.config.has_column_scales else one  # rows in raw units
+        resolved = resolve(one, own, mode, unit, largest)
+        steerings.append(_Steering(one, resolved, error_term, scope, spared))
     with ExitStack() as blocks:
-        for steering in [_Steering(*each, error_term, scope, spared) for each in resolved]:
+        for steering in steerings:
             blocks.enter_context(intervene(lm, steering.sae, steering.write, sites=sites))
         if scope != "all":
             blocks.enter_context(noting_prompts(lm))
         yield
 
 
-def _edits(latents: object, mode: Mode) -> Edits:
-    """{latent: strength} from the argument for one SAE; ablation needs no strength."""
-    if isinstance(latents, Mapping):
-        return latents
-    is_list = isinstance(latents, Sequence) and not isinstance(latents, str)
-    if mode == "ablate" and is_list:
-        return dict.fromkeys(cast(Sequence[int], latents), 0.0)
-    raise Refused(
-        f"latents is a {type(latents).__name__}; one SAE needs a mapping {{latent: strength}}, "
-        'such as {1234: 2.0}, or with mode="ablate" a list of latents, such as [1234]'
-    )
-
-
-def _plain(sae: Any) -> Any:
-    """The SAE without `torch.compile`, as inside a block nothing runs compiled, and with rows in
-    raw units at each of several sites."""
-    sae = sae._modules.get("_orig_mod", sae) if isinstance(sae, nn.Module) else sae
-    return sae.folded() if isinstance(sae, SAE) and sae.config.has_column_scales else sae
-
-
-class Resolved(NamedTuple):
-    """A valid edit: strength in the latent's unit, or per cent of the norm if `of_norm`."""
-
-    latent: int
-    mode: Mode
-    strength: float
-    of_norm: bool
-
-
 def resolve(
     sae: SAE, edits: Edits, mode: Mode, unit: Unit, maxima: Maxima | None
-) -> list[Resolved]:
-    """The edits in the latents' own units; raises ValueError as `steer` does."""
+) -> dict[int, Edit]:
+    """The edits with a mode and a unit each: "raw", or "norm", per cent of the activation's norm;
+    raises ValueError as `steer` does."""
     if not isinstance(maxima, Mapping | None) and len(maxima) != sae.config.d_sae:
         raise Refused(
             f"max_activations has {len(maxima)} numbers, this SAE has {sae.config.d_sae} latents; "
@@ -187,7 +174,7 @@ def resolve(
         )
     refuse_values_of_others(maxima, sae.W_dec, "max_activations")
     one_at_a_time = sae.config.is_causal and sae.config.has_several_sites
-    resolved = []
+    resolved = {}
     for latent, edit in edits.items():
         if isinstance(latent, bool) or not isinstance(latent, Integral):
             raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
@@ -219,8 +206,8 @@ def resolve(
                     "unit='max' cannot scale it; use unit='norm' or 'raw'"
                 )
             strength *= most
-        of_norm = its_unit == "norm" and measured
-        resolved.append(Resolved(int(latent), its_mode, strength, of_norm))
+        is_of_norm = its_unit == "norm" and measured
+        resolved[int(latent)] = Edit(strength, its_mode, "norm" if is_of_norm else "raw")
     return resolved
 
 
@@ -233,12 +220,17 @@ class _Steering:
     """The edits of one SAE, and their effect on a forward pass."""
 
     def __init__(
-        self, sae: SAE, edits: list[Resolved], error_term: bool, scope: Scope, spared: list[int]
+        self,
+        sae: SAE,
+        edits: Mapping[int, Edit],
+        error_term: bool,
+        scope: Scope,
+        spared: list[int],
     ):
         self.sae, self.error_term, self.scope, self.spared = sae, error_term, scope, spared
-        self.changed = [edit for edit in edits if edit.mode != "orthogonal"]
-        self.replaced = [edit for edit in edits if edit.mode == "orthogonal"]
-        rows = sae.W_dec.detach()[[edit.latent for edit in self.replaced]].float()
+        self.changed = {i: edit for i, edit in edits.items() if edit.mode != "orthogonal"}
+        self.replaced = {i: edit for i, edit in edits.items() if edit.mode == "orthogonal"}
+        rows = sae.W_dec.detach()[[*self.replaced]].float()
         self.row_norms = rows.norm(dim=1)  # [n], n replaced latents
         self.directions = rows / self.row_norms[:, None].clamp(min=1e-12)  # [n, d_out]
         # pseudo-inverse: sets all these components at once; the rest of the space stays
@@ -267,33 +259,34 @@ class _Steering:
         if self.changed or not self.error_term:
             latents = sae.encode(moment.source)
             new = latents.clone()
-            for edit in self.changed:
-                old = latents[..., edit.latent]
-                value = self._amount(edit, moment).to(old)
-                new[..., edit.latent] = {
+            for latent, edit in self.changed.items():
+                old = latents[..., latent]
+                value = self._amount(latent, edit, moment).to(old)
+                new[..., latent] = {
                     "add": old + value,
                     "clamp": value.expand_as(old),
                     "scale": old * value,
                     "ablate": torch.zeros_like(old),
                     "cap": torch.minimum(old, value),
-                }[edit.mode]
+                }[edit.mode or "add"]
             written = sae.decode(new, moment.source)
             if self.error_term:
                 # difference first: an edit without effect then adds exactly zero
                 written = x + (written - sae.decode(latents, moment.source)).to(x.device)
         if not self.replaced:
             return written
-        along = [self._amount(edit, moment).expand(written.shape[:2]) for edit in self.replaced]
+        amounts = (self._amount(i, edit, moment) for i, edit in self.replaced.items())
+        along = [amount.expand(written.shape[:2]) for amount in amounts]
         factor = sae.row_factor(moment.source).to(self.directions)
         goal = torch.stack(along, dim=-1).to(self.directions) * self.row_norms * factor
         present = written.to(self.directions) @ self.directions.T  # [rows, ctx, n]
         return written + ((goal - present) @ self.inverse.T).to(written.device)
 
-    def _amount(self, edit: Resolved, moment: Moment) -> Float[Tensor, "*rows_ctx"]:
+    def _amount(self, latent: int, edit: Edit, moment: Moment) -> Float[Tensor, "*rows_ctx"]:
         """The strength in the latent's unit: one number, or one number for each token."""
-        if not edit.of_norm:
+        if edit.unit != "norm":
             return torch.tensor(edit.strength, device=self.sae.device)
-        row_norm = self.sae.W_dec[edit.latent].detach().float().norm()
+        row_norm = self.sae.W_dec[latent].detach().float().norm()
         factor = self.sae.row_factor(moment.source)[..., 0].float()
         norm = moment.target.float().norm(dim=-1).to(factor.device)
         return edit.strength / 100 * norm / (row_norm * factor).clamp(min=1e-12)

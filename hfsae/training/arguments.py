@@ -1,14 +1,16 @@
-"""Settings of a training: budget, optimiser, schedules, checkpoints. Names follow transformers."""
+"""Settings of a training: budget, optimiser, schedules, checkpoints. Names follow transformers.
 
-import logging
+At the end the pure functions of the step that they set: warm-up, decay, and the L0 controller.
+"""
+
+import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
 from ..io.bounds import MOST_TOKENS, check_least, check_most
 from ..io.errors import Refused
-from .schedules import Duration, in_steps
 
-logger = logging.getLogger(__name__)
+Duration = int | float
 # Arguments that do not change the result.
 FREE = {
     "output_dir",
@@ -149,12 +151,9 @@ class TrainingArguments:
             raise Refused(
                 f"training.num_processes must be 1 or more, or null, got {self.num_processes}"
             )
-        if not 0 <= self.init_decoder_data <= 1:
-            raise Refused(
-                f"training.init_decoder_data must lie in [0, 1], got {self.init_decoder_data}"
-            )
-        if not 0 <= self.init_whitening <= 1:
-            raise Refused(f"training.init_whitening must lie in [0, 1], got {self.init_whitening}")
+        for name in ("init_decoder_data", "init_whitening"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Refused(f"training.{name} must lie in [0, 1], got {getattr(self, name)}")
         check_least(self, "training.", init_cluster_rounds=0)
         for name in ("init_cluster_rounds", "init_whitening"):
             if getattr(self, name) and not self.init_decoder_data:
@@ -211,28 +210,10 @@ class TrainingArguments:
         """Optimiser steps of the run."""
         return self.n_tokens // self.batch_size
 
-    def fitted(self, name: str, warm_start_steps: int) -> int:
+    def warmup_length(self, name: str, warm_start_steps: int) -> int:
         """A warm-up's length in steps: at most half of those after the warm start."""
         given = in_steps(getattr(self, name), self.total_steps)
         return min(given, (self.total_steps - warm_start_steps) // 2)
-
-    def say_what_is_shortened(self, warm_start_steps: int, *, has_sparsity: bool = True) -> None:
-        """Log the warm-ups that do not fit.
-
-        Args:
-            has_sparsity: whether the SAE has a sparsity coefficient, which warms up.
-        """
-        names = ("warmup_steps", "sparsity_warmup_steps") if has_sparsity else ("warmup_steps",)
-        for name in names:
-            given = in_steps(getattr(self, name), self.total_steps)
-            if given > self.fitted(name, warm_start_steps):
-                logger.info(
-                    "training.%s (%d) does not fit into the %d steps after the warm start: half of "
-                    "them are used",
-                    name,
-                    given,
-                    self.total_steps - warm_start_steps,
-                )
 
     def check_shares(self, n_processes: int) -> None:
         """Refuse a batch that this number of processes cannot share equally.
@@ -246,3 +227,39 @@ class TrainingArguments:
                 f"training.batch_size ({self.batch_size}) is not divisible by processes times "
                 f"gradient_accumulation_steps ({parts})"
             )
+
+
+def in_steps(duration: Duration, total_steps: int) -> int:
+    """A duration in steps: below 1 it is a fraction of all steps, else steps already."""
+    return round(duration * total_steps) if duration < 1 else int(duration)
+
+
+def linear_warmup(step: int, warmup_steps: int) -> float:
+    """Linear from just above 0 at step 0 to 1 at step warmup_steps."""
+    return min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+def cosine_warmup(step: int, warmup_steps: int) -> float:
+    """Half a cosine from a tenth to 1 over warmup_steps (Gemma Scope's learning rate, 3.2)."""
+    if step >= warmup_steps:
+        return 1.0
+    return 0.1 + (1 - 0.1) * (1 - math.cos(math.pi * step / warmup_steps)) / 2
+
+
+def linear_decay(step: int, total_steps: int, decay_steps: int) -> float:
+    """1, then linear towards 0 over the last decay_steps."""
+    return min(1.0, (total_steps - step) / decay_steps) if decay_steps else 1.0
+
+
+def geometric(step: int, steps: int, start: float) -> float:
+    """From `start` to 1 over `steps`, by equal factors."""
+    return start ** max(0.0, 1 - step / steps) if steps else 1.0
+
+
+def steer(value: float, l0: float, target_l0: float, gain: float) -> float:
+    """`value`, larger if l0 is above its target, smaller if below: by at most exp(gain) a step.
+
+    Works for any value that lowers L0 as it grows: the sparsity coefficient, a common threshold.
+    """
+    error = math.log(max(l0, 1e-9) / target_l0)
+    return value * math.exp(gain * max(-1.0, min(1.0, error)))

@@ -64,7 +64,7 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
     for stray in (*folder.glob("step-*.tmp-*"), *folder.glob(f"step-*{_SET_ASIDE}")):
         stray.unlink(missing_ok=True)
     if keep is not None:
-        for old in _all(folder)[:-keep]:
+        for old in sorted(folder.glob(STEPS))[:-keep]:
             old.unlink()
     return path
 
@@ -75,7 +75,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         ValueError: all checkpoints are damaged, or a later version of hfsae wrote the newest.
     """
-    paths = sorted(_all(folder), reverse=True)
+    paths = sorted(folder.glob(STEPS), reverse=True)
     for i, path in enumerate(paths):
         try:
             state = load(path)
@@ -94,7 +94,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def set_aside_newer(path: Path) -> None:
     """Rename the damaged checkpoints after `path`, so that they do not count towards the number
     kept; the next save removes them."""
-    for damaged in _all(path.parent):
+    for damaged in path.parent.glob(STEPS):
         if damaged > path:
             damaged.replace(damaged.with_suffix(_SET_ASIDE))
 
@@ -127,10 +127,6 @@ def load(path: Path) -> dict[str, Any]:
 
 class _Damaged(ValueError):
     """A checkpoint differs from what was saved."""
-
-
-def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob(STEPS))
 
 
 class Identity:

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from ..models import SAE, Schedule
 from ..ops import Place
-from .arguments import TrainingArguments
+from .arguments import TrainingArguments, in_steps
 from .l0 import L0Control
-from .schedules import in_steps
 from .sharding import whole
 
 _MOST = 0.5  # of all latents
 _LEAST_VARIANCE = 0.2  # of x/c; 0.5 at a middle block of SmolLM2
-_DOMINATES = 0.25  # of the variance; 0.09 after block 12 of SmolLM2, 0.47 after Gemma 3's block 9
 _SILENT, _EARLY = 0.1, 0.1
 _LEAST_SHARE = 0.1  # of an equal share of L0
 _ITERATIONS = 10  # of power iteration
@@ -140,50 +138,31 @@ def diagnose(reading: HealthReading) -> list[str]:
     return causes
 
 
-def diagnose_dead(dead_share: float, *, could_revive: bool) -> list[str]:
-    """Like `diagnose`, for SAEs without trained thresholds.
+def diagnose_silent(
+    sae: SAE, args: TrainingArguments, dead_share: float, never_share: float, share_done: float
+) -> list[str]:
+    """Like `diagnose`, for SAEs without trained thresholds, or before these are trained.
 
     Args:
-        could_revive: the SAE has an auxiliary loss that revives dead latents, and it is off.
-    """
-    if dead_share <= _MOST:
-        return []
-    revive = ", or revive them with sae.aux_coefficient 0.03125" if could_revive else ""
-    return [
-        f"{dead_share:.0%} of latents are dead: lower training.learning_rate, or have a token fire "
-        f"more latents (sae.k, or sae.target_l0){revive}"
-    ]
-
-
-def diagnose_start(leading_share: float, *, whitening: float) -> list[str]:
-    """What in the activations leaves latents silent from the start, where these start at data.
-
-    Args:
-        leading_share: of the variance, along one direction.
-        whitening: training.init_whitening.
-    """
-    if leading_share < _DOMINATES or whitening:
-        return []
-    return [
-        f"one direction holds {leading_share:.0%} of the activations' variance: latents that start "
-        "at data share it, and many would never fire; set training.init_whitening=0.75"
-    ]
-
-
-def diagnose_silent(never_share: float, share_done: float, *, whitening: float) -> list[str]:
-    """Like `diagnose_start`, from latents that stay silent in training.
-
-    Args:
+        dead_share: of latents that have not fired for dead_after_tokens.
         never_share: of latents that have not fired since the start.
         share_done: of the run.
     """
-    if never_share < _SILENT or share_done < _EARLY:
-        return []
-    more = "set training.warm_start_l0=2" if whitening else "set training.init_whitening=0.75"
-    return [
-        f"{never_share:.0%} of latents have not fired since the start: {more}, or lower "
-        "training.init_decoder_data"
-    ]
+    causes = []
+    if dead_share > _MOST:
+        could_revive = getattr(sae.config, "aux_coefficient", None) == 0
+        revive = ", or revive them with sae.aux_coefficient 0.03125" if could_revive else ""
+        causes.append(
+            f"{dead_share:.0%} of latents are dead: lower training.learning_rate, or have a token "
+            f"fire more latents (sae.k, or sae.target_l0){revive}"
+        )
+    if args.init_decoder_data and never_share >= _SILENT and share_done >= _EARLY:
+        more = "warm_start_l0=2" if args.init_whitening else "init_whitening=0.75"
+        causes.append(
+            f"{never_share:.0%} of latents have not fired since the start: set training.{more}, or "
+            "lower training.init_decoder_data"
+        )
+    return causes
 
 
 def diagnose_sources(l0: Mapping[str, float]) -> list[str]:
@@ -235,12 +214,7 @@ class Readings:
         sae, args, total = self.sae, self.args, self.args.total_steps
         learns = sae.config.has_thresholds and sae.get_parameter("threshold").requires_grad
         if step < self.control.warm_start_steps or not learns:
-            could_revive = getattr(sae.config, "aux_coefficient", None) == 0
-            warnings = diagnose_dead(dead_share, could_revive=could_revive)
-            if args.init_decoder_data:
-                warnings += diagnose_silent(
-                    never_share, step / total, whitening=args.init_whitening
-                )
+            warnings = diagnose_silent(sae, args, dead_share, never_share, step / total)
             return {"health": warnings} if warnings else {}
         threshold = whole(sae.get_parameter("threshold").detach()).clone()
         before, now = self.previous, {"step": step, "l0": l0, "sparsity": schedule.sparsity}

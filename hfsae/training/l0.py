@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ..models import SAE
 from ..models.config import l0_goal
-from .arguments import TrainingArguments
-from .schedules import geometric, in_steps, linear_warmup, steer
+from .arguments import TrainingArguments, geometric, in_steps, linear_warmup, steer
 from .sharding import whole
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ class L0Control:
         self.target = None if target is None else float(target)
         warms = self.target is not None and sae.config.has_thresholds
         self.warm_start_steps = in_steps(args.warm_start_steps, args.total_steps) if warms else 0
-        self.warmup_steps = args.fitted("sparsity_warmup_steps", self.warm_start_steps)
+        self.warmup_steps = args.warmup_length("sparsity_warmup_steps", self.warm_start_steps)
         most = max(self.target or 0.0, sae.config.d_sae / 2)
         self.first_l0 = min(args.warm_start_l0 * (self.target or 0.0), most)
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -23,11 +23,10 @@ from ..io.errors import Refused
 from ..lm import widths_of
 from ..models import SAE, Schedule
 from ..ops import Entries, Place, Workspace, one_process
-from .arguments import TrainingArguments
+from .arguments import TrainingArguments, cosine_warmup, geometric, in_steps, linear_decay
 from .health import Readings, diagnose_sources
 from .l0 import L0Control
 from .refit import check_refit
-from .schedules import cosine_warmup, geometric, in_steps, linear_decay
 from .sharding import (
     check_spread,
     everywhere,
@@ -106,8 +105,17 @@ class Run:
         self.variance = 1.0
         self.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=device)
         self.last_fvu: float | None = None  # of the last batch that was logged
-        has_sparsity = "k" not in vars(sae.config)  # which k sets
-        args.say_what_is_shortened(self.control.warm_start_steps, has_sparsity=has_sparsity)
+        left = args.total_steps - self.control.warm_start_steps
+        for name in ("warmup_steps", "sparsity_warmup_steps"):
+            n_steps = in_steps(getattr(args, name), args.total_steps)
+            if name == "sparsity_warmup_steps" and "k" in vars(sae.config):
+                continue  # k sets the sparsity
+            if n_steps > args.warmup_length(name, self.control.warm_start_steps):
+                logger.info(
+                    "training.%s (%d) does not fit into the %d steps after the warm start: half of "
+                    "them are used",
+                    *(name, n_steps, left),
+                )
 
     @torch.no_grad()
     def initialise(self, sample: dict[str, Float[Tensor, "n _"]]) -> None:
@@ -215,7 +223,8 @@ class Run:
             bandwidth = geometric(
                 since, in_steps(a.bandwidth_steps, a.total_steps), a.bandwidth_start
             )
-        dead, summed = self.sae.revivable(self._dead()), self._sum
+        dead = self.sae.revivable(self.tokens_since_fired > a.dead_after_tokens)
+        summed = self._sum
         if self.mesh is not None:  # each process has the whole batch
             dead, summed = everywhere(dead, self.mesh, is_slice=False), one_process
         return Schedule(self.control.sparsity(step), bandwidth, dead, summed, training=True)
@@ -271,19 +280,17 @@ class Run:
         self.last_fvu = means["mse"] / self.variance
         seen = (step + 1) * self.args.batch_size
         never = float((self.tokens_since_fired >= seen).float().mean())
-        dead = float(self._dead().float().mean())
+        dead = self.tokens_since_fired > self.args.dead_after_tokens
+        dead_share = float(dead.float().mean())
         return {
             "loss": sum(means.values()),
             **means,
             "fvu": self.last_fvu,
             "l0": l0,
-            "dead_share": dead,
+            "dead_share": dead_share,
             "learning_rate": self.optimiser.learning_rate,
-            **self.readings.line(*last, l0, dead, never, schedule, step),
+            **self.readings.line(*last, l0, dead_share, never, schedule, step),
         }
-
-    def _dead(self) -> Bool[Tensor, " d_sae"]:
-        return self.tokens_since_fired > self.args.dead_after_tokens
 
     def is_finite(self) -> bool:
         """Whether all weights that this process holds are finite."""
@@ -347,6 +354,8 @@ class Optimiser:
 
     def __init__(self, sae: SAE, args: TrainingArguments) -> None:
         self.sae, self.args = sae, args
+        self.learning_rate = args.learning_rate
+        """the present one, except where decoder or thresholds have one of their own"""
         self._views = {n: self._view(n, p.detach()) for n, p in sae.named_parameters()}
         own = {"W_dec": [*sae.decoder_names], "threshold": ["threshold"]}
         named = {of: [n for n in names if n in self._views] for of, names in own.items()}
@@ -365,16 +374,11 @@ class Optimiser:
             fused=True,  # several times as fast as the default on a CPU
         )
 
-    @property
-    def learning_rate(self) -> float:
-        """The present learning rate, except where decoder or thresholds have one of their own."""
-        return self._adam.param_groups[0]["lr"]
-
     def set_rates(self, step: int, warm_start_steps: int) -> None:
         """Set learning rates: warm-up, which restarts after the warm start, and decay."""
         a, total, warm = self.args, self.args.total_steps, step < warm_start_steps
         since_start = step if warm else step - warm_start_steps
-        factor = cosine_warmup(since_start, a.fitted("warmup_steps", warm_start_steps))
+        factor = cosine_warmup(since_start, a.warmup_length("warmup_steps", warm_start_steps))
         factor *= linear_decay(step, total, in_steps(a.decay_steps, total))
         for group in self._adam.param_groups:
             rate = a.learning_rate
@@ -384,6 +388,7 @@ class Optimiser:
                 # In the warm start the controller moves the common threshold, not Adam.
                 rate = 0.0 if warm else a.threshold_learning_rate or a.learning_rate
             group["lr"] = rate * factor
+        self.learning_rate = self._adam.param_groups[0]["lr"]
 
     @torch.no_grad()
     def step(self) -> None:

@@ -20,6 +20,7 @@ import logging
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import normalize  # by default along dim 1; a row of zeros stays
 from tqdm.auto import tqdm
 
 from ..io.errors import Refused
@@ -29,7 +30,7 @@ from ..models import SAE
 from ..models.config import INITIAL_FREE_NORM
 from ..models.dedicated import directions_of_difference, reading_difference, tie_
 from .arguments import TrainingArguments
-from .health import diagnose_start, leading_share, root_mean_square_norm
+from .health import leading_share, root_mean_square_norm
 from .sharding import local, part, whole
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ SAMPLE = 2**15  # activations that scales, variances and biases are estimated fr
 _CLUSTERED = 2**17  # activations that are clustered, where latents start at clusters
 _SIMILARITIES = 2**23  # that are in memory
 _WHITENED = 2**14  # activations at a time
+_DOMINATES = 0.25  # of the variance; 0.09 after block 12 of SmolLM2, 0.47 after Gemma 3's block 9
 _FLOOR = 1e-4  # of the mean variance: directions with less are not blown up
 
 
@@ -61,7 +63,9 @@ def start_(
     means = few[0].mean(dim=0), few[1].mean(dim=0)
     centred = few[0] - means[0], few[1] - means[1]
     read, written = centred if args.unit == "spread" else few
-    config.fill_scales(_sizes(config.reads, read), _sizes(config.writes, written))
+    sides = (config.reads, read), (config.writes, written)
+    sizes = [[root_mean_square_norm(part) for part in s.split(acts).values()] for s, acts in sides]
+    config.fill_scales(*sizes)
     if args.init_b_dec == "mean":
         sae.b_dec.copy_(means[1] / sae.write_scale)
     scale, own = sae.write_scale, None
@@ -70,8 +74,12 @@ def start_(
         own = directions_of_difference(scaled, config.dedicated, len(config.writes))
     if args.init_decoder_data:
         share = leading_share(whole(few[0]))
-        for sentence in diagnose_start(share, whitening=args.init_whitening):
-            logger.warning("%s", sentence)
+        if share >= _DOMINATES and not args.init_whitening:
+            logger.warning(
+                "one direction holds %.0f%% of the activations' variance: latents that start at "
+                "data share it, and many would never fire; set training.init_whitening=0.75",
+                100 * share,
+            )
         x = goal = _centred(x, means[0], sae.read_scale, config.reads)
         if config.is_transcoder:
             goal = _centred(target, means[1], sae.write_scale, config.writes)
@@ -83,10 +91,6 @@ def start_(
     left = centred[1] if isinstance(scale, float) else centred[1] / scale
     variance = float(left.square().sum(-1).mean())
     return variance / (1 if config.has_column_scales else sae.latent_scale**2)
-
-
-def _sizes(sites: Sites, x: Float[Tensor, "n d"]) -> list[float]:
-    return [root_mean_square_norm(part) for part in sites.split(x).values()]
 
 
 def _centred(
@@ -152,7 +156,7 @@ def _turned(
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
     """The rows of a weight, and their directions when turned a share of the way."""
     start = whole(weight.detach())
-    return start, directions(torch.lerp(directions(start), turn, share))
+    return start, normalize(torch.lerp(normalize(start), turn, share))
 
 
 def first_directions_(
@@ -167,9 +171,9 @@ def first_directions_(
         columns, rows = residual_clusters_(x, target, n, args.init_cluster_rounds)
     else:
         order = torch.arange(n, device=x.device) % len(x)
-        columns, rows = directions(x[order]), directions(target[order])
+        columns, rows = normalize(x[order]), normalize(target[order])
     if args.init_whitening:
-        columns, rows = directions(columns @ to), directions(rows @ back)
+        columns, rows = normalize(columns @ to), normalize(rows @ back)
     return columns, rows
 
 
@@ -218,14 +222,14 @@ def residual_clusters_(
         if not latents:
             continue
         starts = torch.tensor(latents, device=x.device) % len(x)
-        columns = directions(x[starts])
+        columns = normalize(x[starts])
         sizes = sizes_of_rounds(len(x), len(columns), rounds)
         for size in tqdm(sizes, desc="  clusters", leave=False, disable=None):
             towards = columns.to(narrow).T
             blocks = x[:size].split(max(1, _SIMILARITIES // len(columns)))
             cluster = torch.cat([(rows.to(narrow) @ towards).argmax(dim=1) for rows in blocks])
             columns = _means(x[:size], cluster, columns)
-        rows = columns if target is x else _means(target, cluster, directions(target[starts]))
+        rows = columns if target is x else _means(target, cluster, normalize(target[starts]))
         _take_out_(x, columns, cluster)
         if target is not x:
             _take_out_(target, rows, cluster)
@@ -242,11 +246,6 @@ def sizes_of_rounds(n: int, n_centres: int, rounds: int) -> list[int]:
     return [min(n, max(n >> later, 8 * n_centres)) for later in reversed(range(rounds))]
 
 
-def directions(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Each row at a length of 1; a row of zeros stays."""
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-
-
 def _means(
     x: Float[Tensor, "n d"], cluster: Int[Tensor, " n"], former: Float[Tensor, "k d"]
 ) -> Float[Tensor, "k d"]:
@@ -260,7 +259,7 @@ def _means(
     sums = nn.functional.embedding_bag(
         order, x, sizes.cumsum(0) - sizes, mode="sum", per_sample_weights=weights[order]
     )
-    return torch.where((sizes > 0)[:, None], directions(sums), former)
+    return torch.where((sizes > 0)[:, None], normalize(sums), former)
 
 
 def _take_out_(

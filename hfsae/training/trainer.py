@@ -43,12 +43,11 @@ from ..io.units import ROW
 from ..models import SAE
 from ..ops import Workspace
 from . import checkpoint
-from .arguments import TrainingArguments
+from .arguments import TrainingArguments, in_steps
 from .checkpoint import Identity
 from .l0 import set_l0_
 from .refit import refit_
 from .run import Run
-from .schedules import in_steps
 from .start import sample_size
 
 

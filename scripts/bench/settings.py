@@ -71,9 +71,10 @@ def main() -> None:
             l0 = measure(trained, tensors["validation"], 1.0)["l0"]
             factor = at_l0(trained, tensors["validation"][:8192], L0)
             of = measure(trained, tensors["validation"], factor)
-            test = measure(trained, tensors["test"], factor)
+            test = measure(trained, tensors["test"], at_l0(trained, tensors["test"][::3], L0))
             if args.output:
-                how = {"settings": name, "variant": variant, "paper": args.paper}
+                how = {"activations": args.activations.name, "settings": name}
+                how |= {"variant": variant, "paper": args.paper}
                 how |= {"tokens": len(train) // args.passes, "passes": args.passes}
                 kept = ("d_sae", "rate", "seed", "batch", "bucket")
                 how |= {key: getattr(args, key) for key in kept}

@@ -115,7 +115,7 @@ def our_cache(o: Options) -> turns.Step:
     def turn(number: int) -> Callable[[], dict[str, float]]:
         for _ in range(steps):
             stream.next_batch()
-        cache = stream.source.harvester.cache
+        (cache,) = stream.source.harvester.caches
         return lambda: {"% found": 100 * cache.hits / (cache.hits + cache.misses)}
 
     return turn

@@ -160,7 +160,7 @@ def _parts(across: AcrossSites, command: str) -> Iterator[str]:
         f"{len(some)} SAEs of {model_of(c)}, each trained on "
         f"{some[0].record['n_tokens']:,} activations; seeds {', '.join(map(str, c.seeds))}. Each "
         "site has a report of its own: "
-        f"{', '.join(f'[{site}]({site}/report.md)' for site in sites)}."
+        f"{', '.join(f'[{site}]({site})' for site in sites)}."
     )
     if across.others:
         yield from _differences(across)

@@ -112,7 +112,7 @@ def _parts(
     for across in compared:
         if isinstance(across, AcrossSites) and across.others:
             yield f"## Over the sites of {across.c.report_folder.name}"
-            yield f"[Its report]({_path(across, folder)}/report.md) explains the columns."
+            yield f"[Its report]({_path(across, folder)}) explains the columns."
             yield from (overall_table(across, metric) for metric in across.metrics)
     yield "## Reproduce"
     yield (
@@ -131,7 +131,7 @@ def _comparisons(compared: Sequence[Differences | AcrossSites], folder: Path) ->
         widths = sorted({m.record["sae_as_trained"]["d_sae"] for m in saes})
         rows.append(
             [
-                f"[{each.c.report_folder.name}]({_path(each, folder)}/report.md)",
+                f"[{each.c.report_folder.name}]({_path(each, folder)})",
                 ", ".join(each.measured) if is_several else str(each.c.sae.get("site")),
                 f"{len(saes):,}",
                 ", ".join(f"{width:,}" for width in widths),

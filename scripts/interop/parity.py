@@ -201,16 +201,32 @@ format, or hfsae, cannot hold: nothing is written or loaded, and a sentence says
         ]
         cells = [form, direction, str(len(numbers)), str(refused), str(failed), *worst]
         text += f"| {' | '.join(cells)} |\n"
-    text += "\n| format | architecture | direction | latents | recon |\n"
-    text += "| --- | --- | --- | --- | --- |\n"
+    text += _held(rows)
+    theirs = (row for row in rows if row.direction == THEIR_DIRECTION and row.latents is None)
+    text += f"\nOf theirs are refused: {', '.join(f'{r.form} {r.architecture}' for r in theirs)}.\n"
     for row in rows:
-        cells = [row.form, row.architecture, row.direction]
-        if row.latents is not None and row.recon is not None:
-            cells += [f"{row.latents:.1e}", f"{row.recon:.1e}"]
-        else:
-            said = row.note.partition(":")[0] if row.note.startswith("refused") else row.note
-            cells += [said.replace("|", "/").replace("\n", " "), ""]
-        text += f"| {' | '.join(cells)} |{' FAILED' if row.failed else ''}\n"
+        if row.failed:
+            note = row.note.replace("|", "/").replace("\n", " ")
+            text += f"\nFAILED: {row.form} {row.architecture}, {row.direction}: {note}\n"
+    return text
+
+
+def _held(rows: list[Row]) -> str:
+    """How many of our SAEs of each variant, and with each option, a format holds."""
+    ours = [row for row in rows if row.direction == OUR_DIRECTION]
+    forms = [*dict.fromkeys(row.form for row in ours)]
+    n = {"variant": len(OPTIONS), "option": len(VARIANTS)}
+    text = (
+        f"\nHow many of our SAEs each format holds: of a variant, with {n['variant']} options "
+        f"each; with an option, of {n['option']} variants.\n\n| | {' | '.join(forms)} |\n"
+        f"| --- |{' ---: |' * len(forms)}\n"
+    )
+    names = {v: [f"{v}_{o}".rstrip("_") for o in OPTIONS] for v in VARIANTS}
+    names |= {o or "(none)": [f"{v}_{o}".rstrip("_") for v in VARIANTS] for o in OPTIONS}
+    for title, own in names.items():
+        held = [r for r in ours if r.latents is not None and r.architecture in own]
+        cells = [str(sum(row.form == form for row in held)) for form in forms]
+        text += f"| {title} | {' | '.join(cells)} |\n"
     return text
 
 

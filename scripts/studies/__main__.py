@@ -91,7 +91,7 @@ def command() -> ArgumentParser:
 
 def make(options: Namespace) -> None:
     """Write the plan of a study."""
-    from hfsae.runs import chosen, filled, find_saes, remember
+    from hfsae.runs import find_saes, load_arguments, open_folder, remember
 
     from .make import check_study
     from .make import make as make_plan
@@ -101,11 +101,11 @@ def make(options: Namespace) -> None:
         given["lm"] = {"name": options.lm}
     if options.text is not None:
         given["text"] = {"dataset": options.text}
-    placed = find_saes([chosen(s) for s in options.sources], given, site=options.site)
+    placed = find_saes([load_arguments(s) for s in options.sources], given, site=options.site)
     study = Path(options.output_dir)
     check_study(placed, study)
     for one in placed:
-        with filled(one):
+        with open_folder(one):
             remember(one)
     args = StudyArguments(**{field.name: options[field.name] for field in fields(StudyArguments)})
     plan = make_plan(placed, study, args)

@@ -63,7 +63,7 @@ def test_what_is_read_equals_what_is_harvested(tiny_lm, tmp_path, dtype):
         live = Harvester(lm, SITES, HarvestArguments())(batch(seed))
         assert same(reader(batch(seed)), live)
         assert live.activations["layers.0"].dtype == dtype
-    assert (reader.cache.hits, reader.cache.misses) == (3, 0)
+    assert (reader.caches[0].hits, reader.caches[0].misses) == (3, 0)
 
 
 def test_sites_are_found_one_by_one(tiny_lm, tmp_path):
@@ -82,7 +82,7 @@ def test_other_tokens_masks_rows_settings_or_weights_are_not_found(tiny_lm, tmp_
     for other, rows in ((batch(5), 16), (other_mask, 16), (one, 2), (batch(0, rows=2), 16)):
         reader = cached(tiny_lm, tmp_path, rows=rows)
         reader(other)
-        assert reader.cache.misses == 1
+        assert reader.caches[0].misses == 1
     changed = copy.deepcopy(tiny_lm)
     changed.base_model.layers[1].mlp.down_proj.weight.data *= 1.001
     other_settings = copy.deepcopy(tiny_lm)
@@ -90,7 +90,7 @@ def test_other_tokens_masks_rows_settings_or_weights_are_not_found(tiny_lm, tmp_
     for lm in (changed, other_settings):
         reader = cached(lm, tmp_path)
         reader(one)
-        assert reader.cache.misses == 1
+        assert reader.caches[0].misses == 1
 
 
 def test_norm_outliers_are_dropped_from_what_is_read_too(tiny_lm, tmp_path):
@@ -121,7 +121,7 @@ def test_half_a_shard_is_deleted_and_harvested_again(tiny_lm, tmp_path, caplog):
     reader = cached(tiny_lm, tmp_path)
     assert not shard.exists() and "is damaged" in caplog.text
     reader(batch(0))
-    assert reader.cache.misses == 1
+    assert reader.caches[0].misses == 1
 
 
 def test_a_full_disk_ends_the_caching_and_not_the_run(tiny_lm, tmp_path, full_disk, caplog):
@@ -168,7 +168,7 @@ def test_a_killed_process_leaves_whole_shards(tiny_lm, tmp_path):
     reader = cached(tiny_lm, tmp_path)
     live = Harvester(tiny_lm, SITES, HarvestArguments())
     assert all(same(reader(batch(seed)), live(batch(seed))) for seed in range(8))
-    assert reader.cache.hits > 3
+    assert reader.caches[0].hits > 3
 
 
 def test_what_a_killed_process_left_half_written_goes(tiny_lm, tmp_path):

@@ -229,7 +229,7 @@ def test_compiled_and_plain_activations_do_not_mix_in_a_cache(lm, batch, tmp_pat
     plain.flush()
     compiled = Harvester(lm, SITES, HarvestArguments(cache=str(tmp_path), compile=True))
     compiled(batch)
-    assert compiled.cache is not None and compiled.cache.misses == 1
+    assert compiled.caches[0].misses == 1
 
 
 def test_a_block_that_cannot_be_compiled_is_one_sentence(lm, batch, monkeypatch):

@@ -237,5 +237,5 @@ def test_the_harvest_s_cache_gives_the_same_bits(make, encoder, folder, tmp_path
     first = filled(InputSource(args, encoder("vit"), sites, harvest), 200)
     again = InputSource(args, encoder("vit"), sites, harvest)
     assert torch.equal(filled(again, 200), first)
-    cache = again.harvester.cache
-    assert cache is not None and cache.hits == 4 and cache.misses == 0
+    (cache,) = again.harvester.caches
+    assert cache.hits == 4 and cache.misses == 0

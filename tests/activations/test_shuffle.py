@@ -302,4 +302,4 @@ def test_what_was_harvested_is_kept_when_filling_is_interrupted(make_stream, tmp
         stream.next_batch()
     again = make_stream(harvest=harvest)
     again.next_batch()
-    assert again.source.harvester.cache.hits == 3
+    assert again.source.harvester.caches[0].hits == 3

@@ -29,7 +29,7 @@ def test_each_site_has_a_report_and_one_stands_above(tmp_path, loads):
     text = (report / "report.md").read_text()
     assert "# 2 arms at 2 sites" in text and "8 SAEs" not in text and "16 SAEs" in text
     for site in SITES:
-        assert f"[{site}]({site}/report.md)" in text
+        assert f"[{site}]({site})" in text
         of_site = (report / site / "report.md").read_text()
         assert f"at `{site}`" in of_site and f"x.yaml --at_sites '[{site}]'" in of_site
         assert (tmp_path / "c" / site / "topk" / "seed_1" / "k_6" / "config.json").is_file()

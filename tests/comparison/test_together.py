@@ -37,8 +37,8 @@ def test_the_verdict_is_corrected_for_all_arms_of_all_comparisons(tmp_path, load
     text = (folder / "report.md").read_text()
 
     assert "# 2 comparisons and their verdict" in text and "hfsae compare both" in text
-    assert "| [first](../first/report.md) | layers.1 | 10 |" in text
-    assert "| [second](../second/report.md) | layers.0, layers.1.mlp | 16 |" in text
+    assert "| [first](../first) | layers.1 | 10 |" in text
+    assert "| [second](../second) | layers.0, layers.1.mlp | 16 |" in text
     assert re.findall(r"^\| \[\w+\]\(.*\| (\w+) \|$", text, re.MULTILINE) == ["1", "1"], "harvests"
     assert "rows of the metric that have a value (4 and " in text
     rows = re.findall(r"^\| (first|second, [\w.]+): (\w+) \| ([\d to]+) \|", text, re.MULTILINE)
@@ -47,13 +47,13 @@ def test_the_verdict_is_corrected_for_all_arms_of_all_comparisons(tmp_path, load
     over_places = text.partition("\n## Over all places\n")[2].partition("\n## ")[0]
     assert re.search(r"^\| topk \| JumpReLU \| 3 \|", over_places, re.MULTILINE)
     assert "\n| one |" not in over_places and (folder / "figures" / "places.png").is_file()
-    assert "## Over the sites of second" in text and "[Its report](../second/report.md)" in text
+    assert "## Over the sites of second" in text and "[Its report](../second)" in text
 
     page = (folder / "report.html").read_text()
     for part in (home["first"], home["second"], f"{home['second']}/layers.1.mlp"):
         assert (tmp_path / part / "report.md").is_file()
     assert page.count("<h3>Every SAE</h3>") == 3 and "data:image/png;base64" in page
-    assert 'href="../second/layers.0/report.md"' in page
+    assert 'href="../second/layers.0"' in page
 
     loads.clear()  # alone, a comparison writes the same report; and nothing is trained again
     before = (tmp_path / "reports/first/report.md").read_text()

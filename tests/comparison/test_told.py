@@ -19,6 +19,8 @@ from .told import (
     section,
 )
 
+pytestmark = pytest.mark.pages
+
 
 @pytest.mark.parametrize("title, report", [("The frontier", "frontier"), ("Tuned alike", "equal")])
 def test_values_are_the_reports(title, report):
@@ -126,29 +128,6 @@ def test_the_table_of_five_sites_is_the_report():
 
 
 @pytest.mark.parametrize(
-    "place, report",
-    [
-        ("block 5", "layers.5"),
-        ("block 25", "layers.25"),
-        ("MLP", "layers.15.mlp"),
-        ("attention", "layers.15.self_attn"),
-    ],
-)
-def test_the_table_of_sites_is_the_reports(place, report):
-    told = rows(section("Longer runs at these sites"), "FVU / delta LM loss, %")
-    names = {"Gated": "Gated (RI-L1)", "ReLU": "ReLU (L1)"}
-    fvu, loss = (of_differences(report, metric) for metric in (FVU, LOSS))
-    for arm in ("Gated", "TopK", "BatchTopK", "ReLU"):
-        for l0, cell in told[f"{place}: {arm}"].items():
-            pair = [table[names.get(arm, arm)][l0] for table in (fvu, loss)]
-            for part, measured in zip(cell.split(" / "), pair, strict=True):
-                assert agrees(part.removesuffix("°"), [measured]), (arm, l0)
-                if "0.0" not in measured.partition("(")[2]:  # an end that is 0 when rounded
-                    holds_0 = re.search(r"\(-.* to (\+|over)", measured)
-                    assert part.endswith("°") == bool(holds_0), (arm, l0)
-
-
-@pytest.mark.parametrize(
     "arm, mean, of_these, of_all",
     [
         ("Gated (RI-L1)", "14 % for Gated", "(14.2 to 14.5", "-4 to 37 %"),
@@ -211,9 +190,9 @@ def test_what_two_machines_make_of_one_seed_differs_as_is_told():
     told = " ".join(section("At other sites").split())
     assert "seed's differs by up to 2.8 %, means over seeds by up to 0.5 %." in told
     machines = {
-        m
+        sae["machine"]
         for site in PLACES.values()
-        for m in re.findall(r"machines: (.*?)\. R", of_report(f"sites/{site}"))
+        for sae in json.loads((HOME / f"sites/{site}/results.json").read_text())["saes"]
     }
     assert len(machines) == 1 and "All 375 SAEs are of one machine" in told
     assert elsewhere["machine"] not in machines

@@ -1,12 +1,20 @@
 """Readers of the comparisons' reports, and of the pages that tell what they say."""
 
+import atexit
 import math
 import re
+import shlex
+import shutil
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from comparisons.__main__ import main as make_reports
+
+from hfsae.io.files import read_json
 
 HOME = Path(__file__).parents[2] / "scripts/comparisons"
 PAGES = sorted({*HOME.glob("*.md")} - {HOME / "threshold_gradients.md"})  # which a script makes
@@ -46,8 +54,31 @@ def section(title: str) -> str:
     return found.partition("\n## ")[0]
 
 
+@cache
 def of_report(name: str) -> str:
-    return (HOME / name / "report.md").read_text(encoding="utf-8")
+    """A report: the kept one, or what its command makes of the kept results."""
+    kept = HOME / name
+    if (kept / "report.md").is_file():
+        return (kept / "report.md").read_text(encoding="utf-8")
+    folder = Path(tempfile.mkdtemp(prefix="hfsae-reports-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    results = ("results.json", "results.safetensors")
+    for path in kept.rglob("results.*"):
+        if path.name in results:
+            copy = folder / "report" / path.relative_to(HOME / name.partition("/")[0])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    whole = HOME / f"{name}.yaml"
+    if (kept / "results.json").is_file():
+        command = shlex.split(read_json(kept / "results.json")["command"])
+        argv = command[next(i for i, word in enumerate(command) if word.endswith(".yaml")) :]
+    else:
+        argv = [str(whole)]
+    argv[0] = str(HOME.parents[1] / argv[0])
+    argv += ["--report", str(folder / "report"), "--training.output_dir", str(folder / "runs")]
+    make_reports(argv)
+    (made,) = (folder / "report" / name.partition("/")[2]).glob("report.md")
+    return made.read_text(encoding="utf-8")
 
 
 PLACES = {

@@ -106,12 +106,14 @@ CONTRASTS = """theme => {
 }"""
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
-def test_every_token_and_every_placeholder_has_enough_contrast(visit, theme):
+def test_every_token_and_every_placeholder_has_enough_contrast(visit):
     page = visit("tab=inspect&prompt=the+cat")
     page.wait_for_selector("#inspect-text button.hf-token")
     page.wait_for_function(STILL)
-    assert page.evaluate(CONTRASTS, theme) == []
+    assert {theme: page.evaluate(CONTRASTS, theme) for theme in ("light", "dark")} == {
+        "light": [],
+        "dark": [],
+    }
 
 
 def test_all_pages_are_at_hand_on_a_phone(visit, subject):

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ import hfsae
 from hfsae.cards import probing_facts
 from hfsae.demo import Choice, address, open_subject
 from hfsae.demo.actions import Actions
-from hfsae.demo.address import Settings, Steering
+from hfsae.demo.address import SETTINGS, Steer
 from hfsae.demo.inspect_actions import latent_of, weak_match
 from hfsae.demo.pages import SearchPage
 from hfsae.demo.pages.health import overview_panel
@@ -210,13 +210,13 @@ def test_a_strength_is_suggested_within_the_budget(actions):
 def test_a_search_doubles_up_to_the_apps_limit_and_says_that_the_budget_was_not_passed(actions):
     wide, told = {"max_kl": 20, "max_repetition": 1}, []
     progress = lambda *far: told.append(far)  # noqa: E731
-    found = actions.sweep("the cat", "3:1", Steering(), **wide, progress=progress)
+    found = actions.sweep("the cat", "3:1", Steer(), **wide, progress=progress)
     assert [t["strength"] for t in found["trials"]] == [0, 0.25, 0.5, 1, 2, 4, 8, 16]
     assert found["strength"] == 16 and not found["passed"]
     assert all(done < n for done, n in told) and told[-1] == (8, 9)
-    both = actions.sweep("the cat", "3:3,4:-1.5", Steering(), **wide)
+    both = actions.sweep("the cat", "3:3,4:-1.5", Steer(), **wide)
     assert both["latents"] == {"3": 16, "4": -8}
-    only = actions.sweep("the cat", "3:3,4:-1.5", Steering(), **wide, only=4)
+    only = actions.sweep("the cat", "3:3,4:-1.5", Steer(), **wide, only=4)
     assert only["latents"] == {"3": 3, "4": -16}
     shown = {"unit_name": "times", "only": None, "max_kl": 20, "max_repetition": 1, "n_tokens": 24}
     assert "None that was tried is over it" in html("suggestion", {**found, **shown})
@@ -237,7 +237,7 @@ def test_a_strength_is_looked_for_under_the_settings_it_is_for(actions):
 
 def test_a_sweep_tells_how_far_it_is(actions):
     told = []
-    actions.sweep("the cat", "3:1", Steering(), progress=lambda *far: told.append(far))
+    actions.sweep("the cat", "3:1", Steer(), progress=lambda *far: told.append(far))
     assert told[0] == (0, 7) and [done for done, _ in told] == list(range(len(told)))
 
 
@@ -358,8 +358,8 @@ def test_no_folder_but_that_of_an_sae_below_the_working_directory_is_read(
 def test_a_vector_can_be_taken_away(actions, tmp_path):
     from hfsae.steering import load_steering_vector
 
-    vector = load_steering_vector(direction(actions.subject, 3))
-    assert torch.allclose(vector.vector, actions.subject.sae.W_dec[3].detach(), atol=1e-6)
+    _, vector, _ = load_steering_vector(direction(actions.subject, 3))
+    assert torch.allclose(vector, actions.subject.sae.W_dec[3].detach(), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -492,16 +492,18 @@ def test_the_code_on_a_latents_page_warns_of_nothing_and_steers_by_its_largest_a
 @pytest.mark.parametrize(
     "how",
     [
-        Settings(),
-        Settings(mode="clamp", scope="prompt", temperature=0.0, seed=3),
-        Settings(mode="scale", unit="raw", error_term=False, chat=True, repetition_penalty=1.3),
-        Settings(unit="norm", scope="generated", max_new_tokens=5),
+        Steer(),
+        Steer(mode="clamp", scope="prompt", temperature=0.0, seed=3),
+        Steer(mode="scale", unit="raw", error_term=False, chat=True, repetition_penalty=1.3),
+        Steer(unit="norm", scope="generated", max_new_tokens=5),
     ],
 )
 def test_the_code_beside_steered_texts_prints_these_texts(actions, capsys, how):
     latents, prompt = {3: 2.0, 5: 1.5}, 'it\'s "the" cat'
-    shown = last(actions.steer(prompt, "3:2, 5:1.5", **asdict(how)))
-    printed = run(of_texts(actions.subject, prompt, latents, how), capsys)
+    settings = {name: getattr(how, name) for name in SETTINGS}
+    shown = last(actions.steer(prompt, "3:2, 5:1.5", **settings))
+    how = replace(how, prompt=prompt, latents=latents)
+    printed = run(of_texts(actions.subject, how), capsys)
     assert printed == f"{shown['plain']}\n\n{shown['steered']}\n"
 
 

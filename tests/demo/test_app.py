@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import fields
 from inspect import getdoc, signature
 from typing import Any
 from urllib.error import HTTPError
@@ -17,7 +17,7 @@ from gradio_client import Client
 
 from hfsae.demo import address as at
 from hfsae.demo.actions import INSTRUCTIONS, Actions
-from hfsae.demo.address import Settings
+from hfsae.demo.address import SETTINGS
 from hfsae.demo.app import SESSIONS, app_hosts, build, pages_of
 from hfsae.demo.inspect_actions import BY
 from hfsae.demo.pages.page import Visit
@@ -213,8 +213,10 @@ def test_the_steer_endpoint_has_an_argument_for_each_setting_with_default_and_wo
     steer = Actions(subject).steer
     prompt, latents, *settings = signature(steer).parameters.values()
     assert (prompt.name, latents.name) == ("prompt", "latents")
-    assert [(p.name, p.default) for p in settings] == list(asdict(Settings()).items())
-    for name in asdict(Settings()):
+    assert [(p.name, p.default) for p in settings] == [
+        (n, getattr(at.Steer(), n)) for n in SETTINGS
+    ]
+    for name in SETTINGS:
         assert f"\n    {name}: " in getdoc(steer)
 
 

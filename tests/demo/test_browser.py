@@ -9,7 +9,7 @@ from gradio_client import Client
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect
 
-from .conftest import D_SAE, HOSTILE, SPIES, assert_ended_early, texts
+from .conftest import HOSTILE, SPIES, assert_ended_early, texts
 
 pytestmark = pytest.mark.browser
 
@@ -380,13 +380,10 @@ def test_hostile_text_stays_text(visit):
 @pytest.mark.parametrize(
     "query, notice",
     [
-        (f"tab=feature&latent={D_SAE}", f"there is no latent {D_SAE}; this SAE has {D_SAE}"),
         ("page=nonsense", "there is no page 'nonsense'; known: inspect"),
         ("tab=feature&latent=x", "this link is damaged: latent is 'x'"),
         ("tab=inspect&prompt=+", "there is no text; write a prompt"),
-        ("tab=steer&prompt=the&latents=3:nan&run=1", "the strength of latent 3 is nan"),
         ("tab=steer&prompt=the&latents=999:1&run=1", "there is no latent 999"),
-        ("tab=why&prompt=the&target=zz", "'zz' is 2 tokens"),
     ],
 )
 def test_what_cannot_be_is_told_in_the_page(visit, query, notice):

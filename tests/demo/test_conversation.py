@@ -8,8 +8,7 @@ from playwright.sync_api import expect
 
 from hfsae.demo import address as at
 from hfsae.demo.actions import Actions
-from hfsae.demo.address import Settings, Steering
-from hfsae.demo.pages.steer import SteeredTexts, SteerPage
+from hfsae.demo.pages.steer import SteerPage, same_turns
 from hfsae.demo.steer_actions import check, write
 from hfsae.demo.subject import MAX_TURNS, Exchange
 
@@ -27,8 +26,8 @@ def test_each_column_of_a_conversation_goes_on_from_its_own_answers(subject):
 
 def test_the_unsteered_answer_is_that_of_the_unsteered_conversation(subject):
     def answers(earlier, latents):
-        job = check(subject, "so", latents, Settings(chat=True, max_new_tokens=8), earlier)
-        *_, pair = write(subject, job)
+        how = at.Steer(chat=True, max_new_tokens=8)
+        *_, pair = write(subject, *check(subject, "so", latents, how, earlier))
         return pair["plain"], pair["steered"]
 
     plain, _ = answers([Exchange("hi", "one", "two")], "3:8")
@@ -44,16 +43,16 @@ def test_a_conversation_that_is_too_long_is_refused(subject):
 
 def test_turns_are_written_again_only_under_other_settings_or_after_other_messages():
     exchanges = (Exchange("a", "1", "2"), Exchange("b", "3", "4"))
-    written = SteeredTexts(at.Steer("b", {3: 1.0}, chat=True, turns=("a",)), exchanges, {})
+    written = at.Steer("b", {3: 1.0}, chat=True, turns=("a",))
     ask = {"latents": {3: 1.0}, "chat": True}
-    assert written.before(at.Steer("c", turns=("a", "b"), **ask)) == exchanges
-    assert written.before(at.Steer("x", turns=("a",), **ask)) == exchanges[:1]
-    assert written.before(at.Steer("c", turns=("a", "x"), **ask)) == ()
-    assert written.before(at.Steer("c", turns=("a", "b"), seed=7, **ask)) == ()
+    assert same_turns(written, exchanges, at.Steer("c", turns=("a", "b"), **ask)) == exchanges
+    assert same_turns(written, exchanges, at.Steer("x", turns=("a",), **ask)) == exchanges[:1]
+    assert same_turns(written, exchanges, at.Steer("c", turns=("a", "x"), **ask)) == ()
+    assert same_turns(written, exchanges, at.Steer("c", turns=("a", "b"), seed=7, **ask)) == ()
 
 
 def test_a_strength_for_one_latent_leaves_the_others(subject):
-    found = Actions(subject).sweep("the cat", {3: 1.5, 5: 1.0}, Steering(), only=5)
+    found = Actions(subject).sweep("the cat", {3: 1.5, 5: 1.0}, at.Steer(), only=5)
     assert found["latents"]["3"] == 1.5
     assert found["latents"]["5"] == pytest.approx(found["strength"], abs=1e-3)
 

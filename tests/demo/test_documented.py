@@ -39,13 +39,13 @@ def test_a_docstring_is_taken_apart_with_each_text_in_one_line():
                 of things.
         """
 
-    parts = docstring(action)
-    assert parts.summary == "One thing: and another."
-    assert {name: words for name, (words, _) in parts.arguments.items()} == {
+    summary, arguments, returns = docstring(action)
+    assert summary == "One thing: and another."
+    assert {name: words for name, (words, _) in arguments.items()} == {
         "first": "a text that goes on: here.",
         "second": "one.",
     }
-    assert parts.returns == {"key": ("a number of things.", "int | None, optional")}
+    assert returns == {"key": ("a number of things.", "int | None, optional")}
     schema = Endpoint(action).output_schema
     assert schema["required"] == []
     assert schema["properties"]["key"]["anyOf"] == [{"type": "integer"}, {"type": "null"}]
@@ -57,14 +57,10 @@ OF_TEXT = [endpoint for endpoint in PUBLIC if endpoint.name in ARGUMENTS]
 
 @pytest.mark.parametrize("endpoint", OF_TEXT, ids=lambda endpoint: endpoint.name)
 def test_every_argument_and_every_key_of_an_answer_is_described(endpoint, actions, sae_folder):
-    parts = docstring(endpoint.function)
-    assert (
-        parts.summary
-        and endpoint.title
-        and list(parts.arguments) == [*endpoint.signature.parameters]
-    )
+    summary, arguments, _ = docstring(endpoint.function)
+    assert summary and endpoint.title and list(arguments) == [*endpoint.signature.parameters]
     given = dict(ARGUMENTS[endpoint.name])
-    if "other" in parts.arguments:
+    if "other" in arguments:
         given["other"] = str(sae_folder)
     if endpoint.name == "check_ablation":
         given["latent"] = actions.inspect("the c")["ranking"][0]["latent"]

@@ -34,12 +34,12 @@ def shown(page_class, subject: Subject, state=None) -> str:
 
 
 def test_each_page_that_lacks_something_gives_the_whole_command(bare):
-    command = how_to_make(bare, "collect").command
+    command = how_to_make(bare, "collect")[0]
     lm = bare.sae.config.model_name
     assert command == f"hfsae collect {bare.folder} --lm.name {lm} --text.dataset TEXTS.jsonl"
     for page in (FeaturePage, MapPage, SteerPage):
         assert f"<code>{command}</code>" in shown(page, bare), page
-    evaluate = how_to_make(bare, "evaluate").command
+    evaluate = how_to_make(bare, "evaluate")[0]
     assert evaluate == command.replace("collect", "evaluate", 1)
     assert f"<code>{evaluate}</code>" in shown(HealthPage, bare)
     with pytest.raises(ValueError, match=f"`{command}` makes them"):
@@ -51,7 +51,7 @@ def test_each_page_that_lacks_something_gives_the_whole_command(bare):
 
 def test_the_command_that_is_shown_makes_what_was_how_to_make(bare, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    _, *argv = shlex.split(how_to_make(bare, "collect").command)
+    _, *argv = shlex.split(how_to_make(bare, "collect")[0])
     argv[argv.index("TEXTS.jsonl")] = str(tmp_path / "texts.txt")
     assert main([*argv, "--collect_tokens", "200"]) == 0
     filled = open_subject(Choice(str(tmp_path)), with_lm=False)
@@ -76,15 +76,15 @@ def test_without_a_model_the_page_says_why_promoted_tokens_are_not_computed(bare
 def test_a_repositorys_command_picks_the_same_sae_and_names_what_its_config_lacks(bare):
     bare.choice = Choice("google/gemma-scope-2b-pt-res", layer=12, width="16k", l0=80)
     bare.folder, bare.lm_name, bare.sae.config.site = None, None, None
-    how = how_to_make(bare, "collect")
-    assert how.command == (
+    command, notes = how_to_make(bare, "collect")
+    assert command == (
         "hfsae collect google/gemma-scope-2b-pt-res --layer 12 --width 16k --l0 80 --site SITE "
         "--lm.name MODEL --text.dataset TEXTS.jsonl"
     )
-    assert [note.split(":")[0] for note in how.notes[:3]] == ["SITE", "MODEL", "TEXTS.jsonl"]
-    assert how.notes[-1].startswith("It prints the folder of its results")
+    assert [note.split(":")[0] for note in notes[:3]] == ["SITE", "MODEL", "TEXTS.jsonl"]
+    assert notes[-1].startswith("It prints the folder of its results")
 
 
 def test_an_sae_of_a_run_needs_no_names(bare):
     (bare.folder / "recipe.yaml").write_text("{}\n")
-    assert how_to_make(bare, "collect").command == f"hfsae collect {bare.folder}"
+    assert how_to_make(bare, "collect")[0] == f"hfsae collect {bare.folder}"

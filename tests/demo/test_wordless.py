@@ -290,7 +290,7 @@ def test_commands_for_what_is_missing_name_the_inputs_of_the_kind(of_rows, of_pi
     commands = {}
     for subject in (of_rows, of_pictures):
         store, subject.store = subject.store, None
-        commands[subject.unit.one] = how_to_make(subject, "collect").command.partition("/sae ")[2]
+        commands[subject.unit.one] = how_to_make(subject, "collect")[0].partition("/sae ")[2]
         subject.store = store
     assert commands["row"] == "--activations.files FILES.safetensors"
     assert commands["patch"].endswith("--lm.kind auto --images.folder PICTURES")
@@ -310,9 +310,9 @@ def test_agents_are_told_of_the_tools_that_there_are(of_rows, of_pictures):
 )
 def test_every_argument_and_every_key_of_an_answer_is_described(of_pictures, name, given):
     (endpoint,) = (e for e in Actions(of_pictures).fitting() if e.name == name)
-    parts = docstring(endpoint.function)
-    assert parts.summary and endpoint.title
-    assert list(parts.arguments) == [*endpoint.signature.parameters]
+    summary, arguments, _ = docstring(endpoint.function)
+    assert summary and endpoint.title
+    assert list(arguments) == [*endpoint.signature.parameters]
     answer = getattr(Actions(of_pictures), name)(**given)
     jsonschema.validate(answer, {**endpoint.output_schema, "additionalProperties": False})
     jsonschema.validate(given, endpoint.input_schema)

@@ -7,7 +7,7 @@ import torch
 
 from hfsae.cards import probing_facts, probing_section
 from hfsae.evaluation import EvaluationResult
-from hfsae.evaluation.metrics import Histogram, Metric
+from hfsae.evaluation.metrics import Metric
 from hfsae.evaluation.probing.extract import extract, json_safe, kept_extract
 from hfsae.evaluation.untrained import Untrained
 from hfsae.io.errors import Refused
@@ -79,7 +79,7 @@ def folder(tmp_path):
 @pytest.fixture(scope="module")
 def result():
     metric = Metric(1.0, 0.5, 1.5, "1", 10, "made up", "made_up.v1")
-    histogram = Histogram(torch.arange(3.0), torch.tensor([1, 2]))
+    histogram = torch.arange(3.0), torch.tensor([1, 2])
     about = {"n_tokens": 10, "n_documents": 2, "seed": 0, "site": "a", "target_site": "a"}
     sizes = {"density": torch.zeros(8), "l0_histogram": torch.tensor([4, 6])}
     return EvaluationResult(

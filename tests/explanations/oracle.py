@@ -6,12 +6,12 @@ import math
 import re
 from zlib import crc32
 
-from hfsae.explanations.judges import Answer, Question, Usage
+from hfsae.explanations.judges import Answer, Judge, Question, Usage
 
 WORD = re.compile(r"(?<!\w)w\d+(?!\d)")
 
 
-class Oracle:
+class Oracle(Judge):
     """It finds the words of a description in a text, by `knows(names, words, at)`."""
 
     name = "oracle"
@@ -27,9 +27,6 @@ class Oracle:
         if progress is not None:
             progress(len(answers), self.usage)
         return answers
-
-    def settle(self, about):
-        """All answers are there."""
 
     def hits(self, description: str, text: str) -> list[int]:
         names, words = {*WORD.findall(description)}, WORD.findall(text)

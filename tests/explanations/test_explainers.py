@@ -10,12 +10,11 @@ import pytest
 
 from hfsae.explanations import explainers
 from hfsae.explanations.explainers import (
-    Material,
     WindowText,
     from_labels,
-    material_of,
     one_label,
     read_file,
+    shown_windows,
     template,
 )
 from hfsae.explanations.windows import ExplainArguments, Window, select
@@ -28,15 +27,14 @@ SOME_WINDOW = Window(0, 1, 0, 1.0, "top")
 def named(*windows: tuple[list[str], int]) -> str:
     """The template's text for windows given as tokens and the peak's index."""
     shown = [WindowText(tokens, peak, SOME_WINDOW) for tokens, peak in windows]
-    return template([Material(7, shown)])[7]
+    return template({7: shown})[7]
 
 
 def test_the_template_names_the_token_that_a_latent_was_planted_on(planted):
     latents = [14, 30, 31]
     reading = read_planted(planted, latents)
     selection = select(reading, ExplainArguments(latents=latents))
-    materials = [material_of(reading, e, planted.tokenizer) for e in selection.latents]
-    texts = template(materials)
+    texts = template(shown_windows(reading, selection.latents, planted.tokenizer))
     assert [*texts] == latents
     for latent, text in texts.items():
         assert text.startswith((f'"w{latent - 12}" 100%', f'"w{latent - 12}" 9')), text
@@ -92,7 +90,7 @@ def test_a_template_is_one_printable_line_of_at_most_200_characters():
 
 def test_labels_are_given_for_those_latents_that_have_one():
     explain = from_labels({3: "the sea", 4: ""})
-    assert explain([Material(3, []), Material(4, []), Material(5, [])]) == {3: "the sea"}
+    assert explain({3: [], 4: [], 5: []}) == {3: "the sea"}
 
 
 def test_long_texts_are_cut_at_a_word():

@@ -726,7 +726,7 @@ def test_a_judge_that_fails_for_a_moment_leaves_no_result_of_the_control(folder,
     placed = of_run(folder)
     loaded = load_lm_for(placed)
 
-    def away(materials):
+    def away(shown):
         raise Refused("the server is away")
 
     args, asked = ExplainArguments(n_tokens=2500), ScoreArguments(("detection",))

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfsae.cli import main
-from hfsae.explanations.judges import Answer, Usage
+from hfsae.explanations.judges import Answer, Judge, Usage
 from hfsae.explanations.judges.dry_run import example
 from hfsae.explanations.scorers import Detection
 
@@ -19,7 +19,7 @@ LATENTS = [str(i) for i in range(16)]
 CALLS = ["--judge", "packaged", "--judged_windows", "4"]
 
 
-class Guesser:
+class Guesser(Judge):
     """Explains latents by numbers, but not the first `n_silent`, and guesses at windows."""
 
     name = "guesser"
@@ -50,9 +50,6 @@ class Guesser:
             name = f"texts like those of question {len(self.questions)}"
             answer = {"name": name, "sure": len(self.questions) % 11}
         return Answer(json.dumps(answer), None, None, 50, 10)
-
-    def settle(self, about):
-        pass
 
 
 class Judges(list[Guesser]):

@@ -17,8 +17,8 @@ from hfsae.explanations.judges import (
     Usage,
     judge_of,
 )
-from hfsae.explanations.judges.chat import n_question_tokens, n_tokens
-from hfsae.explanations.judges.dry_run import TokenCounter, example
+from hfsae.explanations.judges.chat import n_tokens
+from hfsae.explanations.judges.dry_run import example
 from hfsae.explanations.judges.local import ChatIds
 from hfsae.io.errors import Refused
 from hfsae.lm import LoadedLM
@@ -27,7 +27,6 @@ TEMPLATE = (
     "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}answer:{% endif %}"
 )
-BY_LENGTH = TokenCounter(n_tokens, n_question_tokens, "characters / 4")
 
 
 @pytest.fixture(params=["gemma2", "llama", "gpt2"])
@@ -280,26 +279,18 @@ def test_the_count_of_a_dry_run_is_that_of_the_run(chats, tmp_path):
 
 
 def test_answers_of_a_dry_run_are_of_the_form_of_the_question():
-    counted = DryRunJudge(JudgeArguments(model="m", base_url="http://a/v1"), counter=BY_LENGTH)
+    counted = DryRunJudge(JudgeArguments(model="m", base_url="http://a/v1"), count=n_tokens)
     schema = {
         "type": "object",
         "properties": {
             "marks": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 4},
-            "fits": {"type": "boolean"},
-            "kind": {"enum": ["word", "topic"]},
-            "text": {"type": "string", "maxLength": 5},
-            "note": {"type": ["null", "string"]},
+            "sure": {"type": "integer", "minimum": 0},
+            "text": {"type": "string"},
         },
     }
-    assert example(schema) == {
-        "marks": [1, 1, 1, 1],
-        "fits": True,
-        "kind": "word",
-        "text": "words",
-        "note": None,
-    }
+    assert example(schema, "words") == {"marks": [1, 1, 1, 1], "sure": 0, "text": "words"}
     form, choice, free = counted.answer([ask("a", schema=schema), ask("a", "yes", "no"), ask("a")])
-    assert json.loads(form.text) == example(schema)
+    assert json.loads(form.text) == example(schema, json.loads(form.text)["text"])
     assert len({free.text, counted.answer([ask("b")])[0].text}) == 2
     assert choice.text == "yes" and set(choice.log_probabilities) == {"yes", "no"}
     assert counted.plan()["most_tokens_out"] == 20 and counted.plan()["price"] is None

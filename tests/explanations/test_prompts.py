@@ -7,14 +7,13 @@ import pytest
 from tokenizers import normalizers
 
 from hfsae.explanations.explainers import (
-    Material,
     WindowText,
     explanation_in,
     explanation_question,
     levels,
     lm_explainer,
 )
-from hfsae.explanations.judges import Answer, Question, Usage
+from hfsae.explanations.judges import Answer, Judge, Question, Usage
 from hfsae.explanations.judges.base import choice_in, misfit
 from hfsae.explanations.judges.local import ChatIds
 from hfsae.explanations.prompts import (
@@ -117,7 +116,7 @@ def test_the_question_for_an_explanation_marks_what_is_above_three_tenths_and_li
         WindowText([" the", " ship", "<<", " sank"], 1, WINDOW, (0.0, 8.0, 2.3, 2.5)),
         WindowText([" a", " port", "!", ""], 1, WINDOW, (0.0, 4.0, 1.3, 0.0)),
     ]
-    question = explanation_question(Material(3, shown))
+    question = explanation_question(shown)
     *_, (role, text) = question.messages
     assert role == "user" and text.split("\n") == [
         'Text 1: " the<< ship>>\\u003c\\u003c<< sank>>"',
@@ -158,7 +157,7 @@ def test_a_name_is_asked_from_twelve_windows_of_sixteen_tokens_at_most():
         WindowText(words, peak, WINDOW, tuple(float(i == peak) * (30 - peak) for i in range(40)))
         for peak in range(24)
     ]
-    text = explanation_question(Material(3, shown)).messages[-1][1]
+    text = explanation_question(shown).messages[-1][1]
     windows = re.findall(r'Text \d+: "(.*)"', text)
     assert len(windows) == 12
     assert [re.findall("<< w(\\d+)>>", w) for w in windows] == [[str(i)] for i in range(0, 24, 2)]
@@ -195,7 +194,7 @@ def test_what_an_answer_lacks_is_one_clause():
     assert misfit("[1, 2]", graded) == f"{wanted}has 2"
     assert misfit('{"grades": [1, 2, 11]}', graded) == f"{wanted}has '11'"
     assert misfit("I cannot", graded) == f"{wanted}is no list"
-    named = explanation_question(Material(3, [WindowText([" a"], 0, WINDOW, (1.0,))]))
+    named = explanation_question([WindowText([" a"], 0, WINDOW, (1.0,))])
     assert misfit('{"sure": 3}', named) == 'it has no text "name"'
     assert not misfit('{"name": "ships"}', named), "how sure may be missing"
     assert misfit("6", choice_question("s", "t", ("1", "2"))) == "it is none of 1, 2"
@@ -206,10 +205,11 @@ def test_a_choice_is_one_word():
     assert choice_in("yes and no", ("yes", "no")) is None and choice_in("", ("yes",)) is None
 
 
-class Scripted:
+class Scripted(Judge):
     """Answers by the latent's word; the first answer for "odd" is none."""
 
-    name, has_probabilities, usage = "scripted", False, Usage()
+    def __init__(self):
+        self.name, self.usage = "scripted", Usage()
 
     def answer(self, questions, progress=None):
         answers = []
@@ -227,5 +227,5 @@ class Scripted:
 
 def test_a_judge_explains_and_a_latent_whose_answers_are_none_is_absent():
     words = {3: " ship", 4: " odd", 5: " none", 6: " gone"}
-    materials = [Material(i, [WindowText([w], 0, WINDOW, (1.0,))]) for i, w in words.items()]
-    assert lm_explainer(Scripted())(materials) == {3: ("ships", 0.5), 4: ("ships", 0.5)}
+    shown = {i: [WindowText([w], 0, WINDOW, (1.0,))] for i, w in words.items()}
+    assert lm_explainer(Scripted())(shown) == {3: ("ships", 0.5), 4: ("ships", 0.5)}

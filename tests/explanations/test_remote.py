@@ -17,8 +17,6 @@ import pytest
 
 from hfsae.explanations.judges import DryRunJudge, JudgeArguments, Question
 from hfsae.explanations.judges.base import without_thoughts
-from hfsae.explanations.judges.chat import n_question_tokens
-from hfsae.explanations.judges.dry_run import TokenCounter
 from hfsae.explanations.judges.remote import Remote, base_of, retry_after
 from hfsae.io.checksums import unsealed
 from hfsae.io.errors import Refused
@@ -481,11 +479,8 @@ def test_numbers_that_no_float_holds_do_not_end_a_run(server, number):
 def test_the_plan_counts_what_the_server_counts(server, tiny_tokenizer):
     args = JudgeArguments(model="m", base_url=server.url, price_in=1.5, price_out=6.0)
     server.n_tokens = lambda text: len(tiny_tokenizer(text)["input_ids"])
-    counter = TokenCounter(
-        server.n_tokens, lambda question: n_question_tokens(question, server.n_tokens), "m"
-    )
     questions = [prompt(f"Which of these {i} windows " + "fit it? " * i) for i in range(100)]
-    counted = DryRunJudge(args, counter=counter)
+    counted = DryRunJudge(args, count=server.n_tokens)
     expected = [answer.text for answer in counted.answer(questions)]
     assert len(expected) == 100 and server.asked.total() == 0
     server.always = content(expected[0])

@@ -8,7 +8,7 @@ import pytest
 from hfsae.explanations.explainers import from_labels
 from hfsae.explanations.judges import Answer
 from hfsae.explanations.report import sentence_of
-from hfsae.explanations.scorers import SCORERS, Case, sample_of, scorers_of
+from hfsae.explanations.scorers import SCORERS, sample_of, scorers_of
 from hfsae.explanations.verdicts import (
     ScoreArguments,
     cases_of,
@@ -170,7 +170,7 @@ def test_text_that_asks_for_something_changes_no_other_latents_answers(sampled):
     scorer = SCORERS["detection"](False)
     values = []
     for samples in (latents, hostile):
-        cases = [Case(sample, "own", NAMES[sample.latent]) for sample in samples]
+        cases = [("own", sample, NAMES[sample.latent]) for sample in samples]
         values.append([r.metrics for r in results_of(scorer, cases, Obedient(False))])
     assert values[0][0] != values[1][0], "its own are changed"
     assert values[0][1:] == values[1][1:]
@@ -199,8 +199,8 @@ class Flaky(Oracle):
 def test_failures_are_neither_right_nor_wrong_and_bounds_take_all_of_them_as_both(sampled):
     latents, _ = sampled()
     scorer = SCORERS["detection"](True)
-    case = Case(latents[2], "own", NAMES[latents[2].latent])
-    n, n_active = len(case.sample.windows), len(case.sample.active)
+    case = "own", latents[2], NAMES[latents[2].latent]
+    n, n_active = len(latents[2].windows), len(latents[2].active)
     replies = [0.9] * n_active + [0.2] * (n - n_active)
     failed = [None, None, *replies[2:-1], None]
     result = result_of(scorer, case, failed)
@@ -292,9 +292,10 @@ def test_directions_are_judged_by_their_own_names(sampled):
     latents, directions = sampled()
     texts = NAMES | {directions[0].latent: "any"}
     cases = list(cases_of(SCORERS["detection"](True), latents, directions, texts, seed=0))
-    assert [c.sample.latent for c in cases if c.control == "direction"] == [directions[0].latent]
-    own = {c.sample.latent: c.explanation for c in cases if c.control == "own"}
-    shuffled = {c.sample.latent: c.explanation for c in cases if c.control == "shuffled"}
+    judged = [sample.latent for control, sample, _ in cases if control == "direction"]
+    assert judged == [directions[0].latent]
+    own = {sample.latent: text for control, sample, text in cases if control == "own"}
+    shuffled = {sample.latent: text for control, sample, text in cases if control == "shuffled"}
     assert all(own[latent] != shuffled[latent] for latent in LATENTS)
     assert from_labels(NAMES)([]) == {}
 

@@ -4,10 +4,9 @@ from zlib import crc32
 
 import pytest
 
-from hfsae.explanations.explainers import Material, lm_explainer
+from hfsae.explanations.explainers import lm_explainer
 from hfsae.explanations.judges import DryRunJudge, JudgeArguments, Remote
-from hfsae.explanations.judges.chat import n_question_tokens, n_tokens
-from hfsae.explanations.judges.dry_run import TokenCounter
+from hfsae.explanations.judges.chat import n_tokens
 from hfsae.explanations.scorers import SCORERS, sample_of
 from hfsae.explanations.verdicts import ScoreArguments, cases_of, results_of
 from hfsae.explanations.windows import ExplainArguments, select
@@ -107,11 +106,9 @@ def test_scores_of_a_second_run_ask_nothing(server, samples, tmp_path):
 def test_the_plan_of_all_scores_is_what_the_server_counts(server, samples):
     server.n_tokens = lambda text: -(-len(text.encode()) // 4) + 1
     args = JudgeArguments(model="m", base_url=server.url)
-    counter = TokenCounter(n_tokens, n_question_tokens, "characters / 4")
-    counted, judge = DryRunJudge(args, counter=counter), remote(server)
+    counted, judge = DryRunJudge(args, count=n_tokens), remote(server)
     for each in (counted, judge):
-        materials = [Material(sample.latent, sample.active) for sample in samples]
-        texts = lm_explainer(each)(materials)
+        texts = lm_explainer(each)({sample.latent: sample.active for sample in samples})
         assert len({*texts.values()}) == len(samples)
         for name in SCORES:
             scorer = SCORERS[name](False)

@@ -45,9 +45,9 @@ def test_the_verb_writes_files_that_name_the_weights_and_prints_the_report(folde
 def test_the_plan_is_noted_before_anything_is_explained_or_scored(planted):
     events = []
 
-    def explainer(materials):
+    def explainer(shown):
         events.append("explained")
-        return {materials[0].latent: "a name"}
+        return {next(iter(shown)): "a name"}
 
     result = explain(
         planted.lm,

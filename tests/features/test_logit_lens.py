@@ -56,14 +56,14 @@ def test_lens_logits_are_the_lms_own_up_to_a_factor(family):
     config, site = FAMILIES[family]
     lm = tiny(config)
     directions = torch.randn(6, 16)
-    lens = lens_tokens(lm, directions, k=50, n_vocab=50)
+    promoted, logits, suppressed, _ = lens_tokens(lm, directions, k=50, n_vocab=50)
     for i, direction in enumerate(directions):
         # half the difference: biases of norm and head drop out, the norm being odd but for them
         difference = logits_after(lm, site, direction) - logits_after(lm, site, -direction)
         expected = difference / 2
-        assert lens.promoted[i, :5].tolist() == expected.topk(5).indices.tolist()
-        assert lens.suppressed[i, :5].tolist() == (-expected).topk(5).indices.tolist()
-        found = torch.empty(50).scatter_(0, lens.promoted[i], lens.promoted_logits[i])
+        assert promoted[i, :5].tolist() == expected.topk(5).indices.tolist()
+        assert suppressed[i, :5].tolist() == (-expected).topk(5).indices.tolist()
+        found = torch.empty(50).scatter_(0, promoted[i], logits[i])
         factor = found @ expected / (expected @ expected)
         torch.testing.assert_close(found, factor * expected, rtol=1e-3, atol=1e-4 * found.max())
         assert factor > 0
@@ -72,9 +72,9 @@ def test_lens_logits_are_the_lms_own_up_to_a_factor(family):
 def test_lens_logits_carry_the_gain_and_no_factor():
     lm = tiny(FAMILIES["gemma2"][0])
     direction = torch.randn(1, 16)
-    lens = lens_tokens(lm, direction, k=3, n_vocab=50)
+    _, promoted_logits, *_ = lens_tokens(lm, direction, k=3, n_vocab=50)
     logits = lm.lm_head.weight @ (direction[0] * (1 + lm.model.norm.weight))
-    torch.testing.assert_close(lens.promoted_logits[0], logits.topk(3).values)
+    torch.testing.assert_close(promoted_logits[0], logits.topk(3).values)
 
 
 def test_an_embedding_taken_in_pieces_gives_the_same_tokens(monkeypatch):
@@ -82,16 +82,13 @@ def test_an_embedding_taken_in_pieces_gives_the_same_tokens(monkeypatch):
     whole = lens_tokens(lm, directions, k=9, n_vocab=50)
     monkeypatch.setattr(logit_lens, "LENS_EMBEDDING", 7 * 16)  # less than k tokens a piece
     pieces = lens_tokens(lm, directions, k=9, n_vocab=50)
-    assert torch.equal(pieces.promoted, whole.promoted)
-    assert torch.equal(pieces.suppressed, whole.suppressed)
-    torch.testing.assert_close(pieces.promoted_logits, whole.promoted_logits)
-    torch.testing.assert_close(pieces.suppressed_logits, whole.suppressed_logits)
+    assert torch.equal(pieces[0], whole[0]) and torch.equal(pieces[2], whole[2])
+    torch.testing.assert_close(pieces, whole)
 
 
 def test_tokens_past_the_vocabulary_are_left_out():
-    lens = lens_tokens(tiny(FAMILIES["llama"][0]), torch.randn(4, 16), k=100, n_vocab=20)
-    assert lens.promoted.shape == (4, 20)
-    assert lens.promoted.max() == 19
+    promoted, *_ = lens_tokens(tiny(FAMILIES["llama"][0]), torch.randn(4, 16), k=100, n_vocab=20)
+    assert promoted.shape == (4, 20) and promoted.max() == 19
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_dead_latents_come_back(tmp_path):
         fields = {"dead_after_tokens": 2000, "learning_rate": 3e-3}
         fires = (kept(sae, x) > 0).any(0)
         assert not fires[:16].any() and fires[16:].all()
-        after = trained(tmp_path / name, sae, steps=500, **fields)
+        after = trained(tmp_path / name, sae, steps=250, **fields)
         alive[name] = int((after.encode(x)[:, :16] > 0).any(0).sum())
     print(alive)
     assert alive["with"] > 12 and alive["without"] == 0

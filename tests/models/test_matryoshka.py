@@ -133,7 +133,7 @@ def test_the_first_latents_learn_to_reconstruct_alone(config_class, tmp_path):
         torch.manual_seed(0)
         config = kind(d_in=16, d_sae=32, site="layers.1", **FIELDS[config_class], **own)
         args = arguments(
-            tmp_path / name, steps=500, decay_steps=0.3, adam_beta1=0.9, warm_start_steps=0.5
+            tmp_path / name, steps=250, decay_steps=0.3, adam_beta1=0.9, warm_start_steps=0.5
         )
         sae = Trainer(AutoModel.from_config(config), PlantedStream(), args).train()
         latents = sae.encode(x)

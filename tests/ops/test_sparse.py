@@ -92,7 +92,7 @@ def test_sums_are_those_of_matrix_products(problem):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc, as on Linux")
 def test_sums_of_products_leave_no_memory_behind():
     """torch's product of sparse matrices kept 8 bytes a number of the result, here 50 MB in all."""
-    at = Entries(torch.arange(256).repeat(256), torch.arange(256).repeat_interleave(256), 256, 256)
+    at = Entries(torch.arange(32).repeat(256), torch.arange(256).repeat_interleave(32), 32, 256)
 
     def megabytes() -> float:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -178,7 +178,9 @@ def test_kernels_take_bfloat16_and_sum_in_float32(problem):
 @pytest.mark.slow
 def test_kernels_pass_these_tests_in_tritons_interpreter():
     step = f"{MODELS}::test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one"
+    without = "memory_behind", "repeat_to_the_bit", "never_go_to_kernels", "keeps_gradients"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, step]
+    command += ["-k", f"not ({' or '.join(without)})"]  # which have nothing of the interpreter
     env = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

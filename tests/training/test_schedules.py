@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from hfsae.training import Trainer
-from hfsae.training.run import Optimiser
-from hfsae.training.schedules import (
+from hfsae.training.arguments import (
     cosine_warmup,
     geometric,
     in_steps,
@@ -13,6 +12,7 @@ from hfsae.training.schedules import (
     linear_warmup,
     steer,
 )
+from hfsae.training.run import Optimiser
 
 from .planted import PlantedStream, arguments, make_sae
 

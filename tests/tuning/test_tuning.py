@@ -18,7 +18,7 @@ from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.evaluation import EvaluationResult
 from hfsae.io.files import read_json
 from hfsae.runs import read_recipe, run
-from hfsae.tuning import Trial, Tuning, edge, recipe_of, score_of, tune
+from hfsae.tuning import Tuning, edge, recipe_of, score_of, tune
 
 from ..helpers import at_each_pass, refused
 from ..tiny import tiny_fields, tiny_recipe
@@ -72,7 +72,7 @@ def test_settings_are_searched_on_files_without_a_model(tmp_path):
     assert "`mid` of activation files on 320, 640 activations" in text and "LM" not in text
     best = read_recipe(folder / "best-all.yaml")
     assert best.kind == "files" and best.activations.validation_fraction == 0
-    trial = recipe_of(tiny_tuning(tmp_path / "x", **fields), Trial("all", 0, {}), 0)
+    trial = recipe_of(tiny_tuning(tmp_path / "x", **fields), "all-000", {}, 0)
     assert trial.activations.validation_fraction == 0.05
 
 
@@ -292,7 +292,7 @@ def test_tunings_that_come_along_draw_saes_that_there_are(path):
                 name: r[end] if isinstance(r, list) else [*r.values()][end]
                 for name, r in own.ranges_of(arm).items()
             }
-            for fields in recipe_of(own, Trial(arm, 0, values), 0).sae_fields().values():
+            for fields in recipe_of(own, f"{arm}-000", values, 0).sae_fields().values():
                 assert AutoConfig.for_model(d_in=576, **fields).d_sae == own.sae["d_sae"]
 
 

@@ -265,8 +265,8 @@ def axis_ticks(low: float, high: float) -> list[dict[str, Any]]:
     ]
 
 
-def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
-    facts = []
+def _facts(view: dict[str, Any], unit: Unit) -> list[tuple[str, str, str]]:
+    facts: list[tuple[str, str, str]] = []
     if view["collected"]:
         n = view["n_tokens"]
         firings = f"{view['n_firings']:,} of {n:,} {unit.many}" if n else ""
@@ -279,4 +279,4 @@ def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
         facts.append(("reads", view["reads"], "and writes from there on"))
     for row in view["sites"]:
         facts.append((f"share at {row['site']}", percent(row["share"]), "of what it writes"))
-    return [{"name": name, "value": value, "note": note} for name, value, note in facts]
+    return facts

@@ -15,7 +15,7 @@ from ..health_actions import check_name, sae_choices
 from ..parts import bars_of, html, markdown, number, panel, percent
 from ..presets import TEXTS
 from ..subject import how_to_make
-from .page import App, Page, TextPage, Updates, box
+from .page import App, Page, Updates, box
 
 _FRONT = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
 _FIGURES = re.compile(r"^## Figures$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
@@ -73,7 +73,7 @@ class HealthPage(Page[at.Health]):
                 metrics, facts = self.actions.measure(address.text), []
                 for key, (name, note) in _TEXT_TILES.items():
                     value = "-" if metrics[key] is None else number(metrics[key])
-                    facts.append({"name": name, "value": value, "note": note})
+                    facts.append((name, value, note))
                 measured = html("measured", {"facts": facts})
         except ValueError as error:
             measured = html("error", str(error))
@@ -89,9 +89,9 @@ class HealthPage(Page[at.Health]):
         """Each button fills its own panel."""
         if self.subject.unit.is_text:
             measure = [self.run.click, self.text.submit]
-            app.on(measure, self._measure, self, progress_on=[self.measured])
+            app.on(measure, self._measure, self, progress_on=self.measured)
         compare = [self.compare.click, self.versus.submit]
-        app.on(compare, self._compare, self, progress_on=[self.comparison])
+        app.on(compare, self._compare, self, progress_on=self.comparison)
 
     def _measure(self, *values: object) -> at.Health:
         address = self.address(*values)
@@ -109,13 +109,13 @@ def overview_panel(view: dict[str, Any]) -> str:
     unit: Unit = view.setdefault("unit", TOKEN)
     metrics = {m["name"]: m for m in view["metrics"]}
     facts = [
-        {"name": name, "value": number(metrics[key]["value"]), "note": metrics[key]["unit"]}
+        (name, number(metrics[key]["value"]), metrics[key]["unit"])
         for key, name in _TILES.items()
         if key in metrics
     ]
     if view["dead"] is not None and view["counted_on"]:
         note = f"of {view['d_sae']:,}, on {view['counted_on']:,} {unit.many}"
-        facts.append({"name": "never fired", "value": f"{view['dead']:,}", "note": note})
+        facts.append(("never fired", f"{view['dead']:,}", note))
     charts = [
         _chart(f"Latents on a {unit.one}", view["l0"], unit.many, lambda x: f"{x:g}"),
         _chart(
@@ -138,7 +138,7 @@ def _chart(
     return {"title": title, "bars": bars, "low": low, "high": high, "note": note}
 
 
-class ComparePage(TextPage[at.Compare]):
+class ComparePage(Page[at.Compare]):
     """Another SAE, a text, and what fires where in each of the two."""
 
     title = "Compare SAEs"
@@ -184,8 +184,8 @@ class ComparePage(TextPage[at.Compare]):
     def wire(self, app: App) -> None:
         """A latent of the SAE that the app shows leads to its page."""
         triggers = [self.run.click, self.other.submit, self.text.submit]
-        app.on(triggers, self._compare, self, progress_on=[self.result])
-        app.on_select(self.choices, self._choose, self, progress_on=[self.result])
+        app.on(triggers, self._compare, self, progress_on=self.result)
+        app.on_select(self.choices, self._choose, self, progress_on=self.result)
         app.on_select(self.result, self.open_or_steer, self, leads_to=("feature",))
 
     def _compare(self, *values: object) -> at.Compare:
@@ -221,8 +221,7 @@ class AboutPage(Page[at.About]):
             ("reads", "files of activations", "no model") if unit == ROW else model,
             ("site", view["site"] or "unknown", view["model_origin"] or ""),
         ]
-        tiles = [{"name": name, "value": value, "note": note} for name, value, note in facts]
-        panel(html("notes", view | {"facts": tiles, "unit": unit}))
+        panel(html("notes", view | {"facts": facts, "unit": unit}))
         card = f'<div class="hf-card prose">{card_html(self.subject.card)}</div>'
         panel(card, elem_id="about-card")
 

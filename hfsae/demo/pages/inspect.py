@@ -6,7 +6,6 @@ from typing import Any
 
 import gradio as gr
 
-from ...io.units import PATCH
 from .. import address as at
 from ..actions import QUEUES, Actions
 from ..parts import data_link, html, panel
@@ -20,9 +19,9 @@ from ..picture_latents import (
     upload,
 )
 from ..presets import first_texts
-from ..rows import Json, largest_of
+from ..rows import Json, largest_of, trace_of
 from ..subject import Subject
-from .page import App, Page, TextPage, Updates, box, one_of, whole
+from .page import App, Page, Updates, box, one_of, whole
 
 _DENSITIES = [
     ("show all latents", 1.0),
@@ -40,7 +39,7 @@ def _nearest(density: float) -> float:
     return min((choice for _, choice in _DENSITIES), key=lambda choice: abs(choice - density))
 
 
-class InspectPage(TextPage[at.Inspect]):
+class InspectPage(Page[at.Inspect]):
     """A text, the latents that fire in it, and another text to compare it with."""
 
     title = "Inspect"
@@ -101,9 +100,9 @@ class InspectPage(TextPage[at.Inspect]):
             return replace(self.address(*values), latent=None, token=None)
 
         events = [self.run.click, self.prompt.submit, self.density.input, self.chat.input]
-        app.on(events, afresh, self, progress_on=[self.text])
-        app.on([self.versus.submit], afresh, self, progress_on=[self.comparison])
-        app.on_select(self.examples, self._example, self, progress_on=[self.text])
+        app.on(events, afresh, self, progress_on=self.text)
+        app.on([self.versus.submit], afresh, self, progress_on=self.comparison)
+        app.on_select(self.examples, self._example, self, progress_on=self.text)
         for part in (self.text, self.latents, self.comparison):
             app.on_select(part, self._click, self, leads_to=("feature", "steer"))
 
@@ -130,11 +129,6 @@ class PicturePage(Page[at.Picture]):
 
     title = "Inspect a picture"
     state = at.Picture
-
-    @classmethod
-    def fits(cls, subject: Subject) -> bool:
-        """An SAE that reads a model of pictures."""
-        return subject.unit == PATCH
 
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
@@ -175,14 +169,14 @@ class PicturePage(Page[at.Picture]):
         if not address.picture:
             return {self.shown: html("empty", _NONE_YET), self.latents: ""}
         view = self.actions.inspect_picture(address.picture, address.latent)
-        here = picture_latents(self.subject, address.picture)
+        seen, grid, picture = picture_latents(self.subject, address.picture)
 
         def coloured(latent: int | None, peak: int | None) -> Json:
             """The picture with a latent's activations over it."""
-            trace = here.activations(latent)
+            trace = trace_of(seen, latent)
             most = largest_of(self.subject, latent) or max([*trace, 0.0]) or 1.0
             shares = {i: activation / most for i, activation in enumerate(trace) if activation > 0}
-            return crop(here.picture, here.grid, peak, shares, is_whole=True)
+            return crop(picture, grid, peak, shares, is_whole=True)
 
         rows = [*view["ranking"], *view["dense"]["rows"]]
         for row in rows:
@@ -204,7 +198,7 @@ class PicturePage(Page[at.Picture]):
             api_visibility="private",
             **QUEUES["look"],
         )
-        app.on_select(self.examples, self._example, self, progress_on=[self.shown])
+        app.on_select(self.examples, self._example, self, progress_on=self.shown)
         for part in (self.shown, self.latents):
             app.on_select(part, self._click, self, leads_to=("feature",))
 

@@ -13,7 +13,6 @@ from ...io.errors import Refused
 from ..actions import QUEUES, Actions
 from ..address import Address, Feature, Steer, to_query
 from ..parts import html
-from ..subject import Subject
 
 A = TypeVar("A", bound=Address)
 Updates = dict[Any, Any]
@@ -50,11 +49,6 @@ class Page(Generic[A]):
         self.actions, self.subject = actions, actions.subject
         self.fields = {}
 
-    @classmethod
-    def fits(cls, subject: Subject) -> bool:
-        """Whether the page has a use for such an SAE; by default, for every one."""
-        return True
-
     @cached_property
     def opening(self) -> A:
         """What the page's fields hold from the start: nothing that somebody typed early is lost to
@@ -88,10 +82,7 @@ class Page(Generic[A]):
 
     def fill(self, address: A) -> Updates:
         """The values of the inputs at an address."""
-        return {
-            component: self.to_component(name, getattr(address, name))
-            for name, component in self.fields.items()
-        }
+        return dict(zip(self.inputs, self.values(address), strict=True))
 
     def to_component(self, name: str, value: object) -> Any:
         """A field's component for a value of the address."""
@@ -115,15 +106,6 @@ class Page(Generic[A]):
     def open_or_steer(self, do: str, index: str, to: str, *values: object) -> Address:
         """Where a click on a latent leads."""
         return Steer(latents={whole(index): 1.0}) if do == "steer" else Feature(whole(index))
-
-
-class TextPage(Page[A]):
-    """A page of SAEs that read text: it needs a language model."""
-
-    @classmethod
-    def fits(cls, subject: Subject) -> bool:
-        """An SAE of the text of one language model, whether or not that is loaded."""
-        return subject.runs_text
 
 
 @dataclass(eq=False)
@@ -161,7 +143,8 @@ class Visit:
     runs: dict[str, Run] = field(default_factory=dict)
     """the last of each kind"""
     written: Any = None
-    """what the last run of the page Steer wrote"""
+    """what the last run of the page Steer wrote: its address, the conversation's exchanges, and
+    the view of the texts"""
     strength: Any = None
     """a steering address, and strengths that a search found for it"""
 
@@ -191,25 +174,22 @@ class Visit:
             run.over = True
 
 
-@dataclass
 class App:
     """The link in the browser's address bar, which page is to be opened, and the pages by name.
 
     Three things are our own. `link` is a hidden box, since no component of Gradio's writes the
-    address bar. `lead` is another, with a click's number, since an update of `gr.Tabs` would bring
-    back a page that somebody left while the answer was on its way: the browser, which knows of
-    later clicks, decides. Clicks in panels are numbered, since of quick ones the last is shown:
-    Gradio's "once" would lose one that comes before the answer to another, and its "always_last"
-    would answer the first one twice.
+    address bar. `lead` is another, with a click's number and the page that it leads to, since an
+    update of `gr.Tabs` would bring back a page that somebody left while the answer was on its way:
+    the browser, which knows of later clicks, decides. Clicks in panels are numbered, since of quick
+    ones the last is shown: Gradio's "once" would lose one that comes before the answer to another,
+    and its "always_last" would answer the first one twice.
     """
 
-    link: gr.Textbox
-    lead: gr.Textbox
-    """the number of a click, and the page that it leads to"""
-    visit: gr.State
-    """a `Visit`"""
-    pages: dict[str, Any] = field(default_factory=dict)
-    """each a `Page`"""
+    def __init__(self) -> None:
+        self.link = gr.Textbox(visible="hidden", elem_id="link")
+        self.lead = gr.Textbox(visible="hidden", elem_id="lead")
+        self.visit = gr.State(Visit())
+        self.pages: dict[str, Any] = {}  # each a `Page`
 
     def page_of(self, address: Address) -> Page:
         """The page of an address.
@@ -250,7 +230,7 @@ class App:
         page: Page,
         *,
         leads_to: Sequence[str] = (),
-        progress_on: Sequence[Component] | None = None,
+        progress_on: Component | None = None,
     ) -> None:
         """When one of the events happens, show `to(*values of the page's inputs)`; what happens
         before the answer to an earlier one is answered after it, once."""
@@ -258,10 +238,10 @@ class App:
         def handler(visit: Visit, click: str, *values: object) -> Updates:
             return self._answer(visit, page, to, values, int(click) if leads_to else None)
 
-        options: dict[str, Any] = {"trigger_mode": "always_last"}
-        options["js"] = _NUMBERED if leads_to else None
+        js = _NUMBERED if leads_to else None
+        options = self._options(page, leads_to, progress_on)
         for trigger in triggers:
-            trigger(handler, **options, **self._options(page, leads_to, progress_on))
+            trigger(handler, trigger_mode="always_last", js=js, **options)
 
     def on_select(
         self,
@@ -270,25 +250,22 @@ class App:
         page: Page,
         *,
         leads_to: Sequence[str] = (),
-        progress_on: Sequence[Component] | None = None,
+        progress_on: Component | None = None,
     ) -> Any:
         """When something with data-do is clicked: show `to(do, at, to, *values)`, of quick clicks
         the last."""
 
         def handler(event: gr.EventData, visit: Visit, _: object, *values: object) -> Updates:
-            data = event._data if isinstance(event._data, dict) else {}
-            click = data.get("click")
-            click = click if isinstance(click, int) else 0
+            *what, click = clicked(event)
             visit.click = max(visit.click, click)
-            clicked = [str(data.get(name) or "") for name in ("do", "at", "to")]
-            updates = self._answer(visit, page, partial(to, *clicked), values, click)
+            updates = self._answer(visit, page, partial(to, *what), values, click)
             return updates if click == visit.click else {self.link: gr.skip()}
 
         options = self._options(page, leads_to, progress_on)
         return panel.select(handler, trigger_mode="multiple", **options)
 
     def _options(
-        self, page: Page, leads_to: Sequence[str], progress_on: Sequence[Component] | None
+        self, page: Page, leads_to: Sequence[str], progress_on: Component | None
     ) -> dict[str, Any]:
         """Of an event whose answer may lead to some of these pages."""
         others = [other for other in leads_to if other in self.pages]
@@ -299,8 +276,8 @@ class App:
         return {
             "inputs": [self.visit, self.lead, *inputs],
             "outputs": outputs,
-            "show_progress": "minimal" if progress_on is not None else "hidden",
-            "show_progress_on": progress_on,
+            "show_progress": "minimal" if progress_on else "hidden",
+            "show_progress_on": progress_on and [progress_on],
             "api_visibility": "private",
             **QUEUES["look"],
         }
@@ -315,14 +292,14 @@ class App:
     ) -> Updates:
         """Unchanged fields are not sent: somebody may be typing there. A latent to steer is added
         to those already steered. What has no click's number stays on its page."""
-        own, of_steer = values[: len(page.inputs)], values[len(page.inputs) :]
-        fields, steer = list(page.inputs), self.pages.get("steer")
+        n, seen, added = len(page.inputs), dict(zip(page.inputs, values, strict=False)), {}
+        steer = self.pages.get("steer")
         try:
-            address, added = to(*own), {}
-            if steer and of_steer:
-                fields += steer.inputs
+            address = to(*values[:n])
+            if steer and values[n:]:
+                seen |= zip(steer.inputs, values[n:], strict=True)
                 if isinstance(address, Steer):
-                    address, added = steer.join(address, *of_steer)
+                    address, added = steer.join(address, *values[n:])
             updates = self.show(address) | added
             if steer and isinstance(address, Steer) and address.run:
                 visit.ask(*steer.values(address), kind="texts")
@@ -331,8 +308,15 @@ class App:
         if click is not None:
             updates[self.lead] = f"{click} {address.tab}"
         visit.drawn.add(address.tab)
-        seen = dict(zip(fields, values, strict=True))
         return {part: new for part, new in updates.items() if part not in seen or new != seen[part]}
+
+
+def clicked(event: gr.EventData) -> tuple[str, str, str, int]:
+    """The data-do, data-at and data-to of what was clicked in a panel, and the click's number."""
+    data: Any = event._data if isinstance(event._data, dict) else {}
+    do, at, to = (str(data.get(name) or "") for name in ("do", "at", "to"))
+    click = data.get("click")
+    return do, at, to, click if isinstance(click, int) else 0
 
 
 def box(lines: int, most: int = 8) -> dict[str, Any]:

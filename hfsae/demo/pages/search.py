@@ -11,7 +11,7 @@ from ..inspect_actions import BY, BY_WITHOUT_TEXT, RAW, SCORES, check_query, lat
 from ..parts import html, number, panel, percent
 from ..picture_latents import add_strongest
 from ..presets import searches
-from ..subject import Subject, how_to_make
+from ..subject import how_to_make
 from ..table_actions import GROUPS, ORDERS
 from ..word_search import by_number
 from .page import App, Page, Updates, one_of
@@ -85,10 +85,10 @@ class SearchPage(Page[at.Search]):
     def wire(self, app: App) -> None:
         """A latent leads to its page, or is steered."""
         begun = [self.run.click, self.query.submit]
-        app.on(begun, self._search, self, leads_to=("feature",), progress_on=[self.hits])
-        app.on([self.by.input], self.address, self, progress_on=[self.hits])
+        app.on(begun, self._search, self, leads_to=("feature",), progress_on=self.hits)
+        app.on([self.by.input], self.address, self, progress_on=self.hits)
         app.on([self.random.click], self._random, self, leads_to=("feature",))
-        app.on_select(self.examples, self._example, self, progress_on=[self.hits])
+        app.on_select(self.examples, self._example, self, progress_on=self.hits)
         app.on_select(self.hits, self.open_or_steer, self, leads_to=("feature", "steer"))
 
     def _search(self, *values: object) -> at.Address:
@@ -166,11 +166,6 @@ class LabelsPage(Page[at.Labels]):
     title = "Labels"
     state = at.Labels
 
-    @classmethod
-    def fits(cls, subject: Subject) -> bool:
-        """An SAE whose run had labels."""
-        return bool(subject.columns)
-
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         with gr.Row(elem_classes="hf-buttons"):
@@ -189,7 +184,7 @@ class LabelsPage(Page[at.Labels]):
 
     def wire(self, app: App) -> None:
         """A latent leads to its page."""
-        app.on([self.run.click, self.query.submit], self.address, self, progress_on=[self.table])
+        app.on([self.run.click, self.query.submit], self.address, self, progress_on=self.table)
         app.on_select(self.table, self.open_or_steer, self, leads_to=("feature",))
 
 
@@ -198,11 +193,6 @@ class DiffPage(Page[at.Diff]):
 
     title = "Two models"
     state = at.Diff
-
-    @classmethod
-    def fits(cls, subject: Subject) -> bool:
-        """An SAE over two models, which `hfsae diff` compared."""
-        return bool(subject.diff)
 
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
@@ -227,6 +217,6 @@ class DiffPage(Page[at.Diff]):
 
     def wire(self, app: App) -> None:
         """A latent leads to its page."""
-        app.on([self.run.click, self.by.input], self.address, self, progress_on=[self.table])
-        app.on([self.group.input], self.address, self, progress_on=[self.table])
+        app.on([self.run.click, self.by.input], self.address, self, progress_on=self.table)
+        app.on([self.group.input], self.address, self, progress_on=self.table)
         app.on_select(self.table, self.open_or_steer, self, leads_to=("feature",))

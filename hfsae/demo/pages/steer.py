@@ -1,10 +1,10 @@
 """Baseline and steered text side by side; the searches for a strength, and for presets."""
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
@@ -31,7 +31,7 @@ from ..steer_actions import (
     check,
 )
 from ..subject import Exchange, how_to_make
-from .page import LATENT_BOX, App, TextPage, Updates, Visit, box, whole
+from .page import LATENT_BOX, App, Page, Updates, Visit, box, clicked, whole
 
 UNIT_NAMES = {"max": "x largest activation", "norm": "% of the norm", "raw": "raw"}
 _UNITS = [
@@ -68,23 +68,18 @@ _UNDER_WAY = (
 _CHOICES: dict[str, tuple[str, ...]] = {"mode": MODES, "scope": SCOPES, "unit": UNITS}
 
 
-class SteeredTexts(NamedTuple):
-    """What a visit's last run wrote: texts of an address, and of a conversation's turns."""
-
-    address: at.Steer
-    exchanges: tuple[Exchange, ...]
-    view: dict[str, Any]
-
-    def before(self, address: at.Steer) -> tuple[Exchange, ...]:
-        """The turns before an address's message that are the same, with the same settings."""
-        settings = replace(address, prompt=self.address.prompt, turns=self.address.turns)
-        shared = self.exchanges[: len(address.turns)]
-        messages = tuple(exchange.message for exchange in shared)
-        same = settings == self.address and messages == address.turns[: len(shared)]
-        return shared if same else ()
+def same_turns(
+    written: at.Steer, exchanges: tuple[Exchange, ...], address: at.Steer
+) -> tuple[Exchange, ...]:
+    """Of the exchanges that were written, those that an address with the same settings begins with:
+    they are not written again."""
+    shared = exchanges[: len(address.turns)]
+    is_same = tuple(exchange.message for exchange in shared) == address.turns[: len(shared)]
+    settings = replace(address, prompt=written.prompt, turns=written.turns)
+    return shared if is_same and settings == written else ()
 
 
-class SteerPage(TextPage[at.Steer]):
+class SteerPage(Page[at.Steer]):
     """Long texts, and searches for strengths and presets: a visit has one of each at a time."""
 
     title = "Steer"
@@ -233,7 +228,7 @@ class SteerPage(TextPage[at.Steer]):
         self.app, visit = app, app.visit
         self.written = [self.notice, self.output, self.share, app.link]  # what `generate` updates
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        settings: list[Any] = [self.fields[f.name] for f in fields(at.Settings)]
+        settings: list[Any] = [self.fields[name] for name in at.SETTINGS]
         changes = [field.input for field in settings]
         # the sliders correct typed values
         changes += [field.release for field in settings if isinstance(field, gr.Slider)]
@@ -344,9 +339,8 @@ class SteerPage(TextPage[at.Steer]):
         """What somebody has chosen: the latents of a preset that nobody changed give way to the
         first that is."""
         shown = (self.preset(i, now) for i in range(len(self.choices)))
-        if any(p == replace(now, unit=p.unit, chat=p.chat, turns=()) for p in shown):
-            return replace(now, latents={})
-        return now
+        is_preset = any(p == replace(now, unit=p.unit, chat=p.chat, turns=()) for p in shown)
+        return replace(now, latents={}) if is_preset else now
 
     def _with(self, latent: int, now: at.Steer) -> at.Steer:
         if len(now.latents) >= validate.MAX_LATENTS:
@@ -415,19 +409,20 @@ class SteerPage(TextPage[at.Steer]):
             if address.mode != "ablate":
                 names = {i: f"{names[i]} at {s:g}" for i, s in address.latents.items()}
             own = {"of": of, "what": ", ".join(names.values()), "chat": address.chat}
-            turns, written = address.turns if address.chat else (), visit.written
-            exchanges = written.before(address) if written and turns else ()
+            turns = address.turns if address.chat else ()
+            exchanges: tuple[Exchange, ...] = ()
+            if visit.written and turns:
+                exchanges = same_turns(visit.written[0], visit.written[1], address)
 
-            # the answer to each message, as far as it is written
+            # the answer to each message, as far as it is written; the process with the GPU cannot
+            # ask whether it is stopped, nor tell the KL once it ends
             view: dict[str, Any] = {}
-            apart = (
-                self.actions.apart
-            )  # the process with the GPU cannot ask, nor tell the KL once it ends
+            apart = self.actions.apart
             options = {} if apart else {"stopped": lambda: run.over}
             for message in [*turns, address.prompt][len(exchanges) :]:
                 job = check(subject, message, address.latents, address, exchanges)
                 own |= {"prompt": message, "earlier": list(exchanges)}
-                for texts in self.actions.write(job, **options):
+                for texts in self.actions.write(*job, **options):
                     if run.over and (apart or not run.stopped):
                         break
                     view = {**texts, **own}
@@ -438,14 +433,14 @@ class SteerPage(TextPage[at.Steer]):
 
             if not run.over:
                 if not turns:
-                    code = of_texts(subject, address.prompt, address.latents, address)
+                    code = of_texts(subject, address)
                     yield {self.output: html("pair", view | {"code": code})}
-                visit.written = SteeredTexts(address, exchanges if address.chat else (), view)
+                visit.written = address, exchanges if address.chat else (), view
             elif run.stopped and view:
-                view |= {"done": True}
+                view["done"] = True
                 notice = html("said", f"Stopped after {view['n_steered']} tokens.")
                 yield {self.notice: notice, self.output: html("pair", view)}
-                visit.written = SteeredTexts(address, (), view)
+                visit.written = address, (), view
             else:  # Gradio sends what came last again at the end, where others' texts may be by now
                 yield {self.notice: gr.skip()}
         except ValueError as error:
@@ -455,11 +450,11 @@ class SteerPage(TextPage[at.Steer]):
 
     def _share(self, event: gr.EventData, request: gr.Request, visit: Visit) -> Any:
         """The last texts as a picture, by a button under them."""
-        data, written = event._data if isinstance(event._data, dict) else {}, visit.written
-        if written is None or data.get("do") != "share":
+        if visit.written is None or clicked(event)[0] != "share":
             return gr.skip()
+        address, _, view = visit.written
         origin = str(request.headers.get("origin") or "")
-        return share_panel(self.subject, written.address, written.view, origin)
+        return share_panel(self.subject, address, view, origin)
 
     def _ask_added(self, added: Any, visit: Visit, *values: object) -> None:
         """A search for the latent that was added, where one can be made."""
@@ -508,7 +503,7 @@ class SteerPage(TextPage[at.Steer]):
             now = self.address(*values)
         except ValueError:  # somebody is still typing
             return {self.chips: gr.skip()}
-        names = ("prompt", "latents", *(f.name for f in fields(at.Steering)))
+        names = ("prompt", "latents", *at.STEERING)
         if asked is None or any(getattr(asked, name) != getattr(now, name) for name in names):
             return {self.chips: gr.skip()}
         new = replace(now, latents=strengths)

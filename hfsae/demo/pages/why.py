@@ -11,7 +11,7 @@ from ..actions import Actions
 from ..parts import html, panel
 from ..rows import Json
 from ..why import ALONE, disagreement, is_token, spelling, summary
-from .page import App, TextPage, Updates, box, one_of, whole
+from .page import App, Page, Updates, box, clicked, one_of, whole
 
 EXAMPLES = (
     "The people voted in the presidential",
@@ -20,7 +20,7 @@ EXAMPLES = (
 )
 
 
-class WhyPage(TextPage[at.Why]):
+class WhyPage(Page[at.Why]):
     """A text, its likeliest next tokens, and the latents that speak for one of them."""
 
     title = "Why this token"
@@ -67,9 +67,9 @@ class WhyPage(TextPage[at.Why]):
     def wire(self, app: App) -> None:
         """Tokens are chosen by a click; checks by ablation fill in one row at a time."""
         typed = [self.prompt.submit, self.target.submit, self.contrast.submit]
-        app.on([self.run.click, *typed], self._explain, self, progress_on=[self.effects])
-        app.on_select(self.examples, self._example, self, progress_on=[self.effects])
-        app.on_select(self.next, self._choose, self, progress_on=[self.effects])
+        app.on([self.run.click, *typed], self._explain, self, progress_on=self.effects)
+        app.on_select(self.examples, self._example, self, progress_on=self.effects)
+        app.on_select(self.next, self._choose, self, progress_on=self.effects)
         app.on_select(self.effects, self.open_or_steer, self, leads_to=("feature",))
         self.effects.ablate(
             self._ablate,
@@ -104,13 +104,10 @@ class WhyPage(TextPage[at.Why]):
         return replace(now, target=typed, contrast="" if is_contrast else now.contrast)
 
     def _ablate(self, event: gr.EventData, view: Json) -> Updates:
-        data = event._data if isinstance(event._data, dict) else {}
         try:
-            latent = whole(str(data.get("at") or ""))
-            address: at.Why = view["address"]
-            result = self.actions.check_ablation(
-                address.prompt, latent, address.target, address.contrast
-            )
+            latent, address = whole(clicked(event)[1]), view["address"]
+            question = (address.target, address.contrast)
+            result = self.actions.check_ablation(address.prompt, latent, *question)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
         return {self.notice: "", self.ablated: (address, latent, result["ablation"])}

@@ -1,4 +1,4 @@
-"""Questions, answers, and whether a text is one; what every judge does, and its settings."""
+"""Questions, answers, and whether a text is one; the settings of a judge."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...io.bounds import check_least
@@ -25,7 +25,6 @@ _REFUSAL = re.compile(
 )
 REFUSED = "the model refused to answer"
 _FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
-T = TypeVar("T")
 
 
 class Question(NamedTuple):
@@ -94,39 +93,6 @@ Progress = Callable[[int, Usage], object]
 class PendingAnswers(Exception):
     """Questions were written to a file of requests, and have no answer yet; the sentence names the
     file."""
-
-
-class Judge(Protocol):
-    """Answers questions: a local language model, a server's, files of answers, or
-    `DryRunJudge`, which only counts."""
-
-    name: str
-    """for the record: "packaged", a Hub id, or the model's name at the server"""
-    has_probabilities: bool
-    """whether it knows those of any answer: a model on this machine"""
-    usage: Usage
-
-    def answer(
-        self, questions: Sequence[Question], progress: Progress | None = None
-    ) -> list[Answer]:
-        """The answers, in the order of the questions; what calls.jsonl answers is not asked again.
-
-        Raises:
-            ValueError: the server refuses the key or the account, cannot be reached, or does not
-                chat; one sentence.
-        """
-        ...
-
-    def settle(self, about: str) -> None:
-        """Make sure that all answers so far are there, before results that need them.
-
-        Args:
-            about: what the answers are for, a plural noun for the sentence.
-
-        Raises:
-            PendingAnswers: some answers come by file, and are not there yet.
-        """
-        ...
 
 
 @dataclass
@@ -287,28 +253,6 @@ def without_credentials(address: str) -> str:
     parts = urlsplit(address)
     host = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=host, query="", fragment="").geturl().rstrip("/")
-
-
-def replies_to(
-    judge: Judge,
-    questions: Sequence[Question],
-    parse: Callable[[Question, Answer], T | None],
-    note: Callable[[int], object],
-) -> list[T | None]:
-    """The parsed answers; None where there was none. A question whose answer does not parse is
-    asked once more, with another seed; a call that failed is not repeated."""
-
-    def parsed(question: Question, answer: Answer) -> T | None:
-        return None if answer.text is None else parse(question, answer)
-
-    answers = judge.answer(questions, lambda n, _: note(n))
-    replies = [parsed(*pair) for pair in zip(questions, answers, strict=True)]
-    again = [i for i, r in enumerate(replies) if r is None and answers[i].text is not None]
-    seconds = [questions[i]._replace(seed=questions[i].seed + 1) for i in again]
-    if seconds:
-        for i, answer in zip(again, judge.answer(seconds), strict=True):
-            replies[i] = parsed(questions[i], answer)
-    return replies
 
 
 def misfit(text: str, question: Question) -> str:

@@ -31,10 +31,9 @@ from .base import (
     PendingAnswers,
     Progress,
     Question,
-    Usage,
     misfit,
 )
-from .calls import calls_of
+from .calls import Judge
 from .chat import ChatError, body_of, read_reply, reduced, refused_feature
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
@@ -47,7 +46,7 @@ _MOST_TOLD = 5  # ids in a sentence
 _AT_ONCE = 256  # answers that are written to calls.jsonl together
 
 
-class BatchFileJudge:
+class BatchFileJudge(Judge):
     """Answers from files; what they do not answer is written into a folder of requests.
 
     Args:
@@ -59,8 +58,6 @@ class BatchFileJudge:
             files.
     """
 
-    has_probabilities = False
-
     def __init__(
         self,
         args: JudgeArguments,
@@ -71,8 +68,7 @@ class BatchFileJudge:
     ) -> None:
         assert args.requests is not None
         self._most_requests, self._most_bytes = most_requests, most_bytes
-        self.name, self.usage = args.shown_model, Usage()
-        self._args, self._calls = args, calls_of(args, calls)
+        super().__init__(args, calls)
         self._folder = Path(args.requests).expanduser()
         paths = [Path(path).expanduser() for path in args.answers]
         if self._folder.exists() and not self._folder.is_dir():

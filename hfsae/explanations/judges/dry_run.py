@@ -4,12 +4,12 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...lm import load_tokenizer
 from ...packaged import packaged_lm
-from .base import PACKAGED, PACKAGED_MODEL, Answer, JudgeArguments, Progress, Question, Usage
-from .calls import calls_of
+from .base import PACKAGED, PACKAGED_MODEL, Answer, JudgeArguments, Progress, Question
+from .calls import Judge
 from .chat import n_question_tokens, n_tokens
 from .local import ChatIds
 
@@ -19,41 +19,7 @@ _TEXT = "words about ships and harbours, after the name of a place"
 _RATES = {"server": (0.2, 20.0), "local": (0.3, 20.0)}
 
 
-class TokenCounter(NamedTuple):
-    """Counts tokens of texts and of questions."""
-
-    text: Callable[[str], int]
-    question: Callable[[Question], int]
-    how: str
-    """in words, for the plan"""
-
-
-def token_counter(args: JudgeArguments) -> TokenCounter:
-    """A local model's own tokenizer; for a server's model SmolLM2's where that is installed, else a
-    quarter of the characters.
-
-    Raises:
-        ValueError: the local model's tokenizer cannot be loaded.
-    """
-    if not args.is_remote:
-        is_packaged = args.model == PACKAGED
-        name = PACKAGED_MODEL if is_packaged else args.model
-        ids = ChatIds(load_tokenizer(name, source="packaged" if is_packaged else "auto"))
-        how = "the model's own tokenizer and chat template"
-        return TokenCounter(lambda t: len(ids.text(t)), lambda q: len(ids.prompt(q)), how)
-    if packaged_lm(PACKAGED_MODEL) is None:
-        how = "characters / 4: no tokenizer is at hand"
-        return TokenCounter(n_tokens, n_question_tokens, how)
-    tokenizer: Any = load_tokenizer(PACKAGED_MODEL, source="packaged")
-
-    def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    how = f"the tokenizer of {PACKAGED_MODEL}, since {args.model}'s is not at hand"
-    return TokenCounter(count, lambda question: n_question_tokens(question, count), how)
-
-
-class DryRunJudge:
+class DryRunJudge(Judge):
     """Answers every question with words that parse, so that the questions after it are counted too.
 
         judge = DryRunJudge(args, folder / CALLS)
@@ -61,18 +27,41 @@ class DryRunJudge:
         judge.plan()
 
     What calls.jsonl answers is answered from there, and counts as no call.
+
+    Args:
+        count: tokens of a text at a server; None: by SmolLM2's tokenizer where that is installed,
+            else a quarter of the characters. A local model's own tokenizer counts for itself.
+
+    Raises:
+        ValueError: the local model's tokenizer cannot be loaded.
     """
 
     def __init__(
-        self, args: JudgeArguments, calls: Path | None = None, counter: TokenCounter | None = None
+        self,
+        args: JudgeArguments,
+        calls: Path | None = None,
+        count: Callable[[str], int] | None = None,
     ) -> None:
-        self.name, self.has_probabilities = args.shown_model, not args.is_remote
-        self.usage = Usage()
+        super().__init__(args, calls)
+        self.has_probabilities = not args.is_remote
         self.most_tokens_out = 0
         """the most tokens of answers, if each is as long as it may be"""
-        self._args, self._calls = args, calls_of(args, calls)
-        self._counter = counter or token_counter(args)
         self._answers: dict[str, Answer] = {}
+        self._count_question: Callable[[Question], int]
+        if not args.is_remote:
+            is_packaged = args.model == PACKAGED
+            name = PACKAGED_MODEL if is_packaged else args.model
+            ids = ChatIds(load_tokenizer(name, source="packaged" if is_packaged else "auto"))
+            self._how = "the model's own tokenizer and chat template"
+            self._count = lambda text: len(ids.text(text))
+            self._count_question = lambda question: len(ids.prompt(question))
+            return
+        self._how, self._count = "characters / 4: no tokenizer is at hand", count or n_tokens
+        if count is None and packaged_lm(PACKAGED_MODEL) is not None:
+            tokenizer: Any = load_tokenizer(PACKAGED_MODEL, source="packaged")
+            self._how = f"the tokenizer of {PACKAGED_MODEL}, since {args.model}'s is not at hand"
+            self._count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._count_question = lambda question: n_question_tokens(question, self._count)
 
     def answer(
         self, questions: Sequence[Question], progress: Progress | None = None
@@ -97,9 +86,6 @@ class DryRunJudge:
                 progress(len(answers), self.usage)
         return answers
 
-    def settle(self, about: str) -> None:
-        """All answers are there."""
-
     def _made_up(self, question: Question, text: str) -> Answer:
         even = None
         if question.choices:
@@ -107,8 +93,8 @@ class DryRunJudge:
             even = {choice: -math.log(n) for choice in question.choices}
         elif question.schema is not None:
             text = json.dumps(example(question.schema, text))
-        n_out = min(self._counter.text(text), question.max_tokens)
-        return Answer(text, None, even, self._counter.question(question), n_out)
+        n_out = min(self._count(text), question.max_tokens)
+        return Answer(text, None, even, self._count_question(question), n_out)
 
     def plan(self) -> dict[str, Any]:
         """What would be asked: numbers of calls and tokens, seconds, and money where prices are
@@ -124,7 +110,7 @@ class DryRunJudge:
             "n_tokens_in": usage.n_tokens_in,
             "n_tokens_out": usage.n_tokens_out,
             "most_tokens_out": self.most_tokens_out,
-            "tokens_counted_by": self._counter.how,
+            "tokens_counted_by": self._how,
             "seconds": work / 1000 / at_once,
             "rate": ""  # a batch is as fast as whoever answers it
             if self._args.is_by_file
@@ -137,25 +123,9 @@ class DryRunJudge:
 
 
 def example(schema: dict[str, Any], words: str = _TEXT) -> Any:
-    """A value that a JSON schema accepts: all entries, first choices, lists of a length that is
-    given, else of three.
-
-    Args:
-        words: any text in it.
-    """
-    if "const" in schema or "enum" in schema:
-        return schema["const"] if "const" in schema else schema["enum"][0]
-    for union in ("anyOf", "oneOf"):
-        if schema.get(union):
-            return example(schema[union][0], words)
-    kind = schema.get("type", "string")
-    kind = kind[0] if isinstance(kind, list) else kind
-    if kind == "object":
-        return {name: example(part, words) for name, part in schema.get("properties", {}).items()}
-    if kind == "array":
-        n = schema.get("minItems") or min(schema.get("maxItems", 3), 3)
-        return [example(schema.get("items", {}), words) for _ in range(n)]
-    if kind in ("integer", "number"):
-        return max(schema.get("minimum", 0), 0)
-    plain = {"boolean": True, "null": None}
-    return plain[kind] if kind in plain else words[: schema.get("maxLength", len(words))]
+    """A value that a question's JSON schema accepts, with these words as each text."""
+    if schema["type"] == "object":
+        return {name: example(part, words) for name, part in schema["properties"].items()}
+    if schema["type"] == "array":
+        return [example(schema["items"], words) for _ in range(schema["minItems"])]
+    return words if schema["type"] == "string" else schema["minimum"]

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from .base import Judge, JudgeArguments
+from .base import JudgeArguments
 from .batch_file import BatchFileJudge
+from .calls import Judge
 from .local import Local
 from .remote import Remote
 

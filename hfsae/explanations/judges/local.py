@@ -3,7 +3,7 @@
 import copy
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,20 +19,18 @@ from .base import (
     PACKAGED_MODEL,
     Answer,
     JudgeArguments,
-    Progress,
     Question,
-    Usage,
     failure_of,
     without_thoughts,
 )
-from .calls import calls_of
+from .calls import Judge
 
 _MAX_LOGITS = 2**27  # of a batch: 512 MiB in float32
 _OVERHEAD = 32  # tokens that a forward pass costs besides its own, about
 _HEADINGS = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 
 
-class Local:
+class Local(Judge):
     """Answers of a causal language model: greedy text, and exact log-probabilities.
 
     A question with `choices` is answered by the likeliest of them, without generation. The model is
@@ -49,37 +47,17 @@ class Local:
     def __init__(
         self, args: JudgeArguments, calls: Path | None = None, *, loaded: LoadedLM | None = None
     ) -> None:
-        self.name, self.usage = args.shown_model, Usage()
-        self._args, self._calls, self._loaded = args, calls_of(args, calls), loaded
+        super().__init__(args, calls)
+        self._loaded = loaded
         self._made: _Model | None = None
 
-    def answer(
-        self, questions: Sequence[Question], progress: Progress | None = None
-    ) -> list[Answer]:
-        """The answers, in the order of the questions; those in calls.jsonl are taken from there.
-
-        Raises:
-            ValueError: the model cannot be loaded.
-        """
-        keys = [self._calls.key(question) for question in questions]
-        answers = {key: self._calls.answer(key) for key in keys}
-        new = {k: q for k, q in zip(keys, questions, strict=True) if answers[k] is None}
-        self.usage.n_repeated += len(keys) - len(new)
-        failed: dict[str, Answer] = {}
-        for batch in self._answered(list(new.values())):
+    def _new_answers(self, questions: Mapping[str, Question]) -> Iterator[tuple[str, Answer, int]]:
+        for batch in self._batches(list(questions.values())):
             self._calls.note(batch)
             for question, answer in batch:
-                self.usage.add(answer)
-                failed[self._calls.key(question)] = answer
-            if progress is not None:
-                progress(len(keys) - len(new) + len(failed), self.usage)
-        self._calls.close()
-        return [answers[key] or failed[key] for key in keys]
+                yield self._calls.key(question), answer, 1
 
-    def settle(self, about: str) -> None:
-        """All answers are there."""
-
-    def _answered(self, questions: Sequence[Question]) -> Iterator[list[tuple[Question, Answer]]]:
+    def _batches(self, questions: Sequence[Question]) -> Iterator[list[tuple[Question, Answer]]]:
         if not questions:
             return
         model = self._model()

@@ -13,8 +13,7 @@ import logging
 import random
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,8 @@ from huggingface_hub import is_offline_mode
 
 from ...io.errors import Refused, one_line
 from ...io.secrets import hider
-from .base import Answer, JudgeArguments, Progress, Question, Usage
-from .calls import calls_of
+from .base import Answer, JudgeArguments, Question, Usage
+from .calls import Judge
 from .chat import ChatError, body_of, read_reply, reduced, refused_feature
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ _WORDS = {"insufficient_quota": 402, "model_not_found": 404, "model_not_supporte
 _UNREACHABLE = {"ConnectError", "ConnectTimeout", "UnsupportedProtocol", "ProxyError", "InvalidURL"}
 
 
-class Remote:
+class Remote(Judge):
     """Answers from an OpenAI-compatible server or one of Hugging Face's Inference Providers.
 
     Args:
@@ -53,8 +52,6 @@ class Remote:
     Raises:
         ValueError: the key or the package `openai` is missing.
     """
-
-    has_probabilities = False
 
     def __init__(
         self,
@@ -69,62 +66,48 @@ class Remote:
             raise Refused(
                 f"a judge on a server needs {error.name}: pip install 'hfsae[judge]'"
             ) from error
-        self.name, self.usage = args.shown_model, Usage()
-        self._args, self._calls, self._sleep = args, calls_of(args, calls), sleep
+        super().__init__(args, calls)
+        self._sleep = sleep
         self._key, self._without_keys = args.key(), hider(args.secrets())
         self._refused: frozenset[str] = frozenset()  # parts of a body that the server refuses
         self._is_ended, self._has_answered, self._n_in_a_row = False, False, 0
 
-    def answer(
-        self, questions: Sequence[Question], progress: Progress | None = None
-    ) -> list[Answer]:
-        """The answers, in the order of the questions; those in calls.jsonl are taken from there.
+    def _new_answers(self, questions: Mapping[str, Question]) -> Iterator[tuple[str, Answer, int]]:
+        """By an event loop in a thread of its own, since a notebook has a loop already."""
+        import openai
 
-        A call that fails leaves an Answer with a `failure`; the next run asks it again.
-
-        Raises:
-            ValueError: the server refuses the key, the account or the model, cannot be reached,
-                does not chat, or answers nothing any more. What was answered is kept.
-        """
-        keys = [self._calls.key(question) for question in questions]
-        answers = {key: self._calls.answer(key) for key in keys}
-        new = {k: q for k, q in zip(keys, questions, strict=True) if answers[k] is None}
-        self.usage.n_repeated += len(keys) - len(new)
-        n_of = Counter(keys)
-        n_done = sum(n for key, n in n_of.items() if key not in new)
-        if progress is not None and n_done:
-            progress(n_done, self.usage)
-        for key, answer, n_calls in self._as_they_come(new):
-            answers[key] = answer
-            self.usage.add(answer, n_calls)
-            n_done += n_of[key]
-            if progress is not None:
-                progress(n_done, self.usage)
-        return [answers[key] or Answer(None, "not asked") for key in keys]
-
-    def settle(self, about: str) -> None:
-        """All answers are there."""
-
-    def _as_they_come(self, questions: dict[str, Question]) -> Iterator[tuple[str, Answer, int]]:
-        """Keys with answers and the number of calls they took.
-
-        The calls have an event loop and a thread of their own, as a notebook has a loop already.
-        """
         if not questions:
             return
-        todo = deque(questions.items())
+        args = self._args
+        if args.base_url is None and is_offline_mode():
+            raise Refused(
+                "HF_HUB_OFFLINE is set, and Inference Providers are online; unset it, or name a "
+                "local model"
+            )
+        address, query = base_of(args.base_url or ROUTER)
+        client = openai.AsyncOpenAI(
+            api_key=self._key or "none",  # else the client would take one from the environment
+            base_url=address,
+            default_query=query,
+            timeout=args.timeout,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+        )
+        todo = iter(questions.items())  # of all workers
         done: SimpleQueue[tuple[str, Answer, int] | BaseException] = SimpleQueue()
         self._is_ended = False
 
-        async def work(client: "openai.AsyncOpenAI") -> None:
-            while todo and not self._is_ended:
-                key, question = todo.popleft()
+        async def work() -> None:
+            for key, question in todo:
+                if self._is_ended:
+                    return
                 done.put((key, *await self._one(client, question)))
 
         async def work_all() -> None:
-            async with self._client() as client:
-                n = min(self._args.concurrency, len(questions))
-                await asyncio.gather(*(work(client) for _ in range(n)))
+            async with client:
+                await asyncio.gather(
+                    *(work() for _ in range(min(args.concurrency, len(questions))))
+                )
 
         def run() -> None:
             try:
@@ -144,26 +127,6 @@ class Remote:
         finally:
             self._is_ended = True
             thread.join(_GRACE)
-            self._calls.close()
-
-    def _client(self) -> "openai.AsyncOpenAI":
-        import openai
-
-        args = self._args
-        if args.base_url is None and is_offline_mode():
-            raise Refused(
-                "HF_HUB_OFFLINE is set, and Inference Providers are online; unset it, or name a "
-                "local model"
-            )
-        address, query = base_of(args.base_url or ROUTER)
-        return openai.AsyncOpenAI(
-            api_key=self._key or "none",  # else the client would take one from the environment
-            base_url=address,
-            default_query=query,
-            timeout=args.timeout,
-            max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
-        )
 
     async def _one(self, client: "openai.AsyncOpenAI", question: Question) -> tuple[Answer, int]:
         """The answer, on disk, and the number of calls that it took: two if the first is none, the
