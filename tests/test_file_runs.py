@@ -322,7 +322,7 @@ def test_pictures_that_cannot_be_read_stop_a_run_before_it_trains_and_mended_one
     sae = {"site": block(whole_model("vit"), 1), "d_sae": 32, "target_l0": 4}
     recipe = tiny_recipe(tmp_path / "run", lm=lm, images=images, sae=sae, collect_tokens=0)
     source = InputSource(images, load_encoder(lm.name), [sae["site"]])
-    document = [*source.once("train", None)][-1][-1].document  # of the last batch of an epoch
+    document = [*source.once("train", None)][-1][-1][0]  # of the last batch of an epoch
     path = tmp_path / "pictures" / source.names[document]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
