@@ -9,7 +9,6 @@ from hfsae.explanations.judges import DryRunJudge, JudgeArguments, Remote
 from hfsae.explanations.judges.chat import n_tokens
 from hfsae.explanations.scorers import SCORERS, sample_of
 from hfsae.explanations.verdicts import ScoreArguments, cases_of, results_of
-from hfsae.explanations.arguments import SCORES
 from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import read_planted
@@ -19,6 +18,7 @@ from .oracle import by_oracle
 LATENTS = [*range(14, 20)]
 NAMES = {latent: f'"w{latent - 12}" 100%' for latent in LATENTS}
 ARGS = ExplainArguments(latents=LATENTS)
+SCORES = tuple(SCORERS)
 FAULTS = [
     status(429, Retry_After="1"),
     status(500),
