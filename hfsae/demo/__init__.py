@@ -8,8 +8,11 @@ can be done with it are plain functions, of plain values to plain values: `inspe
 widgets and shows an `address`, which is its link; markup is made in `parts`, code in `snippet`,
 pictures to share in `share`; `app` puts the pages together, and guards them.
 
-To follow a click on Generate: `pages/steer` (`SteerPage.wire`, `generate`), whose `Visit` and `App`
-are in `pages/page`, `steer_actions` (`check`, `write`), `hfsae.steering.pair`.
+To follow a click on Generate: `pages/steer` (`SteerPage.wire`; `Visit.ask` of `pages/page` keeps
+what was asked, then `generate`), `steer_actions` (`check`, `write`), and in hfsae `steering.pair`,
+`steering.intervention` and `lm.splicing`. Back: the macro `pair` of `parts.html`, and `page.js`. A
+setting of that page is a field of `address.Steer`, with a name in `SETTINGS`, a widget of
+`pages/steer`, an argument of `steer_actions.steer`, and a name in `content` of `page.js`.
 
 Needs the `demo` extra.
 """

@@ -112,7 +112,9 @@ class Steer(Address):
 
 STEERING = ("mode", "unit", "scope", "error_term", "chat")
 SETTINGS = (*STEERING, "temperature", "max_new_tokens", "repetition_penalty", "seed")
-"""the fields of `Steer` that say how to steer, and these with those that say how to draw tokens"""
+"""the fields of `Steer` that say how to steer, and these with those that say how to draw tokens:
+each a field of `Sampling`, too. `content` of page.js names them again; `Steer` is made by
+position"""
 
 
 @dataclass(frozen=True)

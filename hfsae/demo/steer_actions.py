@@ -210,7 +210,7 @@ def sweep(
     only: int | None = None,
 ) -> Json:
     """`suggest_strength`, with progress (trials done, trials in all) before each trial: each is
-    the beginning of the text that these settings give.
+    the beginning of the text that these settings give. Earlier messages are left out.
 
     Args:
         only: the latent to find a strength for, while the others keep theirs; None: for all.

@@ -72,7 +72,7 @@ class ScoreArguments:
     protocol: Literal["ours", "paper"] = OURS
     """"paper": the windows and the score of the JumpReLU paper, with our controls"""
     windows: int = 12
-    """test windows judged per latent, half of them active"""
+    """test windows judged per latent, half of them active; intruder asks about all of them"""
     directions: int = 25
     """random directions, named and judged"""
     latents: int | None = None

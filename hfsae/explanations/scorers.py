@@ -9,7 +9,8 @@ A scorer turns a latent's windows and an explanation into requests, each reply i
 item (a window, a question or a token), and values into metrics. A failed item is NaN: it is neither
 right nor wrong, metrics are of the others, and bounds take all failed ones as right, or as wrong.
 
-Another score is another `Scorer` here, listed in SCORERS; its name stands in `arguments.SCORES`.
+Another score is another `Scorer` here, listed in SCORERS; its name stands in `arguments.SCORES`,
+and `tests/explanations/oracle.py` answers its questions.
 """
 
 from collections.abc import Sequence

@@ -82,7 +82,7 @@ _blocks: ContextVar[frozenset[Passes]] = ContextVar("blocks of this context", de
 
 @contextmanager
 def own_passes(place: str, *, eager: bool = True) -> Iterator[Passes]:
-    """Yields a predicate for hooks at `place`: is this pass in the context that entered the block?
+    """Yields what tells hooks at `place` which passes are of the context that entered the block.
 
     Args:
         eager: False: compiled code stays compiled. For callers whose hooks are not inside it.

@@ -17,9 +17,12 @@ A new variant is a config and an SAE, in a file here or in a file of one's own (
             return pre_acts.relu().square()
 
 Once it is imported, `AutoModel`, `hfsae.load` and recipes know it. Parameters of its own are made
-in `__init__`, after super().__init__(config); `latent_dims` names those with a number for each
-latent. `sparsity_losses` gives terms of its loss that make latents sparse, as in
-`hfsae/models/relu.py`; without them nothing moves L0.
+in `make_parameters` and get their values in `_init_weights`, each after super's; `latent_dims`
+names those with a number for each latent. One in units of the activations over their scale also
+needs `_fold_`, `float32_parameters` and perhaps `floor` and `after_step_`: see
+`hfsae/models/jumprelu.py`. The name `threshold` is for such a number a latent: rows of free norm
+are folded into it, as into b_enc, and into no other. `sparsity_losses` gives terms of its loss that
+make latents sparse, as in `hfsae/models/relu.py`; without them nothing moves L0.
 
 The class docstring's first line is the formula on a trained SAE's card, and the arXiv ids in it are
 its citations. `schedule` holds the trainer's settings for the step, `at` the positions of pre_acts

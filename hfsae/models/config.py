@@ -36,7 +36,8 @@ class SAEConfig(PreTrainedConfig):
     """fields that are estimated from activations"""
     has_thresholds: ClassVar[bool] = False
     """Each latent has a threshold that training moves: the parameter `threshold` [d_sae], in units
-    of x/c, with the fields l0_coefficient, bandwidth and log_threshold. The warm start sets it."""
+    of x/c, with the fields l0_coefficient, bandwidth and log_threshold. The warm start sets it.
+    A variant with other thresholds leaves it False."""
     options_on_card: ClassVar[Mapping[str, Mapping[Any, str]]] = {}
     """Fields that change what is learned. The card lists those that differ from the default, and
     cites a value's source, if it has one, by its key in cards/citations.bib."""

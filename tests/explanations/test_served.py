@@ -18,7 +18,7 @@ from .oracle import by_oracle
 LATENTS = [*range(14, 20)]
 NAMES = {latent: f'"w{latent - 12}" 100%' for latent in LATENTS}
 ARGS = ExplainArguments(latents=LATENTS)
-SCORES = ("detection", "fuzzing", "simulation", "intruder")
+SCORES = tuple(SCORERS)
 FAULTS = [
     status(429, Retry_After="1"),
     status(500),

@@ -333,5 +333,5 @@ def whole(text: str) -> int:
 
 
 def one_of(choices: Sequence[Any], index: str) -> Any:
-    """The number in an element's data-at."""
+    """The choice whose number is in an element's data-at."""
     return choices[min(whole(index), len(choices) - 1)]
