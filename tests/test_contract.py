@@ -281,6 +281,15 @@ def test_a_folder_from_before_the_sketch_loads_and_a_damaged_sketch_is_refused(t
         path.write_text(json.dumps(fields | {"model_weights": damaged}))
         with pytest.raises(ValueError, match="is not a sketch of weights"):
             AutoModel.from_pretrained(tmp_path)
+    for several, says in (
+        ({"model_weights": {"base": {"b": []}}}, "model_weights must hold a text for each model"),
+        ({"model_dtype": {"base": 5}}, "model_dtype must hold a text for each model"),
+        ({"model_names": {"base": ["a"]}}, "model_names must hold a text for each model"),
+        ({"model_weights": {"base": sae.config.model_weights}}, "needs model_names"),
+    ):
+        path.write_text(json.dumps(fields | several))
+        with pytest.raises(ValueError, match=says):
+            AutoModel.from_pretrained(tmp_path)
 
 
 TWO = r"begins with two BOS tokens \(id 2\)"

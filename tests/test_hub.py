@@ -455,10 +455,11 @@ def test_files_beside_a_single_sae_are_those_of_the_layer_and_width_asked_for(tm
     refused(lambda: beside(width="16k"), "has 40 latents, not 16,384")
 
 
-def test_a_folder_is_looked_through_a_few_levels(folder, tmp_path):
+def test_a_folder_is_looked_through_a_few_levels_and_files_may_vanish(folder, tmp_path):
     suite = tmp_path / "suite"
     for place in ("layers.1/width_1k/l0_5", "a/b/c/d/e", ".cache/sae"):
         shutil.copytree(folder, suite / place)
+    (suite / "gone").symlink_to(tmp_path / "nowhere")  # as a file that went while one looked
     assert [entry.path for entry in hfsae.list_saes(suite)] == ["layers.1/width_1k/l0_5"]
 
 
@@ -867,10 +868,14 @@ def test_a_hub_that_answers_again_is_asked_again_later(hub, pushed):
 
 
 @pytest.mark.parametrize("status, sentence", [(429, "fewer requests"), (503, "answered 503")])
-def test_a_hub_that_stays_busy_is_one_sentence(hub, folder, status, sentence):
+def test_a_hub_that_stays_busy_is_one_sentence(hub, folder, status, sentence, caplog):
     hub.faults.append(Fault("POST", "/commit/", "status", times=None, status=status))
     push = partial(hfsae.push, folder, ID, token=WRITE)
     refused(push, f"cannot push to {ID}: the Hub .*{sentence}")
+    made = f"{ID} was made, and may be empty; the same push fills it"
+    assert caplog.messages.count(made) == 1
+    refused(push, f"cannot push to {ID}")
+    assert caplog.messages.count(made) == 1, "it was there"
     hub.faults.clear()
     push()
     assert hfsae.load(ID, token=WRITE).verify().ok
@@ -992,6 +997,7 @@ def hostile() -> dict[str, dict[str, bytes]]:
         "raw pickle": {"6.pt": b"cos\nsystem\n(S'touch executed'\ntR."},
         "absurd shapes": {"config.json": config, "model.safetensors": plain},
         "oversized header": {"config.json": json.dumps(sae).encode(), "model.safetensors": huge},
+        "huge config": {"config.json": b" " * 2**25, "model.safetensors": plain},
         "code": {
             "config.json": json.dumps({**sae, "auto_map": {"AutoModel": "evil.Evil"}}).encode(),
             "evil.py": b"open('executed', 'w')",
@@ -1034,6 +1040,7 @@ def test_hostile_repositories_are_refused_in_bounded_memory_and_run_nothing(hub,
         assert "it holds more than tensors, and is not opened" in said[name]
     assert "but the config asks for" in said["absurd shapes"]
     assert "is damaged" in said["oversized header"]
+    assert "too many for a config" in said["huge config"]
     assert not list(tmp_path.rglob("executed"))
 
 

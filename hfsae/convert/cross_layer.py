@@ -44,6 +44,7 @@ from .circuit_tracer import site_of as site_of_hook
 from .gemma_scope import config_of, hook_of, model_of, site_of
 from .sites import hub_id
 
+_MOST_LAYERS = 10_000
 _FILE, _FILES = "params_layer_{}.safetensors", "params_layer_*.safetensors"
 _NAMES = ("w_enc", "b_enc", "threshold", "w_dec", "b_dec")
 _SKIP = "affine_skip_connection"
@@ -131,6 +132,8 @@ def numbers_of(folder: Path, pattern: str, expected: Sequence[Collection[int]]) 
     names = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
     found = [match for path in folder.iterdir() if (match := names.fullmatch(path.name))]
     numbers = {int(match[1]) for match in found}
+    if (most := max(map(len, expected))) > _MOST_LAYERS:
+        raise Refused(f"{folder}: its files write to {most:,} layers, more than any model has")
     whole = next((each for each in expected if numbers <= {*each}), expected[0])
     if missing := sorted({*whole} - numbers):
         raise Refused(

@@ -72,6 +72,9 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
         if missing := [name for name in _NAMES if name not in names]:
             raise Refused(f"{source}: {_PARAMS} lacks {', '.join(missing)}")
         state = {name: arrays[names[name]] for name in _NAMES}
+    for name, array in state.items():
+        if array.dtype.kind != "f":
+            raise Refused(f"{source}: {name} holds {array.dtype}, not floating-point numbers")
     state = {n: torch.from_numpy(np.array(a, np.float32, order="C")) for n, a in state.items()}
     check_plain(state, source)
     if (state["threshold"] < 0).any():  # z > threshold alone would let negative z through

@@ -68,6 +68,8 @@ def load(folder: Path, source: str) -> SAE:
             f"{source}: hfsae has no {architecture!r} SAEs; it reads {', '.join(_VARIANTS)}"
         )
     state = read_tensors(folder / FILES[0])[0]
+    if (named := config.get("d_in")) != (width := state["W_enc"].shape[0]):
+        raise Refused(f"{source}: its config has d_in {named!r:.40}, but its W_enc is {width} wide")
     if (state.pop("scaling_factor", torch.ones(1)) != 1).any():  # ones in most files that have it
         raise Refused(
             f"{source}: it was fine-tuned with a scaling_factor, which hfsae does not support"

@@ -21,8 +21,8 @@ class Listing(NamedTuple):
     repo_id: str
     commit: str | None
     """None: `repo_id` is a folder or a file here"""
-    files: list[str]
-    """their paths"""
+    files: dict[str, int | None]
+    """path -> bytes, where they are known"""
     revision: str | None = None
     """the requested one; None: the main branch"""
     is_cached: bool = False
@@ -48,13 +48,13 @@ def list_files(
             return _cached_files(repo_id, revision, cache_dir)
         ask = partial(HfApi(token=token).model_info, repo_id, revision=revision)
         try:
-            info = with_retries(ask, "model_info")
+            info = with_retries(partial(ask, files_metadata=True), "model_info")
         except HTTPError as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
             logger.warning("the Hub cannot be reached; looking for %s in the cache", repo_id)
             return _cached_files(repo_id, revision, cache_dir)
-        files = [file.rfilename for file in info.siblings or []]
+        files = {file.rfilename: file.size for file in info.siblings or []}
         return Listing(repo_id, info.sha, files, revision)
 
 
@@ -62,7 +62,7 @@ def _cached_files(repo_id: str, revision: str | None, cache_dir: str | Path | No
     where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
     root = Path(snapshot_download(repo_id, allow_patterns=[], **where))  # any part of it will do
     paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-    return Listing(repo_id, root.name, paths, revision, is_cached=True)
+    return Listing(repo_id, root.name, dict.fromkeys(paths), revision, is_cached=True)
 
 
 def fetch(

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import get_token
 
@@ -31,7 +32,7 @@ from ..io.file_names import (
     WEIGHTS_INDEX,
     in_folder,
 )
-from ..io.files import parse_yaml, read_json
+from ..io.files import parse_yaml, read_json, read_table
 from ..io.local_paths import without_local_paths
 from ..io.secrets import keys_of_environment
 from ..packaged import known_licence, licence_conflict
@@ -56,6 +57,7 @@ PUSHED = (
     PRESETS,
 )
 _LICENCE_HOW = "write `license: {}` between the first two lines of --- in README.md"
+_MAX_HEADER = 10**8  # bytes, of safetensors
 _AUTO_MAP = {"AutoConfig": f"{CODE.stem}.HfsaeConfig", "AutoModel": f"{CODE.stem}.HfsaeModel"}
 
 
@@ -191,15 +193,25 @@ def _searched(content: Path | bytes) -> Iterator[bytes]:
         yield content
         return
     with content.open("rb") as file:
-        is_weights = content.suffix == ".safetensors"
-        yield file.read(int.from_bytes(file.read(8), "little")) if is_weights else file.read()
-    if content.suffix == ".parquet":
-        import pyarrow
-        from pyarrow import parquet
+        if content.suffix == ".safetensors":
+            yield file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER))
+        else:
+            yield file.read()
+    if content.suffix != ".parquet":
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-        with pyarrow.BufferOutputStream() as unpacked:
-            parquet.write_table(parquet.read_table(content), unpacked, compression="none")
-            yield unpacked.getvalue().to_pybytes()
+    try:
+        schema = pq.read_schema(content)
+    except (pa.ArrowException, OSError):  # no table: its bytes are all that it holds
+        return
+    table = read_table(content, [field.name for field in schema if "string" in str(field.type)])
+    for chunk in (chunk for column in table.columns for chunk in column.chunks):
+        array: Any = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
+        array = array.dictionary if pa.types.is_dictionary(array.type) else array
+        texts = array.buffers()[-1]
+        yield texts.to_pybytes() if texts else b""
 
 
 def licence_notes(cards: Iterable[str]) -> list[str]:

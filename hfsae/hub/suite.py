@@ -37,6 +37,7 @@ _L0 = re.compile(rf"l0_(\d+(?:\.\d+)?|{'|'.join(_WORDS)})")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
 _LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
+_MAX_FETCHED = 2**24  # bytes of a JSON file, to load or list an SAE; a config is a few thousand
 
 
 class SAEEntry(NamedTuple):
@@ -82,7 +83,8 @@ def list_saes(
             continue
         prefix = f"{entry.path}/" if entry.path else ""
         listed = (form.config, EVALUATION)  # which have what a path leaves out
-        names = [name for name in listed if prefix + name in listing.files]
+        there = [name for name in listed if prefix + name in listing.files]
+        names = [name for name in there if (listing.files[prefix + name] or 0) < _MAX_FETCHED]
         try:
             folder = _folder_with(names, entry, listing, how)
             records = {n: read_json(folder / n) for n in names if folder is not None}
@@ -140,7 +142,7 @@ def load(
         norm_gain: for transcoders of Gemma Scope, see `hfsae.convert.gemma_scope`.
 
     Raises:
-        ValueError: no SAE or several fit (the sentence lists them), files are damaged,
+        ValueError: no SAE or several fit (the sentence lists them), files are damaged or hostile,
             there is no such device, or as for `list_saes`.
     """
     if isinstance(dtype, str):
@@ -276,15 +278,16 @@ def _list(source: str | Path, revision: str | None, **how: Any) -> Listing:
         )
     root = Path(source)
     if root.is_dir():
-        return Listing(str(source), None, _local_files(root))
+        return Listing(str(source), None, dict.fromkeys(_local_files(root)))
     if root.exists():
-        return Listing(str(source), None, [root.name])
+        return Listing(str(source), None, {root.name: None})
     refuse_absent_source(source)
     return list_files(str(source), revision=revision, **how)
 
 
 def _local_files(root: Path) -> list[str]:
-    """Files a few levels deep, without hidden folders and those of models that are no SAE."""
+    """Files a few levels deep, without hidden folders, those of models that are no SAE, and links
+    that lead nowhere."""
     files = []
     for folder, inner, names in os.walk(root):
         inside = Path(folder).relative_to(root)
@@ -297,7 +300,7 @@ def _local_files(root: Path) -> list[str]:
                 about = {}
             if about.get("model_type") in CONFIG_MAPPING and "d_sae" not in about:
                 continue  # a language model beside runs
-        files += [(inside / name).as_posix() for name in names]
+        files += [(inside / name).as_posix() for name in names if Path(folder, name).is_file()]
     return sorted(files)
 
 
@@ -403,7 +406,7 @@ def _options(entries: list[SAEEntry]) -> str:
 
 
 def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
-    """The files of one SAE."""
+    """The files of one SAE, their sizes checked."""
     form, there = FORMATS[entry.format], listing.files
     folder = str(PurePosixPath(entry.path).parent) if form.is_file else entry.path
     prefix = "" if folder in ("", ".") else f"{folder}/"
@@ -414,4 +417,8 @@ def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     if f"{prefix}{WEIGHTS_INDEX}" in needed:
         shard = re.compile(re.escape(prefix) + r"model-\d+-of-\d+\.safetensors")
         needed += [path for path in there if shard.fullmatch(path)]
+    for path in needed:
+        size = there[path]
+        if path.endswith(".json") and size is not None and size > _MAX_FETCHED:
+            raise Refused(f"{listing.repo_id}: {path} has {size:,} bytes, too many for a config")
     return needed

@@ -383,13 +383,22 @@ class Upload:
                 parent_commit=self.head,
             )
 
-        if self.revision and not self.create_pr:
-            branch = partial(self.api.create_branch, branch=self.revision, exist_ok=True)
-            with_retries(partial(branch, self.repo_id), "branch")
-        with warnings.catch_warnings():  # parquet here is intended: the features
-            warnings.filterwarnings("ignore", message="It seems that you are about to commit a")
-            # a repeated commit is recognised; a pull request would be made twice
-            return commit() if self.create_pr else with_retries(commit, "commit")
+        try:
+            if self.revision and not self.create_pr:
+                branch = partial(self.api.create_branch, branch=self.revision, exist_ok=True)
+                with_retries(partial(branch, self.repo_id), "branch")
+            with warnings.catch_warnings():  # parquet here is intended: the features
+                warnings.filterwarnings("ignore", message="It seems that you are about to commit a")
+                # a repeated commit is recognised; a pull request would be made twice
+                return commit() if self.create_pr else with_retries(commit, "commit")
+        except BaseException as error:  # also Ctrl-C
+            is_overtaken = (
+                isinstance(error, HfHubHTTPError) and error.response.status_code in _OVERTAKEN
+            )
+            if self.is_new and not is_overtaken:
+                made = "%s was made, and may be empty; the same push fills it"
+                logger.warning(made, self.repo_id)
+            raise
 
 
 def _homes(folder: Path) -> list[Path]:

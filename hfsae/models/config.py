@@ -12,6 +12,7 @@ from ..lm import weights_sketch
 from ..lm.sites import Sites
 
 Number = int | float
+_OF_EACH_MODEL = ("model_revision", "model_dtype", "model_attention", "model_weights")
 _OF_SEVERAL = ("sites", "widths", "site_scales", "scales_folded", "row_norm", "site_dropout")
 _OF_SEVERAL += ("dedicated",)
 _SHOWN = 3  # places that are named one by one
@@ -119,6 +120,10 @@ class SAEConfig(PreTrainedConfig):
             raise Refused(f"{type(self).__name__} has no field {key!r}{near or every}")
         for name, hint in sorted((f.name, f.type) for f in fields(self) if f.name in own):
             check_type(name, getattr(self, name), hint)
+        for dtype in (self.dtype, kwargs.get("torch_dtype")):
+            name = str(dtype).removeprefix("torch.")
+            if dtype is not None and name not in _FLOATS:  # transformers would cast weights to it
+                raise Refused(f"dtype must be one of {', '.join(_FLOATS)}, got {name!r}")
         self.check()
         super().__post_init__(**kwargs)
 
@@ -162,6 +167,14 @@ class SAEConfig(PreTrainedConfig):
                 "activation_scale of 1 or none, a single site, no target_site and no "
                 "skip_connection"
             )
+        for name in ("model_names", *_OF_EACH_MODEL):
+            terms = getattr(self, name)
+            if not isinstance(terms, dict):
+                continue
+            if not all(isinstance(term, str | None) for term in terms.values()):
+                raise Refused(f"{name} must hold a text for each model, got {str(terms)[:80]}")
+            if name != "model_names" and not self.model_names:
+                raise Refused(f"{name} is given by models' names, so it needs model_names")
         sketches = self.model_weights
         for sketch in sketches.values() if isinstance(sketches, dict) else [sketches]:
             if sketch is not None:
@@ -412,6 +425,7 @@ def where_of(config: Mapping[str, Any]) -> str | None:
 
 
 _LARGEST = 3e38
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
 INITIAL_FREE_NORM = 0.1
 EPSILON = {"layer_norm": 1e-5, "unit_rms": 0.0}  # added to the spread that x is divided by
 # Keys that transformers itself writes to a config.json or passes while loading one.

@@ -1,6 +1,7 @@
 """Loading that refuses what does not fit, where transformers would log a line and go on."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -70,10 +71,15 @@ class StrictLoading(PreTrainedModel):
         kwargs["use_safetensors"] = True  # no pickle, not even a restricted one
         if files := _weight_files(where, place):
             _refuse_other_weights(cls, files, where, place, kwargs.get("config"))
+        kwargs["ignore_mismatched_sizes"] = True  # reported below, in one sentence
         kwargs["output_loading_info"] = True
         with one_at_a_time:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0]
+        model, info = loaded  # again, since options such as key_mapping change what is loaded
+        if mismatched := info["mismatched_keys"]:
+            name, *shapes = min(mismatched)
+            raise Refused(_OTHER_SHAPE.format(where, name, *map(list, shapes)))
+        _refuse_other_names(model, info["missing_keys"], info["unexpected_keys"], where)
         for key, tensor in model.state_dict().items():
             if not tensor.isfinite().all():
                 bad = int((~tensor.isfinite()).sum())
@@ -184,7 +190,7 @@ def _refuse_other_weights(
             raise Refused(f"{where}: {error}") from error
     try:
         with torch.device("meta"):
-            expected = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
+            empty = cls(config)
     except (RuntimeError, OverflowError) as error:
         raise Refused(f"{where}: its config asks for widths beyond any memory") from error
     shapes, dtypes = {}, {}
@@ -196,18 +202,12 @@ def _refuse_other_weights(
                     shapes[name], dtypes[name] = piece.get_shape(), piece.get_dtype()
     except (SafetensorError, OSError) as error:
         raise Refused(f"{where}: {Path(file).name} is damaged: {error}") from error
+    expected = {name: list(t.shape) for name, t in empty.state_dict().items()}
     missing, extra = set(expected) - set(shapes), set(shapes) - set(expected)
-    if missing or extra:
-        raise Refused(
-            f"{where} is not a {cls.__name__}: missing weights {_listed(missing)}, unexpected "
-            f"weights {_listed(extra)}; a {cls.__name__} has {sorted(expected)}"
-        )
+    _refuse_other_names(empty, missing, extra, where)
     for name in sorted(expected):
         if expected[name] != shapes[name]:
-            raise Refused(
-                f"{where}: {name} has shape {shapes[name]} in the file, but the config asks for "
-                f"{expected[name]}; config.json and weights belong to different SAEs"
-            )
+            raise Refused(_OTHER_SHAPE.format(where, name, shapes[name], expected[name]))
         if dtypes[name] not in _DTYPES:
             raise Refused(
                 f"{where}: {name} is stored as {dtypes[name]}; weights of an SAE are "
@@ -215,8 +215,23 @@ def _refuse_other_weights(
             )
 
 
+_OTHER_SHAPE = (
+    "{}: {} has shape {} in the file, but the config asks for {}; config.json and weights belong "
+    "to different SAEs"
+)
 _DTYPES = ("F32", "BF16", "F16", "F64")  # as safetensors names them
 _SHARD = re.compile(r"[\w-]+(\.[\w-]+)*\.safetensors")
+
+
+def _refuse_other_names(
+    model: PreTrainedModel, missing: Iterable[str], extra: Iterable[str], where: str
+) -> None:
+    if missing or extra:
+        kind = type(model).__name__
+        raise Refused(
+            f"{where} is not a {kind}: missing weights {_listed(set(missing))}, unexpected "
+            f"weights {_listed(set(extra))}; a {kind} has {sorted(model.state_dict())}"
+        )
 
 
 def _refuse_another_order(folder: Path) -> None:

@@ -59,6 +59,21 @@ def test_a_config_may_claim_any_width_and_no_memory_is_taken(saved, monkeypatch)
         AutoModel.from_pretrained(saved)
 
 
+@pytest.mark.parametrize(
+    "renamed, sentence",
+    [
+        ({"b_enc": "b_dec"}, r"is not a JumpReLUSAE: missing weights \['b_enc'\]"),
+        ({"^b_enc$": "b_dec", "^b_dec$": "b_enc"}, r"b_enc has shape \[4\] in the file, but the"),
+    ],
+)
+def test_weights_that_a_caller_renames_are_looked_at_again_once_they_are_loaded(
+    saved, renamed, sentence
+):
+    for load in (AutoModel.from_pretrained, JumpReLUSAE.from_pretrained):
+        with pytest.raises(hfsae.Refused, match=sentence):  # transformers gives random weights
+            load(saved, key_mapping=renamed)
+
+
 def sharded(folder, names):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -93,6 +108,28 @@ def test_an_index_names_files_beside_it_alone(saved, name):
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"is not a shard beside it|damaged"):
         AutoModel.from_pretrained(saved)
+
+
+def test_an_encrypted_npz_is_one_sentence(tmp_path):
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    np.savez(tmp_path / "params.npz", **{name: np.zeros(3, dtype="f4") for name in names})
+    content = bytearray((tmp_path / "params.npz").read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := content.find(mark, at + 1)) >= 0:
+            content[at + offset] |= 1  # the flag that says so
+    (tmp_path / "params.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read as gemma_scope: .* is encrypted"):
+        hfsae.load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["i4", "c8", "U3", "?"])
+def test_numbers_of_another_kind_in_an_npz_are_refused(tmp_path, dtype):
+    shapes = {"W_enc": (3, 4), "W_dec": (4, 3), "b_enc": 4, "b_dec": 3, "threshold": 4}
+    arrays = {name: np.zeros(shape, "f4") for name, shape in shapes.items()}
+    np.savez(tmp_path / "params.npz", **arrays | {"b_dec": np.zeros(3, dtype)})
+    with pytest.raises(ValueError, match=r"b_dec holds .*, not floating-point numbers"):
+        hfsae.load(tmp_path)
 
 
 def copy_without_seal(folder):
@@ -140,6 +177,16 @@ def test_a_pickle_that_fills_the_memory_is_not_run(tmp_path):
     torch.save({"pre_bias": Filling(), "latent_bias": b"ab"}, path)  # torch's own list has both
     with pytest.raises(ValueError, match="it holds more than tensors, and is not opened"):
         hfsae.load(path)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "complex64", "nonsense"])
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_config_names_a_dtype_of_weights_alone(saved, dtype, key):
+    config = json.loads((saved / "config.json").read_text())
+    config.pop("dtype")
+    (saved / "config.json").write_text(json.dumps({**config, key: dtype}))
+    with pytest.raises(ValueError, match=f"dtype must be one of float32, .*, got '{dtype}'"):
+        AutoModel.from_pretrained(saved)
 
 
 @pytest.mark.parametrize(

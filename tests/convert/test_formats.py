@@ -6,6 +6,7 @@ scripts/interop/write_fixtures_*.py wrote `fixtures/`, each with the library it 
 import json
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -394,6 +395,19 @@ def test_a_damaged_archive_is_one_sentence(tmp_path):
             load_folder(tmp_path, "gemma_scope", "somebody/sae")
 
 
+@pytest.mark.parametrize("header", [b"{'descr': '<f4', (", b"{'descr': [[[[[[[[", b"L" * 40])
+def test_an_array_with_a_damaged_header_is_one_sentence(tmp_path, header):
+    np.savez(tmp_path / "params.npz", **np.load(FIXTURES / PARAMS))
+    with zipfile.ZipFile(tmp_path / "params.npz") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "params.npz", "w") as archive:
+        for name, content in files.items():
+            at = content.index(b"{")
+            archive.writestr(name, content[:at] + header + content[at + len(header) :])
+    with pytest.raises(Refused, match="somebody/sae cannot be read as gemma_scope: "):
+        load_folder(tmp_path, "gemma_scope", "somebody/sae")
+
+
 def test_a_damaged_file_is_one_sentence(tmp_path):
     folder = edited("saelens/standard", tmp_path / "sae", lambda t: None)
     (folder / "sae_weights.safetensors").write_bytes(b"\xff" * 64)
@@ -432,3 +446,12 @@ def test_converted_files_may_be_read_by_others(tmp_path):
     mode = (tmp_path / "any").stat().st_mode
     done = save_as(sae, tmp_path / "hfsae", "hfsae")
     assert {path.stat().st_mode for path in done.iterdir()} == {mode}
+
+
+def test_a_long_width_in_a_config_is_cut_in_its_sentence(tmp_path):
+    folder = shutil.copytree(FIXTURES / "saelens" / "jumprelu", tmp_path / "sae")
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | {"d_in": "9" * 5000}))
+    with pytest.raises(ValueError, match=r"its config has d_in '99.* wide") as caught:
+        hfsae.load(folder)
+    assert len(str(caught.value)) < 400
