@@ -125,8 +125,14 @@ def test_a_device_map_is_one_device(tmp_path):
         assert hfsae.load(tmp_path, device_map=device_map).device.type == "cpu"
     kind = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     assert hfsae.load(tmp_path, device_map="auto").device.type == kind.type
-    with pytest.raises(hfsae.Refused, match="; give device"):
-        hfsae.load(tmp_path, device_map="cpu", device="cpu")
+    refused: Any = (
+        ({"device_map": "cpu", "device": "cpu"}, "; give device"),
+        ({"device_map": {"W_enc": 0}}, "is not here; this machine has 'cpu'"),
+        ({"device_map": "balanced"}, "is not here; this machine has 'cpu'"),
+    )
+    for more, sentence in refused:
+        with pytest.raises(hfsae.Refused, match=sentence):
+            hfsae.load(tmp_path, **more)
 
 
 def test_the_base_class_loads_the_variant_that_a_config_names(tmp_path):

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MOST_PIXELS = 50_000_000
+"""Of a picture that is decoded: 150 MB as RGB, and three times that where it is transparent."""
 _PREFIX = 2  # a CLS and a distillation token; registers are in the config
 _MOST_FAULTS = 0.01  # share of pictures that cannot be read
 _SHOWN = 10  # names of files that are not read
@@ -123,11 +125,8 @@ class InputSource:
         self.harvester = Harvester(encoder.model, sites, harvest, norm_limits=norm_limits)
         self._takes = {*signature(encoder.model.forward).parameters}
         self._paths = paths_of(arguments)
-        try:
-            self.ids = [_id(path, *_state(path)) for path in self._paths]
-            """16 hexadecimal digits of a hash of each file's content"""
-        except OSError as error:
-            raise Refused(f"a picture cannot be read ({error}); check it") from error
+        self.ids = [_id(path, *_state(path)) for path in self._paths]
+        """16 hexadecimal digits of a hash of each file's content"""
         folders = [path.absolute().parent for path in self._paths]
         common = os.path.commonpath(folders)
         self.names = [path.absolute().relative_to(common).as_posix() for path in self._paths]
@@ -469,14 +468,24 @@ def paths_of(args: ImageArguments) -> list[Path]:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """What changes when a file does: its size and time."""
-    about = path.stat()
+    """What changes when a file does: its size and time.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error}); check it") from error
     return about.st_size, about.st_mtime_ns
 
 
 @lru_cache(maxsize=2**20)  # a run opens its files several times
 def _id(path: Path, size: int, changed: int) -> str:
-    return file_hash(path)[:16]
+    try:
+        return file_hash(path)[:16]
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error}); check it") from error
 
 
 @lru_cache(maxsize=2**20)  # a run checks its pictures, and opens them several times
@@ -502,18 +511,21 @@ def rgb_of(
         draft: decode a JPEG at an eighth of its size.
 
     Raises:
-        ValueError: it has more pixels than pillow's limit, or floating-point ones; and whatever
-            pillow raises where a file is damaged.
+        ValueError: it has too many pixels, which is known before they are decoded, or
+            floating-point ones; and whatever pillow raises where a file is damaged.
     """
     from PIL import Image, ImageOps
 
+    too_large = f"it has more than {MOST_PIXELS:,} pixels; make it smaller"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # pillow's limits
             image = Image.open(file, formats=formats)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise Refused(f"{str(error).removesuffix('.')}; make it smaller") from error
+    except Image.DecompressionBombError as error:
+        raise Refused(too_large) from error
     with image:
+        if image.width * image.height > MOST_PIXELS:  # a file of 17 KB may unpack to gigabytes
+            raise Refused(too_large)
         if draft:
             image.draft("RGB", (image.width // 8, image.height // 8))
         image = ImageOps.exif_transpose(image)

@@ -1,6 +1,5 @@
 """Pictures: which are found, how they decode, what the model sees, and where positions lie."""
 
-import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,12 +214,20 @@ def test_a_truncated_jpeg_is_found_at_an_eighth_of_its_size(encoder, tmp_path):
     assert "truncated" in source.fault(0)
 
 
-@pytest.mark.parametrize("side", [10_000, 13_500])  # pillow warns of the first
+def test_a_picture_that_goes_before_it_is_used_is_one_sentence(encoder, tmp_path):
+    save_pictures(tmp_path, 1)
+    source = source_of(encoder("vit"), folder=str(tmp_path))
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(ValueError, match=r"0\.png cannot be read \(.*No such file.*\); check it"):
+        source.fault(0)
+
+
+@pytest.mark.parametrize("side", [7100, 10_000, 13_500])  # pillow warns of the second
 def test_a_picture_of_too_many_pixels_is_refused_before_they_are_decoded(encoder, tmp_path, side):
     Image.new("1", (side, side)).save(tmp_path / "0.png")
     assert (tmp_path / "0.png").stat().st_size < 30_000
     reader = source_of(encoder("vit"), folder=str(tmp_path))
-    assert re.search(r"exceeds limit of \d+ pixels, .*; make it smaller", reader.fault(0))
+    assert reader.fault(0) == "it has more than 50,000,000 pixels; make it smaller"
 
 
 def test_labels_come_from_a_table_or_from_folders(encoder, tmp_path, caplog):
