@@ -459,7 +459,9 @@ def test_a_folder_is_looked_through_a_few_levels_and_files_may_vanish(folder, tm
     suite = tmp_path / "suite"
     for place in ("layers.1/width_1k/l0_5", "a/b/c/d/e", ".cache/sae"):
         shutil.copytree(folder, suite / place)
-    (suite / "gone").symlink_to(tmp_path / "nowhere")  # as a file that went while one looked
+    (suite / "b").mkdir()
+    for gone in ("gone", "b/config.json"):  # as files that went while one looked
+        (suite / gone).symlink_to(tmp_path / "nowhere")
     assert [entry.path for entry in hfsae.list_saes(suite)] == ["layers.1/width_1k/l0_5"]
 
 

@@ -296,7 +296,7 @@ def _local_files(root: Path) -> list[str]:
         if inside.parts and CONFIG in names:
             try:
                 about = read_json(Path(folder) / CONFIG)
-            except ValueError:
+            except (OSError, ValueError):  # OSError: a link that leads nowhere
                 about = {}
             if about.get("model_type") in CONFIG_MAPPING and "d_sae" not in about:
                 continue  # a language model beside runs
