@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -799,6 +800,9 @@ def test_what_is_no_vector_is_refused_and_nothing_is_written(tmp_path):
     (tmp_path / "v.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="cannot be read"):
         load_steering_vector(tmp_path / "v.safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(ValueError, match="is a pipe, a device or another special file"):
+        load_steering_vector(tmp_path / "pipe.safetensors")
     make_sae().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is not a steering vector"):
         load_steering_vector(tmp_path / "model.safetensors")

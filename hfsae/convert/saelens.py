@@ -79,7 +79,7 @@ def load(folder: Path, source: str) -> SAE:
         raise Refused(f"{source}: whitening is not folded in it; export it from SAELens first")
     if normalised not in _TOKEN_NORMS or (is_transcoder and _TOKEN_NORMS[normalised] != "none"):
         raise Refused(
-            f"{source}: hfsae has no {architecture} with normalize_activations={normalised!r}"
+            f"{source}: hfsae has no {architecture} with normalize_activations={normalised!r:.60}"
         )
     model_name, scaler = config.get("model_name"), folder / SCALER
     fields: dict[str, Any] = {

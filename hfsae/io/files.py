@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from gzip import GzipFile
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_TEXT = 2**26  # bytes of a JSON or YAML file; a large evaluation takes a few million
+_MAX_DEPTH, _MAX_LISTS = 100, 2**20
 _TEXTS = ("promoted_tokens", "suppressed_tokens", "tokens")  # columns with lists of texts
 _MISFITS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 _KEPT_BY_COMPARISON = (RESULTS, RESULT_TENSORS)
@@ -85,9 +87,27 @@ def json_value(text: str | bytes) -> Any:
             Infinity, or 1e999.
     """
     try:
-        return json.loads(text, parse_float=_number, parse_constant=_number)
+        return shallow(json.loads(text, parse_float=_number, parse_constant=_number))
     except RecursionError as error:
         raise Refused("nested too deeply") from error
+
+
+def shallow(value: Any) -> Any:
+    """The value, which functions that call themselves can walk through in little time.
+
+    Raises:
+        ValueError: it is nested too deeply, or holds too many lists.
+    """
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MAX_DEPTH):
+        if not level:
+            return value
+        items = chain.from_iterable(x.values() if isinstance(x, dict) else x for x in level)
+        inner = (item for item in items if isinstance(item, dict | list))
+        level = list(islice(inner, _MAX_LISTS))
+        if len(level) == _MAX_LISTS:  # by a few names that YAML repeats
+            raise Refused(f"{_MAX_LISTS:,} lists in lists, or more")
+    raise Refused("nested too deeply")
 
 
 def _number(text: str) -> float:
@@ -202,9 +222,7 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MAX_TEXT:
         raise Refused(f"{len(text):,} characters, over the limit of {MAX_TEXT:,}")
     try:
-        value = yaml.load(text, Loader)
-        json.dumps(value, default=str, skipkeys=True)  # refuses one that contains itself
-        return value
+        return shallow(yaml.load(text, Loader))
     except RecursionError:
         raise Refused("nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: for example February 30

@@ -484,7 +484,7 @@ def load_plain(root: Path) -> dict[str, Any]:
 
 def is_of_training(path: Path) -> bool:
     """Whether a recipe.yaml is of a training, and not of an SAE from elsewhere."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         return not file.readline().startswith(f"{SOURCE}:")
 
 

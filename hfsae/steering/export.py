@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..io.errors import Refused
-from ..io.files import replacing
+from ..io.files import refuse_special, replacing
 from ..lm import Site
 from ..models import SAE
 from .intervention import Edits, Maxima, Unit, resolve
@@ -115,6 +115,7 @@ def load_steering_vector(
     Raises:
         ValueError: the file is not from `save_steering_vector`.
     """
+    refuse_special(Path(path))
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata, names = file.metadata() or {}, list(file.keys())

@@ -215,8 +215,6 @@ def _of_parquet(
                 base,
                 partial(_recolumn, name=name, column=column, what=what),
             )
-    bomb = partial(_recolumn, name=name, column=columns[0], what="endless")
-    yield Case(f"{name}: a list of millions of zeros", base, bomb)
     for what in ("no rows", "rows twice", "rows in reverse", "no columns"):
         yield Case(f"{name}: {what}", base, partial(_rerow, name=name, what=what))
     yield Case(f"{name}: a pickled type", base, partial(_pickled_type, name=name, canary=canary))
