@@ -229,9 +229,6 @@ def _recolumn(folder: Path, name: str, column: str, what: str) -> None:
         "nested": pa.array([[[1]]] * n),
         "large": pa.array([2**62 - 1] * n),
     }
-    if what == "endless":
-        zeros = pa.array(np.zeros(10**8, np.int8))
-        values[what] = pa.ListArray.from_arrays([0] + [len(zeros)] * n, zeros)
     table = table.set_column(table.schema.get_field_index(column), column, values[what])
     pq.write_table(table, folder / name)
 
