@@ -178,7 +178,8 @@ def make(stage: Stage, job: "Job") -> None:
 
 def made_from(stage: Stage, recipe: Recipe, weights: str | None) -> str:
     """The hash of what a stage makes its result from. Fields with their default do not count, so
-    that a field that is added later leaves older results as they are."""
+    that a field that is added later leaves older results as they are; another version here would
+    make every result again."""
     read = what_is_set(recipe, stage.sections)
     return content_hash({"weights": weights, "recipe": read, "version": 1})
 
