@@ -358,6 +358,7 @@ def _figures_are_drawn_where_they_are_looked_at(request) -> Iterator[None]:
 
 
 def _draw_if_looked_at(folder: str | Path) -> list[Path]:
+    (Path(folder) / "figures").mkdir(exist_ok=True)
     return _draw(folder) if _are_looked_at else []
 
 

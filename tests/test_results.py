@@ -1,15 +1,36 @@
 """The results of a run: what is made after training, in which order, and when anew."""
 
 import json
-from dataclasses import fields
+import os
+import shutil
+from dataclasses import fields, replace
 
+import pyarrow.parquet as pq
+import pytest
+
+from hfsae.cards.merge import front_of
+from hfsae.explanations.explainers import STORED
 from hfsae.io.checksums import sealed
-from hfsae.io.file_names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, RECORDS
-from hfsae.runs import Recipe, as_plain, outdated, run, stage_of
+from hfsae.io.file_names import (
+    CARD,
+    EVALUATION,
+    EVIDENCE,
+    EXAMPLES,
+    EXPLANATIONS,
+    EXPLANATIONS_RECORD,
+    EXPLANATIONS_REPORT,
+    FIGURES,
+    LATENTS,
+    META,
+    RECORDS,
+    TRAINING,
+)
+from hfsae.runs import Recipe, as_plain, load_plain, outdated, run, save_recipe, stage_of
 from hfsae.runs.recipe import TRAINING_SECTIONS, value_at, what_is_set, with_value
 from hfsae.runs.results import MADE_FROM, STAGES, Stage, made_from
 
-from .tiny import tiny_recipe
+from .conftest import every_lm_is
+from .tiny import letters_recipe, tiny_recipe
 
 
 def test_each_field_of_a_recipe_is_the_trainings_or_a_stages():
@@ -79,14 +100,13 @@ def test_a_stage_that_takes_all_text_is_made_anew_where_its_section_changes(tmp_
     assert (folder / "evaluation.json").read_bytes() != before and len(loads) == 2
 
 
-def test_a_result_carries_the_hash_of_its_settings_its_weights_and_its_stages_version():
+def test_a_result_carries_the_hash_of_its_settings_and_its_weights():
     recipe, stage = Recipe(), stage_of(EVALUATION)
     made = made_from(stage, recipe, "weights")
     assert made_from(stage, Recipe(seed=1), "weights") == made, "no section of its own"
     recipe.evaluation.n_foreign_tokens += 1
     others = {made_from(stage, recipe, "weights"), made_from(stage, Recipe(), "other")}
-    others |= {made_from(stage._replace(version=2), Recipe(), "weights")}
-    assert len(others) == 3 and made not in others
+    assert len(others) == 2 and made not in others
     assert what_is_set(Recipe(), stage.sections) == {"evaluation": {}}, "of defaults nothing counts"
 
 
@@ -96,8 +116,15 @@ def test_which_results_are_made_again_is_told_with_the_reason(tmp_path, loads, c
     other = tiny_recipe(tmp_path / "sae")
     other.evaluation.bootstrap_samples += 1
     run(other)
-    said = f"{folder / EVALUATION} was made with other settings (evaluation); {EVALUATION} is made"
-    assert said in caplog.text and META not in caplog.text
+    field = "evaluation.bootstrap_samples is 20 there and 21 here"
+    said = (
+        f"{folder / EVALUATION} was made with other settings ({field}); {EVALUATION} is made again"
+    )
+    assert f"{said} (evaluate)" in caplog.text and META not in caplog.text
+    caplog.clear()
+    save_recipe(folder, as_plain(tiny_recipe(tmp_path / "sae")))  # as an interrupted run does
+    run(tiny_recipe(tmp_path / "sae"))
+    assert f"{folder / EVALUATION} was made with other settings (evaluation);" in caplog.text
 
 
 def test_names_that_were_asked_for_by_a_verb_stand(tmp_path, loads):
@@ -109,3 +136,118 @@ def test_names_that_were_asked_for_by_a_verb_stand(tmp_path, loads):
     before = path.read_bytes()
     run(tiny_recipe(tmp_path / "sae", explain_tokens=1500))
     assert path.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory, tiny_lm, tiny_tokenizer):
+    """A finished run with names, of `letters`."""
+    with pytest.MonkeyPatch.context() as patch:
+        every_lm_is(tiny_lm, tiny_tokenizer, patch)
+        (folder,) = run(named_recipe(tmp_path_factory.mktemp("run") / "sae"))
+    return folder
+
+
+@pytest.fixture
+def folder(named, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(named, tmp_path / "sae")
+
+
+def named_recipe(folder, **fields):
+    return letters_recipe(folder, explain_tokens=2500, license="mit", **fields)
+
+
+def test_names_are_made_again_with_the_examples_that_they_are_made_from(folder, loads, caplog):
+    recipe = named_recipe(folder)
+    recipe.collect = replace(recipe.collect, top=1, quantiles=1, per_quantile=0)
+    run(recipe)
+    rows = pq.read_table(folder / EXPLANATIONS).to_pylist()
+    assert {row["n_shown"] for row in rows if row["source"] == STORED} == {1}
+    assert f"{META} is made again (collect)" in caplog.text
+    assert f"{EXPLANATIONS_RECORD} is made again (explain)" in caplog.text
+    run(recipe)
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize(
+    "file, of",
+    [(LATENTS, META), (EXAMPLES, META)]
+    + [(file, EXPLANATIONS_RECORD) for file in (EXPLANATIONS, EVIDENCE, EXPLANATIONS_REPORT)],
+)
+def test_a_result_without_a_file_that_belongs_to_it_is_made_again(folder, loads, caplog, file, of):
+    before = (folder / file).read_bytes()
+    (folder / file).unlink()
+    run(named_recipe(folder))
+    assert (folder / file).read_bytes() == before and len(loads) == 1
+    assert f"{folder / file} is missing; {of} is made again" in caplog.text
+
+
+def test_a_result_that_a_verb_made_is_not_lost_for_its_report(folder, loads):
+    record = json.loads((folder / EXPLANATIONS_RECORD).read_text())
+    del record[MADE_FROM]
+    (folder / EXPLANATIONS_RECORD).write_text(json.dumps(sealed(record)))
+    (folder / EXPLANATIONS_REPORT).unlink()
+    assert EXPLANATIONS_RECORD not in outdated(folder, named_recipe(folder))
+    (folder / EXPLANATIONS).unlink()
+    assert EXPLANATIONS_RECORD in outdated(folder, named_recipe(folder))
+
+
+def test_an_unfinished_result_is_told_from_a_missing_one(folder, loads):
+    record = json.loads((folder / EXPLANATIONS_RECORD).read_text())
+    plan = {key: value for key, value in record.items() if key != "scores"}
+    (folder / EXPLANATIONS_RECORD).write_text(json.dumps(sealed(plan)))
+    (folder / EVALUATION).unlink()
+    why = outdated(folder, named_recipe(folder))
+    assert why[EXPLANATIONS_RECORD] == f"{folder / EXPLANATIONS_RECORD} is unfinished"
+    assert why[EVALUATION] == f"{folder / EVALUATION} is missing"
+
+
+def test_an_edit_is_told_to_be_overwritten_and_no_probing_to_be_lost(folder, loads, caplog):
+    before = (folder / EVALUATION).read_bytes()
+    (folder / EVALUATION).write_text(json.dumps({**json.loads(before), "n_tokens": 1}))
+    run(named_recipe(folder))
+    assert (folder / EVALUATION).read_bytes() == before
+    assert "differs; it is overwritten; evaluation.json is made again (evaluate)" in caplog.text
+    assert "probing" not in caplog.text
+
+
+def test_a_card_is_written_again_without_the_language_model_and_with_the_reason(
+    folder, loads, caplog
+):
+    caplog.set_level("INFO", "hfsae")
+    shutil.rmtree(folder / FIGURES)
+    run(named_recipe(folder))
+    assert f"{folder / FIGURES} is missing; {folder / CARD} is written again" in caplog.text
+    assert (folder / FIGURES).is_dir()
+    os.utime(folder / META)
+    run(named_recipe(folder))
+    assert f"{folder / META} is newer; {folder / CARD} is written again" in caplog.text
+    assert not loads and "nothing to do" not in caplog.text
+    run(named_recipe(folder))
+    assert "nothing to do" in caplog.text
+
+
+def test_another_licence_is_on_the_card_unless_a_person_wrote_one_there(folder, loads, caplog):
+    caplog.set_level("INFO", "hfsae")
+    card = folder / CARD
+    text = card.read_text()
+    for before, new in (("mit", "apache-2.0"), ("apache-2.0", None), (None, "mit")):
+        run(replace(named_recipe(folder), license=new))
+        assert f"license is {before!r} there and {new!r} here; {card} is written" in caplog.text
+        assert front_of(card.read_text()).get("license") == new
+        assert load_plain(folder)["license"] == new
+    assert card.read_text() == text and not loads
+    card.write_text(text.replace("license: mit", "license: cc0-1.0"))
+    recipe = replace(named_recipe(folder), license="apache-2.0")
+    run(recipe)
+    assert front_of(card.read_text())["license"] == "cc0-1.0" and outdated(folder, recipe) == {}
+
+
+def test_a_damaged_record_of_training_is_told_before_the_language_model_loads(folder, loads):
+    record = json.loads((folder / TRAINING).read_text())
+    (folder / EVALUATION).unlink()
+    for text, why in (("{", "Expecting"), (json.dumps({**record, "harvested": 1}), "no norm lim")):
+        (folder / TRAINING).write_text(text)
+        with pytest.raises(ValueError, match=rf"training\.json is damaged \(.*{why}"):
+            run(named_recipe(folder))
+    assert not loads

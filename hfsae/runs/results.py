@@ -1,10 +1,11 @@
 """The results that a run makes after its training, and which of them `hfsae train` makes (again).
 
-A result carries two hashes: `made_from_sha256` of what it was made from (the weights, the sections
-of the recipe that its stage reads, the stage's version), and `content_sha256` of its own content,
-with that of files written beside it (`io.checksums`). A result is made where it is missing or
-one of its hashes differs, and nothing else is kept about it. The card shows the others, and is
-written where one of them is newer.
+A result in JSON has `made_from_sha256`, the hash of what it was made from (the weights, and the
+sections of the recipe that its stage reads), and those of `io.checksums`: `content_sha256` of its
+own content and `files_sha256` of the tables beside it show an edit, and `weights_sha256`, which the
+fingerprint has too, shows whose a file is that was copied here. A result is made where it or a file
+beside it is missing, or a hash differs; nothing else is kept about it. The card shows the others,
+and has no hash, since people write into it: it is written where one of them has a later time.
 
     the output folder has                          `hfsae train`
     nothing, or recipe.yaml and no training yet    takes it, whatever recipe.yaml says
@@ -15,7 +16,9 @@ written where one of them is newer.
                                                    are not those of its record
     results of a section that was edited           makes these, for every SAE, and tells why
     ... of which an interrupted run made some      makes those that are not of this recipe
-    a result, or a table of it, that was edited    makes it, and warns
+    a result, or a table of it, that was edited    makes it, and warns that the edit is lost
+    a result without a file that belongs to it     makes it, and tells which
+    another license                                writes it into training.json and the card
     results of other weights                       makes them, and warns; refuses training.json
     a result that cannot be read                   refuses it, and names the verb that makes it
     a number, where the recipe has "auto"          leaves the result: nobody gave another number
@@ -30,26 +33,30 @@ into the SAE's folder, and a line of `STAGES`: before that of the card if the re
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..io.checksums import changes, content_hash, of_others, weights_hash
+from ..io.checksums import FILES, changes, content_hash, of_others, refuse_mixture, weights_hash
 from ..io.errors import Refused
 from ..io.file_names import (
     CARD,
     COLUMNS,
+    COLUMNS_REPORT,
     CONFIG,
     EVALUATION,
     EXPLANATIONS_RECORD,
+    EXPLANATIONS_REPORT,
+    FIGURES,
     FINGERPRINT,
     META,
     PRESETS,
     PRESETS_SEARCH,
     PROBING,
+    PROBING_REPORT,
     RECIPE,
     STEPS,
     TRAINING,
@@ -96,9 +103,11 @@ class Stage(NamedTuple):
     """tokens, texts or seconds; None: all held-out text; 0: the recipe leaves this stage out"""
     is_finished: Callable[[Path], bool] = Path.exists
     """whether the file is there and complete"""
-    version: int = 1
-    """to be raised where the same settings give another result"""
+    beside: tuple[str, ...] = ()
+    """what it writes beside the file, apart from tables whose hashes the file has"""
 
+
+_EXAMPLES = ("collect", "collect_tokens")
 
 STAGES = (
     Stage(
@@ -111,7 +120,7 @@ STAGES = (
     Stage(
         META,
         partial(_call, "stages", "stage_examples"),
-        sections=("collect", "collect_tokens"),
+        sections=_EXAMPLES,
         setting="collect_tokens",
         size=lambda recipe: recipe.sizes.examples,
     ),
@@ -120,14 +129,16 @@ STAGES = (
         partial(_call, "stages", "stage_labels"),
         sections=("activations.labels", "images.labels"),
         size=lambda recipe: int(recipe.has_labels),
+        beside=(COLUMNS_REPORT,),
     ),
     Stage(
         EXPLANATIONS_RECORD,
         partial(_call, "stage_explain", "stage_names"),
-        sections=("explain_tokens",),
+        sections=("explain_tokens", *_EXAMPLES),  # most names are made from examples
         setting="explain_tokens",
         size=lambda recipe: recipe.sizes.names,
         is_finished=partial(_call, "stage_explain", "is_named"),
+        beside=(EXPLANATIONS_REPORT,),
     ),
     Stage(
         PROBING,
@@ -135,17 +146,18 @@ STAGES = (
         sections=("probe_texts",),
         setting="probe_texts",
         size=lambda recipe: recipe.sizes.probing,
+        beside=(PROBING_REPORT,),
     ),
     Stage(FINGERPRINT, partial(_call, "stages", "stage_fingerprint")),
     # The card shows the results of the stages before it.
-    Stage(CARD, lambda job: _call("folder", "finish", job.folder)),
+    Stage(CARD, lambda job: _call("folder", "finish", job.folder), beside=(FIGURES,)),
     Stage(
         PRESETS_SEARCH,
         partial(_call, "preset_search", "stage_presets"),
-        sections=("preset_seconds", "collect", "collect_tokens"),
+        sections=("preset_seconds", *_EXAMPLES),
         setting="preset_seconds",
         size=lambda recipe: recipe.sizes.presets,
-        is_finished=lambda record: record.exists() and record.with_name(PRESETS).exists(),
+        beside=(PRESETS,),
     ),
 )
 
@@ -166,9 +178,15 @@ def make(stage: Stage, job: "Job") -> None:
 
 def made_from(stage: Stage, recipe: Recipe, weights: str | None) -> str:
     """The hash of what a stage makes its result from. Fields with their default do not count, so
-    that a field that is added later leaves older results as they are."""
+    that a field that is added later leaves older results as they are; another version here would
+    make every result again."""
     read = what_is_set(recipe, stage.sections)
-    return content_hash({"weights": weights, "recipe": read, "version": stage.version})
+    return content_hash({"weights": weights, "recipe": read, "version": 1})
+
+
+def licence_in(record: Mapping[str, Any]) -> str | None:
+    """The recipe's licence, in a training.json."""
+    return record.get("card", {}).get("license")
 
 
 def outdated(folder: Path, recipe: Recipe, again: Collection[str] = ()) -> dict[str, str]:
@@ -176,34 +194,47 @@ def outdated(folder: Path, recipe: Recipe, again: Collection[str] = ()) -> dict[
 
     Args:
         folder: of an SAE of the run.
-        again: results to be made whatever the folder has.
+        again: results to be made whatever the folder has, and for no further reason.
 
     Raises:
-        ValueError: a result that would be kept cannot be read.
+        ValueError: training.json is of other weights; or it, or a result that would be kept, cannot
+            be read.
     """
+    refuse_mixture(folder, [TRAINING])  # no stage makes it
+    licence = licence_in(read_json(folder / TRAINING))
     weights, why = weights_hash(folder), dict[str, str]()
     included = [stage for stage in STAGES if stage.size(recipe) != 0]
     on_card = [stage.file for stage in included]
     on_card = on_card[: on_card.index(CARD)]
-    foreign = {*of_others(folder, on_card)}
-    edited = {change.record: f"{change.path}: {change.why}" for change in changes(folder, on_card)}
+    foreign, edited = {*of_others(folder, on_card)}, {c.record: c for c in changes(folder, on_card)}
     for stage in included:
         name, path = stage.file, folder / stage.file
-        if name in edited:
-            why[name] = edited[name]
-        elif name in again:
-            why[name] = "it is asked for"
+        if name in again:
+            why[name] = ""
+        elif name in edited:
+            why[name] = f"{edited[name].path}: {edited[name].why}; it is overwritten"
         elif not stage.is_finished(path):
-            why[name] = "it is not there"
+            why[name] = f"{path} is {'unfinished' if path.exists() else 'missing'}"
         elif name in foreign:
             why[name] = f"{path} is of other weights"
-        elif path.suffix == ".json":
-            if read_json(path).get(MADE_FROM) not in (None, made_from(stage, recipe, weights)):
-                why[name] = f"{path} was made with other settings ({', '.join(stage.sections)})"
+        if name in why:
+            continue
+        record = read_json(path) if path.suffix == ".json" else {}
+        beside = [path.with_name(Path(file).name) for file in record.get(FILES) or ()]
+        if name == CARD or MADE_FROM in record:  # a verb's result is not lost for its report
+            beside += [folder / file for file in stage.beside]
+        if absent := [at for at in beside if not at.exists()]:
+            why[name] = f"{absent[0]} is missing"
+        elif record.get(MADE_FROM) not in (None, made_from(stage, recipe, weights)):
+            how = _listed(_changed(recipe, stage.sections)) or ", ".join(stage.sections)
+            why[name] = f"{path} was made with other settings ({how})"
         elif name == CARD:
             data = [folder / file for file in (TRAINING, *on_card) if (folder / file).exists()]
-            if why or any(at.stat().st_mtime > path.stat().st_mtime for at in data):
-                why[name] = "results are newer"
+            newer = [at for at in data if at.stat().st_mtime > path.stat().st_mtime]
+            if why or newer:
+                why[name] = f"{[*why, *newer][0]} is newer"
+            elif licence != recipe.license:
+                why[name] = f"license is {licence!r} there and {recipe.license!r} here"
     return why
 
 
@@ -240,18 +271,29 @@ def refuse_another_training(recipe: Recipe) -> None:
         )
     if not any(next(root.rglob(made), None) for made in (STEPS, CONFIG)):
         return  # no training yet: another recipe may take it
-    changed = list(differences(load_plain(root), as_plain(recipe), TRAINING_SECTIONS))
+    changed = _changed(recipe, TRAINING_SECTIONS)
     if not changed:
         return
-    listed = [f"{key} is {old} there and {new} here" for key, old, new in changed[:_N_SHOWN]]
-    more = f"; {len(changed) - _N_SHOWN} more" if len(changed) > _N_SHOWN else ""
     key, old, _ = changed[0]
     is_one_word = len(changed) == 1 and re.fullmatch(r"'?[\w./:-]+'?", old) and old != "None"
     same = f"give --{key} {old} to go on with it, or " if is_one_word else "give "
     raise Refused(
-        f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); {same}"
+        f"the folder {root} holds a run of another recipe ({_listed(changed)}); {same}"
         "another training.output_dir, or delete the folder"
     )
+
+
+def _changed(recipe: Recipe, sections: Iterable[str]) -> list[tuple[str, str, str]]:
+    """(dotted key, value in the output folder's recipe.yaml, the recipe's) of those that differ."""
+    root = Path(recipe.training.output_dir)
+    held = load_plain(root) if (root / RECIPE).is_file() else as_plain(recipe)
+    return list(differences(held, as_plain(recipe), sections))
+
+
+def _listed(changed: Sequence[tuple[str, str, str]]) -> str:
+    listed = [f"{key} is {old} there and {new} here" for key, old, new in changed[:_N_SHOWN]]
+    more = [f"{len(changed) - _N_SHOWN} more"] if len(changed) > _N_SHOWN else []
+    return "; ".join(listed + more)
 
 
 def resolve_auto_sizes(recipe: Recipe) -> Recipe:

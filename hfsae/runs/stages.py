@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Collection
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -103,11 +103,21 @@ def run(
             check(recipe)  # what is invalid anywhere, before what clashes with this folder
             raise
         is_trained = all((f / file).exists() for f in folders for file in (TRAINING, CONFIG))
-        if is_trained and not any(results.outdated(folder, recipe) for folder in folders):
+        why = {f: results.outdated(f, recipe) for f in folders} if is_trained else {}
+        if is_trained and not any({*reasons} - {CARD} for reasons in why.values()):
             if is_first_process():  # checkpoints of a run that was killed just before its end
                 shutil.rmtree(root / CHECKPOINTS, ignore_errors=True)
-            logger.info("%s is complete: nothing to do", root)
+            if not any(why.values()):
+                logger.info("%s is complete: nothing to do", root)
+            elif is_first_process():  # cards alone need no language model
+                save_recipe(root, as_plain(recipe))
+                for folder in filter(why.get, folders):
+                    logger.info("%s; %s is written again", why[folder][CARD], folder / CARD)
+                    note_licence(recipe, folder)
+                    finish(folder)
             return folders
+        for folder in why:  # before the language model loads
+            norm_limits(load_trained(folder), folder)
         sum_products_in_float32()
         accelerator = make_accelerator(recipe.training)
         recipe.shuffle.check_device()  # by now a process has its GPU
@@ -127,7 +137,7 @@ def run(
             _train(recipe, inputs_of(caching, loaded), configs, accelerator, command)
         if accelerator.is_main_process:
             for folder in folders:
-                make_results(caching, loaded, load_trained(folder), folder)
+                make_results(caching, loaded, load_trained(folder), folder, why.get(folder))
             shutil.rmtree(root / CHECKPOINTS, ignore_errors=True)  # which the Hub should not get
         return folders
 
@@ -196,21 +206,43 @@ def warn_of_licence(recipe: Recipe) -> None:
             logger.warning("%s; " + remedy, *conflict)
 
 
+def note_licence(recipe: Recipe, folder: Path) -> None:
+    """Write the recipe's licence into training.json, from where the card has it. One that a person
+    wrote into the card stays."""
+    record, path = read_json(folder / TRAINING), folder / CARD
+    if (before := results.licence_in(record)) == recipe.license:
+        return
+    warn_of_licence(recipe)
+    if path.is_file():
+        front, mark, rest = path.read_text(encoding="utf-8").partition("\n---\n")
+        front = f"{front}\n".replace(f"\nlicense: {before}\n", "\n")
+        write_whole(path, front.removesuffix("\n") + mark + rest)
+    record["card"] = {"license": recipe.license}
+    write_whole(folder / TRAINING, json.dumps(record, indent=1) + "\n")
+
+
 def make_results(
-    recipe: Recipe, loaded: Loaded, sae: SAE, folder: Path, again: Collection[str] = ()
+    recipe: Recipe,
+    loaded: Loaded,
+    sae: SAE,
+    folder: Path,
+    why: Mapping[str, str] | None = None,
 ) -> None:
-    """Make the results that the folder lacks or that are out of date, and `again`; draw, and write
-    the card.
+    """Make the results that the folder lacks or that are out of date; draw, and write the card.
+
+    Args:
+        why: of `outdated`; None: it is asked.
 
     Raises:
         ValueError: a result that is kept is damaged, or of other weights; or the recipe's
             files are others than those of the training.
     """
-    refuse_mixture(folder, [TRAINING])  # no later stage remakes it
-    why = results.outdated(folder, recipe, again)
+    why = results.outdated(folder, recipe) if why is None else why
     for name, reason in why.items():
-        if (folder / name).exists() and name not in (*again, CARD):
-            logger.warning("%s; %s is made again", reason, name)
+        if reason and (folder / name).exists() and name != CARD:
+            verb = f" ({MADE_BY[name]})" if name in MADE_BY else ""
+            logger.warning("%s; %s is made again%s", reason, name, verb)
+    note_licence(recipe, folder)
     inputs = inputs_of(recipe, loaded)
     if recipe.kind != "text":  # what other files hold out may have been trained on
         record = read_json(folder / TRAINING)
@@ -336,12 +368,12 @@ def remake(recipe: Recipe, folder: Path, home: Path, result: str) -> None:
     sae = load_trained(folder)  # first: a damaged file fails before the language model loads
     norm_limits(sae, folder)
     refuse_changed(folder, [name for name in SEALED if name != result])  # else: no card
+    why = {f: results.outdated(f, recipe, again=[result]) for f in (folder, *others)}
     loaded = load_inputs(recipe, str(accelerator.device))
     if others:
         print(f"{verb}: all {1 + len(others)} SAEs of {home}, since they share one recipe.yaml")
-    make_results(recipe, loaded, sae, folder, again=[result])
-    for other in others:
-        make_results(recipe, loaded, load_trained(other), other, again=[result])
+    for each, reasons in why.items():
+        make_results(recipe, loaded, sae if each == folder else load_trained(each), each, reasons)
     save_recipe(home, new)
 
 

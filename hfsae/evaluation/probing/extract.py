@@ -54,10 +54,11 @@ def kept_extract(folder: Path) -> dict[str, Any]:
         if not path.is_file() or any(of_others(folder, [name])):
             continue
         try:
-            refuse_changed(folder, [name])
             with reading(path):
-                if result := part(read_json(path)):
-                    return dict(result)
+                result = part(read_json(path))
+            if result:  # an evaluation without a probing loses none
+                refuse_changed(folder, [name])
+                return dict(result)
         except Refused as error:
             logger.warning("%s gives no results of probing: %s", path, error)
     return {}
