@@ -160,4 +160,16 @@ def _register() -> list[torch.library.Library]:
 
 _KEPT = _register()
 ASYNCHRONOUS.add("rehearsal")
+_sampled_addmm = torch.sparse.sampled_addmm
+
+
+def sampled_addmm(pattern, a, b, **options):
+    """Of tensors on the device: its values are there, too."""
+    product = _sampled_addmm(pattern, raw(a), raw(b), **options)
+    if not isinstance(a, Rehearsal):
+        return product
+    return SimpleNamespace(values=lambda: placed(product.values()))
+
+
+torch.sparse.sampled_addmm = sampled_addmm
 torch.Tensor.pin_memory = lambda self: self  # type: ignore[method-assign]
