@@ -160,7 +160,7 @@ def _register() -> list[torch.library.Library]:
 
 _KEPT = _register()
 ASYNCHRONOUS.add("rehearsal")
-_sampled_addmm = torch.sparse.sampled_addmm
+_sampled_addmm, _save = torch.sparse.sampled_addmm, torch.save
 
 
 def sampled_addmm(pattern, a, b, **options):
@@ -171,5 +171,10 @@ def sampled_addmm(pattern, a, b, **options):
     return SimpleNamespace(values=lambda: placed(product.values()))
 
 
-torch.sparse.sampled_addmm = sampled_addmm
+def save(state, file, **options):
+    """Tensors of the device as those of the CPU: a class of its own is not loaded again."""
+    _save(pytree.tree_map(raw, state), file, **options)
+
+
+torch.sparse.sampled_addmm, torch.save = sampled_addmm, save
 torch.Tensor.pin_memory = lambda self: self  # type: ignore[method-assign]
