@@ -230,7 +230,7 @@ class VerbParser:
             name = wrong[1] if wrong[1].partition(".")[0] in self.recipe else f"--{wrong[1]}"
             name = name if action.option_strings else wrong[1].upper()
             many = "; leave spaces between several" if action.nargs and "," in wrong[2] else ""
-            return f"{name} must be {in_words(kinds[wrong[1]])}, got {wrong[2]!r}{many}"
+            return f"{name} must be {in_words(kinds[wrong[1]])}, got {wrong[2]!r:.60}{many}"
         return f"{here}: invalid arguments: {text}"
 
 

@@ -295,7 +295,10 @@ def unspared(
             "spare_tokens needs input_ids, this forward pass got inputs_embeds; pass input_ids, or "
             "spare_tokens=() to replace all tokens"
         )
-    return ~torch.isin(input_ids, torch.tensor(list(spare_tokens), device=input_ids.device))
+    kept = torch.ones_like(input_ids, dtype=torch.bool)
+    for token in spare_tokens:  # few; a list of them would have to be copied to the device
+        kept &= input_ids != token
+    return kept
 
 
 def random_places(

@@ -42,7 +42,17 @@ from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
 from ..io.errors import Refused
-from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
+from ..ops import (
+    EVERYWHERE,
+    Entries,
+    Place,
+    Summed,
+    Workspace,
+    blocks,
+    indices_of,
+    one_process,
+    screen,
+)
 from . import dedicated
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
 from .site_layout import SiteLayout
@@ -57,7 +67,7 @@ class Schedule(NamedTuple):
     bandwidth: float = 1.0
     """factor on the bandwidth of straight-through estimators; 0: none of their gradients"""
     dead: Bool[Tensor, " d_sae"] | None = None
-    """latents that have not fired for long"""
+    """latents that have not fired for long; in main memory, where the host can count them"""
     summed: Summed = one_process
     """sums a tensor over the processes that share the batch"""
     training: bool = False
@@ -211,9 +221,9 @@ class SAE(SiteLayout, StrictLoading):
     def pre_activations_of(
         self, x: Float[Tensor, "*batch d_in"], chosen: Bool[Tensor, " d_sae"]
     ) -> Float[Tensor, "*batch n"]:
-        """`pre_activations` of some latents alone."""
-        W, b = self.encoder_rows()[chosen].T, self.latent_scale * self.b_enc
-        return EVERYWHERE.project(self.encoder_input(x), W, b[chosen])
+        """`pre_activations` of some latents alone, marked in main memory."""
+        of, b = indices_of(chosen, x.device), self.latent_scale * self.b_enc
+        return EVERYWHERE.project(self.encoder_input(x), self.encoder_rows()[of].T, b[of])
 
     def encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """The encoder's input: x, or x - b_dec, in raw units (of the target).

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..io.errors import Refused
-from ..ops import EVERYWHERE, Entries, Place, Workspace, kth_positive, screen_batch_top_k
+from ..ops import (
+    EVERYWHERE,
+    Entries,
+    Place,
+    Workspace,
+    kth_positive,
+    one_process,
+    screen_batch_top_k,
+)
 from .base import ForwardParts, Schedule
 from .config import Number, SAEConfig
 from .topk import AuxKSAE, AuxKSAEConfig
@@ -75,8 +83,9 @@ class BatchTopKSAE(AuxKSAE):
             return pre_acts  # entries are what fires
         if not schedule.training:
             return pre_acts * (pre_acts > self.floor())
-        n_tokens = torch.tensor(pre_acts.numel() // self.config.d_sae, device=pre_acts.device)
-        n_kept = self.config.k * int(schedule.summed(n_tokens))
+        n_kept: int | Tensor = self.config.k * (pre_acts.numel() // self.config.d_sae)
+        if schedule.summed is not one_process:
+            n_kept = schedule.summed(torch.tensor(n_kept, device=pre_acts.device))
         return pre_acts * (pre_acts >= kth_positive(pre_acts, n_kept, schedule.summed))
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:

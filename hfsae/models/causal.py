@@ -35,7 +35,7 @@ from transformers import initialization as init
 
 from ..io.errors import Refused
 from ..lm.sites import Sites
-from ..ops import EVERYWHERE, Place
+from ..ops import EVERYWHERE, Place, indices_of
 from .base import SAE
 from .batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from .config import INITIAL_FREE_NORM, SAEConfig
@@ -217,7 +217,7 @@ class Causal(SAE):
 
     def rows_of(self, chosen: Bool[Tensor, " d_sae"]) -> Float[Tensor, "n d_out"]:
         parts = zip(self.decoder_parts(), chosen.chunk(self.n_sources), strict=True)
-        return self._padded([rows[of_source] for rows, of_source in parts])
+        return self._padded([rows[indices_of(of, rows.device)] for rows, of in parts])
 
     def _padded(self, parts: Sequence[Tensor]) -> Tensor:
         if self.n_sources == 1:
@@ -262,8 +262,9 @@ class Causal(SAE):
     ) -> Float[Tensor, "*batch n"]:
         n = self.n_sources
         columns = self.encoder_input(x).chunk(n, dim=-1)
-        by_source = (self.encoder_rows(), self.latent_scale * self.b_enc, chosen)
-        parts = zip(columns, *(each.chunk(n) for each in by_source), strict=True)
+        of_each = [indices_of(of, x.device) for of in chosen.chunk(n)]
+        by_source = (self.encoder_rows(), self.latent_scale * self.b_enc)
+        parts = zip(columns, *(each.chunk(n) for each in by_source), of_each, strict=True)
         return torch.cat([EVERYWHERE.project(x, W[of].T, b[of]) for x, W, b, of in parts], dim=-1)
 
     def pre_activations(

@@ -18,9 +18,9 @@ beside a target or limit as long as shares have some hundred tokens.
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
-from ..ops import EVERYWHERE, largest
+from ..ops import EVERYWHERE, indices_of, largest, upload
 from .base import SAE, ForwardParts, Schedule
 from .config import Number
 
@@ -41,13 +41,15 @@ def aux_k(
     latents do not explain. Its gradients reach dead latents only. Empty where none is dead.
     """
     dead = schedule.dead
-    n_dead = 0 if dead is None else int(dead.sum())
+    n_dead = 0 if dead is None else int(dead.sum())  # in main memory: nothing waits for it
     if dead is None or n_dead == 0 or coefficient == 0:
         return {}
     if isinstance(parts.pre_acts, DTensor):  # spread: to pick would move them about
-        pre_acts, rows = torch.where(dead, parts.pre_acts, -torch.inf), sae.decoder_rows()
+        mesh = parts.pre_acts.device_mesh
+        is_dead = DTensor.from_local(upload(dead, parts.x.device), mesh, [Replicate()])
+        pre_acts, rows = torch.where(is_dead, parts.pre_acts, -torch.inf), sae.decoder_rows()
     elif parts.at is EVERYWHERE:
-        pre_acts, rows = parts.pre_acts[..., dead], sae.rows_of(dead)
+        pre_acts, rows = parts.pre_acts[..., indices_of(dead, parts.x.device)], sae.rows_of(dead)
     else:  # dead latents need not be among the entries
         pre_acts, rows = sae.pre_activations_of(parts.x, dead), sae.rows_of(dead)
     latents = largest(pre_acts.float() / sae.latent_scale, min(k, n_dead)).relu()
@@ -56,7 +58,7 @@ def aux_k(
     # With several processes the spread is the mean of their sums: ratios to it then average over
     # processes to the ratio that one process would compute.
     tokens, summed = goal.reshape(-1, goal.shape[-1]), schedule.summed
-    n = int(summed(torch.tensor(len(tokens), device=tokens.device)))
+    n = summed(tokens.new_full((), len(tokens)))
     mean = summed(tokens.sum(dim=0)) / n
     spread = summed((tokens - mean).square().sum()) * (len(tokens) / n)
     return {"aux": coefficient * (left / spread.clamp(min=1e-12))}

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..io.errors import Refused
 from ..lm.sites import Sites
+from ..ops import indices_of
 from .config import SAEConfig
 
 _LEAST = 1e-12  # of a norm that something is divided by
@@ -50,8 +51,9 @@ class SiteLayout(nn.Module):
         return self.W_dec
 
     def rows_of(self, chosen: Bool[Tensor, " d_sae"]) -> Float[Tensor, "n d_out"]:
-        """`decoder_rows` of some latents."""
-        return self.decoder_rows()[chosen]
+        """`decoder_rows` of some latents, marked in main memory."""
+        rows = self.decoder_rows()
+        return rows[indices_of(chosen, rows.device)]
 
     def decoder_parts(self) -> list[nn.Parameter]:
         """The parameters that hold decoder rows: those of the first latents, of the next, ..."""

@@ -22,3 +22,7 @@ from .straight_through import Kernel as Kernel
 from .straight_through import heaviside as heaviside
 from .straight_through import jumprelu as jumprelu
 from .straight_through import kernel as kernel
+from .transfer import ASYNCHRONOUS as ASYNCHRONOUS
+from .transfer import Download as Download
+from .transfer import indices_of as indices_of
+from .transfer import upload as upload

@@ -164,8 +164,10 @@ def screen_batch_top_k(
         floors, n_needed = _guesses(x, W, b, k, summed)
         for floor in floors:
             entries = screen(x, W, b, floor.expand(len(b)), workspace)
-            n_above = summed(torch.tensor(len(entries), device=x.device))
-            if floor == 0 or n_above >= n_needed:
+            n_above = len(entries)
+            if summed is not one_process:
+                n_above = int(summed(torch.tensor(n_above, device=x.device)))
+            if n_above >= n_needed or floor == 0:
                 break
         assert entries.values is not None
         least = kth_positive(entries.values, n_needed, summed)
@@ -182,6 +184,8 @@ def _guesses(
     ranks = [min(round(margin * k * len(some)), len(values)) for margin in _MARGINS]
     largest = values.topk(ranks[-1]).values if ranks[-1] else values.new_zeros(1)
     floors = torch.stack([largest[max(rank, 1) - 1] for rank in ranks]).clamp(min=0)
+    if summed is one_process:
+        return floors, k * len(x)
     shared = summed(torch.cat([floors, floors.new_tensor([0, len(x), 1])]))
     return shared[:-2] / shared[-1], k * int(shared[-2])
 
@@ -299,7 +303,7 @@ def _ordered(scores: Tensor) -> Tensor | np.ndarray:
 
 def _rounded_up(x: Tensor, dtype: torch.dtype) -> Tensor:
     near = x.to(dtype)
-    return torch.where(near.float() < x, near.nextafter(near.new_tensor(torch.inf)), near)
+    return torch.where(near.float() < x, near.nextafter(near.new_full((), torch.inf)), near)
 
 
 def _low_dtype(device: torch.device) -> torch.dtype:

@@ -22,7 +22,7 @@ def one_process(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def kth_positive(
-    values: Float[Tensor, "..."], k: int, summed: Summed = one_process
+    values: Float[Tensor, "..."], k: int | Int[Tensor, ""], summed: Summed = one_process
 ) -> Float[Tensor, ""]:
     """The k-th largest positive value in all processes together; the smallest if there are fewer.
 
@@ -39,6 +39,11 @@ def kth_positive(
             return DTensor.from_local(x, mesh, [Partial()]).full_tensor()
 
         return DTensor.from_local(kth_positive(mine, k, over_latents), mesh, [Replicate()])
+    if summed is one_process and isinstance(k, int) and values.device.type != "cpu":
+        # Counting is quicker on a CPU; elsewhere it makes the host wait, as sizes depend on values.
+        values = values.flatten().float()
+        best = values if k >= len(values) else values.topk(k, sorted=False).values
+        return torch.where(best > 0, best, torch.inf).amin()
     bits = values[values > 0].float().view(torch.int32)  # same order as the floats above 0
     high = summed(torch.bincount(bits >> 16, minlength=2**15))
     rank = high.sum().clamp(max=k)

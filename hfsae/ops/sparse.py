@@ -38,6 +38,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Shard
 
+from .transfer import upload
+
 _BLOCK = 2**19  # numbers, 2 MiB of float32: they stay in cache from one operation to the next
 _WORTH_LEAVING_OUT = 0.5  # share of entries with a value; above it, zero entries are kept
 _GPU_BLOCK = 2**24  # on a GPU a launch costs more than memory
@@ -364,7 +366,7 @@ def nested_sums(
     segments: at hardly more cost than over all latents.
     """
     if isinstance(at, Entries):  # one product, with a row for every pair of a segment and a token
-        last = torch.tensor(ends, device=at.latents.device)
+        last = upload(torch.tensor(ends), at.latents.device)
         rows = torch.bucketize(at.latents, last, right=True) * at.n_tokens + at.tokens
         n_rows = len(ends) * at.n_tokens
         spread = Entries(rows, at.latents, n_rows, at.d_sae, workspace=at.workspace)

@@ -285,7 +285,7 @@ class _Steering:
     def _amount(self, latent: int, edit: Edit, moment: Moment) -> Float[Tensor, "*rows_ctx"]:
         """The strength in the latent's unit: one number, or one number for each token."""
         if edit.unit != "norm":
-            return torch.tensor(edit.strength, device=self.sae.device)
+            return torch.full((), edit.strength, device=self.sae.device)
         row_norm = self.sae.W_dec[latent].detach().float().norm()
         factor = self.sae.row_factor(moment.source)[..., 0].float()
         norm = moment.target.float().norm(dim=-1).to(factor.device)

@@ -4,11 +4,16 @@ The step is schedule -> forward and backward (in parts, if accumulating) -> befo
 decoder gradient) -> clip -> Adam -> after_step_ (unit norms) -> count firings -> L0 controller.
 
 Steps are sparse (`hfsae.ops.sparse`) or dense. The choice depends only on the settings and the
-density at the step before, so that runs repeat to the bit on any machine. It is not timed: timings
+density at a step before, so that runs repeat to the bit on any machine. It is not timed: timings
 vary between runs, and results would too.
+
+What a step counts (firings, density) moves the L0 controller, and says which latents are dead and
+of what kind the next step is. The host reads it when the step has ended; on a GPU when the next
+one is under way, so that it never waits for the device except where a line is logged.
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, cast
@@ -22,7 +27,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from ..io.errors import Refused
 from ..lm import widths_of
 from ..models import SAE, Schedule
-from ..ops import Entries, Place, Workspace, one_process
+from ..ops import ASYNCHRONOUS, Download, Entries, Place, Workspace, one_process, upload
 from .arguments import TrainingArguments, cosine_warmup, geometric, in_steps, linear_decay
 from .health import Readings, diagnose_sources
 from .l0 import L0Control
@@ -59,9 +64,9 @@ def has_sparse_steps(sae: SAE, device: torch.device, *, is_spread: bool) -> bool
 class Run:
     """An SAE with the state of its training.
 
-    `is_sparse` says of what kind the next step is; `tokens_since_fired` [d_sae] counts over all
-    processes; `variance` is the mean of |target - its mean|^2 / c^2, so that the mse over it is the
-    FVU of a batch.
+    `is_sparse` says of what kind the next step is. `tokens_since_fired` [d_sae], in main memory,
+    counts over all processes, up to `steps_behind` steps before the last. `variance` is the mean of
+    |target - its mean|^2 / c^2, so that the mse over it is the FVU of a batch.
 
     Raises:
         ValueError: training.sparse="always", but the SAE as configured has no sparse step here; its
@@ -103,7 +108,9 @@ class Run:
             name = type(sae).__name__
             logger.info("dense steps: a %s as configured has no sparse one on %s", name, device)
         self.variance = 1.0
-        self.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=device)
+        self.steps_behind = int(device.type in ASYNCHRONOUS)
+        self._counts: deque[tuple[int, Download]] = deque()  # by step, those not yet read
+        self.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.int64)
         self.last_fvu: float | None = None  # of the last batch that was logged
         left = args.total_steps - self.control.warm_start_steps
         for name in ("warmup_steps", "sparsity_warmup_steps"):
@@ -151,6 +158,7 @@ class Run:
         """Take one optimiser step; with `log`, its log line, else empty."""
         args, sae, control, accelerator = self.args, self.sae, self.control, self.accelerator
         if step == control.warm_start_steps > 0:
+            self._follow(steps_behind=0)
             self.optimiser = Optimiser(sae, args)
             control.end_warm_start()
         schedule = self._schedule(step)
@@ -160,7 +168,7 @@ class Run:
         x, target = self._inputs(batch)
         n_parts = args.gradient_accumulation_steps
         losses: dict[str, Tensor] = {}  # means over this process's share of the batch
-        fired = torch.zeros_like(self.tokens_since_fired)  # in this share, how often
+        fired = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=x.device)  # in this share
         n_entries = fired.new_zeros(1)  # pairs in it that could have a value or a gradient
         parts = list(zip(x.chunk(n_parts), target.chunk(n_parts), strict=True))
         for i, (x, target) in enumerate(parts, start=1):
@@ -178,9 +186,8 @@ class Run:
             if isinstance(out.at, Entries):
                 n_entries += len(out.at)
             elif self._follows_density:
-                n_entries += round(
-                    float(sae.density(out.pre_acts, schedule)) * out.pre_acts.numel()
-                )
+                density = sae.density(out.pre_acts, schedule).to(fired.device).double()
+                n_entries += (density * out.pre_acts.numel()).round().long()
             for name in out.losses:
                 losses[name] = losses.get(name, 0) + out.losses[name].detach() / n_parts
         pre_acts, at = out.pre_acts.detach(), out.at
@@ -196,14 +203,13 @@ class Run:
         sae.zero_grad(set_to_none=False)
         sae.after_step_()
 
-        counts = self._sum(torch.cat([fired, n_entries]))
-        firings = counts[:-1]
-        self._choose(int(counts[-1]) / (args.batch_size * len(firings)))
-        self.tokens_since_fired += args.batch_size
-        self.tokens_since_fired[firings > 0] = 0
-        l0 = int(firings.sum()) / args.batch_size
+        counts = Download(self._sum(torch.cat([fired, n_entries])))
+        self._counts.append((step, counts))
+        self._follow(self.steps_behind)
         line: dict[str, Any] = {}
         if log:
+            firings = counts.value()[:-1]
+            l0 = int(firings.sum()) / args.batch_size
             line = self._log_line(losses, l0, schedule, step, (x, pre_acts, at))
             if sae.config.is_causal:
                 reads = sae.config.reads.names
@@ -212,8 +218,18 @@ class Run:
                 found = diagnose_sources(dict(zip(reads, by_source, strict=True)))
                 found = [*line.get("health", ()), *found]
                 line |= {"l0_by_source": by_source, **({"health": found} if found else {})}
-        control.after_step(l0, step)
         return line
+
+    def _follow(self, steps_behind: int) -> None:
+        """Act on what steps have counted, but for the last few of them."""
+        while len(self._counts) > steps_behind:
+            step, counts = self._counts.popleft()
+            values, batch_size = counts.value(), self.args.batch_size
+            firings, n_entries = values[:-1], int(values[-1])
+            self._choose(n_entries / (batch_size * len(firings)))
+            self.tokens_since_fired += batch_size
+            self.tokens_since_fired[firings > 0] = 0
+            self.control.after_step(int(firings.sum()) / batch_size, step)
 
     def _schedule(self, step: int) -> Schedule:
         a, since = self.args, step - self.control.warm_start_steps
@@ -224,9 +240,8 @@ class Run:
                 since, in_steps(a.bandwidth_steps, a.total_steps), a.bandwidth_start
             )
         dead = self.sae.revivable(self.tokens_since_fired > a.dead_after_tokens)
-        summed = self._sum
-        if self.mesh is not None:  # each process has the whole batch
-            dead, summed = everywhere(dead, self.mesh, is_slice=False), one_process
+        is_shared = self.mesh is None and self.accelerator.num_processes > 1
+        summed = self._sum if is_shared else one_process  # spread latents: each has all tokens
         return Schedule(self.control.sparsity(step), bandwidth, dead, summed, training=True)
 
     def _inputs(self, batch: dict[str, Tensor], is_slice: bool = True) -> tuple[Tensor, Tensor]:
@@ -239,7 +254,7 @@ class Run:
             )
         inputs, is_same = [], config.reads == config.writes
         for side in (config.reads,) if is_same else (config.reads, config.writes):
-            x = side.joined(batch).to(device, non_blocking=True)
+            x = upload(side.joined(batch), device)
             inputs.append(x if self.mesh is None else everywhere(x, self.mesh, is_slice=is_slice))
         return inputs[0], inputs[-1]
 
@@ -316,6 +331,7 @@ class Run:
             "sparsity": self.control.factor,
             "variance": self.variance,
             "is_sparse": self.is_sparse,
+            "counts": [(step, counts.value()) for step, counts in self._counts],
             "tokens_since_fired": self.tokens_since_fired,
             "previous": dict(self.readings.previous),
             "last_fvu": self.last_fvu,
@@ -332,7 +348,8 @@ class Run:
             setattr(config, name, scale)
         self.control.factor, self.variance = state["sparsity"], state["variance"]
         self.is_sparse = state["is_sparse"]
-        self.tokens_since_fired = state["tokens_since_fired"].to(device)
+        self._counts = deque((step, Download(counts)) for step, counts in state.get("counts", ()))
+        self.tokens_since_fired = state["tokens_since_fired"].cpu()
         self.last_fvu = state["last_fvu"]
         self.readings.previous = state["previous"]
         if state["previous"]:
@@ -401,8 +418,10 @@ class Optimiser:
             # Adam scales them down as it reads them, by these two fields, which are there for AMP;
             # clip_grad_norm_ would rewrite gradients.
             fused = cast(Any, self._adam)
-            fused.grad_scale = excess if excess > 1 else None
-            fused.found_inf = torch.zeros_like(excess) if excess > 1 else None
+            # On a CPU it is quicker to know whether they are; a GPU's host would wait for that.
+            scales = excess.device.type != "cpu" or bool(excess > 1)
+            fused.grad_scale = excess.clamp(min=1) if scales else None
+            fused.found_inf = torch.zeros_like(excess) if scales else None
         for name, p in self.sae.named_parameters():
             self._views[name].grad = None if p.grad is None else self._view(name, p.grad)
         self._adam.step()

@@ -229,7 +229,7 @@ def recipes() -> Iterator[Try]:
         ("null for a text", _with(good, "text", dataset=None), "text.dataset"),
         ("null for a width", _with(good, "sae", d_sae=None), "d_sae"),
         ("a number beyond floats", "training: {learning_rate: 1.0e+999}", "learning_rate"),
-        ("deep fields", "lm: " + "{name: " * 60 + "lm" + "}" * 60, "bad.yaml"),
+        ("deep fields", "lm: " + "{name: " * 60 + "lm" + "}" * 60, "lm.name"),
         ("no site", yaml.safe_dump({**good, "sae": {"d_sae": 32}}), "site"),
         ("no d_sae", yaml.safe_dump({**good, "sae": {"site": "layers.1"}}), "d_sae"),
         ("documents that are numbers", _with(good, "text", dataset=[1, 2]), "dataset"),
