@@ -4,13 +4,10 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
-
-from transformers import MODEL_MAPPING
 
 from ..io.errors import Refused
 from .base import SAE
-from .config import variants
+from .config import SAEConfig, variants
 
 IMPORT_HINT = "import the module of a variant of your own first (a command: --import MODULE)"
 
@@ -47,9 +44,10 @@ def refuse_configs_alone() -> None:
     Raises:
         ValueError: a config has no SAE class.
     """
-    for config in variants():
-        if config not in MODEL_MAPPING:
-            raise Refused(f"no SAE has config_class = {config.__name__}; define one")
+    types = {config.model_type for config in _classes()}
+    for config_class in variants():
+        if config_class.model_type not in types:
+            raise Refused(f"no SAE has config_class = {config_class.__name__}; define one")
 
 
 def refuse_unknown_variant(model_type: str | None, where: str | Path) -> None:
@@ -68,6 +66,16 @@ def refuse_unknown_variant(model_type: str | None, where: str | Path) -> None:
 
 def class_of(model_type: str | None) -> type[SAE] | None:
     """The variant of this model_type; None where no imported module defines it."""
-    known = (config for config in variants() if config in MODEL_MAPPING)
-    classes: dict[str | None, Any] = {c.model_type: MODEL_MAPPING[c] for c in known}
-    return classes.get(model_type)
+    configs = {config.model_type: config for config in variants()}
+    return _classes().get(configs[model_type]) if model_type in configs else None
+
+
+def _classes() -> dict[type[SAEConfig], type[SAE]]:
+    classes: dict[type[SAEConfig], type[SAE]] = {}
+    waiting: list[type[SAE]] = [SAE]
+    while waiting:
+        base = waiting.pop(0)
+        if base is not SAE:
+            classes.setdefault(base.config_class, base)  # a class before those derived from it
+        waiting[:0] = base.__subclasses__()
+    return classes
