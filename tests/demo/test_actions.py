@@ -270,7 +270,7 @@ def test_a_latent_is_named_by_its_number_or_by_a_word(sae_folder):
 
 @pytest.mark.parametrize("score, said", [(0.29, True), (0.3, False)])
 def test_a_word_that_no_latent_is_about_is_said_so(score, said):
-    search = SimpleNamespace(by_token=lambda word, k: [Hit(7, score, word)])
+    search = SimpleNamespace(by_token=lambda word, k: [Hit(7, score, word)] * (word == "church"))
     subject = SimpleNamespace(
         presets=[],
         labels={},
@@ -283,12 +283,25 @@ def test_a_word_that_no_latent_is_about_is_said_so(score, said):
         unit=TOKEN,
         label_rows=[],
         feature_search=search,
-        label=lambda i: "",
+        names={},
     )
     assert (
-        "No latent is mainly about “church”: only few examples of latent 7"
+        "No latent is found that is mainly about “church”: latent 7, the nearest"
         in weak_match(subject, "church")
     ) == said
+
+
+def test_steer_tells_which_latent_it_took_for_a_word(sae_folder):
+    subject = open_subject(Choice(str(sae_folder)))
+    subject.labels = {3: "the sea"}
+    answer = last(Actions(subject).steer("the", "sea:1, 4:1", max_new_tokens=1))
+    assert answer["notes"] == ["“sea” is taken as latent 3."]
+
+
+@pytest.mark.parametrize("why", ["is about something near", "has it in its name alone, “church”"])
+def test_a_latent_of_another_meaning_is_told_whatever_its_match(subject, monkeypatch, why):
+    monkeypatch.setattr("hfsae.demo.inspect_actions.find", lambda *_: [Hit(7, 0.9, why)])
+    assert "No latent is found that is mainly about “car”: latent 7" in weak_match(subject, "car")
 
 
 def test_health_tells_metrics_and_histograms(actions, subject):
@@ -386,6 +399,7 @@ def test_a_vector_can_be_taken_away(actions, tmp_path):
         (lambda a: a.save_label(D_SAE, "x"), f"no latent {D_SAE}"),
         (lambda a: a.compare_saes("/nowhere"), "/nowhere"),
         (lambda a: a.measure(""), "there is no text"),
+        (lambda a: a.measure("a"), "^this text is too short to measure; write some sentences$"),
     ],
 )
 def test_what_cannot_be_gets_a_sentence(actions, call, sentence):
