@@ -48,7 +48,7 @@ _LATENT = {
     "auto": ("an automatic explanation; empty if it has none", "str"),
     "source": ("who gave it: template, a program; lm, a language model; file", "str"),
     "doubtful": (
-        "whether it was uncertain, its evidence weak, or the name failed its test",
+        "its giver was uncertain, its evidence weak, or its test failed",
         "bool",
     ),
     "fires_on": ("tokens on which it fires most", "list[str]"),

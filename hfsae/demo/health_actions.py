@@ -261,12 +261,9 @@ def compare_saes(subject: Subject, other: str) -> Json:
     )
     sizes = ([e.get(key) for e in (subject.evaluation, results)] for key in _SIZES)
     same_text = all(None in pair or pair[0] == pair[1] for pair in sizes)
+    sides = {"first": ours, "second": theirs}
     losses, rates = (
-        {
-            side: of[name]["value"]
-            for side, of in (("first", ours), ("second", theirs))
-            if name in of
-        }
+        {side: of[name]["value"] for side, of in sides.items() if name in of}
         for name in ("ce_clean", "l0")
     )
     same_text &= max(losses.values(), default=0) <= _SAME_LOSS * min(losses.values(), default=0)
@@ -279,17 +276,12 @@ def compare_saes(subject: Subject, other: str) -> Json:
         if sign and row["first"] and row["second"] and same_text and not different:
             gain = sign * (row["first"]["value"] - row["second"]["value"])
             best, last = ("first", "second") if gain > 0 else ("second", "first")
-            parts = name != "dead_share" or _is_below(row[best], row[last])
+            parts = name != "dead_share" or (row[best]["high"] or 1) < (row[last]["low"] or 0)
             if gain and parts and (equal_l0 or rates[best] < rates[last]):
                 row["winner"] = best
         rows.append(row)
     compared = {"first": subject.name, "second": other, "rows": rows, "apart": different}
     return {**compared, "same_text": same_text, "equal_l0": equal_l0}
-
-
-def _is_below(one: Json, other: Json) -> bool:
-    """Whether a metric's interval ends where the other's has not begun."""
-    return None not in (one["high"], other["low"]) and one["high"] < other["low"]
 
 
 def side_by_side(subject: Subject, other: str, text: str) -> Json:

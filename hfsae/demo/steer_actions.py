@@ -65,8 +65,8 @@ def steer(
             orthogonal: replace the component along its direction; cap: lower it to the strength at
             most.
         unit: of the strengths: max (multiples of a latent's largest activation: of some latents
-            1 to 2 shows in the text, more breaks it), norm (per cent of the activation's norm) or raw (activation
-            units).
+            1 to 2 shows in the text, more breaks it), norm (per cent of the activation's norm) or
+            raw (activation units).
         scope: which tokens to steer: all, those of the prompt, or those generated.
         error_term: keep what the SAE does not explain.
         chat: the prompt is a user's message in the model's chat template.

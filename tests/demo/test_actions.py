@@ -164,6 +164,7 @@ def test_a_word_is_steered_by_the_latent_that_it_finds_and_the_answer_has_which(
     done = last(steer("sea:2, 3:-1, rain:0.5"))
     rows = [(row["latent"], row["label"], row["value"]) for row in done.pop("latents")]
     assert rows == [(9, "the sea", 2.0), (3, "", -1.0), (7, "rain", 0.5)]
+    assert done.pop("notes") == ["“sea” is taken as latent 9.", "“rain” is taken as latent 7."]
     by_index = last(steer("9:2, 3:-1, 7:0.5"))
     assert by_index | done == by_index
     with pytest.raises(ValueError, match="no latent is found for 'zebra'; write another word"):
@@ -289,13 +290,6 @@ def test_a_word_that_no_latent_is_about_is_said_so(score, said):
         "No latent is found that is mainly about “church”: latent 7, the nearest"
         in weak_match(subject, "church")
     ) == said
-
-
-def test_steer_tells_which_latent_it_took_for_a_word(sae_folder):
-    subject = open_subject(Choice(str(sae_folder)))
-    subject.labels = {3: "the sea"}
-    answer = last(Actions(subject).steer("the", "sea:1, 4:1", max_new_tokens=1))
-    assert answer["notes"] == ["“sea” is taken as latent 3."]
 
 
 @pytest.mark.parametrize("why", ["is about something near", "has it in its name alone, “church”"])
