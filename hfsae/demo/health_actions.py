@@ -276,7 +276,8 @@ def compare_saes(subject: Subject, other: str) -> Json:
         if sign and row["first"] and row["second"] and same_text and not different:
             gain = sign * (row["first"]["value"] - row["second"]["value"])
             best, last = ("first", "second") if gain > 0 else ("second", "first")
-            parts = name != "dead_share" or (row[best]["high"] or 1) < (row[last]["low"] or 0)
+            ends = row[best]["high"], row[last]["low"]
+            parts = name != "dead_share" or (None not in ends and ends[0] < ends[1])
             if gain and parts and (equal_l0 or rates[best] < rates[last]):
                 row["winner"] = best
         rows.append(row)
