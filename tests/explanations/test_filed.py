@@ -713,7 +713,9 @@ def check_headline(folder, card, record, capsys):
     cells = ["{:.3f}, {:.3f} to {:.3f}".format(*interval) for interval in controls]
     assert f"| {' | '.join(cells)} |" in card
     page = overview_panel(health(open_subject(Choice(str(folder)), with_lm=False)))
-    assert sentence in html.unescape(page)
+    own, by_firing = ("{:.3f}, {:.3f} to {:.3f}".format(*m["own"]) for m in (means, weighted))
+    assert f"{own} with the latent's own name" in html.unescape(page)
+    assert f"<td>{own}</td><td>{by_firing}</td>" in page
     told = "{:.3f}, {:.3f} to {:.3f}".format(*of["by_frequency"]["balanced_accuracy"]["own"])
     balanced = next(x for x in card.splitlines() if x.startswith("| detection, balanced accuracy"))
     assert balanced.split(" | ")[2] == told and f"<td>{told}</td>" in page
