@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import hfsae
 from hfsae.cli import main
 from hfsae.features import FeatureStore, read_automatic, read_labels
+from hfsae.features.labels import DOUBTFUL_PEARSON, DOUBTFUL_SURE
 from hfsae.hub.outgoing import licence_notes, licence_of
 from hfsae.io.checksums import weights_hash
 from hfsae.lm import contract
@@ -150,11 +151,15 @@ def test_names_that_are_marked_as_doubtful_are_those_that_a_judge_hardly_tells()
         " %", "%"
     )
     rows = pq.read_table(SHIPPED_SAE / "features/explanations.parquet").to_pylist()
-    more = {True: [], False: []}
+    more, n_failed = {True: [], False: []}, 0
     for row in rows:
         if row["detection_auc"] is not None:
             gain = row["detection_auc"] - row["shuffled_detection_auc"]
-            more[row["latent"] in doubtful].append(gain)
+            by_bounds = row["sure"] < DOUBTFUL_SURE or row["pearson"] < DOUBTFUL_PEARSON
+            more[by_bounds].append(gain)
+            n_failed += gain <= 0 and not by_bounds
+            assert (row["latent"] in doubtful) == (by_bounds or gain <= 0)
+    assert f"Of the others {n_failed} are marked because" in " ".join(page.split())
     told = {key: f"{sum(gains) / len(gains):.3f}".lstrip("0") for key, gains in more.items()}
     assert f"{len(more[True])} are marked, and their AUC is {told[True]} [" in page
     assert f"that of the other {len(more[False])}, {told[False]} [" in " ".join(page.split())

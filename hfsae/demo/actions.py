@@ -44,10 +44,13 @@ _DIGITS = 6  # of a number in an answer: an agent pays for each
 _LATENT = {
     "latent": ("its index", "int"),
     "value": ("what the list is sorted by", "float"),
-    "label": ("a person's name for it; empty if it has none", "str"),
+    "label": ("its label; empty if it has none", "str"),
     "auto": ("an automatic explanation; empty if it has none", "str"),
     "source": ("who gave it: template, a program; lm, a language model; file", "str"),
-    "doubtful": ("whether that language model was uncertain, or its evidence weak", "bool"),
+    "doubtful": (
+        "its giver was uncertain, its evidence weak, or its test failed",
+        "bool",
+    ),
     "fires_on": ("tokens on which it fires most", "list[str]"),
     "promotes": ("tokens that its direction makes likelier", "list[str]"),
     "density": ("share of tokens that it fires on", "float"),
@@ -280,8 +283,9 @@ A latent has an index, and fires on some tokens with an activation above 0.
 
 Begin with about: the SAE, the language model, and how many latents there are. Find latents with
 search, or with inspect, which lists those that fire in a text; feature shows what one fires on.
-steer continues a prompt with and without changed latents, given by index or by a word; strengths
-of 1 to 2 show in the text, and suggest_strength finds how strongly is too strongly.
+steer continues a prompt with and without changed latents, given by index or by a word: of some, a
+strength of 1 to 2 shows in the text, of many none does as one would expect. suggest_strength finds
+how strongly is too strongly.
 why explains a next token by latents, and next_tokens lists the candidates. health, measure,
 compare_saes and side_by_side judge the SAE; card, which is long, tells how it was made.
 

@@ -5,6 +5,7 @@ page can be sent to somebody else, and opened again.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, get_type_hints
 from urllib.parse import urlencode
@@ -167,8 +168,11 @@ def to_query(address: Address) -> str:
     return urlencode(pairs)
 
 
-def from_query(query: dict[str, str]) -> Address:
+def from_query(query: dict[str, str], pages: Iterable[str] = ()) -> Address:
     """The state in a link; without a page, the first one; other keys are ignored.
+
+    Args:
+        pages: those that there are, to be named where one is unknown.
 
     Raises:
         ValueError: an unknown page, or a value that cannot be read.
@@ -176,7 +180,7 @@ def from_query(query: dict[str, str]) -> Address:
     kinds = {kind.tab: kind for kind in Address.__subclasses__()}
     tab = query.get("tab") or query.get("page") or next(iter(kinds))  # people guess `page`
     if tab not in kinds:
-        raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(kinds)}")
+        raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(pages or kinds)}")
     values: dict[str, Any] = {}
     for name, kind in get_type_hints(kinds[tab]).items():
         if name not in query or name == "tab":

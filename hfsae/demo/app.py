@@ -184,7 +184,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
         """At once: the page to open, and the fields."""
         query, notice = {key: str(value) for key, value in request.query_params.items()}, {}
         try:
-            address = from_query(query)
+            address = from_query(query, app.pages)
             if address == Inspect() and "tab" not in query:
                 address = first_page.first()
             elif address == (page := app.page_of(address)).state():

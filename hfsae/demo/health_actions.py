@@ -37,6 +37,8 @@ from .subject import Choice, Subject, how_to_make
 
 _BINS = 40
 _ORDER = {name: i for i, name in enumerate([*FIDELITY, *DENSITY, *LOSSES])}
+_SAME_LOSS = 1.01  # times the model's own loss on the other's text: up to here it is one text
+_SIZES = ("n_tokens", "n_documents")
 _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
 PACKAGED = "packaged"
 """names the SAE in this package"""
@@ -118,7 +120,10 @@ def measure(subject: Subject, text: str) -> Json:
     """
     batch = subject.tokens(text).batch(subject.lm.device)
     arguments = EvaluationArguments(n_tokens=None, bootstrap_samples=1)
-    result = evaluate(subject.lm, subject.sae, [batch], arguments)
+    try:
+        result = evaluate(subject.lm, subject.sae, [batch], arguments)
+    except Refused as error:  # "nothing to evaluate on", in words of a recipe's settings
+        raise Refused("this text is too short to measure; write some sentences") from error
     return {"n_tokens": result.n_tokens} | {
         name: _finite(result.metrics[name].value) for name in _TEXT_METRICS
     }
@@ -213,9 +218,14 @@ def compare_saes(subject: Subject, other: str) -> Json:
         first (str): name of this SAE.
         second (str): name of the other.
         rows (list): {name, unit, first, second, winner} of each metric; "winner" is first or
-            second, and null where they are equal, no side of the metric is better, or "apart" says
-            in what the two differ.
+            second, and null where they are equal, no side of the metric is better, only more
+            latents a token (l0) win, intervals of dead_share overlap, "apart" says in what the two
+            differ, or "same_text" is false.
         apart (str): their models, or their sites, where these differ: then nothing is better.
+        same_text (bool): as far as sizes and the model's own loss tell, both were measured on the
+            same text; if not, nothing is better.
+        equal_l0 (bool): both use about as many latents a token; if not, the one with more is
+            nowhere called better.
     """
     other = check_name(other)
     place, path = place_of(subject, other), None
@@ -249,16 +259,30 @@ def compare_saes(subject: Subject, other: str) -> Json:
         {m["name"]: m for m in metric_rows(evaluation)}
         for evaluation in (subject.evaluation, results)
     )
+    sizes = ([e.get(key) for e in (subject.evaluation, results)] for key in _SIZES)
+    same_text = all(None in pair or pair[0] == pair[1] for pair in sizes)
+    sides = {"first": ours, "second": theirs}
+    losses, rates = (
+        {side: of[name]["value"] for side, of in sides.items() if name in of}
+        for name in ("ce_clean", "l0")
+    )
+    same_text &= max(losses.values(), default=0) <= _SAME_LOSS * min(losses.values(), default=0)
+    equal_l0 = max(rates.values(), default=0) <= _CLOSE * min(rates.values(), default=0)
     rows = []
     for name, metric in sorted((theirs | ours).items(), key=metric_order):
         row = {"name": name, "unit": metric["unit"], "winner": None}
         row |= {"first": ours.get(name), "second": theirs.get(name)}
         sign = -1 if name in _LESS_IS_BETTER else int(name in _MORE_IS_BETTER)
-        if sign and row["first"] and row["second"] and not different:
+        if sign and row["first"] and row["second"] and same_text and not different:
             gain = sign * (row["first"]["value"] - row["second"]["value"])
-            row["winner"] = None if not gain else "first" if gain > 0 else "second"
+            best, last = ("first", "second") if gain > 0 else ("second", "first")
+            ends = row[best]["high"], row[last]["low"]
+            parts = name != "dead_share" or (None not in ends and ends[0] < ends[1])
+            if gain and parts and (equal_l0 or rates[best] < rates[last]):
+                row["winner"] = best
         rows.append(row)
-    return {"first": subject.name, "second": other, "rows": rows, "apart": different}
+    compared = {"first": subject.name, "second": other, "rows": rows, "apart": different}
+    return {**compared, "same_text": same_text, "equal_l0": equal_l0}
 
 
 def side_by_side(subject: Subject, other: str, text: str) -> Json:
@@ -272,7 +296,8 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
         first (dict): of this SAE: {name, kind, site, d_sae, l0, fvu, rows}: latents that fire on a
             token, the fraction of variance that is left unexplained, and the most telling latents.
         second (dict): the same of the other SAE.
-        winner (str | None): first or second, the one that leaves clearly less unexplained.
+        winner (str | None): first or second, the one that leaves clearly less unexplained, unless
+            it uses more latents.
         apart (str): in what the two differ so that none can be better: their models, or their
             sites; empty: in neither.
         equal_l0 (bool): both use about as many latents a token: only then FVU compares fairly.
@@ -296,8 +321,11 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
     ]
     different, winner = apart(subject, vars(second.sae.config)), None
     fvus = [one["fvu"] for one in facts]
+    rates = first["l0"], last["l0"]
+    equal_l0 = max(rates) <= _CLOSE * min(rates)
     if not different and None not in fvus and max(fvus) * _BETTER >= min(fvus):
-        winner = "first" if fvus[0] < fvus[1] else "second"
+        at = int(fvus[1] < fvus[0])
+        winner = ("first", "second")[at] if equal_l0 or rates[at] == min(rates) else None
     tokens = []
     for position, special in enumerate(seen[0].tokens.special[:_MOST_TOKENS]):
         if special:
@@ -316,13 +344,12 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
             "cosine": cosine,
         }
         tokens.append(row)
-    rates = first["l0"], last["l0"]
     return {
         "first": first,
         "second": last,
         "winner": winner,
         "apart": different,
-        "equal_l0": max(rates) <= _CLOSE * min(rates),
+        "equal_l0": equal_l0,
         "tokens": tokens,
     }
 

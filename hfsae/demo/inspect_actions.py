@@ -13,6 +13,7 @@ from ..activations.token_text import token_text
 from ..features import (
     NEAR,
     PLAIN,
+    Hit,
     blank_label,
     firing_on,
     nearest_rows,
@@ -47,6 +48,7 @@ _LENS_TOKENS = 10
 _LABELS = 3  # of documents, among the names of a latent
 _BESIDE, _LEAST = 5, 2  # latents that fire beside another, on at least so many of its examples
 _GIVERS = {"lm": "a language model", "template": "a program, of its tokens"}
+_FAR = ("is about something near", "has it in its name alone")
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
 SCORES = {
@@ -178,7 +180,7 @@ def feature(subject: Subject, latent: int) -> Json:
 
     Returns:
         latent (int): its index.
-        label (str): a person's name for it; empty if it has none.
+        label (str): its label; empty if it has none.
         auto (dict | None): an automatic explanation, and how it did when it was tested.
         threshold (float | None): the pre-activation from which on it fires, raw units.
         reads (str): the site that it reads, of a cross-layer transcoder; else empty.
@@ -387,12 +389,16 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
 def latent_of(subject: Subject, typed: object) -> int:
     """A latent by its number, or the one that a word stands for: a preset's or a label's name, the
     first that a search by that word finds, or part of a label."""
+    return _hit_of(subject, typed).latent
+
+
+def _hit_of(subject: Subject, typed: object) -> Hit:
     word = typed.strip() if isinstance(typed, str) else ""
     if not any(c.isalpha() for c in word):
-        return validate.latent(typed, subject.d_sae)
+        return Hit(validate.latent(typed, subject.d_sae), 1.0, "")
     for preset in subject.presets:
         if _is_named(preset["name"], word) and len(preset["latents"]) == 1:
-            return int(next(iter(preset["latents"])))
+            return Hit(int(next(iter(preset["latents"]))), 1.0, "")
     hits = search_labels(subject.labels, word, 8)
     hits = [hit for hit in hits if _is_named(subject.labels.get(hit.latent, ""), word)]
     hits = hits or find(subject, word)
@@ -402,21 +408,20 @@ def latent_of(subject: Subject, typed: object) -> int:
         such = ", ".join(list(subject.labels.values())[:3])
         other = f"another word (such as {such})" if such else "another word"
         raise Refused(f"no latent is found for {word[:40]!r}; write {other}, or a number")
-    return hits[0].latent
+    return hits[0]
 
 
 def weak_match(subject: Subject, typed: object) -> str:
-    """A sentence where a word stands for a latent that seldom fires on it; else ""."""
-    word = typed.strip() if isinstance(typed, str) else ""
-    hits = subject.feature_search.by_token(word, 1) if subject.store is not None else []
-    if not hits or hits[0].score >= _WEAK or hits[0].latent != latent_of(subject, typed):
-        return ""
-    latent = hits[0].latent
-    if word.casefold() in subject.labels.get(latent, "").casefold():
+    """A sentence where a word stands for a latent that is hardly about it; else ""."""
+    latent, score, why = _hit_of(subject, typed)
+    word, name = str(typed).strip(), subject.names.get(latent, "")
+    is_far = why.startswith(_FAR) or (score < _WEAK and word.casefold() not in name.casefold())
+    if not is_far:
         return ""
     return (
-        f"No latent is mainly about {cited(word[:40])}: only few examples of latent "
-        f"{latent}, the nearest, are about it, so its texts may be about something else."
+        f"No latent is found that is mainly about {cited(word[:40])}: latent {latent}"
+        f"{f' ({name})' if name else ''}, the nearest, is taken, so its texts may be about "
+        "something else."
     )
 
 
@@ -458,7 +463,7 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
 def _names(subject: Subject, facts: Json) -> list[Json]:
     """All names of a latent: the text, who or what gave it, and how it did when it was tested."""
     (row,), auto = as_rows(subject, [{"latent": facts["latent"]}]), facts["auto"]
-    rows = [(facts["label"], "a person's label", "")]
+    rows = [(facts["label"], "a label", "")]
     if auto is not None:
         by = _GIVERS.get(auto["source"], str(auto["source"]))
         rows.append((auto["explanation"], by, auto["score"]))
@@ -513,8 +518,8 @@ def automatic_name(subject: Subject, latent: int) -> Json | None:
         own, other, most = (round(value, 2) + 0.0 for value in three)  # not -0.00
         said.append(
             f"On other documents, the tokens of these windows predict its activations with a "
-            f"correlation of {own:.2f}; those of another latent's windows, {other:.2f}; the most "
-            f"that tokens alone can reach is {most:.2f}"
+            f"correlation of {own:.2f}; those of another latent's windows, {other:.2f}; all "
+            f"tokens of the documents that the windows are from, {most:.2f}"
         )
         others = row.get("shuffled_detection_auc")
         if auc is not None and others is not None:

@@ -19,7 +19,8 @@ from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Unit
 from ..steering.pair import Sampling, generate_pair
 from . import validate
 from .address import Steer
-from .inspect_actions import latent_of
+from .inspect_actions import latent_of, weak_match
+from .parts import cited
 from .rows import Json, as_rows
 from .subject import Exchange, Subject
 
@@ -63,9 +64,9 @@ def steer(
             scale: multiply it by the strength; ablate: set it to 0, whatever the strength;
             orthogonal: replace the component along its direction; cap: lower it to the strength at
             most.
-        unit: of the strengths: max (multiples of a latent's largest activation: 1 to 2 shows in
-            the text, more breaks it), norm (per cent of the activation's norm) or raw (activation
-            units).
+        unit: of the strengths: max (multiples of a latent's largest activation: of some latents
+            1 to 2 shows in the text, more breaks it), norm (per cent of the activation's norm) or
+            raw (activation units).
         scope: which tokens to steer: all, those of the prompt, or those generated.
         error_term: keep what the SAE does not explain.
         chat: the prompt is a user's message in the model's chat template.
@@ -76,6 +77,8 @@ def steer(
 
     Returns:
         latents (list[Latent]): those that are steered; "value" is the strength.
+        notes (list[str]): of each word, which latent was taken for it, and whether none was found
+            that is about it.
         plain (str): the continuation without steering.
         steered (str): the continuation with steering.
         n_plain (int): tokens of the continuation without steering.
@@ -96,8 +99,9 @@ def steer(
     how = Steer("", {}, *settings, repetition_penalty, seed)
     how, plain, steered = check(subject, prompt, latents, how)
     rows = as_rows(subject, [{"latent": i, "value": value} for i, value in how.latents.items()])
+    notes = _notes(subject, latents)
     for texts in write(subject, how, plain, steered):
-        yield {"latents": rows, **texts}
+        yield {"latents": rows, "notes": notes, **texts}
 
 
 def write(
@@ -190,13 +194,25 @@ def suggest_strength(
 
     Returns:
         latents (dict): {latent: its strength}, to be given to steer as `latent:strength`.
+        notes (list[str]): of each word, which latent was taken for it; see steer.
         strength (float): the largest of them; 0: no strength that was tried is within the budget.
         passed (bool): a larger strength was tried and is over the budget; false: a larger one than
             `strength` may be within it, too.
         trials (list): {strength, kl, repetition, within, text} of each that was tried.
     """
     how = Steer("", {}, mode, unit, scope, error_term, chat)
-    return sweep(subject, prompt, latents, how, max_kl, max_repetition)
+    found = sweep(subject, prompt, latents, how, max_kl, max_repetition)
+    return {**found, "notes": _notes(subject, latents)}
+
+
+def _notes(subject: Subject, latents: str) -> list[str]:
+    """A sentence for each word of `latents`: which latent it stands for."""
+    words = (part.partition(":")[0].strip() for part in latents.split(","))
+    return [
+        weak_match(subject, word) or f"{cited(word)} is taken as latent {latent_of(subject, word)}."
+        for word in words
+        if any(map(str.isalpha, word))
+    ]
 
 
 def sweep(
@@ -283,7 +299,7 @@ def check(
     mode = validate.choice(how.mode, "mode", MODES)
     unit = validate.choice(how.unit, "unit", UNITS)
     strengths = validate.strengths(
-        latents, subject.d_sae, LIMITS[unit], partial(latent_of, subject)
+        latents, subject.d_sae, LIMITS[unit], partial(latent_of, subject), unit=unit
     )
     if unit == "max" and mode not in ("scale", "ablate"):
         if (largest := subject.largest()) is None:

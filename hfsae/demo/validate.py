@@ -30,12 +30,12 @@ def text(
     return value.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
 
 
-def number(value: object, name: str, low: int | float, high: int | float) -> float:
+def number(value: object, name: str, low: int | float, high: int | float, unit: str = "") -> float:
     """A finite number from low to high."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Refused(f"{name} must be a number, got {_kind(value)}")
     if not low <= value <= high:  # NaN fails too
-        raise Refused(f"{name} is {_typed(value)}; it can be {low:g} to {high:g}")
+        raise Refused(f"{name} is {_typed(value)}; it can be {low:g} to {high:g}{unit}")
     return float(value)
 
 
@@ -79,8 +79,11 @@ def strengths(
     d_sae: int,
     limit: int | float,
     latent_of: Callable[[str], int] | None = None,
+    *,
+    unit: str = "max",
 ) -> dict[int, float]:
-    """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"; at most +-limit.
+    """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"; at most +-limit in the
+    unit.
 
     Args:
         latent_of: gives the latent that a word stands for; None: words are refused.
@@ -107,7 +110,7 @@ def strengths(
         if index in by_latent:
             raise Refused(f"latent {index} is given twice; give it one strength")
         name = f"the strength of latent {index}"
-        by_latent[index] = number(_as_number(strength), name, -limit, limit)
+        by_latent[index] = number(_as_number(strength), name, -limit, limit, f" in the unit {unit}")
     return by_latent
 
 

@@ -21,7 +21,9 @@ from ..io.labels import checked_label, labels_in
 
 DOUBTFUL_SURE, DOUBTFUL_PEARSON = 0.5, 0.05
 """Certainty of a language model, and correlation of its windows' tokens with activations on other
-documents: below either, a name is doubtful (scripts/packaged.md has what a judge says of those)."""
+documents: below either, a name is doubtful (scripts/packaged.md has what a judge says of those). So
+is one with which a judge tells the latent's texts no better than with another latent's."""
+_GROUNDS = ("sure", "pearson", "detection_auc", "shuffled_detection_auc")
 _writing = threading.Lock()
 
 
@@ -50,8 +52,9 @@ class Automatic(NamedTuple):
     source: str
     """who made it: "template" is a program, "lm" a language model; see `hfsae explain --help`"""
     is_doubtful: bool = False
-    """whether the language model was less than half certain, or the tokens of the windows that it
-    saw hardly predict the latent on other documents"""
+    """whether the language model was less than half certain, the tokens of the windows that it saw
+    hardly predict the latent on other documents, or a judge does no better with this name than with
+    another latent's"""
 
     @property
     def marked(self) -> str:
@@ -80,16 +83,18 @@ def read_automatic(folder: str | Path) -> dict[int, Automatic]:
         return {}
     refuse_mixture(Path(folder), [EXPLANATIONS_RECORD, EXPLANATIONS, EVIDENCE])
     with reading(path):
-        there = [name for name in ("source", "sure", "pearson") if name in columns_of(path)]
+        there = [name for name in ("source", *_GROUNDS) if name in columns_of(path)]
     rows = read_table(path, ["latent", "explanation", *there]).to_pylist()
     names = {}
     try:
         for row in rows:
             if row["explanation"]:
                 text, source = checked_label(row["explanation"]), row.get("source", "")
-                sure, pearson = row.get("sure"), row.get("pearson")
-                is_doubtful = (sure is not None and sure < DOUBTFUL_SURE) or (
-                    pearson is not None and pearson < DOUBTFUL_PEARSON
+                sure, pearson, auc, other = map(row.get, _GROUNDS)
+                is_doubtful = (
+                    (sure is not None and sure < DOUBTFUL_SURE)
+                    or (pearson is not None and pearson < DOUBTFUL_PEARSON)
+                    or (auc is not None and other is not None and auc <= other)
                 )
                 names[int(row["latent"])] = Automatic(text, source, source == "lm" and is_doubtful)
     except (ValueError, TypeError) as error:

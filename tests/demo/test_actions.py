@@ -164,6 +164,7 @@ def test_a_word_is_steered_by_the_latent_that_it_finds_and_the_answer_has_which(
     done = last(steer("sea:2, 3:-1, rain:0.5"))
     rows = [(row["latent"], row["label"], row["value"]) for row in done.pop("latents")]
     assert rows == [(9, "the sea", 2.0), (3, "", -1.0), (7, "rain", 0.5)]
+    assert done.pop("notes") == ["“sea” is taken as latent 9.", "“rain” is taken as latent 7."]
     by_index = last(steer("9:2, 3:-1, 7:0.5"))
     assert by_index | done == by_index
     with pytest.raises(ValueError, match="no latent is found for 'zebra'; write another word"):
@@ -270,7 +271,7 @@ def test_a_latent_is_named_by_its_number_or_by_a_word(sae_folder):
 
 @pytest.mark.parametrize("score, said", [(0.29, True), (0.3, False)])
 def test_a_word_that_no_latent_is_about_is_said_so(score, said):
-    search = SimpleNamespace(by_token=lambda word, k: [Hit(7, score, word)])
+    search = SimpleNamespace(by_token=lambda word, k: [Hit(7, score, word)] * (word == "church"))
     subject = SimpleNamespace(
         presets=[],
         labels={},
@@ -283,12 +284,18 @@ def test_a_word_that_no_latent_is_about_is_said_so(score, said):
         unit=TOKEN,
         label_rows=[],
         feature_search=search,
-        label=lambda i: "",
+        names={},
     )
     assert (
-        "No latent is mainly about “church”: only few examples of latent 7"
+        "No latent is found that is mainly about “church”: latent 7, the nearest"
         in weak_match(subject, "church")
     ) == said
+
+
+@pytest.mark.parametrize("why", ["is about something near", "has it in its name alone, “church”"])
+def test_a_latent_of_another_meaning_is_told_whatever_its_match(subject, monkeypatch, why):
+    monkeypatch.setattr("hfsae.demo.inspect_actions.find", lambda *_: [Hit(7, 0.9, why)])
+    assert "No latent is found that is mainly about “car”: latent 7" in weak_match(subject, "car")
 
 
 def test_health_tells_metrics_and_histograms(actions, subject):
@@ -386,6 +393,7 @@ def test_a_vector_can_be_taken_away(actions, tmp_path):
         (lambda a: a.save_label(D_SAE, "x"), f"no latent {D_SAE}"),
         (lambda a: a.compare_saes("/nowhere"), "/nowhere"),
         (lambda a: a.measure(""), "there is no text"),
+        (lambda a: a.measure("a"), "^this text is too short to measure; write some sentences$"),
     ],
 )
 def test_what_cannot_be_gets_a_sentence(actions, call, sentence):

@@ -49,6 +49,8 @@ def test_without_a_page_it_is_the_first_and_other_keys_are_left_alone():
 def test_a_page_that_there_is_not_is_told(key):
     with pytest.raises(ValueError, match="there is no page 'nonsense'; known: inspect, picture"):
         at.from_query({key: "nonsense", "latent": "abc"})
+    with pytest.raises(ValueError, match=r"no page 'nope'; known: search, map$"):
+        at.from_query({key: "nope"}, ["search", "map"])
     assert at.from_query({key: "feature", "latent": "3"}) == at.Feature(3)
 
 

@@ -87,7 +87,7 @@ def test_a_latent_can_be_taken_away(subject):
 
 def test_a_latent_has_all_its_names_with_their_origins(subject):
     names = Actions(subject).feature(0)["names"]
-    assert names[0] == {"text": HOSTILE, "origin": "a person's label", "score": ""}
+    assert names[0] == {"text": HOSTILE, "origin": "a label", "score": ""}
     assert [n["origin"] for n in names[1:]] == [
         "tokens of its strongest examples",
         "tokens that it makes likelier",
@@ -109,8 +109,34 @@ def other(sae_folder, tmp_path, monkeypatch):
 
 def test_winners_are_of_metrics_that_have_a_better_side(subject, other):
     rows = {r["name"]: r["winner"] for r in Actions(subject).compare_saes("other")["rows"]}
-    assert (rows["fvu"], rows["cosine"], rows["l0"]) == ("second", "first", None)
+    assert (rows["fvu"], rows["l0"]) == ("second", None)
+    assert rows["cosine"] is None  # the first has twice as many latents a token
     assert rows["kl"] is None  # equal
+
+
+def test_dead_shares_are_ranked_where_their_intervals_part(subject, other):
+    path = other / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    metrics = {m["name"]: m for m in Actions(subject).health()["metrics"]}
+    own, evaluation["metrics"]["l0"]["value"] = metrics["dead_share"], metrics["l0"]["value"]
+    for low, winner in ((own["high"] - 1e-3, None), (own["high"] + 1e-3, "first")):
+        changed = {"value": own["high"] + 0.01, "low": low, "high": own["high"] + 0.02}
+        evaluation["metrics"]["dead_share"] |= changed
+        path.write_text(json.dumps(evaluation))
+        rows = {r["name"]: r["winner"] for r in Actions(subject).compare_saes("other")["rows"]}
+        assert rows["dead_share"] == winner
+
+
+@pytest.mark.parametrize("n_tokens, loss", [(7, 1.0), (None, 1.1)])
+def test_saes_that_were_not_measured_on_one_text_are_not_ranked(subject, other, n_tokens, loss):
+    path = other / "evaluation.json"
+    evaluation = json.loads(path.read_text()) | {"n_tokens": n_tokens}
+    evaluation["metrics"]["ce_clean"]["value"] *= loss
+    path.write_text(json.dumps(evaluation))
+    view = Actions(subject).compare_saes("other")
+    assert not view["same_text"] and not any(r["winner"] for r in view["rows"])
+    drawn = html("versus", view)
+    assert "Not measured on the same text" in drawn and "hf-won" not in drawn
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
+from hfsae.cards import names_section
 from hfsae.demo.pages.health import card_html
 from hfsae.demo.parts import cited, html, number, percent, show_control_chars
+from hfsae.packaged import SHIPPED_SAE
 
 from .conftest import HOSTILE
 
@@ -171,3 +173,11 @@ def test_a_card_of_300_kb_is_bounded_before_it_is_read(piece, monkeypatch):
     (read,) = given
     assert len(read) <= 40_000 and read.count("[") <= 1_000 and read.count("\n") <= 1_000
     assert "too long to be shown" in shown or not read
+
+
+def test_the_sentence_on_names_says_what_each_number_is():
+    names = names_section(SHIPPED_SAE)
+    sentence = unescape(html("names_tested", names).split("</p>")[0])
+    scores = next(s for s in names["scores"] if s["title"].startswith("detection, auc"))
+    assert f"{scores['own']} with the latent's own name; {scores['control']}" in sentence
+    assert f"with names made in the same way, has {scores['untrained']}" in sentence

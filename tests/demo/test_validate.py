@@ -44,7 +44,7 @@ def test_a_latent_may_be_a_number_or_its_text():
         ({}, "no latent is chosen to steer"),
         ("3", "latents are written as 12:1.5, 7:-2, or by a word, sea:1.5; '3' is not"),
         ("3:1:2", "latents are written as"),
-        ("3:nan", "the strength of latent 3 is nan; it can be -20 to 20"),
+        ("3:nan", "the strength of latent 3 is nan; it can be -20 to 20 in the unit max"),
         ("3:1e9", "the strength of latent 3 is 1000000000;"),
         ("3:" + "9" * 400, "the strength of latent 3 is 9999"),
         ("3:1, 3:2", "latent 3 is given twice; give it one strength"),

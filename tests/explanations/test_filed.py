@@ -562,9 +562,12 @@ def test_the_verb_asks_by_file_reads_the_text_once_and_writes_names_before_their
     rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
     assert {row["source"] for row in rows} == {"lm"} and {row["sure"] for row in rows} == {0.7}
     view = feature(open_subject(Choice(str(folder)), with_lm=False), rows[0]["latent"])["auto"]
-    assert view["note"].startswith("Named by m, 70% certain, from ") and not view["doubtful"]
+    assert view["note"].startswith("Named by m, 70% certain, from ")
+    most = rows[0]["token_ceiling_pearson"]
+    assert f"all tokens of the documents that the windows are from, {most:.2f}" in view["note"]
     own, other = rows[0]["detection_auc"], rows[0]["shuffled_detection_auc"]
     assert f"an AUC of {own:.2f}; given another latent's name, {other:.2f}" in view["note"]
+    assert view["doubtful"] and own <= other, "a name that does no better than another latent's"
     assert main(verb(folder, *options, "--seed", "9")) == 2
     assert "is the plan" in capsys.readouterr().err.splitlines()[-1]
 
@@ -710,7 +713,9 @@ def check_headline(folder, card, record, capsys):
     cells = ["{:.3f}, {:.3f} to {:.3f}".format(*interval) for interval in controls]
     assert f"| {' | '.join(cells)} |" in card
     page = overview_panel(health(open_subject(Choice(str(folder)), with_lm=False)))
-    assert sentence in html.unescape(page)
+    own, by_firing = ("{:.3f}, {:.3f} to {:.3f}".format(*m["own"]) for m in (means, weighted))
+    assert f"{own} with the latent's own name" in html.unescape(page)
+    assert f"<td>{own}</td><td>{by_firing}</td>" in page
     told = "{:.3f}, {:.3f} to {:.3f}".format(*of["by_frequency"]["balanced_accuracy"]["own"])
     balanced = next(x for x in card.splitlines() if x.startswith("| detection, balanced accuracy"))
     assert balanced.split(" | ")[2] == told and f"<td>{told}</td>" in page

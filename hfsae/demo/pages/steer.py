@@ -360,7 +360,7 @@ class SteerPage(Page[at.Steer]):
             return replace(now, latents={i: s for i, s in now.latents.items() if i != latent})
         if do == "strength":
             limit, changed = LIMITS[now.unit], f"{latent}:{to}"
-            strengths = validate.strengths(changed, self.subject.d_sae, limit)
+            strengths = validate.strengths(changed, self.subject.d_sae, limit, unit=now.unit)
             return replace(now, latents={**now.latents, **strengths})
         return at.Feature(latent)
 
