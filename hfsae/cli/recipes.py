@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast, get_origin
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 
-from ..activations import HarvestArguments, TextArguments
+from ..activations import HarvestArguments, TextArguments, is_hub, local_files
 from ..comparison import Comparison
 from ..io.errors import Refused, refuse_absent_source
 from ..io.file_names import EVALUATION, MADE_BY, META
@@ -270,13 +270,17 @@ def parse_recipe(
     return recipe, options
 
 
-def refuse_absent_models(recipe: Recipe) -> None:
-    """Refuse models that are nowhere before what loads them is imported, which takes seconds. A
-    folder with a run may have all that it needs of them."""
+def refuse_absent_inputs(recipe: Recipe) -> None:
+    """Refuse models and text files that are nowhere before what loads them is imported, which takes
+    seconds. A folder with a run may have all that it needs of them."""
     if recipe.kind == "files" or Path(recipe.training.output_dir).exists():
         return
     for model in recipe.models.values():
         refuse_absent(model.name, model.revision, model.source)
+    text = recipe.text.dataset
+    is_named = isinstance(text, str) and not text.startswith("packaged:")
+    if recipe.kind == "text" and is_named and not is_hub(text):
+        local_files(text)
 
 
 def parse_given(parser: VerbParser, argv: list[str]) -> tuple[dict[str, Any], Sections]:

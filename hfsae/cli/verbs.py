@@ -55,7 +55,7 @@ from .recipes import (
     parse_given,
     parse_recipe,
     recipe_parser,
-    refuse_absent_models,
+    refuse_absent_inputs,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _OF_JUDGE = ("model", "base_url", "provider", "requests", "answers", "key_env")
 def train_verb(argv: list[str]) -> None:
     """`hfsae train`: see `VERBS`."""
     recipe, options = parse_recipe(recipe_parser("train"), argv)
-    refuse_absent_models(recipe)
+    refuse_absent_inputs(recipe)
     # Looking for garbage among the objects of torch and transformers, which all stay, takes a fifth
     # of the time.
     gc.disable()
@@ -95,7 +95,7 @@ def harvest_verb(argv: list[str]) -> None:
     recipe, options = parse_recipe(recipe_parser("harvest"), argv)
     if options["out"] is None:
         raise Refused("hfsae harvest needs --out FOLDER, where the files go")
-    refuse_absent_models(recipe)
+    refuse_absent_inputs(recipe)
     from ..runs import harvest_to
 
     written = harvest_to(recipe, options["out"])
@@ -112,7 +112,7 @@ def recipes_verb(argv: list[str]) -> None:
 def compare_verb(argv: list[str]) -> None:
     """`hfsae compare`: see `VERBS`."""
     comparison, _ = parse_recipe(recipe_parser("compare", Comparison), argv, Comparison)
-    refuse_absent_models(comparison)
+    refuse_absent_inputs(comparison)
     from ..comparison import compare
 
     report = compare(comparison, shlex.join(["hfsae", "compare", *argv]))
@@ -122,7 +122,7 @@ def compare_verb(argv: list[str]) -> None:
 def tune_verb(argv: list[str]) -> None:
     """`hfsae tune`: see `VERBS`."""
     recipe, _ = parse_recipe(recipe_parser("tune", Tuning), argv, Tuning)
-    refuse_absent_models(recipe)
+    refuse_absent_inputs(recipe)
     from ..tuning import tune
 
     folder = tune(recipe, command=shlex.join(["hfsae", "tune", *argv]))
