@@ -53,6 +53,7 @@ REFUSED = {
     "train quickstart --sae.d_sae -5": "sae.d_sae must be positive, got -5",
     "train quickstart --sae.target_l0 5000": "between 0 and d_sae (4096), got 5000",
     "train quickstart --training.output_dir no --text.dataset no.jsonl": "file is at 'no.jsonl'",
+    "train quickstart --training.output_dir no --text.dataset packaged:wikki": "does not exist",
     "train quickstart --sae.k 32": "a jumprelu_sae has no field 'k'; with sae.model_type",
     "train quickstart --sae.model_type topk": "'topk' is unknown; closest: 'topk_sae'",
     "tune quickstart --sae.d_saee 5": "closest: 'd_sae'",

@@ -30,7 +30,7 @@ from ..io.files import numbered_lines, unreadable
 from ..io.hub_client import HTTPError
 from ..io.local_paths import LOCAL_FILES
 from ..lm import tokenizer_of
-from ..packaged import packaged_names, packaged_text
+from ..packaged import packaged_names, packaged_text, text_folder
 from .arguments import (
     Columns,
     HarvestArguments,
@@ -82,6 +82,8 @@ def documents(args: TextArguments, split: Split) -> Iterator[Document]:
 def check_text(args: TextArguments, split: Split) -> None:
     """Read one document of a side: a cheap check for errors that would stop a full reading at its
     start."""
+    for name in packaged_names(args.dataset) if isinstance(args.dataset, str) else ():
+        text_folder(name)
     next(_side(args, split))
 
 

@@ -21,7 +21,7 @@ from ..io.errors import Refused, refuse_absent_source
 from ..io.file_names import EVALUATION, MADE_BY, META
 from ..io.files import parse_yaml
 from ..lm.located import refuse_absent
-from ..packaged import SEPARATE_SAES
+from ..packaged import SEPARATE_SAES, packaged_names, text_folder
 from ..runs import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
 from ..runs.declared_fields import DeclaredField, check_sae_fields, known_variants
 from ..runs.recipe import UNUSED
@@ -278,9 +278,12 @@ def refuse_absent_inputs(recipe: Recipe) -> None:
     for model in recipe.models.values():
         refuse_absent(model.name, model.revision, model.source)
     text = recipe.text.dataset
-    is_named = isinstance(text, str) and not text.startswith("packaged:")
-    if recipe.kind == "text" and is_named and not is_hub(text):
-        local_files(text)
+    if recipe.kind == "text" and isinstance(text, str):
+        names = packaged_names(text)
+        for name in names:
+            text_folder(name)
+        if not names and not is_hub(text):
+            local_files(text)
 
 
 def parse_given(parser: VerbParser, argv: list[str]) -> tuple[dict[str, Any], Sections]:

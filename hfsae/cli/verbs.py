@@ -166,7 +166,7 @@ def _measure_again(verb: str, argv: list[str], result: str) -> None:
 
         placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
         refuse_unmeasurable(placed, result)
-        _say_text(verb, placed)
+        _say_text(verb, placed, source)
         with open_folder(placed):
             measure(placed, result)
         folder = placed.folder
@@ -212,8 +212,9 @@ def explain_verb(argv: list[str]) -> None:
         **parser.take(ExplainRequest, options),
     )
     args = ExplainArguments(**parser.take(ExplainArguments, options))
+    source = options["source"]
     (placed,) = find(options, given)
-    _say_text("explain", placed)
+    _say_text("explain", placed, source)
     from ..runs import explain_sae
 
     result = explain_sae(placed, args, request)
@@ -710,13 +711,15 @@ def find(options: dict[str, Any], given: Sections) -> "list[SAEInContext]":
     return find_saes(choices, given, site=site, output_dir=output_dir)
 
 
-def _say_text(verb: str, placed: "SAEInContext") -> None:
+def _say_text(verb: str, placed: "SAEInContext", source: str) -> None:
     """Print, for an SAE from elsewhere, its text, the language model that reads it, and the folder
-    of the results."""
+    of the results; of a folder here also which SAE below it was taken."""
     if placed.home is None:
         text, model = placed.recipe.text.dataset, placed.recipe.lm.name
         text = text if isinstance(text, str) else f"{len(text):,} documents"
-        print(printable(f"{verb}: {model} reads {text}; results go to {placed.folder}"))
+        taken = placed.origin if Path(source).exists() else None
+        of = f" of {taken}" if taken not in (None, Path(source), placed.folder) else ""
+        print(printable(f"{verb}: {model} reads {text}; results{of} go to {placed.folder}"))
 
 
 def _say(text: str) -> None:
