@@ -519,6 +519,27 @@ def test_an_l0_far_off_k_is_told_and_the_text_is_not_blamed_for_it(tmp_path, con
     assert len(found) == 1 and sentences[0] in found[0]
 
 
+@pytest.mark.parametrize(
+    "read, cause",
+    [
+        (None, "too closely to the 8,051 activations it has seen; train on more"),
+        ("mine.jsonl", "too closely to the 8,051 activations it has seen; train on more"),
+        ("other.jsonl", "this text is unlike the training text, so the metrics are not"),
+    ],
+)
+def test_a_far_higher_fvu_is_put_down_to_the_text_only_where_that_is_another(tmp_path, read, cause):
+    evaluation = {"metrics": {"fvu": {"value": 0.3}}, "side": "test"}
+    if read:
+        evaluation["measured_with"] = {"text": {"dataset": read}}
+    training = {"fvu_in_training": 0.1, "harvested": {"kept": 8_051}}
+    training["text"] = {"dataset": "mine.jsonl"}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    (tmp_path / "training.json").write_text(json.dumps(training))
+    (tmp_path / "config.json").write_text("{}")
+    (found,) = misgivings(tmp_path)
+    assert cause in found
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_one_sentence():
     command = [sys.executable, "-u", "-m", "hfsae", "help"]

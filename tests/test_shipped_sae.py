@@ -95,6 +95,13 @@ def test_pages_count_its_presets_as_they_are():
     presets = json.loads((SHIPPED_SAE / "presets.json").read_text())
     assert offered == {latent for preset in presets for latent in preset["latents"]}
     assert offered == {*re.findall(r"^\| (\d+) ", page, re.MULTILINE)}
+    shown = {(latent, preset["prompt"]) for preset in presets for latent in preset["latents"]}
+    others = [
+        row["words"].partition(",")[0]
+        for row in tried
+        if row["offered"] and (row["latent"], row["prompt"]) not in shown
+    ]
+    assert f"another prompt for {others[0]}, {others[1]} and {others[2]}." in page
     assert f"after {len(read_labels(SHIPPED_SAE))} latents were labelled" in page
     n_steered = sum(row["seeds"] == "3 of 3" for row in tried)
     assert (

@@ -6,6 +6,8 @@ from .arguments import ImageArguments as ImageArguments
 from .arguments import ShuffleArguments as ShuffleArguments
 from .arguments import Split as Split
 from .arguments import TextArguments as TextArguments
+from .arguments import is_hub as is_hub
+from .arguments import local_files as local_files
 from .cache import ActivationCache as ActivationCache
 from .files import FileShapes as FileShapes
 from .files import FileSource as FileSource
@@ -32,6 +34,5 @@ from .tokens import PackedRows as PackedRows
 from .tokens import TokenBatch as TokenBatch
 from .tokens import check_text as check_text
 from .tokens import documents as documents
-from .tokens import is_hub as is_hub
 from .tokens import text_digest as text_digest
 from .tokens import text_origin as text_origin

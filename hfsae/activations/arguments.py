@@ -1,22 +1,29 @@
 """The sections of a recipe on inputs: text, its reading, the shuffling; pictures or files
 of activations in its place. Importing them imports no torch."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from glob import glob
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from ..io.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..io.errors import Refused
+from ..io.files import refuse_special
 from ..packaged import check_fractions
 
+logger = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test"]
 Positions = Literal["patches", "cls", "all"]
 DOCUMENTS = "document"
 """The usual name of the tensor or column that holds each row's document."""
 OF_RUN = "run"
 """of `HarvestArguments.cache`: for as long as a run lasts"""
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_SHOWN = 10  # names of files that are not read
 _MOST_IN_A_ROW = 2**24
 _MOST_ROWS = 2**20
 _MOST_PASSES = 10**6
@@ -403,3 +410,44 @@ def text_in(row: dict[str, Any], column: str, where: Path | str) -> str:
 def no_column(column: str, columns: Iterable[str], where: Path | str) -> str:
     """The error sentence for a missing column."""
     return f"{where} has no column {column!r}; set text_column to one of {sorted(columns)}"
+
+
+def is_hub(dataset: str | list[str]) -> bool:
+    """Whether the name is that of a Hub data set."""
+    if not isinstance(dataset, str) or dataset.startswith(("packaged:", "/", ".", "~")):
+        return False
+    path = Path(dataset)
+    return not (path.exists() or path.suffix in _SUFFIXES or "*" in dataset or len(path.parts) > 2)
+
+
+def local_files(dataset: str) -> list[Path]:
+    """The text files that a path, folder or glob names, sorted.
+
+    Raises:
+        ValueError: there is none, or a named file has another format.
+    """
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        every = sorted(file for file in path.rglob("*") if not file.is_dir())
+        files = [file for file in every if file.suffix in _SUFFIXES]
+        if files:
+            _log_other_files(path, len(files), tuple(f for f in every if f.suffix not in _SUFFIXES))
+    else:
+        files = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
+    if not files:
+        raise Refused(f"no .txt, .jsonl or .parquet file is at {dataset!r}; check the path")
+    for file in files:
+        if file.suffix not in _SUFFIXES:  # pickles among them: loading one can run any code
+            raise Refused(f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet")
+        refuse_special(file)
+    return files
+
+
+@lru_cache  # once, however often the folder is read
+def _log_other_files(folder: Path, n_read: int, others: tuple[Path, ...]) -> None:
+    """Name the files of a folder that hold no text in a known format."""
+    names = [str(file.relative_to(folder)) for file in others]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    if names:
+        listed = ", ".join(names[:_SHOWN]) + more
+        logger.info("%s: %d files are read; not read: %s", folder, n_read, listed)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from ..io.errors import Refused
 from ..io.local_paths import LOCAL_FILES, listed
 from ..packaged import packaged_names
-from .arguments import Split, TextArguments, side_of
-from .tokens import id_of, is_hub, text_digest, text_origin, texts
+from .arguments import Split, TextArguments, is_hub, side_of
+from .tokens import id_of, text_digest, text_origin, texts
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]

@@ -13,8 +13,6 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from glob import glob
 from hashlib import blake2b, sha256
 from itertools import chain, islice
 from pathlib import Path
@@ -28,24 +26,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..io.errors import Refused, one_line
-from ..io.files import numbered_lines, refuse_special, unreadable
+from ..io.files import numbered_lines, unreadable
 from ..io.hub_client import HTTPError
 from ..io.local_paths import LOCAL_FILES
 from ..lm import tokenizer_of
-from ..packaged import packaged_names, packaged_text
+from ..packaged import packaged_names, packaged_text, text_folder
 from .arguments import (
     Columns,
     HarvestArguments,
     Split,
     TextArguments,
+    is_hub,
+    local_files,
     no_column,
     text_in,
     text_list,
 )
 
 logger = logging.getLogger(__name__)
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
-_SHOWN = 10  # names of files that are not read
 _DOCUMENTS_AT_ONCE = 64  # tokenised together: enough to keep a fast tokenizer's threads busy
 _CHARACTERS_AT_ONCE = 2**22  # each takes a tokenizer about 150 bytes (SmolLM2's: 20 MB, 2.7 GB)
 _LONG = 2**24  # characters of a document
@@ -84,6 +82,8 @@ def documents(args: TextArguments, split: Split) -> Iterator[Document]:
 def check_text(args: TextArguments, split: Split) -> None:
     """Read one document of a side: a cheap check for errors that would stop a full reading at its
     start."""
+    for name in packaged_names(args.dataset) if isinstance(args.dataset, str) else ():
+        text_folder(name)
     next(_side(args, split))
 
 
@@ -142,14 +142,6 @@ def texts(args: TextArguments) -> Iterator[str]:
                 raise Refused(unreadable(path, error)) from error
 
 
-def is_hub(dataset: str | list[str]) -> bool:
-    """Whether the name is that of a Hub data set."""
-    if not isinstance(dataset, str) or dataset.startswith(("packaged:", "/", ".", "~")):
-        return False
-    path = Path(dataset)
-    return not (path.exists() or path.suffix in _SUFFIXES or "*" in dataset or len(path.parts) > 2)
-
-
 def text_origin(args: TextArguments) -> str:
     """The origin of the text, in words: the record then distinguishes a folder from the Hub."""
     if not isinstance(args.dataset, str):
@@ -157,39 +149,6 @@ def text_origin(args: TextArguments) -> str:
     if args.dataset.startswith("packaged:"):
         return "Python packages"
     return "Hugging Face Hub" if is_hub(args.dataset) else LOCAL_FILES
-
-
-def local_files(dataset: str) -> list[Path]:
-    """The text files that a path, folder or glob names, sorted.
-
-    Raises:
-        ValueError: there is none, or a named file has another format.
-    """
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        every = sorted(file for file in path.rglob("*") if not file.is_dir())
-        files = [file for file in every if file.suffix in _SUFFIXES]
-        if files:
-            _log_other_files(path, len(files), tuple(f for f in every if f.suffix not in _SUFFIXES))
-    else:
-        files = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
-    if not files:
-        raise Refused(f"no .txt, .jsonl or .parquet file is at {dataset!r}; check the path")
-    for file in files:
-        if file.suffix not in _SUFFIXES:  # pickles among them: loading one can run any code
-            raise Refused(f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet")
-        refuse_special(file)
-    return files
-
-
-@lru_cache  # once, however often the folder is read
-def _log_other_files(folder: Path, n_read: int, others: tuple[Path, ...]) -> None:
-    """Name the files of a folder that hold no text in a known format."""
-    names = [str(file.relative_to(folder)) for file in others]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    if names:
-        listed = ", ".join(names[:_SHOWN]) + more
-        logger.info("%s: %d files are read; not read: %s", folder, n_read, listed)
 
 
 def _texts_in(path: Path, column: str) -> Iterator[str]:

@@ -87,6 +87,9 @@ _EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
 _FAR_FVU = 1.3  # times the FVU in training; on similar held-out text it is within a tenth
 _SLOW = "the controller needs about 500 steps after the warm start; raise training.n_tokens"
 _UNLIKE = "{0} unlike the training {1}, so the metrics are not those of the SAE on such {1}"
+_FITTED = (
+    "{0} held out of the training {1}, so the SAE may be fitted too closely to {2}; train on more"
+)
 _NAMES = {True: ("this text is", "text"), False: ("these inputs are", "inputs")}
 _LAGS = (
     "its threshold follows the batches by sae.threshold_rate a step; train for more steps, or "
@@ -151,10 +154,14 @@ def _reasons_against(config: Json, record: Json, evaluation: Json) -> list[str]:
         reasons.append(f"FVU is {fvu:.3g}, no better than the mean alone: lower the learning rates")
     trained = record.get("fvu_in_training")
     if trained and fvu > _FAR_FVU * trained and not is_off:
-        reasons.append(
-            f"FVU is {fvu:.3g}, {fvu / trained:.1f} times that at the end of training: "
-            + _UNLIKE.format(*_NAMES[unit_of(record) == TOKEN])
-        )
+        names = _NAMES[unit_of(record) == TOKEN]
+        own = record.get("text", {}).get("dataset")
+        read = evaluation.get("measured_with", {}).get("text", {}).get("dataset", own)
+        seen = record.get("harvested", {}).get("kept")
+        few = f"the {seen:,} activations it has seen" if seen else "what it has seen"
+        why = _UNLIKE.format(*names) if read != own else _FITTED.format(*names, few)
+        times = f"{fvu / trained:.1f} times that at the end of training"
+        reasons.append(f"FVU is {fvu:.3g}, {times}: {why}")
     if evaluation.get("side") == "validation":
         reasons.append(
             "the metrics are of validation documents, on which settings may have been chosen: "

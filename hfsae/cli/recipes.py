@@ -15,13 +15,13 @@ from typing import Any, TypeVar, cast, get_origin
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 
-from ..activations import HarvestArguments, TextArguments
+from ..activations import HarvestArguments, TextArguments, is_hub, local_files
 from ..comparison import Comparison
 from ..io.errors import Refused, refuse_absent_source
 from ..io.file_names import EVALUATION, MADE_BY, META
 from ..io.files import parse_yaml
 from ..lm.located import refuse_absent
-from ..packaged import SEPARATE_SAES
+from ..packaged import SEPARATE_SAES, packaged_names, text_folder
 from ..runs import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
 from ..runs.declared_fields import DeclaredField, check_sae_fields, known_variants
 from ..runs.recipe import UNUSED
@@ -270,13 +270,20 @@ def parse_recipe(
     return recipe, options
 
 
-def refuse_absent_models(recipe: Recipe) -> None:
-    """Refuse models that are nowhere before what loads them is imported, which takes seconds. A
-    folder with a run may have all that it needs of them."""
+def refuse_absent_inputs(recipe: Recipe) -> None:
+    """Refuse models and text files that are nowhere before what loads them is imported, which takes
+    seconds. A folder with a run may have all that it needs of them."""
     if recipe.kind == "files" or Path(recipe.training.output_dir).exists():
         return
     for model in recipe.models.values():
         refuse_absent(model.name, model.revision, model.source)
+    text = recipe.text.dataset
+    if recipe.kind == "text" and isinstance(text, str):
+        names = packaged_names(text)
+        for name in names:
+            text_folder(name)
+        if not names and not is_hub(text):
+            local_files(text)
 
 
 def parse_given(parser: VerbParser, argv: list[str]) -> tuple[dict[str, Any], Sections]:

@@ -144,7 +144,8 @@ def _summary(folder: Path, name: str) -> str:
         passes = record.get("shuffle", {}).get("passes", 1)
         whole = "of the text" if unit == TOKEN else unit.many
         models = ", ".join(f"{n} is {one['name']}" for n, one in record.get("lms", {}).items())
-        of_which = f" ({harvested:,} {whole}, {passes} passes)" if passes > 1 else ""
+        uses = f"each about {rates['train'] / max(harvested, 1):.2g} times"
+        of_which = f" ({harvested:,} {whole}, {uses})" if passes > 1 else ""
         return (
             f"{name}: trained on {record['n_tokens']:,} activations{of_which} in "
             f"{sum(seconds[key] for key in rates):.0f} s ({read} {harvest}, SAE {train}), "

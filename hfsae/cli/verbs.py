@@ -55,7 +55,7 @@ from .recipes import (
     parse_given,
     parse_recipe,
     recipe_parser,
-    refuse_absent_models,
+    refuse_absent_inputs,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _OF_JUDGE = ("model", "base_url", "provider", "requests", "answers", "key_env")
 def train_verb(argv: list[str]) -> None:
     """`hfsae train`: see `VERBS`."""
     recipe, options = parse_recipe(recipe_parser("train"), argv)
-    refuse_absent_models(recipe)
+    refuse_absent_inputs(recipe)
     # Looking for garbage among the objects of torch and transformers, which all stay, takes a fifth
     # of the time.
     gc.disable()
@@ -95,7 +95,7 @@ def harvest_verb(argv: list[str]) -> None:
     recipe, options = parse_recipe(recipe_parser("harvest"), argv)
     if options["out"] is None:
         raise Refused("hfsae harvest needs --out FOLDER, where the files go")
-    refuse_absent_models(recipe)
+    refuse_absent_inputs(recipe)
     from ..runs import harvest_to
 
     written = harvest_to(recipe, options["out"])
@@ -112,7 +112,7 @@ def recipes_verb(argv: list[str]) -> None:
 def compare_verb(argv: list[str]) -> None:
     """`hfsae compare`: see `VERBS`."""
     comparison, _ = parse_recipe(recipe_parser("compare", Comparison), argv, Comparison)
-    refuse_absent_models(comparison)
+    refuse_absent_inputs(comparison)
     from ..comparison import compare
 
     report = compare(comparison, shlex.join(["hfsae", "compare", *argv]))
@@ -122,7 +122,7 @@ def compare_verb(argv: list[str]) -> None:
 def tune_verb(argv: list[str]) -> None:
     """`hfsae tune`: see `VERBS`."""
     recipe, _ = parse_recipe(recipe_parser("tune", Tuning), argv, Tuning)
-    refuse_absent_models(recipe)
+    refuse_absent_inputs(recipe)
     from ..tuning import tune
 
     folder = tune(recipe, command=shlex.join(["hfsae", "tune", *argv]))
@@ -166,7 +166,7 @@ def _measure_again(verb: str, argv: list[str], result: str) -> None:
 
         placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
         refuse_unmeasurable(placed, result)
-        _say_text(verb, placed)
+        _say_text(verb, placed, source)
         with open_folder(placed):
             measure(placed, result)
         folder = placed.folder
@@ -212,8 +212,9 @@ def explain_verb(argv: list[str]) -> None:
         **parser.take(ExplainRequest, options),
     )
     args = ExplainArguments(**parser.take(ExplainArguments, options))
+    source = options["source"]
     (placed,) = find(options, given)
-    _say_text("explain", placed)
+    _say_text("explain", placed, source)
     from ..runs import explain_sae
 
     result = explain_sae(placed, args, request)
@@ -710,13 +711,15 @@ def find(options: dict[str, Any], given: Sections) -> "list[SAEInContext]":
     return find_saes(choices, given, site=site, output_dir=output_dir)
 
 
-def _say_text(verb: str, placed: "SAEInContext") -> None:
+def _say_text(verb: str, placed: "SAEInContext", source: str) -> None:
     """Print, for an SAE from elsewhere, its text, the language model that reads it, and the folder
-    of the results."""
+    of the results; of a folder here also which SAE below it was taken."""
     if placed.home is None:
         text, model = placed.recipe.text.dataset, placed.recipe.lm.name
         text = text if isinstance(text, str) else f"{len(text):,} documents"
-        print(printable(f"{verb}: {model} reads {text}; results go to {placed.folder}"))
+        taken = placed.origin if Path(source).exists() else None
+        of = f" of {taken}" if taken not in (None, Path(source), placed.folder) else ""
+        print(printable(f"{verb}: {model} reads {text}; results{of} go to {placed.folder}"))
 
 
 def _say(text: str) -> None:

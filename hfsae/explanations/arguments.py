@@ -26,7 +26,7 @@ class ExplainArguments:
     """number of latents, drawn at random among those that fire on 0.01 % to 10 % of tokens; or
     "all" of these"""
     latents: Sequence[int] | None = None
-    """these latents instead, one or more, by index, whatever their densities"""
+    """these latents instead, by index, whatever their densities"""
     n_tokens: int = 100_000
     """held-out tokens to read"""
     min_density: float = 1e-4

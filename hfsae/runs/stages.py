@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel
 
-from ..activations import ShuffledActivations, text_origin, text_record
+from ..activations import ShuffledActivations, check_text, text_origin, text_record
 from ..activations.arguments import OF_RUN
 from ..activations.held_out import DIGEST
 from ..io import processor
@@ -65,7 +65,7 @@ from .recipe import (
     save_recipe,
     sides_of,
 )
-from .sae_source import SAEInContext, limits_of, load_lm_for
+from .sae_source import SAEInContext, limits_of, load_lm_for, refuse_without_text
 from .stage_probe import evaluation_text
 
 logger = logging.getLogger(__name__)
@@ -313,16 +313,19 @@ def refuse_unmeasurable(placed: SAEInContext, result: str) -> None:
     """Check a result of an SAE from elsewhere, before a model is loaded.
 
     Raises:
-        ValueError: its recipe gives this result 0 tokens; or a foreign text of the evaluation
-            cannot be read, or is a part of the training text.
+        ValueError: its recipe gives this result 0 tokens; its text cannot be read; or a foreign
+            text of the evaluation cannot, or is a part of the training text.
     """
+    is_evaluated = result == EVALUATION
     _refuse_no_tokens(placed.recipe, result)
+    refuse_without_text(placed)
+    check_text(placed.recipe.text, placed.recipe.evaluation.side if is_evaluated else "test")
     path = placed.origin / TRAINING if placed.origin is not None else None
     trained_on = None
     if path is not None and path.is_file():
         with reading(path):
             trained_on = read_json(path).get("text", {}).get("dataset")
-    if result == EVALUATION:
+    if is_evaluated:
         check_foreign(placed.recipe.evaluation, placed.recipe.text, trained_on)
 
 
