@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState, PartialState
 from transformers import AutoModel, Gemma2Config, Gemma2ForCausalLM
 
 import hfsae
-from hfsae.activations import TokenBatch
+from hfsae.activations import HarvestArguments, Harvester, TokenBatch
 from hfsae.evaluation import evaluate_all
 from hfsae.models import SAE
 from hfsae.ops import ASYNCHRONOUS, sparse
@@ -99,6 +99,14 @@ def test_an_evaluation_waits_once_a_batch(seen, kind):
     assert seen[kind]["uploads"] == {}
 
 
+def test_harvesting_waits_twice_a_batch(seen):
+    """To refuse what is not finite, and to learn which norms are outliers."""
+    part = seen["harvested"]
+    assert {line.partition(":")[0] for line in part["waits"]} == {"activations/harvest.py"}
+    assert [*part["waits"].values()] == [part["batches"]] * 2
+    assert part["uploads"] == {}
+
+
 def _rehearse(folder: Path) -> None:
     from . import rehearsal
 
@@ -118,6 +126,7 @@ def _rehearse(folder: Path) -> None:
     for name, call in {
         "steered": _steered,
         "spliced": _spliced,
+        "harvested": _harvested,
         "evaluated": partial(_evaluated, losses=True),
         "reconstructed": partial(_evaluated, losses=False),
     }.items():
@@ -214,22 +223,39 @@ def _spliced(device: str, counts) -> dict:
     return {"tensors": {"logits": logits}, "waits": own[0], "passes": 1}
 
 
+def _rows(n: int) -> list[TokenBatch]:
+    parts = [tiny.tokens(seed=i).values() for i in range(n)]
+    return [
+        TokenBatch(ids, mask.bool() & (ids != 2), torch.arange(3)[:, None].expand(ids.shape) + i)
+        for i, (ids, mask) in enumerate(parts)
+    ]
+
+
+def _harvested(device: str, counts) -> dict:
+    """Waits of all batches but the first, which gives the norms' limits."""
+    first, *rest = _rows(3)
+    args = HarvestArguments(rows=2, max_norm_ratio=1.1)
+    harvest, own = Harvester(_lm(device), ["layers.0", "layers.1"], args), (Counter(), Counter())
+    harvest(first)
+    with _counting(counts, own):
+        found = [harvest(batch) for batch in rest]
+    assert harvest.dropped_outliers
+    tensors = {f"{i} {site}": x for i, h in enumerate(found) for site, x in h.activations.items()}
+    tensors |= {f"{i} token": h.tokens for i, h in enumerate(found)}
+    return {"tensors": tensors, "waits": _ours(own[0]), "uploads": own[1], "batches": len(rest)}
+
+
 def _evaluated(device: str, counts, *, losses: bool) -> dict:
     """Waits of all batches but the first, whose runs are compared, of two SAEs."""
     lm, n, own = _lm(device), 3, (Counter(), Counter())
     saes = {kind: tiny.make_sae(variant=kind).to(device) for kind in ("relu", "topk")}
-    parts = [tiny.tokens(seed=i) for i in range(n)]
-    batches = [
-        TokenBatch(ids, mask.bool() & (ids != 2), torch.arange(3)[:, None].expand(ids.shape) + i)
-        for i, (ids, mask) in enumerate(part.values() for part in parts)
-    ]
     limits = {"layers.1": 4.5}
     args = hfsae.EvaluationArguments(n_tokens=None, bootstrap_samples=20, sae_batch_tokens=20)
     marks: list[tuple[Counter, ...]] = []
     results = evaluate_all(
         lm,
         saes,
-        batches,
+        _rows(n),
         args,
         mean=torch.linspace(-1, 1, tiny.D),
         norm_limits=limits,
