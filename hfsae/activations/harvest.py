@@ -169,7 +169,6 @@ class Harvester:
             at = indices_of(keep.flatten(), lm.device)
             for place, kept in parts.items():  # which may be on another device of a spread LM
                 x = acts.pop(place)  # indexing copies: the full tensor is freed
-                assert x.shape[:2] == keep.shape, (place, x.shape, keep.shape)
                 kept.append(x.flatten(0, 1)[at.to(x.device)].to(lm.device))
                 del x
         activations = cached or {place: torch.cat(kept) for place, kept in parts.items()}
