@@ -61,9 +61,10 @@ class Rehearsal(torch.Tensor):
 
 
 def asked_by() -> str:
-    """The innermost line of the package on the stack, as file:line."""
-    frames = [f for f in traceback.extract_stack() if PLACE in f.filename]
-    if not frames:
+    """The innermost line of the package on the stack, as file:line; "?": transformers' own."""
+    stack = traceback.extract_stack()
+    frames = [f for f in stack if PLACE in f.filename or "/transformers/" in f.filename]
+    if not frames or PLACE not in frames[-1].filename:
         return "?"
     return f"{frames[-1].filename.rsplit(PLACE, 1)[-1]}:{frames[-1].lineno}"
 

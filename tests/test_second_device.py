@@ -18,6 +18,8 @@ from accelerate.state import AcceleratorState, PartialState
 from transformers import AutoModel, Gemma2Config, Gemma2ForCausalLM
 
 import hfsae
+from hfsae.activations import HarvestArguments, Harvester, TokenBatch
+from hfsae.evaluation import evaluate_all
 from hfsae.models import SAE
 from hfsae.ops import ASYNCHRONOUS, sparse
 from hfsae.training import Trainer, run
@@ -60,7 +62,13 @@ def seen(tmp_path_factory) -> dict[str, Any]:
 
 def test_all_bits_are_the_cpus(seen):
     assert {name: part["is_same"] for name, part in seen.items()} == dict.fromkeys(seen, True)
-    assert set(seen) >= {*KINDS, *(f"sparse {kind}" for kind in SPARSE), "resumed", "steered"}
+    assert set(seen) >= {
+        *KINDS,
+        *(f"sparse {kind}" for kind in SPARSE),
+        "resumed",
+        "steered",
+        "evaluated",
+    }
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "resumed"])
@@ -82,6 +90,23 @@ def test_a_steered_or_spliced_pass_waits_once(seen):
         assert sum(part["waits"].values()) == part["passes"]
 
 
+@pytest.mark.parametrize("kind", ["evaluated", "reconstructed"])
+def test_an_evaluation_waits_once_a_batch(seen, kind):
+    """To learn which positions are kept: `within_limits`. transformers waits by itself as each pass
+    begins, to see whether its rows are packed."""
+    assert [*seen[kind]["waits"].values()] == [seen[kind]["batches"]]
+    assert {line.partition(":")[0] for line in seen[kind]["waits"]} == {"evaluation/fidelity.py"}
+    assert seen[kind]["uploads"] == {}
+
+
+def test_harvesting_waits_twice_a_batch(seen):
+    """To refuse what is not finite, and to learn which norms are outliers."""
+    part = seen["harvested"]
+    assert {line.partition(":")[0] for line in part["waits"]} == {"activations/harvest.py"}
+    assert [*part["waits"].values()] == [part["batches"]] * 2
+    assert part["uploads"] == {}
+
+
 def _rehearse(folder: Path) -> None:
     from . import rehearsal
 
@@ -98,7 +123,13 @@ def _rehearse(folder: Path) -> None:
     sparse.as_if_on_gpu = False
     seen["resumed"] = _compared(partial(_train, folder / "resumed", "jumprelu", stop=14), rehearsal)
     seen["resumed"]["is_same"] &= seen["resumed"].pop("sum") == seen["jumprelu"].pop("sum")
-    for name, call in {"steered": _steered, "spliced": _spliced}.items():
+    for name, call in {
+        "steered": _steered,
+        "spliced": _spliced,
+        "harvested": _harvested,
+        "evaluated": partial(_evaluated, losses=True),
+        "reconstructed": partial(_evaluated, losses=False),
+    }.items():
         seen[name] = _compared(call, rehearsal)
     for part in seen.values():
         part.pop("sum", None)
@@ -172,13 +203,16 @@ def _lm(device: str) -> Gemma2ForCausalLM:
     return lm
 
 
+def _ours(waits: Counter[str]) -> dict[str, int]:
+    return {line: n for line, n in waits.items() if line != "?"}  # which transformers asks for
+
+
 def _steered(device: str, counts) -> dict:
     lm, sae, own = _lm(device), tiny.make_sae().to(device), (Counter(), Counter())
     ids = tiny.tokens()["input_ids"][:1].to(device)
     with hfsae.steer(lm, sae, {3: 4.0}), _counting(counts, own):
         out = lm.generate(ids, max_new_tokens=5, do_sample=False)
-    waits = {line: n for line, n in own[0].items() if line != "?"}  # "?" are transformers' own
-    return {"tensors": {"ids": out}, "waits": waits, "passes": 5}
+    return {"tensors": {"ids": out}, "waits": _ours(own[0]), "passes": 5}
 
 
 def _spliced(device: str, counts) -> dict:
@@ -187,3 +221,55 @@ def _spliced(device: str, counts) -> dict:
     with hfsae.splice(lm, sae), _counting(counts, own):
         logits = lm(**batch).logits
     return {"tensors": {"logits": logits}, "waits": own[0], "passes": 1}
+
+
+def _rows(n: int) -> list[TokenBatch]:
+    parts = [tiny.tokens(seed=i).values() for i in range(n)]
+    return [
+        TokenBatch(ids, mask.bool() & (ids != 2), torch.arange(3)[:, None].expand(ids.shape) + i)
+        for i, (ids, mask) in enumerate(parts)
+    ]
+
+
+def _harvested(device: str, counts) -> dict:
+    """Waits of all batches but the first, which gives the norms' limits."""
+    first, *rest = _rows(3)
+    args = HarvestArguments(rows=2, max_norm_ratio=1.1)
+    harvest, own = Harvester(_lm(device), ["layers.0", "layers.1"], args), (Counter(), Counter())
+    harvest(first)
+    with _counting(counts, own):
+        found = [harvest(batch) for batch in rest]
+    assert harvest.dropped_outliers
+    tensors = {f"{i} {site}": x for i, h in enumerate(found) for site, x in h.activations.items()}
+    tensors |= {f"{i} token": h.tokens for i, h in enumerate(found)}
+    return {"tensors": tensors, "waits": _ours(own[0]), "uploads": own[1], "batches": len(rest)}
+
+
+def _evaluated(device: str, counts, *, losses: bool) -> dict:
+    """Waits of all batches but the first, whose runs are compared, of two SAEs."""
+    lm, n, own = _lm(device), 3, (Counter(), Counter())
+    saes = {kind: tiny.make_sae(variant=kind).to(device) for kind in ("relu", "topk")}
+    limits = {"layers.1": 4.5}
+    args = hfsae.EvaluationArguments(n_tokens=None, bootstrap_samples=20, sae_batch_tokens=20)
+    marks: list[tuple[Counter, ...]] = []
+    results = evaluate_all(
+        lm,
+        saes,
+        _rows(n),
+        args,
+        mean=torch.linspace(-1, 1, tiny.D),
+        norm_limits=limits,
+        losses=losses,
+        progress=lambda done: marks.append(tuple(c.copy() for c in counts)),
+    )
+    for total, before, after in zip(own, marks[0], marks[-1], strict=True):
+        total.update(after - before)
+    tensors = {
+        f"{name} {of} {key}": x
+        for name, result in results.items()
+        for of, sums in result.of_documents.items()
+        for key, x in sums.items()
+    }
+    tensors |= {f"{name} density": result.density for name, result in results.items()}
+    tensors |= {f"{name} l0": result.l0_histogram for name, result in results.items()}
+    return {"tensors": tensors, "waits": _ours(own[0]), "uploads": own[1], "batches": n - 1}

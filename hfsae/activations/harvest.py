@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..io.errors import Refused
 from ..lm import Site, blocks_below, by_model, capture, find_module, forward, running_as
+from ..ops import indices_of, upload
 from .arguments import HarvestArguments
 from .cache import ActivationCache, batch_key
 from .tokens import TokenBatch
@@ -94,10 +95,10 @@ class Harvester:
             found |= self._read(i, batch)
         device = self.lm.device
         activations = {site: found[site].to(device) for site in self.sites}
-        keep, document = (part.to(device) for part in (batch.keep, batch.document))
+        keep, document = batch.keep.cpu(), batch.document.cpu()
         row, position = keep.nonzero(as_tuple=True)
         if isinstance(batch, TokenBatch):
-            tokens, document = batch.input_ids.to(keep.device)[keep], document[keep]
+            tokens, document = batch.input_ids.cpu()[keep], document[keep]
         else:
             tokens, document = None, document[row]
         n, ratio = len(row), self.args.max_norm_ratio
@@ -116,15 +117,19 @@ class Harvester:
                     )
                 self.norm_limits[site] = ratio * median
         typical = torch.ones_like(row, dtype=torch.bool)
-        for site, limit in self.norm_limits.items():
-            typical &= norms[site] <= limit
+        if self.norm_limits:
+            limits = self.norm_limits.items()
+            typical = torch.stack([norms[at] <= limit for at, limit in limits]).cpu().all(dim=0)
         n_typical = int(typical.sum())
         self.kept += n_typical
         self.dropped_outliers += n - n_typical
         if n_typical < n:
-            activations = {site: x[typical] for site, x in activations.items()}
+            at = indices_of(typical, device)
+            activations = {site: x[at] for site, x in activations.items()}
             tokens = None if tokens is None else tokens[typical]
             row, position, document = (part[typical] for part in (row, position, document))
+        tokens = None if tokens is None else upload(tokens, device)
+        row, position, document = (upload(x, device) for x in (row, position, document))
         return Harvested(activations, tokens, row, position, document)
 
     def _read(self, i: int, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
@@ -142,7 +147,7 @@ class Harvester:
             cached = self.caches[i].get(key, places)
         inputs = {name: x.split(rows) for name, x in whole.items()}
         parts: dict[str, list[Tensor]] = {place: [] for place in places}
-        keeps = () if cached else batch.keep.to(lm.device).split(rows)
+        keeps = () if cached else batch.keep.cpu().split(rows)
         for number, keep in enumerate(keeps):
             # A batch's remainder runs uncompiled: each number of rows would be compiled by itself.
             compiled = self._compiled[i] if len(keep) == rows else {}
@@ -152,7 +157,7 @@ class Harvester:
                     capture(lm, places, stop_early=True, eager=eager) as acts,
                     running_as(compiled, eager=eager),
                 ):
-                    forward(lm, {name: x[number] for name, x in inputs.items()})
+                    forward(lm, {name: upload(x[number], lm.device) for name, x in inputs.items()})
             except RuntimeError as error:
                 if not compiled:
                     raise
@@ -161,9 +166,10 @@ class Harvester:
                     f"harvest.compile: a compiled block failed ({type(error).__name__}: {reason}); "
                     "install a C++ compiler, such as g++, or leave harvest.compile out"
                 ) from error
+            at = indices_of(keep.flatten(), lm.device)
             for place, kept in parts.items():  # which may be on another device of a spread LM
                 x = acts.pop(place)  # indexing copies: the full tensor is freed
-                kept.append(x[keep.to(x.device)].to(keep.device))
+                kept.append(x.flatten(0, 1)[at.to(x.device)].to(lm.device))
                 del x
         activations = cached or {place: torch.cat(kept) for place, kept in parts.items()}
         refuse_not_finite(activations)
@@ -207,6 +213,9 @@ def refuse_not_finite(activations: Mapping[str, Float[Tensor, "n _"]]) -> None:
     Raises:
         ValueError: a model gave NaN or infinity at one of these sites.
     """
+    sums = [acts.sum(dtype=torch.float32) for acts in activations.values()]
+    if not sums or torch.stack([x.to(sums[0].device) for x in sums]).isfinite().all():
+        return  # as in `rows_not_finite`, but of all sites at once: a device is waited for once
     for site, acts in activations.items():
         if n := len(rows_not_finite(acts)):
             raise Refused(

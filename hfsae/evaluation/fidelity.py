@@ -13,6 +13,8 @@ run.
 
 So the zero arm does not zero BOS: that would break attention sinks, raise the arm's loss and
 flatter `loss_recovered_zero`.
+
+The host waits for the device once a batch, to learn which kept positions are outliers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ from itertools import product
 from logging import getLogger
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -46,10 +48,10 @@ from ..lm import (
     widths_of,
     writes_of,
 )
-from ..ops import kl_of_logs
+from ..ops import Download, indices_of, kl_of_logs, upload
 from .arguments import EvaluationArguments
 from .metrics import DocumentSums
-from .reconstructions import Reconstructions
+from .reconstructions import LateRefusals, Reconstructions
 from .result import NO_PREDICTION, EvaluationResult
 
 logger = getLogger(__name__)
@@ -146,7 +148,11 @@ def evaluate_all(
         raise Refused("the LM is in training mode: dropout differs between arms; call lm.eval()")
     for sae in saes.values():
         contract.check_model(lm, sae, getattr(batches, "tokenizer", None))
-    rows, limits = list(_first_tokens(batches, args.most_tokens)), dict(norm_limits or {})
+    limits = dict(norm_limits or {})
+    rows = [
+        TokenBatch(*(part.cpu() for part in batch))
+        for batch in _first_tokens(batches, args.most_tokens)
+    ]
     for batch, sae in product(rows, saes.values()):
         contract.check_rows(lm, sae, batch.input_ids, batch.document)
     source = "given by the caller" if losses else "not needed"
@@ -166,6 +172,7 @@ def evaluate_all(
         done += int(batch.keep.sum())
         if progress is not None:
             progress(done)
+    arms.late.tell()
     side = getattr(batches, "split", None)
     results = {}
     for name in saes:
@@ -202,14 +209,14 @@ def mean_activation(
     """
     limits = dict(norm_limits or {})
     harvest = Harvester(lm, list({site, *limits}), HarvestArguments(), norm_limits=limits)
-    sums = [harvest(batch).activations[site].double().sum(dim=0).cpu() for batch in batches]
+    sums = [Download(harvest(batch).activations[site].double().sum(dim=0)) for batch in batches]
     if not harvest.kept:
         raise Refused(
             f"no position is left to evaluate on: {harvest.dropped_special} are special or "
             f"padding, {harvest.dropped_outliers} above norm_limits; give more inputs or higher "
             "limits"
         )
-    return torch.stack(sums).sum(dim=0) / harvest.kept
+    return torch.stack([each.value() for each in sums]).sum(dim=0) / harvest.kept
 
 
 def _first_tokens(batches: Iterable[TokenBatch], n: int | None) -> Iterator[TokenBatch]:
@@ -237,27 +244,42 @@ def within_limits(
     limits: Mapping[str, float],
     sites: Iterable[str],
 ) -> Bool[Tensor, "rows ctx"]:
-    """Kept positions without norm outliers; refuses what is not finite there.
+    """Kept positions without norm outliers, in main memory, for which it waits for the device;
+    refuses what is not finite there.
 
     Args:
+        keep: in main memory.
         limits: the largest norm of a kept activation, by site.
         sites: those whose activations must be finite.
     """
-    for site, limit in limits.items():
-        norms = torch.linalg.vector_norm(acts[site], dim=-1, dtype=torch.float32)
-        keep = keep & (norms <= limit).to(keep.device)
-    refuse_not_finite({at: acts[at][keep.to(acts[at].device)] for at in sites})
+    sites = list(sites)
+    is_finite = [acts[at].sum(dim=-1, dtype=torch.float32).isfinite() for at in sites]
+    is_within = [
+        torch.linalg.vector_norm(acts[at], dim=-1, dtype=torch.float32) <= limit
+        for at, limit in limits.items()
+    ]
+    known = torch.stack([x.to(is_finite[0].device) for x in (*is_finite, *is_within)]).cpu()
+    keep = keep & known[len(sites) :].all(dim=0)
+    if not known[: len(sites), keep].all():  # a large sum decides nothing
+        refuse_not_finite({at: acts[at][keep.to(acts[at].device)] for at in sites})
     return keep
 
 
+def at_places(x: Float[Tensor, "rows ctx d"], at: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    """Activations at positions, each numbered row * ctx + its place in the row."""
+    return x.flatten(0, 1)[at.to(x.device)]
+
+
 def writing(
-    lm: PreTrainedModel, writes: Sites, keep: Bool[Tensor, "rows ctx"], value: Tensor
+    lm: PreTrainedModel, writes: Sites, at: Int64[Tensor, " n"], value: Tensor
 ) -> AbstractContextManager[None]:
-    """Within it the model runs with `value`, [n, d_out] or [d_out], at the target sites' kept
-    positions."""
+    """Within it the model runs with `value`, [n, d_out] or [d_out], at positions of the target
+    sites, numbered as in `at_places`."""
 
     def replace(part: Tensor, activation: Tensor) -> Tensor:
-        return activation.index_put((keep.to(activation.device),), part.to(activation))
+        places = (at.to(activation.device),)
+        new = activation.flatten(0, 1).index_put(places, part.to(activation))
+        return new.view_as(activation)
 
     return patch(lm, {at: partial(replace, part) for at, part in writes.split(value).items()})
 
@@ -273,111 +295,118 @@ class _Arms:
         limits: dict[str, float],
         n_at_once: int,
     ) -> None:
-        self.saes, self.lm, self.mean, self.limits = saes, lm, mean, limits
+        self.saes, self.lm, self.limits = saes, lm, limits
+        self.mean = None if mean is None else mean.to(lm.device)
         self.sites = {*widths_of(*(sae.config for sae in saes.values()))}
         self.writes = writes_of(next(iter(saes.values())).config)
         one_pass = any(is_causal(sae.config) for sae in saes.values())
         self.runs = _SharedRuns(lm, [*(self.sites if one_pass else self.writes.names)])
         self.reconstructions = Reconstructions(saes, n_at_once)
+        self.late = self.reconstructions.late
         self.losses = {name: DocumentSums() for name in saes}
         self.n_kept = 0
 
     def add_reconstructions(self, batch: TokenBatch) -> None:
         """Fidelity alone: the run ends at the last site."""
-        input_ids, keep, document = (part.to(self.lm.device) for part in batch)
+        input_ids = upload(batch.input_ids, self.lm.device)
         with capture(self.lm, self._captured, stop_early=True) as acts:
             self.lm(input_ids=input_ids, use_cache=False)
-        keep = within_limits(acts, keep, self.limits, self.sites)
-        self.n_kept += int(keep.sum())
-        kept = self._kept(acts, keep, document)
+        keep = self._keep(acts, batch)
+        kept = self._kept(acts, indices_of(keep.flatten(), self.lm.device), batch.document[keep])
         for name in self.saes if len(kept.document) else ():
             self.reconstructions.add(name, kept)
 
     def add(self, batch: TokenBatch) -> None:
         """All arms."""
-        input_ids, keep, document = (part.to(self.lm.device) for part in batch)
+        input_ids = upload(batch.input_ids, self.lm.device)
         with capture(self.lm, self._captured) as acts:
             clean = self.runs.first(input_ids)
         self.runs.check(input_ids, clean)
-        keep = within_limits(acts, keep, self.limits, self.sites)
-        self.n_kept += int(keep.sum())
+        keep = self._keep(acts, batch)
         if not keep.any():
             return
-        counted = counted_predictions(TokenBatch(input_ids, keep, document))
-        labels = input_ids[:, 1:][counted]
+        at = indices_of(keep.flatten(), self.lm.device)
+        counted = counted_predictions(batch._replace(keep=keep))
+        predictions = torch.stack([counted.nonzero()[:, 1], batch.input_ids[:, 1:][counted]])
+        by_row = upload(predictions, clean.device).split(counted.sum(dim=1).tolist(), dim=1)
         assert self.mean is not None  # by evaluate_all
         constants = {"zero": torch.zeros_like(self.mean), "mean": self.mean}
-        by_row, shared = labels.split(counted.sum(dim=1).tolist()), {}
+        shared = {}
         for arm, constant in constants.items():
-            log_probs = _log_probs(self._replaced(input_ids, keep, constant), counted)
+            log_probs = _log_probs(self._replaced(input_ids, at, constant), by_row)
             pairs = zip(log_probs, by_row, strict=True)
-            shared[arm] = torch.cat([_nll(p, label) for p, label in pairs])
-        _refuse_not_finite(shared, "the language model gives")
+            shared[arm] = torch.cat([_nll(p, label) for p, (_, label) in pairs])
+        _refuse_not_finite(shared, "the language model gives", self.late)
         shared["tokens"] = torch.ones_like(shared["zero"])
-        kept = self._kept(acts, keep, document)
-        for name in self.saes:
+        kept = self._kept(acts, at, batch.document[keep])
+        for name, sae in self.saes.items():
             recon = self.reconstructions.add(name, kept)
-            spliced = self._spliced(self.saes[name], input_ids, keep, recon)
-            losses = _comparison(clean, spliced, counted, by_row)
-            _refuse_not_finite(losses, f"the language model with SAE {name!r} gives")
-            self.losses[name].add(document[:, :-1][counted], {**losses, **shared})
+            if not is_causal(sae.config):
+                spliced = self._replaced(input_ids, at, recon)
+            else:  # its sources read in this run what has passed the targets before them
+                self.late.tell()  # before `splice` refuses the same in other words
+                on_device = upload(keep, self.lm.device)
+                with splice(self.lm, sae, keep=on_device, spare_tokens=()):
+                    spliced = self.runs.again(input_ids)
+            losses = _comparison(clean, spliced, by_row)
+            _refuse_not_finite(losses, f"the language model with SAE {name!r} gives", self.late)
+            self.losses[name].add(batch.document[:, :-1][counted], {**losses, **shared})
 
     @property
     def _captured(self) -> list[str]:
         return list({*self.sites, *self.limits})
 
-    def _kept(self, acts: Mapping[str, Tensor], keep: Tensor, document: Tensor) -> ActivationBatch:
-        at_sites = {site: acts[site][keep.to(acts[site].device)] for site in self.sites}
-        return ActivationBatch(at_sites, document[keep])
+    def _keep(self, acts: Mapping[str, Tensor], batch: TokenBatch) -> Bool[Tensor, "rows ctx"]:
+        self.late.tell()  # of the batch before, which the device has finished or is about to
+        keep = within_limits(acts, batch.keep, self.limits, self.sites)
+        self.n_kept += int(keep.sum())
+        return keep
 
-    def _spliced(self, sae: Autoencoder, input_ids: Tensor, keep: Tensor, recon: Tensor) -> Tensor:
-        """Logits on the reconstruction: that of the clean run's activations, or of what sources of
-        a causal SAE read in this run, behind the targets before them."""
-        if not is_causal(sae.config):
-            return self._replaced(input_ids, keep, recon)
-        with splice(self.lm, sae, keep=keep, spare_tokens=()):
-            return self.runs.again(input_ids)
+    def _kept(self, acts: Mapping[str, Tensor], at: Tensor, document: Tensor) -> ActivationBatch:
+        return ActivationBatch({site: at_places(acts[site], at) for site in self.sites}, document)
 
-    def _replaced(self, input_ids: Tensor, keep: Tensor, value: Tensor) -> Tensor:
-        """Logits with `value`, [n, d_out] or [d_out], at the target sites' kept positions."""
-        with writing(self.lm, self.writes, keep, value):
+    def _replaced(self, input_ids: Tensor, at: Tensor, value: Tensor) -> Tensor:
+        """Logits with `value`, [n, d_out] or [d_out], at these positions of the target sites."""
+        with writing(self.lm, self.writes, at, value):
             return self.runs.again(input_ids)
 
 
 def _comparison(
     clean: Float[Tensor, "rows ctx vocab"],
     spliced: Float[Tensor, "rows ctx vocab"],
-    counted: Bool[Tensor, "rows ctx_minus_1"],
-    by_row: Sequence[Tensor],
+    by_row: Sequence[Int64[Tensor, "2 _"]],
 ) -> dict[str, Float[Tensor, " n"]]:
-    """Cross-entropies of both arms and KL(clean || spliced), for each counted prediction."""
+    """Cross-entropies of both arms and KL(clean || spliced), for each counted prediction, which
+    `by_row` gives as its place and its label."""
     parts: dict[str, list[Tensor]] = {"clean": [], "spliced": [], "kl": []}
-    rows = zip(_log_probs(clean, counted), _log_probs(spliced, counted), by_row, strict=True)
-    for p, q, label in rows:
+    rows = zip(_log_probs(clean, by_row), _log_probs(spliced, by_row), by_row, strict=True)
+    for p, q, (_, label) in rows:
         parts["clean"].append(_nll(p, label))
         parts["spliced"].append(_nll(q, label))
         parts["kl"].append(kl_of_logs(p, q))
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def _refuse_not_finite(losses: Mapping[str, Float[Tensor, " n"]], subject: str) -> None:
+def _refuse_not_finite(
+    losses: Mapping[str, Float[Tensor, " n"]], subject: str, late: LateRefusals
+) -> None:
     for arm, values in losses.items():
-        if n := int((~values.isfinite()).sum()):
-            raise Refused(
-                f"{subject} NaN or infinite losses for {n} of {len(values)} predictions ({arm}): "
-                "activations overflow its dtype, or weights are damaged; try another lm.dtype "
-                "(bfloat16, float32) or lm.attn_implementation (eager)"
-            )
+        late.add(
+            ~values.isfinite(),
+            f"{subject} NaN or infinite losses for {{n}} of {len(values)} predictions ({arm}): "
+            "activations overflow its dtype, or weights are damaged; try another lm.dtype "
+            "(bfloat16, float32) or lm.attn_implementation (eager)",
+        )
 
 
-def _log_probs(logits: Tensor, counted: Tensor) -> Iterator[Tensor]:
+def _log_probs(logits: Tensor, by_row: Sequence[Tensor]) -> Iterator[Tensor]:
     """Float32 [counted in the row, vocab], one row at a time to save memory."""
-    for row, at in zip(logits, counted.to(logits.device), strict=True):
-        yield row[:-1][at].float().log_softmax(dim=-1)
+    for row, (at, _) in zip(logits, by_row, strict=True):
+        yield row[at].float().log_softmax(dim=-1)
 
 
 def _nll(log_probs: Tensor, labels: Tensor) -> Tensor:
-    return -log_probs.gather(-1, labels.to(log_probs.device)[:, None]).squeeze(-1)
+    return -log_probs.gather(-1, labels[:, None]).squeeze(-1)
 
 
 class _SharedRuns:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..lm import Sites
+from ..ops import Download, upload
 from .statistics import bootstrap_weights
 
 # Firing counts are [groups, d_sae]: [documents, d_sae] would not fit into memory.
@@ -144,18 +145,20 @@ def density_histogram(
 
 
 class DocumentSums:
-    """Sums of per-token quantities for each document."""
+    """Sums of per-token quantities for each document. To add waits for no device whose documents
+    are known in main memory."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self._parts: list[tuple[Tensor, dict[str, Download]]] = []
 
     def add(
         self, document: Int[Tensor, " n"], values: Mapping[str, Float[Tensor, "n ..."]]
     ) -> None:
         """Add tokens; `document` is the document's index for each token, in any order."""
-        ids, row = document.unique(return_inverse=True)
-        sums = {name: _sum_rows(value, row, len(ids)).cpu() for name, value in values.items()}
-        self._parts.append((ids.cpu(), sums))
+        ids, row = document.cpu().unique(return_inverse=True)
+        row = upload(row, next(iter(values.values())).device)
+        sums = {name: _sum_rows(value, row, len(ids)) for name, value in values.items()}
+        self._parts.append((ids, {name: Download(of) for name, of in sums.items()}))
 
     def per_document(self) -> dict[str, Tensor]:
         """Each quantity's sums, float64 [documents, ...]; documents in ascending order."""
@@ -163,9 +166,11 @@ class DocumentSums:
             return {}
         ids, row = torch.cat([ids for ids, _ in self._parts]).unique(return_inverse=True)
         names = self._parts[0][1]
-        stacked = {name: torch.cat([sums[name] for _, sums in self._parts]) for name in names}
+        stacked = {
+            name: torch.cat([sums[name].value() for _, sums in self._parts]) for name in names
+        }
         merged = {name: _sum_rows(value, row, len(ids)) for name, value in stacked.items()}
-        self._parts = [(ids, merged)]
+        self._parts = [(ids, {name: Download(value) for name, value in merged.items()})]
         return merged
 
 
@@ -252,10 +257,12 @@ class RunningFidelity:
         if self._fired is None or self._l0_counts is None:
             self._fired = fired.new_zeros(_N_GROUPS, fired.shape[-1], dtype=torch.float64)
             self._l0_counts = fired.new_zeros(fired.shape[-1] + 1, dtype=torch.int64)
-        group = (document % _N_GROUPS).to(fired.device)
+        group = document.cpu() % _N_GROUPS
+        self._group_tokens += torch.bincount(group, minlength=_N_GROUPS)
+        group = upload(group, fired.device)
         self._fired += torch.zeros_like(self._fired, dtype=fired.dtype).index_add_(0, group, fired)
-        self._group_tokens += torch.bincount(group, minlength=_N_GROUPS).cpu()
-        self._l0_counts += torch.bincount(active.long(), minlength=len(self._l0_counts))
+        ones = torch.ones_like(active, dtype=torch.int64)
+        self._l0_counts.index_add_(0, active.long(), ones)  # bincount would wait for the device
 
     @property
     def n_documents(self) -> int:

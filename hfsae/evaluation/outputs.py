@@ -33,9 +33,11 @@ from ..lm import (
     widths_of,
     writes_of,
 )
+from ..ops import indices_of, upload
 from .arguments import EvaluationArguments
-from .fidelity import mean_activation, within_limits, writing
+from .fidelity import at_places, mean_activation, within_limits, writing
 from .metrics import Definition, DocumentSums, Metric, estimate, spreads
+from .reconstructions import LateRefusals
 
 _RUN_ON = {
     "spliced": "on the reconstruction at kept positions",
@@ -122,12 +124,14 @@ def output_change(
         writes = writes_of(sae.config)
         means = {at: mean_activation(model, at, batches, norm_limits=limits) for at in writes.names}
         mean = writes.joined(means)
-    sums, n_kept = DocumentSums(), 0
+    mean = mean.to(model.device)
+    sums, late, n_kept = DocumentSums(), LateRefusals(), 0
     sites = list(widths_of(sae.config))
     for batch in batches:
         with capture(model, [*{*sites, *limits}]) as acts:
             clean = forward(model, batch.inputs)
-        keep = within_limits(acts, batch.keep.to(model.device), limits, sites)
+        late.tell()
+        keep = within_limits(acts, batch.keep.cpu(), limits, sites)
         n_kept += int(keep.sum())
         if keep.any():
             row, vectors = _outputs(clean, keep)
@@ -136,21 +140,23 @@ def output_change(
                 "square": vectors.square().sum(dim=-1),
                 "x": vectors,
             }
-            kept = {site: x[keep.to(x.device)] for site, x in acts.items()}
+            at = indices_of(keep.flatten(), model.device)
+            kept = {site: at_places(x, at) for site, x in acts.items()}
             for arm, run in _runs(model, sae, kept, keep, mean, args.sae_batch_tokens).items():
                 with run:
                     changed = _outputs(forward(model, batch.inputs), keep)[1]
-                if not changed.isfinite().all():
-                    raise Refused(
-                        "the model's output has NaN or infinity when it runs "
-                        f"{_RUN_ON[arm]}: values overflow its dtype, or weights are damaged; try "
-                        "another lm.dtype (bfloat16, float32)"
-                    )
+                late.add(
+                    ~changed.isfinite(),
+                    f"the model's output has NaN or infinity when it runs {_RUN_ON[arm]}: values "
+                    "overflow its dtype, or weights are damaged; try another lm.dtype (bfloat16, "
+                    "float32)",
+                )
                 values[f"{arm} error"] = (changed - vectors).square().sum(dim=-1)
                 values[f"{arm} cosine"] = 1 - F.cosine_similarity(changed, vectors, dim=-1)
-            sums.add(batch.document.to(row.device)[row], values)
+            sums.add(batch.document.cpu()[row], values)
         if progress is not None:
             progress(n_kept)
+    late.tell()
     if not n_kept:
         raise Refused("no position is kept to evaluate on; give more inputs or higher norm limits")
     of_documents = dict(sums.per_document())
@@ -179,23 +185,24 @@ def _runs(
         x = cast_for(sae, x)
         recons.append(sae.decode(sae.encode(x), x))
     values = {"spliced": torch.cat(recons), "zero": torch.zeros_like(mean), "mean": mean}
-    runs = {arm: writing(model, writes_of(sae.config), keep, x) for arm, x in values.items()}
+    at = indices_of(keep.flatten(), model.device)
+    runs = {arm: writing(model, writes_of(sae.config), at, x) for arm, x in values.items()}
     if is_causal(sae.config):
-        runs["spliced"] = splice(model, sae, keep=keep, spare_tokens=())
+        runs["spliced"] = splice(model, sae, keep=upload(keep, model.device), spare_tokens=())
     return runs
 
 
 def _outputs(
     output: Any, keep: Bool[Tensor, "rows ctx"]
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d"]]:
-    """Output vectors, float64, and the row of each: pooled ones of rows that keep a position, or
-    the last hidden states at kept positions, or at all where there are others."""
+    """Output vectors, float64, and the row of each in main memory: pooled ones of rows that keep a
+    position, or the last hidden states at kept positions, or at all where there are others."""
     pooled = getattr(output, "pooler_output", None)
     if isinstance(pooled, Tensor):
-        rows = keep.any(dim=1).nonzero()[:, 0].to(pooled.device)
-        return rows, pooled[rows].double()
+        rows = keep.any(dim=1).nonzero()[:, 0]
+        return rows, pooled[upload(rows, pooled.device)].double()
     hidden = output.last_hidden_state
-    keep = keep.to(hidden.device)
     if keep.shape != hidden.shape[:2]:
         keep = keep.any(dim=1, keepdim=True).expand(hidden.shape[:2])
-    return keep.nonzero()[:, 0], hidden[keep].double()
+    at = indices_of(keep.flatten(), hidden.device)
+    return keep.nonzero()[:, 0], at_places(hidden, at).double()

@@ -4,7 +4,7 @@ crosscoders also from which sites latents are read, and to which they write."""
 from collections.abc import Iterable, Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..activations.harvest import refuse_not_finite
@@ -12,6 +12,7 @@ from ..activations.source import ActivationBatch
 from ..io.errors import Refused
 from ..lm import Autoencoder, cast_for, reads_of, writes_of
 from ..models import SAE
+from ..ops import Download, upload
 from .arguments import EvaluationArguments
 from .metrics import Metric, RunningFidelity, density_histogram, estimate
 from .result import LOSSES, EvaluationResult
@@ -44,24 +45,45 @@ def evaluate_reconstructions(
     sums = Reconstructions({"": sae}, args.sae_batch_tokens)
     n = 0
     for batch in batches:
+        sums.late.tell()
         refuse_not_finite(batch.activations)
         if len(batch.document):
             sums.add("", batch)
         n += len(batch.document)
     if not n:
         raise Refused("no activation to evaluate on; give more of them, or higher norm limits")
+    sums.late.tell()
     return sums.result("", args)
 
 
+class LateRefusals:
+    """Refusals that a device decides, told when it has computed them anyway: nobody waits."""
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[Download, str]] = []
+
+    def add(self, bad: Bool[Tensor, "*shape"], sentence: str) -> None:
+        """Refuse if any is true; "{n}" in the sentence is their number."""
+        self._asked.append((Download(bad.sum()), sentence))
+
+    def tell(self) -> None:
+        """Raises ValueError: what was added since the last call is refused."""
+        asked, self._asked = self._asked, []
+        for n_bad, sentence in asked:
+            if n := int(n_bad.value()):
+                raise Refused(sentence.replace("{n}", str(n)))
+
+
 class Reconstructions:
-    """Sums over batches of activations of how well SAEs reconstruct them.
+    """Sums over batches of activations of how well SAEs reconstruct them. `late` refuses those
+    that are NaN or infinite.
 
     Args:
         n_at_once: activations that an SAE reads at once.
     """
 
     def __init__(self, saes: Mapping[str, Autoencoder], n_at_once: int) -> None:
-        self.saes, self.n_at_once = saes, n_at_once
+        self.saes, self.n_at_once, self.late = saes, n_at_once, LateRefusals()
         self.fidelity = {name: RunningFidelity(writes_of(sae.config)) for name, sae in saes.items()}
         self.reading = {
             name: (SourceReading if sae.config.is_causal else SiteReading)(sae)
@@ -70,11 +92,7 @@ class Reconstructions:
         }
 
     def add(self, name: str, batch: ActivationBatch) -> Float[Tensor, "n d_out"]:
-        """One SAE's reconstructions of a batch, which is not empty; they are added to its sums.
-
-        Raises:
-            ValueError: a reconstruction is NaN or infinite.
-        """
+        """One SAE's reconstructions of a batch, which is not empty; they are added to its sums."""
         recons, sae = [], self.saes[name]
         x, target = (side(sae.config).joined(batch.activations) for side in (reads_of, writes_of))
         parts = (part.split(self.n_at_once) for part in (x, target, batch.document))
@@ -88,13 +106,14 @@ class Reconstructions:
                 of_part = self.reading[name].in_units(*of_part)
             self.fidelity[name].update(*of_part, latents, document_part)
             recons.append(recon.to(target))
-            if not recons[-1].isfinite().all():
-                raise Refused(
-                    f"SAE {name!r} reconstructs NaN or infinity from finite activations: its "
-                    "weights are damaged, or its values overflow "
-                    f"{str(target.dtype).removeprefix('torch.')}; try lm.dtype float32"
-                )
-        return torch.cat(recons)
+        whole = torch.cat(recons)
+        self.late.add(
+            ~whole.isfinite(),
+            f"SAE {name!r} reconstructs NaN or infinity from finite activations: its weights are "
+            f"damaged, or its values overflow {str(target.dtype).removeprefix('torch.')}; try "
+            "lm.dtype float32",
+        )
+        return whole
 
     def result(
         self,
@@ -155,7 +174,8 @@ class SiteReading:
         if config.site_scales is None:
             return target, recon
         widths = torch.tensor(config.written_widths)
-        scales = torch.tensor(config.column_scales).repeat_interleave(widths).to(recon.device)
+        scales = torch.tensor(config.column_scales).repeat_interleave(widths)
+        scales = upload(scales, recon.device)
         return target / scales, recon.float() / scales
 
     def add(self, x: Float[Tensor, "n d_in"], latents: Float[Tensor, "n d_sae"]) -> None:

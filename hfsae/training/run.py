@@ -48,9 +48,11 @@ from .start import start_
 FIRST_LOOK = 2048  # activations from which the first threshold and density are estimated
 _LARGEST_NORM = 1e12  # its square, times a billion rows, is far below float32's largest number
 # Sparse steps are faster where under a seventh of all entries matter, as measured at d_in 576 and
-# 2304 on CPUs (scripts/bench/gpu.py measures it on a GPU). Two limits, since hysteresis keeps a run
-# from switching back and forth.
+# 2304 on CPUs. A GPU's dense products are faster by more than its memory, from which an entry reads
+# five rows: there by plan (scripts/recipes/gpus.md), and scripts/bench/gpu.py measures it. Two
+# limits, since hysteresis keeps a run from switching back and forth.
 SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
+_ON_GPU = 0.003, 0.004
 SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
 
 logger = logging.getLogger(__name__)
@@ -99,6 +101,7 @@ class Run:
         self.is_sparse = args.sparse == "always"
         self._follows_density = args.sparse == "auto" and can_be_sparse
         self._can_be_sparse = can_be_sparse
+        self._limits = (SPARSE_BELOW, _DENSE_ABOVE) if device.type == "cpu" else _ON_GPU
         if self.is_sparse and not can_be_sparse:
             raise Refused(
                 f"training.sparse='always': a {type(sae).__name__} as configured on {device} has "
@@ -262,7 +265,7 @@ class Run:
         """Take sparse or dense steps from here on, by the fraction of entries that matter."""
         if not self._follows_density:
             return
-        before, limit = self.is_sparse, _DENSE_ABOVE if self.is_sparse else SPARSE_BELOW
+        before, limit = self.is_sparse, self._limits[self.is_sparse]
         self.is_sparse = self.sae.config.d_sae >= SPARSE_FROM and density < limit
         if self.is_sparse != before:
             kind = "sparse" if self.is_sparse else "dense"

@@ -6,7 +6,7 @@ A step is forward, backward, clipping, Adam and the decoder's norms of a JumpReL
 one is timed with Triton's kernels and without, the dense one with float32 and with bfloat16
 products. Sides take turns in one process; milliseconds are medians of turns, x are medians of
 ratios to the sparse step with kernels. Where dense steps fall below 1 x, sparse ones no longer pay:
-the density there is for `SPARSE_BELOW` of hfsae/training/run.py, which was measured on CPUs.
+the density there is for `_ON_GPU` of hfsae/training/run.py, which is by plan.
 """
 
 import argparse
