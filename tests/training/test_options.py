@@ -158,9 +158,8 @@ def _compare_spread() -> None:
             continue  # it chooses among all latents
         shard_(spread, mesh)
         losses = []
-        whole_x, whole_dead = (everywhere(each, mesh, is_slice=False) for each in (x, dead))
-        for sae, inputs, none_fire in ((alone, x, dead), (spread, whole_x, whole_dead)):
-            loss = sae(inputs, schedule=Schedule(dead=none_fire), return_loss=True).loss
+        for sae, inputs in ((alone, x), (spread, everywhere(x, mesh, is_slice=False))):
+            loss = sae(inputs, schedule=Schedule(dead=dead), return_loss=True).loss
             loss.backward()
             losses.append(float(whole(loss.detach())))
         assert losses[1] == pytest.approx(losses[0], rel=1e-5), name
