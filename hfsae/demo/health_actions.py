@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .. import cards
 from ..convert.formats import find
 from ..evaluation import EvaluationArguments, evaluate
+from ..evaluation.fidelity import counted_predictions
 from ..evaluation.metrics import DENSITY, FIDELITY
 from ..evaluation.result import LOSSES
 from ..features.inspection import inspect
@@ -120,10 +121,9 @@ def measure(subject: Subject, text: str) -> Json:
     """
     batch = subject.tokens(text).batch(subject.lm.device)
     arguments = EvaluationArguments(n_tokens=None, bootstrap_samples=1)
-    try:
-        result = evaluate(subject.lm, subject.sae, [batch], arguments)
-    except Refused as error:  # "nothing to evaluate on", in words of a recipe's settings
-        raise Refused("this text is too short to measure; write some sentences") from error
+    if not counted_predictions(batch).any():
+        raise Refused("this text is too short to measure; write some sentences")
+    result = evaluate(subject.lm, subject.sae, [batch], arguments)
     return {"n_tokens": result.n_tokens} | {
         name: _finite(result.metrics[name].value) for name in _TEXT_METRICS
     }

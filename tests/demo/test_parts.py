@@ -179,5 +179,6 @@ def test_the_sentence_on_names_says_what_each_number_is():
     names = names_section(SHIPPED_SAE)
     sentence = unescape(html("names_tested", names).split("</p>")[0])
     scores = next(s for s in names["scores"] if s["title"].startswith("detection, auc"))
-    assert f"{scores['own']} with the latent's own name; {scores['control']}" in sentence
-    assert f"with names made in the same way, has {scores['untrained']}" in sentence
+    own, control, untrained = scores["own"], scores["control"], scores["untrained"]
+    assert f"with the latent's own name: {own}. With a control: {control}. " in sentence
+    assert f"with names made in the same way: {untrained}. " in sentence

@@ -714,7 +714,7 @@ def check_headline(folder, card, record, capsys):
     assert f"| {' | '.join(cells)} |" in card
     page = overview_panel(health(open_subject(Choice(str(folder)), with_lm=False)))
     own, by_firing = ("{:.3f}, {:.3f} to {:.3f}".format(*m["own"]) for m in (means, weighted))
-    assert f"{own} with the latent's own name" in html.unescape(page)
+    assert f"with the latent's own name: {own}" in html.unescape(page)
     assert f"<td>{own}</td><td>{by_firing}</td>" in page
     told = "{:.3f}, {:.3f} to {:.3f}".format(*of["by_frequency"]["balanced_accuracy"]["own"])
     balanced = next(x for x in card.splitlines() if x.startswith("| detection, balanced accuracy"))
