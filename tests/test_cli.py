@@ -522,8 +522,8 @@ def test_an_l0_far_off_k_is_told_and_the_text_is_not_blamed_for_it(tmp_path, con
 @pytest.mark.parametrize(
     "read, cause",
     [
-        (None, "too closely to the 8,051 activations it has seen; train on more"),
-        ("mine.jsonl", "too closely to the 8,051 activations it has seen; train on more"),
+        (None, "may fit the 8,051 activations it has seen too closely; train on more"),
+        ("mine.jsonl", "may fit the 8,051 activations it has seen too closely; train on more"),
         ("other.jsonl", "this text is unlike the training text, so the metrics are not"),
     ],
 )

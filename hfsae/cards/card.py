@@ -87,9 +87,7 @@ _EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
 _FAR_FVU = 1.3  # times the FVU in training; on similar held-out text it is within a tenth
 _SLOW = "the controller needs about 500 steps after the warm start; raise training.n_tokens"
 _UNLIKE = "{0} unlike the training {1}, so the metrics are not those of the SAE on such {1}"
-_FITTED = (
-    "{0} held out of the training {1}, so the SAE may be fitted too closely to {2}; train on more"
-)
+_FITTED = "{0} held out of the training {1}, so the SAE may fit {2} too closely; train on more"
 _NAMES = {True: ("this text is", "text"), False: ("these inputs are", "inputs")}
 _LAGS = (
     "its threshold follows the batches by sae.threshold_rate a step; train for more steps, or "

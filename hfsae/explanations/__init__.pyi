@@ -13,10 +13,12 @@ from .explainers import window_text as window_text
 from .prompts import json_string as json_string
 from .report import ShownLatent as ShownLatent
 from .scorers import SCORERS as SCORERS
+from .scorers import scorers_of as scorers_of
 from .study import Explanations as Explanations
 from .study import explain as explain
 from .untrained import untrained_like as untrained_like
 from .verdicts import ScoringRequest as ScoringRequest
+from .verdicts import prompts_hash as prompts_hash
 from .windows import Evidence as Evidence
 from .windows import Window as Window
 from .windows import order_of as order_of

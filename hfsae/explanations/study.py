@@ -185,7 +185,8 @@ def explain(
             [evidence._replace(active=evidence.shown, inactive=[]) for evidence in part]
             for part in (latents, directions)
         )
-    facts = {**(settings or {}), "explainer": source, "prompts_sha256": prompts_hash(scorers)}
+    asks = prompts_hash(scorers, source)
+    facts = {**(settings or {}), "explainer": source, "prompts_sha256": asks}
     plan = _plan(facts, reading, selection, latents, directions, args, asked)
     note_plan(plan)
     if keep is not None and keep.content is None:

@@ -28,6 +28,7 @@ OWN, SHUFFLED, ANYTHING, DIRECTION = "own", "shuffled", "anything", "direction"
 ANY_TEXT = "any text"
 MOST_FAILED = 0.05
 """A larger share of failed items leaves no headline."""
+_ASK_NOTHING = ("template", "human", "file")  # explainers
 _AT_ONCE = 32  # cases put to a judge together
 
 
@@ -63,9 +64,9 @@ class ScoringRequest(NamedTuple):
     on_progress: OnProgress | None = None
 
 
-def prompts_hash(scorers: Sequence[Scorer]) -> str:
-    """Hash of the prompts for an explanation and for each score, on a made-up latent: it changes
-    with their words."""
+def prompts_hash(scorers: Sequence[Scorer], explainer: str = "lm") -> str:
+    """Hash of the prompts for an explanation, unless the explainer asks for none, and for each
+    score, on a made-up latent: it changes with their words."""
     words = [f" w{i}" for i in range(12)]
     windows = [Window(i, i + 12, i, 1.0, "quantile_1") for i in range(10)]
     texts = [
@@ -74,7 +75,8 @@ def prompts_hash(scorers: Sequence[Scorer]) -> str:
     strata = [np.zeros(12, dtype=int)] * 10
     sample = Sample(0, 0, texts[:5], texts[5:], 0.5, strata, np.ones(3))
     asked = [scorer.requests(sample, "a name") for scorer in scorers]
-    content = json.dumps([explanation_question(texts), asked])
+    named = None if explainer in _ASK_NOTHING else explanation_question(texts)
+    content = json.dumps([named, asked])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -496,7 +496,8 @@ def _stored(
     same |= {"asked": request.scores.as_plain(), "judge": settings.get("judge")}
     if request.judge is not None:
         scorers = scorers_of(request.scores, request.judge)
-        same |= {"prompts_sha256": prompts_hash(scorers)}  # answers to other questions
+        asks = prompts_hash(scorers, request.explainer)
+        same |= {"prompts_sha256": asks}  # else: answers to other questions
     is_same = all(record.get(key) == value for key, value in same.items())
     is_same &= {*request.controls} <= {*record}
     if not is_same or "scores" not in record:

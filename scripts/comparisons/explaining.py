@@ -17,6 +17,8 @@ from hfsae.explanations import (
     Explanations,
     ScoringRequest,
     explain,
+    prompts_hash,
+    scorers_of,
     untrained_like,
 )
 from hfsae.explanations.judges import JudgeArguments, judge_of
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 _CONTROLS = ("", "shuffled_", "token_ceiling_")
 _LEXICAL = ("pearson", "auprc", "auc", "auc_random")
 _MATCHED_TOKENS = 2**14  # on which densities of the re-drawn weights are those of the SAE
+_KEPT_PROMPTS = "ded3fe6ffeb2ed4eabb95832ab6b777956d39a1fcf383913ab2282a774c059fc"
+"""Of detection and intruder, whose kept scores have no hash of their prompts."""
 _UNKNOWN: dict[str, Any] = {"lexical": "", "judged": "", "refused": "", "examples": []}
 
 
@@ -47,7 +51,9 @@ def with_explanations(
     """
     args, by_key = comparison.explain, {m.key: m for m in measured}
     plain_key = json.dumps(args.lexical_arguments().as_plain())
-    judged_key = json.dumps([args.judged_arguments().as_plain(), args.asked().as_plain()])
+    asks = prompts_hash(scorers_of(args.asked(), JudgeArguments()), "template")
+    parts = [args.judged_arguments().as_plain(), args.asked().as_plain()]
+    judged_key = json.dumps([*parts, *([] if asks == _KEPT_PROMPTS else [asks])])
     judged_seeds = sorted({m.seed for m in measured})[: args.judged_seeds]
     plain = [key for key, m in by_key.items() if _told(m)["lexical"] != plain_key]
     judged = [

@@ -138,3 +138,6 @@ def test_a_judge_is_asked_about_the_first_seeds_saes_alone(explained, tmp_path, 
     before = (report / "report.md").read_bytes()
     compare(tiny_comparison(tmp_path, asked))
     assert (report / "report.md").read_bytes() == before and len(judge.questions) == n
+    monkeypatch.setattr("comparisons.explaining.prompts_hash", lambda *scorers: "other prompts")
+    with pytest.raises(ValueError, match="no weights to explain"):
+        compare(tiny_comparison(tmp_path, asked))

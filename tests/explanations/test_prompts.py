@@ -92,9 +92,39 @@ def test_prompts_of_ordinary_windows_are_those_of_answers_that_are_kept():
         inside = json.dumps(piece)[1:-1].replace("<", "\\u003c").replace(">", "\\u003e")
         assert json_string(piece) == f'"{inside}"'
         assert marked_string(["a", piece, "b"], [False, True, False]) == f'"a<<{inside}>>b"'
-    scorers = [SCORERS[name](True) for name in ("detection", "fuzzing", "simulation", "intruder")]
-    known = "216b735ce109fe807f538be9cae6523c49cb3dc3bdac678b0d696615c6de9043"
-    assert prompts_hash(scorers) == known, "answers in calls.jsonl would be asked for again"
+
+
+PROMPTS = {  # of a score for a judge with probabilities, and for one without
+    "lm": "36dc6bfcbe01",
+    "detection": ("31ad7905843e", "6e257551cac7"),
+    "fuzzing": ("8ffcbac20040", "5dd6adccdec1"),
+    "simulation": ("ffaf29f6cf73", "ffaf29f6cf73"),
+    "intruder": ("ad7804acf730", "ad7804acf730"),
+}
+
+
+def test_a_change_of_a_prompt_is_meant():
+    own = {name: [SCORERS[name](known) for known in (True, False)] for name in [*PROMPTS][1:]}
+    found: dict = {"lm": prompts_hash([], "lm")[:12]}
+    for name, scorers in own.items():
+        found[name] = tuple(prompts_hash([scorer], "template")[:12] for scorer in scorers)
+    changed = [name for name in PROMPTS if found[name] != PROMPTS[name]]
+    assert not changed, (
+        f"the prompt of {', '.join(changed)} changed: everybody's answers in calls.jsonl are asked "
+        f"for again, and request folders begin anew. If that is meant, PROMPTS is {found}"
+    )
+
+
+@pytest.mark.parametrize("explainer", ["template", "human", "file"])
+def test_only_a_name_that_is_asked_for_counts_among_the_prompts(explainer, monkeypatch):
+    """So that a change of it leaves questions in flight that are of scores alone."""
+    scorers = [SCORERS["detection"](True)]
+    before = prompts_hash(scorers, explainer), prompts_hash(scorers, "lm")
+    monkeypatch.setattr(
+        "hfsae.explanations.verdicts.explanation_question", lambda texts: "Name it."
+    )
+    assert prompts_hash(scorers, explainer) == before[0]
+    assert prompts_hash(scorers, "lm") != before[1]
 
 
 def test_marks_are_around_runs_of_tokens():
