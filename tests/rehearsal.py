@@ -17,7 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
-from hfsae.ops import ASYNCHRONOUS
+from hfsae.ops import ASYNCHRONOUS, sparse
 
 WAITS: Counter[str] = Counter()
 UPLOADS: Counter[str] = Counter()
@@ -160,7 +160,8 @@ def _register() -> list[torch.library.Library]:
 
 
 _KEPT = _register()
-ASYNCHRONOUS.add("rehearsal")
+for devices in (ASYNCHRONOUS, sparse.DEVICES):
+    devices.add("rehearsal")
 _sampled_addmm, _save = torch.sparse.sampled_addmm, torch.save
 
 

@@ -114,8 +114,7 @@ def _rehearse(folder: Path) -> None:
     ASYNCHRONOUS.add("cpu")  # the CPU's runs read counts as late as the device's
     for kind in KINDS:
         seen[kind] = _compared(partial(_train, folder / kind, kind), rehearsal)
-    sparse.use_triton = False  # `has_sparse_steps` knows the types of devices that were tried
-    run.has_sparse_steps = lambda sae, device, *, is_spread: sae.can_be_sparse
+    sparse.use_triton = False
     sparse.as_if_on_gpu = True
     for kind in SPARSE:
         train = partial(_train, folder / f"sparse-{kind}", kind, sparse="always")

@@ -52,6 +52,7 @@ from ..ops import (
     indices_of,
     one_process,
     screen,
+    sparse,
 )
 from . import dedicated
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
@@ -290,7 +291,9 @@ class SAE(SiteLayout, StrictLoading):
     ) -> Float[Tensor, ""]:
         """Fraction of all (token, latent) pairs that would be entries."""
         floor = self.floor(schedule)
-        return torch.ones(()) if floor is None else EVERYWHERE.share(pre_acts > floor)
+        if floor is None:
+            return torch.ones((), device=pre_acts.device)
+        return EVERYWHERE.share(pre_acts > floor)
 
     def window_share(
         self, pre_acts: Tensor, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
@@ -380,8 +383,8 @@ class SAE(SiteLayout, StrictLoading):
             workspace: buffers of a sparse step; x must then be [n, d_in]. None: a dense step.
 
         Raises:
-            ValueError: the last dimension of x is not d_in, a transcoder's loss lacks a target, or
-                x holds no tokens to average the loss over.
+            ValueError: the last dimension of x is not d_in, a transcoder's loss lacks a target, x
+                holds no tokens to average the loss over, or its device has no sparse steps.
         """
         if return_loss and target is None and self.config.is_transcoder:
             raise Refused(f"a transcoder's loss needs target: x at {self.config.where_to}")
@@ -397,6 +400,11 @@ class SAE(SiteLayout, StrictLoading):
                 )
             if x.numel() == 0:
                 raise Refused(f"x {[*x.shape]} holds no tokens, but the loss is their mean")
+        if workspace is not None and x.device.type not in sparse.DEVICES:
+            raise Refused(
+                f"a sparse pass runs on {' and '.join(sorted(sparse.DEVICES))}, and x is on "
+                f"{x.device}; leave workspace out there"
+            )
         schedule = schedule._replace(training=return_loss and self.training)
         target = x if target is None else target
         x = self.with_sites_hidden(x) if schedule.training else x

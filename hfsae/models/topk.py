@@ -48,7 +48,7 @@ class AuxKSAE(SAE):
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
     ) -> Float[Tensor, ""]:
-        return torch.tensor(self.config.k / self.config.d_sae)
+        return torch.full((), self.config.k / self.config.d_sae, device=pre_acts.device)
 
 
 class TopKSAEConfig(AuxKSAEConfig):
@@ -146,7 +146,7 @@ class TopKSAE(AuxKSAE):
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
     ) -> Float[Tensor, ""]:
-        return torch.tensor(self._n_entries / self.config.d_sae)
+        return torch.full((), self._n_entries / self.config.d_sae, device=pre_acts.device)
 
 
 def nearly_largest(

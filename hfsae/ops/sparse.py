@@ -44,6 +44,9 @@ _BLOCK = 2**19  # numbers, 2 MiB of float32: they stay in cache from one operati
 _WORTH_LEAVING_OUT = 0.5  # share of entries with a value; above it, zero entries are kept
 _GPU_BLOCK = 2**24  # on a GPU a launch costs more than memory
 
+DEVICES = {"cpu", "cuda"}
+"""Types of devices with these loops: on "cuda", as torch calls AMD's cards too, Triton's kernels,
+or without Triton torch's loops; on "cpu" torch's. Elsewhere ("mps", "xpu") all is dense."""
 as_if_on_gpu = False
 """For tests: CPU tensors take the code path of CUDA tensors, with Triton's interpreter."""
 use_triton = True
@@ -277,8 +280,8 @@ class Entries:
         self, x: Float[Tensor, "tokens d"], W: Float[Tensor, "d_sae d"]
     ) -> Float[Tensor, " n"]:
         """x[token] . W[latent] at each entry, in float32."""
-        if kernels := _kernels(x):
-            return kernels.dots(x, W, self.tokens, self.latents)
+        if fused := kernels(x):
+            return fused.dots(x, W, self.tokens, self.latents)
         if not len(self):
             return x.new_zeros(0)
         with warnings.catch_warnings():  # torch warns once that its CSR tensors are in beta
@@ -328,8 +331,8 @@ class Entries:
     ) -> Float[Tensor, "d_sae d"]:
         """For each latent, the sum over its entries of value * x[token]."""
         sums = self.workspace.take(self.d_sae, x.shape[1], device=x.device)
-        if kernels := _kernels(x):
-            return kernels.sums(self.tokens, x, self.latent_offsets, values, sums)
+        if fused := kernels(x):
+            return fused.sums(self.tokens, x, self.latent_offsets, values, sums)
         for part, begins, ends in blocks(sums, self.latent_offsets[:-1], self.latent_offsets[1:]):
             first, last = int(begins[0]), int(ends[-1])
             offsets = torch.cat([begins, ends[-1:]]) - first
@@ -465,8 +468,8 @@ class _Combine(torch.autograd.Function):
 
 def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """For each bag, the weighted sum of the table's rows in it."""
-    if kernels := _kernels(table):
-        return kernels.sums(rows, table, offsets, weights)
+    if fused := kernels(table):
+        return fused.sums(rows, table, offsets, weights)
     table, weights = table.detach(), weights.detach()  # else torch prepares a backward pass
     return nn.functional.embedding_bag(
         rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
@@ -478,7 +481,7 @@ def on_gpu(x: Tensor) -> bool:
     return x.is_cuda or as_if_on_gpu
 
 
-def _kernels(x: Tensor) -> ModuleType | None:
+def kernels(x: Tensor) -> ModuleType | None:
     """`hfsae.ops.fused`, if it computes with x; else None."""
     if not (on_gpu(x) and use_triton and _has_triton()):
         return None

@@ -27,7 +27,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from ..io.errors import Refused
 from ..lm import widths_of
 from ..models import SAE, Schedule
-from ..ops import ASYNCHRONOUS, Download, Entries, Place, Workspace, one_process, upload
+from ..ops import (
+    ASYNCHRONOUS,
+    Download,
+    Entries,
+    Place,
+    Workspace,
+    one_process,
+    sparse,
+    upload,
+)
 from .arguments import TrainingArguments, cosine_warmup, geometric, in_steps, linear_decay
 from .health import Readings, diagnose_sources
 from .l0 import L0Control
@@ -49,10 +58,11 @@ FIRST_LOOK = 2048  # activations from which the first threshold and density are 
 _LARGEST_NORM = 1e12  # its square, times a billion rows, is far below float32's largest number
 # Sparse steps are faster where under a seventh of all entries matter, as measured at d_in 576 and
 # 2304 on CPUs. A GPU's dense products are faster by more than its memory, from which an entry reads
-# five rows: there by plan (scripts/recipes/gpus.md), and scripts/bench/gpu.py measures it. Two
-# limits, since hysteresis keeps a run from switching back and forth.
+# five rows: there as scripts/bench/kernels.py predicts for A100, H100, B200 and MI300X, on which
+# both kinds are as fast at .0034 to .012 (scripts/recipes/gpus.md); gpu.py beside it measures that.
+# Two limits, since hysteresis keeps a run from switching back and forth.
 SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
-_ON_GPU = 0.003, 0.004
+SPARSE_ON_GPU = 0.003, 0.004
 SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
 
 logger = logging.getLogger(__name__)
@@ -60,7 +70,7 @@ logger = logging.getLogger(__name__)
 
 def has_sparse_steps(sae: SAE, device: torch.device, *, is_spread: bool) -> bool:
     """Whether an SAE as configured has sparse steps on a device, or with its latents spread."""
-    return device.type in ("cpu", "cuda") and not is_spread and sae.can_be_sparse
+    return device.type in sparse.DEVICES and not is_spread and sae.can_be_sparse
 
 
 class Run:
@@ -101,7 +111,7 @@ class Run:
         self.is_sparse = args.sparse == "always"
         self._follows_density = args.sparse == "auto" and can_be_sparse
         self._can_be_sparse = can_be_sparse
-        self._limits = (SPARSE_BELOW, _DENSE_ABOVE) if device.type == "cpu" else _ON_GPU
+        self._limits = (SPARSE_BELOW, _DENSE_ABOVE) if device.type == "cpu" else SPARSE_ON_GPU
         if self.is_sparse and not can_be_sparse:
             raise Refused(
                 f"training.sparse='always': a {type(sae).__name__} as configured on {device} has "
@@ -189,7 +199,7 @@ class Run:
             if isinstance(out.at, Entries):
                 n_entries += len(out.at)
             elif self._follows_density:
-                density = sae.density(out.pre_acts, schedule).to(fired.device).double()
+                density = sae.density(out.pre_acts, schedule).double()
                 n_entries += (density * out.pre_acts.numel()).round().long()
             for name in out.losses:
                 losses[name] = losses.get(name, 0) + out.losses[name].detach() / n_parts

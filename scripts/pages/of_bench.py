@@ -15,6 +15,7 @@ PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
 SITES = "At ten sites of two models (`sites.py`)"
+GPUS, SPARSE = "scripts/recipes/gpus.md", "When sparse steps pay on a GPU"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
 Json = dict[str, Any]
 
@@ -30,6 +31,7 @@ def told() -> Iterator[Told]:
         (README, "Speed", (speed(steps),)),
         (PAGE, QUALITY, of_quality(quality, gemma)),
         (PAGE, SITES, (sites(),)),
+        (GPUS, SPARSE, of_kernels()),
     ):
         yield from (Told(page, section, text) for text in texts)
 
@@ -175,6 +177,23 @@ def _sides(n_rows: int) -> Iterator[Json]:
 
 def _rounded(rate: float) -> str:
     return f"{float(f'{rate:.3g}') if rate >= 1e4 else rate:,.0f}"
+
+
+def of_kernels() -> Iterator[str]:
+    (run,) = runs_of("kernels")
+    dense, sparse = (run["steps"][name] for name in ("dense", "sparse"))
+    yield table(run["kernels"])
+    yield table(run["predicted"])
+    yield (
+        f"writes {dense['bytes']['pairs']} bytes a pair beside them and "
+        f"{dense['bytes']['weights']} a weight. A sparse one makes {sparse['products']:.0f} "
+        f"product, {sparse['bytes']['pairs']} bytes a pair, {sparse['bytes']['weights']} a weight, "
+        f"and {sparse['bytes']['entries']} bytes an entry"
+    )
+    rows = sparse["rows"]["x"] + sparse["rows"]["W"]
+    yield f"look up {rows:.2f} rows of d_in numbers"
+    yield f"milliseconds for {run['batch']:,} tokens"
+    yield f"sparse steps pay below a density of {run['density']} on each of these cards"
 
 
 def listed(parts: Sequence[Any], last: str = " and ") -> str:

@@ -31,7 +31,7 @@ def device(request, way_of_gpu):
     """Of tensors; which loops run over them is set to what the parameter says."""
     way_of_gpu(request.param != "cpu", request.param in ("interpreted", "triton"))
     device = torch.device("cuda" if request.param in ("cuda", "triton") else "cpu")
-    assert (sparse._kernels(torch.zeros(1)) is not None) == sparse.use_triton
+    assert (sparse.kernels(torch.zeros(1)) is not None) == sparse.use_triton
     return device
 
 
@@ -199,7 +199,10 @@ def test_kernels_compile_for_cards_that_are_not_here(capability, monkeypatch, tm
     places, table = dict.fromkeys(("tokens", "latents", "rows", "offsets"), "*i64"), "*bf16"
     types = places | dict.fromkeys(("x", "W", "table"), table) | {"weights": "*fp32"}
     types |= {"out": "*fp32", "n": "i64", "d": "i32"}
-    for kernel, tile in ((fused._dots, fused._DOTS_TILE), (fused._sums, fused._SUMS_TILE)):
+    for kernel, tile in (
+        (fused.dots_kernel, fused.DOTS_TILE),
+        (fused.sums_kernel, fused.SUMS_TILE),
+    ):
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         sizes = dict(zip(("n_entries", "n_numbers"), tile, strict=True))
         source = ASTSource(kernel, signature=signature, constexprs=sizes)
@@ -216,13 +219,13 @@ def test_kernels_compile_for_cards_that_are_not_here(capability, monkeypatch, tm
 def test_cpu_tensors_never_go_to_kernels_and_cuda_does_without_triton(
     monkeypatch, way_of_gpu, caplog
 ):
-    assert sparse._kernels(torch.zeros(1)) is None
+    assert sparse.kernels(torch.zeros(1)) is None
     way_of_gpu(True, True)
     monkeypatch.setitem(sys.modules, "triton", None)
     sparse._has_triton.cache_clear()
     with caplog.at_level(logging.INFO, logger="hfsae.ops.sparse"):
-        assert sparse._kernels(torch.zeros(1)) is None
-        assert sparse._kernels(torch.zeros(1)) is None
+        assert sparse.kernels(torch.zeros(1)) is None
+        assert sparse.kernels(torch.zeros(1)) is None
     sparse._has_triton.cache_clear()
     assert [r.message[:23] for r in caplog.records] == ["Triton is not installed"]
 

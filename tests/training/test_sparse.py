@@ -1,12 +1,14 @@
 """Sparse steps train to where dense ones do, repeat to the bit, give way where they are slow."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from hfsae.training import Trainer
+from hfsae.ops import Workspace
+from hfsae.training import Trainer, trainer
 from hfsae.training.run import Run, has_sparse_steps
 from hfsae.training.trainer import make_accelerator
 
@@ -150,11 +152,28 @@ def test_auto_is_dense_while_many_entries_matter_and_says_when_it_changes(tmp_pa
     assert [r.message.split(":")[0] for r in caplog.records] == ["sparse steps"]
 
 
-@pytest.mark.parametrize(("device", "can"), [("cpu", True), ("cuda", True), ("mps", False)])
-def test_sparse_steps_are_for_cpus_and_cuda(device, can):
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "xpu", "meta"])
+def test_sparse_steps_are_for_cpus_and_cuda_which_amds_cards_are_called_too(device):
     sae = make("jumprelu")
+    can = device in ("cpu", "cuda")
     assert has_sparse_steps(sae, torch.device(device), is_spread=False) is can
     assert not has_sparse_steps(sae, torch.device(device), is_spread=True)
+
+
+def test_on_another_device_a_pass_is_dense_or_refused():
+    sae, x = make("jumprelu").to("meta"), torch.zeros(2, D_IN, device="meta")
+    assert sae(x).latents.shape == (2, D_SAE)
+    with pytest.raises(ValueError, match="runs on cpu and cuda, and x is on meta; leave workspace"):
+        sae(x, workspace=Workspace())
+
+
+def test_where_there_is_mps_a_run_takes_the_cpu(monkeypatch, tmp_path):
+    """It lacks float64."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(
+        trainer, "Accelerator", lambda **how: SimpleNamespace(**how, num_processes=1)
+    )
+    assert make_accelerator(arguments(tmp_path, 10)).cpu
 
 
 @pytest.mark.gpu
