@@ -18,10 +18,20 @@ from accelerate.state import AcceleratorState, PartialState
 from transformers import AutoModel, Gemma2Config, Gemma2ForCausalLM
 
 import hfsae
-from hfsae.activations import HarvestArguments, Harvester, TokenBatch
+from hfsae.activations import (
+    ActivationBatch,
+    HarvestArguments,
+    Harvester,
+    ShuffleArguments,
+    ShuffledActivations,
+    TokenBatch,
+)
+from hfsae.activations.source import Filling
+from hfsae.diffing.run import compared
 from hfsae.evaluation import evaluate_all
+from hfsae.features import CollectArguments, collect
 from hfsae.models import SAE
-from hfsae.ops import ASYNCHRONOUS, sparse
+from hfsae.ops import ASYNCHRONOUS, sparse, upload
 from hfsae.training import Trainer, run
 from hfsae.training.trainer import make_accelerator
 
@@ -52,9 +62,9 @@ SIZES = {"ops/screening.py", "ops/sparse.py"}
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory) -> dict[str, Any]:
+def seen(tmp_path_factory, tiny_tokenizer) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("rehearsal")
-    child = forked.CONTEXT.Process(target=_rehearse, args=(folder,))
+    child = forked.CONTEXT.Process(target=_rehearse, args=(folder, tiny_tokenizer))
     child.start()
     assert forked.exit_codes([child], 300) == [0]
     return json.loads((folder / "seen.json").read_text())
@@ -65,15 +75,31 @@ def test_all_bits_are_the_cpus(seen):
     assert set(seen) >= {
         *KINDS,
         *(f"sparse {kind}" for kind in SPARSE),
-        "resumed",
-        "steered",
-        "evaluated",
+        *("resumed", "steered", "evaluated", "collected", "diffed", "attributed"),
+        *("buffer on the cpu", "buffer on the device", "refused at the log"),
     }
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "resumed"])
+@pytest.mark.parametrize("kind", [*KINDS, "resumed", "buffer on the cpu"])
 def test_no_dense_step_waits_for_the_device_and_what_it_copies_there_is_not_waited_for(seen, kind):
     assert seen[kind]["waits"] == seen[kind]["uploads"] == {}
+
+
+def test_with_the_buffer_on_the_device_a_new_bucket_alone_waits(seen):
+    """For the sums whose hash tells whether two trainings saw the same activations."""
+    part = seen["buffer on the device"]
+    (line,) = part["waits"]
+    assert line.startswith("activations/shuffle.py:") and part["waits"][line] == 2
+    assert part["uploads"] == {}
+
+
+@pytest.mark.parametrize(("at", "saved"), [("log", ["step-00000006.pt"]), ("checkpoint", [])])
+def test_a_batch_that_is_not_finite_is_refused_before_anything_is_saved_of_it(seen, at, saved):
+    """On a device, at the next step that waits in any case: logged or saved after the bad one."""
+    part = seen[f"refused at the {at}"]
+    assert part["said"].startswith("2 of 256 positions at 'layers.1' have NaN or infinite")
+    assert part["saved"] == saved
+    assert [json.loads(line)["step"] for line in part["log"].splitlines()] == [0]
 
 
 @pytest.mark.parametrize("kind", SPARSE)
@@ -107,7 +133,31 @@ def test_harvesting_waits_twice_a_batch(seen):
     assert part["uploads"] == {}
 
 
-def _rehearse(folder: Path) -> None:
+def test_collecting_waits_for_sizes_of_lists_and_for_the_harvest(seen):
+    """Of firings, of peaks, and of windows that change, in the strongest rows and in the sample."""
+    part = seen["collected"]
+    files = ("activations/harvest.py", "features/collecting.py", "features/summary.py")
+    waits = {file: 0 for file in files}
+    for line, n in part["waits"].items():
+        waits[line.partition(":")[0]] += n
+    assert waits == dict(zip(files, (part["batches"] * n for n in (1, 1, 6)), strict=True))
+    assert part["uploads"] == {}
+
+
+def test_a_comparison_of_two_models_waits_three_times_a_batch(seen):
+    """For its documents, and for the numbers of firings and of their pairs with tokens."""
+    part = seen["diffed"]
+    assert {line.partition(":")[0] for line in part["waits"]} == {"diffing/run.py"}
+    assert [*part["waits"].values()] == [part["batches"]] * 3 and part["uploads"] == {}
+
+
+def test_an_attribution_waits_some_twenty_times(seen):
+    waits = seen["attributed"]["waits"]
+    assert {line.partition(":")[0] for line in waits} == {"lm/splicing.py", "attribution.py"}
+    assert sum(waits.values()) <= 20
+
+
+def _rehearse(folder: Path, tokenizer) -> None:
     from . import rehearsal
 
     seen: dict[str, Any] = {}
@@ -126,6 +176,13 @@ def _rehearse(folder: Path) -> None:
         "steered": _steered,
         "spliced": _spliced,
         "harvested": _harvested,
+        "collected": partial(_collected, tokenizer),
+        "diffed": _diffed,
+        "attributed": _attributed,
+        "buffer on the cpu": partial(_shuffled, folder / "cpu", "cpu"),
+        "buffer on the device": partial(_shuffled, folder / "device", "device"),
+        "refused at the log": partial(_refused, folder / "log", 7),
+        "refused at the checkpoint": partial(_refused, folder / "checkpoint", 4),
         "evaluated": partial(_evaluated, losses=True),
         "reconstructed": partial(_evaluated, losses=False),
     }.items():
@@ -155,24 +212,35 @@ def _counting(counts: tuple[Counter, Counter], into: tuple[Counter, Counter]):
         total.update(now - then)
 
 
-def _train(folder: Path, kind: str, device: str, counts, *, stop: int = 0, **fields) -> dict:
+def _train(
+    folder: Path,
+    kind: str,
+    device: str,
+    counts,
+    *,
+    stop: int = 0,
+    steps: int = STEPS,
+    make_stream: Callable[[tuple[str, ...]], Any] | None = None,
+    **fields,
+) -> dict:
     """Waits and uploads are those of steps that are neither logged nor saved."""
     quiet = Counter(), Counter()
     for n_batches in (stop, 0) if stop else (0,):
         torch.manual_seed(0)
         sae: SAE = AutoModel.from_config(KINDS[kind]()).to(device)
         options = {"warm_start_steps": 6, "dead_after_tokens": 1024, "save_steps": 0} | fields
-        args = arguments(folder / device, STEPS, **options)
+        args = arguments(folder / device, steps, **options)
         accelerator = make_accelerator(args)
         for state in (PartialState, AcceleratorState):
             state._shared_state["device"] = torch.device(device)
         sites = tuple(hfsae.lm.widths_of(sae.config))
-        stream = PlantedStream(d=D, n_features=D_SAE, l0=6, sites=sites)
+        make = make_stream or partial(PlantedStream, 256, D, D_SAE, 6)
+        stream = make(sites)
         trainer = Trainer(sae, stream, args, accelerator=accelerator)
         if n_batches:
             stream.next_batch = stop_at(stream, n_batches)
-        for one in trainer.runs.values():
-            one.step = _counted(one, counts, quiet)
+        (one,) = trainer.runs.values()
+        trainer._step = _counted(trainer, one, counts, quiet)
         try:
             sae = trainer.train()
         except KeyboardInterrupt:
@@ -180,14 +248,17 @@ def _train(folder: Path, kind: str, device: str, counts, *, stop: int = 0, **fie
     return {"tensors": sae.state_dict(), "waits": quiet[0], "uploads": quiet[1]}
 
 
-def _counted(one: run.Run, counts, quiet):
-    step = one.step
+def _counted(trainer: Trainer, one: run.Run, counts, quiet):
+    step = trainer._step
 
-    def counted(batch, number, *, log=False):
+    def counted(bar):
+        number = trainer.steps_done
         # The warm start's end reads the threshold; step 0 makes the optimiser's state.
-        is_quiet = number and not log and number != one.control.warm_start_steps
+        log = number % trainer.args.logging_steps == 0
+        saves = number + 1 == trainer.args.total_steps
+        is_quiet = number and not (log or saves) and number != one.control.warm_start_steps
         with _counting(counts, quiet if is_quiet else (Counter(), Counter())):
-            return step(batch, number, log=log)
+            return step(bar)
 
     return counted
 
@@ -272,3 +343,98 @@ def _evaluated(device: str, counts, *, losses: bool) -> dict:
     tensors |= {f"{name} density": result.density for name, result in results.items()}
     tensors |= {f"{name} l0": result.l0_histogram for name, result in results.items()}
     return {"tensors": tensors, "waits": _ours(own[0]), "uploads": own[1], "batches": n - 1}
+
+
+class _OnDevice(PlantedStream):
+    """A source whose activations are made on a device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(batch_size=1024, d=D, n_features=D_SAE, l0=6)
+        self.device = torch.device(device)
+
+    def fill(self, n: int, rank: int = 0, n_processes: int = 1) -> Filling:
+        filling = super().fill(n, rank, n_processes)
+        moved = ({at: upload(x, self.device) for at, x in part.items()} for part in filling.parts)
+        return filling._replace(parts=moved)
+
+
+def _shuffled(folder: Path, place: str, device: str, counts) -> dict:
+    """A bucket serves for four batches; waits are those of steps and of handing them out."""
+    where = ShuffleArguments(bucket_tokens=1024, device=device if place == "device" else "cpu")
+
+    def stream(sites: tuple[str, ...]) -> ShuffledActivations:
+        return ShuffledActivations(_OnDevice(device), where, 256)
+
+    return _train(folder, "topk", device, counts, steps=12, make_stream=stream)
+
+
+def _refused(folder: Path, bad_step: int, device: str, counts) -> dict:
+    """A batch with NaN at a step that is neither logged nor saved: what is said then, and saved."""
+
+    def stream(sites: tuple[str, ...]) -> PlantedStream:
+        made = PlantedStream(d=D, n_features=D_SAE, l0=6, sites=sites)
+        part = made.part
+
+        def spoiled(number: int, n: int) -> dict[str, torch.Tensor]:
+            x = {site: x.to(device) for site, x in part(number, n).items()}
+            x[sites[0]][3:5, 0] = torch.nan if number == bad_step + 1 else 0.0
+            return x
+
+        made.part = spoiled
+        return made
+
+    with pytest.raises(ValueError) as refused:
+        _train(folder, "jumprelu", device, counts, steps=12, make_stream=stream, save_steps=6)
+    said = {"said": torch.tensor([*str(refused.value).encode()])}
+    saved = sorted(p.name for p in (folder / device).glob("checkpoints/*"))
+    log = (folder / device / "log.jsonl").read_text()
+    return {"tensors": said, "said": str(refused.value), "saved": saved, "log": log}
+
+
+def _collected(tokenizer, device: str, counts) -> dict:
+    """Waits of all batches but the first."""
+    lm, sae, own = _lm(device), tiny.make_sae().to(device), (Counter(), Counter())
+    args, marks = CollectArguments(top=3, quantiles=2, per_quantile=1, reservoir=4), []
+    store = collect(
+        *(lm, sae, _rows(4), args),
+        tokenizer=tokenizer,
+        progress=lambda n: marks.append(tuple(c.copy() for c in counts)),
+    )
+    for total, before, after in zip(own, marks[0], marks[-1], strict=True):
+        total.update(after - before)
+    tables = store.latents.to_pydict(), store.examples.to_table().to_pydict()
+    tensors = {"tables": torch.tensor([*repr(tables).encode()])}
+    return {"tensors": tensors, "waits": _ours(own[0]), "uploads": own[1], "batches": 3}
+
+
+def _diffed(device: str, counts) -> dict:
+    sites, own = {"a/layers.1": tiny.D, "b/layers.1": tiny.D}, (Counter(), Counter())
+    torch.manual_seed(0)
+    config = hfsae.ReLUSAEConfig(sites=[*sites], d_in=2 * tiny.D, d_sae=tiny.D_SAE)
+    sae = AutoModel.from_config(config).eval().to(device)
+    generator, on = torch.Generator().manual_seed(0), torch.device(device)
+
+    def batches():
+        for i in range(3):
+            x = {at: torch.randn(20, d, generator=generator) for at, d in sites.items()}
+            marks.append(tuple(c.copy() for c in counts))
+            document = torch.arange(20) // 5 + 4 * i
+            made = {at: upload(x, on) for at, x in x.items()}
+            yield ActivationBatch(made, upload(document, on), None, upload(document % 3, on))
+
+    marks: list[tuple[Counter, ...]] = []
+    record = compared(sae, batches(), 16, str)
+    for total, before, after in zip(own, marks[0], marks[-1], strict=True):
+        total.update(after - before)
+    tensors = {"record": torch.tensor([*json.dumps(record).encode()])}
+    return {"tensors": tensors, "waits": _ours(own[0]), "uploads": own[1], "batches": 2}
+
+
+def _attributed(device: str, counts) -> dict:
+    lm, sae, own = _lm(device), tiny.make_sae().to(device), (Counter(), Counter())
+    with _counting(counts, own):
+        ids = tiny.tokens()["input_ids"][:1]
+        found = hfsae.attribute(lm, sae, ids, target=100, ablate=3, integration_steps=2)
+    values = {name: torch.as_tensor(x) for name, x in found._asdict().items() if x is not None}
+    tensors = {name: x.nan_to_num() for name, x in values.items()}
+    return {"tensors": tensors, "waits": _ours(own[0]), "uploads": own[1]}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..io.errors import Refused
 from ..lm import Site, blocks_below, by_model, capture, find_module, forward, running_as
-from ..ops import indices_of, upload
+from ..ops import ASYNCHRONOUS, indices_of, upload
 from .arguments import HarvestArguments
 from .cache import ActivationCache, batch_key
 from .tokens import TokenBatch
@@ -218,12 +218,45 @@ def refuse_not_finite(activations: Mapping[str, Float[Tensor, "n _"]]) -> None:
         return  # as in `rows_not_finite`, but of all sites at once: a device is waited for once
     for site, acts in activations.items():
         if n := len(rows_not_finite(acts)):
-            raise Refused(
-                f"{n} of {len(acts)} positions at {site!r} have NaN or infinite activations: the "
-                f"model overflows in {str(acts.dtype).removeprefix('torch.')}, or its "
-                "weights are damaged; try another lm.dtype (bfloat16, float32) or "
-                "lm.attn_implementation (eager)"
-            )
+            raise _overflow(n, len(acts), site, acts.dtype)
+
+
+def _overflow(n: int, n_all: int, site: str, dtype: torch.dtype) -> Refused:
+    return Refused(
+        f"{n} of {n_all} positions at {site!r} have NaN or infinite activations: the model "
+        f"overflows in {str(dtype).removeprefix('torch.')}, or its weights are damaged; try "
+        "another lm.dtype (bfloat16, float32) or lm.attn_implementation (eager)"
+    )
+
+
+class FiniteBatches:
+    """`refuse_not_finite` for a training's batches. Of those on a GPU the number of bad rows stays
+    there until `refuse_past`, as to read it makes the host wait."""
+
+    def __init__(self) -> None:
+        self._counts: Tensor | None = None  # by site, of the first batch with bad rows
+        self._kinds: list[tuple[int, str, torch.dtype]] = []
+
+    def add(self, batch: Mapping[str, Float[Tensor, "n _"]]) -> None:
+        """Note a batch; one in main memory is refused at once."""
+        if any(x.device.type not in ASYNCHRONOUS for x in batch.values()):
+            return refuse_not_finite(batch)
+        counts = torch.stack([(~x.isfinite()).any(dim=-1).sum() for x in batch.values()])
+        if self._counts is not None:
+            counts = torch.where(self._counts.any(), self._counts, counts)
+        self._counts = counts
+        self._kinds = [(len(x), site, x.dtype) for site, x in batch.items()]
+
+    def refuse_past(self) -> None:
+        """Refuse the first batch that had NaN or infinity.
+
+        Raises:
+            ValueError: there was one.
+        """
+        found = [] if self._counts is None else self._counts.tolist()
+        for n, kind in zip(found, self._kinds, strict=True):
+            if n:
+                raise _overflow(n, *kind)
 
 
 def rows_not_finite(x: Float[Tensor, "n d"]) -> Int64[Tensor, " m"]:

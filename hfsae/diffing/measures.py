@@ -45,6 +45,7 @@ from ..evaluation.metrics import DocumentSums, bootstrap_weights
 from ..io.errors import Refused
 from ..lm.places import SLASH
 from ..models import SAE
+from ..ops import upload
 
 FIRST, SECOND, SHARED, OTHER = "first", "second", "shared", "other"
 GROUPS = (FIRST, SECOND, SHARED, OTHER)
@@ -218,7 +219,7 @@ class Explained:
         change = b - a - self.shift
         square, along = change.square().sum(dim=1), change @ self.moves.T
         f = latents[:, self.latents].double()
-        elsewhere = torch.randperm(len(f), generator=self._generator).to(f.device)
+        elsewhere = upload(torch.randperm(len(f), generator=self._generator), f.device)
         values = {"square": square}
         for name, firings in (("", f), (_CONTROL, f[elsewhere])):
             # |y|^2 - |y - f d|^2

@@ -22,6 +22,7 @@ from ..io.file_names import DIFF, META
 from ..io.files import printable, read_json, reading, write_whole
 from ..lm import LoadedLMs, contract
 from ..models import SAE
+from ..ops import Download
 from ..runs import check_held_out, inputs_of, load_inputs, norm_limits, of_run
 from ..runs.inputs import token_bar, with_progress
 from ..training.trainer import make_accelerator, sum_products_in_float32
@@ -119,7 +120,8 @@ def compared(
     n_read, documents = 0, set[int]()
     for batch in batches:
         x = sae.config.reads.joined(batch.activations).to(sae.device, sae.dtype)
-        parts = (each.split(n_at_once) for each in (x, batch.document.to(x.device)))
+        document_of = batch.document.cpu()  # known to the host: sums by document wait for no GPU
+        parts = (each.split(n_at_once) for each in (x, document_of))
         fired = [n_firings.new_zeros(0, len(n_firings), dtype=torch.bool)]
         for part, document in zip(*parts, strict=True):
             latents = sides.sae.encode(part)
@@ -131,7 +133,7 @@ def compared(
         if batch.token is not None:
             tokens.add(torch.cat(fired)[:, explained.latents], batch.token.to(x.device))
         n_read += len(x)
-        documents.update(batch.document.tolist())
+        documents.update(document_of.tolist())
     if not n_read:
         raise Refused("no token is left to compare the models on; give more text")
     change, nu = explained.whole(), scaling.nu()
@@ -176,15 +178,15 @@ class FiringTokens:
     """Counts pairs of a latent and a token. Memory: 16 bytes for each pair that a batch has."""
 
     def __init__(self) -> None:
-        self._keys: list[Tensor] = []
-        self._counts: list[Tensor] = []
+        self._keys: list[Download] = []
+        self._counts: list[Download] = []
 
     def add(self, fired: Bool[Tensor, "n m"], token: Int[Tensor, " n"]) -> None:
         """Add which of m latents fire on some tokens."""
         at, latent = fired.nonzero(as_tuple=True)
         keys, counts = ((latent << _SHIFT) + token[at]).unique(return_counts=True)
-        self._keys.append(keys.cpu())
-        self._counts.append(counts.cpu())
+        self._keys.append(Download(keys))
+        self._counts.append(Download(counts))
 
     def most(
         self, n_latents: int, spell: Callable[[int], str]
@@ -197,9 +199,10 @@ class FiringTokens:
         """
         if not self._keys:
             return []
-        keys, row = torch.cat(self._keys).unique(return_inverse=True)  # in the order of latents
+        pairs = torch.cat([keys.value() for keys in self._keys])
+        keys, row = pairs.unique(return_inverse=True)  # in the order of latents
         counts = torch.zeros(len(keys), dtype=torch.long)
-        counts.index_add_(0, row, torch.cat(self._counts))
+        counts.index_add_(0, row, torch.cat([each.value() for each in self._counts]))
         ends = torch.searchsorted(keys, torch.arange(n_latents + 1) << _SHIFT).tolist()
         frequent = []
         for first, end in pairwise(ends):

@@ -127,7 +127,8 @@ def _add_latents(seen: LatentStatistics, sae: SAE, batch: TokenBatch, harvested:
     n_rows, context = batch.input_ids.shape
     step = max(1, BLOCK_LATENTS // (context * sae.config.d_sae))
     for first in range(0, n_rows, step):
-        inside = (harvested.row >= first) & (harvested.row < first + step)
+        # indices and not the mask itself, whose length a GPU would be asked for three times
+        inside = ((harvested.row >= first) & (harvested.row < first + step)).nonzero()[:, 0]
         latents = sae.encode(x[inside.to(x.device)].to(sae.W_dec))
         row = (harvested.row[inside] - first).to(latents.device)
         position = harvested.position[inside].to(latents.device)

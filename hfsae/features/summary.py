@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations import TokenBatch
+from ..ops import upload
 
 BLOCK_LATENTS = 2**24
 """Latents encoded at a time: 64 MiB of float32, but at least one row."""
@@ -81,7 +82,7 @@ class Peaks(ABC):
         peaks = self.values.new_zeros(n_rows * latents.shape[1])
         cell = row[token] * latents.shape[1] + self.fired
         peaks.scatter_reduce_(0, cell, self.values, "amax")
-        at_peak = self.values == peaks[cell]
+        at_peak = (self.values == peaks[cell]).nonzero()[:, 0]
         cell, where = cell[at_peak], position[token[at_peak]]
         positions = torch.zeros_like(peaks, dtype=torch.long)
         positions.scatter_reduce_(0, cell, where, "amin", include_self=False)
@@ -175,7 +176,8 @@ class LatentStatistics:
         block = Block(latents, row, position, shape, first_row=self.n_rows, window=self.window)
         # Every row and latent draws a key, fired or not: so the sample does not depend on the size
         # of batches.
-        keys = torch.rand(block.peak.shape, generator=self.generator).to(block.peak.device)
+        drawn = torch.rand(block.peak.shape, generator=self.generator)
+        keys = upload(drawn, block.peak.device)
         self.add_(block, keys)
         self.tokens.append(batch.input_ids.int().cpu())
         self.documents.append(batch.document.int().cpu())

@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..activations.harvest import refuse_not_finite
+from ..activations.harvest import FiniteBatches, refuse_not_finite
 from ..io.checksums import stamp
 from ..io.errors import Diverged, Refused
 from ..io.file_names import CHECKPOINTS, CONFIG, LOG, TRAINING
@@ -228,6 +228,7 @@ class Trainer(Generic[Trained]):
             )
         self.identity = Identity(args, named, text, own)
         self.interrupt = Interrupt()
+        self.finite = FiniteBatches()
         self.steps_done = 0
         self.harvest_seconds, self.sae_seconds = 0.0, dict.fromkeys(named, 0.0)
         self.threshold_factors: dict[str, float | None] = {}
@@ -276,7 +277,9 @@ class Trainer(Generic[Trained]):
         logs = step % self.args.logging_steps == 0
         start = time.perf_counter()
         batch = self.stream.next_batch()
-        refuse_not_finite(batch)
+        self.finite.add(batch)
+        if logs or any(step == run.control.warm_start_steps for run in self.runs.values()):
+            self.finite.refuse_past()  # these steps read numbers of the device in any case
         self.harvest_seconds += time.perf_counter() - start
         lines = {}
         for name, run in self.runs.items():
@@ -355,8 +358,9 @@ class Trainer(Generic[Trained]):
         """Write everything the rest of the run depends on: process 0 writes for all processes.
 
         Raises:
-            ValueError: a weight is not finite; earlier checkpoints remain.
+            ValueError: a batch or a weight is not finite; earlier checkpoints remain.
         """
+        self.finite.refuse_past()
         self._stop_if_not_finite()
         runs = {name: run.state_dict() for name, run in self.runs.items()}
         if not self.accelerator.is_main_process:

@@ -74,6 +74,7 @@ def compiled(folder: Path) -> Iterator[dict[str, Any]]:
     """Each kernel for each target: registers of a thread, spilled ones, shared memory of a program,
     bytes that it loads for a multiply-add, and instructions that it should not have."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
 
     with kernels() as fused:
@@ -86,8 +87,8 @@ def compiled(folder: Path) -> Iterator[dict[str, Any]]:
         where = GPUTarget("hip", target, 64) if is_amd else GPUTarget("cuda", int(target[3:]), 32)
         for name, (kernel, tile) in both.items():
             options = {"enable_fp_fusion": True}  # as they are launched
-            with triton.knobs.cache.scope():
-                triton.knobs.cache.dir = str(folder)
+            with knobs.cache.scope():
+                knobs.cache.dir = str(folder)
                 made = triton.compile(_source(kernel, tile), target=where, options=options)
             of_maker = _of_amd if is_amd else _of_nvidia
             registers, spilled, code, patterns = of_maker(made, folder / "kernel.cubin")
@@ -123,12 +124,12 @@ def _source(kernel: Any, tile: tuple[int, int]) -> Any:
 def _of_nvidia(made: Any, path: Path) -> tuple[int, int, str, tuple[str, str, str]]:
     """Registers, bytes spilled, code; and patterns in it: of loads of 16 bytes, of multiply-adds
     (marked, if of two numbers), and of atomic additions and tensor cores."""
-    import triton
+    from triton import knobs
 
     path.write_bytes(made.asm["cubin"])
 
     def dumped(how: str) -> str:
-        command = [triton.knobs.nvidia.cuobjdump.path, how, str(path)]
+        command = [knobs.nvidia.cuobjdump.path, how, str(path)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     used = {name: int(n) for name, n in re.findall(r"(\w+):(\d+)", dumped("-res-usage"))}
@@ -156,9 +157,9 @@ def predicted(steps: Mapping[str, Any]) -> tuple[list[list[str]], float]:
             dense = milliseconds(steps["dense"], *sizes)
 
             def slow(l0: float, sizes: Any = sizes) -> float:
-                return milliseconds(steps["sparse"], *sizes, l0)
+                return milliseconds(steps["sparse"], *sizes, l0=l0)
 
-            fast = [milliseconds(steps["sparse"], *sizes, l0, in_cache=True) for l0 in L0S]
+            fast = [milliseconds(steps["sparse"], *sizes, l0=l0, in_cache=True) for l0 in L0S]
             spans = [f"{least:.3g} to {slow(l0):.3g}" for least, l0 in zip(fast, L0S, strict=True)]
             density = steps["sparse"]["entries"] * meeting(slow, dense, d_sae) / d_sae
             densities.append(density)
