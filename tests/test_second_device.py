@@ -32,7 +32,7 @@ from hfsae.evaluation import evaluate_all
 from hfsae.features import CollectArguments, collect
 from hfsae.models import SAE
 from hfsae.ops import ASYNCHRONOUS, sparse, upload
-from hfsae.training import Trainer, run
+from hfsae.training import Trainer
 from hfsae.training.trainer import make_accelerator
 
 from . import forked, tiny
@@ -239,8 +239,7 @@ def _train(
         trainer = Trainer(sae, stream, args, accelerator=accelerator)
         if n_batches:
             stream.next_batch = stop_at(stream, n_batches)
-        (one,) = trainer.runs.values()
-        trainer._step = _counted(trainer, one, counts, quiet)
+        _count_steps(trainer, counts, quiet)
         try:
             sae = trainer.train()
         except KeyboardInterrupt:
@@ -248,19 +247,24 @@ def _train(
     return {"tensors": sae.state_dict(), "waits": quiet[0], "uploads": quiet[1]}
 
 
-def _counted(trainer: Trainer, one: run.Run, counts, quiet):
-    step = trainer._step
+def _count_steps(trainer: Trainer, counts, quiet) -> None:
+    """From where a step asks for its batch to its end."""
+    (one,) = trainer.runs.values()
+    next_batch, step, before = trainer.stream.next_batch, one.step, list[Counter]()
 
-    def counted(bar):
-        number = trainer.steps_done
+    def begun():
+        before[:] = [c.copy() for c in counts]
+        return next_batch()
+
+    def ended(batch, number, *, log=False):
+        line = step(batch, number, log=log)
         # The warm start's end reads the threshold; step 0 makes the optimiser's state.
-        log = number % trainer.args.logging_steps == 0
-        saves = number + 1 == trainer.args.total_steps
-        is_quiet = number and not (log or saves) and number != one.control.warm_start_steps
-        with _counting(counts, quiet if is_quiet else (Counter(), Counter())):
-            return step(bar)
+        if number and not log and number != one.control.warm_start_steps:
+            for total, now, then in zip(quiet, counts, before, strict=True):
+                total.update(now - then)
+        return line
 
-    return counted
+    trainer.stream.next_batch, one.step = begun, ended
 
 
 def _lm(device: str) -> Gemma2ForCausalLM:
