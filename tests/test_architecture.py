@@ -9,7 +9,7 @@ import pytest
 
 import hfsae
 from hfsae.io import file_names as names
-from hfsae.models.registry import class_of
+from hfsae.models.base import class_of
 
 from .helpers import run_python
 

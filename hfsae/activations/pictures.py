@@ -31,8 +31,7 @@ from ..io.files import refuse_special
 from ..io.local_paths import LOCAL_FILES
 from ..lm import LoadedEncoder, n_positions
 from .arguments import HarvestArguments, ImageArguments, Split, side_of
-from .cache import lm_digest
-from .harvest import Harvester, InputBatch
+from .harvest import Harvester, InputBatch, lm_digest
 from .source import ActivationBatch, Filling, Refusals, harvest_share
 
 if TYPE_CHECKING:

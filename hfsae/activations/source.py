@@ -20,8 +20,7 @@ from torch import Tensor
 from ..io.errors import Refused
 from ..packaged import shares_of_texts
 from .arguments import Split
-from .cache import lm_digest
-from .harvest import Batch, Harvester
+from .harvest import Batch, Harvester, lm_digest
 from .tokens import PackedRows, TokenBatch, text_digest, text_origin
 
 Activations = dict[str, Float[Tensor, "_ _"]]

@@ -23,8 +23,7 @@ from ..io.files import parse_yaml
 from ..lm.located import refuse_absent
 from ..packaged import SEPARATE_SAES, packaged_names, text_folder
 from ..runs import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
-from ..runs.declared_fields import DeclaredField, check_sae_fields, known_variants
-from ..runs.recipe import UNUSED
+from ..runs.recipe import UNUSED, DeclaredField, check_sae_fields, known_variants
 from ..runs.results import stage_of
 from ..tuning import Tuning
 from .parsing import VerbParser, help_lines, with_names

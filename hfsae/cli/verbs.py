@@ -34,8 +34,7 @@ from ..io.file_names import (
     RECIPE,
     REPORT,
 )
-from ..io.files import printable, printable_lines
-from ..io.lock import is_first_process
+from ..io.files import is_first_process, printable, printable_lines
 from ..packaged import SEPARATE_SAES
 from ..runs import ExplainRequest, Sections, shipped_recipes
 from ..runs.arguments import CONTROLS, EXPLAINERS, PresetArguments

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..io.errors import Refused
-from ..lm.sites import Sites
+from ..lm.hooks import Sites
 from ..ops import indices_of
 from .config import SAEConfig
 

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from ..activations import check_files
-from ..activations.cache import SHARD_BYTES
+from ..activations.harvest import SHARD_BYTES
 from ..evaluation.fidelity import rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
 from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES

@@ -30,8 +30,7 @@ from ..activations.files import SHARDS, refuse_other_shards, shard_hash
 from ..features import LabelColumns, refuse_few_documents, write_labels_table
 from ..io.errors import Refused
 from ..io.file_names import HARVEST, LABELS_TABLE, RECIPE, shard_name
-from ..io.files import read_json, replacing, sweep, write_whole
-from ..io.lock import locked
+from ..io.files import locked, read_json, replacing, sweep, write_whole
 from ..lm import widths_of
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .checks import check

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..models import SAE, Schedule
 from ..ops import Place
 from .arguments import TrainingArguments, in_steps
-from .l0 import L0Control
+from .run import L0Control
 from .sharding import whole
 
 _MOST = 0.5  # of all latents

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import hfsae
 from hfsae.training import Trainer
-from hfsae.training.l0 import set_l0_
 from hfsae.training.refit import MOST_LATENTS, refit_
+from hfsae.training.run import set_l0_
 
 from ..helpers import D_IN, SCALE, cases, make
 from .planted import PlantedStream, arguments, assert_same_bits, make_sae, stop_at, weights
