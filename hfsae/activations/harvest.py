@@ -170,17 +170,6 @@ class ActivationCache:
         self._places = {k: place for k, place in self._places.items() if place[0].path != path}
 
 
-def batch_key(inputs: Mapping[str, Tensor], keep: Tensor, rows: int, way: str = "") -> str:
-    """Hash of inputs, mask and rows per forward pass; `way` names a computation that rounds
-    differently, such as compiled code."""
-    names = " ".join(name for name in inputs if name != "input_ids")
-    shapes = " ".join(str(tuple(x.shape)) for x in inputs.values())
-    digest = blake2b(f"{names}{shapes} {rows}{way}".encode(), digest_size=16)
-    for part in (*inputs.values(), keep):
-        digest.update(part.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def lm_digest(lm: nn.Module, settings: str = "") -> str:
     """A hash of some numbers of each weight; it identifies a language model's weights, and the
     settings that are given with it."""
@@ -324,7 +313,14 @@ class Harvester:
         places = list(self._paths[i].values())
         whole = {"input_ids": batch.input_ids} if isinstance(batch, TokenBatch) else batch.inputs
         if self.caches:
-            key = batch_key(whole, batch.keep, rows, " compiled" if self.args.compile else "")
+            # of inputs, mask, rows a pass, and of compiled code, which rounds differently
+            names = " ".join(name for name in whole if name != "input_ids")
+            shapes = " ".join(str(tuple(x.shape)) for x in whole.values())
+            way = " compiled" if self.args.compile else ""
+            digest = blake2b(f"{names}{shapes} {rows}{way}".encode(), digest_size=16)
+            for part in (*whole.values(), batch.keep):
+                digest.update(part.cpu().contiguous().numpy().tobytes())
+            key = digest.hexdigest()
             cached = self.caches[i].get(key, places)
         inputs = {name: x.split(rows) for name, x in whole.items()}
         parts: dict[str, list[Tensor]] = {place: [] for place in places}

@@ -39,10 +39,10 @@ from ..packaged import SEPARATE_SAES
 from ..runs import ExplainRequest, Sections, shipped_recipes
 from ..runs.arguments import CONTROLS, EXPLAINERS, PresetArguments
 from ..tuning import Tuning
-from .parsing import VerbParser, verb_parser
 from .recipes import (
     SECTIONS,
     SOURCE,
+    VerbParser,
     add_choice,
     add_meaning,
     add_output,
@@ -55,6 +55,7 @@ from .recipes import (
     parse_recipe,
     recipe_parser,
     refuse_absent_inputs,
+    verb_parser,
 )
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 Files may come from anywhere: a JSON or YAML file has a largest size. Text from files goes through
 `printable` before it reaches a terminal.
 
-**The lock.** One process at a time writes into a folder: a lock of the package filelock, and its owner's note;
-and one thread at a time loads a model.
+**The lock.** One process at a time writes into a folder: a lock of the package filelock, and its
+owner's note; and one thread at a time loads a model.
 
 The kernel releases the lock at the end of the process, even of a killed one. Both files are deleted
 at the end: a finished folder has neither.

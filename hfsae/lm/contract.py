@@ -24,10 +24,11 @@ are other weights, not a copy. A change that only a cast explains is none. The s
 eight rows of eight matrices: training changes all of them, but an edit of one other matrix is not
 seen.
 
-**A sketch** of a language model's weights: with it alone, another model's can be compared. It holds a few sums, with fixed random signs, of the weights in some rows of some matrices. The
-difference of two such sums has on average the size of the difference of those rows (Johnson and
-Lindenstrauss 1984), and every number of the rows counts. Rows are cast to the model's dtype first:
-the sketch of a model in bfloat16 is that of the same model in float32, cast by the comparison.
+**A sketch** of a language model's weights: with it alone, another model's can be compared. It holds
+a few sums, with fixed random signs, of the weights in some rows of some matrices. The difference of
+two such sums has on average the size of the difference of those rows (Johnson and Lindenstrauss
+1984), and every number of the rows counts. Rows are cast to the model's dtype first: the sketch of
+a model in bfloat16 is that of the same model in float32, cast by the comparison.
 """
 
 import base64

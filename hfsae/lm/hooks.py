@@ -11,9 +11,10 @@ Code from `torch.compile` calls only the hooks of the time of compilation. So wh
 open, it runs as plain Python in every thread of the process, SAEs included; afterwards the compiled
 code runs again, without a new compilation.
 
-**Sites** are places in a language model. A site is written `<module path>[:in|:out]`: a module as `named_modules()` of `lm.base_model`
-spells it, and its first input or its (first) output, which is the default. The longer path that
-`named_modules()` of `lm` itself gives ('model.layers.12') is accepted too. In a 26-layer Gemma 2:
+**Sites** are places in a language model. A site is written `<module path>[:in|:out]`: a module as
+`named_modules()` of `lm.base_model` spells it, and its first input or its (first) output, which is
+the default. The longer path that `named_modules()` of `lm` itself gives ('model.layers.12') is
+accepted too. In a 26-layer Gemma 2:
 
     layers.12                              residual stream after block 12 = hidden_states[13]
     layers.25                              after the last block; hidden_states[-1] is *not* it, as

@@ -112,7 +112,8 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
         configs = make_configs(recipe, model)
     for side in sides_of(recipe):
         check_text(recipe.text, side)
-    check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
+    if recipe.evaluation.texts:
+        check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
     if recipe.sizes.probing and not recipe.lms:
         check_probing(recipe, configs)
     return model, configs

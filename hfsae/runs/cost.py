@@ -21,7 +21,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from ..activations import check_files
 from ..activations.harvest import SHARD_BYTES
-from ..evaluation.fidelity import rows_at_once
+from ..evaluation.arguments import rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
 from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..io.errors import Refused

@@ -10,9 +10,9 @@ place; in `sae.sites`, a list or a text with commas, one SAE over all, and arrow
 `sae.target_sites`, for cross-layer transcoders.
 
 **The fields of SAEs' configs** are known without importing these, which takes seconds: so that a
-wrong option is told at once. They are read from the source of hfsae/models: a field is an annotated name in the body of a class,
-with its default and the text under it, and a class also has its bases' fields. Variants in users'
-own modules are known by their classes, once these are imported.
+wrong option is told at once. They are read from the source of hfsae/models: a field is an annotated
+name in the body of a class, with its default and the text under it, and a class also has its bases'
+fields. Variants in users' own modules are known by their classes, once these are imported.
 """
 
 import ast

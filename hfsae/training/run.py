@@ -10,15 +10,6 @@ vary between runs, and results would too.
 What a step counts (firings, density) moves the L0 controller, and says which latents are dead and
 of what kind the next step is. The host reads it when the step has ended; on a GPU when the next
 one is under way, so that it never waits for the device except where a line is logged.
-
-**L0 control**: a warm start with one common threshold, then a controller of lambda; at the end one
-factor on all thresholds.
-
-In the warm start (training.warm_start_steps; variants with thresholds) there is no sparsity term:
-the controller adjusts one threshold that all latents share. Then lambda starts at the value for
-which this threshold is right, rises over the sparsity warm-up, and is controlled from there on.
-What is right on batches of training is a few per cent off on other text, so the thresholds of a
-trained SAE can be set on activations that training did not read (training.calibration_tokens).
 """
 
 import logging
@@ -35,20 +26,10 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ..io.errors import Refused
 from ..lm import widths_of
-from ..models import SAE, Schedule
-from ..models.config import l0_goal
+from ..models import SAE, SAEConfig, Schedule
 from ..ops import ASYNCHRONOUS, Download, Entries, Place, Workspace, one_process, upload
-from .arguments import (
-    TrainingArguments,
-    cosine_warmup,
-    geometric,
-    in_steps,
-    linear_decay,
-    linear_warmup,
-    steer,
-)
-from .health import Readings, diagnose_sources
-from .refit import check_refit
+from .arguments import TrainingArguments, cosine_warmup, geometric, in_steps, linear_decay
+from .health import L0Control, Readings, diagnose_sources
 from .sharding import (
     check_spread,
     everywhere,
@@ -62,119 +43,6 @@ from .sharding import (
 )
 from .start import start_
 
-_REACH = 1e4  # largest factor by which the controller changes a coefficient, up or down
-_WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
-_MOST_FACTOR = 4.0  # by which the thresholds of a trained SAE are moved, up or down
-_AT_ONCE = 2**11  # activations
-
-
-class L0Control:
-    """Multiplies the sparsity coefficients by `factor`; in the warm start, moves the threshold."""
-
-    def __init__(self, sae: SAE, args: TrainingArguments) -> None:
-        self.sae, self.args, self.factor = sae, args, 1.0
-        target = sae.config.target_l0
-        self.target = None if target is None else float(target)
-        warms = self.target is not None and sae.config.has_thresholds
-        self.warm_start_steps = in_steps(args.warm_start_steps, args.total_steps) if warms else 0
-        self.warmup_steps = args.warmup_length("sparsity_warmup_steps", self.warm_start_steps)
-        most = max(self.target or 0.0, sae.config.d_sae / 2)
-        self.first_l0 = min(args.warm_start_l0 * (self.target or 0.0), most)
-
-    @torch.no_grad()
-    def begin(self, pre_acts: Float[Tensor, "n d_sae"]) -> None:
-        """Set the threshold so that `target` latents a token pass it; reorders pre_acts in place.
-
-        Args:
-            pre_acts: pre-activations of a sample, raw units.
-        """
-        assert self.target is not None
-        n = round(self.goal(0) * len(pre_acts))
-        values = whole(pre_acts).flatten().cpu().numpy()  # torch's topk needs 16 bytes a number
-        values.partition(len(values) - n)
-        threshold = float(values[len(values) - n])  # the n-th largest
-        # The controller multiplies the threshold, so it could never move one of 0.
-        least = float(self.sae.config.initial_threshold)
-        self.sae.get_parameter("threshold").fill_(max(threshold / self.sae.latent_scale, least))
-
-    def goal(self, step: int) -> float:
-        """L0 to steer to at a step of the warm start: it falls to the target by its middle."""
-        assert self.target is not None
-        factor = geometric(step, self.warm_start_steps // 2, self.first_l0 / self.target)
-        return self.target * factor
-
-    def sparsity(self, step: int) -> float:
-        """Factor on the sparsity coefficients; 0 in the warm start."""
-        return 0.0 if step < self.warm_start_steps else self.factor * self.warmup(step)
-
-    def warmup(self, step: int) -> float:
-        """The sparsity warm-up's part of that factor: it rises to 1."""
-        return linear_warmup(step - self.warm_start_steps, self.warmup_steps)
-
-    @torch.no_grad()
-    def end_warm_start(self) -> None:
-        """Set the lambda for which the warm start's threshold is right."""
-        factor = self.sae.config.sparsity_at(
-            float(whole(self.sae.get_parameter("threshold")).median())
-        )
-        if factor is not None:
-            self.factor = _within_reach(factor)
-
-    @torch.no_grad()
-    def after_step(self, l0: float, step: int) -> None:
-        """Raise the threshold or lambda a little where L0 is above the target, else lower it."""
-        if self.target is None:
-            return
-        if step < self.warm_start_steps:
-            self.sae.get_parameter("threshold").mul_(
-                steer(1.0, l0, self.goal(step), _WARM_START_GAIN)
-            )
-        elif self.sae.config.steers_itself:
-            return
-        elif self.warmup(step) == 1.0:  # during the warm-up it would correct for it and wind up
-            self.factor = _within_reach(steer(self.factor, l0, self.target, self.args.l0_gain))
-
-
-@torch.no_grad()
-def set_l0_(sae: SAE, x: Float[Tensor, "n d_in"]) -> float | None:
-    """Multiply all thresholds by the factor with which target_l0 (or k) latents fire, on average.
-
-    Args:
-        sae: with a threshold above 0; others are left as they are.
-        x: activations, raw units, on any device.
-
-    Returns:
-        The factor, 1/4 to 4; None where the SAE has no such thresholds, or no L0 to go to.
-    """
-    goal = l0_goal(sae.config.to_dict())
-    if goal is None or "threshold" not in sae.state_dict():
-        return None
-    threshold = sae.get_parameter("threshold")
-    if not bool((threshold > 0).any()):
-        return None
-    near = []  # of each activation and latent, the factor at which it just does not fire
-    for some in x.split(_AT_ONCE):
-        factors = sae.pre_activations(some.to(sae.device).float()) / (sae.latent_scale * threshold)
-        near.append(factors[factors > 1 / _MOST_FACTOR])
-    ordered = torch.cat(near).sort(descending=True).values
-    n = round(float(goal) * len(x))
-    last = ordered[n - 1 : n + 1].mean() if n < len(ordered) else ordered.new_tensor(0.0)
-    factor = min(max(float(last), 1 / _MOST_FACTOR), _MOST_FACTOR)
-    if factor != float(last):
-        logger.warning(
-            "L0 is not %g where training did not read, with thresholds %g times as large, the most "
-            "by which they are moved",
-            goal,
-            factor,
-        )
-    threshold.mul_(factor)
-    return factor
-
-
-def _within_reach(factor: float) -> float:
-    return min(max(factor, 1 / _REACH), _REACH)
-
-
 FIRST_LOOK = 2048  # activations from which the first threshold and density are estimated
 _LARGEST_NORM = 1e12  # its square, times a billion rows, is far below float32's largest number
 # Sparse steps are faster where under a seventh of all entries matter, as measured at d_in 576 and
@@ -184,6 +52,7 @@ _LARGEST_NORM = 1e12  # its square, times a billion rows, is far below float32's
 SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
 _ON_GPU = 0.003, 0.004
 SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
+MOST_REFITTED = 2**15  # latents
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +60,27 @@ logger = logging.getLogger(__name__)
 def has_sparse_steps(sae: SAE, device: torch.device, *, is_spread: bool) -> bool:
     """Whether an SAE as configured has sparse steps on a device, or with its latents spread."""
     return device.type in ("cpu", "cuda") and not is_spread and sae.can_be_sparse
+
+
+def check_refit(config: SAEConfig) -> None:
+    """Refuse a dictionary that is too wide, since a refit holds a matrix of d_sae^2 numbers twice,
+    or whose latents do not all write everywhere."""
+    if config.is_causal and config.has_several_sites:
+        raise Refused(
+            f"training.refit_ridge fits rows that write at all sites, and a {config.model_type}'s "
+            "write at later ones alone; set it to null"
+        )
+    if config.dedicated:
+        raise Refused(
+            "training.refit_ridge fits the rows of each site by themselves, and sae.dedicated "
+            "holds them equal; set it to null"
+        )
+    d_sae = config.d_sae
+    if d_sae > MOST_REFITTED:
+        raise Refused(
+            f"training.refit_ridge would hold {8 * d_sae**2 / 1e9:,.0f} GB for {d_sae:,} latents; "
+            f"it is for short runs of at most {MOST_REFITTED:,} latents: set it to null"
+        )
 
 
 class Run:

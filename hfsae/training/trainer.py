@@ -44,8 +44,9 @@ from ..ops import Workspace
 from . import checkpoint
 from .arguments import TrainingArguments, in_steps
 from .checkpoint import Identity
+from .health import set_l0_
 from .refit import refit_
-from .run import Run, set_l0_
+from .run import Run
 from .start import sample_size
 
 
