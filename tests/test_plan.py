@@ -12,7 +12,6 @@ from hfsae import runs as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.evaluation import EvaluationArguments
-from hfsae.io.processor import Room
 from hfsae.models import BatchTopKCLTConfig
 from hfsae.runs import LMArguments, Recipe, cost, make_configs
 from hfsae.runs.cost import check_memory, memory, parameters, plan, stages
@@ -257,7 +256,7 @@ GB = 10**9
 @pytest.fixture
 def small_machine(monkeypatch):
     """10 GB of main memory, of which 4 are free; no GPU."""
-    monkeypatch.setattr(cost, "main_memory", lambda: Room(4 * GB, 10 * GB))
+    monkeypatch.setattr(cost, "main_memory", lambda: (4 * GB, 10 * GB))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 

@@ -569,9 +569,9 @@ def presets_verb(argv: list[str]) -> None:
 
     with open_folder(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
-        found = find_presets(_steered(placed), labels, args, _say)
-        print(f"\n{printable_lines(table(found))}\n")
-        if not found.presets:
+        presets, attempts = find_presets(_steered(placed), labels, args, _say)
+        print(f"\n{printable_lines(table(presets, attempts))}\n")
+        if not presets:
             print(
                 "No preset visibly changes the text with every seed at a KL of "
                 f"{args.max_kl:g} or less, a repetition of {args.max_repetition:.0%} or less and "
@@ -579,9 +579,9 @@ def presets_verb(argv: list[str]) -> None:
                 "--n_candidates or bound."
             )
             return
-        save_presets(placed.folder, found.presets)
+        save_presets(placed.folder, presets)
     print(
-        f"{len(found.presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
+        f"{len(presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
         f"{placed.folder}` offers them."
     )
 

@@ -132,7 +132,7 @@ def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict
                 tensors["document"] = torch.cat(filling.documents)
             n = len(next(iter(tensors.values())))
             if n < t.batch_size:
-                raise Refused(source.refusals.too_few.format(n=n, batch_size=t.batch_size))
+                raise Refused(source.refusals["too_few"].format(n=n, batch_size=t.batch_size))
             _save(tensors, folder / shard_name("train", progress["n_shards"]), "train", progress)
             progress["n_shards"] += 1
             progress["n_batches"] += n // t.batch_size * passes
