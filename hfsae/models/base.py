@@ -424,7 +424,8 @@ class SAE(SiteLayout, StrictLoading):
                 raise Refused(f"x {[*x.shape]} holds no tokens, but the loss is their mean")
         schedule = schedule._replace(training=return_loss and self.training)
         target = x if target is None else target
-        x = self.with_sites_hidden(x) if schedule.training else x
+        if schedule.training and self.config.site_dropout:
+            x = self.with_sites_hidden(x)
         at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
         pre_acts = self.pre_activations(x, at)
         latents = self.activate(pre_acts, schedule, at)

@@ -262,7 +262,9 @@ class Run:
             bandwidth = geometric(
                 since, in_steps(a.bandwidth_steps, a.total_steps), a.bandwidth_start
             )
-        dead = self.sae.revivable(self.tokens_since_fired > a.dead_after_tokens)
+        dead = self.tokens_since_fired > a.dead_after_tokens
+        if self.sae.config.dedicated:
+            dead = self.sae.revivable(dead)
         is_shared = self.mesh is None and self.accelerator.num_processes > 1
         summed = self._sum if is_shared else one_process  # spread latents: each has all tokens
         return Schedule(self.control.sparsity(step), bandwidth, dead, summed, training=True)
