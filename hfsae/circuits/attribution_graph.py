@@ -35,7 +35,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.token_text import named_token, tokenise
 from ..io.errors import Refused
-from ..lm import capture, check_arguments, contract, special_ids, tokenizer_of, unspared
+from ..lm import (
+    capture,
+    check_arguments,
+    contract,
+    find_module,
+    known_tokenizer,
+    special_ids,
+    tokenizer_of,
+    unspared,
+)
 from ..models import SAE
 from .frozen import Frozen, frozen
 
@@ -81,12 +90,21 @@ class Graph:
     """what a feature's or logit's row sums to, with rest and bias"""
     n_active: int
     """features that fire, nodes or not"""
+    texts: dict[int, str]
+    """of the logits' tokens"""
+    model_name: str
     _model: "_Model" = field(repr=False)
 
     @property
     def probabilities(self) -> Float[Tensor, " n"]:
         """Of logits; 0 of other nodes."""
         return torch.tensor([n.value if n.kind == "logit" else 0.0 for n in self.nodes])
+
+    def index_in_layer(self, node: Node) -> int:
+        """Of a feature: the latent among those of its block. A cross-layer transcoder's count over
+        all blocks."""
+        sae = self._model.saes[node.sae]
+        return node.index % (sae.config.d_sae // len(sae.sources()))
 
     def of_kind(self, kind: Kind) -> Bool[Tensor, " n"]:
         """Which nodes are of a kind."""
@@ -239,15 +257,20 @@ def graph(
         bos = next(iter(saes.values())).config.bos != "none"
         ids = tokenise(tokenizer or tokenizer_of(lm), text, bos=bos).ids
         text = torch.tensor([ids])
-    model = _Model(lm, dict(saes), text)
+    if max_feature_nodes is not None and max_feature_nodes < 1:
+        raise Refused(f"max_feature_nodes is {max_feature_nodes}; it must be at least 1")
+    if target is None and contrast is not None:
+        raise Refused("a contrast needs a target, the token to explain against it")
+    model = _Model(lm, dict(saes), text, tokenizer or known_tokenizer(lm))
     with torch.no_grad():
         logits = lm(input_ids=model.ids, use_cache=False).logits[0, -1].float()
-    tokens = tokenizer
-    if target is not None or contrast is not None:
-        tokens = tokenizer or tokenizer_of(lm)
 
     def id_of(token: int | str) -> int:
-        return token if isinstance(token, int) else named_token(tokens, token, lambda: logits).token
+        if isinstance(token, str):
+            return named_token(tokenizer or tokenizer_of(lm), token, lambda: logits).token
+        if not 0 <= token < len(logits):
+            raise Refused(f"token {token} is not in the vocabulary: it has 0 to {len(logits) - 1}")
+        return token
 
     chances = logits.softmax(dim=-1)
     if target is None:
@@ -258,7 +281,7 @@ def graph(
         chosen = [(id_of(target), None if contrast is None else id_of(contrast))]
     if max_feature_nodes is None:
         max_feature_nodes = 500 if lm.device.type == "cpu" else 7500
-    values = [1.0] if target is not None else [float(chances[i]) for i, _ in chosen]
+    values = [float(chances[i]) for i, _ in chosen]
     return model.graph(chosen, values, max_feature_nodes, batch, progress)
 
 
@@ -276,8 +299,14 @@ class _Part(NamedTuple):
 class _Model:
     """A text, the transcoders, and what fires; passes of the held model over it."""
 
-    def __init__(self, lm: PreTrainedModel, saes: dict[str, SAE], ids: Tensor) -> None:
-        self.lm, self.saes, self.ids = lm, saes, ids.to(lm.device)
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        saes: dict[str, SAE],
+        ids: Tensor,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> None:
+        self.lm, self.saes, self.ids, self.tokenizer = lm, saes, ids.to(lm.device), tokenizer
         self.counted = unspared(self.ids, special_ids(lm))[0]
         self.sites = sorted({site for sae in saes.values() for site in sae.config.reads.names})
 
@@ -536,14 +565,12 @@ class _Model:
             Node("logit", last, n_context - 1, token, chance)
             for (token, _), chance in zip(chosen, chances, strict=True)
         ]
-        return Graph(nodes, self._tokens(), weights, rest, bias, value, n_all, self)
+        texts = {token: self._text(token) for token, _ in chosen}
+        tokens, name = [self._text(i) for i in ids], str(getattr(self.lm, "name_or_path", ""))
+        return Graph(nodes, tokens, weights, rest, bias, value, n_all, texts, name, self)
 
-    def _tokens(self) -> list[str]:
-        from ..lm import known_tokenizer
-
-        tokenizer = known_tokenizer(self.lm)
-        ids = self.ids[0].tolist()
-        return [tokenizer.decode([i]) for i in ids] if tokenizer else [str(i) for i in ids]
+    def _text(self, token: int) -> str:
+        return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
 
     @torch.no_grad()
     def intervene(self, node: int, by: float, real: bool) -> Effect:
@@ -615,8 +642,6 @@ def _so_far(known: Tensor, start: Tensor, done: Tensor) -> Tensor:
 
 def _layer(held: Frozen, site: str) -> int:
     """The block that a site lies in."""
-    from ..lm import find_module
-
     module = find_module(held.lm, site)
     for layer, block in enumerate(held.blocks):
         if module is not block and any(module is m for m in block.modules()):
