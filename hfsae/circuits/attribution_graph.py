@@ -383,6 +383,9 @@ class _Model:
         if site is None or sae is None or not sae.config.skip_connection:
             return value
 
+        def silent_for(x: Tensor) -> Tensor:
+            return x.new_zeros(*x.shape[:-1], sae.config.d_sae)
+
         def with_skip() -> Tensor:
             names = sae.config.reads.names
             clean = sae.config.reads.joined({name: self.clean[name] for name in names})
@@ -390,8 +393,7 @@ class _Model:
                 name: acts.get(name, self.clean[name].expand(len(value), -1, -1)) for name in names
             }
             x = sae.config.reads.joined(now)
-            silent = torch.zeros(1, 1, sae.config.d_sae, dtype=sae.dtype, device=sae.device)
-            change = sae.decode(silent, x) - sae.decode(silent, clean)
+            change = sae.decode(silent_for(x), x) - sae.decode(silent_for(clean), clean)
             return value + sae.split(change)[site].to(value)
 
         return with_skip
