@@ -100,6 +100,11 @@ class Graph:
         """Of logits; 0 of other nodes."""
         return torch.tensor([n.value if n.kind == "logit" else 0.0 for n in self.nodes])
 
+    @property
+    def input_ids(self) -> Int[Tensor, "1 ctx"]:
+        """The text's tokens."""
+        return self._model.ids
+
     def index_in_layer(self, node: Node) -> int:
         """Of a feature: the latent among those of its block. A cross-layer transcoder's count over
         all blocks."""
@@ -572,7 +577,7 @@ class _Model:
         return Graph(nodes, tokens, weights, rest, bias, value, n_all, texts, name, self)
 
     def _text(self, token: int) -> str:
-        return str(token) if self.tokenizer is None else self.tokenizer.decode([token])
+        return str(token) if self.tokenizer is None else str(self.tokenizer.decode([token]))
 
     @torch.no_grad()
     def intervene(self, node: int, by: float, real: bool) -> Effect:

@@ -677,11 +677,9 @@ def graph_verb(argv: list[str]) -> None:
             bar.total = of_all
             bar.update(done - bar.n)
 
-        limits = {"max_feature_nodes": args.get("max_feature_nodes")}
-        tokens = {name: args.get(name) for name in ("target", "contrast")}
-        found = graph(
-            lm, saes, args["prompt"], tokenizer=tokenizer, progress=show, **tokens, **limits
-        )
+        names = ("target", "contrast", "max_feature_nodes")
+        given: dict[str, Any] = {name: args.get(name) for name in names}
+        found = graph(lm, saes, args["prompt"], tokenizer=tokenizer, progress=show, **given)
     local = {key: Path(source) / key for key in saes if (Path(source) / key).is_dir()}
     labels = {key: read_labels(folder) for key, folder in local.items()}
     shares = {"nodes": args["nodes"], "edges": args["edges"]}

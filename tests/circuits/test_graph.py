@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import hfsae
 from hfsae.circuits import Graph, influence, shares
 from hfsae.circuits.graph_files import METADATA, node_ids
+from hfsae.cli import main
 from hfsae.models import SAE
 
 from ..tiny import n_hooks, stack
@@ -316,6 +317,26 @@ def test_bad_input_is_one_sentence():
     found = graph(lm, apart, IDS, max_feature_nodes=20)
     assert "no feature, error or token" in refusal(lambda: found.intervene(len(found.nodes) - 1))
     assert "0 to 1" in refusal(lambda: found.prune(nodes=80.0))
+
+
+def test_the_command_writes_a_graph_of_a_set_beside_a_runs_checkpoint(
+    tmp_path, tiny_lm, tiny_tokenizer, capsys
+):
+    for name, sae in transcoders(tiny_lm, "apart").items():
+        sae.config.model_name = str(tmp_path / "lm")
+        sae.float().save_pretrained(tmp_path / "run" / name)
+    tiny_lm.save_pretrained(tmp_path / "lm")
+    tiny_tokenizer.save_pretrained(tmp_path / "lm")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step-00000001.pt").write_bytes(b"")
+    argv = ["graph", str(tmp_path / "run"), "abc def", "--out", str(tmp_path / "graphs")]
+    assert main([*argv, "--max_feature_nodes", "30"]) == 0
+    said = capsys.readouterr().out
+    assert "30 are nodes" in said and "replacement score" in said
+    whole = json.loads((tmp_path / "graphs" / "abc-def.json").read_text())
+    assert whole["metadata"]["prompt"].endswith("abc def") and whole["links"]
+    assert main([*argv, "--nodes", "7"]) == 2
+    assert "0 to 1" in capsys.readouterr().err
 
 
 def test_a_norm_of_another_form_is_refused_by_its_name(monkeypatch):
