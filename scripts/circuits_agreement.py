@@ -4,8 +4,8 @@
 
 FOLDER holds transcoders (`hfsae.load_set`). For each prompt the features of the strongest total
 effect on the likeliest token's logit are removed one after another from the real model, and the
-change of that logit is compared, by Spearman's rho, with the feature's direct weight on it, with its
-total effect through the graph, and with gradient times activation in the real model.
+change of that logit is compared, by Spearman's rho, with the feature's direct weight on it, with
+its total effect through the graph, and with gradient times activation in the real model.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
     args = parser.parse_args()
     saes = hfsae.load_set(args.folder)
     name = next(iter(saes.values())).config.model_name
-    lm, tokenizer, _ = hfsae.load_lm(name, dtype="float32")
+    lm, _, _ = hfsae.load_lm(name, dtype="float32")
     print("| prompt | features | weight | through the graph | gradient x activation |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for prompt in tqdm(args.prompts, unit="prompt", leave=False):
