@@ -113,6 +113,11 @@ VERBS: dict[str, Verb] = {
         "packaged one.",
         "the app is closed",
     ),
+    "graph": Verb(
+        "Draw the attribution graph of a prompt: which features of transcoders, which errors and "
+        "tokens made the next token, written for circuit-tracer's and Neuronpedia's front ends. It "
+        "needs transcoders of MLPs, at some blocks or all, or a cross-layer transcoder.",
+    ),
     "presets": Verb(
         "Find latents, strengths and prompts with which steering visibly changes the text, "
         "with each of three seeds, and write them to presets.json beside the SAE: the app "
@@ -142,6 +147,7 @@ EXAMPLES = (
     "hfsae push runs/mine me/my-sae",
     "hfsae list google/gemma-scope-2b-pt-res",
     "hfsae demo runs/mine",
+    'hfsae graph runs/transcoders "The capital of France is"',
     "hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80",
 )
 ABOUT_FIELDS = """\
