@@ -9,7 +9,7 @@ import logging
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from hashlib import blake2b, sha256
@@ -307,7 +307,7 @@ class FileSource:
             0.
     """
 
-    refusals: ClassVar[dict[str, str]] = {
+    refusals: ClassVar[Mapping[str, str]] = {
         "too_few": "the activation files gave {n} rows, fewer than a batch ({batch_size}); give "
         "more, or a smaller batch_size",
         "other_content": "the activation files, or how they are read, differ from those at the "

@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from glob import glob
@@ -97,7 +97,7 @@ class InputSource:
             positions at the sites are no patches of a picture.
     """
 
-    refusals: ClassVar[dict[str, str]] = {
+    refusals: ClassVar[Mapping[str, str]] = {
         "too_few": "the pictures gave {n} activations, fewer than a batch ({batch_size}); give "
         "more pictures or a smaller batch_size",
         "other_content": "the pictures differ from those at the start of this training (bucket "

@@ -60,7 +60,7 @@ class Filling(NamedTuple):
 class Source(Protocol):  # checkable: shapes and types are checked in tests
     """Activations at some sites, read in one order that a position resumes to the bit."""
 
-    refusals: Mapping[str, str]
+    refusals: ClassVar[Mapping[str, str]]
     """Error sentences: "too_few", a bucket holds only {n} activations, fewer than {batch_size};
     "other_content", a resumed training reads another text or file in {bucket}, counted from 1; and
     "other_origin"."""
@@ -112,7 +112,7 @@ class TextSource:
         harvester: turns them into activations; its sites are the source's.
     """
 
-    refusals: ClassVar[dict[str, str]] = {
+    refusals: ClassVar[Mapping[str, str]] = {
         "too_few": "the text gave {n} activations, fewer than a batch ({batch_size}); give more "
         "text or a smaller batch_size",
         "other_content": "the text, or its tokens, differ from those at the start of this training "
@@ -246,7 +246,7 @@ class TensorSource:
         batch_size: activations in a global batch, divisible by the number of processes.
     """
 
-    refusals: ClassVar[dict[str, str]] = {
+    refusals: ClassVar[Mapping[str, str]] = {
         "too_few": "the tensors gave {n} activations, fewer than a batch ({batch_size}); give more "
         "or a smaller batch_size",
         "other_content": "the tensors differ from those at the start of this training (bucket "

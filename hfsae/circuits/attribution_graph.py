@@ -272,7 +272,7 @@ def graph(
 
     def id_of(token: int | str) -> int:
         if isinstance(token, str):
-            return named_token(tokenizer or tokenizer_of(lm), token, lambda: logits).token
+            return named_token(tokenizer or tokenizer_of(lm), token, lambda: logits)[0]
         if not 0 <= token < len(logits):
             raise Refused(f"token {token} is not in the vocabulary: it has 0 to {len(logits) - 1}")
         return token

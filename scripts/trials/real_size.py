@@ -94,7 +94,7 @@ class Step:
         self.hfsae("train", *argv, processes=processes)
 
     def recipe(self, out: str, sites: dict[str, str], fields: dict[str, object]) -> list[str]:
-        """Arguments of `hfsae train`: the shipped recipe, its sites and this model in their place."""
+        """Arguments of `hfsae train`: the shipped recipe with these sites and this model."""
         import yaml
 
         recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
@@ -226,7 +226,7 @@ def write_lm(name: str, folder: str) -> None:
         lm = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     lm = lm.to_empty(device="cpu")
     lm.tie_weights()
-    for path, parameter in lm.named_parameters():
+    for parameter in lm.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(std=0.02)
         else:
@@ -306,7 +306,7 @@ def open_app(folder: str) -> None:
             _timed(took, client, "steer", **options)
         finally:
             app.terminate()
-        _, _, usage = os.wait4(app.pid, 0)
+        app.wait()
     print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in took.items()))
 
 
