@@ -52,7 +52,7 @@ _LARGEST_NORM = 1e12  # its square, times a billion rows, is far below float32's
 # five rows: there by plan (scripts/recipes/gpus.md), and scripts/bench/gpu.py measures it. Two
 # limits, since hysteresis keeps a run from switching back and forth.
 SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
-_ON_GPU = 0.003, 0.004
+SPARSE_ON_GPU = 0.003, 0.004
 SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Run:
         self.is_sparse = args.sparse == "always"
         self._follows_density = args.sparse == "auto" and can_be_sparse
         self._can_be_sparse = can_be_sparse
-        self._limits = (SPARSE_BELOW, _DENSE_ABOVE) if device.type == "cpu" else _ON_GPU
+        self._limits = (SPARSE_BELOW, _DENSE_ABOVE) if device.type == "cpu" else SPARSE_ON_GPU
         if self.is_sparse and not can_be_sparse:
             raise Refused(
                 f"training.sparse='always': a {type(sae).__name__} as configured on {device} has "

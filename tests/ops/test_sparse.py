@@ -199,7 +199,10 @@ def test_kernels_compile_for_cards_that_are_not_here(capability, monkeypatch, tm
     places, table = dict.fromkeys(("tokens", "latents", "rows", "offsets"), "*i64"), "*bf16"
     types = places | dict.fromkeys(("x", "W", "table"), table) | {"weights": "*fp32"}
     types |= {"out": "*fp32", "n": "i64", "d": "i32"}
-    for kernel, tile in ((fused._dots, fused._DOTS_TILE), (fused._sums, fused._SUMS_TILE)):
+    for kernel, tile in (
+        (fused.dots_kernel, fused.DOTS_TILE),
+        (fused.sums_kernel, fused.SUMS_TILE),
+    ):
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         sizes = dict(zip(("n_entries", "n_numbers"), tile, strict=True))
         source = ASTSource(kernel, signature=signature, constexprs=sizes)
