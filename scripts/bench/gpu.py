@@ -7,10 +7,11 @@ column is milliseconds of a sparse step with Triton's kernels, and of a dense on
 bfloat16; then what was predicted, if the card is one of those of `floors.py`; then a sparse step
 with torch's own loops, and a dense one in float32. Sides take turns in one process; figures are
 medians of turns. Sparse steps pay below the density that the last row of a size has: that is for
-`SPARSE_ON_GPU` of hfsae/training/run.py, which is by plan. The largest size needs 60 GB.
+`SPARSE_ON_GPU` of hfsae/training/run.py, which is by plan. The largest size needs 60 GB by plan.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -21,13 +22,11 @@ from unittest.mock import patch
 
 import torch
 from floors import BATCH, CARDS, L0S, SIZES, even, floors, rows_of
-from kept import keep, table
+from kept import keep, machine, table
 from sides import Problem, jumprelu
 from torch import Tensor
 from tqdm import tqdm
 
-from hfsae.io.files import read_json
-from hfsae.io.processor import name_of
 from hfsae.ops import sparse
 
 RESULT = Path(__file__).parent / "results" / "kernels.json"
@@ -67,35 +66,40 @@ def main() -> None:
         keep(args.output, run, ("device",))
 
 
+def name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
+
+
 def measured(
     sizes: Sequence[Sequence[int]],
     l0s: Sequence[int],
     batch: int,
     device: torch.device,
     rounds: int,
+    warmup: int = 5,
 ) -> list[dict[str, Any]]:
     """As `floors.floors`: by size, milliseconds of steps by L0, with the predicted ones beside."""
     name, made = name_of(device), []
     known = {f"{card}, predicted": of for card, of in CARDS.items() if card in name}
-    steps = read_json(RESULT)["runs"][0]["steps"]
+    steps = json.loads(RESULT.read_text(encoding="utf-8"))["runs"][0]["steps"]
     predicted = floors(steps, known, sizes, l0s, batch)
     for (d_in, d_sae), plan in zip(sizes, predicted, strict=True):
         ms: dict[str, list[float]] = {side: [] for side in SIDES}
         for l0 in tqdm(l0s, desc=f"{d_in} x {d_sae}", unit="L0", leave=False, disable=None):
             problem = Problem(d_in, d_sae, batch, l0)
             problem.x = [x.to(device) for x in problem.x]
-            for side, median in measure(problem, rounds).items():
+            for side, median in measure(problem, rounds, warmup).items():
                 ms[side].append(median)
         cards = {}
         for column, (a, b) in {name: FIRST, "torch's loops / float32": OTHER}.items():
             density = [even(l0s, ms[a], ms[b]) / d_sae]
             cards[column] = {"sparse": ms[a], "dense": ms[b], "even": density}
-            cards |= plan["cards"]  # beside the first
+            cards |= plan["cards"]
         made.append({**plan, "cards": cards})
     return made
 
 
-def measure(problem: Problem, rounds: int, warmup: int = 5) -> dict[str, float]:
+def measure(problem: Problem, rounds: int, warmup: int) -> dict[str, float]:
     """Milliseconds of each side."""
     steps = {name: _side(problem, *how) for name, how in SIDES.items()}
     ms: dict[str, list[float]] = {name: [] for name in SIDES}

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from floors import CARDS, Card, counted, floors, rows_of
+from floors import CARDS, Card, counted, floors, rows_of, triton_loops
 from kept import keep, table
 
 WARPS = 4  # of a program, Triton's default
@@ -53,8 +53,7 @@ def compiled(card: Card) -> dict[str, dict[str, float]]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from hfsae.ops import fused
-
+    fused = triton_loops()
     found = {}
     for name, kernel, tile in (
         ("dots", fused.dots_kernel, fused.DOTS_TILE),
