@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from hfsae.evaluation import evaluate_all
 from hfsae.models import SAE
 from hfsae.ops import ASYNCHRONOUS, sparse
 from hfsae.training import Trainer, run
+from hfsae.training.refit import refit_
 from hfsae.training.trainer import make_accelerator
 
 from . import forked, tiny
@@ -68,6 +70,7 @@ def test_all_bits_are_the_cpus(seen):
         "resumed",
         "steered",
         "evaluated",
+        "refitted",
     }
 
 
@@ -129,6 +132,7 @@ def _rehearse(folder: Path) -> None:
         "harvested": _harvested,
         "evaluated": partial(_evaluated, losses=True),
         "reconstructed": partial(_evaluated, losses=False),
+        "refitted": _refitted,
     }.items():
         seen[name] = _compared(call, rehearsal)
     for part in seen.values():
@@ -221,6 +225,15 @@ def _spliced(device: str, counts) -> dict:
     with hfsae.splice(lm, sae), _counting(counts, own):
         logits = lm(**batch).logits
     return {"tensors": {"logits": logits}, "waits": own[0], "passes": 1}
+
+
+def _refitted(device: str, counts) -> dict:
+    """A device that is not known to have sparse passes takes dense ones, as does the CPU here."""
+    with patch.object(sparse, "DEVICES", sparse.DEVICES - {"cpu"}):
+        sae = tiny.make_sae(variant="jumprelu").to(device).folded()
+        x = torch.randn(200, tiny.D, generator=torch.Generator().manual_seed(0))
+        refit_(sae, x, x, ridge=0.1)
+    return {"tensors": sae.state_dict()}
 
 
 def _rows(n: int) -> list[TokenBatch]:

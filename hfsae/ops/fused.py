@@ -25,7 +25,7 @@ from torch import Tensor
 
 # Entries, and numbers of a row, that a program holds at a time; several entries, so that many rows
 # are requested from memory before the first arrives. Not yet tuned on a card.
-_DOTS_TILE, _SUMS_TILE = (32, 64), (16, 128)
+DOTS_TILE, SUMS_TILE = (32, 64), (16, 128)
 
 
 def dots(
@@ -37,8 +37,8 @@ def dots(
     """x[token] . W[latent] at each entry."""
     x, W, n = x.contiguous(), W.contiguous(), len(tokens)
     out = torch.empty(n, dtype=torch.float32, device=x.device)
-    programs = (triton.cdiv(n, _DOTS_TILE[0]),)
-    _launch(_dots, programs, x, W, tokens, latents, out, n, x.shape[1], *_DOTS_TILE)
+    programs = (triton.cdiv(n, DOTS_TILE[0]),)
+    _launch(dots_kernel, programs, x, W, tokens, latents, out, n, x.shape[1], *DOTS_TILE)
     return out
 
 
@@ -59,8 +59,8 @@ def sums(
     n_bags, d = len(offsets) - 1, table.shape[1]
     if out is None:
         out = torch.empty(n_bags, d, dtype=torch.float32, device=table.device)
-    programs = (n_bags, triton.cdiv(d, _SUMS_TILE[1]))
-    _launch(_sums, programs, rows, table, offsets, weights, out, d, *_SUMS_TILE)
+    programs = (n_bags, triton.cdiv(d, SUMS_TILE[1]))
+    _launch(sums_kernel, programs, rows, table, offsets, weights, out, d, *SUMS_TILE)
     return out
 
 
@@ -75,7 +75,7 @@ def _launch(kernel: Any, programs: tuple[int, ...], first: Tensor, *others: Any)
 # no_type_check: Triton compiles from source, and the tests' shape checker would wrap it.
 @triton.jit
 @no_type_check
-def _dots(
+def dots_kernel(
     x,
     W,
     tokens,
@@ -102,7 +102,7 @@ def _dots(
 
 @triton.jit
 @no_type_check
-def _sums(
+def sums_kernel(
     rows,
     table,
     offsets,

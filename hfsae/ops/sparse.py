@@ -81,6 +81,8 @@ _BLOCK = 2**19  # numbers, 2 MiB of float32: they stay in cache from one operati
 _WORTH_LEAVING_OUT = 0.5  # share of entries with a value; above it, zero entries are kept
 _GPU_BLOCK = 2**24  # on a GPU a launch costs more than memory
 
+DEVICES = {"cpu", "cuda"}
+"""types of devices on which entries are found; PyTorch calls AMD cards "cuda", too"""
 as_if_on_gpu = False
 """For tests: CPU tensors take the code path of CUDA tensors, with Triton's interpreter."""
 use_triton = True
@@ -314,7 +316,7 @@ class Entries:
         self, x: Float[Tensor, "tokens d"], W: Float[Tensor, "d_sae d"]
     ) -> Float[Tensor, " n"]:
         """x[token] . W[latent] at each entry, in float32."""
-        if kernels := _kernels(x):
+        if kernels := kernels_for(x):
             return kernels.dots(x, W, self.tokens, self.latents)
         if not len(self):
             return x.new_zeros(0)
@@ -365,7 +367,7 @@ class Entries:
     ) -> Float[Tensor, "d_sae d"]:
         """For each latent, the sum over its entries of value * x[token]."""
         sums = self.workspace.take(self.d_sae, x.shape[1], device=x.device)
-        if kernels := _kernels(x):
+        if kernels := kernels_for(x):
             return kernels.sums(self.tokens, x, self.latent_offsets, values, sums)
         for part, begins, ends in blocks(sums, self.latent_offsets[:-1], self.latent_offsets[1:]):
             first, last = int(begins[0]), int(ends[-1])
@@ -502,7 +504,7 @@ class _Combine(torch.autograd.Function):
 
 def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """For each bag, the weighted sum of the table's rows in it."""
-    if kernels := _kernels(table):
+    if kernels := kernels_for(table):
         return kernels.sums(rows, table, offsets, weights)
     table, weights = table.detach(), weights.detach()  # else torch prepares a backward pass
     return nn.functional.embedding_bag(
@@ -515,7 +517,7 @@ def on_gpu(x: Tensor) -> bool:
     return x.is_cuda or as_if_on_gpu
 
 
-def _kernels(x: Tensor) -> ModuleType | None:
+def kernels_for(x: Tensor) -> ModuleType | None:
     """`hfsae.ops.fused`, if it computes with x; else None."""
     if not (on_gpu(x) and use_triton and _has_triton()):
         return None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..models import SAE
 from ..models.base import fold_decoder_norms
-from ..ops import Workspace
+from ..ops import Workspace, sparse
 
 _AT_ONCE = 2**13  # activations
 _CONSTANT = 1e-6  # share of a latent's mean square: one that varies less does not tell a row
@@ -34,7 +34,8 @@ def refit_(
     # Sums over activations, of latents f and errors e = t - f V - b: f^T f, f^T e, f, e.
     gram, cross = (torch.zeros(d_sae, d, device=device) for d in (d_sae, d_out))
     latents, errors = (torch.zeros(d, device=device) for d in (d_sae, d_out))
-    workspace = Workspace() if sae.can_be_sparse else None
+    is_sparse = sae.can_be_sparse and device.type in sparse.DEVICES
+    workspace = Workspace() if is_sparse else None
     for part, wanted in zip(x.split(_AT_ONCE), target.split(_AT_ONCE), strict=True):
         part, wanted = part.to(device).float(), wanted.to(device).float()
         out = sae(part, workspace=workspace)

@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from ..io.errors import Refused
 from ..lm import widths_of
 from ..models import SAE, SAEConfig, Schedule
-from ..ops import ASYNCHRONOUS, Download, Entries, Place, Workspace, one_process, upload
+from ..ops import ASYNCHRONOUS, Download, Entries, Place, Workspace, one_process, sparse, upload
 from .arguments import TrainingArguments, cosine_warmup, geometric, in_steps, linear_decay
 from .health import L0Control, Readings, diagnose_sources
 from .sharding import (
@@ -47,10 +47,10 @@ FIRST_LOOK = 2048  # activations from which the first threshold and density are 
 _LARGEST_NORM = 1e12  # its square, times a billion rows, is far below float32's largest number
 # Sparse steps are faster where under a seventh of all entries matter, as measured at d_in 576 and
 # 2304 on CPUs. A GPU's dense products are faster by more than its memory, from which an entry reads
-# five rows: there by plan (scripts/recipes/gpus.md), and scripts/bench/gpu.py measures it. Two
+# five rows: there by the table of scripts/recipes/gpus.md, which scripts/bench/gpu.py measures. Two
 # limits, since hysteresis keeps a run from switching back and forth.
 SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
-_ON_GPU = 0.003, 0.004
+SPARSE_ON_GPU = 0.003, 0.004
 SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
 MOST_REFITTED = 2**15  # latents
 
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 def has_sparse_steps(sae: SAE, device: torch.device, *, is_spread: bool) -> bool:
     """Whether an SAE as configured has sparse steps on a device, or with its latents spread."""
-    return device.type in ("cpu", "cuda") and not is_spread and sae.can_be_sparse
+    return device.type in sparse.DEVICES and not is_spread and sae.can_be_sparse
 
 
 def check_refit(config: SAEConfig) -> None:
@@ -121,7 +121,7 @@ class Run:
         self.is_sparse = args.sparse == "always"
         self._follows_density = args.sparse == "auto" and can_be_sparse
         self._can_be_sparse = can_be_sparse
-        self._limits = (SPARSE_BELOW, _DENSE_ABOVE) if device.type == "cpu" else _ON_GPU
+        self._limits = (SPARSE_BELOW, _DENSE_ABOVE) if device.type == "cpu" else SPARSE_ON_GPU
         if self.is_sparse and not can_be_sparse:
             raise Refused(
                 f"training.sparse='always': a {type(sae).__name__} as configured on {device} has "
