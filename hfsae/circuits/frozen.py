@@ -251,16 +251,18 @@ def _held(norm: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: the norm is not of that form.
     """
-    large = 1e4 * torch.linspace(-1, 1.5, x.shape[-1], dtype=x.dtype, device=x.device) ** 3
-    large[::2] += 3e3
+    large = torch.linspace(1e4, 2e4, x.shape[-1], dtype=x.dtype, device=x.device)
+    large[::2] *= -1
     bias, of_large, of_shifted = (norm(v) for v in (torch.zeros_like(large), large, large + 1e4))
     is_centred = torch.allclose(of_large, of_shifted, rtol=1e-2, atol=1e-2)
+    wide = torch.promote_types(x.dtype, torch.float32)
 
     def centred(v: Tensor) -> Tensor:
+        v = v.to(wide)
         return v - v.mean(dim=-1, keepdim=True) if is_centred else v
 
     whole = centred(large)
-    gain = (of_large - bias) / (whole * whole.square().mean().rsqrt())
+    gain = (of_large.to(wide) - bias) / (whole * whole.square().mean().rsqrt())
     linear = gain * centred(x)
     square = linear.square().sum(dim=-1, keepdim=True)
     r = ((y - bias) * linear).sum(dim=-1, keepdim=True) / square.clamp(min=1e-30)
@@ -270,4 +272,4 @@ def _held(norm: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
             f"{type(norm).__name__} is not gain * (x - mean) / spread + bias (off by {error:.1e}), "
             "so it cannot be held; this model has no attribution graph"
         )
-    return lambda v: gain * centred(v) * r + bias
+    return lambda v: (gain * centred(v) * r + bias).to(v.dtype)
