@@ -16,6 +16,7 @@ PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
 GPUS, ON_GPU = "scripts/recipes/gpus.md", "When sparse steps pay on a GPU"
+TRIALS, REAL_SIZE = "scripts/trials/README.md", "Gemma 2 2B at its real size"
 SITES = "At ten sites of two models (`sites.py`)"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
 Json = dict[str, Any]
@@ -33,6 +34,7 @@ def told() -> Iterator[Told]:
         (PAGE, QUALITY, of_quality(quality, gemma)),
         (PAGE, SITES, (sites(),)),
         (GPUS, ON_GPU, of_kernels()),
+        (TRIALS, REAL_SIZE, (of_real_size(),)),
     ):
         yield from (Told(page, section, text) for text in texts)
 
@@ -394,6 +396,17 @@ def of_kernels() -> Iterator[str]:
     )
     below, above = SPARSE_ON_GPU
     yield f"So on a GPU the limits are {below:g} and {above:g}".replace("0.", ".")
+
+
+def of_real_size() -> str:
+    """Seconds and memory of each step on a model of real size."""
+    (run,) = runs_of("real_size", RESULTS.parents[1] / "trials" / "results")
+    rows = [["step", "seconds", "peak, GB", "by plan, GB", "what was seen"]]
+    for step in run["steps"]:
+        said = f"{step['said'] / 1e9:.1f}" if "said" in step else ""
+        sizes = [f"{step['seconds']:,.0f}", f"{step['peak'] / 1e9:.1f}", said]
+        rows.append([step["step"], *sizes, step.get("note", "")])
+    return table(rows)
 
 
 def sites() -> str:

@@ -15,7 +15,9 @@ there is left out unless --steps names it. 24 GB of memory, 40 GB of disk, hours
 import argparse
 import json
 import os
+import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -348,12 +350,12 @@ def splice(lm_folder: str, repo: str, width: str, converted: str) -> None:
 
 
 def table(records: list[dict]) -> str:
-    lines = ["| language model | step | seconds | peak, GB | plan, GB | |"]
+    lines = ["| language model | step | seconds | peak, GB | by plan, GB | |"]
     lines.append("| --- | --- | ---: | ---: | ---: | --- |")
     for r in records:
         said = f"{r['said'] / 1e9:.1f}" if "said" in r else ""
         note = r.get("refused", r.get("note", ""))
-        cells = [r["lm"], r["step"], f"{r['seconds']:.0f}", f"{r['peak'] / 1e9:.1f}", said, note]
+        cells = [r["lm"], r["step"], f"{r['seconds']:,.0f}", f"{r['peak'] / 1e9:.1f}", said, note]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -367,7 +369,8 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", metavar="STEP")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    (kept,) = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else [{"steps": []}]
+    records = kept["steps"]
     if args.folder is None or args.table:
         print(table(records))
         return
@@ -387,7 +390,10 @@ def main() -> None:
                 step.record["refused"] = str(error)
             records = [r for r in records if (r["lm"], r["step"]) != key] + [step.record]
             RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(records, indent=1) + "\n")
+            command = shlex.join(["python", "scripts/trials/real_size.py", "FOLDER", *sys.argv[2:]])
+            machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
+            run = {"command": command, "machine": machine, "steps": records}
+            RESULTS.write_text(json.dumps({"runs": [run]}, indent=1) + "\n")
             print(table([step.record]).splitlines()[-1], flush=True)
 
 
