@@ -7,7 +7,7 @@
     runs                                 a recipe, its stages and folder; measuring any SAE
     hub                                  push, fetch, load by meaning
     explanations                         names for latents, and how certain
-    training | features | cards | convert | steering | attribution
+    training | features | cards | convert | steering | attribution | circuits
     evaluation                           what an SAE loses and separates; every room's statistics
     models | activations                 one forward pass, a variant a file; sources, their streams
     ops | lm                             sparse algebra; sites in a language model

@@ -3,6 +3,7 @@
 from . import activations as activations
 from . import attribution as attribution
 from . import cards as cards
+from . import circuits as circuits
 from . import convert as convert
 from . import evaluation as evaluation
 from . import explanations as explanations
@@ -22,6 +23,9 @@ from .attribution import attribute as attribute
 from .attribution import logit as logit
 from .attribution import loss as loss
 from .attribution import uniformity as uniformity
+from .circuits import frozen as frozen
+from .circuits import graph as graph
+from .circuits import save_graph as save_graph
 from .convert import save_as as save_as
 from .evaluation import EvaluationArguments as EvaluationArguments
 from .evaluation import evaluate as evaluate

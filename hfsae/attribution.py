@@ -268,14 +268,14 @@ def _token(
             0, -1
         ]
 
-    chosen = named_token(given or tokenizer_of(lm), token, next_logits)
-    if chosen.typed is not None:
+    chosen, typed = named_token(given or tokenizer_of(lm), token, next_logits)
+    if typed is not None:
         warnings.warn(
             f"{token!r} is read as {' ' + token!r}, with a space before it, the likelier of both "
-            f"spellings; for the other, give the token's id: {chosen.typed}",
+            f"spellings; for the other, give the token's id: {typed}",
             stacklevel=3,
         )
-    return chosen.token
+    return chosen
 
 
 class _Leaves:

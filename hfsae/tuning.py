@@ -26,8 +26,7 @@ import yaml
 from .io.bounds import check_least
 from .io.errors import Diverged, Refused
 from .io.file_names import REPORT, TRAINING
-from .io.files import json_safe, passes, read_json, write_whole
-from .io.lock import locked
+from .io.files import json_safe, locked, passes, read_json, write_whole
 from .io.markdown import table
 from .io.units import section_of
 from .runs import LEFT_OUT, Recipe, as_plain, changed_training, check_arm, what_matters

@@ -48,6 +48,7 @@ DOORS = {
         [
             "scripts/recipes/names.md",
             "scripts/recipes/probing.md",
+            "scripts/recipes/circuits.md",
             "scripts/recipes/diffing.md",
             "scripts/recipes/ratings.md",
             "scripts/telling.md",

@@ -60,7 +60,7 @@ def figures() -> list[Figure]:
         Figure("files over 800 lines", sum(n_lines(path) > 800 for path in files()), 0),
         Figure("loose files at the package's root", len(list(PACKAGE.glob("*.py"))), 5),
         Figure("files", len(files()), 240),
-        Figure("rooms", len(list(PACKAGE.glob("*/__init__.py"))), 19),
+        Figure("rooms", len(list(PACKAGE.glob("*/__init__.py"))), 20),
         Figure("private functions with one caller", sum(map(n_with_one_caller, trees)), 350),
         Figure("files whose one importer is a neighbour", n_of_one_neighbour(), 45),
     ]

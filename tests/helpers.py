@@ -24,8 +24,7 @@ from hfsae.cli import main
 from hfsae.features import FeatureStore
 from hfsae.io.checksums import unsealed
 from hfsae.io.file_names import META
-from hfsae.io.files import read_json
-from hfsae.io.lock import locked
+from hfsae.io.files import locked, read_json
 from hfsae.models import SAE, SAEConfig
 
 ROOT = Path(__file__).parent.parent

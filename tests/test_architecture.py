@@ -9,7 +9,7 @@ import pytest
 
 import hfsae
 from hfsae.io import file_names as names
-from hfsae.models.registry import class_of
+from hfsae.models.base import class_of
 
 from .helpers import run_python
 
@@ -134,6 +134,8 @@ def test_public_names():
         "collect",
         "evaluate",
         "explain",
+        "frozen",
+        "graph",
         "latents",
         "list_saes",
         "load_set",
@@ -146,6 +148,7 @@ def test_public_names():
         "probe",
         "push",
         "save_as",
+        "save_graph",
         "save_steering_vector",
         "splice",
         "steer",

@@ -1,10 +1,8 @@
-"""Benchmarks: their processes end with them, and what a GPU is measured by runs on a CPU too."""
+"""Processes of a benchmark end with it."""
 
-import re
 import signal
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -40,21 +38,3 @@ def test_children_of_a_benchmark_end_with_it(ended_by):
         benchmark.send_signal(getattr(signal, ended_by))
         rest, _ = benchmark.communicate(timeout=120)  # ends when nobody holds the other end
         assert rest == ""
-
-
-def test_steps_are_measured_in_the_table_that_is_predicted(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCH)
-    gpu = import_module("gpu")
-    command = "gpu.py --device cpu --sizes 16x1024 --l0 4 8 --batch 64 --rounds 1 --all"
-    monkeypatch.setattr(sys, "argv", command.split())
-    gpu.main()
-    table, others = (part.splitlines() for part in capsys.readouterr().out.split("\n\n")[1:])
-    predicted = (BENCH.parent / "recipes" / "gpus.md").read_text(encoding="utf-8")
-    head = re.sub(r"L0 4 \| L0 8", "L0 20 | L0 50 | L0 100 | L0 200", table[0])
-    assert head in predicted.splitlines()
-    assert re.fullmatch(r"\| cpu \| 16 x 1,024 (\| [\d.e-]+ ){4}\|", table[2]) and len(table) == 3
-    assert len(others) == 4 and others[2].count(" ms, ") == len(gpu.SIDES)
-    monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit, match="torch sees no CUDA device here"):
-        gpu.main()

@@ -18,8 +18,7 @@ import hfsae
 from hfsae.cards import misgivings
 from hfsae.cli import main
 from hfsae.cli.main import function_of
-from hfsae.cli.parsing import VerbParser, verb_parser
-from hfsae.cli.recipes import parse_recipe, recipe_parser
+from hfsae.cli.recipes import VerbParser, parse_recipe, recipe_parser, verb_parser
 from hfsae.cli.table import VERBS
 from hfsae.convert import save_as
 from hfsae.io.files import read_json

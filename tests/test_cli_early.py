@@ -11,7 +11,7 @@ from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.models import variants
 from hfsae.models.config import own_fields
 from hfsae.runs import read_recipe
-from hfsae.runs.declared_fields import declared_variants
+from hfsae.runs.recipe import declared_variants
 
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "accelerate", "gradio"}
 RUN = """\

@@ -17,8 +17,7 @@ from hfsae.activations.token_text import tokenise
 from hfsae.evaluation.probing import probe
 from hfsae.features.inspection import inspect
 from hfsae.lm import cache_name
-from hfsae.lm.contract import differences, terms, tokenizer_hash
-from hfsae.lm.weights_sketch import distance, sketch
+from hfsae.lm.contract import differences, distance, sketch, terms, tokenizer_hash
 from hfsae.runs.preset_search import Model, find_presets
 
 from .tiny import make_sae

@@ -23,7 +23,7 @@ from hfsae.hub import write_space
 from hfsae.io.checksums import resealed
 from hfsae.io.files import printable, read_json
 from hfsae.lm import LoadedLM, capture, refuse_other_vocabularies
-from hfsae.lm.weights_sketch import sketch
+from hfsae.lm.contract import sketch
 from hfsae.runs import Recipe, check, harvest_to, run
 from hfsae.runs.cost import plan
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from hfsae.io.file_names import IN_USE, IN_USE_LOCK
-from hfsae.io.lock import locked
+from hfsae.io.files import locked
 
 from .helpers import held_elsewhere
 

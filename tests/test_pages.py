@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from hfsae.io.files import read_json
-from hfsae.training.run import SPARSE_ON_GPU
 
 from .comparison.told import rows
 from .probed import around, probing_record
@@ -20,7 +19,6 @@ pytestmark = pytest.mark.pages
 ROOT = Path(__file__).parent.parent
 RESULTS = sorted(ROOT.glob("scripts/*/results/*.json"))
 MODULES = ("anew", "write", "make", "of_bench", "of_recipes", "of_runs", "kept", "turns", "quality")
-MODULES += ("counts", "kernels")
 
 
 @pytest.fixture(scope="module")
@@ -405,40 +403,3 @@ def test_the_share_of_tokens_is_where_the_fvu_is_the_others(scripts, tmp_path):
     theirs = [(tokens, "a", "TopK", (0.18 * 0.12) ** 0.5) for tokens in (100, 400)]
     keep_quality(scripts, tmp_path, *ours, *theirs)
     assert scripts.of_bench.Quality(folder=tmp_path).share_of_tokens(400) == pytest.approx(0.5)
-
-
-def test_the_prediction_for_gpus_follows_from_what_steps_do(scripts):
-    """Of the kept counts those that do not depend on the size are those of a small step."""
-    (kept,) = scripts.of_bench.runs_of("kernels")
-    assert scripts.kernels.predicted(kept["steps"]) == (kept["predicted"], kept["density"])
-    small = {"d_in": 72, "d_sae": 1600, "batch": 96, "l0": 12}
-    for name, kind in scripts.kernels.STEPS.items():
-        step, large = scripts.counts.counted(small, kind), kept["steps"][name]
-        for of in ("pairs", "weights", "inputs"):
-            assert step["bytes"][of] == large["bytes"][of]
-        assert step["tables"] == large["tables"]
-        assert step["products"] == pytest.approx(large["products"], rel=0.12)  # padded columns
-        assert step["bytes"]["entries"] == pytest.approx(large["bytes"]["entries"], rel=0.1, abs=8)
-
-
-def test_limits_on_gpus_follow_from_the_prediction(scripts):
-    """Sparse steps below the least of the densities, cut to a digit; dense ones a third above."""
-    (kept,) = scripts.of_bench.runs_of("kernels")
-    densities = [float(row[-1]) for row in kept["predicted"][1:]]
-    below, above = SPARSE_ON_GPU
-    assert below <= min(densities) == kept["density"] < below + 0.001
-    assert below < above <= 4 / 3 * below
-    told = " ".join(page("scripts/recipes/gpus.md").split())
-    assert f"limits are therefore {below} and {above}".replace(" 0.", " .") in told
-    held = [row for row in kept["predicted"][1:] if "131,072" in row[1]]
-    assert all(float(row[-1]) > 50 / 131_072 for row in held)  # "an L0 of 50 sparse ones"
-
-
-def test_kernels_compile_to_what_the_page_says(scripts, tmp_path):
-    (kept,) = scripts.of_bench.runs_of("kernels")
-    if pytest.importorskip("triton").__version__ != kept["triton"]:
-        pytest.skip("another version of Triton uses other registers")
-    rows = [[str(cell) for cell in row.values()] for row in scripts.kernels.compiled(tmp_path)]
-    assert rows == kept["kernels"][1:]
-    column = kept["kernels"][0].index
-    assert {(row[column("spilled")], row[column("atomics")]) for row in rows} == {("0", "0")}

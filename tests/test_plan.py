@@ -12,7 +12,6 @@ from hfsae import runs as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.evaluation import EvaluationArguments
-from hfsae.io.processor import Room
 from hfsae.models import BatchTopKCLTConfig
 from hfsae.runs import LMArguments, Recipe, cost, make_configs
 from hfsae.runs.cost import check_memory, memory, parameters, plan, stages
@@ -116,20 +115,20 @@ def test_bytes_of_each_gpu_in_closed_form(no_weights, name, d_sae, n, spread):
         **({"buckets of gradients": 4 * here} if n > 1 and not is_spread else {}),
     }
     step = inputs + max(5.25 * latents, 3 * latents + gradient)
-    assert stage(recipe, "one step, dense").gpu == {**always, "one step, dense": step}
+    assert stage(recipe, "one step, dense")[GPU] == {**always, "one step, dense": step}
     folding = stage(recipe, "folding")
-    assert {**folding.gpu, **folding.main}["folding"] == 2.5 * 4 * all_
-    assert ("folding" in folding.main) == is_spread
+    assert {**folding[GPU], **folding[MAIN]}["folding"] == 2.5 * 4 * all_
+    assert ("folding" in folding[MAIN]) == is_spread
     if is_spread:
-        assert stage(recipe, "checkpoint").main["checkpoint"] == 12 * all_
-    gpu = memory(recipe, *recipes.check(recipe), on_gpu=True).gpu
+        assert stage(recipe, "checkpoint")[MAIN]["checkpoint"] == 12 * all_
+    gpu = memory(recipe, *recipes.check(recipe), on_gpu=True)[GPU]
     assert sum(gpu.values()) >= sum(always.values()) + step + 1e9
 
 
 def stage(recipe: Recipe, part: str, *, on_gpu: bool = True):
     """The stage of a run that has a part of this name."""
     every = stages(recipe, *recipes.check(recipe), on_gpu=on_gpu)
-    return next(s for s in every if part in {**s.gpu, **s.main})
+    return next(s for s in every if part in {**s[GPU], **s[MAIN]})
 
 
 def test_eager_attention_holds_the_scores_of_each_pair_of_tokens(no_weights):
@@ -141,16 +140,16 @@ def test_eager_attention_holds_the_scores_of_each_pair_of_tokens(no_weights):
     least = 2 * in_context * 2 * 2304  # what is captured, twice
     of_mlp, scores = 3 * in_context * SIZES[name][4] * 2, 4 * 8 * 1024**2 * 10
     always = least + 4 * in_context * 2304 * 2
-    assert stage(sdpa, part).gpu[part] == always + of_mlp
-    assert stage(eager, part).gpu[part] == always + max(of_mlp, scores) > always + of_mlp
+    assert stage(sdpa, part)[GPU][part] == always + of_mlp
+    assert stage(eager, part)[GPU][part] == always + max(of_mlp, scores) > always + of_mlp
 
 
 def test_the_bucket_lies_where_it_is_asked_for(no_weights):
     recipe = gemma_recipe("google/gemma-2-2b", 2**14)
-    assert stage(recipe, "one step, dense").main["activation bucket"] == 2 * 2304 * 1_000_000
+    assert stage(recipe, "one step, dense")[MAIN]["activation bucket"] == 2 * 2304 * 1_000_000
     recipe.shuffle = ShuffleArguments(bucket_tokens=1_000_000, device="cuda")
-    assert stage(recipe, "one step, dense").gpu["activation bucket"] == 2 * 2304 * 1_000_000
-    assert "activation bucket" not in stage(recipe, "one step, dense").main
+    assert stage(recipe, "one step, dense")[GPU]["activation bucket"] == 2 * 2304 * 1_000_000
+    assert "activation bucket" not in stage(recipe, "one step, dense")[MAIN]
 
 
 def test_a_sparse_step_holds_no_matrix_of_latents(no_weights):
@@ -158,10 +157,10 @@ def test_a_sparse_step_holds_no_matrix_of_latents(no_weights):
     recipe.sae |= {"target_l0": 50}
     inputs, bound = 8 * 4 * 4096 * 2304, 2 * (4096 + 2**16) * (2304 + 4)
     scores, entries = 3 * 256 * 2**16, 100 * 2 * 4096 * 50
-    sparse = stage(recipe, "one step, sparse", on_gpu=False).gpu["one step, sparse"]
+    sparse = stage(recipe, "one step, sparse", on_gpu=False)[GPU]["one step, sparse"]
     assert sparse == inputs + bound + scores + entries
     recipe.training.sparse = "never"
-    dense = stage(recipe, "one step, dense", on_gpu=False).gpu["one step, dense"]
+    dense = stage(recipe, "one step, dense", on_gpu=False)[GPU]["one step, dense"]
     assert dense == inputs + 5.25 * 4 * 4096 * 2**16
 
 
@@ -171,7 +170,7 @@ def test_a_nested_sae_takes_the_memory_of_the_sae_that_is_nested(no_weights):
         for name in (kind, f"matryoshka_{kind}"):
             recipe = gemma_recipe("google/gemma-2-2b", 2**16)
             recipe.sae["model_type"] = name
-            sizes[name] = stage(recipe, "one step, dense").gpu["one step, dense"]
+            sizes[name] = stage(recipe, "one step, dense")[GPU]["one step, dense"]
         assert sizes[kind] == sizes[f"matryoshka_{kind}"]
     assert sizes["jumprelu_sae"] > sizes["batch_topk_sae"]
 
@@ -195,10 +194,10 @@ def test_a_model_saved_in_bfloat16_is_planned_so(no_weights):
     auto.lm.dtype = "auto"
     lm, configs = recipes.check(named)
     in_float32, in_bfloat16 = (
-        memory(auto, lm.to(dtype), configs, on_gpu=True).gpu
+        memory(auto, lm.to(dtype), configs, on_gpu=True)[GPU]
         for dtype in (torch.float32, torch.bfloat16)
     )
-    assert in_bfloat16 == memory(named, lm, configs, on_gpu=True).gpu
+    assert in_bfloat16 == memory(named, lm, configs, on_gpu=True)[GPU]
     assert in_float32["language model"] == 2 * in_bfloat16["language model"]
     lm.to(torch.float32)
 
@@ -211,8 +210,8 @@ def test_evaluation_holds_a_row_in_float32_and_as_many_logits_as_fit(no_weights,
     recipe.text.context_size, recipe.harvest = context, HarvestArguments(rows=16)
     row = context * 256_000
     comparing = row * (2 * 2 * at_once + max(2 * at_once, 5 * 4))
-    assert stage(recipe, "evaluation").gpu["evaluation"] >= comparing
-    assert at_once == 1 or stage(recipe, "evaluation").gpu["evaluation"] == comparing
+    assert stage(recipe, "evaluation")[GPU]["evaluation"] >= comparing
+    assert at_once == 1 or stage(recipe, "evaluation")[GPU]["evaluation"] == comparing
 
 
 @pytest.mark.parametrize(
@@ -251,13 +250,14 @@ def test_a_process_holds_a_part_of_every_source():
     assert parameters(config, 3)[1] == (decoder + by_latent) // 3 + 8 + 1
 
 
+MAIN, GPU = 0, 1  # of a stage's memory
 GB = 10**9
 
 
 @pytest.fixture
 def small_machine(monkeypatch):
     """10 GB of main memory, of which 4 are free; no GPU."""
-    monkeypatch.setattr(cost, "main_memory", lambda: Room(4 * GB, 10 * GB))
+    monkeypatch.setattr(cost, "main_memory", lambda: (4 * GB, 10 * GB))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -275,7 +275,7 @@ CPU = torch.device("cpu")
 def test_a_recipe_beyond_the_machine_is_refused_with_what_would_fit(no_weights, small_machine):
     recipe = small_recipe(2**27)  # 16 wide: 17.7 GB of weights alone
     lm, configs = recipes.check(recipe)
-    needed = sum(memory(recipe, lm, configs, on_gpu=False).main.values())
+    needed = sum(memory(recipe, lm, configs, on_gpu=False)[MAIN].values())
     with pytest.raises(ValueError, match="of main memory needed") as refused:
         check_memory(recipe, lm, configs, CPU)
     said = str(refused.value)
@@ -284,7 +284,7 @@ def test_a_recipe_beyond_the_machine_is_refused_with_what_would_fit(no_weights, 
     assert said.endswith("lower sae.d_sae: 32,768 instead of 134,217,728 would fit")
     for d_sae, fits in ((2**15, True), (2**16, False)):
         narrow = small_recipe(d_sae)
-        parts = memory(narrow, *recipes.check(narrow), on_gpu=False).main
+        parts = memory(narrow, *recipes.check(narrow), on_gpu=False)[MAIN]
         assert (sum(parts.values()) < 4 * GB) == fits
 
 
@@ -333,18 +333,18 @@ def test_what_a_recipe_lacks_is_found_before_its_model_is_looked_for():
 
 
 def test_latents_at_words_are_counted_where_a_run_ends_with_probing(no_weights):
-    probing = stage(small_recipe(2**14, probe_texts=500), "probing").main["probing"]
+    probing = stage(small_recipe(2**14, probe_texts=500), "probing")[MAIN]["probing"]
     assert probing == pytest.approx(2.1 * 6000 * 2**14 * 4)
 
 
 def test_tables_of_examples_are_counted_up_to_what_fires(no_weights):
     """25 examples a latent of 25 tokens, 55 bytes each: 34 kB; ids of 16 bytes a token."""
     recipe = small_recipe(2**14, collect_tokens=10**6)
-    tables = stage(recipe, "examples").main["tables of examples"]
+    tables = stage(recipe, "examples")[MAIN]["tables of examples"]
     assert tables == 2**14 * 25 * 25 * 55 + 16 * 10**6
     recipe.sae |= {"target_l0": 4.0}
     recipe.collect_tokens = 1024
-    assert stage(recipe, "examples").main["tables of examples"] == 1024 * (4 * 25 * 55 + 16)
+    assert stage(recipe, "examples")[MAIN]["tables of examples"] == 1024 * (4 * 25 * 55 + 16)
 
 
 @pytest.mark.parametrize(("bucket", "shard"), [(8192, 8192 * 32), (2**23, 2**27)])
@@ -352,7 +352,7 @@ def test_the_pending_shard_of_the_cache_is_counted(no_weights, bucket, shard):
     """Twice, as it is when it is put together: 16 wide in bfloat16, and 4 rows of 1024 more."""
     recipe = small_recipe(2**10, shuffle=ShuffleArguments(bucket_tokens=bucket))
     recipe.harvest = HarvestArguments(rows=4, cache="somewhere")
-    pending = stage(recipe, "one batch of text").main["activation cache"]
+    pending = stage(recipe, "one batch of text")[MAIN]["activation cache"]
     assert pending == 2 * (shard + 4 * 1024 * 32)
 
 

@@ -17,7 +17,6 @@ from hfsae.runs.preset_search import (
     PROMPTS,
     Attempt,
     Candidate,
-    Found,
     Model,
     PresetArguments,
     attempts_of,
@@ -65,14 +64,14 @@ def model(make_tiny_lm, tiny_tokenizer):
 
 def test_a_search_tries_each_candidate_at_each_prompt(model):
     firing, lines = model.store.pick(1, max_density=1.0)[0], []
-    found = find_presets(model, {firing: "seas"}, ARGS, lines.append)
-    tried = [a for a in found.attempts if a.candidate.latent == firing]
+    presets, attempts = find_presets(model, {firing: "seas"}, ARGS, lines.append)
+    tried = [a for a in attempts if a.candidate.latent == firing]
     assert sorted(a.prompt for a in tried) == sorted(PROMPTS)
     assert {a.candidate.strength for a in tried} <= {*ARGS.strengths}
-    assert all(a.kl > 0 and 0 <= a.n_seeds <= 3 for a in found.attempts)
-    assert f"| {firing} | seas |" in table(found) and lines
+    assert all(a.kl > 0 and 0 <= a.n_seeds <= 3 for a in attempts)
+    assert f"| {firing} | seas |" in table(presets, attempts) and lines
     kept = ARGS._replace(max_kl=1e9, max_repetition=1.0)
-    for preset in find_presets(model, {firing: "seas"}, kept, lines.append).presets:
+    for preset in find_presets(model, {firing: "seas"}, kept, lines.append)[0]:
         assert preset["name"] == "seas" and preset["plain"] != preset["steered"]
 
 
@@ -197,7 +196,7 @@ def test_the_table_begins_with_what_is_seen_most_and_changes_other_text_least():
         Attempt(loud, PROMPTS[0], 1.5, 0.1, 9.0, 3),
         Attempt(loud, PROMPTS[1], 0.5, 0.1, 1.0, 1),
     ]
-    rows = table(Found([], attempts)).splitlines()[2:]
+    rows = table([], attempts).splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows] == ["| 0", "| 1", "| 2"]
     assert "+9.0" in rows[0], "the best attempt of a latent"
 
@@ -230,7 +229,7 @@ def test_in_a_batch_each_row_has_a_latent_of_its_own(model):
 def test_presets_are_found_on_a_gpu(model):
     firing = model.store.pick(1, max_density=1.0)[0]
     on_gpu = model._replace(lm=model.lm.to("cuda"), sae=model.sae.to("cuda"))
-    assert find_presets(on_gpu, {firing: "seas"}, ARGS).attempts
+    assert find_presets(on_gpu, {firing: "seas"}, ARGS)[1]
 
 
 def test_texts_of_a_large_vocabulary_are_written_by_fewer_at_once():

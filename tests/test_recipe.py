@@ -26,7 +26,7 @@ from hfsae.features import FeatureStore, collecting
 from hfsae.hub import published
 from hfsae.io.checksums import STAMPED
 from hfsae.io.file_names import COLLECTING
-from hfsae.lm.weights_sketch import sketch
+from hfsae.lm.contract import sketch
 from hfsae.runs import make_configs, run
 from hfsae.training import Trainer
 

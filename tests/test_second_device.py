@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from hfsae.features import CollectArguments, collect
 from hfsae.models import SAE
 from hfsae.ops import ASYNCHRONOUS, sparse, upload
 from hfsae.training import Trainer
+from hfsae.training.refit import refit_
 from hfsae.training.trainer import make_accelerator
 
 from . import forked, tiny
@@ -75,7 +77,7 @@ def test_all_bits_are_the_cpus(seen):
     assert set(seen) >= {
         *KINDS,
         *(f"sparse {kind}" for kind in SPARSE),
-        *("resumed", "steered", "evaluated", "collected", "diffed", "attributed"),
+        *("resumed", "steered", "evaluated", "refitted", "collected", "diffed", "attributed"),
         *("buffer on the cpu", "buffer on the device", "refused at the log"),
     }
 
@@ -185,6 +187,7 @@ def _rehearse(folder: Path, tokenizer) -> None:
         "refused at the checkpoint": partial(_refused, folder / "checkpoint", 4),
         "evaluated": partial(_evaluated, losses=True),
         "reconstructed": partial(_evaluated, losses=False),
+        "refitted": _refitted,
     }.items():
         seen[name] = _compared(call, rehearsal)
     for part in seen.values():
@@ -295,6 +298,15 @@ def _spliced(device: str, counts) -> dict:
     with hfsae.splice(lm, sae), _counting(counts, own):
         logits = lm(**batch).logits
     return {"tensors": {"logits": logits}, "waits": own[0], "passes": 1}
+
+
+def _refitted(device: str, counts) -> dict:
+    """On a device that is not known to have sparse passes: dense ones."""
+    with patch.object(sparse, "DEVICES", set()):
+        sae = tiny.make_sae(variant="jumprelu").to(device).folded()
+        x = torch.randn(200, tiny.D, generator=torch.Generator().manual_seed(0))
+        refit_(sae, x, x, ridge=0.1)
+    return {"tensors": sae.state_dict()}
 
 
 def _rows(n: int) -> list[TokenBatch]:

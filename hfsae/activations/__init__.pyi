@@ -8,10 +8,10 @@ from .arguments import Split as Split
 from .arguments import TextArguments as TextArguments
 from .arguments import is_hub as is_hub
 from .arguments import local_files as local_files
-from .cache import ActivationCache as ActivationCache
 from .files import FileShapes as FileShapes
 from .files import FileSource as FileSource
 from .files import check_files as check_files
+from .harvest import ActivationCache as ActivationCache
 from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester
 from .harvest import InputBatch as InputBatch

@@ -9,13 +9,13 @@ import logging
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from hashlib import blake2b, sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from .shards import (
     safetensors_shard,
     sites_in,
 )
-from .source import ActivationBatch, Filling, Refusals
+from .source import ActivationBatch, Filling
 
 logger = logging.getLogger(__name__)
 KEEP = "keep"
@@ -307,15 +307,15 @@ class FileSource:
             0.
     """
 
-    refusals = Refusals(
-        too_few="the activation files gave {n} rows, fewer than a batch ({batch_size}); give more, "
-        "or a smaller batch_size",
-        other_content="the activation files, or how they are read, differ from those at the start "
-        "of this training (bucket {bucket} differs); restore them and the settings of activations, "
-        "or train in another output_dir",
-        other_origin="the activation files differ from those at the start of this training; "
+    refusals: ClassVar[Mapping[str, str]] = {
+        "too_few": "the activation files gave {n} rows, fewer than a batch ({batch_size}); give "
+        "more, or a smaller batch_size",
+        "other_content": "the activation files, or how they are read, differ from those at the "
+        "start of this training (bucket {bucket} differs); restore them and the settings of "
+        "activations, or train in another output_dir",
+        "other_origin": "the activation files differ from those at the start of this training; "
         "restore them, or train in another output_dir",
-    )
+    }
     device = torch.device("cpu")
 
     def __init__(

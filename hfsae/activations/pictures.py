@@ -11,14 +11,14 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from glob import glob
 from hashlib import blake2b, sha256
 from inspect import signature
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -31,9 +31,8 @@ from ..io.files import refuse_special
 from ..io.local_paths import LOCAL_FILES
 from ..lm import LoadedEncoder, n_positions
 from .arguments import HarvestArguments, ImageArguments, Split, side_of
-from .cache import lm_digest
-from .harvest import Harvester, InputBatch
-from .source import ActivationBatch, Filling, Refusals, harvest_share
+from .harvest import Harvester, InputBatch, lm_digest
+from .source import ActivationBatch, Filling, harvest_share
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,14 +97,14 @@ class InputSource:
             positions at the sites are no patches of a picture.
     """
 
-    refusals = Refusals(
-        too_few="the pictures gave {n} activations, fewer than a batch ({batch_size}); give more "
-        "pictures or a smaller batch_size",
-        other_content="the pictures differ from those at the start of this training (bucket "
+    refusals: ClassVar[Mapping[str, str]] = {
+        "too_few": "the pictures gave {n} activations, fewer than a batch ({batch_size}); give "
+        "more pictures or a smaller batch_size",
+        "other_content": "the pictures differ from those at the start of this training (bucket "
         "{bucket} differs); restore them, or train in another output_dir",
-        other_origin="the model's weights differ from those at the start of this training; use "
+        "other_origin": "the model's weights differ from those at the start of this training; use "
         "the original model, or train in another output_dir",
-    )
+    }
 
     def __init__(
         self,

@@ -172,7 +172,7 @@ class ShuffledActivations:
         """
         state = copy.deepcopy(state)
         if state.get("lm", self._origin) != self._origin:
-            raise Refused(self.source.refusals.other_origin)
+            raise Refused(self.source.refusals["other_origin"])
         self._forget_coming()
         self._after = state["record"]  # what a run that is over reports
         self._position = {name: state[name] for name in self._position}  # all of it is needed
@@ -211,7 +211,7 @@ class ShuffledActivations:
             )
             if self._content not in (None, content):
                 number = self._position["bucket"] + 1
-                raise Refused(self.source.refusals.other_content.format(bucket=number))
+                raise Refused(self.source.refusals["other_content"].format(bucket=number))
             self._bucket, self._content, self._after = bucket, content, after
             for acts in bucket.values():
                 if coming and acts.is_cuda:  # it was made on another of the GPU's streams
@@ -273,7 +273,7 @@ class ShuffledActivations:
         self._totals["dropped_outliers"] += capacity - n
         self._totals["dropped_special"] += filling.n_special
         if n < self.batch_size:
-            too_few = self.source.refusals.too_few
+            too_few = self.source.refusals["too_few"]
             raise Refused(too_few.format(n=n, batch_size=self.batch_size))
         bucket = {site: acts[:n] for site, acts in bucket.items()}
         for site, before in self._digests.items():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from itertools import count
-from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,8 +20,7 @@ from torch import Tensor
 from ..io.errors import Refused
 from ..packaged import shares_of_texts
 from .arguments import Split
-from .cache import lm_digest
-from .harvest import Batch, Harvester
+from .harvest import Batch, Harvester, lm_digest
 from .tokens import PackedRows, TokenBatch, text_digest, text_origin
 
 Activations = dict[str, Float[Tensor, "_ _"]]
@@ -57,21 +56,14 @@ class Filling(NamedTuple):
     that does not tell."""
 
 
-class Refusals(NamedTuple):
-    """Error sentences about a source, with placeholders for numbers."""
-
-    too_few: str
-    """A bucket holds only {n} activations, fewer than {batch_size}."""
-    other_content: str
-    """A resumed training reads other content in {bucket}, counted from 1."""
-    other_origin: str
-
-
 @runtime_checkable
 class Source(Protocol):  # checkable: shapes and types are checked in tests
     """Activations at some sites, read in one order that a position resumes to the bit."""
 
-    refusals: Refusals
+    refusals: ClassVar[Mapping[str, str]]
+    """Error sentences: "too_few", a bucket holds only {n} activations, fewer than {batch_size};
+    "other_content", a resumed training reads another text or file in {bucket}, counted from 1; and
+    "other_origin"."""
 
     @property
     def sites(self) -> list[str]:
@@ -120,15 +112,15 @@ class TextSource:
         harvester: turns them into activations; its sites are the source's.
     """
 
-    refusals = Refusals(
-        too_few="the text gave {n} activations, fewer than a batch ({batch_size}); give more text "
-        "or a smaller batch_size",
-        other_content="the text, or its tokens, differ from those at the start of this training "
+    refusals: ClassVar[Mapping[str, str]] = {
+        "too_few": "the text gave {n} activations, fewer than a batch ({batch_size}); give more "
+        "text or a smaller batch_size",
+        "other_content": "the text, or its tokens, differ from those at the start of this training "
         "(bucket {bucket} differs); restore the content of text.dataset, or train in another "
         "output_dir",
-        other_origin="the language model's weights differ from those at the start of this "
+        "other_origin": "the language model's weights differ from those at the start of this "
         "training; use the original model, or train in another output_dir",
-    )
+    }
 
     def __init__(self, rows: PackedRows, harvester: Harvester):
         self.rows, self.harvester = rows, harvester
@@ -254,14 +246,14 @@ class TensorSource:
         batch_size: activations in a global batch, divisible by the number of processes.
     """
 
-    refusals = Refusals(
-        too_few="the tensors gave {n} activations, fewer than a batch ({batch_size}); give more "
+    refusals: ClassVar[Mapping[str, str]] = {
+        "too_few": "the tensors gave {n} activations, fewer than a batch ({batch_size}); give more "
         "or a smaller batch_size",
-        other_content="the tensors differ from those at the start of this training (bucket "
+        "other_content": "the tensors differ from those at the start of this training (bucket "
         "{bucket} differs); give the same ones, or train in another output_dir",
-        other_origin="this training began on activations from elsewhere; train in another "
+        "other_origin": "this training began on activations from elsewhere; train in another "
         "output_dir",
-    )
+    }
     device = torch.device("cpu")
 
     def __init__(

@@ -148,18 +148,11 @@ def single_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return []
 
 
-class NamedToken(NamedTuple):
-    """The token that a person means by a text."""
-
-    token: int
-    typed: int | None = None
-    """the token of the text itself, where the same after a space is likelier, and meant"""
-
-
 def named_token(
     tokenizer: PreTrainedTokenizerBase, text: str, next_logits: Callable[[], Tensor]
-) -> NamedToken:
-    """The token that a text names as the next one, the likelier of `single_tokens`.
+) -> tuple[int, int | None]:
+    """The token that a text names as the next one, the likelier of `single_tokens`; and that of the
+    text itself, where the same after a space is likelier, and meant.
 
     Args:
         next_logits: gives the next token's logits, by id; called where there are two spellings.
@@ -175,10 +168,10 @@ def named_token(
             f"{text[:40]!r} is {len(ids)} tokens, {pieces[:8]}; give one of them, or a token's id"
         )
     if len(tokens) == 1:
-        return NamedToken(tokens[0])
+        return tokens[0], None
     logits = next_logits()
     likelier = max(tokens, key=lambda token: float(logits[token]))
-    return NamedToken(likelier, None if likelier == tokens[0] else tokens[0])
+    return likelier, None if likelier == tokens[0] else tokens[0]
 
 
 def _with_space(piece: str, text: str) -> str:

@@ -71,6 +71,11 @@ class TokenBatch(NamedTuple):
     """`Document.number` of each token; a row's BOS goes with the token after it."""
 
 
+def counted_predictions(batch: TokenBatch) -> Bool[Tensor, "rows ctx_minus_1"]:
+    """True where a kept position predicts a token of its own document."""
+    return batch.keep[:, :-1] & (batch.document[:, :-1] == batch.document[:, 1:])
+
+
 def documents(args: TextArguments, split: Split) -> Iterator[Document]:
     """The documents of one side, in the same order each time; empty ones are left out."""
     side = _side(args, split)

@@ -47,8 +47,8 @@ from ..io.local_paths import is_folder, listed, without_local_paths
 from ..io.markdown import escaped
 from ..io.units import TOKEN, section_of, unit_of
 from ..models import SAE
+from ..models.base import class_of
 from ..models.config import l0_goal, where_in_short_of, where_of, where_to_of
-from ..models.registry import class_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .sections import (
     FAR,

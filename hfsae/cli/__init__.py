@@ -3,9 +3,8 @@
 main      one command: its verb, its errors, its exit code
 table     the list of verbs
 verbs     the function of each
-recipes   a recipe, or an SAE with fields of a recipe, from files and the command line
+recipes   the parser of every verb; a recipe, or an SAE with fields of one, from files and options
 show      what is printed of a folder
-parsing   one kind of parser for all verbs
 """
 
 from typing import TYPE_CHECKING, Any

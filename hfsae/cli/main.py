@@ -20,8 +20,7 @@ from textwrap import wrap
 from ..io.errors import Refused, one_line
 from ..io.files import printable, printable_lines
 from ..io.importing import after_importing
-from .parsing import with_names
-from .table import ABOUT_FIELDS, EXAMPLES, VERBS
+from .table import ABOUT_FIELDS, EXAMPLES, VERBS, with_names
 
 _plain_warning = warnings.formatwarning
 # Of glibc's malloc.h; 32 MiB is the largest value that every glibc accepts.

@@ -1,6 +1,12 @@
-"""The verbs: what each does. Its function is in `verbs`, which this does not import."""
+"""The verbs: what each does, and what is like an unknown one. A verb's function is in `verbs`,
+which this does not import."""
 
+from difflib import get_close_matches
 from typing import NamedTuple
+
+from ..io.errors import closest
+
+HELP_ALL = "--help_all"
 
 
 class Verb(NamedTuple):
@@ -107,6 +113,11 @@ VERBS: dict[str, Verb] = {
         "packaged one.",
         "the app is closed",
     ),
+    "graph": Verb(
+        "Draw the attribution graph of a prompt: which features of transcoders, which errors and "
+        "tokens made the next token, written for circuit-tracer's and Neuronpedia's front ends. It "
+        "needs transcoders of MLPs, at some blocks or all, or a cross-layer transcoder.",
+    ),
     "presets": Verb(
         "Find latents, strengths and prompts with which steering visibly changes the text, "
         "with each of three seeds, and write them to presets.json beside the SAE: the app "
@@ -136,9 +147,27 @@ EXAMPLES = (
     "hfsae push runs/mine me/my-sae",
     "hfsae list google/gemma-scope-2b-pt-res",
     "hfsae demo runs/mine",
+    'hfsae graph runs/transcoders "The capital of France is"',
     "hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80",
 )
 ABOUT_FIELDS = """\
 A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
 `hfsae train --help_all` explains all of them. Several processes:
 `torchrun --standalone --nproc_per_node N -m hfsae train recipe.yaml`."""
+
+
+def with_names(problem: str, name: str, names: list[str]) -> str:
+    """The problem of an unknown name, with the nearest names or else all of them."""
+    section, dot, field = name.rpartition(".")
+    own = {n: n.removeprefix(section + dot) for n in names if n.startswith(section + dot)}
+    # as people shorten it: "lr" of "learning_rate"
+    if short := [
+        n
+        for n, own_field in own.items()
+        if "".join(part[:1] for part in own_field.split("_")) == field
+    ]:
+        return f"{problem}; closest: {', '.join(map(repr, short))}"
+    if dot and own and not get_close_matches(field, [*own.values()]):
+        return f"{problem}; `{HELP_ALL}` lists all"  # the section alone is alike
+    every = f"; known: {', '.join(n for n in names if '.' not in n)}"
+    return f"{problem}{closest(name, names) or every}"

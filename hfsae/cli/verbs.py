@@ -5,6 +5,7 @@ Each reads its arguments, and imports what does its work, which takes seconds, o
 
 import gc
 import json
+import re
 import shlex
 import socket
 from collections.abc import Iterator
@@ -34,16 +35,15 @@ from ..io.file_names import (
     RECIPE,
     REPORT,
 )
-from ..io.files import printable, printable_lines
-from ..io.lock import is_first_process
+from ..io.files import is_first_process, printable, printable_lines
 from ..packaged import SEPARATE_SAES
 from ..runs import ExplainRequest, Sections, shipped_recipes
 from ..runs.arguments import CONTROLS, EXPLAINERS, PresetArguments
 from ..tuning import Tuning
-from .parsing import VerbParser, verb_parser
 from .recipes import (
     SECTIONS,
     SOURCE,
+    VerbParser,
     add_choice,
     add_meaning,
     add_output,
@@ -56,6 +56,7 @@ from .recipes import (
     parse_recipe,
     recipe_parser,
     refuse_absent_inputs,
+    verb_parser,
 )
 
 if TYPE_CHECKING:
@@ -569,9 +570,9 @@ def presets_verb(argv: list[str]) -> None:
 
     with open_folder(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
-        found = find_presets(_steered(placed), labels, args, _say)
-        print(f"\n{printable_lines(table(found))}\n")
-        if not found.presets:
+        presets, attempts = find_presets(_steered(placed), labels, args, _say)
+        print(f"\n{printable_lines(table(presets, attempts))}\n")
+        if not presets:
             print(
                 "No preset visibly changes the text with every seed at a KL of "
                 f"{args.max_kl:g} or less, a repetition of {args.max_repetition:.0%} or less and "
@@ -579,9 +580,9 @@ def presets_verb(argv: list[str]) -> None:
                 "--n_candidates or bound."
             )
             return
-        save_presets(placed.folder, found.presets)
+        save_presets(placed.folder, presets)
     print(
-        f"{len(found.presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
+        f"{len(presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
         f"{placed.folder}` offers them."
     )
 
@@ -634,6 +635,63 @@ def _steered(placed: "SAEInContext") -> "Model":
     lm, tokenizer, _ = load(placed.recipe.lm)
     sae.to(lm.device)
     return Model(lm, tokenizer, sae, store)
+
+
+def graph_verb(argv: list[str]) -> None:
+    """`hfsae graph`: see `VERBS`."""
+    parser = verb_parser("graph", "SOURCE PROMPT [--OPTION VALUE ...]")
+    parser.examples = (
+        'hfsae graph runs/transcoders "The capital of France is"',
+        'hfsae graph runs/transcoders "The keys on the table" --target " are" --contrast " is"',
+    )
+    add_source(parser)
+    parser.add("prompt", type=str, help="the text whose next token is explained")
+    parser.add("--subfolder", type=str, default="", help="only the transcoders below it")
+    parser.add("--target", type=str | None, help="the token to explain, instead of the likeliest")
+    parser.add("--contrast", type=str | None, help="the token to explain it against")
+    parser.add("--max_feature_nodes", type=int | None, help="default: 500, 7500 on a GPU")
+    parser.add("--nodes", type=float, default=0.8, help="share of the nodes' influence to keep")
+    parser.add("--edges", type=float, default=0.98, help="share of the edges' influence to keep")
+    parser.add("--out", type=str, default="graphs", help="folder to write")
+    parser.add("--slug", type=str | None, help="name of the graph (default: from the prompt)")
+    _add_model(parser)
+    args = _with_model(parser.parse(argv))
+    from tqdm import tqdm
+
+    from ..circuits import graph, save_graph
+    from ..features import read_labels
+    from ..hub import load_set
+    from ..lm import load_lm
+
+    source, sub = args["source"], args["subfolder"]
+    saes = load_set(source, subfolder=sub, revision=args.get("revision"))
+    first = next(iter(saes.values())).config
+    name = args.get("model") or first.model_name
+    if name is None:
+        raise Refused(f"{source} names no language model; give --lm.name")
+    lm, tokenizer, _ = load_lm(name, dtype="float32")
+    slug = args.get("slug") or "-".join(re.findall("[a-z0-9]+", args["prompt"].lower())) or "graph"
+    with tqdm(desc="graph", unit="feature", leave=False) as bar:
+
+        def show(done: int, of_all: int) -> None:
+            bar.total = of_all
+            bar.update(done - bar.n)
+
+        names = ("target", "contrast", "max_feature_nodes")
+        given: dict[str, Any] = {name: args.get(name) for name in names}
+        found = graph(lm, saes, args["prompt"], tokenizer=tokenizer, progress=show, **given)
+    local = {key: Path(source) / key for key in saes if (Path(source) / key).is_dir()}
+    labels = {key: read_labels(folder) for key, folder in local.items()}
+    shares = {"nodes": args["nodes"], "edges": args["edges"]}
+    path = save_graph(found, args["out"], slug, labels=labels, **shares)
+    n = {kind: int(found.of_kind(kind).sum()) for kind in ("feature", "error", "token", "logit")}
+    print(
+        f"wrote {path}: of {found.n_active} features that fire {n['feature']} are nodes, beside "
+        f"{n['error']} errors, {n['token']} tokens and {n['logit']} logits\n"
+        f"sums are exact to {found.check():.1e}; replacement score "
+        f"{found.replacement_score:.3f}, completeness {found.completeness_score:.3f}\n"
+        f"Look at it: circuit-tracer start-server --graph_file_dir {args['out']}"
+    )
 
 
 def space_verb(argv: list[str]) -> None:

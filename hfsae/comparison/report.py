@@ -17,8 +17,7 @@ from ..activations import Split, documents, is_hub
 from ..cards import write_card
 from ..evaluation.result import KINDS_OF_DOCUMENTS
 from ..io.file_names import FIGURES, REPORT, REPORT_PAGE, TRAINING
-from ..io.files import read_json, sweep, write_whole
-from ..io.lock import locked
+from ..io.files import locked, read_json, sweep, write_whole
 from ..io.markdown import table
 from ..io.units import TOKEN, section_of, unit_of
 from ..runs import as_plain

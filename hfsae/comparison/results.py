@@ -26,8 +26,7 @@ from ..hub import is_sae
 from ..io.checksums import CONTENT, of_others
 from ..io.errors import Damaged, Refused
 from ..io.file_names import DOCUMENTS, EVALUATION, RESULT_TENSORS, RESULTS, TRAINING
-from ..io.files import damaged, read_json, read_tensors, write_tensors, write_whole
-from ..io.lock import locked
+from ..io.files import damaged, locked, read_json, read_tensors, write_tensors, write_whole
 from ..runs import (
     RESULT_SECTIONS,
     as_plain,

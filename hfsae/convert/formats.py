@@ -15,7 +15,7 @@ from ..io.errors import Damaged, Refused, one_line
 from ..io.file_names import CONFIG, FINGERPRINT, WEIGHTS, WEIGHTS_INDEX
 from ..io.files import open_to_readers, read_json
 from ..models import SAE
-from ..models.registry import refuse_unknown_variant
+from ..models.base import refuse_unknown_variant
 from . import (
     circuit_tracer,
     cross_layer,

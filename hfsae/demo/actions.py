@@ -35,7 +35,7 @@ from .subject import Subject
 
 QUEUES: dict[str, dict[str, Any]] = {
     name: {"concurrency_id": name, "concurrency_limit": n}
-    for name, n in (("look", 8), ("run", 2), ("search", 1))
+    for name, n in (("look", 8), ("slow", 2), ("search", 1))
 }
 """options of an event whose calls wait in a queue, of which so many run at once"""
 _SECTION = re.compile(r"^(Args|Returns):$", re.MULTILINE)
@@ -187,14 +187,14 @@ ENDPOINTS = (
     _text(why.next_tokens, "The likeliest next tokens"),
     Endpoint(health_actions.health, "How good the SAE is"),
     Endpoint(health_actions.compare_saes, "Metrics of two SAEs", reads_hub=True),
-    _text(health_actions.side_by_side, "Two SAEs on a text", queue="run", reads_hub=True),
+    _text(health_actions.side_by_side, "Two SAEs on a text", queue="slow", reads_hub=True),
     Endpoint(health_actions.about, "Which SAE this is"),
     Endpoint(health_actions.card, "The model card"),
-    _text(steer_actions.steer, "Steer a text", queue="run"),
-    _text(steer_actions.suggest_strength, "Find a strength for steering", queue="run"),
-    _text(why.why, "Why a next token", queue="run"),
-    _text(why.check_ablation, "Measure a latent's effect on a token", queue="run"),
-    _text(health_actions.measure, "How well the SAE explains a text", queue="run"),
+    _text(steer_actions.steer, "Steer a text", queue="slow"),
+    _text(steer_actions.suggest_strength, "Find a strength for steering", queue="slow"),
+    _text(why.why, "Why a next token", queue="slow"),
+    _text(why.check_ablation, "Measure a latent's effect on a token", queue="slow"),
+    _text(health_actions.measure, "How well the SAE explains a text", queue="slow"),
     Endpoint(inspect_actions.find_on_map, "Find latents on the map"),
     Endpoint(inspect_actions.promoted, queue=None, gpu=True),
     Endpoint(steer_actions.write, queue=None, gpu=True),

@@ -128,7 +128,7 @@ def _follow_tour(tour: gr.HTML, app: App, actions: Actions) -> None:
         first = actions.inspect(text)["ranking"][0]
         return Feature(first["latent"]) if number == "1" else Inspect(text, token=first["peak"])
 
-    steer.then_run(app.on_select(tour, step, steer, leads_to=("inspect", "feature")))
+    steer.then_generate(app.on_select(tour, step, steer, leads_to=("inspect", "feature")))
 
 
 def _follow(app: App, tab: gr.Tab, name: str) -> None:
@@ -223,7 +223,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     opened = opened.then(restore, app.visit, outputs, **seen)
     if steer := app.pages.get("steer"):
         inputs = [app.visit, *steer.inputs]
-        opened.then(rerun, inputs, steer.written, **QUEUES["run"], **options)
+        opened.then(rerun, inputs, steer.written, **QUEUES["slow"], **options)
 
 
 def launch(

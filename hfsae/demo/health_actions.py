@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional as F
 
 from .. import cards
+from ..activations.tokens import counted_predictions
 from ..convert.formats import find
 from ..evaluation import EvaluationArguments, evaluate
-from ..evaluation.fidelity import counted_predictions
 from ..evaluation.metrics import DENSITY, FIDELITY
 from ..evaluation.result import LOSSES
 from ..features.inspection import inspect

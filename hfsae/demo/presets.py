@@ -99,7 +99,7 @@ def search_presets(subject: Subject, tick: Callable[[str, int, int], object]) ->
     """
     assert subject.store is not None and subject.folder is not None
     model = Model(subject.lm, subject.tokenizer, subject.sae, subject.store)
-    found = find_presets(model, subject.labels, tick=tick).presets
+    found, _ = find_presets(model, subject.labels, tick=tick)
     if found:
         save_presets(subject.folder, found)
         subject.presets = found

@@ -229,14 +229,14 @@ def _question(
         """A typed token's id; where its text is read with a space more, a note is added."""
         if text.startswith("#") and text[1:].isdecimal():
             return subject.token_id(text)
-        chosen = named_token(subject.tokenizer, text, lambda: logits)
-        if chosen.typed is not None:
-            less = float(logits[chosen.token] - logits[chosen.typed])
+        chosen, typed = named_token(subject.tokenizer, text, lambda: logits)
+        if typed is not None:
+            less = float(logits[chosen] - logits[typed])
             notes.append(
                 f"{cited(text)} is read with a space in front, {cited(spaced(' ' + text))}: "
-                f"without it it is another token, {less:.1f} logits less likely (#{chosen.typed})."
+                f"without it it is another token, {less:.1f} logits less likely (#{typed})."
             )
-        return chosen.token
+        return chosen
 
     target_id = token_of(target) if target else likely[0]["id"]
     if contrast in ("", ALONE):

@@ -9,6 +9,7 @@ from ..io.errors import Refused
 Side = Literal["test", "validation"]
 AUTO: Literal["auto"] = "auto"
 AUTO_TOKENS = 100_000
+_LOGITS = 2**27  # of one arm at a time, where a row has fewer
 _TEXTS_ARE = "must be names with a text each, as {code: packaged:python}"
 
 
@@ -42,14 +43,6 @@ class EvaluationArguments:
                 check_most(f"evaluation.{name}", value, MOST_TOKENS)
         if self.side not in get_args(Side):
             raise Refused(f"evaluation.side is {self.side!r}; it can be 'test' or 'validation'")
-        self._check_texts()
-
-    @property
-    def most_tokens(self) -> int | None:
-        """n_tokens as a number, for an evaluation that no training precedes; None: all."""
-        return AUTO_TOKENS if self.n_tokens == AUTO else self.n_tokens
-
-    def _check_texts(self) -> None:
         if not isinstance(self.texts, dict):
             raise Refused(f"evaluation.texts {_TEXTS_ARE}, got {self.texts!r}")
         for item in self.texts.items():
@@ -57,3 +50,13 @@ class EvaluationArguments:
                 raise Refused(
                     f"evaluation.texts {_TEXTS_ARE}, got the name {item[0]!r} with {item[1]!r}"
                 )
+
+    @property
+    def most_tokens(self) -> int | None:
+        """n_tokens as a number, for an evaluation that no training precedes; None: all."""
+        return AUTO_TOKENS if self.n_tokens == AUTO else self.n_tokens
+
+
+def rows_at_once(context: int, vocabulary: int) -> int:
+    """Rows of text whose logits are in memory together, for each of two arms."""
+    return max(1, _LOGITS // (context * vocabulary))

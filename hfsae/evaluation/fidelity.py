@@ -31,7 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..activations import HarvestArguments
 from ..activations.harvest import Batch, Harvester, refuse_not_finite
 from ..activations.source import ActivationBatch
-from ..activations.tokens import TextInput, TokenBatch, token_rows
+from ..activations.tokens import TextInput, TokenBatch, counted_predictions, token_rows
 from ..io.errors import Refused
 from ..lm import (
     Autoencoder,
@@ -49,7 +49,7 @@ from ..lm import (
     writes_of,
 )
 from ..ops import Download, indices_of, kl_of_logs, upload
-from .arguments import EvaluationArguments
+from .arguments import EvaluationArguments, rows_at_once
 from .metrics import DocumentSums
 from .reconstructions import LateRefusals, Reconstructions
 from .result import NO_PREDICTION, EvaluationResult
@@ -57,13 +57,7 @@ from .result import NO_PREDICTION, EvaluationResult
 logger = getLogger(__name__)
 
 
-def counted_predictions(batch: TokenBatch) -> Bool[Tensor, "rows ctx_minus_1"]:
-    """True where a kept position predicts a token of its own document."""
-    return batch.keep[:, :-1] & (batch.document[:, :-1] == batch.document[:, 1:])
-
-
 _FAR = 0.12  # relative distance of L0 from its target
-_LOGITS = 2**27  # of one arm at a time, where a row has fewer
 _FEW = 1000  # tokens: too few for a reliable L0
 
 
@@ -231,11 +225,6 @@ def _first_tokens(batches: Iterable[TokenBatch], n: int | None) -> Iterator[Toke
         seen += int(batch.keep.sum())
         if n is not None and seen >= n:
             return
-
-
-def rows_at_once(context: int, vocabulary: int) -> int:
-    """Rows of text whose logits are in memory together, for each of two arms."""
-    return max(1, _LOGITS // (context * vocabulary))
 
 
 def within_limits(

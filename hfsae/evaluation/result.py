@@ -25,41 +25,46 @@ NO_PREDICTION = (
 )
 
 
-def _per_prediction(name: str, text: str, of: Callable[..., Tensor]) -> Definition:
-    text += ", mean over counted predictions"
-    return Definition(f"{name}.v1", "nats/token", text, lambda s: of(s) / s["tokens"])
-
-
-def _cross_entropy(arm: str, text: str) -> Definition:
-    return _per_prediction(f"ce.{arm}", f"cross-entropy of the LM {text}", lambda s: s[arm])
-
-
-def _loss_recovered(arm: str) -> Definition:
-    text = f"(ce_{arm} - ce_spliced) / (ce_{arm} - ce_clean): 1 is lossless, 0 no better than {arm}"
-    return Definition(
-        f"loss_recovered.{arm}.v1",
-        "1",
-        f"{text} ablation of the target site at kept positions",
-        lambda s: (s[arm] - s["spliced"]) / (s[arm] - s["clean"]),
-    )
-
-
-LOSSES: dict[str, Definition] = {
-    "ce_clean": _cross_entropy("clean", "as it is"),
-    "ce_spliced": _cross_entropy("spliced", "on the reconstruction at kept positions"),
-    "ce_zero": _cross_entropy("zero", "with zero at the target site's kept positions"),
-    "ce_mean": _cross_entropy(
-        "mean", "with a mean activation (whose: `mean_source`) at the target site's kept positions"
+_ABLATION = "ablation of the target site at kept positions"
+_MEANS: dict[str, tuple[str, str, Callable[..., Tensor]]] = {
+    "ce_clean": ("ce.clean", "cross-entropy of the LM as it is", lambda s: s["clean"]),
+    "ce_spliced": (
+        "ce.spliced",
+        "cross-entropy of the LM on the reconstruction at kept positions",
+        lambda s: s["spliced"],
     ),
-    "delta_loss": _per_prediction(
-        "delta_loss", "ce_spliced - ce_clean", lambda s: s["spliced"] - s["clean"]
+    "ce_zero": (
+        "ce.zero",
+        "cross-entropy of the LM with zero at the target site's kept positions",
+        lambda s: s["zero"],
     ),
-    "loss_recovered_zero": _loss_recovered("zero"),
-    "loss_recovered_mean": _loss_recovered("mean"),
-    "kl": _per_prediction(
-        "kl.clean_spliced", "KL(clean || spliced) of the next token", lambda s: s["kl"]
+    "ce_mean": (
+        "ce.mean",
+        "cross-entropy of the LM with a mean activation (whose: `mean_source`) at the target "
+        "site's kept positions",
+        lambda s: s["mean"],
     ),
+    "delta_loss": ("delta_loss", "ce_spliced - ce_clean", lambda s: s["spliced"] - s["clean"]),
+    "kl": ("kl.clean_spliced", "KL(clean || spliced) of the next token", lambda s: s["kl"]),
 }
+LOSSES: dict[str, Definition] = {
+    name: Definition(
+        f"{key}.v1",
+        "nats/token",
+        f"{text}, mean over counted predictions",
+        lambda s, of=of: of(s) / s["tokens"],
+    )
+    for name, (key, text, of) in _MEANS.items()
+}
+for _arm in ("zero", "mean"):
+    LOSSES[f"loss_recovered_{_arm}"] = Definition(
+        f"loss_recovered.{_arm}.v1",
+        "1",
+        f"(ce_{_arm} - ce_spliced) / (ce_{_arm} - ce_clean): 1 is lossless, 0 no better than "
+        f"{_arm} {_ABLATION}",
+        lambda s, arm=_arm: (s[arm] - s["spliced"]) / (s[arm] - s["clean"]),
+    )
+LOSSES["kl"] = LOSSES.pop("kl")  # the last, as in records
 
 
 @dataclass

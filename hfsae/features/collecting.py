@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
-from ..activations.cache import lm_digest
+from ..activations.harvest import lm_digest
 from ..activations.token_text import REPLACEMENT, decoded, is_part, token_text
 from ..activations.tokens import TextInput, token_rows
 from ..io.errors import Damaged, Refused

@@ -21,7 +21,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..convert.formats import FORMATS, find, load_folder, matching
 from ..io.errors import Refused, refuse_absent_source
-from ..io.file_names import CONFIG, EVALUATION, WEIGHTS_INDEX
+from ..io.file_names import CHECKPOINTS, CONFIG, EVALUATION, WEIGHTS_INDEX
 from ..io.files import read_json
 from ..io.processor import refuse_absent
 from ..models import SAE
@@ -306,7 +306,8 @@ def _local_files(root: Path) -> list[str]:
 
 def _entries(paths: Iterable[str]) -> list[SAEEntry]:
     entries = []
-    for path, format_name in find(list(paths)).items():
+    own = [path for path in paths if CHECKPOINTS not in path.split("/")]  # of a run under way
+    for path, format_name in find(own).items():
         layer, width, l0 = (pattern.search(path) for pattern in (_LAYER, _WIDTH, _L0))
         entries.append(
             SAEEntry(

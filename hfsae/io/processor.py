@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,15 +96,9 @@ _GROUP_FILES = ("memory.max", "memory.current", "inactive_file")
 _GROUP_FILES_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-class Room(NamedTuple):
-    """Bytes of memory for a process: at present, and with the machine to itself."""
-
-    free: int
-    total: int
-
-
-def main_memory(root: Path = Path("/")) -> Room:
-    """Main memory with swap, within the limits of containers and batch systems.
+def main_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes of main memory with swap, within the limits of containers and batch systems: those that
+    are free at present, and all of them.
 
     Args:
         root: the folder with Linux's `proc` and `sys`.
@@ -113,7 +106,7 @@ def main_memory(root: Path = Path("/")) -> Room:
     import psutil
 
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-    machine = Room(memory.available + swap.free, memory.total + swap.total)
+    machine = memory.available + swap.free, memory.total + swap.total
     rooms, listing = [machine], root / "proc/self/cgroup"  # and of this process's control groups
     for line in listing.read_text().splitlines() if listing.is_file() else ():
         _, controllers, path = line.split(":", 2)
@@ -132,13 +125,13 @@ def main_memory(root: Path = Path("/")) -> Room:
                 continue
             if total != "max":
                 freed = int(dict(line.split() for line in lines).get(given_back, 0))
-                rooms.append(Room(max(0, int(total) - int(use) + freed), int(total)))
-    return Room(min(room.free for room in rooms), min(room.total for room in rooms))
+                rooms.append((max(0, int(total) - int(use) + freed), int(total)))
+    return min(free for free, _ in rooms), min(total for _, total in rooms)
 
 
-def gpu_memory() -> Room:
-    """Memory of the process's GPU."""
-    return Room(*torch.cuda.mem_get_info())
+def gpu_memory() -> tuple[int, int]:
+    """Bytes of memory of the process's GPU: free ones, and all."""
+    return torch.cuda.mem_get_info()
 
 
 def refuse_absent(device: str | torch.device | None) -> None:

@@ -1,17 +1,26 @@
 """Names of the room, and where each is imported from at its first use."""
 
+from .hooks import Autoencoder as Autoencoder
 from .hooks import Passes as Passes
+from .hooks import Sites as Sites
 from .hooks import activations_read as activations_read
+from .hooks import blocks_below as blocks_below
 from .hooks import capture as capture
+from .hooks import check_arguments as check_arguments
+from .hooks import find_module as find_module
 from .hooks import forward as forward
 from .hooks import n_positions as n_positions
 from .hooks import noting_prompts as noting_prompts
 from .hooks import own_passes as own_passes
 from .hooks import patch as patch
 from .hooks import prompt_length as prompt_length
+from .hooks import reads_of as reads_of
 from .hooks import running_as as running_as
 from .hooks import site_width as site_width
 from .hooks import smallest_inputs as smallest_inputs
+from .hooks import unwrapped as unwrapped
+from .hooks import widths_of as widths_of
+from .hooks import writes_of as writes_of
 from .load import LoadedEncoder as LoadedEncoder
 from .load import LoadedLM as LoadedLM
 from .load import LoadedLMs as LoadedLMs
@@ -26,15 +35,6 @@ from .load import tokenizer_of as tokenizer_of
 from .places import Site as Site
 from .places import by_model as by_model
 from .places import model_and_path as model_and_path
-from .sites import Autoencoder as Autoencoder
-from .sites import Sites as Sites
-from .sites import blocks_below as blocks_below
-from .sites import check_arguments as check_arguments
-from .sites import find_module as find_module
-from .sites import reads_of as reads_of
-from .sites import unwrapped as unwrapped
-from .sites import widths_of as widths_of
-from .sites import writes_of as writes_of
 from .splicing import Moment as Moment
 from .splicing import cache_name as cache_name
 from .splicing import cast_for as cast_for

@@ -34,10 +34,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..io.errors import Refused
 from ..io.file_names import CONFIG
-from ..io.lock import one_at_a_time
+from ..io.files import one_at_a_time
 from ..io.processor import refuse_absent, spare_bfloat16_
+from .hooks import unwrapped
 from .located import Copy, dense_weights, locate, refusal
-from .sites import unwrapped
 
 logger = logging.getLogger(__name__)
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")

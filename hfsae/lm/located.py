@@ -25,9 +25,8 @@ from safetensors import SafetensorError
 from ..io.checksums import file_hash
 from ..io.errors import HubRefused, Refused, closest, one_line
 from ..io.file_names import CONFIG, WEIGHTS, WEIGHTS_INDEX
-from ..io.files import write_whole
+from ..io.files import locked, one_at_a_time, write_whole
 from ..io.hub_client import HTTPError, hub_reason
-from ..io.lock import locked, one_at_a_time
 from ..packaged import (
     PACKAGED_LMS,
     PackagedLM,

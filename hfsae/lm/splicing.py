@@ -15,11 +15,14 @@ from transformers import PreTrainedModel
 
 from ..io.errors import Refused
 from . import contract
-from .hooks import attach, capture, own_passes, replaced
-from .sites import (
+from .hooks import (
     Autoencoder,
+    attach,
+    capture,
     check_arguments,
+    own_passes,
     reads_of,
+    replaced,
     unwrapped,
     writes_of,
 )

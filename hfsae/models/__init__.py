@@ -33,6 +33,7 @@ variant are class attributes or properties of its config, see `SAEConfig`.
 from .base import SAE as SAE
 from .base import SAEOutput as SAEOutput
 from .base import Schedule as Schedule
+from .base import register_variants as register_variants
 from .batch_topk import BatchTopKSAE as BatchTopKSAE
 from .batch_topk import BatchTopKSAEConfig as BatchTopKSAEConfig
 from .causal import BatchTopKCLT as BatchTopKCLT
@@ -50,7 +51,6 @@ from .matryoshka import MatryoshkaBatchTopKSAE as MatryoshkaBatchTopKSAE
 from .matryoshka import MatryoshkaBatchTopKSAEConfig as MatryoshkaBatchTopKSAEConfig
 from .matryoshka import MatryoshkaJumpReLUSAE as MatryoshkaJumpReLUSAE
 from .matryoshka import MatryoshkaJumpReLUSAEConfig as MatryoshkaJumpReLUSAEConfig
-from .registry import register_variants as register_variants
 from .relu import ReLUSAE as ReLUSAE
 from .relu import ReLUSAEConfig as ReLUSAEConfig
 from .topk import TopKSAE as TopKSAE

@@ -26,17 +26,40 @@ too, x W_skip.
 
 **Per-token normalisation** (`token_norm`) is there for SAEs from elsewhere that were trained so. It
 is undone after decoding, which therefore needs x: `decode(latents, x)`, as with a skip connection.
+
+**Variants in users' own modules** are imported by name or as a file, at the end of this one.
+
+**Penalties** that variants add to the squared error: means over tokens of latents in units of x/c.
+
+    l1          sum_i f_i                                Bricken et al. 2023
+    ri_l1       sum_i f_i |W_dec_i|                      Conerly et al. 2024: norms are free
+    tanh        sum_i tanh(slope f_i |W_dec_i|)          Anthropic 2025: a count, smooth near zero
+    pre_act     sum_i relu(threshold_i - z_i) |W_dec_i|  Anthropic 2025: brings dead latents back
+    aux_k       |e - recon from dead|^2 / |e - mean e|^2 Gao et al. 2024: likewise; e: the error
+    quadratic   (L0 / target - 1)^2                      arXiv:2407.14435, appendix F
+    frequency   sum_i p_i (1 + p_i / limit)              Smith et al. 2025; L0 is sum_i p_i
+
+Those of several variants stand here, the others in jumprelu.py. p_i is the share of tokens that
+latent i fires on. The last two are not sums over tokens: with several processes, or a batch in
+parts, each process or part computes them on its own share, and a step uses the mean of these
+gradients. It differs from the whole batch's by the noise in L0 and p_i of a share, which is small
+beside a target or limit as long as shares have some hundred tokens.
 """
 
 import copy
+import importlib
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
@@ -50,12 +73,14 @@ from ..ops import (
     Workspace,
     blocks,
     indices_of,
+    largest,
     one_process,
     screen,
     sparse,
+    upload,
 )
 from . import dedicated
-from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
+from .config import EPSILON, INITIAL_FREE_NORM, Number, SAEConfig, variants
 from .site_layout import SiteLayout
 from .strict_loading import StrictLoading
 
@@ -407,7 +432,8 @@ class SAE(SiteLayout, StrictLoading):
             )
         schedule = schedule._replace(training=return_loss and self.training)
         target = x if target is None else target
-        x = self.with_sites_hidden(x) if schedule.training else x
+        if schedule.training and self.config.site_dropout:
+            x = self.with_sites_hidden(x)
         at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
         pre_acts = self.pre_activations(x, at)
         latents = self.activate(pre_acts, schedule, at)
@@ -522,3 +548,116 @@ def fold_decoder_norms(
     parts = zip(decoder, norms.chunk(len(decoder)), strict=True)
     rows = {name: state[name] / of_rows[:, None] for name, of_rows in parts}
     return {**state, **scaled, **rows}
+
+
+IMPORT_HINT = "import the module of a variant of your own first (a command: --import MODULE)"
+
+
+def register_variants(module: str) -> None:
+    """Import a module, whose variants `AutoModel` then knows.
+
+    Args:
+        module: its dotted name, for a module that lies in this folder or is installed; or its file,
+            with .py.
+
+    Raises:
+        ValueError: there is no such module, importing it fails, or a config has no SAE class.
+    """
+    folder, name = os.getcwd(), module
+    if module.endswith(".py"):
+        folder, name = str(Path(module).resolve().parent), Path(module).stem
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # which the installed command does not search
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a user's code may raise anything
+        why = f"{type(error).__name__}: {error}"
+        raise Refused(
+            f"--import {module}: {why}; give a file with .py, or the dotted name of a module that "
+            "lies in this folder or is installed"
+        ) from error
+    refuse_configs_alone()
+
+
+def refuse_configs_alone() -> None:
+    """Refuse a variant's config that has no SAE class.
+
+    Raises:
+        ValueError: a config has no SAE class.
+    """
+    types = {config.model_type for config in _classes()}
+    for config_class in variants():
+        if config_class.model_type not in types:
+            raise Refused(f"no SAE has config_class = {config_class.__name__}; define one")
+
+
+def refuse_unknown_variant(model_type: str | None, where: str | Path) -> None:
+    """Refuse a model_type that no variant has.
+
+    Raises:
+        ValueError: no imported module defines this model_type.
+    """
+    types = sorted(config.model_type for config in variants())
+    if model_type not in types:
+        raise Refused(
+            f"{where} is not an SAE: its config.json describes a {model_type!r} "
+            f"model, and SAEs are {', '.join(types)}; {IMPORT_HINT}"
+        )
+
+
+def class_of(model_type: str | None) -> type[SAE] | None:
+    """The variant of this model_type; None where no imported module defines it."""
+    configs = {config.model_type: config for config in variants()}
+    return _classes().get(configs[model_type]) if model_type in configs else None
+
+
+def _classes() -> dict[type[SAEConfig], type[SAE]]:
+    classes: dict[type[SAEConfig], type[SAE]] = {}
+    waiting: list[type[SAE]] = [SAE]
+    while waiting:
+        base = waiting.pop(0)
+        if base is not SAE:
+            classes.setdefault(base.config_class, base)  # a class before those derived from it
+        waiting[:0] = base.__subclasses__()
+    return classes
+
+
+def l1_penalty(
+    sae: SAE, parts: ForwardParts, f: Float[Tensor, "*batch d_sae"]
+) -> Float[Tensor, ""]:
+    """l1, or ri_l1 where norms are free, of latents or gates in their unit."""
+    if not sae.config.unit_norm_decoder:
+        f = f * parts.at.of(sae.decoder_norms())
+    return parts.per_token(f)
+
+
+def aux_k_losses(
+    sae: SAE, parts: ForwardParts, schedule: Schedule, coefficient: Number, k: int
+) -> dict[str, Tensor]:
+    """coefficient |error - recon from the k largest dead latents|^2 / |error - mean error|^2.
+
+    Gao et al. 2024 (arXiv:2406.04093), appendix A.2: the fraction of the error's variance that dead
+    latents do not explain. Its gradients reach dead latents only. Empty where none is dead.
+    """
+    dead = schedule.dead
+    n_dead = 0 if dead is None else int(dead.sum())  # in main memory: nothing waits for it
+    if dead is None or n_dead == 0 or coefficient == 0:
+        return {}
+    if isinstance(parts.pre_acts, DTensor):  # spread: to pick would move them about
+        mesh = parts.pre_acts.device_mesh
+        is_dead = DTensor.from_local(upload(dead, parts.x.device), mesh, [Replicate()])
+        pre_acts, rows = torch.where(is_dead, parts.pre_acts, -torch.inf), sae.decoder_rows()
+    elif parts.at is EVERYWHERE:
+        pre_acts, rows = parts.pre_acts[..., indices_of(dead, parts.x.device)], sae.rows_of(dead)
+    else:  # dead latents need not be among the entries
+        pre_acts, rows = sae.pre_activations_of(parts.x, dead), sae.rows_of(dead)
+    latents = largest(pre_acts.float() / sae.latent_scale, min(k, n_dead)).relu()
+    goal = parts.error.detach()  # the bias would cancel: it stands on both sides
+    left = (goal - latents @ rows.float()).square().sum()
+    # With several processes the spread is the mean of their sums: ratios to it then average over
+    # processes to the ratio that one process would compute.
+    tokens, summed = goal.reshape(-1, goal.shape[-1]), schedule.summed
+    n = summed(tokens.new_full((), len(tokens)))
+    mean = summed(tokens.sum(dim=0)) / n
+    spread = summed((tokens - mean).square().sum()) * (len(tokens) / n)
+    return {"aux": coefficient * (left / spread.clamp(min=1e-12))}

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..io.errors import Refused
-from ..lm.sites import Sites
+from ..lm.hooks import Sites
 from ..ops import EVERYWHERE, Place, indices_of
 from .base import SAE
 from .batch_topk import BatchTopKSAE, BatchTopKSAEConfig

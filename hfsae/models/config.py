@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 
 from ..io.bounds import check_n_latents, check_type
 from ..io.errors import Refused, closest
-from ..lm import weights_sketch
-from ..lm.sites import Sites
+from ..lm.contract import parse_sketch
+from ..lm.hooks import Sites
 
 Number = int | float
 _OF_EACH_MODEL = ("model_revision", "model_dtype", "model_attention", "model_weights")
@@ -49,7 +49,7 @@ class SAEConfig(PreTrainedConfig):
     d_out: int = 0
     """width of the reconstruction; 0: the same as d_in"""
     site: str | None = None
-    """place in the model: 'layers.12', 'layers.12.mlp:in', ... (`hfsae.lm.sites`)"""
+    """place in the model: 'layers.12', 'layers.12.mlp:in', ... (`hfsae.lm.hooks`)"""
     target_site: str | None = None
     """site that is reconstructed; the same as `site` unless this is a transcoder"""
     sites: list | None = None
@@ -178,7 +178,7 @@ class SAEConfig(PreTrainedConfig):
         sketches = self.model_weights
         for sketch in sketches.values() if isinstance(sketches, dict) else [sketches]:
             if sketch is not None:
-                weights_sketch.parse(sketch)
+                parse_sketch(sketch)
         check_n_latents(self.d_sae, self.target_l0)
         if self.d_out != self.d_in and not self.is_transcoder:
             raise Refused(

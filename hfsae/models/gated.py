@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..ops import EVERYWHERE, Place
-from . import penalties
-from .base import SAE, ForwardParts, Schedule
+from .base import SAE, ForwardParts, Schedule, l1_penalty
 from .config import Number, SAEConfig
 
 
@@ -79,7 +78,7 @@ class GatedSAE(SAE):
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         gate = parts.pre_acts.relu().float() / self.latent_scale
-        l1 = penalties.l1(self, parts, gate)
+        l1 = l1_penalty(self, parts, gate)
         # The target again, from what is left of it; the gate's own reconstruction.
         target = (parts.error + parts.recon.float() / self.write_scale).detach()
         if self.config.skip_connection:

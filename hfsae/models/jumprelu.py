@@ -26,8 +26,7 @@ from transformers import initialization as init
 
 from ..io.errors import Refused
 from ..ops import EVERYWHERE, Kernel, Place, heaviside, jumprelu
-from . import penalties
-from .base import SAE, ForwardParts, Schedule
+from .base import SAE, ForwardParts, Schedule, aux_k_losses, l1_penalty
 from .config import Number, SAEConfig
 
 
@@ -85,7 +84,7 @@ class JumpReLUSAEConfig(SAEConfig):
     Every latent of every token then has a gradient, so sparse steps are not possible. A weight
     under 1e-7 needs an adam_epsilon below 1e-8"""
     aux_coefficient: Number = 0.0
-    """weight of TopK's auxiliary loss (`penalties.aux_k`; 1/32 there), which revives dead latents
+    """weight of TopK's auxiliary loss (`aux_k_losses`; 1/32 there), which revives dead latents
     in a warm start; a latent's own threshold, which it does not lower, keeps it silent later"""
     aux_k: int = 512
     """dead latents that a token may use in the auxiliary loss; about d_in / 2"""
@@ -170,7 +169,7 @@ class JumpReLUSAE(SAE):
         c = self.config
         latents = parts.latents.float()
         if c.penalty == "l1":
-            penalty = penalties.l1(self, parts, latents) / self.latent_scale
+            penalty = l1_penalty(self, parts, latents) / self.latent_scale
         elif c.penalty == "tanh":  # a count, smooth near zero
             written = latents / self.latent_scale * parts.at.of(self.decoder_norms())
             penalty = parts.per_token((c.tanh_slope * c.d_out**0.5 * written).tanh())
@@ -187,7 +186,7 @@ class JumpReLUSAE(SAE):
             else:
                 penalty = parts.per_token(fires)  # L0
         losses = {c.penalty: c.l0_coefficient * schedule.sparsity * penalty}
-        losses |= penalties.aux_k(self, parts, schedule, c.aux_coefficient, c.aux_k)
+        losses |= aux_k_losses(self, parts, schedule, c.aux_coefficient, c.aux_k)
         if c.pre_act_coefficient:
             threshold = parts.at.of(self._threshold("l0") / self.latent_scale)
             below = (threshold - parts.pre_acts.float() / self.latent_scale).relu()

@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..ops import EVERYWHERE, Place
-from . import penalties
-from .base import SAE, ForwardParts, Schedule
+from .base import SAE, ForwardParts, Schedule, l1_penalty
 from .config import Number, SAEConfig, own_fields
 
 
@@ -56,7 +55,7 @@ class ReLUSAE(SAE):
         return pre_acts.relu()
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
-        l1 = penalties.l1(self, parts, parts.latents.float()) / self.latent_scale
+        l1 = l1_penalty(self, parts, parts.latents.float()) / self.latent_scale
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1}
 
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:

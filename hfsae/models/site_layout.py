@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..io.errors import Refused
-from ..lm.sites import Sites
+from ..lm.hooks import Sites
 from ..ops import indices_of
 from .config import SAEConfig
 
@@ -107,8 +107,6 @@ class SiteLayout(nn.Module):
     def with_sites_hidden(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Activations of a training step, at some tokens without those of some sites
         (`config.site_dropout`): the other sites count for them, and one is always left."""
-        if not self.config.site_dropout:
-            return x
         parts = list(self.split(x).values())
         drawn = torch.rand_like(x[..., : len(parts)])
         shown = drawn >= self.config.site_dropout
@@ -184,8 +182,6 @@ class SiteLayout(nn.Module):
     def revivable(self, dead: Bool[Tensor, " d_sae"]) -> Bool[Tensor, " d_sae"]:
         """Those of the dead latents that may learn from what others leave. Dedicated ones may not:
         where sites do not differ, nothing is left for them."""
-        if not self.config.dedicated:
-            return dead
         own = torch.arange(len(dead), device=dead.device) >= len(dead) - self.config.dedicated
         return dead & ~own
 

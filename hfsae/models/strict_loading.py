@@ -13,8 +13,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..io.errors import Refused, one_line
 from ..io.file_names import CONFIG, FINGERPRINT, TRAINING, WEIGHTS, WEIGHTS_INDEX
-from ..io.files import opened_tensors, read_json, reading
-from ..io.lock import one_at_a_time
+from ..io.files import one_at_a_time, opened_tensors, read_json, reading
 from .config import SAEConfig
 from .fingerprint import Verification, verify
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from ..io.errors import Refused
 from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, largest, screen_top_k
-from . import penalties
-from .base import SAE, ForwardParts, Schedule
+from .base import SAE, ForwardParts, Schedule, aux_k_losses
 from .config import Number, SAEConfig
 
 _MULTI = 4  # times k latents, in the second loss of Multi-TopK
@@ -37,13 +36,13 @@ class AuxKSAEConfig(SAEConfig):
 
 
 class AuxKSAE(SAE):
-    """Base of SAEs that pick latents by rank; dead ones learn by `penalties.aux_k` alone."""
+    """Base of SAEs that pick latents by rank; dead ones learn by `aux_k_losses` alone."""
 
     config: AuxKSAEConfig
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         c = self.config
-        return penalties.aux_k(self, parts, schedule, c.aux_coefficient, c.aux_k)
+        return aux_k_losses(self, parts, schedule, c.aux_coefficient, c.aux_k)
 
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule

@@ -21,6 +21,10 @@ and one thread makes each sum, so that these sums do not depend on the number of
 torch's own; on CUDA with Triton they are those of `hfsae.ops.fused`.
 
 `hfsae.ops.screening` finds the entries.
+
+**Copies** between main memory and a device for which the host does not wait. Such a copy needs
+pinned memory and a device with streams. What a device has computed is in main memory a step later,
+so whoever can wait that long asks for it with `Download`.
 """
 
 import importlib.util
@@ -34,19 +38,51 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from .transfer import upload
+ASYNCHRONOUS = {"cuda"}
+"""types of devices with such copies; for others each copy is waited for"""
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device."""
+    if x.device.type == "cpu" and device.type in ASYNCHRONOUS:
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
+def indices_of(mask: Bool[Tensor, " n"], device: torch.device) -> Int64[Tensor, " m"]:
+    """The indices that a mask in main memory marks, on a device. A mask on a GPU would make the
+    host wait, since it has to know how many there are."""
+    return upload(mask.nonzero()[:, 0], device)
+
+
+class Download:
+    """The copy of a tensor in main memory, begun at once."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._copy, self._end = x, None
+        if x.device.type in ASYNCHRONOUS:
+            self._copy = torch.empty_like(x, device="cpu").pin_memory()
+            self._copy.copy_(x, non_blocking=True)
+            self._end = torch.get_device_module(x.device).Event()
+            self._end.record()
+
+    def value(self) -> Tensor:
+        """The copy, once it is whole."""
+        if self._end is not None:
+            self._end.synchronize()
+        return self._copy.cpu()
+
 
 _BLOCK = 2**19  # numbers, 2 MiB of float32: they stay in cache from one operation to the next
 _WORTH_LEAVING_OUT = 0.5  # share of entries with a value; above it, zero entries are kept
 _GPU_BLOCK = 2**24  # on a GPU a launch costs more than memory
 
 DEVICES = {"cpu", "cuda"}
-"""Types of devices with these loops: on "cuda", as torch calls AMD's cards too, Triton's kernels,
-or without Triton torch's loops; on "cpu" torch's. Elsewhere ("mps", "xpu") all is dense."""
+"""types of devices on which entries are found; PyTorch calls AMD cards "cuda", too"""
 as_if_on_gpu = False
 """For tests: CPU tensors take the code path of CUDA tensors, with Triton's interpreter."""
 use_triton = True
@@ -280,8 +316,8 @@ class Entries:
         self, x: Float[Tensor, "tokens d"], W: Float[Tensor, "d_sae d"]
     ) -> Float[Tensor, " n"]:
         """x[token] . W[latent] at each entry, in float32."""
-        if fused := kernels(x):
-            return fused.dots(x, W, self.tokens, self.latents)
+        if kernels := kernels_for(x):
+            return kernels.dots(x, W, self.tokens, self.latents)
         if not len(self):
             return x.new_zeros(0)
         with warnings.catch_warnings():  # torch warns once that its CSR tensors are in beta
@@ -331,8 +367,8 @@ class Entries:
     ) -> Float[Tensor, "d_sae d"]:
         """For each latent, the sum over its entries of value * x[token]."""
         sums = self.workspace.take(self.d_sae, x.shape[1], device=x.device)
-        if fused := kernels(x):
-            return fused.sums(self.tokens, x, self.latent_offsets, values, sums)
+        if kernels := kernels_for(x):
+            return kernels.sums(self.tokens, x, self.latent_offsets, values, sums)
         for part, begins, ends in blocks(sums, self.latent_offsets[:-1], self.latent_offsets[1:]):
             first, last = int(begins[0]), int(ends[-1])
             offsets = torch.cat([begins, ends[-1:]]) - first
@@ -468,8 +504,8 @@ class _Combine(torch.autograd.Function):
 
 def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """For each bag, the weighted sum of the table's rows in it."""
-    if fused := kernels(table):
-        return fused.sums(rows, table, offsets, weights)
+    if kernels := kernels_for(table):
+        return kernels.sums(rows, table, offsets, weights)
     table, weights = table.detach(), weights.detach()  # else torch prepares a backward pass
     return nn.functional.embedding_bag(
         rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
@@ -481,7 +517,7 @@ def on_gpu(x: Tensor) -> bool:
     return x.is_cuda or as_if_on_gpu
 
 
-def kernels(x: Tensor) -> ModuleType | None:
+def kernels_for(x: Tensor) -> ModuleType | None:
     """`hfsae.ops.fused`, if it computes with x; else None."""
     if not (on_gpu(x) and use_triton and _has_triton()):
         return None

@@ -1,6 +1,6 @@
 """A recipe, and the run that it describes: from text, pictures or files to a folder with an SAE.
 
-    recipe         its sections, in memory and in files; `declared_fields` are those of SAEs alone
+    recipe         its sections, in memory and in files, and the fields that SAEs' configs declare
     stages.run     the run: `checks` tells what is wrong, `inputs` are loaded and opened, a Trainer
                    trains, and stages make the results that `results` says are missing or outdated
     stage_explain, stage_probe, preset_search   the stages of more than a few lines
@@ -9,7 +9,7 @@
     calls          train, explain and probe in one call, without a recipe
     harvest_files  writes the activations that a run would read; `cost` foretells memory and disk
 
-`recipe`, `declared_fields`, `arguments` and `results` import no torch: a command line reads them.
+`recipe`, `arguments` and `results` import no torch: a command line reads them.
 """
 
 import lazy_loader

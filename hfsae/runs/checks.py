@@ -23,10 +23,9 @@ from ..lm import (
 )
 from ..lm.places import SLASH
 from ..models import DEFAULT_VARIANT, SAEConfig, variants
-from ..models.registry import refuse_configs_alone
-from .declared_fields import check_model_type, known_variants
+from ..models.base import refuse_configs_alone
 from .inputs import Model, check_foreign
-from .recipe import LMArguments, Recipe, sides_of
+from .recipe import LMArguments, Recipe, check_model_type, known_variants, sides_of
 from .stage_probe import check_probing
 
 logger = logging.getLogger(__name__)
@@ -113,7 +112,8 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
         configs = make_configs(recipe, model)
     for side in sides_of(recipe):
         check_text(recipe.text, side)
-    check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
+    if recipe.evaluation.texts:
+        check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
     if recipe.sizes.probing and not recipe.lms:
         check_probing(recipe, configs)
     return model, configs

@@ -20,8 +20,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from ..activations import check_files
-from ..activations.cache import SHARD_BYTES
-from ..evaluation.fidelity import rows_at_once
+from ..activations.harvest import SHARD_BYTES
+from ..evaluation.arguments import rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
 from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..io.errors import Refused
@@ -43,6 +43,9 @@ from .stage_probe import probe_arguments
 logger = logging.getLogger(__name__)
 Number = int | float
 Parts = dict[str, Number]
+Memory = tuple[Parts, Parts]
+"""one process's main memory by part, and that of its GPU, empty without one: of a stage, or at the
+stages that need most"""
 Part = tuple[str, Number, Literal["main", "gpu"]]
 """of a stage's memory: its name, its bytes, and where; "gpu" is the device of the SAE"""
 
@@ -86,14 +89,6 @@ class RunCost(NamedTuple):
     disk_bytes: Number
 
 
-class Memory(NamedTuple):
-    """One process's memory by part: of a stage, or at the stages that need most."""
-
-    main: Parts
-    gpu: Parts = {}  # noqa: RUF012 - never written
-    """empty without a GPU"""
-
-
 def plan(recipe: Recipe) -> RunCost:
     """Estimates for each of `training.num_processes` processes, on this machine.
 
@@ -104,7 +99,7 @@ def plan(recipe: Recipe) -> RunCost:
     lm, configs = check(recipe)
     t, n = recipe.training, recipe.training.num_processes or 1
     t.check_shares(n)
-    needed = memory(recipe, lm, configs, on_gpu=torch.cuda.is_available())
+    needed = in_main, on_gpu = memory(recipe, lm, configs, on_gpu=torch.cuda.is_available())
     on_disk = disk(recipe, lm, configs)
 
     def short(dataset: str | list[str]) -> str:
@@ -148,19 +143,19 @@ def plan(recipe: Recipe) -> RunCost:
     except ValueError as error:  # what is in its output folder
         lines.append(f"note            it would be refused: {error}")
 
-    together = f"   {n} processes: {n * sum(needed.main.values()) / 1e9:.1f} GB" if n > 1 else ""
+    together = f"   {n} processes: {n * sum(in_main.values()) / 1e9:.1f} GB" if n > 1 else ""
     lines.append("")
-    if needed.gpu:
-        lines.append(_sum_line("GPU memory" if n == 1 else "each GPU", needed.gpu))
-    main = "memory each" if n > 1 else "main memory" if needed.gpu else "memory"
-    lines.append(_sum_line(main, needed.main) + together)
+    if on_gpu:
+        lines.append(_sum_line("GPU memory" if n == 1 else "each GPU", on_gpu))
+    main = "memory each" if n > 1 else "main memory" if on_gpu else "memory"
+    lines.append(_sum_line(main, in_main) + together)
     short_of = shortages(recipe, lm, configs, needed, n)
     lines += [f"note            {sentence}" for sentence, _ in short_of]
     lines += [
         _sum_line("disk", on_disk),
         "time            not predicted; a run shows what is left after its first steps",
     ]
-    every = (needed.main, needed.gpu, on_disk)
+    every = (in_main, on_gpu, on_disk)
     return RunCost(lines, *(sum(parts.values()) for parts in every))
 
 
@@ -191,13 +186,13 @@ def shortages(
     """For each kind of memory of which `n_here` processes on this machine need more than is free, a
     sentence with a remedy (less of the largest part, or a narrower SAE, by half, a quarter and so
     on), and whether they need more than all that there is, by more than a plan's error."""
-    kinds = [("main memory", n_here, needed.main, main_memory())]
-    if needed.gpu:
-        kinds.append(("GPU memory", 1, needed.gpu, gpu_memory()))
+    kinds = [("main memory", n_here, needed[0], main_memory())]
+    if needed[1]:
+        kinds.append(("GPU memory", 1, needed[1], gpu_memory()))
     found = []
-    for kind, n_sharing, parts, room in kinds:
+    for kind, n_sharing, parts, (free, total) in kinds:
         all_ = n_sharing * sum(parts.values())
-        if all_ <= room.free:
+        if all_ <= free:
             continue
         is_gpu, largest = kind == "GPU memory", max(parts, key=lambda name: parts[name])
         ways = [_REMEDIES[largest]] if largest in _REMEDIES else []
@@ -211,14 +206,13 @@ def shortages(
             for config in narrow.values():
                 config.d_sae //= 2
             try:
-                then = memory(recipe, lm, narrow, on_gpu=bool(needed.gpu))
+                then = memory(recipe, lm, narrow, on_gpu=bool(needed[1]))
             except ValueError:  # latents that do not divide evenly among processes
                 continue
-            if n_sharing * sum((then.gpu if is_gpu else then.main).values()) <= room.free:
+            if n_sharing * sum(then[is_gpu].values()) <= free:
                 d_sae = max(config.d_sae for config in narrow.values())
                 ways.append(f"lower sae.d_sae: {d_sae:,} instead of {widest:,} would fit")
                 break
-        total, free = room.total, room.free
         amounts = [f"{n / 1e9:,.1f} GB" for n in (all_, total, free)]
         has = f"{amounts[1]} ({amounts[2]} free)" if free < total else amounts[1]
         remedy = ", or ".join(ways or ["train fewer SAEs at a time"])
@@ -231,10 +225,9 @@ def memory(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: 
     """Memory of one process: of process 0, which needs most."""
     every = stages(recipe, lm, configs, on_gpu=on_gpu)
     if not on_gpu:
-        every = [Memory(stage.main | stage.gpu) for stage in every]
-    main = max((stage.main for stage in every), key=lambda parts: sum(parts.values()))
-    gpu = max((stage.gpu for stage in every), key=lambda parts: sum(parts.values()))
-    return Memory(main, gpu | {"CUDA": _CUDA} if on_gpu else {})
+        every = [(main | gpu, {}) for main, gpu in every]
+    main, gpu = (max(of, key=lambda parts: sum(parts.values())) for of in zip(*every, strict=True))
+    return main, gpu | {"CUDA": _CUDA} if on_gpu else {}
 
 
 def disk(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Parts:
@@ -302,10 +295,10 @@ def stages(
     ]
     for parts in _after_training(recipe, lm, configs):
         every.append([*always, ("SAE", _FLOAT * largest, "gpu"), *parts])
-    memories = []
+    memories = list[Memory]()
     for stage in every:
         main, gpu = ({p: size for p, size, at in stage if at == kind} for kind in ("main", "gpu"))
-        memories.append(Memory(main, gpu))
+        memories.append((main, gpu))
     return memories
 
 

@@ -14,7 +14,7 @@ from ..io.file_names import CHECKPOINTS, CONFIG, RECIPE, STEPS, TRAINING
 from ..io.files import damaged, read_json
 from ..lm import widths_of
 from ..models import SAE
-from ..models.registry import refuse_unknown_variant
+from ..models.base import refuse_unknown_variant
 from .recipe import is_of_training
 
 

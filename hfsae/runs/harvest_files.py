@@ -30,8 +30,7 @@ from ..activations.files import SHARDS, refuse_other_shards, shard_hash
 from ..features import LabelColumns, refuse_few_documents, write_labels_table
 from ..io.errors import Refused
 from ..io.file_names import HARVEST, LABELS_TABLE, RECIPE, shard_name
-from ..io.files import read_json, replacing, sweep, write_whole
-from ..io.lock import locked
+from ..io.files import locked, read_json, replacing, sweep, write_whole
 from ..lm import widths_of
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .checks import check
@@ -133,7 +132,7 @@ def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict
                 tensors["document"] = torch.cat(filling.documents)
             n = len(next(iter(tensors.values())))
             if n < t.batch_size:
-                raise Refused(source.refusals.too_few.format(n=n, batch_size=t.batch_size))
+                raise Refused(source.refusals["too_few"].format(n=n, batch_size=t.batch_size))
             _save(tensors, folder / shard_name("train", progress["n_shards"]), "train", progress)
             progress["n_shards"] += 1
             progress["n_batches"] += n // t.batch_size * passes

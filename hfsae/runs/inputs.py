@@ -39,7 +39,7 @@ from ..activations import (
 )
 from ..activations.files import warn_of_equal_documents
 from ..activations.held_out import HELD_OUT
-from ..activations.tokens import documents
+from ..activations.tokens import counted_predictions, documents
 from ..evaluation import (
     EvaluationArguments,
     EvaluationResult,
@@ -47,7 +47,6 @@ from ..evaluation import (
     evaluate_reconstructions,
     output_change,
 )
-from ..evaluation.fidelity import counted_predictions
 from ..evaluation.result import NO_PREDICTION, ForeignText, in_units
 from ..features import (
     FeatureStore,
@@ -416,7 +415,7 @@ class TextInputs:
                 (b.keep if side == "train" else counted_predictions(b)).any() for b in rows
             ):
                 raise Refused(NO_PREDICTION)
-        if sizes.evaluation != 0:
+        if sizes.evaluation != 0 and recipe.evaluation.texts:
             self._foreign_rows()
         if text.shuffle_documents or text_origin(text) != LOCAL_FILES:
             return

@@ -258,22 +258,15 @@ def firings(model: Model, latent: int, ids: Tensor) -> list[int]:
     return about[:, 1:].sum(1).tolist()  # the first token's activations are outliers
 
 
-class Found(NamedTuple):
-    """What a search found, and all that it tried."""
-
-    presets: list[dict[str, Any]]
-    attempts: list[Attempt]
-
-
 def find_presets(
     model: Model,
     labels: Mapping[int, str],
     args: PresetArguments = PresetArguments(),
     progress: Callable[[str], object] = logger.info,
     tick: Callable[[str, int, int], object] = lambda *_: None,
-) -> Found:
+) -> tuple[list[dict[str, Any]], list[Attempt]]:
     """Presets of an SAE that work with all of three seeds each: those of labelled latents first,
-    then the most striking.
+    then the most striking; and all attempts.
 
     Args:
         labels: {latent: label}: these latents are candidates whatever they promote, and their
@@ -319,7 +312,7 @@ def find_presets(
         if preset := _confirm(model, attempt, tried, labels, args):
             progress(f"works with {len(SEEDS)} of {len(SEEDS)} seeds: {_line(attempt)}")
             presets.append(preset)
-    return Found(presets, attempts)
+    return presets, attempts
 
 
 def candidates(store: FeatureStore, labels: Mapping[int, str]) -> list[Candidate]:
@@ -520,17 +513,17 @@ def save_presets(folder: Path, presets: Sequence[Mapping[str, Any]]) -> None:
     write_whole(path, json.dumps([*found, *kept], indent=1, ensure_ascii=False) + "\n")
 
 
-def table(found: Found) -> str:
+def table(presets: Sequence[Mapping[str, Any]], attempts: Sequence[Attempt]) -> str:
     """Markdown: the best attempt of each latent, the most striking first."""
     best: dict[int, Attempt] = {}
-    for attempt in sorted(found.attempts, key=_striking):
+    for attempt in sorted(attempts, key=_striking):
         best[attempt.candidate.latent] = attempt
     lines = [
         "| latent | words | prompt | strength | seeds | tokens more | KL | repetition | surprise | "
         "offered |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    offered = {latent for preset in found.presets for latent in preset["latents"]}
+    offered = {latent for preset in presets for latent in preset["latents"]}
     for a in sorted(best.values(), key=_striking, reverse=True):
         latent, words, strength, _ = a.candidate
         mark = "yes" if str(latent) in offered else ""
@@ -561,14 +554,14 @@ def stage_presets(job: Job) -> None:
     record = {"seconds": seconds, "latents_tried": 0, "names": list[str]()}
     try:
         with _bar(seconds) as tick:
-            found = find_presets(model, read_labels(folder), args, logger.debug, tick)
+            presets, attempts = find_presets(model, read_labels(folder), args, logger.debug, tick)
     except Refused as error:
         save_presets(folder, [])
         logger.info("note: presets cannot be found: %s; %s", error, again)
     else:
-        save_presets(folder, found.presets)
-        record["names"] = names = [preset["name"] for preset in found.presets]
-        record["latents_tried"] = len({attempt.candidate.latent for attempt in found.attempts})
+        save_presets(folder, presets)
+        record["names"] = names = [preset["name"] for preset in presets]
+        record["latents_tried"] = len({attempt.candidate.latent for attempt in attempts})
         said = "presets that work with three seeds each, of %d latents tried: %s; %s"
         logger.info(said, record["latents_tried"], ", ".join(names) or "none", again)
     record = sealed({**record, **stamp(folder), **(job.more or {})})

@@ -61,8 +61,7 @@ from ..io.file_names import (
     STEPS,
     TRAINING,
 )
-from ..io.files import passes, read_json, sweep
-from ..io.lock import is_first_process, locked
+from ..io.files import is_first_process, locked, passes, read_json, sweep
 from .recipe import (
     AUTO,
     TAKEN_FOLDERS,

@@ -42,9 +42,8 @@ from ..io.file_names import (
     MADE_BY,
     TRAINING,
 )
-from ..io.files import read_json, reading, write_whole
+from ..io.files import is_first_process, read_json, reading, write_whole
 from ..io.local_paths import without_local_paths
-from ..io.lock import is_first_process
 from ..io.units import section_of
 from ..lm import widths_of
 from ..models import SAE, SAEConfig

@@ -3,6 +3,7 @@
 from . import checkpoint as checkpoint
 from .arguments import TrainingArguments as TrainingArguments
 from .refit import refit_ as refit_
+from .run import SPARSE_ON_GPU as SPARSE_ON_GPU
 from .run import Run as Run
 from .start import sample_size as sample_size
 from .start import start_ as start_

@@ -16,35 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..io.errors import Refused
-from ..models import SAE, SAEConfig
+from ..models import SAE
 from ..models.base import fold_decoder_norms
 from ..ops import Workspace, sparse
 
-MOST_LATENTS = 2**15
 _AT_ONCE = 2**13  # activations
 _CONSTANT = 1e-6  # share of a latent's mean square: one that varies less does not tell a row
-
-
-def check_refit(config: SAEConfig) -> None:
-    """Refuse a dictionary that is too wide, since a refit holds a matrix of d_sae^2 numbers twice,
-    or whose latents do not all write everywhere."""
-    if config.is_causal and config.has_several_sites:
-        raise Refused(
-            f"training.refit_ridge fits rows that write at all sites, and a {config.model_type}'s "
-            "write at later ones alone; set it to null"
-        )
-    if config.dedicated:
-        raise Refused(
-            "training.refit_ridge fits the rows of each site by themselves, and sae.dedicated "
-            "holds them equal; set it to null"
-        )
-    d_sae = config.d_sae
-    if d_sae > MOST_LATENTS:
-        raise Refused(
-            f"training.refit_ridge would hold {8 * d_sae**2 / 1e9:,.0f} GB for {d_sae:,} latents; "
-            f"it is for short runs of at most {MOST_LATENTS:,} latents: set it to null"
-        )
 
 
 @torch.no_grad()
@@ -57,8 +34,8 @@ def refit_(
     # Sums over activations, of latents f and errors e = t - f V - b: f^T f, f^T e, f, e.
     gram, cross = (torch.zeros(d_sae, d, device=device) for d in (d_sae, d_out))
     latents, errors = (torch.zeros(d, device=device) for d in (d_sae, d_out))
-    can_be_sparse = sae.can_be_sparse and device.type in sparse.DEVICES
-    workspace = Workspace() if can_be_sparse else None
+    is_sparse = sae.can_be_sparse and device.type in sparse.DEVICES
+    workspace = Workspace() if is_sparse else None
     for part, wanted in zip(x.split(_AT_ONCE), target.split(_AT_ONCE), strict=True):
         part, wanted = part.to(device).float(), wanted.to(device).float()
         out = sae(part, workspace=workspace)

@@ -26,21 +26,10 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ..io.errors import Refused
 from ..lm import widths_of
-from ..models import SAE, Schedule
-from ..ops import (
-    ASYNCHRONOUS,
-    Download,
-    Entries,
-    Place,
-    Workspace,
-    one_process,
-    sparse,
-    upload,
-)
+from ..models import SAE, SAEConfig, Schedule
+from ..ops import ASYNCHRONOUS, Download, Entries, Place, Workspace, one_process, sparse, upload
 from .arguments import TrainingArguments, cosine_warmup, geometric, in_steps, linear_decay
-from .health import Readings, diagnose_sources
-from .l0 import L0Control
-from .refit import check_refit
+from .health import L0Control, Readings, diagnose_sources
 from .sharding import (
     check_spread,
     everywhere,
@@ -58,12 +47,12 @@ FIRST_LOOK = 2048  # activations from which the first threshold and density are 
 _LARGEST_NORM = 1e12  # its square, times a billion rows, is far below float32's largest number
 # Sparse steps are faster where under a seventh of all entries matter, as measured at d_in 576 and
 # 2304 on CPUs. A GPU's dense products are faster by more than its memory, from which an entry reads
-# five rows: there as scripts/bench/kernels.py predicts for A100, H100, B200 and MI300X, on which
-# both kinds are as fast at .0034 to .012 (scripts/recipes/gpus.md); gpu.py beside it measures that.
-# Two limits, since hysteresis keeps a run from switching back and forth.
+# five rows: there by the table of scripts/recipes/gpus.md, which scripts/bench/gpu.py measures. Two
+# limits, since hysteresis keeps a run from switching back and forth.
 SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
 SPARSE_ON_GPU = 0.003, 0.004
 SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
+MOST_REFITTED = 2**15  # latents
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +60,27 @@ logger = logging.getLogger(__name__)
 def has_sparse_steps(sae: SAE, device: torch.device, *, is_spread: bool) -> bool:
     """Whether an SAE as configured has sparse steps on a device, or with its latents spread."""
     return device.type in sparse.DEVICES and not is_spread and sae.can_be_sparse
+
+
+def check_refit(config: SAEConfig) -> None:
+    """Refuse a dictionary that is too wide, since a refit holds a matrix of d_sae^2 numbers twice,
+    or whose latents do not all write everywhere."""
+    if config.is_causal and config.has_several_sites:
+        raise Refused(
+            f"training.refit_ridge fits rows that write at all sites, and a {config.model_type}'s "
+            "write at later ones alone; set it to null"
+        )
+    if config.dedicated:
+        raise Refused(
+            "training.refit_ridge fits the rows of each site by themselves, and sae.dedicated "
+            "holds them equal; set it to null"
+        )
+    d_sae = config.d_sae
+    if d_sae > MOST_REFITTED:
+        raise Refused(
+            f"training.refit_ridge would hold {8 * d_sae**2 / 1e9:,.0f} GB for {d_sae:,} latents; "
+            f"it is for short runs of at most {MOST_REFITTED:,} latents: set it to null"
+        )
 
 
 class Run:
@@ -252,7 +262,9 @@ class Run:
             bandwidth = geometric(
                 since, in_steps(a.bandwidth_steps, a.total_steps), a.bandwidth_start
             )
-        dead = self.sae.revivable(self.tokens_since_fired > a.dead_after_tokens)
+        dead = self.tokens_since_fired > a.dead_after_tokens
+        if self.sae.config.dedicated:
+            dead = self.sae.revivable(dead)
         is_shared = self.mesh is None and self.accelerator.num_processes > 1
         summed = self._sum if is_shared else one_process  # spread latents: each has all tokens
         return Schedule(self.control.sparsity(step), bandwidth, dead, summed, training=True)

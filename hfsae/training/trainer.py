@@ -36,8 +36,7 @@ from ..activations.harvest import FiniteBatches, refuse_not_finite
 from ..io.checksums import stamp
 from ..io.errors import Diverged, Refused
 from ..io.file_names import CHECKPOINTS, CONFIG, LOG, TRAINING
-from ..io.files import free_space, reading, sweep, write_whole
-from ..io.lock import locked
+from ..io.files import free_space, locked, reading, sweep, write_whole
 from ..io.processor import without_denormals
 from ..io.units import ROW
 from ..models import SAE
@@ -45,7 +44,7 @@ from ..ops import Workspace
 from . import checkpoint
 from .arguments import TrainingArguments, in_steps
 from .checkpoint import Identity
-from .l0 import set_l0_
+from .health import set_l0_
 from .refit import refit_
 from .run import Run
 from .start import sample_size

@@ -1,127 +1,133 @@
-"""How long steps take on a GPU: the table that kernels.py predicts, measured.
+"""What sparse steps gain on a GPU: the table that `kernels.py` predicts, measured.
 
-    python scripts/bench/gpu.py [--sizes 2304x16384 ...] [--l0 20 50 100 200] [--all]
+    python scripts/bench/gpu.py [--sizes 2304x16384] [--l0 20 50 100 200] [--output FILE]
 
-A step is forward, backward, clipping, Adam and the decoder's norms of a JumpReLU SAE, with bfloat16
-products. Sides take turns in one process; milliseconds are medians of turns. The first table has
-the rows and columns of kernels.py: the dense step, the sparse one by L0, and the density at which
-both are as fast, by a straight line through the sparse steps. If it is far from the predicted one,
-SPARSE_ON_GPU of hfsae/training/run.py should follow the measured one.
-
-With --all, of the first size also what Triton's kernels gain over torch's own loops, and bfloat16
-over float32 products of dense steps; x are medians of ratios to the sparse step with kernels.
+A step is forward, backward, clipping, Adam and the decoder's norms of a JumpReLU SAE. Its first
+column is milliseconds of a sparse step with Triton's kernels, and of a dense one with products in
+bfloat16; then what was predicted, if the card is one of those of `floors.py`; then a sparse step
+with torch's own loops, and a dense one in float32. Sides take turns in one process; figures are
+medians of turns. Sparse steps pay below the density that the last row of a size has: that is for
+`SPARSE_ON_GPU` of hfsae/training/run.py, which is by plan. The largest size needs 60 GB by plan.
 """
 
 import argparse
-import importlib.util
+import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import torch
-from kept import table
-from kernels import BATCH, L0S, SIZES, head, meeting, row
+from floors import BATCH, CARDS, L0S, SIZES, even, floors, rows_of
+from kept import keep, machine, table
 from sides import Problem, jumprelu
+from torch import Tensor
 from tqdm import tqdm
 
 from hfsae.ops import sparse
 
+RESULT = Path(__file__).parent / "results" / "kernels.json"
 # name: (kind of step, whether with Triton's kernels, whether in bfloat16)
 SIDES = {
-    "sparse": ("always", True, True),
-    "dense, bf16": ("never", False, True),
-    "sparse, torch's loops": ("always", False, True),
-    "dense": ("never", False, False),
+    "sparse": ("always", True, False),
+    "dense": ("never", False, True),
+    "sparse, torch's loops": ("always", False, False),
+    "dense, float32": ("never", False, False),
 }
-OF_TABLE = ["sparse", "dense, bf16"]
+FIRST, OTHER = ("sparse", "dense"), ("sparse, torch's loops", "dense, float32")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sizes = ["x".join(map(str, size)) for size in SIZES]
-    parser.add_argument("--sizes", nargs="+", default=sizes, metavar="D_INxD_SAE")
-    parser.add_argument("--l0", type=int, nargs="+", default=[*L0S], help="two or more")
+    named = [f"{d_in}x{d_sae}" for d_in, d_sae in SIZES]
+    parser.add_argument("--sizes", nargs="+", default=named, help="d_in x latents")
+    parser.add_argument("--l0", type=int, nargs="+", default=[*L0S])
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--all", action="store_true", help="also the sides that kernels.py lacks")
-    parser.add_argument("--device", default="cuda", help="cpu: only to try this script")
+    parser.add_argument("--output", type=Path, help="keep the table in this file")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("gpu.py: torch sees no CUDA device here; --device cpu only tries this script")
-    if len(args.l0) < 2:
-        parser.error("--l0 needs two numbers or more: a line goes through their times")
-    has_triton = importlib.util.find_spec("triton") is not None
-    card = torch.cuda.get_device_name() if args.device == "cuda" else args.device
-    print(f"torch {torch.__version__}{'' if has_triton else ', without Triton'}, {vars(args)}\n")
-    rows, others = [head(args.l0)], [["L0", "density", *SIDES]]
-    for i, size in enumerate(args.sizes):
-        d_in, d_sae = map(int, size.split("x"))
-        sides = SIDES if args.all and i == 0 else OF_TABLE
-        found = {}
-        for l0 in tqdm(args.l0, desc=size, leave=False):
-            problem = Problem(d_in, d_sae, args.batch, l0)
-            problem.x = [x.to(args.device) for x in problem.x]
-            found[l0] = measured(problem, sides, args.rounds)
-        rows.append(_row(card, (d_in, d_sae), found))
-        if sides is SIDES:
-            others += [[str(l0), f"{l0 / d_sae:.2g}", *_compared(found[l0])] for l0 in args.l0]
-    print(table(rows))
-    if len(others) > 1:
-        print(f"\n{table(others)}")
+    if not torch.cuda.is_available():
+        print(
+            "gpu.py: torch sees no CUDA device here, and on no other does it time", file=sys.stderr
+        )
+        sys.exit(2)
+    device = torch.device("cuda", torch.cuda.current_device())
+    sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
+    made = measured(sizes, args.l0, args.batch, device, args.rounds)
+    rows = rows_of(made)
+    print(f"{name_of(device)}, torch {torch.__version__}, {args.batch:,} tokens\n\n{table(rows)}")
+    if args.output:
+        run = {"device": name_of(device), "torch": torch.__version__, "table": rows}
+        keep(args.output, run, ("device",))
+
+
+def name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
 
 
 def measured(
-    problem: Problem, sides: Iterable[str], rounds: int, warmup: int = 3
-) -> dict[str, list[float]]:
-    """By side, milliseconds of its turns."""
-    steps = {name: _side(problem, *SIDES[name]) for name in sides}
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    sizes: Sequence[Sequence[int]],
+    l0s: Sequence[int],
+    batch: int,
+    device: torch.device,
+    rounds: int,
+    warmup: int = 5,
+) -> list[dict[str, Any]]:
+    """As `floors.floors`: by size, milliseconds of steps by L0, with the predicted ones beside."""
+    name, made = name_of(device), []
+    known = {f"{card}, predicted": of for card, of in CARDS.items() if card in name}
+    steps = json.loads(RESULT.read_text(encoding="utf-8"))["runs"][0]["steps"]
+    predicted = floors(steps, known, sizes, l0s, batch)
+    for (d_in, d_sae), plan in zip(sizes, predicted, strict=True):
+        ms: dict[str, list[float]] = {side: [] for side in SIDES}
+        for l0 in tqdm(l0s, desc=f"{d_in} x {d_sae}", unit="L0", leave=False, disable=None):
+            problem = Problem(d_in, d_sae, batch, l0)
+            problem.x = [x.to(device) for x in problem.x]
+            for side, median in measure(problem, rounds, warmup).items():
+                ms[side].append(median)
+        cards = {}
+        for column, (a, b) in {name: FIRST, "torch's loops / float32": OTHER}.items():
+            density = [even(l0s, ms[a], ms[b]) / d_sae]
+            cards[column] = {"sparse": ms[a], "dense": ms[b], "even": density}
+            cards |= plan["cards"]
+        made.append({**plan, "cards": cards})
+    return made
+
+
+def measure(problem: Problem, rounds: int, warmup: int) -> dict[str, float]:
+    """Milliseconds of each side."""
+    steps = {name: _side(problem, *how) for name, how in SIDES.items()}
+    ms: dict[str, list[float]] = {name: [] for name in SIDES}
     for turn in range(warmup + rounds):
         for name, step in steps.items():
-            taken[name].append(1000 * step(problem.x[turn % len(problem.x)]))
-    return {name: each[warmup:] for name, each in taken.items()}
+            taken = step(problem.x[turn % len(problem.x)])
+            if turn >= warmup:
+                ms[name].append(1000 * taken)
+    return {name: statistics.median(each) for name, each in ms.items()}
 
 
-def _side(
-    problem: Problem, kind: str, use_triton: bool, bf16: bool
-) -> Callable[[torch.Tensor], float]:
+def _side(problem: Problem, kind: str, triton: bool, bf16: bool) -> Callable[[Tensor], float]:
     step = jumprelu(problem, kind, bf16)
 
-    def timed(x: torch.Tensor) -> float:
-        before, sparse.use_triton = sparse.use_triton, use_triton
-        _wait(x.device)
-        start = time.perf_counter()
-        step(x)
-        _wait(x.device)
-        sparse.use_triton = before
-        return time.perf_counter() - start
+    def timed(x: Tensor) -> float:
+        with patch.object(sparse, "use_triton", triton):
+            _wait(x)
+            start = time.perf_counter()
+            step(x)
+            _wait(x)
+            return time.perf_counter() - start
 
     return timed
 
 
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.cuda.synchronize(device)
-
-
-def _row(card: str, size: tuple[int, int], found: dict[int, dict[str, list[float]]]) -> list[str]:
-    by_l0 = {l0: statistics.median(sides["sparse"]) for l0, sides in found.items()}
-    dense = statistics.median(x for sides in found.values() for x in sides["dense, bf16"])
-    slope, start = np.polyfit([*by_l0], [*by_l0.values()], 1)
-    l0 = meeting(lambda l0: start + slope * l0, dense, size[1])
-    return row(card, size, dense, [f"{each:.3g}" for each in by_l0.values()], l0 / size[1])
-
-
-def _compared(sides: dict[str, list[float]]) -> list[str]:
-    cells = []
-    for taken in sides.values():
-        ratios = [a / b for a, b in zip(taken, sides["sparse"], strict=True)]
-        cells.append(f"{statistics.median(taken):.3g} ms, {statistics.median(ratios):.2f} x")
-    return cells
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

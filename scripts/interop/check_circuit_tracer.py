@@ -5,16 +5,20 @@
 
 Writes a cross-layer transcoder and a set of transcoders with skip connections; loads them by
 circuit-tracer; and has circuit-tracer write the first, for hfsae to read. Prints the
-largest differences of latents and of reconstructions, relative to the largest reconstruction, and
-exits with status 1 where one is 1e-4 or more.
+largest differences of latents and of reconstructions, relative to the largest reconstruction. Then
+makes an attribution graph, prunes and scores it by both, and reads its file as circuit-tracer's
+model of it. Exits with status 1 where a difference is 1e-4 or more.
 """
 
 import importlib.util
+import math
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +87,54 @@ def transcoders(folder: Path) -> Iterator[Difference]:
         yield f"transcoder {i}", latents, sae.decode(latents, x), found, theirs.decode(found, x)
 
 
+def graph_of_both(folder: Path) -> float:
+    """The largest difference of influence and scores; infinite if other nodes or edges are kept."""
+    from circuit_tracer.frontend.graph_models import Model
+    from circuit_tracer.graph import compute_graph_scores, prune_graph
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+    config = LlamaConfig(**sizes, intermediate_size=24, vocab_size=50)
+    lm = LlamaForCausalLM(config).eval()
+    for parameter in lm.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    saes = {}
+    for layer in (0, 2):
+        places = {"site": READ[layer], "target_site": WRITTEN[layer]}
+        saes[str(layer)] = moved(ReLUSAE(ReLUSAEConfig(**places, d_in=D, d_sae=D_SAE)))
+    with torch.enable_grad():
+        graph = hfsae.graph(lm, saes, torch.randint(3, 50, (1, 9)), max_feature_nodes=60, batch=8)
+    n_features = int(graph.of_kind("feature").sum())
+    n_logits, n_tokens = int(graph.of_kind("logit").sum()), len(graph.tokens)
+    # circuit-tracer has a row for each error, also for those that are 0
+    places, at = [], n_features
+    for node in graph.nodes[n_features:]:
+        if node.kind == "error":
+            places.append(at + node.layer * n_tokens + node.position)
+    after = n_features + LAYERS * n_tokens
+    every = [*range(n_features), *places, *range(after, after + n_tokens + n_logits)]
+    matrix = torch.zeros(after + n_tokens + n_logits, after + n_tokens + n_logits)
+    matrix[torch.tensor(every)[:, None], torch.tensor(every)] = graph.weights
+    theirs: Any = SimpleNamespace(
+        input_tokens=graph.tokens,
+        logit_targets=range(n_logits),
+        selected_features=range(n_features),
+        adjacency_matrix=matrix,
+        logit_probabilities=graph.probabilities[-n_logits:],
+        cfg=SimpleNamespace(n_layers=LAYERS),
+    )
+    kept, ours = prune_graph(theirs), graph.prune()
+    edges = kept.edge_mask[every][:, every] & (graph.weights != 0)
+    if not (torch.equal(kept.node_mask[every], ours.nodes) and torch.equal(edges, ours.edges)):
+        return math.inf
+    own = (graph.replacement_score, graph.completeness_score)
+    off = [abs(a - b) for a, b in zip(own, compute_graph_scores(theirs), strict=True)]
+    off.append(float((kept.cumulative_scores[every] - ours.influence).abs().max()))
+    path = hfsae.save_graph(graph, folder, "one")
+    read = Model.model_validate_json(path.read_text(encoding="utf-8"))
+    return max(off) if len(read.links) == int(ours.edges.sum()) else math.inf
+
+
 @torch.no_grad()
 def main() -> int:
     torch.manual_seed(0)
@@ -98,6 +150,11 @@ def main() -> int:
             off = [float((own - other).abs().max()) / size for own, other in pairs]
             print(f"{title}: latents {off[0]:.1e}, reconstructions {off[1]:.1e}")
             worst = max(worst, *off)
+        off = graph_of_both(Path(temporary, "graphs"))
+        print(
+            f"graph: nodes and edges kept are {'equal' if off < math.inf else 'OTHERS'}, {off:.1e}"
+        )
+        worst = max(worst, off)
     return int(worst >= LIMIT)
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from anew import Claim, Told, read_json, table
 
 from hfsae.comparison import t_interval
+from hfsae.training import SPARSE_ON_GPU
 
 PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
+GPUS, ON_GPU = "scripts/recipes/gpus.md", "When sparse steps pay on a GPU"
+TRIALS, REAL_SIZE = "scripts/trials/README.md", "Gemma 2 2B at its real size"
 SITES = "At ten sites of two models (`sites.py`)"
-GPUS, SPARSE = "scripts/recipes/gpus.md", "When sparse steps pay on a GPU"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
 Json = dict[str, Any]
 
@@ -31,7 +33,8 @@ def told() -> Iterator[Told]:
         (README, "Speed", (speed(steps),)),
         (PAGE, QUALITY, of_quality(quality, gemma)),
         (PAGE, SITES, (sites(),)),
-        (GPUS, SPARSE, of_kernels()),
+        (GPUS, ON_GPU, of_kernels()),
+        (TRIALS, REAL_SIZE, (of_real_size(),)),
     ):
         yield from (Told(page, section, text) for text in texts)
 
@@ -40,6 +43,12 @@ def claims() -> Iterator[Claim]:
     leads = [quality.leads() for quality in (Quality(), Quality("gemma3_270m"))]
     falls = all(a > b for own in leads for a, b in pairwise(own))
     yield Claim(PAGE, QUALITY, "the more tokens, the smaller the lead", falls)
+    (run,), (below, above) = runs_of("kernels"), SPARSE_ON_GPU
+    memory, cache = map(min, zip(*run["even"], strict=True))
+    yield Claim(GPUS, ON_GPU, "first is below each density with rows from memory", below < memory)
+    yield Claim(GPUS, ON_GPU, "the second below each with rows from a cache", above < cache)
+    kernels = [kernel for both in run["kernels"].values() for kernel in both.values()]
+    yield Claim(GPUS, ON_GPU, "no value is spilled", not any(k["spilled"] for k in kernels))
 
 
 def runs_of(name: str, folder: Path = RESULTS) -> list[Json]:
@@ -177,23 +186,6 @@ def _sides(n_rows: int) -> Iterator[Json]:
 
 def _rounded(rate: float) -> str:
     return f"{float(f'{rate:.3g}') if rate >= 1e4 else rate:,.0f}"
-
-
-def of_kernels() -> Iterator[str]:
-    (run,) = runs_of("kernels")
-    dense, sparse = (run["steps"][name] for name in ("dense", "sparse"))
-    yield table(run["kernels"])
-    yield table(run["predicted"])
-    yield (
-        f"writes {dense['bytes']['pairs']} bytes a pair beside them and "
-        f"{dense['bytes']['weights']} a weight. A sparse one makes {sparse['products']:.0f} "
-        f"product, {sparse['bytes']['pairs']} bytes a pair, {sparse['bytes']['weights']} a weight, "
-        f"and {sparse['bytes']['entries']} bytes an entry"
-    )
-    rows = sparse["rows"]["x"] + sparse["rows"]["W"]
-    yield f"look up {rows:.2f} rows of d_in numbers"
-    yield f"milliseconds for {run['batch']:,} tokens"
-    yield f"sparse steps pay below a density of {run['density']} on each of these cards"
 
 
 def listed(parts: Sequence[Any], last: str = " and ") -> str:
@@ -387,6 +379,34 @@ def quality_table(quality: Quality, head: str) -> str:
     lines = table([[head, *COLUMNS], *rows]).split("\n")
     rule = ["---:", "---", *["---:"] * (len(COLUMNS) - 1)]
     return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[2:]])
+
+
+def of_kernels() -> Iterator[str]:
+    (run,) = runs_of("kernels")
+    yield from map(table, run["tables"].values())
+    kernels, steps = [*run["kernels"].values()], run["steps"]
+    (dots,), (sums,) = ({both[name]["bytes"] for both in kernels} for name in ("dots", "sums"))
+    yield f"`dots` loads {dots:.0f} bytes and `sums` {sums:.0f}, and multiplies and adds once."
+    dense, sparse = steps["dense"], steps["sparse"]
+    yield (
+        f"a dense step has {dense['products']} products of all pairs and a sparse one "
+        f"{sparse['products']}; they read and write {dense['pair']} and {sparse['pair']} bytes a "
+        f"pair of a token and a latent, {dense['weight']} and {sparse['weight']} a weight, and an "
+        f"entry of a sparse step reads {sparse['rows']} rows."
+    )
+    below, above = SPARSE_ON_GPU
+    yield f"So on a GPU the limits are {below:g} and {above:g}".replace("0.", ".")
+
+
+def of_real_size() -> str:
+    """Seconds and memory of each step on a model of real size."""
+    (run,) = runs_of("real_size", RESULTS.parents[1] / "trials" / "results")
+    rows = [["step", "seconds", "peak, GB", "by plan, GB", "what was seen"]]
+    for step in run["steps"]:
+        said = f"{step['said'] / 1e9:.1f}" if "said" in step else ""
+        sizes = [f"{step['seconds']:,.0f}", f"{step['peak'] / 1e9:.1f}", said]
+        rows.append([step["step"], *sizes, step.get("note", "")])
+    return table(rows)
 
 
 def sites() -> str:

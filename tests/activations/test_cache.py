@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-import hfsae.activations.cache as cache_module
+import hfsae.activations.harvest as cache_module
 from hfsae.activations import HarvestArguments, Harvester, TokenBatch
 
 SITES = ["layers.0", "layers.2"]

@@ -28,7 +28,6 @@ from hfsae.demo.presets import (
 from hfsae.features import Example, FeatureStore
 from hfsae.io.checksums import stamp
 from hfsae.packaged import SHIPPED_SAE
-from hfsae.runs.preset_search import Found
 
 from .conftest import TEXTS as TEXTS_OF_SAE
 
@@ -142,7 +141,7 @@ def test_a_search_writes_the_file_of_the_command_and_what_it_found_is_offered(
     def found(model, labels, *, tick):
         tick("latents tried", 1, 2)
         assert labels == subject.labels and model.store is subject.store
-        return Found([GOLD], [])
+        return [GOLD], []
 
     monkeypatch.setattr("hfsae.demo.presets.find_presets", found)
     assert can_search(subject)

@@ -17,7 +17,6 @@ from hfsae.evaluation import (
     EvaluationResult,
     evaluate,
     evaluate_all,
-    fidelity,
     mean_activation,
 )
 from hfsae.evaluation.result import LOSSES
@@ -292,7 +291,9 @@ def test_rows_whose_logits_are_too_many_go_through_the_lm_in_parts(tiny_lm, batc
     whole = evaluate(tiny_lm, rounding_sae(), batches, ARGS)
     rows, context = batches[0].input_ids.shape
     assert rows > 2
-    monkeypatch.setattr(fidelity, "_LOGITS", 2 * context * tiny_lm.config.vocab_size)
+    monkeypatch.setattr(
+        "hfsae.evaluation.arguments._LOGITS", 2 * context * tiny_lm.config.vocab_size
+    )
     seen = list[int]()
     handle = tiny_lm.lm_head.register_forward_hook(lambda m, x, logits: seen.append(len(logits)))
     try:

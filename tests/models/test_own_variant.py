@@ -12,7 +12,7 @@ from hfsae.cards.card import misgivings
 from hfsae.convert import WRITTEN, save_as
 from hfsae.convert.saebench import SAEBenchSAE
 from hfsae.io.errors import Refused
-from hfsae.models.registry import class_of
+from hfsae.models.base import class_of
 
 from ..helpers import variants
 

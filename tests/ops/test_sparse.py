@@ -31,7 +31,7 @@ def device(request, way_of_gpu):
     """Of tensors; which loops run over them is set to what the parameter says."""
     way_of_gpu(request.param != "cpu", request.param in ("interpreted", "triton"))
     device = torch.device("cuda" if request.param in ("cuda", "triton") else "cpu")
-    assert (sparse.kernels(torch.zeros(1)) is not None) == sparse.use_triton
+    assert (sparse.kernels_for(torch.zeros(1)) is not None) == sparse.use_triton
     return device
 
 
@@ -175,6 +175,18 @@ def test_kernels_take_bfloat16_and_sum_in_float32(problem):
 
 
 @needs_triton
+def test_an_amd_card_takes_the_kernels(way_of_gpu, monkeypatch):
+    """PyTorch's tensors on it are CUDA tensors."""
+    from hfsae.ops import fused
+
+    way_of_gpu(True, True)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(fused, "dots", lambda x, W, tokens, latents: torch.full((1,), 7.0))
+    at = Entries(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1, 1)
+    assert float(at.dots(torch.ones(1, 2), torch.ones(1, 2))) == 7.0
+
+
+@needs_triton
 @pytest.mark.slow
 def test_kernels_pass_these_tests_in_tritons_interpreter():
     step = f"{MODELS}::test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one"
@@ -219,13 +231,13 @@ def test_kernels_compile_for_cards_that_are_not_here(capability, monkeypatch, tm
 def test_cpu_tensors_never_go_to_kernels_and_cuda_does_without_triton(
     monkeypatch, way_of_gpu, caplog
 ):
-    assert sparse.kernels(torch.zeros(1)) is None
+    assert sparse.kernels_for(torch.zeros(1)) is None
     way_of_gpu(True, True)
     monkeypatch.setitem(sys.modules, "triton", None)
     sparse._has_triton.cache_clear()
     with caplog.at_level(logging.INFO, logger="hfsae.ops.sparse"):
-        assert sparse.kernels(torch.zeros(1)) is None
-        assert sparse.kernels(torch.zeros(1)) is None
+        assert sparse.kernels_for(torch.zeros(1)) is None
+        assert sparse.kernels_for(torch.zeros(1)) is None
     sparse._has_triton.cache_clear()
     assert [r.message[:23] for r in caplog.records] == ["Triton is not installed"]
 

@@ -11,7 +11,7 @@ from hfsae.activations import TensorSource
 from hfsae.diffing import Scaling, Sides
 from hfsae.models.dedicated import are_dedicated, tie_
 from hfsae.training import Trainer
-from hfsae.training.refit import check_refit
+from hfsae.training.run import check_refit
 
 from .planted import arguments, check_shapes_of_step
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 import hfsae
 from hfsae.training import Trainer
-from hfsae.training.l0 import set_l0_
-from hfsae.training.refit import MOST_LATENTS, refit_
+from hfsae.training.health import set_l0_
+from hfsae.training.refit import refit_
+from hfsae.training.run import MOST_REFITTED
 
 from ..helpers import D_IN, SCALE, cases, make
 from .planted import PlantedStream, arguments, assert_same_bits, make_sae, stop_at, weights
@@ -140,7 +141,7 @@ class Memoryless:
     "stream, d_sae, words",
     [
         (Memoryless(), 32, "this stream has no method held"),
-        (PlantedStream(), MOST_LATENTS + 1, "training.refit_ridge would hold 9 GB for 32,769"),
+        (PlantedStream(), MOST_REFITTED + 1, "training.refit_ridge would hold 9 GB for 32,769"),
     ],
 )
 def test_what_cannot_be_refitted_is_refused_before_the_first_step(stream, d_sae, words, tmp_path):

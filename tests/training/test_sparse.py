@@ -1,10 +1,11 @@
 """Sparse steps train to where dense ones do, repeat to the bit, give way where they are slow."""
 
 import logging
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoConfig, AutoModel
 
 from hfsae.ops import Workspace
@@ -152,28 +153,45 @@ def test_auto_is_dense_while_many_entries_matter_and_says_when_it_changes(tmp_pa
     assert [r.message.split(":")[0] for r in caplog.records] == ["sparse steps"]
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "xpu", "meta"])
-def test_sparse_steps_are_for_cpus_and_cuda_which_amds_cards_are_called_too(device):
+@pytest.mark.parametrize(
+    ("device", "can"), [("cpu", True), ("cuda", True), ("mps", False), ("xpu", False)]
+)
+def test_sparse_steps_are_for_cpus_and_cuda(device, can, tmp_path):
+    """PyTorch calls AMD cards "cuda", too. On others steps are dense, and no others are taken."""
     sae = make("jumprelu")
-    can = device in ("cpu", "cuda")
     assert has_sparse_steps(sae, torch.device(device), is_spread=False) is can
     assert not has_sparse_steps(sae, torch.device(device), is_spread=True)
+    of = {"device": torch.device(device), "num_processes": 1, "prepare": lambda sae: sae}
+    accelerator = Mock(spec=Accelerator, **of)
+    assert not Run(sae, arguments(tmp_path), accelerator).is_sparse  # until a density is known
+    always = arguments(tmp_path, sparse="always")
+    if can:
+        assert Run(sae, always, accelerator).is_sparse
+    else:
+        with pytest.raises(ValueError, match=f"as configured on {device} has no sparse step"):
+            Run(sae, always, accelerator)
 
 
-def test_on_another_device_a_pass_is_dense_or_refused():
+@pytest.mark.parametrize("has_mps", [False, True])
+def test_a_training_on_an_apple_machine_takes_the_cpu(has_mps, tmp_path, monkeypatch):
+    """MPS lacks float64."""
+    asked = {}
+
+    def accelerator(**options):
+        asked.update(options)
+        return Mock(spec=Accelerator, num_processes=1)
+
+    monkeypatch.setattr(trainer, "Accelerator", accelerator)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    make_accelerator(arguments(tmp_path))
+    assert asked["cpu"] is has_mps
+
+
+def test_on_a_device_without_sparse_steps_a_pass_is_dense_or_refused():
     sae, x = make("jumprelu").to("meta"), torch.zeros(2, D_IN, device="meta")
     assert sae(x).latents.shape == (2, D_SAE)
     with pytest.raises(ValueError, match="runs on cpu and cuda, and x is on meta; leave workspace"):
         sae(x, workspace=Workspace())
-
-
-def test_where_there_is_mps_a_run_takes_the_cpu(monkeypatch, tmp_path):
-    """It lacks float64."""
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(
-        trainer, "Accelerator", lambda **how: SimpleNamespace(**how, num_processes=1)
-    )
-    assert make_accelerator(arguments(tmp_path, 10)).cpu
 
 
 @pytest.mark.gpu

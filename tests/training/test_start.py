@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from hfsae import BatchTopKSAE, BatchTopKSAEConfig
 from hfsae.training import Trainer, TrainingArguments, start
-from hfsae.training.l0 import L0Control
+from hfsae.training.health import L0Control
 from hfsae.training.start import first_directions_, residual_clusters_, whiten_
 
 from ..helpers import variants

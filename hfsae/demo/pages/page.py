@@ -109,13 +109,13 @@ class Page(Generic[A]):
 
 
 @dataclass(eq=False)
-class Run:
-    """A long run of a visit."""
+class Job:
+    """Work that takes long: texts to write, or a search for a strength or for presets."""
 
     values: Sequence[Any]
     """the page's inputs when it was requested"""
     latent: int | None
-    """the only one that it is for, of a search for a strength; None: all"""
+    """the only one that a search for a strength is for; None: all"""
     begun: bool = False
     over: bool = False
     """whether it has ended, or must: it was stopped, or another took its place"""
@@ -127,8 +127,8 @@ class Visit:
     """What is known of one browser's page, in a `gr.State`. Handlers change it in place: an event
     under way knows of the next.
 
-    Runs are our own, and not Gradio's `cancels=`, since a text that is stopped is still measured,
-    and may be shared: a run is requested at once, begins when its turn in the queue comes, and ends
+    Jobs are our own, and not Gradio's `cancels=`, since a text that is stopped is still measured,
+    and may be shared: a job is requested at once, begins when its turn in the queue comes, and ends
     where it may.
     """
 
@@ -140,38 +140,38 @@ class Visit:
     """what the link asked for"""
     selected: bool = False
     """whether the browser said that it has selected the first page, as it does at the start"""
-    runs: dict[str, Run] = field(default_factory=dict)
-    """the last of each kind"""
+    jobs: dict[str, Job] = field(default_factory=dict)
+    """the last of each kind: texts, strength, presets"""
     written: Any = None
-    """what the last run of the page Steer wrote: its address, the conversation's exchanges, and
-    the view of the texts"""
+    """the last texts of the page Steer: their address, the conversation's exchanges, and the
+    view"""
     strength: Any = None
     """a steering address, and strengths that a search found for it"""
 
     def ask(
         self, *values: object, kind: str, instead_of: str = "", latent: int | None = None
     ) -> None:
-        """Request a run; the one under way ends, as does one of another kind that it takes the
+        """Request a job; the one under way ends, as does one of another kind that it takes the
         place of, and says nothing of it."""
         for name in (kind, instead_of):
-            if name in self.runs:
-                self.runs[name].over = True
-        self.runs[kind] = Run(values, latent)
+            if name in self.jobs:
+                self.jobs[name].over = True
+        self.jobs[kind] = Job(values, latent)
 
-    def begin(self, kind: str) -> Run | None:
-        """The last requested run, once, whoever's turn it is; None if there is none, or it was
+    def begin(self, kind: str) -> Job | None:
+        """The last requested job, once, whoever's turn it is; None if there is none, or it was
         stopped while it waited."""
-        run = self.runs.get(kind)
-        if run is None or run.begun or run.over:
+        job = self.jobs.get(kind)
+        if job is None or job.begun or job.over:
             return None
-        run.begun = True
-        return run
+        job.begun = True
+        return job
 
     def stop(self) -> None:
-        """All runs under way end; one that waits never begins."""
-        for run in self.runs.values():
-            run.stopped = run.stopped or not run.over
-            run.over = True
+        """All jobs under way end; one that waits never begins."""
+        for job in self.jobs.values():
+            job.stopped = job.stopped or not job.over
+            job.over = True
 
 
 class App:

@@ -109,7 +109,7 @@ class SteerPage(Page[at.Steer]):
                 self.prompt = self.field("prompt", gr.Textbox, label="Prompt", **box(3))
                 self.presets = panel(self.presets_html(), elem_id="steer-examples")
                 with gr.Row(elem_classes="hf-buttons"):
-                    self.run = gr.Button("Generate", min_width=120, elem_id="steer-run", **main)
+                    self.start = gr.Button("Generate", min_width=120, elem_id="steer-run", **main)
                     self.stop = gr.Button("Stop", min_width=80, elem_id="steer-stop", **stop)
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
                     panel(html("keys"))
@@ -224,56 +224,63 @@ class SteerPage(Page[at.Steer]):
         return "x" if address.mode == "scale" else UNIT_NAMES[self._unit(address.unit)]
 
     def wire(self, app: App) -> None:
-        """A setting changes the link, a button changes a latent; long runs wait in a queue."""
-        self.app, visit = app, app.visit
+        """A setting changes the link, a button changes a latent; texts and searches are jobs.
+
+        A click on Generate: `Visit.ask` keeps the fields as a job at once, and ends the one before.
+        `generate` takes the job up when its turn comes: `steer_actions.check` makes tokens of it,
+        `steer_actions.write` yields both texts as they grow, and the macro `pair` of parts.html
+        shows them.
+        """
+        self.app, visit, fields = app, app.visit, [app.visit, *self.inputs]
         self.written = [self.notice, self.output, self.share, app.link]  # what `generate` updates
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        settings: list[Any] = [self.fields[name] for name in at.SETTINGS]
-        changes = [field.input for field in settings]
-        # the sliders correct typed values
-        changes += [field.release for field in settings if isinstance(field, gr.Slider)]
-        linked = [self.notice, app.link]
-        gr.on(changes, self._follow, self.inputs, linked, trigger_mode="always_last", **quietly)
-        redrawn = [self.mode.input, self.unit.input]
         last: dict[str, Any] = {"trigger_mode": "always_last", **quietly}
-        gr.on(redrawn, self._redraw_chips, self.inputs, self.chips, **last)
-        app.on_select(self.chips, self._click, self, leads_to=("feature",))
-        self.then_run(app.on_select(self.presets, self._preset, self))
-        outputs = [self.added, *app.outputs("steer")]
-        for trigger in (self.add.click, self.new.submit):
-            trigger(self._add_typed, [self.new, *self.inputs], [self.new, *outputs], **quietly)
-        self.random.click(self._add_random, self.inputs, outputs, **quietly)
-        inputs, outputs = [visit, self.reply, *self.inputs], [self.reply, *app.outputs("steer")]
-        for trigger in (self.reply.submit, self.send.click):
-            self.then_run(trigger(self._go_on, inputs, outputs, **quietly))
-        app.on([self.anew.click], self._begin_anew, self)
+        every: dict[str, Any] = {"trigger_mode": "multiple", "api_visibility": "private"}
+        at_once, slow = {"queue": False, **every}, {**QUEUES["slow"], **every}
 
-        at_once: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
-        at_once["queue"] = False
-        run: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
-        run |= QUEUES["run"]
-        inputs = [visit, *self.inputs]
-        begun = [self.run.click, self.prompt.submit]
         # texts with the strengths as they are: a search for others is given up
         ask_texts = partial(Visit.ask, kind="texts", instead_of="strength")
-        self.then_run(gr.on(begun, ask_texts, inputs, None, **at_once), seen=True)
-        for event in (
-            self.suggest.click(partial(Visit.ask, kind="strength"), inputs, None, **at_once),
-            self.added.change(self._ask_added, [self.added, *inputs], None, **at_once),
-        ):
-            shown = [self.notice, self.suggestion]
-            event = event.then(self._suggest, visit, shown, show_progress_on=[self.trying], **run)
-            taken = [self.latents, self.chips, app.link]
-            self.then_run(event.then(self._take, inputs, taken, trigger_mode="multiple", **quietly))
-        event = self.presets.find(self._ask_presets, visit, self.notice, **at_once)
-        shown = [self.notice, self.presets, self.searching]
-        search = {**run, **QUEUES["search"], "show_progress_on": [self.searching]}
-        event.then(self._find_presets, visit, shown, **search)
+        begun = [self.start.click, self.prompt.submit]
+        self.then_generate(gr.on(begun, ask_texts, fields, None, **at_once), seen=True)
+        self.then_generate(app.on_select(self.presets, self._preset, self))
+        inputs = [visit, self.reply, *self.inputs]
+        outputs = [self.reply, *app.outputs("steer")]
+        for trigger in (self.reply.submit, self.send.click):
+            self.then_generate(trigger(self._go_on, inputs, outputs, **quietly))
+        app.on([self.anew.click], self._begin_anew, self)
         self.stop.click(Visit.stop, visit, None, js=_NO_CARET, **at_once)
         drawn: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [self.share]}
         self.output.select(self._share, visit, self.share, api_visibility="private", **drawn)
 
-    def then_run(self, event: Dependency, *, seen: bool = False) -> None:
+        settings: list[Any] = [self.fields[name] for name in at.SETTINGS]
+        changes = [field.input for field in settings]
+        # the sliders correct typed values
+        changes += [field.release for field in settings if isinstance(field, gr.Slider)]
+        gr.on(changes, self._follow, self.inputs, [self.notice, app.link], **last)
+        redrawn = [self.mode.input, self.unit.input]
+        gr.on(redrawn, self._redraw_chips, self.inputs, self.chips, **last)
+        app.on_select(self.chips, self._click, self, leads_to=("feature",))
+        outputs = [self.added, *app.outputs("steer")]
+        for trigger in (self.add.click, self.new.submit):
+            trigger(self._add_typed, [self.new, *self.inputs], [self.new, *outputs], **quietly)
+        self.random.click(self._add_random, self.inputs, outputs, **quietly)
+
+        taken = [self.latents, self.chips, app.link]
+        for event in (
+            self.suggest.click(partial(Visit.ask, kind="strength"), fields, None, **at_once),
+            self.added.change(self._ask_added, [self.added, *fields], None, **at_once),
+        ):
+            shown = [self.notice, self.suggestion]
+            event = event.then(self._suggest, visit, shown, show_progress_on=[self.trying], **slow)
+            self.then_generate(
+                event.then(self._take, fields, taken, trigger_mode="multiple", **quietly)
+            )
+        event = self.presets.find(self._ask_presets, visit, self.notice, **at_once)
+        shown = [self.notice, self.presets, self.searching]
+        search = {**every, **QUEUES["search"], "show_progress_on": [self.searching]}
+        event.then(self._find_presets, visit, shown, **search)
+
+    def then_generate(self, event: Dependency, *, seen: bool = False) -> None:
         """After an event: generate the texts that it requested, while others that they take the
         place of may still be under way."""
         event.then(
@@ -284,7 +291,7 @@ class SteerPage(Page[at.Steer]):
             trigger_mode="multiple",
             show_progress="minimal" if seen else "hidden",
             show_progress_on=[self.output] if seen else None,
-            **QUEUES["run"],
+            **QUEUES["slow"],
         )
 
     def _follow(self, *values: object) -> Updates:
@@ -393,12 +400,12 @@ class SteerPage(Page[at.Steer]):
     def generate(self, visit: Visit) -> Iterator[Updates]:
         """Both texts, token by token, for the visit's last request, if it was not stopped; turns of
         the same conversation are not written again."""
-        run, subject = visit.begin("texts"), self.subject
-        if run is None:
+        job, subject = visit.begin("texts"), self.subject
+        if job is None:
             yield {self.notice: gr.skip()}
             return
         try:
-            address = self.address(*run.values)
+            address = self.address(*job.values)
             if not address.latents:
                 raise Refused("no latent is chosen to steer; add one, by a word or its number")
             of = to_query(address)
@@ -418,25 +425,25 @@ class SteerPage(Page[at.Steer]):
             # ask whether it is stopped, nor tell the KL once it ends
             view: dict[str, Any] = {}
             apart = self.actions.apart
-            options = {} if apart else {"stopped": lambda: run.over}
+            options = {} if apart else {"stopped": lambda: job.over}
             for message in [*turns, address.prompt][len(exchanges) :]:
-                job = check(subject, message, address.latents, address, exchanges)
+                texts_of = check(subject, message, address.latents, address, exchanges)
                 own |= {"prompt": message, "earlier": list(exchanges)}
-                for texts in self.actions.write(*job, **options):
-                    if run.over and (apart or not run.stopped):
+                for texts in self.actions.write(*texts_of, **options):
+                    if job.over and (apart or not job.stopped):
                         break
                     view = {**texts, **own}
                     yield {self.output: html("pair", view)}
-                if run.over:
+                if job.over:
                     break
                 exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
 
-            if not run.over:
+            if not job.over:
                 if not turns:
                     code = of_texts(subject, address)
                     yield {self.output: html("pair", view | {"code": code})}
                 visit.written = address, exchanges if address.chat else (), view
-            elif run.stopped and view:
+            elif job.stopped and view:
                 view["done"] = True
                 notice = html("said", f"Stopped after {view['n_steered']} tokens.")
                 yield {self.notice: notice, self.output: html("pair", view)}
@@ -446,7 +453,7 @@ class SteerPage(Page[at.Steer]):
         except ValueError as error:
             yield {self.notice: html("error", str(error))}
         finally:
-            run.over = True
+            job.over = True
 
     def _share(self, event: gr.EventData, request: gr.Request, visit: Visit) -> Any:
         """The last texts as a picture, by a button under them."""
@@ -467,18 +474,18 @@ class SteerPage(Page[at.Steer]):
             visit.ask(*values, kind="strength", latent=added[0])
 
     def _suggest(self, visit: Visit, progress: gr.Progress = gr.Progress()) -> Updates:
-        run = visit.begin("strength")
-        if run is None:
+        job = visit.begin("strength")
+        if job is None:
             return {self.notice: gr.skip()}
         visit.strength = None
 
         def tell(done: int, n: int) -> None:
-            if run.over:
+            if job.over:
                 raise _StoppedError
             progress((done, n), desc=f"trial {min(done + 1, n)} of {n}", unit="trials")
 
         try:
-            only, now = run.latent, self.address(*run.values)
+            only, now = job.latent, self.address(*job.values)
             # the process with the GPU could not call back
             options = {} if self.actions.apart else {"progress": tell}
             result = self.actions.sweep(now.prompt, now.latents, now, only=only, **options)
@@ -486,9 +493,9 @@ class SteerPage(Page[at.Steer]):
             return {self.notice: html("error", str(error))}
         except _StoppedError:
             said = html("said", "Stopped; the strengths are as they were.")
-            return {self.notice: said if run.stopped else gr.skip()}
+            return {self.notice: said if job.stopped else gr.skip()}
         finally:
-            run.over = True
+            job.over = True
         if result["strength"]:
             visit.strength = now, {int(i): strength for i, strength in result["latents"].items()}
         shown = {"unit_name": self.unit_name(now), "prompt": now.prompt, "only": only}
@@ -524,12 +531,12 @@ class SteerPage(Page[at.Steer]):
 
     def _find_presets(self, visit: Visit, progress: gr.Progress = gr.Progress()) -> Updates:
         """One search at a time; what it finds is offered to all."""
-        run = visit.begin("presets")
-        if run is None or not can_search(self.subject):
-            return {self.presets: self.presets_html(), **({} if run is None else {self.notice: ""})}
+        job = visit.begin("presets")
+        if job is None or not can_search(self.subject):
+            return {self.presets: self.presets_html(), **({} if job is None else {self.notice: ""})}
 
         def tell(what: str, done: int, n: int) -> None:
-            if run.over:
+            if job.over:
                 raise _StoppedError
             progress(done / max(1, n), desc=f"{done} of {n} {what}")
 
@@ -544,7 +551,7 @@ class SteerPage(Page[at.Steer]):
         except _StoppedError:
             notice = html("said", "The search for presets was stopped; nothing is written.")
         finally:
-            self.searcher, run.over = None, True
+            self.searcher, job.over = None, True
         return {self.notice: notice, self.presets: self.presets_html()}
 
 

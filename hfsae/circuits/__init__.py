@@ -1,0 +1,18 @@
+"""Circuits: what made what, in one text, through several transcoders.
+
+Read `frozen` first: it holds a language model as it runs on one text, so that the rest is sums.
+`attribution_graph` has the nodes and weights of a graph, its exactness, pruning and interventions.
+`graph_files` writes it for the front ends that exist: circuit-tracer's and Neuronpedia's.
+For one SAE at any site, summed over positions, there is `hfsae.attribution`.
+"""
+
+from .attribution_graph import Effect as Effect
+from .attribution_graph import Graph as Graph
+from .attribution_graph import Node as Node
+from .attribution_graph import Pruned as Pruned
+from .attribution_graph import graph as graph
+from .attribution_graph import influence as influence
+from .attribution_graph import shares as shares
+from .frozen import Frozen as Frozen
+from .frozen import frozen as frozen
+from .graph_files import save_graph as save_graph
