@@ -247,7 +247,7 @@ def test_a_planted_circuit_is_the_strongest_path():
     end, sizes = IDS.shape[1] - 1, (graph.weights * graph.of_kind("feature")).abs()
     early, late = places["0", 7, end], places["2", 5, end]
     assert int(sizes[-1].argmax()) == late and int(sizes[late].argmax()) == early
-    pruned = graph.prune(0.5, 0.5)
+    pruned = graph.prune()
     assert pruned.nodes[early] and pruned.edges[-1, late] and pruned.edges[late, early]
 
 
