@@ -10,9 +10,11 @@ from .attribution_graph import Effect as Effect
 from .attribution_graph import Graph as Graph
 from .attribution_graph import Node as Node
 from .attribution_graph import Pruned as Pruned
+from .attribution_graph import check_shares as check_shares
 from .attribution_graph import graph as graph
 from .attribution_graph import influence as influence
 from .attribution_graph import shares as shares
 from .frozen import Frozen as Frozen
 from .frozen import frozen as frozen
+from .graph_files import check_slug as check_slug
 from .graph_files import save_graph as save_graph

@@ -82,7 +82,7 @@ class Graph:
     nodes: list[Node]
     tokens: list[str]
     weights: Float[Tensor, "n n"]
-    """A[target, source], float32; rows of errors and tokens are 0"""
+    """A[target, source], in the model's dtype; rows of errors and tokens are 0"""
     rest: Float[Tensor, " n"]
     """of features that are no nodes, summed over them"""
     bias: Float[Tensor, " n"]
@@ -140,15 +140,31 @@ class Graph:
         return float((weight * (1 - of_errors)).sum() / weight.sum())
 
     def prune(self, nodes: float = 0.8, edges: float = 0.98) -> "Pruned":
-        """The nodes, then the edges, that hold these shares of influence.
+        """The nodes, then the edges, that hold these shares of influence; then without what leads
+        nowhere or comes from nowhere.
 
         Raises:
             ValueError: a share is not between 0 and 1.
         """
-        for name, share in (("nodes", nodes), ("edges", edges)):
-            if not 0 < share <= 1:
-                raise Refused(f"{name} is {share}; give the share of influence to keep, 0 to 1")
-        return prune(self, nodes, edges)
+        check_shares(nodes, edges)
+        start, found = self.probabilities, self.influence()
+        features, errors = self.of_kind("feature"), self.of_kind("error")
+        fixed = ~(features | errors)
+        kept = (found >= _bound(found, nodes)) | fixed
+        left = self.weights * kept[:, None] * kept
+        through = shares(left) * (influence(left, start) + start)[:, None]
+        edge = (through >= _bound(through.flatten(), edges)) & (left != 0)
+        while True:
+            leads, comes = edge.any(dim=0), edge.any(dim=1)
+            new = kept & (leads | fixed) & (comes | errors | fixed)
+            if torch.equal(new, kept):
+                break
+            kept = new
+            edge &= kept[:, None] & kept
+        order = found.argsort(descending=True)
+        cumulative = torch.empty_like(found)
+        cumulative[order] = found[order].cumsum(0) / found.sum().clamp(min=1e-10)
+        return Pruned(kept, edge, cumulative)
 
     def intervene(self, node: int, factor: float = 0.0, *, real: bool = False) -> Effect:
         """What changes where a node's part is multiplied by `factor`: 0 removes it.
@@ -171,7 +187,7 @@ class Pruned(NamedTuple):
     """cumulative share of influence, of the strongest node first: a front end's slider cuts here"""
 
 
-def shares(weights: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+def shares(weights: Float[Tensor, "targets sources"]) -> Float[Tensor, "targets sources"]:
     """|A|, each row divided by its sum."""
     sizes = weights.abs()
     return sizes / sizes.sum(dim=1, keepdim=True).clamp(min=1e-10)
@@ -188,30 +204,15 @@ def influence(weights: Float[Tensor, "n n"], start: Float[Tensor, " n"]) -> Floa
     return total
 
 
-def prune(graph: Graph, node_share: float, edge_share: float) -> Pruned:
-    """As circuit-tracer: nodes by influence, edges by the influence through them, then what leads
-    nowhere or comes from nowhere."""
-    start = graph.probabilities
-    found = graph.influence()
-    fixed = graph.of_kind("token") | graph.of_kind("logit")
-    kept = (found >= _bound(found, node_share)) | fixed
-    left = graph.weights * kept[:, None] * kept
-    table = shares(left)
-    through = table * (influence(left, start) + start)[:, None]
-    edges = through >= _bound(through.flatten(), edge_share)
-    edges &= left != 0
-    features, errors = graph.of_kind("feature"), graph.of_kind("error")
-    while True:
-        leads, comes = edges.any(dim=0), edges.any(dim=1)
-        new = kept & (leads | fixed) & (comes | errors | fixed)
-        if torch.equal(new, kept):
-            break
-        kept = new
-        edges &= kept[:, None] & kept
-    order = found.argsort(descending=True)
-    cumulative = torch.empty_like(found)
-    cumulative[order] = found[order].cumsum(0) / found.sum().clamp(min=1e-10)
-    return Pruned(kept & (features | errors | fixed), edges, cumulative)
+def check_shares(nodes: float, edges: float) -> None:
+    """Check the shares of influence that pruning keeps.
+
+    Raises:
+        ValueError: one is not between 0 and 1.
+    """
+    for name, share in (("nodes", nodes), ("edges", edges)):
+        if not 0 < share <= 1:
+            raise Refused(f"{name} is {share}; give the share of influence to keep, 0 to 1")
 
 
 def _bound(values: Float[Tensor, " n"], share: float) -> Tensor:
@@ -241,6 +242,7 @@ def graph(
         found = hfsae.graph(lm, saes, "The capital of France is")
 
     Args:
+        lm: in float32; in bfloat16 sums are exact to that dtype alone.
         saes: transcoders of MLPs by name, at most one a block, or a cross-layer transcoder.
         text: a text, or its token ids.
         target, contrast: a token to explain, and one to explain it against; None: the likeliest
@@ -334,9 +336,9 @@ class _Model:
         with capture(held.lm, self.sites) as acts:
             held.run({})
         self.clean = {site: x.detach() for site, x in acts.items()}
+        self.embedded = held.outputs[held.embedding][0]
         found: list[tuple[Tensor, ...]] = []  # part, position, latent, activation
         self.errors = {m: held.outputs[m][0] * self.counted[:, None] for m in held.layers}
-        self.bases = {m: held.outputs[m][0] - e for m, e in self.errors.items()}
         writes: dict[nn.Module, list[tuple[int, Tensor]]] = {m: [] for m in held.layers}
         n = 0
         for name, sae in self.saes.items():
@@ -374,12 +376,11 @@ class _Model:
         if not n:
             raise Refused("no feature of these transcoders fires in this text; try a longer one")
         self.written = {m: pairs for m, pairs in writes.items() if pairs}
+        self.bases = {m: held.outputs[m][0] - error for m, error in self.errors.items()}
         for module, pairs in self.written.items():
-            held_base = held.outputs[module][0] - self.errors[module]
             for begin, vectors in pairs:
-                at = self.position[begin : begin + len(vectors)]
-                held_base = held_base.index_add(0, at, -vectors.to(held_base))
-            self.bases[module] = held_base
+                at, base = self.position[begin : begin + len(vectors)], self.bases[module]
+                self.bases[module] = base.index_add(0, at, -vectors.to(base))
 
     def _leaf(self, module: nn.Module, value: Tensor, acts: Mapping[str, Tensor]) -> Any:
         """The output of a module: a constant, and a skip connection's change where there is one."""
@@ -403,7 +404,9 @@ class _Model:
 
         return with_skip
 
-    def _pass(self, held: Frozen, leaves: Mapping[nn.Module, Tensor], rows: int = 1):
+    def _pass(
+        self, held: Frozen, leaves: Mapping[nn.Module, Tensor], rows: int = 1
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the unembedding and the transcoders read, with these values at leaves."""
         with capture(held.lm, self.sites) as acts:
             every = {m: held.outputs[m].expand(rows, -1, -1) for m in self.modules.values()}
@@ -424,7 +427,9 @@ class _Model:
         constants = values.detach() - (slopes * x[at][:, part.source]).sum(dim=-1)
         return slopes.to(self.ids.device), constants.to(self.ids.device)
 
-    def _values(self, final: Tensor, acts: Mapping[str, Tensor], features: Tensor) -> tuple:
+    def _values(
+        self, final: Tensor, acts: Mapping[str, Tensor], features: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Activations before thresholds of features, and logits, of a pass of one row."""
         of_features = torch.zeros(len(features), dtype=torch.float64)
         for part in self.part[features].unique().tolist():
@@ -452,7 +457,6 @@ class _Model:
                 [table[i] - (mean if other is None else table[other]) for i, other in chosen]
             )
             n_all, n_context = len(self.latent), self.ids.shape[1]
-            embedded = held.outputs[held.embedding]
             modules = [held.embedding, *held.layers]
             with torch.enable_grad():
                 leaves = {m: held.outputs[m].repeat(batch, 1, 1).requires_grad_() for m in modules}
@@ -477,7 +481,7 @@ class _Model:
                                 by[module][:, p] @ vectors[here].to(final).T
                             )
                 of_errors = [(by[m] * self.errors[m]).sum(-1) for m in held.layers]
-                of_tokens = (by[held.embedding] * embedded).sum(-1)
+                of_tokens = (by[held.embedding] * self.embedded).sum(-1)
                 return torch.cat([of_features, *of_errors, of_tokens], dim=1)
 
             def of_logits() -> Tensor:
@@ -564,7 +568,7 @@ class _Model:
         nodes += [
             Node("error", held.layers[m], p, -1, float(self.errors[m][p].norm())) for m, p in errors
         ]
-        embedded = held.outputs[held.embedding][0].norm(dim=-1)
+        embedded = self.embedded.norm(dim=-1)
         ids = self.ids[0].tolist()
         nodes += [Node("token", -1, p, i, float(embedded[p])) for p, i in enumerate(ids)]
         last = len(held.blocks)
@@ -582,38 +586,33 @@ class _Model:
     @torch.no_grad()
     def intervene(self, node: int, by: float, real: bool) -> Effect:
         n_features, n_errors = len(self.features), len(self.error_nodes)
-        with self._held() as held:
-            added: dict[nn.Module, Tensor] = {}
-
-            def add(module: nn.Module, position: int, vector: Tensor) -> None:
-                full = torch.zeros_like(held.outputs[module])
-                full[0, position] = by * vector.to(full)
-                added[module] = full
-
-            if node < n_features:
-                feature = int(self.features[node])
-                for site, module in self.modules.items():
-                    for begin, vectors in self._written_at(site):
-                        if begin <= feature < begin + len(vectors):
-                            add(module, int(self.position[feature]), vectors[feature - begin])
-            elif node < n_features + n_errors:
-                index, p = self.error_nodes[node - n_features]
-                add(index, p, self.errors[index][p])
-            else:
-                p = node - n_features - n_errors
-                add(held.embedding, p, held.outputs[held.embedding][0, p])
-            before = torch.cat(self._values(*self._pass(held, {}), self.features))
-            if not real:
-                leaves = {m: held.outputs[m] + change for m, change in added.items()}
-                after = torch.cat(self._values(*self._pass(held, leaves), self.features))
+        parts: list[tuple[nn.Module, int, Tensor]] = []  # module, position, what the node writes
+        if node < n_features:
+            feature = int(self.features[node])
+            for module, pairs in self.written.items():
+                for begin, vectors in pairs:
+                    if begin <= feature < begin + len(vectors):
+                        at = int(self.position[feature])
+                        parts.append((module, at, vectors[feature - begin]))
+        elif node < n_features + n_errors:
+            module, at = self.error_nodes[node - n_features]
+            parts.append((module, at, self.errors[module][at]))
+        else:
+            at = node - n_features - n_errors
+            parts.append((self.lm.get_input_embeddings(), at, self.embedded[at]))
+        added: dict[nn.Module, Tensor] = {}
+        for module, at, vector in parts:
+            added[module] = vector.new_zeros(1, self.ids.shape[1], len(vector))
+            added[module][0, at] = by * vector
         if real:
-            before = torch.cat(self._values(*self._real({}), self.features))
-            after = torch.cat(self._values(*self._real(added), self.features))
+            passes = self._real({}), self._real(added)
+        else:
+            with self._held() as held:
+                whole = {m: held.outputs[m] + change for m, change in added.items()}
+                passes = self._pass(held, {}), self._pass(held, whole)
+        before, after = (torch.cat(self._values(*one, self.features)) for one in passes)
         change = after - before
         return Effect(change[:n_features], change[n_features:])
-
-    def _written_at(self, site: str) -> list[tuple[int, Tensor]]:
-        return self.written[self.modules[site]]
 
     def _real(self, added: Mapping[nn.Module, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """A pass of the model itself, with something added to what modules give."""
@@ -637,7 +636,7 @@ class _Model:
 def _so_far(known: Tensor, start: Tensor, done: Tensor) -> Tensor:
     """Influence of all sources on the logits, from the rows that are known: logits', then those of
     the features `done`."""
-    table = known.abs() / known.abs().sum(dim=1, keepdim=True).clamp(min=1e-10)
+    table = shares(known)
     n_logits = len(start)
     reached = start @ table[:n_logits]
     total = reached.clone()

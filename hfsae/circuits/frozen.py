@@ -12,8 +12,8 @@ of Circuit Tracing (Anthropic 2025, "Building an attribution graph").
     MLP         a leaf: a constant that a caller may change or take a gradient by
 
 Gain and bias of a norm are found by calling it, so that no table of families is needed; a module
-that is not of this form is refused by its name. The final soft cap on logits is left out: read
-`Frozen.final`, what the unembedding reads.
+that is not of this form is refused by its name. The final soft cap on logits is left out:
+`Frozen.run` returns what the unembedding reads.
 """
 
 import sys
@@ -181,7 +181,7 @@ class Frozen:
         """The largest change of a logit's gradient by the embeddings where these are others,
         relative to the largest gradient: 0 but for rounding, if nothing was forgotten."""
         embedded = self.outputs[self.embedding]
-        others = embedded[:, torch.randperm(embedded.shape[1])] * 1.5 + embedded.mean()
+        others = 1.5 * embedded.flip(1) + embedded.mean()
         direction = self.lm.get_output_embeddings().weight[0].detach()
         slopes = []
         with torch.enable_grad():

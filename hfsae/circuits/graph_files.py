@@ -18,7 +18,7 @@ from ..io.files import read_json, write_whole
 from .attribution_graph import Graph, Node
 
 METADATA = "graph-metadata.json"
-_SLUG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]*")
+_SLUG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{,99}")
 
 
 def save_graph(
@@ -47,8 +47,7 @@ def save_graph(
     Raises:
         ValueError: a slug of other characters, or a supernode of a node that is not there.
     """
-    if not _SLUG.fullmatch(slug):
-        raise Refused(f"slug is {slug!r}; use letters, digits, - and _, as in capital-of-france")
+    check_slug(slug)
     pruned = graph.prune(nodes, edges)
     ids = node_ids(graph)
     kept = pruned.nodes.nonzero()[:, 0].tolist()
@@ -87,6 +86,19 @@ def save_graph(
     every = [g for g in others if g.get("slug") != slug] + [metadata]
     write_whole(listing, json.dumps({"graphs": every}, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def check_slug(slug: str) -> None:
+    """Check the name of a graph.
+
+    Raises:
+        ValueError: it is long, or has other characters.
+    """
+    if not _SLUG.fullmatch(slug):
+        raise Refused(
+            f"slug is {slug[:80]!r}; use at most 100 letters, digits, - and _, as in "
+            "capital-of-france"
+        )
 
 
 def node_ids(graph: Graph) -> list[str]:

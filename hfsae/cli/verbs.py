@@ -658,11 +658,16 @@ def graph_verb(argv: list[str]) -> None:
     args = _with_model(parser.parse(argv))
     from tqdm import tqdm
 
-    from ..circuits import graph, save_graph
+    from ..circuits import check_shares, check_slug, graph, save_graph
     from ..features import read_labels
     from ..hub import load_set
-    from ..lm import load_lm
+    from ..lm import contract, load_lm
 
+    words = "-".join(re.findall("[a-z0-9]+", args["prompt"].lower()))
+    slug = args.get("slug") or words[:100].strip("-") or "graph"
+    check_slug(slug)
+    shares = {"nodes": args["nodes"], "edges": args["edges"]}
+    check_shares(**shares)
     source, sub = args["source"], args["subfolder"]
     saes = load_set(source, subfolder=sub, revision=args.get("revision"))
     first = next(iter(saes.values())).config
@@ -670,7 +675,8 @@ def graph_verb(argv: list[str]) -> None:
     if name is None:
         raise Refused(f"{source} names no language model; give --lm.name")
     lm, tokenizer, _ = load_lm(name, dtype="float32")
-    slug = args.get("slug") or "-".join(re.findall("[a-z0-9]+", args["prompt"].lower())) or "graph"
+    for sae in saes.values():
+        contract.intend(lm, sae, "model_dtype")  # sums are exact in float32
     with tqdm(desc="graph", unit="feature", leave=False) as bar:
 
         def show(done: int, of_all: int) -> None:
@@ -682,7 +688,6 @@ def graph_verb(argv: list[str]) -> None:
         found = graph(lm, saes, args["prompt"], tokenizer=tokenizer, progress=show, **given)
     local = {key: Path(source) / key for key in saes if (Path(source) / key).is_dir()}
     labels = {key: read_labels(folder) for key, folder in local.items()}
-    shares = {"nodes": args["nodes"], "edges": args["edges"]}
     path = save_graph(found, args["out"], slug, labels=labels, **shares)
     n = {kind: int(found.of_kind(kind).sum()) for kind in ("feature", "error", "token", "logit")}
     print(

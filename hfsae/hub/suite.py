@@ -21,7 +21,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..convert.formats import FORMATS, find, load_folder, matching
 from ..io.errors import Refused, refuse_absent_source
-from ..io.file_names import CHECKPOINTS, CONFIG, EVALUATION, WEIGHTS_INDEX
+from ..io.file_names import CHECKPOINTS, CONFIG, EVALUATION, STEPS, WEIGHTS_INDEX
 from ..io.files import read_json
 from ..io.processor import refuse_absent
 from ..models import SAE
@@ -306,8 +306,9 @@ def _local_files(root: Path) -> list[str]:
 
 def _entries(paths: Iterable[str]) -> list[SAEEntry]:
     entries = []
-    own = [path for path in paths if CHECKPOINTS not in path.split("/")]  # of a run under way
-    for path, format_name in find(own).items():
+    of_runs = f"{CHECKPOINTS}/{STEPS}"  # a training's own, not an SAE's file of the same ending
+    others = [path for path in paths if not PurePosixPath(path).match(of_runs)]
+    for path, format_name in find(others).items():
         layer, width, l0 = (pattern.search(path) for pattern in (_LAYER, _WIDTH, _L0))
         entries.append(
             SAEEntry(

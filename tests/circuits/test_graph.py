@@ -231,31 +231,24 @@ def pruned_by_sets(graph: Graph, node_share: float, edge_share: float) -> tuple[
 
 
 def test_a_planted_circuit_is_the_strongest_path():
-    """A latent of the first block reads one token's embedding; one of the last reads what it
-    writes, and writes the direction of one logit."""
+    """One latent writes a direction that one of a later block reads, and this writes a logit's."""
     lm = make_lm("gpt2")
-    for block in lm.transformer.h:
-        for part in (block.attn.c_proj, block.mlp.c_proj):
-            part.weight.zero_(), part.bias.zero_()
-    saes = {name: sae for name, sae in transcoders(lm, "apart").items()}
-    for sae in saes.values():
-        sae.requires_grad_(False)
-        sae.W_enc.zero_(), sae.b_enc.zero_()
-    first, last = saes["0"], saes["2"]
-    axes = torch.eye(16, dtype=torch.float64)
-    with hfsae.capture(lm, ["h.0.mlp:in", "h.2.mlp:in"]) as acts:
+    saes = transcoders(lm, "apart")
+    first, last = saes["0"].requires_grad_(False), saes["2"].requires_grad_(False)
+    direction = torch.eye(16, dtype=torch.float64)[3]
+    with hfsae.capture(lm, ["h.0.mlp:in"]) as acts:
         lm(IDS)
     first.W_enc[:, 7] = acts["h.0.mlp:in"][0, -1]
-    last.W_enc[:, 5] = acts["h.2.mlp:in"][0, -1]
-    first.W_dec[7], last.W_dec[5] = 50 * axes[3], lm.lm_head.weight[33]
-    graph = hfsae.graph(lm, saes, IDS, target=33, batch=8)
-    strongest = {(n.sae, n.index) for n in graph.nodes if n.kind == "feature"}
-    assert {("0", 7), ("2", 5)} <= strongest
-    place = {(n.sae, n.index, n.position): i for i, n in enumerate(graph.nodes)}
-    logit, end = len(graph.nodes) - 1, IDS.shape[1] - 1
-    features = graph.of_kind("feature")
-    into = graph.weights[logit] * features
-    assert int(into.abs().argmax()) in (place["2", 5, end], place["0", 7, end])
+    first.W_dec[7], last.W_enc[:, 5], last.b_enc[5] = 50 * direction, direction, 10
+    lm.transformer.ln_f.weight.fill_(1)
+    last.W_dec[5] = 500 * lm.lm_head.weight[33]
+    graph = hfsae.graph(lm, saes, IDS, target=33, max_feature_nodes=500, batch=8)
+    places = {(n.sae, n.index, n.position): i for i, n in enumerate(graph.nodes)}
+    end, sizes = IDS.shape[1] - 1, (graph.weights * graph.of_kind("feature")).abs()
+    early, late = places["0", 7, end], places["2", 5, end]
+    assert int(sizes[-1].argmax()) == late and int(sizes[late].argmax()) == early
+    pruned = graph.prune()
+    assert pruned.nodes[early] and pruned.edges[-1, late] and pruned.edges[late, early]
 
 
 def test_files_have_the_fields_of_the_front_ends_and_their_scores(found, tmp_path: Path):
@@ -277,6 +270,9 @@ def test_files_have_the_fields_of_the_front_ends_and_their_scores(found, tmp_pat
     ids = [node["node_id"] for node in whole["nodes"]]
     assert len({*ids}) == len(ids)
     assert {x for link in whole["links"] for x in (link["source"], link["target"])} <= {*ids}
+    pair = [node["node_id"] for node in whole["nodes"][:2]]
+    grouped = hfsae.save_graph(found, tmp_path, "grouped", supernodes={"both": pair})
+    assert json.loads(grouped.read_text())["qParams"]["supernodes"] == [["both", *pair]]
     layers = {node["layer"] for node in whole["nodes"]}
     assert {"E", "4"} <= layers <= {"E", "0", "1", "2", "4"}
     named = [n for n in whole["nodes"] if n["feature_type"].startswith("cross")]
@@ -286,9 +282,10 @@ def test_files_have_the_fields_of_the_front_ends_and_their_scores(found, tmp_pat
         assert node["feature"] == (layer + latent) * (layer + latent + 1) // 2 + latent
 
 
-def test_ids_are_unique_where_the_format_has_one_for_two(found):
-    ids = node_ids(found)
-    assert len({*ids}) == len(ids)
+def test_ids_are_unique_where_the_format_has_one_for_two():
+    """Latent l of block 0 and the error of block l, at one position."""
+    ids = node_ids(made("llama", max_feature_nodes=500))
+    assert len({*ids}) == len(ids) and any(name.endswith("_error") for name in ids)
 
 
 def refusal(do: Callable[[], object]) -> str:
@@ -317,6 +314,10 @@ def test_bad_input_is_one_sentence():
     found = graph(lm, apart, IDS, max_feature_nodes=20)
     assert "no feature, error or token" in refusal(lambda: found.intervene(len(found.nodes) - 1))
     assert "0 to 1" in refusal(lambda: found.prune(nodes=80.0))
+    assert "slug is" in refusal(lambda: hfsae.save_graph(found, "nowhere", "../up"))
+    other = {"name": ["9_9_9"]}
+    missing = refusal(lambda: hfsae.save_graph(found, "nowhere", "one", supernodes=other))
+    assert "no node of this graph" in missing and not Path("nowhere").exists()
 
 
 def test_the_command_writes_a_graph_of_a_set_beside_a_runs_checkpoint(
@@ -337,6 +338,8 @@ def test_the_command_writes_a_graph_of_a_set_beside_a_runs_checkpoint(
     assert whole["metadata"]["prompt"].endswith("abc def") and whole["links"]
     assert main([*argv, "--nodes", "7"]) == 2
     assert "0 to 1" in capsys.readouterr().err
+    assert main([*argv, "--slug", "a b"]) == 2
+    assert "slug is 'a b'" in capsys.readouterr().err
 
 
 def test_a_norm_of_another_form_is_refused_by_its_name(monkeypatch):
