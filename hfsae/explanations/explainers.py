@@ -4,7 +4,7 @@ An explainer takes the shown windows of latents and gives {latent: text}, or a `
 it cannot explain is absent. It sees windows of the shown half alone.
 
     template    the tokens of the peaks, and the neighbour that stands there in most windows
-    lm          one line by a judge, from tokens and activations; its prompt stands here
+    lm          one line by a judge, from tokens and activations; its prompt stands in `prompts`
     human       the labels that people wrote, features/labels.json
     file        a table of explanations: parquet, jsonl (also .gz) or json; Neuronpedia's export
 
@@ -20,23 +20,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from transformers import PreTrainedTokenizerBase
-
-from ..activations.token_text import spell
 from ..features import FeatureStore
 from ..io.errors import Refused, one_line
 from ..io.files import numbered_lines, printable
 from ..io.labels import MAX_LENGTH
-from .corpus import CorpusActivations
-from .judges.base import Question, json_in
+from .judges.base import Question
 from .judges.calls import Judge, replies_to
-from .prompts import DATA, N_LEVELS, json_string, marked_string, object_schema
-from .windows import Evidence, Window
+from .prompts import N_LEVELS, UNCLEAR, explanation_question, fields_in
+from .windows import Window, WindowText
 
 LINE_END, BLANK = "a line end", "a blank"
-UNCLEAR = "unclear"
-"""The name of a latent whose windows have nothing in common that is seen."""
 STORED = "template, stored examples"
 """Source of a name by template from stored examples in explanations.parquet."""
 UNSCORED = "unscored"
@@ -47,22 +40,6 @@ _LONGEST_WORD = 30
 _MAX_LINE = 2**20  # bytes of a line of jsonl; embeddings take some ten thousand
 _MAX_FILE = 2**30  # bytes of a .json file, which is in memory as a whole
 _LATENT, _TEXT = ("latent", "index", "feature"), ("explanation", "description", "label")
-
-
-class WindowText(NamedTuple):
-    """A window as text: joined, `tokens` are readable."""
-
-    tokens: list[str]
-    peak: int
-    """index of the peak's token"""
-    window: Window
-    activations: tuple[float, ...] = ()
-    """one a token"""
-
-    @property
-    def text(self) -> str:
-        """The tokens joined, as they are."""
-        return "".join(self.tokens)
 
 
 class Name(NamedTuple):
@@ -76,34 +53,6 @@ class Name(NamedTuple):
 Shown = Mapping[int, Sequence[WindowText]]
 """The input of an explainer: the shown windows of each latent."""
 Explainer = Callable[[Shown], Mapping[int, str | Name]]
-
-
-def window_text(
-    reading: CorpusActivations,
-    window: Window,
-    tokenizer: PreTrainedTokenizerBase,
-    activations: np.ndarray | None = None,
-) -> WindowText:
-    """A window's text, token by token.
-
-    Args:
-        activations: of the latent on each token that was read.
-    """
-    inside = slice(window.start, window.stop)
-    values = () if activations is None else tuple(activations[inside].tolist())
-    tokens = spell(tokenizer, reading.ids[inside].tolist())
-    return WindowText(tokens, window.peak - window.start, window, values)
-
-
-def shown_windows(
-    reading: CorpusActivations, evidence: Sequence[Evidence], tokenizer: PreTrainedTokenizerBase
-) -> dict[int, list[WindowText]]:
-    """The shown windows of latents, as text."""
-    shown = {}
-    for e in evidence:
-        activations = e.activations(len(reading.ids))
-        shown[e.latent] = [window_text(reading, w, tokenizer, activations) for w in e.shown]
-    return shown
 
 
 def names_by(explainer: Explainer, shown: Shown) -> dict[int, Name]:
@@ -185,28 +134,6 @@ def _named(word: str) -> str:
     return f'"{printable(short)}"'
 
 
-MARKED_SHARE = 0.3
-"""Tokens are marked whose activation is above this share of their window's largest."""
-EXPLANATION_TOKENS = 200
-"""Length of an answer: an explanation with its JSON."""
-MOST_WORDS = 8
-MOST_TEXTS, REACH = 12, 8
-"""Windows that an explanation is asked from, and tokens on each side of a window's strongest."""
-_EXPLAINER = (
-    "A unit of a language model activates on some tokens. You get texts in which it does: the "
-    "tokens that activate it most are between << and >>, with their activations, 0 to 10, in a "
-    f"list. Name in at most {MOST_WORDS} words what those tokens, or the texts around them, have "
-    "in common: a subject or a use, and where it stands, if that is part of it. Where you find "
-    f'nothing, the name is "{UNCLEAR}". Say how sure you are, 0 to 10. {DATA} '
-    'Answer with JSON alone: {"name": "...", "sure": ...}'
-)
-_EXAMPLE = (
-    'Text 1: "The boat left the<< harbour>> at dawn."\nActivations: [[" harbour", 9]]\n'
-    'Text 2: "Three<< ships>> lay in<< port>>"\nActivations: [[" ships", 6], [" port", 10]]',
-    '{"name": "ships and harbours", "sure": 8}',
-)
-
-
 def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = None) -> Explainer:
     """An explainer that asks a judge for one line; a latent without a usable answer is absent."""
 
@@ -215,7 +142,7 @@ def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = N
         answers = replies_to(
             judge,
             questions,
-            lambda _, answer: explanation_in(answer.text or ""),
+            lambda question, answer: explanation_in(answer.text or "", question),
             lambda n: progress and progress(n, len(questions)),
         )
         return {latent: name for latent, name in zip(shown, answers, strict=True) if name}
@@ -223,50 +150,15 @@ def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = N
     return explain
 
 
-def explanation_question(shown: Sequence[WindowText]) -> Question:
-    """The question for a latent's name, from windows of the shown half: at most `MOST_TEXTS` over
-    all strengths, each cut to `REACH` tokens around its strongest."""
-    n = min(len(shown), MOST_TEXTS)
-    windows = []
-    for i in range(n):
-        window = shown[i * len(shown) // n]
-        inside = slice(max(0, window.peak - REACH), window.peak + REACH)
-        windows.append((window.tokens[inside], window.activations[inside]))
-    largest = max(max(activations) for _, activations in windows)
-    texts = []
-    for number, (tokens, activations) in enumerate(windows, 1):
-        limit = MARKED_SHARE * max(activations)
-        is_marked = [value > limit for value in activations]
-        rows = zip(tokens, levels(activations, largest).tolist(), is_marked, strict=True)
-        pairs = ", ".join(f"[{json_string(token)}, {level}]" for token, level, mark in rows if mark)
-        texts.append(f"Text {number}: {marked_string(tokens, is_marked)}\nActivations: [{pairs}]")
-    messages = (
-        ("system", _EXPLAINER),
-        ("user", _EXAMPLE[0]),
-        ("assistant", _EXAMPLE[1]),
-        ("user", "\n".join(texts)),
-    )
-    sure = {"type": "integer", "minimum": 0, "maximum": N_LEVELS}
-    schema = object_schema({"name": {"type": "string"}, "sure": sure})
-    return Question(messages, EXPLANATION_TOKENS, schema)
-
-
-def levels(activations: Sequence[float], largest: float) -> np.ndarray:
-    """Activations as whole numbers: 0 for 0, else 1 to 10 in parts of the largest, rounded up."""
-    shares = np.asarray(activations, dtype=np.float64) / (largest or 1.0)
-    return np.ceil(shares * N_LEVELS - 1e-9).clip(0, N_LEVELS).astype(int)
-
-
-def explanation_in(answer: str) -> Name | None:
+def explanation_in(answer: str, question: Question) -> Name | None:
     """The name in an answer, as one line of at most 200 characters; None: there is none."""
-    value = json_in(answer)
-    value = value if isinstance(value, dict) else {}
-    text, sure = value.get("name"), value.get("sure")
-    if not isinstance(text, str) or not one_label(text):
+    fields = fields_in(answer, question) or {}
+    text, sure = one_label(fields.get("name", "")), fields.get("sure")
+    if not text:
         return None
     if type(sure) is not int or not 0 <= sure <= N_LEVELS:
         sure = None
-    return Name(one_label(text), None if sure is None else sure / N_LEVELS)
+    return Name(text, None if sure is None else sure / N_LEVELS)
 
 
 def from_labels(labels: Mapping[int, str]) -> Explainer:
