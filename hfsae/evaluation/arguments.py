@@ -42,14 +42,6 @@ class EvaluationArguments:
                 check_most(f"evaluation.{name}", value, MOST_TOKENS)
         if self.side not in get_args(Side):
             raise Refused(f"evaluation.side is {self.side!r}; it can be 'test' or 'validation'")
-        self._check_texts()
-
-    @property
-    def most_tokens(self) -> int | None:
-        """n_tokens as a number, for an evaluation that no training precedes; None: all."""
-        return AUTO_TOKENS if self.n_tokens == AUTO else self.n_tokens
-
-    def _check_texts(self) -> None:
         if not isinstance(self.texts, dict):
             raise Refused(f"evaluation.texts {_TEXTS_ARE}, got {self.texts!r}")
         for item in self.texts.items():
@@ -57,3 +49,8 @@ class EvaluationArguments:
                 raise Refused(
                     f"evaluation.texts {_TEXTS_ARE}, got the name {item[0]!r} with {item[1]!r}"
                 )
+
+    @property
+    def most_tokens(self) -> int | None:
+        """n_tokens as a number, for an evaluation that no training precedes; None: all."""
+        return AUTO_TOKENS if self.n_tokens == AUTO else self.n_tokens

@@ -23,12 +23,8 @@ LEAST_GROUPS = 5
 _LEAST = 2  # texts of each class on each side
 
 
-class Scores(NamedTuple):
-    """On texts that neither ranking nor regression has seen."""
-
-    auc: float
-    f1: float
-    accuracy: float
+SCORES = ("auc", "f1", "accuracy")
+"""Names of the scores on texts that neither ranking nor regression has seen."""
 
 
 def rank(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -99,8 +95,8 @@ def regress(
     test: np.ndarray,
     test_labels: np.ndarray,
     n_last: int | None = None,
-) -> Scores:
-    """Fit on the training rows, score on the others.
+) -> tuple[float, float, float]:
+    """`SCORES` on the test's rows, of a fit on the training rows.
 
     Args:
         train: [n, f]
@@ -125,7 +121,7 @@ def regress(
 
     model = fitted(slice(None), max(CS, key=score))  # of equal ones the first, as in sae-probes
     chances, predicted = model.predict_proba(test)[:, 1], model.predict(test)
-    return Scores(
+    return (
         float(metrics.roc_auc_score(test_labels, chances)),
         float(metrics.f1_score(test_labels, predicted, average="weighted")),
         float(metrics.accuracy_score(test_labels, predicted)),

@@ -20,7 +20,7 @@ from ..statistics import Interval, interval
 from ..untrained import Untrained, firings
 from .absorption import first_letters, no_letters, read_words, words_of
 from .arguments import LEAST_WORDS, ProbeArguments
-from .regression import Scores, rank, rank_dense, regress, split
+from .regression import SCORES, rank, rank_dense, regress, split
 from .report import arms_of, over_seeds, report_of
 from .tasks import Task
 
@@ -234,7 +234,7 @@ def _rows(
         for k in [ALL] if kind == TOKENS else [*args.k, ALL]:
             chosen = varying[:, order[: None if k == ALL else k]]
             sides = chosen[train], labels[train], chosen[test], labels[test]
-            scores = regress(*sides, parts.n_choosing)._asdict()
+            scores = dict(zip(SCORES, regress(*sides, parts.n_choosing), strict=True))
             yield {"task": task.name, "features": kind, "of": of, "k": k} | scores | named
 
 
@@ -250,7 +250,7 @@ def _probing(
     means = []
     for (kind, of, k), by_task in values.items():
         entry: dict[str, Any] = {"features": kind, "of": of, "k": k, "n_tasks": len(by_task)}
-        for name in Scores._fields:
+        for name in SCORES:
             entry[name] = mean_interval([r[name] for r in by_task.values()], args)
         if kind in saes:
             control = values[UNTRAINED, kind, k]
