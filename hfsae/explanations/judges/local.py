@@ -4,6 +4,7 @@ import copy
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,26 +53,25 @@ class Local(Judge):
         self._made: _Model | None = None
 
     def _new_answers(self, questions: Mapping[str, Question]) -> Iterator[tuple[str, Answer, int]]:
-        for batch in self._batches(list(questions.values())):
+        if not questions:
+            return
+        if self._made is None:
+            self._made = _Model(self._loaded or self._load())
+        model = self._made
+        chosen, generated, long = [], [], []
+        for question in questions.values():
+            prompt = model.ids.prompt(question)
+            n = len(prompt) + (0 if question.choices else question.max_tokens)
+            reason = f"question and answer have {n:,} tokens; the model reads {model.room:,}"
+            if n > model.room:
+                long.append([(question, Answer(None, reason, None, len(prompt)))])
+            else:
+                (chosen if question.choices else generated).append((question, prompt))
+        batches = chain(long, self._chosen(model, chosen), self._generated(model, generated))
+        for batch in batches:
             self._calls.note(batch)
             for question, answer in batch:
                 yield self._calls.key(question), answer, 1
-
-    def _batches(self, questions: Sequence[Question]) -> Iterator[list[tuple[Question, Answer]]]:
-        if not questions:
-            return
-        model = self._model()
-        prompts = [model.ids.prompt(question) for question in questions]
-        short = []
-        for question, prompt in zip(questions, prompts, strict=True):
-            n = len(prompt) + (0 if question.choices else question.max_tokens)
-            if n <= model.room:
-                short.append((question, prompt))
-            else:
-                reason = f"question and answer have {n:,} tokens; the model reads {model.room:,}"
-                yield [(question, Answer(None, reason, None, len(prompt)))]
-        yield from self._chosen(model, [pair for pair in short if pair[0].choices])
-        yield from self._generated(model, [pair for pair in short if not pair[0].choices])
 
     def _chosen(
         self, model: "_Model", asked: Sequence[tuple[Question, list[int]]]
@@ -119,17 +119,13 @@ class Local(Judge):
                 for (question, prompt), row in zip(batch, rows, strict=True)
             ]
 
-    def _model(self) -> "_Model":
-        if self._made is None:
-            if self._loaded is None:
-                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-                dtype = "bfloat16" if multiplies_bfloat16(device) else "float32"
-                is_packaged = self._args.model == PACKAGED
-                name = PACKAGED_MODEL if is_packaged else self._args.model
-                source = "packaged" if is_packaged else "auto"
-                self._loaded = load_lm(name, source=source, dtype=dtype, device=device)
-            self._made = _Model(self._loaded)
-        return self._made
+    def _load(self) -> LoadedLM:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = "bfloat16" if multiplies_bfloat16(device) else "float32"
+        is_packaged = self._args.model == PACKAGED
+        name = PACKAGED_MODEL if is_packaged else self._args.model
+        source = "packaged" if is_packaged else "auto"
+        return load_lm(name, source=source, dtype=dtype, device=device)
 
 
 class _Model:
