@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -87,7 +87,7 @@ class Local(Judge):
             places.append({})
             for body, choices in bodies.items():
                 places[-1] |= {choice: (len(items), k) for k, choice in enumerate(choices)}
-                items.append(Continuation(tuple(prompt), body, tuple(ids[c][-1] for c in choices)))
+                items.append((tuple(prompt), body, tuple(ids[c][-1] for c in choices)))
         waiting = [len({i for i, _ in place.values()}) for place in places]
         owner = {i: q for q, place in enumerate(places) for i, _ in place.values()}
         scores: dict[int, list[float]] = {}
@@ -268,20 +268,9 @@ class ChatIds:
         return text
 
 
-class Continuation(NamedTuple):
-    """A continuation: ids that follow a context, and alternatives for the token after them."""
-
-    context: tuple[int, ...]
-    """one id or more"""
-    body: tuple[int, ...]
-    """may be empty"""
-    ends: tuple[int, ...]
-    """the last token, in one or several versions"""
-
-    @property
-    def fed(self) -> tuple[int, ...]:
-        """What the model reads."""
-        return self.context + self.body
+Continuation = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Ids of a context, one or more; those that follow it, perhaps none; the last token's, in one or
+several versions."""
 
 
 def batches(items: Sequence[Continuation], size: int, vocabulary: int) -> Iterator[list[int]]:
@@ -292,15 +281,15 @@ def batches(items: Sequence[Continuation], size: int, vocabulary: int) -> Iterat
         size: items of a batch, at most.
     """
     batch: list[int] = []
-    for i in sorted(range(len(items)), key=lambda i: (items[i].context, len(items[i].body))):
+    for i in sorted(range(len(items)), key=lambda i: (items[i][0], len(items[i][1]))):
         if batch:
-            lengths = [len(items[j].fed) for j in (*batch, i)]
-            shared = _n_shared(items[batch[0]].context, items[batch[-1]].context)
-            all_shared = _n_shared(items[batch[0]].context, items[i].context)
+            lengths = [len(items[j][0]) + len(items[j][1]) for j in (*batch, i)]
+            shared = _n_shared(items[batch[0]][0], items[batch[-1]][0])
+            all_shared = _n_shared(items[batch[0]][0], items[i][0])
             together = all_shared + sum(length - all_shared for length in lengths)
             apart = shared + sum(length - shared for length in lengths[:-1])
             apart += lengths[-1] + _OVERHEAD
-            longest = max(len(items[j].body) for j in (*batch, i))
+            longest = max(len(items[j][1]) for j in (*batch, i))
             is_small = (longest + 1) * vocabulary * len(lengths) <= _MAX_LOGITS
             if len(batch) == size or together > apart or not is_small:
                 yield batch
@@ -328,18 +317,18 @@ class ContinuationScorer:
     def score(self, items: Sequence[Continuation]) -> list[list[float]]:
         """For each item log p(body and end | context) for each of its ends, in nats."""
         lm, device = self._lm, self._lm.device
-        items_of = sorted(item.context for item in items)
-        n_shared = _n_shared(items_of[0], items_of[-1])
-        cache = self._cache_of(items[0].context[:n_shared])
+        contexts = [context for context, *_ in items]
+        n_shared = _n_shared(min(contexts), max(contexts))
+        cache = self._cache_of(contexts[0][:n_shared])
         n_shared = n_shared if cache is not None else 0
-        rows = [item.fed[n_shared:] for item in items]
+        rows = [(context + body)[n_shared:] for context, body, _ in items]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for row, fed in zip(ids, rows, strict=True):
             row[: len(fed)] = torch.tensor(fed)
         # Padding is on the right, where no token attends to it.
-        first = [len(item.context) - n_shared - 1 for item in items]
-        steps = [range(f, f + len(i.body) + 1) for f, i in zip(first, items, strict=True)]
-        places = sorted({place for of_item in steps for place in of_item})
+        first = [len(context) - n_shared - 1 for context in contexts]
+        starts = zip(first, items, strict=True)
+        places = sorted({at + k for at, (_, body, _) in starts for k in range(len(body) + 1)})
         more = {}
         if cache is not None:  # a view for all rows: the model appends to copies of it
             view = copy.copy(cache)
@@ -355,12 +344,12 @@ class ContinuationScorer:
             input_ids=ids.to(device), logits_to_keep=keep, use_cache=cache is not None, **more
         ).logits
         sums = []
-        for row, (item, start) in enumerate(zip(items, first, strict=True)):
+        for row, ((_, body, ends), start) in enumerate(zip(items, first, strict=True)):
             at = places.index(start)
-            scores = logits[row, at : at + len(item.body) + 1].float().log_softmax(-1)
-            body = torch.tensor(item.body, dtype=torch.long, device=scores.device)
-            total = scores[:-1].gather(1, body[:, None]).sum(dtype=torch.float64)
-            sums.append([float(total + scores[-1, end]) for end in item.ends])
+            scores = logits[row, at : at + len(body) + 1].float().log_softmax(-1)
+            ids = torch.tensor(body, dtype=torch.long, device=scores.device)
+            total = scores[:-1].gather(1, ids[:, None]).sum(dtype=torch.float64)
+            sums.append([float(total + scores[-1, end]) for end in ends])
         return sums
 
     def _cache_of(self, prefix: tuple[int, ...]) -> Any:
