@@ -166,13 +166,15 @@ class Frontiers:
     def area(self, arm: str, reference: str, metric: str, low: float, high: float) -> Estimate:
         """The mean of log(metric of arm / metric of reference) over log L0 from low to high: the
         area between two frontiers, over its width."""
-        return self._estimate(self._areas(arm, reference, metric, low, high))
+        return self._estimate(self.areas(arm, reference, metric, low, high))
 
     def areas(
         self, arm: str, reference: str, metric: str, low: float, high: float
-    ) -> Float[np.ndarray, " seeds"]:
-        """The `area` of each seed."""
-        return self._areas(arm, reference, metric, low, high)[:, 0]
+    ) -> Float[np.ndarray, "seeds resamples"]:
+        """The `area` of each seed, over the original documents and in each resample of them."""
+        l0s = list(np.geomspace(low, high, _AREA_POINTS))
+        ratios = self._log_ratios(arm, reference, metric, l0s)
+        return (ratios[..., 1:] + ratios[..., :-1]).mean(axis=-1) / 2
 
     def reach(self, arms: Sequence[str]) -> tuple[float, float]:
         """The range of L0 in which each of these arms has a curve for every seed."""
@@ -182,13 +184,6 @@ class Frontiers:
     def _sides(self, arm: str, seed: int) -> tuple[float, float]:
         l0s = [max(m.metrics["l0"], _LEAST_L0) for m in self._saes[arm, seed]]
         return (l0s[0] / _SLACK, l0s[0] * _SLACK) if len(l0s) == 1 else (min(l0s), max(l0s))
-
-    def _areas(
-        self, arm: str, reference: str, metric: str, low: float, high: float
-    ) -> Float[np.ndarray, "seeds resamples"]:
-        l0s = list(np.geomspace(low, high, _AREA_POINTS))
-        ratios = self._log_ratios(arm, reference, metric, l0s)
-        return (ratios[..., 1:] + ratios[..., :-1]).mean(axis=-1) / 2
 
     def _log_ratios(
         self, arm: str, reference: str, metric: str, l0s: Sequence[float]

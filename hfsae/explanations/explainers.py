@@ -294,21 +294,15 @@ def stored_names(
     """
     columns = ["latent", "activation", "firing", "tokens"]
     columns += [] if explainer is template else ["activations"]
-    shown: dict[int, list[WindowText]] = {}
+    shown, left_out = dict[int, list[WindowText]](), {*but}
     for batch in store.examples.to_batches(columns=columns):
-        lists, offsets = batch.column("tokens"), batch.column("tokens").offsets.to_pylist()
-        texts = lists.values.to_pylist()
-        facts = (batch.column(name).to_pylist() for name in columns[:3])
-        values = batch.column("activations").to_pylist() if "activations" in columns else []
-        for i, (latent, activation, firing) in enumerate(zip(*facts, strict=True)):
-            tokens = texts[offsets[i] : offsets[i + 1]]
-            if 0 <= firing < len(tokens):
-                own = tuple(value or 0.0 for value in values[i]) if values else ()
-                window = Window(0, len(tokens), firing, activation, "")
-                shown.setdefault(latent, []).append(WindowText(tokens, firing, window, own))
-    left_out, densities = {*but}, store.latents["density"].to_pylist()
-    shown = {latent: windows for latent, windows in shown.items() if latent not in left_out}
-    names = names_by(explainer, shown)
+        for row in batch.to_pylist():
+            firing, tokens = row["firing"], row["tokens"]
+            if row["latent"] not in left_out and 0 <= firing < len(tokens):
+                own = tuple(value or 0.0 for value in row.get("activations", ()))
+                window = Window(0, len(tokens), firing, row["activation"], "")
+                shown.setdefault(row["latent"], []).append(WindowText(tokens, firing, window, own))
+    names, densities = names_by(explainer, shown), store.latents["density"].to_pylist()
     return [
         {
             "latent": latent,
