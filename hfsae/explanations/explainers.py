@@ -14,7 +14,6 @@ name all the same, as long as one example of it is stored.
 """
 
 import gzip
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ..features import FeatureStore
 from ..io.errors import Refused, one_line
-from ..io.files import numbered_lines, printable
+from ..io.files import parsed, parsed_lines, printable
 from ..io.labels import MAX_LENGTH
 from .judges.base import Question
 from .judges.calls import Judge, replies_to
@@ -161,21 +160,14 @@ def explanation_in(answer: str, question: Question) -> Name | None:
     return Name(text, None if sure is None else sure / N_LEVELS)
 
 
-def from_labels(labels: Mapping[int, str]) -> Explainer:
-    """An explainer that returns these texts."""
-
-    def explain(shown: Shown) -> dict[int, str]:
-        return {latent: labels[latent] for latent in shown if labels.get(latent)}
-
-    return explain
-
-
-def with_names(names: Mapping[int, Name], explainer: Explainer) -> Explainer:
-    """An explainer that returns these names, and for other latents those of another explainer."""
+def from_labels(
+    labels: Mapping[int, str | Name], explainer: Explainer = lambda shown: {}
+) -> Explainer:
+    """An explainer that returns these texts, and for other latents those of another explainer."""
 
     def explain(shown: Shown) -> dict[int, str | Name]:
-        others = explainer({i: windows for i, windows in shown.items() if i not in names})
-        return {i: names[i] for i in shown if i in names} | {**others}
+        others = explainer({i: windows for i, windows in shown.items() if i not in labels})
+        return {i: labels[i] for i in shown if labels.get(i)} | {**others}
 
     return explain
 
@@ -245,8 +237,7 @@ def _rows(path: Path, weights: str | None) -> Iterator[Any]:
                     yield from batch.to_pylist()
         elif suffix == ".jsonl":
             with unpack(path, "rb") as file:
-                for number, line in numbered_lines(file, _MAX_LINE):
-                    yield _parsed(line, f"line {number} of {path}")
+                yield from (value for _, value in parsed_lines(file, _MAX_LINE))
         elif suffix == ".json":
             with unpack(path, "rb") as file:
                 whole = file.read(_MAX_FILE + 1)
@@ -255,7 +246,7 @@ def _rows(path: Path, weights: str | None) -> Iterator[Any]:
                     f"{path} unpacks to more than {_MAX_FILE:,} bytes, the most that is read of a "
                     ".json file; give .jsonl, a row on each line"
                 )
-            content = _parsed(whole, str(path))
+            content = parsed(whole, str(path))
             yield from content if isinstance(content, list) else [content]
         else:
             raise Refused(f"{path} is not a .parquet, .jsonl or .json file; convert it")
@@ -267,13 +258,6 @@ def _rows(path: Path, weights: str | None) -> Iterator[Any]:
         raise Refused(
             f"{path} cannot be read ({one_line(error)}); restore an intact copy"
         ) from error
-
-
-def _parsed(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise Refused(f"{where} is not JSON ({one_line(error)}); put one object there") from error
 
 
 def stored_names(
