@@ -376,7 +376,7 @@ def first_letters(
             (untrained, name, control.encode, control.directions),
         ):
             letters = letters_of(words, sites[name], truth, coder, directions)
-            row = {"features": features, "of": of}
+            row: dict[str, Any] = {"features": features, "of": of}
             for key, title in (("full", "full"), ("fraction", "fraction"), ("f1", "f1_of_main")):
                 row[title] = mean([each[key] for each in letters])
             row["n_main"] = float(np.mean([len(each["latents"]) for each in letters]))

@@ -49,39 +49,36 @@ class Local(Judge):
         self, args: JudgeArguments, calls: Path | None = None, *, loaded: LoadedLM | None = None
     ) -> None:
         super().__init__(args, calls)
-        self._loaded = loaded
-        self._made: _Model | None = None
+        self._loaded, self._is_ready = loaded, False
 
     def _new_answers(self, questions: Mapping[str, Question]) -> Iterator[tuple[str, Answer, int]]:
         if not questions:
             return
-        if self._made is None:
-            self._made = _Model(self._loaded or self._load())
-        model = self._made
+        if not self._is_ready:
+            self._prepare()
         chosen, generated, long = [], [], []
         for question in questions.values():
-            prompt = model.ids.prompt(question)
+            prompt = self.ids.prompt(question)
             n = len(prompt) + (0 if question.choices else question.max_tokens)
-            reason = f"question and answer have {n:,} tokens; the model reads {model.room:,}"
-            if n > model.room:
+            reason = f"question and answer have {n:,} tokens; the model reads {self.room:,}"
+            if n > self.room:
                 long.append([(question, Answer(None, reason, None, len(prompt)))])
             else:
                 (chosen if question.choices else generated).append((question, prompt))
-        batches = chain(long, self._chosen(model, chosen), self._generated(model, generated))
-        for batch in batches:
+        for batch in chain(long, self._chosen(chosen), self._generated(generated)):
             self._calls.note(batch)
             for question, answer in batch:
                 yield self._calls.key(question), answer, 1
 
     def _chosen(
-        self, model: "_Model", asked: Sequence[tuple[Question, list[int]]]
+        self, asked: Sequence[tuple[Question, list[int]]]
     ) -> Iterator[list[tuple[Question, Answer]]]:
         """Log-probabilities of choices; those with the same tokens before the last are one row."""
         items: list[Continuation] = []
         places: list[dict[str, tuple[int, int]]] = []  # of each question: choice -> item, end
         for question, prompt in asked:
             bodies: dict[tuple[int, ...], list[str]] = {}
-            ids = {choice: tuple(model.ids.choice(choice)) for choice in question.choices}
+            ids = {choice: tuple(self.ids.choice(choice)) for choice in question.choices}
             for choice, tokens in ids.items():
                 bodies.setdefault(tokens[:-1], []).append(choice)
             places.append({})
@@ -92,9 +89,9 @@ class Local(Judge):
         owner = {i: q for q, place in enumerate(places) for i, _ in place.values()}
         scores: dict[int, list[float]] = {}
         seconds = [0.0] * len(asked)
-        for batch in batches(items, self._args.batch_size, model.vocabulary):
+        for batch in batches(items, self._args.batch_size, self.vocabulary):
             begin, done = time.perf_counter(), []
-            scores |= zip(batch, model.scorer.score([items[i] for i in batch]), strict=True)
+            scores |= zip(batch, self.scorer.score([items[i] for i in batch]), strict=True)
             share = (time.perf_counter() - begin) / len(batch)
             for q in (owner[i] for i in batch):
                 waiting[q], seconds[q] = waiting[q] - 1, seconds[q] + share
@@ -105,34 +102,31 @@ class Local(Judge):
             yield done
 
     def _generated(
-        self, model: "_Model", asked: Sequence[tuple[Question, list[int]]]
+        self, asked: Sequence[tuple[Question, list[int]]]
     ) -> Iterator[list[tuple[Question, Answer]]]:
         """Greedy answers; questions of similar length are one batch."""
         order = sorted(asked, key=lambda pair: (pair[0].max_tokens, len(pair[1])))
         for start in range(0, len(order), self._args.batch_size):
             batch = order[start : start + self._args.batch_size]
             begin = time.perf_counter()
-            rows = model.generate([p for _, p in batch], max(q.max_tokens for q, _ in batch))
+            rows = self._generate([p for _, p in batch], max(q.max_tokens for q, _ in batch))
             seconds = (time.perf_counter() - begin) / len(batch)
             yield [
-                (question, model.read(question, len(prompt), row, seconds))
+                (question, self._read(question, len(prompt), row, seconds))
                 for (question, prompt), row in zip(batch, rows, strict=True)
             ]
 
-    def _load(self) -> LoadedLM:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = "bfloat16" if multiplies_bfloat16(device) else "float32"
-        is_packaged = self._args.model == PACKAGED
-        name = PACKAGED_MODEL if is_packaged else self._args.model
-        source = "packaged" if is_packaged else "auto"
-        return load_lm(name, source=source, dtype=dtype, device=device)
-
-
-class _Model:
-    """A loaded model with what asking it takes."""
-
-    def __init__(self, loaded: LoadedLM) -> None:
-        self.lm: PreTrainedModel = loaded.lm
+    def _prepare(self) -> None:
+        """Load the model, with what asking it takes."""
+        loaded = self._loaded
+        if loaded is None:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            dtype = "bfloat16" if multiplies_bfloat16(device) else "float32"
+            is_packaged = self._args.model == PACKAGED
+            name = PACKAGED_MODEL if is_packaged else self._args.model
+            source = "packaged" if is_packaged else "auto"
+            loaded = load_lm(name, source=source, dtype=dtype, device=device)
+        self._lm: PreTrainedModel = loaded.lm
         self.ids, self.scorer = ChatIds(loaded.tokenizer), ContinuationScorer(loaded.lm)
         text_config = loaded.lm.config.get_text_config()
         self.room = int(getattr(text_config, "max_position_embeddings", 0) or 2**20)
@@ -141,9 +135,10 @@ class _Model:
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         eos: Any = loaded.tokenizer.eos_token_id
         self.eos = sorted({*ends, *([] if eos is None else [eos])})
+        self._is_ready = True
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[list[int]], n_tokens: int) -> list[list[int]]:
+    def _generate(self, prompts: Sequence[list[int]], n_tokens: int) -> list[list[int]]:
         """The likeliest next tokens of each prompt, up to the end of the text."""
         width = max(map(len, prompts))
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -157,14 +152,14 @@ class _Model:
             eos_token_id=self.eos or None,
             pad_token_id=self.eos[0] if self.eos else 0,
         )
-        lm: Any = self.lm
+        lm: Any = self._lm
         device = lm.device
         out: Tensor = lm.generate(
             ids.to(device), attention_mask=mask.to(device), generation_config=settings
         )
         return out[:, width:].tolist()
 
-    def read(self, question: Question, n_in: int, row: list[int], seconds: float) -> Answer:
+    def _read(self, question: Question, n_in: int, row: list[int], seconds: float) -> Answer:
         """The answer in generated ids."""
         row = row[: question.max_tokens]
         n = next((i for i, token in enumerate(row) if token in self.eos), len(row))
