@@ -51,7 +51,6 @@ JOURNAL, LOG, TRIALS = "trials.journal", "trials.jsonl", "trials"
 _SHOWN = 10  # of an arm's trials on the last rung
 _SECTIONS = ("sae", "training", "shuffle")
 _ARM = {"sae", "training", "ranges"}
-_MISSING = "`hfsae tune` searches with Optuna; install it: pip install 'hfsae[tune]'"
 Range = dict[str, float] | list[Any]
 """{"low": 1e-3, "high": 1e-2}, or a list of values"""
 
@@ -158,8 +157,11 @@ def tune(tuning: Tuning, command: str = "") -> Path:
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
+        from optuna.trial import TrialState
     except ModuleNotFoundError as error:
-        raise Refused(_MISSING) from error
+        raise Refused(
+            "`hfsae tune` searches with Optuna; install it: pip install 'hfsae[tune]'"
+        ) from error
     from .runs import check, load_inputs
     from .training.trainer import make_accelerator
 
@@ -199,11 +201,15 @@ def tune(tuning: Tuning, command: str = "") -> Path:
                     raise Refused(f"all {len(lines)} trials failed; the first: {failure}")
                 ranked = [_best_first(lines, arm) for arm in studies]
                 better = [line["name"] for own in ranked for line in own[: (len(own) + 1) // 2]]
-                if rung < tuning.rungs - 1:
-                    trials = {name: trials[name] for name in better}
-                    _tell(studies, [line for line in lines if line["name"] not in trials], "PRUNED")
-                else:
-                    _tell(studies, lines, "COMPLETE")
+                is_last = rung == tuning.rungs - 1
+                trials = {} if is_last else {name: trials[name] for name in better}
+                for line in lines:  # for whoever opens the journal with Optuna
+                    arm, _, number = line["name"].rpartition("-")
+                    state = TrialState.COMPLETE if is_last else TrialState.PRUNED
+                    state = TrialState.FAIL if line["score"] is None else state
+                    score = line["score"] if state == TrialState.COMPLETE else None
+                    if line["name"] not in trials:
+                        studies[arm].tell(int(number), score, state, skip_if_finished=True)
             bests = {arm: _best_first(every, arm)[0] for arm in studies}
             grown = {arm: _grown(arm, ranges[arm], bests[arm]["values"]) for arm in studies}
             if growth == tuning.growth or grown == ranges:
@@ -265,20 +271,29 @@ def _scores(
     by_stream: dict[str, list[str]] = {}
     recipes = {name: recipe_of(tuning, name, values, rung) for name, values in trials.items()}
     for name, recipe in recipes.items():
-        shared = [asdict(recipe.training)[key] for key in sorted(SHARED - {"output_dir"})]
-        stream = repr((recipe.sites, asdict(recipe.shuffle), shared))
+        alike = [asdict(recipe.training)[key] for key in sorted(SHARED - {"output_dir"})]
+        stream = repr((recipe.sites, asdict(recipe.shuffle), alike))
         by_stream.setdefault(stream, []).append(name)
     n = tuning.together
-    groups = [alike[i : i + n] for alike in by_stream.values() for i in range(0, len(alike), n)]
+    groups = [of[i : i + n] for of in by_stream.values() for i in range(0, len(of), n)]
     n_done, start = 0, time.monotonic()
     while groups:
         group = [n for n in groups.pop(0) if f"{n} on {rung}" not in studies[_arm(n)].user_attrs]
         if not group:
             continue
+        # one recipe of all their SAEs, in a folder that is theirs: some of them may be trained
+        # again without the others
+        first, saes = recipes[group[0]], {}
+        shared = asdict(first.training)
+        for name in group:
+            of_trial = asdict(recipes[name].training).items()
+            differing = {key: x for key, x in of_trial if key not in SHARED and x != shared[key]}
+            saes[name] = {**recipes[name].sae, "training": differing}
+        apart = blake2b(" ".join(group).encode(), digest_size=4).hexdigest()
+        training = replace(first.training, output_dir=f"{first.training.output_dir}-{apart}")
         try:
-            lines = train_and_score(
-                _together([recipes[n] for n in group], group), command, loaded()
-            )
+            whole = replace(first, sae={}, saes=saes, training=training)
+            lines = train_and_score(whole, command, loaded())
         except Diverged as error:  # which is part of a search
             if len(group) > 1:
                 groups = [[name] for name in group] + groups
@@ -299,31 +314,6 @@ def _scores(
         minutes = (time.monotonic() - start) / n_done * n_left / 60
         logger.info("about %.0f min left", minutes)
     return [studies[_arm(name)].user_attrs[f"{name} on {rung}"] for name in trials]
-
-
-def _together(recipes: Sequence[Recipe], names: Sequence[str]) -> Recipe:
-    """One recipe of several trials' SAEs, in a folder that is theirs: some of them may be trained
-    again without the others."""
-    first, saes = recipes[0], {}
-    shared = asdict(first.training)
-    for name, recipe in zip(names, recipes, strict=True):
-        own = asdict(recipe.training).items()
-        differing = {key: x for key, x in own if key not in SHARED and x != shared[key]}
-        saes[name] = {**recipe.sae, "training": differing}
-    apart = blake2b(" ".join(names).encode(), digest_size=4).hexdigest()
-    training = replace(first.training, output_dir=f"{first.training.output_dir}-{apart}")
-    return replace(first, sae={}, saes=saes, training=training)
-
-
-def _tell(studies: Mapping[str, "Study"], lines: Sequence[Line], state: str) -> None:
-    """Close trials, for whoever opens the journal with Optuna."""
-    from optuna.trial import TrialState
-
-    for line in lines:
-        arm, _, number = line["name"].rpartition("-")
-        own = TrialState.FAIL if line["score"] is None else TrialState[state]
-        score = line["score"] if own == TrialState.COMPLETE else None
-        studies[arm].tell(int(number), score, own, skip_if_finished=True)
 
 
 def _grown(arm: str, ranges: Mapping[str, Range], best: Mapping[str, Any]) -> dict[str, Range]:

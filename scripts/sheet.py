@@ -66,8 +66,9 @@ def sheet(folder: str | Path, latents: Sequence[int], path: str | Path, *, n: in
             scale = SIDE / max(image.size)
             image = image.resize((round(scale * image.width), round(scale * image.height)))
             if (box := grid.box(example.position)) is not None:
-                left, upper = box.left * image.width, box.top * image.height
-                right, lower = left + box.width * image.width, upper + box.height * image.height
+                left, width = (share * image.width for share in box[::2])
+                upper, height = (share * image.height for share in box[1::2])
+                right, lower = left + width, upper + height
                 for out, colour in FRAME:
                     edges = (left - out, upper - out, right + out, lower + out)
                     ImageDraw.Draw(image).rectangle(edges, outline=colour, width=1)

@@ -6,7 +6,6 @@ from .arms import Comparison as Comparison
 from .arms import arm_runs as arm_runs
 from .frontier import LEVEL as LEVEL
 from .frontier import METRICS as METRICS
-from .frontier import UNKNOWN as UNKNOWN
 from .frontier import Differences as Differences
 from .frontier import Estimate as Estimate
 from .frontier import Frontiers as Frontiers

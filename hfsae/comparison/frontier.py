@@ -82,9 +82,6 @@ class Estimate(NamedTuple):
         return self.marked(write(self.value) + unit) + (f" ({'; '.join(known)})" if known else "")
 
 
-UNKNOWN = Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
-
-
 def estimate(values: np.ndarray, *, n_resamples: int, seed: int) -> Estimate:
     """From values [seeds, 1 + resamples], entry 0 being of the original items; this function
     resamples the seeds."""
@@ -169,13 +166,15 @@ class Frontiers:
     def area(self, arm: str, reference: str, metric: str, low: float, high: float) -> Estimate:
         """The mean of log(metric of arm / metric of reference) over log L0 from low to high: the
         area between two frontiers, over its width."""
-        return self._estimate(self._areas(arm, reference, metric, low, high))
+        return self._estimate(self.areas(arm, reference, metric, low, high))
 
     def areas(
         self, arm: str, reference: str, metric: str, low: float, high: float
-    ) -> Float[np.ndarray, " seeds"]:
-        """The `area` of each seed."""
-        return self._areas(arm, reference, metric, low, high)[:, 0]
+    ) -> Float[np.ndarray, "seeds resamples"]:
+        """The `area` of each seed, over the original documents and in each resample of them."""
+        l0s = list(np.geomspace(low, high, _AREA_POINTS))
+        ratios = self._log_ratios(arm, reference, metric, l0s)
+        return (ratios[..., 1:] + ratios[..., :-1]).mean(axis=-1) / 2
 
     def reach(self, arms: Sequence[str]) -> tuple[float, float]:
         """The range of L0 in which each of these arms has a curve for every seed."""
@@ -185,13 +184,6 @@ class Frontiers:
     def _sides(self, arm: str, seed: int) -> tuple[float, float]:
         l0s = [max(m.metrics["l0"], _LEAST_L0) for m in self._saes[arm, seed]]
         return (l0s[0] / _SLACK, l0s[0] * _SLACK) if len(l0s) == 1 else (min(l0s), max(l0s))
-
-    def _areas(
-        self, arm: str, reference: str, metric: str, low: float, high: float
-    ) -> Float[np.ndarray, "seeds resamples"]:
-        l0s = list(np.geomspace(low, high, _AREA_POINTS))
-        ratios = self._log_ratios(arm, reference, metric, l0s)
-        return (ratios[..., 1:] + ratios[..., :-1]).mean(axis=-1) / 2
 
     def _log_ratios(
         self, arm: str, reference: str, metric: str, l0s: Sequence[float]
@@ -267,29 +259,17 @@ class Differences:
         """[metric][arm] -> differences at each L0, and with several L0s the area."""
         tables = {}
         for metric in self.metrics:
-            rows = [self._row(arm, metric) for arm in self.others]
+            rows = []
+            for arm in self.others:
+                of_arm = arm, self.reference, metric
+                rows.append([self.frontiers.difference(*of_arm, l0) for l0 in self.l0s])
+                if len(self.l0s) > 1:
+                    rows[-1].append(self.frontiers.area(*of_arm, self.l0s[0], self.l0s[-1]))
             cells = iter(corrected([e for row in rows for e in row]))
             tables[metric] = {
                 arm: [next(cells) for _ in row] for arm, row in zip(self.others, rows, strict=True)
             }
         return tables
-
-    def _row(self, arm: str, metric: str) -> list[Estimate]:
-        cells = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in self.l0s]
-        if len(self.l0s) > 1:
-            ends = self.l0s[0], self.l0s[-1]
-            cells.append(self.frontiers.area(arm, self.reference, metric, *ends))
-        return cells
-
-    def over_all(self, arm: str, metric: str) -> tuple[list[float], Estimate | None]:
-        """The L0s of the tables that an arm reaches, and its difference over them: the area, or
-        at one L0 the difference there, or none; not corrected."""
-        sides = self.frontiers.reach([arm])
-        l0s = [l0 for l0 in self.l0s if _within(l0, sides)]
-        if len(l0s) > 1:
-            return l0s, self.frontiers.area(arm, self.reference, metric, l0s[0], l0s[-1])
-        at = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in l0s]
-        return l0s, at[0] if at else None
 
 
 def _within(x: float, sides: tuple[float, float]) -> bool:

@@ -1,7 +1,7 @@
 """Figures of a comparison: frontiers, differences from the reference, health; a line an arm."""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,27 +115,20 @@ def _difference(
 
 
 def _health(measured: Sequence[Measured], titles: Titles, unit: Unit) -> "Figure":
-    shown: dict[str, Callable[[float], float]] = {
-        "relative_reconstruction_bias": lambda value: value,
-        "dead_share": lambda value: 100 * value,
-        "above_10_percent_share": lambda value: 100 * value,
+    shown = {
+        "relative_reconstruction_bias": ("gamma (1: no shrinkage)", 1),
+        "dead_share": ("dead latents, %", 100),
+        "above_10_percent_share": (f"latents on > 10 % of {unit.many}, %", 100),
     }
-    dense = f"latents on > 10 % of {unit.many}, %"
-    labels = ("gamma (1: no shrinkage)", "dead latents, %", dense)
     figure, axes_of = panels(len(shown))
     arms = list(dict.fromkeys(m.arm for m in measured))
-    for (metric, scaled), label, axes in zip(shown.items(), labels, axes_of, strict=True):
+    for (metric, (label, factor)), axes in zip(shown.items(), axes_of, strict=True):
         for i, arm in enumerate(arms):
             mine = sorted((m for m in measured if m.arm == arm), key=lambda m: m.metrics["l0"])
-            dots: dict[str, Any] = {"marker": marker(i), "markersize": 4}
-            axes.plot(
-                [m.metrics["l0"] for m in mine],
-                [scaled(m.metrics[metric]) for m in mine],
-                color=colour(i),
-                label=titles[arm],
-                linestyle="none",
-                **dots,
-            )
+            l0s, values = ([m.metrics[name] for m in mine] for name in ("l0", metric))
+            style: dict[str, Any] = {"color": colour(i), "marker": marker(i), "markersize": 4}
+            scaled = [factor * value for value in values]
+            axes.plot(l0s, scaled, label=titles[arm], linestyle="none", **style)
         axes.set(xscale="log", xlabel=_L0.format(unit), ylabel=label)
         _plain_axes(axes, y=False)
     legend(figure, axes_of[0])

@@ -9,7 +9,7 @@ replacement: tokens of one document are not independent, documents are.
 Sums are float64 whatever the dtype of the activations.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,29 +82,24 @@ def fidelity_of(sites: Sites) -> dict[str, Definition]:
     of one number for all, in which sites of large activations would decide."""
     if len(sites) == 1:
         return FIDELITY
-    means, single = {}, {}
+    sums, means, single = ("error", "spread", "cosine"), {}, {}
     for name in ("fvu", "cosine"):
-        of_one = {site: _at(FIDELITY[name], site) for site in sites.names}
-        single |= {f"{name}@{site}": definition for site, definition in of_one.items()}
-        means[name] = _mean_of(FIDELITY[name], list(of_one.values()))
+        d = FIDELITY[name]
+        of_one = {
+            f"{name}@{site}": d._replace(
+                id=f"{d.id}@{site}",
+                text=f"{d.text}; at {site} alone",
+                of=lambda s, of=d.of, at=site: of({**s, **{k: s[f"{k}@{at}"] for k in sums}}),
+            )
+            for site in sites.names
+        }
+        single |= of_one
+        means[name] = d._replace(
+            id=f"{d.id}.mean_of_sites",
+            text=f"mean over {len(sites)} sites of: {d.text}",
+            of=lambda s, each=of_one: torch.stack([one.of(s) for one in each.values()]).mean(dim=0),
+        )
     return {**FIDELITY, **means, **single}
-
-
-def _at(d: Definition, site: str) -> Definition:
-    names = ("error", "spread", "cosine")
-    return d._replace(
-        id=f"{d.id}@{site}",
-        text=f"{d.text}; at {site} alone",
-        of=lambda s: d.of({**s, **{name: s[f"{name}@{site}"] for name in names}}),
-    )
-
-
-def _mean_of(d: Definition, of_sites: Sequence[Definition]) -> Definition:
-    return d._replace(
-        id=f"{d.id}.mean_of_sites",
-        text=f"mean over {len(of_sites)} sites of: {d.text}",
-        of=lambda s: torch.stack([each.of(s) for each in of_sites]).mean(dim=0),
-    )
 
 
 DENSITY: dict[str, Definition] = {
@@ -295,20 +290,15 @@ class RunningFidelity:
         return sums
 
     def compute(self, *, n_resamples: int = 1000, seed: int = 0) -> dict[str, Metric]:
-        """The metrics of `fidelity_of` the sites and of `DENSITY`, with intervals."""
-        definitions = fidelity_of(self._sites)
-        return {
-            **estimate(definitions, self.of_documents(), n_resamples=n_resamples, seed=seed),
-            **self._density_metrics(n_resamples, seed),
-        }
+        """The metrics of `fidelity_of` the sites and of `DENSITY`, with intervals.
 
-    def _density_metrics(self, n_resamples: int, seed: int) -> dict[str, Metric]:
-        """Resamples 64 groups of documents.
-
-        Resampled densities scatter more than the original ones (a latent can lose all its firings,
-        but never gain a first one). This biases shares, so draws are centred on the original share.
+        Densities are resampled by 64 groups of documents. They scatter more than the original ones
+        (a latent can lose all its firings, but never gain a first one). This biases shares, so
+        draws are centred on the original share.
         """
         assert self._fired is not None, "no tokens yet"
+        definitions = fidelity_of(self._sites)
+        metrics = estimate(definitions, self.of_documents(), n_resamples=n_resamples, seed=seed)
         seen = self._group_tokens > 0
         fired, tokens = self._fired.cpu()[seen], self._group_tokens[seen]
         values = {name: d.of(self.density) for name, d in DENSITY.items()}
@@ -317,16 +307,11 @@ class RunningFidelity:
             resampled = (block @ fired) / (block @ tokens)[:, None]
             for name, d in DENSITY.items():
                 draws[name].append(d.of(resampled))
-        centred = {
-            name: (torch.cat(drawn) - torch.cat(drawn).mean() + values[name]).clamp(0, 1)
-            for name, drawn in draws.items()
-        }
-        return {
-            name: _metric(
-                d, values[name], centred[name] if len(tokens) > 1 else None, int(tokens.sum())
-            )
-            for name, d in DENSITY.items()
-        }
+        for name, d in DENSITY.items():
+            drawn, value = torch.cat(draws[name]), values[name]
+            centred = (drawn - drawn.mean() + value).clamp(0, 1) if len(tokens) > 1 else None
+            metrics[name] = _metric(d, value, centred, int(tokens.sum()))
+        return metrics
 
 
 def _token_quantities(x: Tensor, recon: Tensor) -> dict[str, Tensor]:

@@ -114,14 +114,6 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def false_discovery_rates(p: np.ndarray) -> np.ndarray:
-    """The least rate of false discoveries at which each of all p-values counts as one (Benjamini
-    and Hochberg 1995)."""
-    from scipy.stats import false_discovery_control
-
-    return false_discovery_control(p.ravel()).reshape(p.shape)
-
-
 def mid_ranks(values: Float[np.ndarray, "*m n"]) -> Float[np.ndarray, "*m n"]:
     """Ranks from 1 along the last axis; equal values share their mean."""
     from scipy.stats import rankdata

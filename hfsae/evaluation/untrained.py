@@ -1,8 +1,7 @@
 """Controls for latents: untrained directions that fire as often on the same activations.
 
-`hfsae.explanations.redrawn` shuffles an encoder's weights; here latents lie along random
-directions.
-Both take activations from `sample`, count an SAE's `firings`, and fire beyond `limits`.
+`hfsae.explanations.untrained` shuffles an encoder's weights; here latents lie along random
+directions. Both take activations from `sample`, count an SAE's `firings`, and fire beyond `limits`.
 """
 
 from collections.abc import Iterable, Mapping

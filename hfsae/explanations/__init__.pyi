@@ -9,7 +9,6 @@ from .explainers import from_labels as from_labels
 from .explainers import lm_explainer as lm_explainer
 from .explainers import read_file as read_file
 from .explainers import template as template
-from .explainers import window_text as window_text
 from .prompts import json_string as json_string
 from .report import ShownLatent as ShownLatent
 from .scorers import SCORERS as SCORERS
@@ -23,3 +22,4 @@ from .windows import Evidence as Evidence
 from .windows import Window as Window
 from .windows import order_of as order_of
 from .windows import select as select
+from .windows import window_text as window_text

@@ -92,11 +92,6 @@ class ScoreArguments:
         self.scores = tuple(dict.fromkeys(name for name in self.scores if name != LEXICAL))
         check_least(self, "judged_", windows=2, directions=0, latents=1)
 
-    @property
-    def asks_judge(self) -> bool:
-        """Whether a score needs a judge."""
-        return bool(self.scores)
-
     def as_plain(self) -> dict[str, Any]:
         """The values, for a record; without `latents` where all are judged."""
         plain = {**vars(self), "scores": list(self.scores)}

@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -172,41 +170,30 @@ class _Parts:
         self.tokens.append(torch.stack([fact.long() for fact in facts]).numpy())
         x = self.sae.config.reads.joined(harvested.activations)
         x = x[later.to(x.device)]
-        self._add_firings(x, where)
-        along = torch.full((len(row), len(self.directions)), -torch.inf)
-        along[where] = x.float().cpu() @ self.directions.T
-        self.projections.append(along.numpy())
-        self.n_tokens += len(row)
-        self.n_rows += len(ids)
-        self.n_computed += len(where)
-
-    def _add_firings(self, x: Float[Tensor, "n d_in"], where: Tensor) -> None:
         step = max(1, BLOCK_LATENTS // self.sae.config.d_sae)
-        for inputs, at in zip(x.split(step), where.split(step), strict=True):
+        for inputs, places in zip(x.split(step), where.split(step), strict=True):
             latents = self.sae.encode(inputs.to(self.sae.W_dec)).float().cpu()
             token, latent = (latents > 0).nonzero(as_tuple=True)
             self.n_firings += np.bincount(latent.numpy(), minlength=latents.shape[1])
             kept = self.is_kept[latent]
             token, latent = token[kept], latent[kept]
             values = latents[token, latent].numpy()
-            self.firings.append((latent.numpy(), at[token].numpy() + self.n_tokens, values))
-        if self.most_firings is not None:
-            self._shorten_order(self.most_firings)
-
-    def _shorten_order(self, most: int) -> None:
-        """Give up latents at the end of the order where the kept firings take too much memory."""
-        if sum(len(values) for *_, values in self.firings) <= most:
-            return
-        total = np.cumsum(self.n_firings[self.order])
-        self.order = self.order[: max(1, int((total <= most // 2).sum()))]
-        self.is_kept[:] = False
-        self.is_kept[torch.from_numpy(self.order)] = True
-        is_kept = self.is_kept.numpy()
-        self.firings = [
-            (latent[kept], at[kept], values[kept])
-            for latent, at, values in self.firings
-            for kept in [is_kept[latent]]
-        ]
+            self.firings.append((latent.numpy(), places[token].numpy() + self.n_tokens, values))
+        n_kept, most = sum(len(values) for *_, values in self.firings), self.most_firings
+        if most is not None and n_kept > most:  # give up latents at the end of the order
+            total = np.cumsum(self.n_firings[self.order])
+            self.order = self.order[: max(1, int((total <= most // 2).sum()))]
+            self.is_kept[:] = False
+            self.is_kept[torch.from_numpy(self.order)] = True
+            stays = [self.is_kept.numpy()[latent] for latent, *_ in self.firings]
+            pairs = zip(self.firings, stays, strict=True)
+            self.firings = [(of[0][stay], of[1][stay], of[2][stay]) for of, stay in pairs]
+        along = torch.full((len(row), len(self.directions)), -torch.inf)
+        along[where] = x.float().cpu() @ self.directions.T
+        self.projections.append(along.numpy())
+        self.n_tokens += len(row)
+        self.n_rows += len(ids)
+        self.n_computed += len(where)
 
     def reading(self, seed: int) -> CorpusActivations:
         """All of it together, halved."""

@@ -4,7 +4,7 @@ An explainer takes the shown windows of latents and gives {latent: text}, or a `
 it cannot explain is absent. It sees windows of the shown half alone.
 
     template    the tokens of the peaks, and the neighbour that stands there in most windows
-    lm          one line by a judge, from tokens and activations; its prompt stands here
+    lm          one line by a judge, from tokens and activations; its prompt stands in `prompts`
     human       the labels that people wrote, features/labels.json
     file        a table of explanations: parquet, jsonl (also .gz) or json; Neuronpedia's export
 
@@ -14,29 +14,21 @@ name all the same, as long as one example of it is stored.
 """
 
 import gzip
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from transformers import PreTrainedTokenizerBase
-
-from ..activations.token_text import spell
 from ..features import FeatureStore
 from ..io.errors import Refused, one_line
-from ..io.files import numbered_lines, printable
+from ..io.files import parsed, parsed_lines, printable
 from ..io.labels import MAX_LENGTH
-from .corpus import CorpusActivations
-from .judges.base import Question, json_in
+from .judges.base import Question
 from .judges.calls import Judge, replies_to
-from .prompts import DATA, N_LEVELS, json_string, marked_string, object_schema
-from .windows import Evidence, Window
+from .prompts import N_LEVELS, UNCLEAR, explanation_question, fields_in
+from .windows import Window, WindowText
 
 LINE_END, BLANK = "a line end", "a blank"
-UNCLEAR = "unclear"
-"""The name of a latent whose windows have nothing in common that is seen."""
 STORED = "template, stored examples"
 """Source of a name by template from stored examples in explanations.parquet."""
 UNSCORED = "unscored"
@@ -47,22 +39,6 @@ _LONGEST_WORD = 30
 _MAX_LINE = 2**20  # bytes of a line of jsonl; embeddings take some ten thousand
 _MAX_FILE = 2**30  # bytes of a .json file, which is in memory as a whole
 _LATENT, _TEXT = ("latent", "index", "feature"), ("explanation", "description", "label")
-
-
-class WindowText(NamedTuple):
-    """A window as text: joined, `tokens` are readable."""
-
-    tokens: list[str]
-    peak: int
-    """index of the peak's token"""
-    window: Window
-    activations: tuple[float, ...] = ()
-    """one a token"""
-
-    @property
-    def text(self) -> str:
-        """The tokens joined, as they are."""
-        return "".join(self.tokens)
 
 
 class Name(NamedTuple):
@@ -76,34 +52,6 @@ class Name(NamedTuple):
 Shown = Mapping[int, Sequence[WindowText]]
 """The input of an explainer: the shown windows of each latent."""
 Explainer = Callable[[Shown], Mapping[int, str | Name]]
-
-
-def window_text(
-    reading: CorpusActivations,
-    window: Window,
-    tokenizer: PreTrainedTokenizerBase,
-    activations: np.ndarray | None = None,
-) -> WindowText:
-    """A window's text, token by token.
-
-    Args:
-        activations: of the latent on each token that was read.
-    """
-    inside = slice(window.start, window.stop)
-    values = () if activations is None else tuple(activations[inside].tolist())
-    tokens = spell(tokenizer, reading.ids[inside].tolist())
-    return WindowText(tokens, window.peak - window.start, window, values)
-
-
-def shown_windows(
-    reading: CorpusActivations, evidence: Sequence[Evidence], tokenizer: PreTrainedTokenizerBase
-) -> dict[int, list[WindowText]]:
-    """The shown windows of latents, as text."""
-    shown = {}
-    for e in evidence:
-        activations = e.activations(len(reading.ids))
-        shown[e.latent] = [window_text(reading, w, tokenizer, activations) for w in e.shown]
-    return shown
 
 
 def names_by(explainer: Explainer, shown: Shown) -> dict[int, Name]:
@@ -185,28 +133,6 @@ def _named(word: str) -> str:
     return f'"{printable(short)}"'
 
 
-MARKED_SHARE = 0.3
-"""Tokens are marked whose activation is above this share of their window's largest."""
-EXPLANATION_TOKENS = 200
-"""Length of an answer: an explanation with its JSON."""
-MOST_WORDS = 8
-MOST_TEXTS, REACH = 12, 8
-"""Windows that an explanation is asked from, and tokens on each side of a window's strongest."""
-_EXPLAINER = (
-    "A unit of a language model activates on some tokens. You get texts in which it does: the "
-    "tokens that activate it most are between << and >>, with their activations, 0 to 10, in a "
-    f"list. Name in at most {MOST_WORDS} words what those tokens, or the texts around them, have "
-    "in common: a subject or a use, and where it stands, if that is part of it. Where you find "
-    f'nothing, the name is "{UNCLEAR}". Say how sure you are, 0 to 10. {DATA} '
-    'Answer with JSON alone: {"name": "...", "sure": ...}'
-)
-_EXAMPLE = (
-    'Text 1: "The boat left the<< harbour>> at dawn."\nActivations: [[" harbour", 9]]\n'
-    'Text 2: "Three<< ships>> lay in<< port>>"\nActivations: [[" ships", 6], [" port", 10]]',
-    '{"name": "ships and harbours", "sure": 8}',
-)
-
-
 def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = None) -> Explainer:
     """An explainer that asks a judge for one line; a latent without a usable answer is absent."""
 
@@ -215,7 +141,7 @@ def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = N
         answers = replies_to(
             judge,
             questions,
-            lambda _, answer: explanation_in(answer.text or ""),
+            lambda question, answer: explanation_in(answer.text or "", question),
             lambda n: progress and progress(n, len(questions)),
         )
         return {latent: name for latent, name in zip(shown, answers, strict=True) if name}
@@ -223,67 +149,25 @@ def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = N
     return explain
 
 
-def explanation_question(shown: Sequence[WindowText]) -> Question:
-    """The question for a latent's name, from windows of the shown half: at most `MOST_TEXTS` over
-    all strengths, each cut to `REACH` tokens around its strongest."""
-    n = min(len(shown), MOST_TEXTS)
-    windows = []
-    for i in range(n):
-        window = shown[i * len(shown) // n]
-        inside = slice(max(0, window.peak - REACH), window.peak + REACH)
-        windows.append((window.tokens[inside], window.activations[inside]))
-    largest = max(max(activations) for _, activations in windows)
-    texts = []
-    for number, (tokens, activations) in enumerate(windows, 1):
-        limit = MARKED_SHARE * max(activations)
-        is_marked = [value > limit for value in activations]
-        rows = zip(tokens, levels(activations, largest).tolist(), is_marked, strict=True)
-        pairs = ", ".join(f"[{json_string(token)}, {level}]" for token, level, mark in rows if mark)
-        texts.append(f"Text {number}: {marked_string(tokens, is_marked)}\nActivations: [{pairs}]")
-    messages = (
-        ("system", _EXPLAINER),
-        ("user", _EXAMPLE[0]),
-        ("assistant", _EXAMPLE[1]),
-        ("user", "\n".join(texts)),
-    )
-    sure = {"type": "integer", "minimum": 0, "maximum": N_LEVELS}
-    schema = object_schema({"name": {"type": "string"}, "sure": sure})
-    return Question(messages, EXPLANATION_TOKENS, schema)
-
-
-def levels(activations: Sequence[float], largest: float) -> np.ndarray:
-    """Activations as whole numbers: 0 for 0, else 1 to 10 in parts of the largest, rounded up."""
-    shares = np.asarray(activations, dtype=np.float64) / (largest or 1.0)
-    return np.ceil(shares * N_LEVELS - 1e-9).clip(0, N_LEVELS).astype(int)
-
-
-def explanation_in(answer: str) -> Name | None:
+def explanation_in(answer: str, question: Question) -> Name | None:
     """The name in an answer, as one line of at most 200 characters; None: there is none."""
-    value = json_in(answer)
-    value = value if isinstance(value, dict) else {}
-    text, sure = value.get("name"), value.get("sure")
-    if not isinstance(text, str) or not one_label(text):
+    fields = fields_in(answer, question) or {}
+    text, sure = one_label(fields.get("name", "")), fields.get("sure")
+    if not text:
         return None
     if type(sure) is not int or not 0 <= sure <= N_LEVELS:
         sure = None
-    return Name(one_label(text), None if sure is None else sure / N_LEVELS)
+    return Name(text, None if sure is None else sure / N_LEVELS)
 
 
-def from_labels(labels: Mapping[int, str]) -> Explainer:
-    """An explainer that returns these texts."""
-
-    def explain(shown: Shown) -> dict[int, str]:
-        return {latent: labels[latent] for latent in shown if labels.get(latent)}
-
-    return explain
-
-
-def with_names(names: Mapping[int, Name], explainer: Explainer) -> Explainer:
-    """An explainer that returns these names, and for other latents those of another explainer."""
+def from_labels(
+    labels: Mapping[int, str | Name], explainer: Explainer = lambda shown: {}
+) -> Explainer:
+    """An explainer that returns these texts, and for other latents those of another explainer."""
 
     def explain(shown: Shown) -> dict[int, str | Name]:
-        others = explainer({i: windows for i, windows in shown.items() if i not in names})
-        return {i: names[i] for i in shown if i in names} | {**others}
+        others = explainer({i: windows for i, windows in shown.items() if i not in labels})
+        return {i: labels[i] for i in shown if labels.get(i)} | {**others}
 
     return explain
 
@@ -353,8 +237,7 @@ def _rows(path: Path, weights: str | None) -> Iterator[Any]:
                     yield from batch.to_pylist()
         elif suffix == ".jsonl":
             with unpack(path, "rb") as file:
-                for number, line in numbered_lines(file, _MAX_LINE):
-                    yield _parsed(line, f"line {number} of {path}")
+                yield from (value for _, value in parsed_lines(file, _MAX_LINE))
         elif suffix == ".json":
             with unpack(path, "rb") as file:
                 whole = file.read(_MAX_FILE + 1)
@@ -363,7 +246,7 @@ def _rows(path: Path, weights: str | None) -> Iterator[Any]:
                     f"{path} unpacks to more than {_MAX_FILE:,} bytes, the most that is read of a "
                     ".json file; give .jsonl, a row on each line"
                 )
-            content = _parsed(whole, str(path))
+            content = parsed(whole, str(path))
             yield from content if isinstance(content, list) else [content]
         else:
             raise Refused(f"{path} is not a .parquet, .jsonl or .json file; convert it")
@@ -375,13 +258,6 @@ def _rows(path: Path, weights: str | None) -> Iterator[Any]:
         raise Refused(
             f"{path} cannot be read ({one_line(error)}); restore an intact copy"
         ) from error
-
-
-def _parsed(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise Refused(f"{where} is not JSON ({one_line(error)}); put one object there") from error
 
 
 def stored_names(
@@ -402,21 +278,15 @@ def stored_names(
     """
     columns = ["latent", "activation", "firing", "tokens"]
     columns += [] if explainer is template else ["activations"]
-    shown: dict[int, list[WindowText]] = {}
+    shown, left_out = dict[int, list[WindowText]](), {*but}
     for batch in store.examples.to_batches(columns=columns):
-        lists, offsets = batch.column("tokens"), batch.column("tokens").offsets.to_pylist()
-        texts = lists.values.to_pylist()
-        facts = (batch.column(name).to_pylist() for name in columns[:3])
-        values = batch.column("activations").to_pylist() if "activations" in columns else []
-        for i, (latent, activation, firing) in enumerate(zip(*facts, strict=True)):
-            tokens = texts[offsets[i] : offsets[i + 1]]
-            if 0 <= firing < len(tokens):
-                own = tuple(value or 0.0 for value in values[i]) if values else ()
-                window = Window(0, len(tokens), firing, activation, "")
-                shown.setdefault(latent, []).append(WindowText(tokens, firing, window, own))
-    left_out, densities = {*but}, store.latents["density"].to_pylist()
-    shown = {latent: windows for latent, windows in shown.items() if latent not in left_out}
-    names = names_by(explainer, shown)
+        for row in batch.to_pylist():
+            firing, tokens = row["firing"], row["tokens"]
+            if row["latent"] not in left_out and 0 <= firing < len(tokens):
+                own = tuple(value or 0.0 for value in row.get("activations", ()))
+                window = Window(0, len(tokens), firing, row["activation"], "")
+                shown.setdefault(row["latent"], []).append(WindowText(tokens, firing, window, own))
+    names, densities = names_by(explainer, shown), store.latents["density"].to_pylist()
     return [
         {
             "latent": latent,

@@ -49,19 +49,15 @@ class Lexicon:
         return self._fitted(self.shown, evidence)
 
     def _fitted(self, tokens: np.ndarray, evidence: Evidence) -> np.ndarray:
-        values, kinds = self._activations(evidence)[tokens], self.kind[tokens]
+        values = evidence.activations(len(self.kind))[tokens].astype(np.float64)
+        kinds = self.kind[tokens]
         sums = np.bincount(kinds, weights=values, minlength=self.n_kinds)
         return sums / (np.bincount(kinds, minlength=self.n_kinds) + 1)
-
-    def _activations(self, evidence: Evidence) -> np.ndarray:
-        activations = np.zeros(len(self.kind), dtype=np.float64)
-        activations[evidence.trace.token] = evidence.trace.value
-        return activations
 
     def score(self, prediction: np.ndarray, evidence: Evidence) -> dict[str, float]:
         """How well token identities predict a latent, by name of the score."""
         predicted = prediction[self.kind]
-        activations = self._activations(evidence)[self.tested]
+        activations = evidence.activations(len(self.kind))[self.tested].astype(np.float64)
         windows = [*evidence.active, *evidence.inactive]
         largest = np.array([predicted[w.start : w.stop].max() for w in windows], dtype=float)
         is_active = np.arange(len(windows)) < len(evidence.active)

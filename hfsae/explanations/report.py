@@ -12,10 +12,9 @@ from ..evaluation.statistics import Interval
 from ..io.files import printable
 from ..io.markdown import table
 from .corpus import CorpusActivations
-from .explainers import window_text
 from .lexical import LEXICAL
 from .verdicts import Verdict, is_above
-from .windows import Evidence
+from .windows import Evidence, window_text
 
 N_BEST, N_RANDOM = 5, 10
 _SHOWN = {"shown": 3, "active": 2, "inactive": 2}  # windows of a latent

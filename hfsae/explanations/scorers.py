@@ -23,18 +23,26 @@ from ..evaluation.statistics import auc, weighted_pearson
 from ..io.errors import Refused
 from .arguments import OURS, ExplainArguments, ScoreArguments
 from .corpus import TESTED, CorpusActivations
-from .explainers import WindowText, window_text
 from .judges.base import Answer, JudgeArguments, Question, choice_in
 from .judges.calls import Judge
 from .prompts import (
+    DETECT,
+    DETECT_EXAMPLE,
+    DETECT_MANY,
+    FIND_INTRUDER,
+    FUZZ,
+    FUZZ_EXAMPLE,
+    FUZZ_MANY,
     N_LEVELS,
+    SIMULATE,
+    SIMULATE_EXAMPLE,
     choice_question,
     json_string,
     list_in,
     list_question,
     marked_string,
 )
-from .windows import Evidence, Window
+from .windows import Evidence, Window, WindowText, window_text
 
 FIRING, NEAR, FAR = 0, 1, 2
 """What a token is to a latent: it fires there; it is silent, and fires near; or neither."""
@@ -196,10 +204,6 @@ def decisions(
 
 
 YES_NO = ("yes", "no")
-_GRADES = (
-    " Grade each text in its order by how sure you are, with a whole number: 0, surely not; 5, as "
-    "likely as not; 10, surely."
-)
 
 
 class Detection(Scorer):
@@ -211,19 +215,9 @@ class Detection(Scorer):
         "does a window hold what the explanation names: how likely yes is, or a grade from 0 to "
         "10; auc is of these, balanced accuracy of yes and no, where above half is a yes"
     )
-    system = (
-        "You get the description of a pattern in text, and a text. Decide whether the pattern "
-        "occurs in the text. Answer yes or no."
-    )
-    many = (
-        "You get the description of a pattern in text, and numbered texts. Does the pattern occur "
-        f"in a text?{_GRADES}"
-    )
-    example = (
-        'Description: "words about ships and harbours"\nText 1: "The boat left at dawn."\n'
-        'Text 2: "He counted the votes."',
-        [9, 0],
-    )
+    system = DETECT
+    many = DETECT_MANY
+    example = DETECT_EXAMPLE
 
     @property
     def asks_any_text(self) -> bool:
@@ -282,19 +276,9 @@ class Fuzzing(Detection):
         "are the marked tokens of a window those that the explanation names: how likely yes is, or "
         "a grade from 0 to 10; above half is a yes"
     )
-    system = (
-        "You get the description of a kind of token, and a text in which some tokens are between "
-        "<< and >>. Decide whether the description fits the marked tokens. Answer yes or no."
-    )
-    many = (
-        "You get the description of a kind of token, and numbered texts in which some tokens are "
-        f"between << and >>. Does the description fit the marked tokens of a text?{_GRADES}"
-    )
-    example = (
-        'Description: "words about ships and harbours"\nText 1: "The<< boat>> left at dawn."\n'
-        'Text 2: "The boat left<< at>> dawn."',
-        [9, 0],
-    )
+    system = FUZZ
+    many = FUZZ_MANY
+    example = FUZZ_EXAMPLE
 
     def marks(self, sample: Sample) -> list[tuple[WindowText, list[bool], bool]]:
         """The items: a window, which of its tokens are marked, and whether these are where the
@@ -321,18 +305,6 @@ class Fuzzing(Detection):
         return np.ones(len(self.marks(sample)), dtype=bool)
 
 
-_SIMULATION = (
-    "A unit of a language model activates on some tokens, and you get a description of them. You "
-    "get a text as a JSON list of tokens. Foretell for each token in its order how strongly it "
-    "activates the unit: a whole number, 0 to 10; most are 0."
-)
-_SIMULATED = (
-    'Description: "words about ships and harbours"\nTokens (6): ["The", " boat", " left", " at", '
-    '" dawn", "."]',
-    [0, 7, 0, 0, 0, 0],
-)
-
-
 class Simulation(Scorer):
     """Pearson's correlation of predicted and true activations over tokens: as of a uniform sample
     of the tested half's tokens (post-stratified: firing ones, silent ones near to a firing one, and
@@ -356,7 +328,7 @@ class Simulation(Scorer):
             tokens = ", ".join(map(json_string, window.tokens))
             n = len(window.tokens)
             text = f"{described}\nTokens ({n}): [{tokens}]"
-            asked = _SIMULATION, _SIMULATED, text, "activations", n, N_LEVELS
+            asked = SIMULATE, SIMULATE_EXAMPLE, text, "activations", n, N_LEVELS
             requests.append(list_question(*asked))
         return requests
 
@@ -408,10 +380,6 @@ def stratum_weights(strata: np.ndarray, population: np.ndarray) -> np.ndarray:
 N_TOGETHER = 4
 """Active windows of a question, next to each other by strength: of one quantile where all 20 are
 there."""
-_INTRUDER = (
-    "You get five numbered texts. Four of them have something in common, often a word, its use, or "
-    "a subject; one of them is an intruder. Find the intruder. Answer with its number alone."
-)
 _NUMBERS = tuple("12345")
 
 
@@ -449,7 +417,7 @@ class Intruder(Scorer):
         for windows, _ in self.groups(sample):
             pairs = zip(_NUMBERS, windows, strict=True)
             texts = [f"Text {n}: {json_string(window.text)}" for n, window in pairs]
-            requests.append(choice_question(_INTRUDER, "\n".join(texts), _NUMBERS))
+            requests.append(choice_question(FIND_INTRUDER, "\n".join(texts), _NUMBERS))
         return requests
 
     def parse(self, request: Question, answer: Answer) -> Any:

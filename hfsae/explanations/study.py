@@ -25,7 +25,7 @@ from ..lm import check_arguments, contract, tokenizer_of
 from ..models import SAE
 from .arguments import PAPER, ExplainArguments, ScoreArguments
 from .corpus import CUT, MAX_DIRECTIONS, RUN, CorpusActivations, read
-from .explainers import Explainer, names_by, shown_windows, template, window_text
+from .explainers import Explainer, names_by, template
 from .lexical import LEXICAL, aggregate, lexical
 from .report import ShownLatent, examples_of, report_of
 from .scorers import sample_of, scorers_of
@@ -38,7 +38,15 @@ from .verdicts import (
     results_of,
     verdict_of,
 )
-from .windows import Evidence, Selection, StudyFile, order_of, select
+from .windows import (
+    Evidence,
+    Selection,
+    StudyFile,
+    order_of,
+    select,
+    shown_windows,
+    window_text,
+)
 
 CONTROLS = {
     "shuffled": "another latent's windows or explanation, never its own",

@@ -19,10 +19,10 @@ import numpy as np
 
 from ..evaluation.statistics import Interval, around, derangement, interval, resampled_means
 from .arguments import ScoreArguments
-from .explainers import WindowText, explanation_question
 from .judges.calls import Judge, replies_to
+from .prompts import explanation_question
 from .scorers import Sample, Scorer
-from .windows import Window
+from .windows import Window, WindowText
 
 OWN, SHUFFLED, ANYTHING, DIRECTION = "own", "shuffled", "anything", "direction"
 ANY_TEXT = "any text"

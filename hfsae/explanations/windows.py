@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerBase
 
+from ..activations.token_text import spell
 from ..io.checksums import content_hash
 from ..io.errors import Refused
 from ..io.files import replacing
@@ -30,7 +32,7 @@ from .corpus import SHOWN, TESTED, CorpusActivations, Firings
 
 N_QUANTILES = 5
 _N_COMMONEST = 10  # peak tokens at which hard windows are
-_FORMAT = 1
+_FORMAT = 2
 _FACTS = ("ids", "half", "start", "stop", "computed", "n_firings", "order")
 _GROUPS = ("shown", "active", "inactive")
 
@@ -244,6 +246,50 @@ def _inactive(
     return windows
 
 
+class WindowText(NamedTuple):
+    """A window as text: joined, `tokens` are readable."""
+
+    tokens: list[str]
+    peak: int
+    """index of the peak's token"""
+    window: Window
+    activations: tuple[float, ...] = ()
+    """one a token"""
+
+    @property
+    def text(self) -> str:
+        """The tokens joined, as they are."""
+        return "".join(self.tokens)
+
+
+def window_text(
+    reading: CorpusActivations,
+    window: Window,
+    tokenizer: PreTrainedTokenizerBase,
+    activations: np.ndarray | None = None,
+) -> WindowText:
+    """A window's text, token by token.
+
+    Args:
+        activations: of the latent on each token that was read.
+    """
+    inside = slice(window.start, window.stop)
+    values = () if activations is None else tuple(activations[inside].tolist())
+    tokens = spell(tokenizer, reading.ids[inside].tolist())
+    return WindowText(tokens, window.peak - window.start, window, values)
+
+
+def shown_windows(
+    reading: CorpusActivations, evidence: Sequence[Evidence], tokenizer: PreTrainedTokenizerBase
+) -> dict[int, list[WindowText]]:
+    """The shown windows of latents, as text."""
+    shown = {}
+    for e in evidence:
+        activations = e.activations(len(reading.ids))
+        shown[e.latent] = [window_text(reading, w, tokenizer, activations) for w in e.shown]
+    return shown
+
+
 class StudyFile:
     """What a pass over the text found, kept while a judge's answers are awaited: it is read once.
 
@@ -271,62 +317,49 @@ class StudyFile:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return None
-        if about.get("content") != _hash(arrays, about):
+        if about.get("content") != _hash(arrays):
             return None
-        kinds = json.loads(about["kinds"])
-        columns: Any = [arrays[name].tolist() for name in ("windows", "peaks", "kinds")]
-        places = zip(*columns, strict=True)
-        windows = [Window._make([*at, peak, kinds[kind]]) for at, peak, kind in places]
-        n_windows = arrays["n_windows"].tolist()
-        ends = arrays["n_windows"].cumsum().tolist()
-        groups = [windows[end - n : end] for end, n in zip(ends, n_windows, strict=True)]
+        plain = json.loads(arrays["selection"].tobytes())
         ends = arrays["n_trace"].cumsum()[:-1]
-        tokens = np.split(arrays["token"].astype(np.int64), ends)
-        traces = map(Firings, tokens, np.split(arrays["value"], ends))
-        facts = zip(arrays["latent"].tolist(), arrays["density"].tolist(), traces, strict=True)
-        evidence = [Evidence(*of, *groups[3 * i : 3 * i + 3]) for i, of in enumerate(facts)]
-        n_latents = int(about["n_latents"])
-        latents, directions = evidence[:n_latents], evidence[n_latents:]
+        columns = (np.split(arrays[name], ends) for name in ("token", "value"))
+        traces = map(Firings, *columns)
+        latents, directions = (
+            [
+                Evidence(latent, density, next(traces), *([Window(*w) for w in g] for g in groups))
+                for latent, density, *groups in plain[part]
+            ]
+            for part in ("latents", "directions")
+        )
         reading = CorpusActivations(
             **{name: arrays[name] for name in _FACTS},
-            n_documents=tuple(json.loads(about["n_documents"])),
+            n_documents=tuple(plain["n_documents"]),
             projections=np.zeros((len(arrays["ids"]), 0), np.float32),
             _traces={e.latent: e.trace for e in latents},
         )
-        return reading, Selection(latents, directions, json.loads(about["left_out"]))
+        return reading, Selection(latents, directions, plain["left_out"])
 
     def save(self, reading: CorpusActivations, selection: Selection) -> None:
         """Write the file."""
-        evidence = [*selection.latents, *selection.directions]
-        groups = [getattr(e, group) for e in evidence for group in _GROUPS]
-        windows: list[Window] = [window for group in groups for window in group]
-        kinds = sorted({window.kind for window in windows})
-        arrays = {name: getattr(reading, name) for name in _FACTS} | {
-            "latent": np.array([e.latent for e in evidence]),
-            "density": np.array([e.density for e in evidence]),
-            "n_trace": np.array([len(e.trace.token) for e in evidence]),
-            "token": np.concatenate([e.trace.token for e in evidence]).astype(np.int32),
-            "value": np.concatenate([e.trace.value for e in evidence]),
-            "n_windows": np.array([len(group) for group in groups]),
-            "windows": np.array([w[:3] for w in windows]),
-            "peaks": np.array([w.activation for w in windows]),
-            "kinds": np.array([kinds.index(w.kind) for w in windows]),
+        parts = {"latents": selection.latents, "directions": selection.directions}
+        traces = [e.trace for part in parts.values() for e in part]
+        plain: dict[str, Any] = {
+            name: [[e.latent, e.density, e.shown, e.active, e.inactive] for e in part]
+            for name, part in parts.items()
         }
-        about = {
-            "made_from": self._made_from,
-            "kinds": json.dumps(kinds),
-            "left_out": json.dumps(selection.left_out),
-            "n_latents": str(len(selection.latents)),
-            "n_documents": json.dumps(reading.n_documents),
+        plain |= {"left_out": selection.left_out, "n_documents": reading.n_documents}
+        arrays = {name: getattr(reading, name) for name in _FACTS} | {
+            "selection": np.frombuffer(json.dumps(plain).encode(), np.uint8),
+            "n_trace": np.array([len(trace.token) for trace in traces]),
+            "token": np.concatenate([trace.token for trace in traces]),
+            "value": np.concatenate([trace.value for trace in traces]),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as path:
-            save_file(arrays, path, {**about, "content": _hash(arrays, about)})
+            save_file(arrays, path, {"made_from": self._made_from, "content": _hash(arrays)})
 
 
-def _hash(arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> str:
-    plain = {key: value for key, value in about.items() if key != "content"}
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+def _hash(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).data)

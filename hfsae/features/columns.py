@@ -33,7 +33,6 @@ from ..evaluation.statistics import (
     correlation_p,
     correlations,
     eta_squared,
-    false_discovery_rates,
     mid_ranks,
 )
 from ..io.errors import Damaged, Refused, closest
@@ -594,6 +593,8 @@ def _associations(
     Raises:
         ValueError: too few units have a label, or none of the classes has enough.
     """
+    from scipy.stats import false_discovery_control
+
     known = ~np.isnan(labels)
     parts = [known, known & is_choosing, known & ~is_choosing]
     if (n := min(int(part.sum()) for part in parts)) < _LEAST_LABELS:
@@ -642,7 +643,7 @@ def _associations(
             others=others,
             values=(1 + on_all) / 2 if measure == "auc" else on_all,
             p=p,
-            q=None if p is None else false_discovery_rates(p),
+            q=None if p is None else false_discovery_control(p.ravel()).reshape(p.shape),
         )
 
 

@@ -37,13 +37,8 @@ Key = tuple[int, int]
 """A document's number, and which part of it; see `Grid.part`."""
 
 
-class Box(NamedTuple):
-    """A patch's place in its picture, in shares of the picture's width and height."""
-
-    left: float
-    top: float
-    width: float
-    height: float
+Box = tuple[float, float, float, float]
+"""Left, top, width and height of a patch, in shares of its picture's width and height."""
 
 
 class Grid(NamedTuple):
@@ -90,7 +85,7 @@ class Grid(NamedTuple):
         """The place of a patch; None of a position that is no patch."""
         if (cell := self.cell(position)) is None:
             return None
-        return Box(cell[1] * self.width, cell[0] * self.height, self.width, self.height)
+        return cell[1] * self.width, cell[0] * self.height, self.width, self.height
 
 
 class Picture(NamedTuple):

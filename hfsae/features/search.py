@@ -73,18 +73,10 @@ class Hit(NamedTuple):
 
 
 class FeatureSearch:
-    """Searches of a feature store. The index of its examples is built at the first search by token.
+    """Searches of a feature store. The index of its examples is built at the first search."""
 
-    Args:
-        labels: {latent: label}, from `read_labels`.
-    """
-
-    def __init__(self, store: FeatureStore, labels: Mapping[int, str] | None = None):
-        self.store, self.labels = store, dict(labels or {})
-
-    def by_label(self, query: str, k: int = 20) -> list[Hit]:
-        """Latents whose labels have the query's words, ranked by BM25."""
-        return search_labels(self.labels, query, k)
+    def __init__(self, store: FeatureStore):
+        self.store = store
 
     def by_token(self, text: str, k: int = 20) -> list[Hit]:
         """Latents that a token fires; case and surrounding blanks are ignored.
@@ -115,15 +107,6 @@ class FeatureSearch:
                     scores[latent] = max(share, scores.get(latent, 0.0))
         return _best(scores, {i: text.strip() for i in scores}, k)
 
-    def by_promoted(self, text: str, k: int = 20) -> list[Hit]:
-        """Latents among whose promoted tokens this one is; the score is its logit (logit lens)."""
-        scores: dict[int, float] = {}
-        why: dict[int, str] = {}
-        for latent, token, logit in self._promoted.get(_normal(text), ()):
-            if logit > scores.get(latent, -math.inf):
-                scores[latent], why[latent] = logit, token
-        return _best(scores, why, k)
-
     @cached_property
     def _firings(self) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
         """{firing token: (latent, activation / maximum) of its examples}; examples of a latent."""
@@ -133,16 +116,6 @@ class FeatureSearch:
         for latent, token, activation in rows:
             shares.setdefault(_normal(token), []).append((latent, activation / most[latent]))
         return shares, np.bincount(firings.latent, minlength=len(self.store)).tolist()
-
-    @cached_property
-    def _promoted(self) -> dict[str, list[tuple[int, str, float]]]:
-        """{token: (latent, token as it is, logit)} of the latents that promote it."""
-        table, latents = self.store.latents, {}
-        columns = (table["promoted_tokens"].to_pylist(), table["promoted_logits"].to_pylist())
-        for latent, (tokens, logits) in enumerate(zip(*columns, strict=True)):
-            for token, logit in zip(tokens, logits, strict=True):
-                latents.setdefault(_normal(token), []).append((latent, token, logit))
-        return latents
 
 
 def _normal(text: str) -> str:
@@ -192,31 +165,24 @@ def firing_on(
     k: int = 20,
     *,
     max_activations: Float[Tensor, " d_sae"] | None = None,
-    densities: Float[Tensor, " d_sae"] | None = None,
-    max_density: float = 1.0,
-    spare_tokens: Sequence[int] | None = None,
 ) -> list[Hit]:
-    """Latents that fire most strongly in a text: the score is the largest activation, raw units.
+    """Latents that fire most strongly in a text, its BOS, EOS and padding apart: the score is the
+    largest activation, raw units.
 
     Args:
         tokens: one or more rows, as the model's arguments.
         max_activations: each latent's over much text; the score is then a share of it, so that
             latents with a small range count as much as others.
-        densities: of each latent; those above `max_density` are left out.
-        spare_tokens: ids to ignore; None: the model's BOS, EOS and padding.
     """
     ids = tokens["input_ids"].to(lm.device)
     batch: dict[str, Any] = {name: tensor.to(lm.device) for name, tensor in tokens.items()}
     x = activations_read(lm, sae.config, **batch)
-    spare = special_ids(lm) if spare_tokens is None else spare_tokens
-    x = x[unspared(ids, spare).to(x.device)]
+    x = x[unspared(ids, special_ids(lm)).to(x.device)]
     if not len(x):
         return []
     peak = sae.encode(cast_for(sae, x)).float().amax(dim=0).cpu()  # [d_sae]
     if max_activations is not None:
         peak = torch.where(max_activations > 0, peak / max_activations.clamp(min=1e-30), 0.0)
-    if densities is not None:
-        peak = torch.where(densities <= max_density, peak, 0.0)
     return [hit for hit in _top(peak, k) if hit.score > 0]
 
 

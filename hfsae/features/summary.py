@@ -4,7 +4,6 @@ Only token ids and document numbers grow with the text, 8 bytes a token. A laten
 the default arguments: 44 MB for 8192.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -66,7 +65,7 @@ class Windows(NamedTuple):
             kept[latents] = moved
 
 
-class Peaks(ABC):
+class Peaks:
     """The firings at n places, and each latent's peak in each of the rows that they lie in."""
 
     def __init__(
@@ -89,16 +88,15 @@ class Peaks(ABC):
         self.peak = peaks.view(n_rows, -1)  # [rows, d_sae], 0 where it does not fire
         self.position = positions.view(n_rows, -1)
 
-    @abstractmethod
     def windows(
         self, keys: Float[Tensor, "rows d_sae"], row: Int[Tensor, " p"], latent: Int[Tensor, " p"]
     ) -> Windows:
         """Fields of Windows for p pairs of a row and a latent, without the dimension k."""
+        raise NotImplementedError
 
-    @abstractmethod
     def once_(self, keys: Float[Tensor, "rows d_sae"], windows: Windows) -> None:
         """Where a window of one of these rows is there already, set the key of the lower to -inf:
-        the one that is there, or this row's."""
+        the one that is there, or this row's. Here none is: each row of tokens comes once."""
 
 
 class Block(Peaks):
@@ -126,16 +124,12 @@ class Block(Peaks):
     def windows(
         self, keys: Float[Tensor, "rows d_sae"], row: Int[Tensor, " p"], latent: Int[Tensor, " p"]
     ) -> Windows:
-        """Fields of Windows for p pairs of a row and a latent, without the dimension k."""
         position = self.position[row, latent]
         steps = torch.arange(self.width, device=keys.device)
         index = self.index[row[:, None], position[:, None] + steps]  # [p, width]
         around = self.latents[index, latent[:, None]].float().masked_fill_(index < 0, 0.0)
         first = self.first_row
         return Windows(keys[row, latent], self.peak[row, latent], row + first, position, around)
-
-    def once_(self, keys: Float[Tensor, "rows d_sae"], windows: Windows) -> None:
-        """Nothing: each row of tokens comes once."""
 
 
 class LatentStatistics:

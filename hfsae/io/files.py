@@ -178,6 +178,29 @@ def numbered_lines(file: IO[bytes] | GzipFile, longest: int) -> Iterator[tuple[i
             yield number, line
 
 
+def parsed_lines(file: IO[bytes] | GzipFile, longest: int) -> Iterator[tuple[str, Any]]:
+    """(its place in words, value) of each line of JSON that is not blank.
+
+    Raises:
+        ValueError: a line is not JSON, or longer than `longest` bytes.
+    """
+    for number, line in numbered_lines(file, longest):
+        where = f"line {number} of {file.name}"
+        yield where, parsed(line, where)
+
+
+def parsed(text: bytes, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{where} is not JSON ({one_line(error)}); put one object there") from error
+
+
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, object) of each whole line of a file; one that a killed process left half written is
     passed over."""

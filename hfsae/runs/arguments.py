@@ -40,7 +40,7 @@ class ExplainRequest:
                 "a file goes with one explainer: --explainer file --file PATH (or --explainer lm, "
                 "for names that stand)"
             )
-        asks = self.scores.asks_judge or self.explainer == JUDGE
+        asks = bool(self.scores.scores) or self.explainer == JUDGE
         if asks and self.judge is None:
             self.judge = JudgeArguments()
         if not asks and self.judge is not None:

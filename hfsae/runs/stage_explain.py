@@ -32,7 +32,7 @@ from ..explanations import (
     template,
 )
 from ..explanations.arguments import LEXICAL
-from ..explanations.explainers import UNSCORED, Name, stored_names, with_names
+from ..explanations.explainers import UNSCORED, Name, stored_names
 from ..explanations.judges import BatchFileJudge, DryRunJudge, Judge, PendingAnswers, judge_of
 from ..explanations.scorers import scorers_of
 from ..explanations.study import write_record
@@ -241,7 +241,7 @@ def _explain(
         settings: of the recipe, the SAE and the judge.
     """
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder
-    limits, how = limits_of(placed, loaded), with_names(standing, explainer)
+    limits, how = limits_of(placed, loaded), from_labels(standing, explainer)
     plan, named, waiting = dict[str, Any](), list[dict[str, Any]](), list[str]()
 
     def study_file(name: str) -> StudyFile | None:

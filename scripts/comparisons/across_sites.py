@@ -99,7 +99,7 @@ class AcrossSites:
         them has one SAE, and so no curve."""
         low, high = self.reach(arm)
         pair = arm, self.reference
-        of_sites = [f.areas(*pair, metric, low, high) for f in self.frontiers.values()]
+        of_sites = [f.areas(*pair, metric, low, high)[:, 0] for f in self.frontiers.values()]
         has_curves = min(f.n_saes(a) for f in self.frontiers.values() for a in pair) > 1
         known = low < high and has_curves
         return np.stack(of_sites) if known else np.full(np.shape(of_sites), np.nan)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from hfsae.comparison import UNKNOWN, Estimate, Measured, estimate
+from hfsae.comparison import Estimate, Measured, estimate
 
 from .at_l0 import at_l0
 
@@ -177,7 +177,7 @@ class Interpretability:
     def _estimate(self, of_seeds: Sequence[np.ndarray]) -> Estimate:
         """From the values [1 + resamples] of each seed."""
         if not of_seeds or not all(np.isfinite(values).all() for values in of_seeds):
-            return UNKNOWN
+            return Estimate(np.nan, (np.nan, np.nan), (np.nan, np.nan))
         return estimate(np.stack(of_seeds), n_resamples=self.n_resamples, seed=self._seed)
 
 

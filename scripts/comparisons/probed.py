@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hfsae.cards import probing_facts
-from hfsae.comparison import UNKNOWN, Comparison, Estimate, Measured, corrected, estimate
+from hfsae.comparison import Comparison, Estimate, Measured, corrected, estimate
 from hfsae.evaluation.probing import kept_extract
 
 from .at_l0 import AtL0, seeds_at_l0
@@ -162,7 +162,7 @@ class ProbingSection:
     ) -> Estimate:
         gaps = [ours[s][title].own - theirs[s][title].own for s in sorted(ours.keys() & theirs)]
         if not gaps or not np.isfinite(gaps).all():
-            return UNKNOWN
+            return Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
         n = self._resampling["n_resamples"]  # of seeds alone: tasks and words are the same
         return estimate(np.repeat(np.array(gaps)[:, None], 1 + n, axis=1), **self._resampling)
 

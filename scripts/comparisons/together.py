@@ -83,8 +83,13 @@ def _verdicts(compared: Differences | AcrossSites, metric: str) -> Iterator[Verd
         of_sites = {name: compared}
     for of, differences in of_sites.items():
         for arm, cells in differences.tables.get(metric, {}).items():
-            l0s, estimate = differences.over_all(arm, metric)
-            if estimate is not None:
+            frontiers, of_arm = differences.frontiers, (arm, differences.reference, metric)
+            low, high = frontiers.reach([arm])
+            l0s = [l0 for l0 in differences.l0s if low <= l0 <= high]
+            if l0s:  # of several L0s the area; not corrected
+                estimate = frontiers.difference(*of_arm, l0s[0])
+                if len(l0s) > 1:
+                    estimate = frontiers.area(*of_arm, l0s[0], l0s[-1])
                 shown = sum(cell.is_significant for cell in cells[: len(differences.l0s)])
                 titles = compared.c.title(arm), compared.c.title(differences.reference)
                 n_seeds = len(compared.c.seeds)

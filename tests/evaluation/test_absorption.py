@@ -65,7 +65,7 @@ def truth(words):
 
 @pytest.fixture(scope="module")
 def results(words, truth, coder):
-    return {each.letter: each for each in letters_of(words, "site", truth, *coder)}
+    return {each["letter"]: each for each in letters_of(words, "site", truth, *coder)}
 
 
 def test_planted_absorption_comes_back(results, truth):
@@ -73,21 +73,21 @@ def test_planted_absorption_comes_back(results, truth):
     assert len(truth.letters) == 26
     for k, letter in enumerate(LETTERS):
         own = results[letter]
-        assert {*own.latents} <= {k, 26 + k}
+        assert {*own["latents"]} <= {k, 26 + k}
         if k in SPLIT:  # one or both, by what the few words of the test gain
             continue
         full = 0.0 if k in PURE or k in PARTIAL else 0.25
-        assert (own.n_words, own.full) == (4, full)
-        assert own.fraction == pytest.approx(PARTLY if k in PARTIAL else full, abs=0.02)
-    assert len(results["a"].latents) == 2
+        assert (own["n_words"], own["full"]) == (4, full)
+        assert own["fraction"] == pytest.approx(PARTLY if k in PARTIAL else full, abs=0.02)
+    assert len(results["a"]["latents"]) == 2
 
 
 def test_latents_of_any_scale_and_order_give_the_same(words, truth, coder, results):
     encode, directions = coder
     scale = torch.linspace(0.1, 3, len(directions))
     scaled = lambda x: encode(x) * scale, directions / scale[:, None]
-    again = {each.letter: each for each in letters_of(words, "site", truth, *scaled)}
-    assert {k: v.full for k, v in again.items()} == {k: v.full for k, v in results.items()}
+    again = {each["letter"]: each for each in letters_of(words, "site", truth, *scaled)}
+    assert all(again[k]["full"] == results[k]["full"] for k in results.keys() | again.keys())
 
 
 def test_the_probe_of_activations_is_saebenchs(words):

@@ -183,12 +183,12 @@ def test_untrained_latents_fire_as_often_as_those_of_the_sae():
 
 def test_the_last_tokens_of_texts_are_those_of_each_text_alone(planted):
     texts = [text_of([15] * n + [20 + n]) for n in (1, 6, 3, 12)]
-    read = last_tokens(planted.lm, planted.tokenizer, texts, ["drop"], bos=True, max_tokens=8)
-    assert [ids[-1] for ids in read.tokens] == [21, 26, 23, 32]
-    assert len(read.tokens[3]) == 7  # its end, behind a BOS
-    firing = read.activations["drop"].argmax(dim=1).tolist()
-    assert firing == [21, 26, 23, 32]
-    assert read.is_read == [True] * 4
+    how = {"bos": True, "max_tokens": 8}
+    acts, tokens, is_read = last_tokens(planted.lm, planted.tokenizer, texts, ["drop"], **how)
+    assert [ids[-1] for ids in tokens] == [21, 26, 23, 32]
+    assert len(tokens[3]) == 7  # its end, behind a BOS
+    assert acts["drop"].argmax(dim=1).tolist() == [21, 26, 23, 32]
+    assert is_read == [True] * 4
 
 
 def test_labels_that_say_nothing_are_at_chance(planted, task):
@@ -270,20 +270,20 @@ def test_texts_of_a_group_are_on_one_side_of_each_split(tmp_path):
     (task,) = read_tasks(source, group_column="by")
     drawn = draw(task, 200, seed=3)
     of_text = {row["text"]: row["by"] for row in grouped(20)}
-    parts = split(drawn.labels, drawn.groups, seed=0)
-    sides = parts.train[: -parts.n_choosing], parts.train[-parts.n_choosing :], parts.test
+    train, n_choosing, test = split(drawn.labels, drawn.groups, seed=0)
+    sides = train[:-n_choosing], train[-n_choosing:], test
     fitting, choosing, test = ({of_text[drawn.texts[i]] for i in side} for side in sides)
     assert not fitting & choosing and not fitting & test and not choosing & test
     assert sorted(np.concatenate(sides)) == list(range(len(drawn.texts)))
-    assert 0.3 < len(parts.test) / len(drawn.texts) < 0.5
+    assert 0.3 < len(sides[2]) / len(drawn.texts) < 0.5
     assert all(0.2 < drawn.labels[side].mean() < 0.8 for side in sides)
 
 
 def test_without_groups_a_split_is_by_place(tmp_path):
     labels = np.arange(100) % 3 == 0
-    parts = split(labels, None, seed=5)
-    assert parts.train.tolist() == list(range(60)) and parts.n_choosing == 12
-    assert parts.test.tolist() == list(range(60, 100))
+    train, n_choosing, test = split(labels, None, seed=5)
+    assert train.tolist() == list(range(60)) and n_choosing == 12
+    assert test.tolist() == list(range(60, 100))
 
 
 def test_words_of_a_source_tell_nothing_where_its_texts_are_on_one_side(planted, tmp_path):
@@ -431,4 +431,4 @@ def test_ranking_and_regression_are_those_of_sae_probes_own_code():
         own = regress(train[:, chosen], labels, test[:, chosen], test_labels)
         # sixteen latents nearly part the classes: a processor's rounding moves where the fit stops
         within = 0.01 if k == "16" else 1e-6
-        assert [own.auc, own.f1, own.accuracy] == pytest.approx(scores, abs=within)
+        assert own == pytest.approx(tuple(scores), abs=within)

@@ -12,7 +12,6 @@ from hfsae.evaluation.statistics import (
     correlation_p,
     correlations,
     eta_squared,
-    false_discovery_rates,
     mid_ranks,
     pearson,
 )
@@ -41,13 +40,6 @@ def test_spearman_and_its_p_values_are_scipys(n):
         expected = stats.spearmanr(values[i], numbers)
         np.testing.assert_allclose(rho[i], expected.statistic, atol=1e-12)
         np.testing.assert_allclose(p[i], expected.pvalue, atol=1e-12 if i else 1e-7)
-
-
-def test_false_discovery_rates_are_scipys():
-    p = RNG.random((3, 40)) ** 3
-    p[0, :5] = p[1, 7]
-    expected = stats.false_discovery_control(p, axis=None)
-    np.testing.assert_allclose(false_discovery_rates(p), expected.reshape(p.shape), rtol=1e-12)
 
 
 def test_auc_is_scikit_learns_and_the_share_of_pairs():

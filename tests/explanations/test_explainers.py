@@ -9,15 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfsae.explanations import explainers
-from hfsae.explanations.explainers import (
+from hfsae.explanations.explainers import from_labels, one_label, read_file, template
+from hfsae.explanations.windows import (
+    ExplainArguments,
+    Window,
     WindowText,
-    from_labels,
-    one_label,
-    read_file,
+    select,
     shown_windows,
-    template,
 )
-from hfsae.explanations.windows import ExplainArguments, Window, select
 
 from .conftest import read_planted
 

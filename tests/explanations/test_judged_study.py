@@ -8,7 +8,7 @@ import pytest
 
 from hfsae.cli import main
 from hfsae.explanations.judges import Answer, Judge, Usage
-from hfsae.explanations.judges.dry_run import example
+from hfsae.explanations.judges.judge import example
 from hfsae.explanations.scorers import Detection
 
 from ..helpers import refused

@@ -18,7 +18,7 @@ from hfsae.explanations.judges import (
     judge_of,
 )
 from hfsae.explanations.judges.chat import n_tokens
-from hfsae.explanations.judges.dry_run import example
+from hfsae.explanations.judges.judge import example
 from hfsae.explanations.judges.local import ChatIds
 from hfsae.io.errors import Refused
 from hfsae.lm import LoadedLM

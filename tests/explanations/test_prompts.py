@@ -6,26 +6,22 @@ import re
 import pytest
 from tokenizers import normalizers
 
-from hfsae.explanations.explainers import (
-    WindowText,
-    explanation_in,
-    explanation_question,
-    levels,
-    lm_explainer,
-)
+from hfsae.explanations.explainers import explanation_in, lm_explainer
 from hfsae.explanations.judges import Answer, Judge, Question, Usage
 from hfsae.explanations.judges.base import choice_in, misfit
 from hfsae.explanations.judges.local import ChatIds
 from hfsae.explanations.prompts import (
     choice_question,
+    explanation_question,
     json_string,
+    levels,
     list_in,
     list_question,
     marked_string,
 )
 from hfsae.explanations.scorers import SCORERS
 from hfsae.explanations.verdicts import prompts_hash
-from hfsae.explanations.windows import Window
+from hfsae.explanations.windows import Window, WindowText
 
 from .special_tokens import TEMPLATES, chatting, check_no_text_makes_a_special_token
 
@@ -176,7 +172,8 @@ def test_the_question_for_an_explanation_marks_what_is_above_three_tenths_and_li
     ],
 )
 def test_a_name_is_one_line_of_a_json_object_or_none(answer, name):
-    assert explanation_in(answer) == name
+    question = explanation_question([WindowText([" a"], 0, WINDOW, (1.0,))])
+    assert explanation_in(answer, question) == name
     assert name is None or len(name[0]) <= 200
 
 

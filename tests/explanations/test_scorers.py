@@ -297,7 +297,7 @@ def test_directions_are_judged_by_their_own_names(sampled):
     own = {sample.latent: text for control, sample, text in cases if control == "own"}
     shuffled = {sample.latent: text for control, sample, text in cases if control == "shuffled"}
     assert all(own[latent] != shuffled[latent] for latent in LATENTS)
-    assert from_labels(NAMES)([]) == {}
+    assert from_labels(NAMES)({}) == {}
 
 
 @pytest.mark.parametrize(

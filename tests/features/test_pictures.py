@@ -13,7 +13,7 @@ from PIL import Image
 from sheet import sheet
 
 from hfsae.features import FeatureStore, pictures
-from hfsae.features.pictures import Box, Grid, Pictures, write_pictures
+from hfsae.features.pictures import Grid, Pictures, write_pictures
 from hfsae.io.file_names import EXAMPLES, PICTURES
 
 from ..wordless import GRID, PATCH, SIDE, TOP, folder_of_pictures, folder_of_rows
@@ -61,7 +61,7 @@ def test_of_too_many_pictures_those_of_the_strongest_examples_are_kept(folder, m
 
 def test_a_position_has_a_cell_a_box_and_a_part_of_its_document():
     grid = Grid.of({"grid": [3, 4], "patch": [0.3, 0.25]})
-    assert grid is not None and grid.box(6) == Box(0.5, 0.3, 0.25, 0.3)
+    assert grid is not None and grid.box(6) == (0.5, 0.3, 0.25, 0.3)
     assert grid.cell(12 + 6) == (1, 2) and grid.part(12 + 6) == 1  # of the second crop
     assert grid.box(-1) is None and grid.cell(-1) is None and grid.part(-1) == -1
     assert Grid.of({"grid": [2, 5]}) == Grid(2, 5, 0.5, 0.2)

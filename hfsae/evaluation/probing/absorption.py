@@ -211,7 +211,6 @@ def fit(
     batch: int,
     weight_decay: float,
     l1: float = 0.0,
-    seed: int = 0,
 ) -> tuple[Float[Tensor, "classes d"], Float[Tensor, " classes"]]:
     """(weights, biases) of logistic regressions, one class against the rest; a logit is x . weights
     + biases.
@@ -230,7 +229,7 @@ def fit(
     biases = torch.zeros(len(LETTERS), dtype=x.dtype, requires_grad=True)
     optimiser = torch.optim.Adam([weights, biases], lr=_LR, weight_decay=weight_decay)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimiser, (_END_LR / _LR) ** (1 / _EPOCHS))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(_EPOCHS):
         for rows in torch.randperm(len(x), generator=generator).split(batch):
             logits = x[rows] @ weights.T + biases
@@ -266,28 +265,14 @@ class Truth(NamedTuple):
         return [letter for letter, value in enumerate(self.f1) if value > LEAST_F1]
 
 
-def truth_of(words: Words, site: str, seed: int = 0) -> Truth:
+def truth_of(words: Words, site: str) -> Truth:
     """Fit the probe on the training words, and score it on the others."""
     x, n = words.activations[site], words.n_train
-    weights, biases = fit(x[:n], words.letters[:n], batch=64, weight_decay=1e-4, seed=seed)
+    weights, biases = fit(x[:n], words.letters[:n], batch=64, weight_decay=1e-4)
     scores = (x[n:] @ weights.T + biases).numpy()
     is_so = words.letters[n:, None] == np.arange(len(LETTERS))
     f1s = [f1(is_so[:, k], scores[:, k] > 0) for k in range(len(LETTERS))]
     return Truth(F.normalize(weights, dim=1), is_so & (scores > 0), f1s)
-
-
-class Letter(NamedTuple):
-    """Absorption of one letter's latents."""
-
-    letter: str
-    n_words: int
-    """of the test whose letter the model's probe gets right"""
-    latents: list[int]
-    """main ones"""
-    f1: float
-    """of the sparse probe on them"""
-    full: float
-    fraction: float
 
 
 @torch.no_grad()
@@ -297,8 +282,10 @@ def letters_of(
     truth: Truth,
     encode: Callable[[Tensor], Tensor],
     directions: Float[Tensor, "f d"],
-) -> list[Letter]:
-    """Absorption of each letter of which the model's probe knows enough.
+) -> list[dict[str, Any]]:
+    """Absorption of each letter of which the model's probe knows enough: `letter`; `n_words` of the
+    test whose letter the probe gets right; its main `latents`; `f1` of the sparse probe on them;
+    `full` and `fraction`.
 
     Args:
         encode: activations [n, d] to latents [n, f].
@@ -320,10 +307,12 @@ def letters_of(
         main, main_f1 = main_latents(latents, words, letter, sparse[letter])
         is_right = torch.from_numpy(truth.is_right[:, letter])
         projections = x[n:][is_right] @ truth.directions[letter]
+        own = {"letter": LETTERS[letter], "n_words": len(projections)}
+        own |= {"latents": firing[main].tolist(), "f1": main_f1}
         result = absorbed(latents[n:][is_right], along[letter], projections, main)
-        rates = [float(part.double().mean()) for part in result]
-        named = firing[main].tolist()
-        results.append(Letter(LETTERS[letter], len(projections), named, main_f1, *rates))
+        for name, part in zip(("full", "fraction"), result, strict=True):
+            own[name] = float(part.double().mean())
+        results.append(own)
     return results
 
 
@@ -387,16 +376,11 @@ def first_letters(
             (untrained, name, control.encode, control.directions),
         ):
             letters = letters_of(words, sites[name], truth, coder, directions)
-            row = {
-                "features": features,
-                "of": of,
-                "full": mean([each.full for each in letters]),
-                "fraction": mean([each.fraction for each in letters]),
-                "f1_of_main": mean([each.f1 for each in letters]),
-                "n_main": float(np.mean([len(each.latents) for each in letters])),
-                "letters": [each._asdict() for each in letters],
-            }
-            rows.append(row)
+            row: dict[str, Any] = {"features": features, "of": of}
+            for key, title in (("full", "full"), ("fraction", "fraction"), ("f1", "f1_of_main")):
+                row[title] = mean([each[key] for each in letters])
+            row["n_main"] = float(np.mean([len(each["latents"]) for each in letters]))
+            rows.append({**row, "letters": letters})
     f1s = {site: dict(zip(LETTERS, truth.f1, strict=True)) for site, truth in truths.items()}
     n_words = {"train": words.n_train, "test": len(words.tokens) - words.n_train}
     return {"n_words": n_words, "probe_f1": f1s, "rows": rows, "about": ABOUT, "caution": CAUTION}
@@ -409,10 +393,8 @@ def no_letters(saes: Iterable[str], n_words: int) -> dict[str, Any]:
         "needed; give a model of a language with these letters"
     )
     rows = [{"features": name, "of": "", "refused": reason} for name in saes]
-    return {"n_words": {"train": 0, "test": 0}, "probe_f1": {}, "rows": rows} | {
-        "about": ABOUT,
-        "caution": CAUTION,
-    }
+    about = {"about": ABOUT, "caution": CAUTION}
+    return {"n_words": {"train": 0, "test": 0}, "probe_f1": {}, "rows": rows, **about}
 
 
 def too_weak(truth: Truth) -> str | None:

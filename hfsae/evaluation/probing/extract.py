@@ -25,7 +25,10 @@ def extract(record: Mapping[str, Any]) -> dict[str, Any]:
     result = {key: record[key] for key in _WHOLE if key in record}
     result["means"] = [entry for entry in record["means"] if _is_own(entry, record)]
     if absorption := record.get("absorption"):
-        rows = [_without_letters(row) for row in absorption["rows"] if _is_own(row, record)]
+        rows = [dict(row) for row in absorption["rows"] if _is_own(row, record)]
+        for row in rows:
+            if "letters" in row:
+                row["n_letters"] = len(row.pop("letters"))
         result["absorption"] = {**absorption, "rows": rows}
     if uniformity := record.get("uniformity"):
         own = {name: v for name, v in uniformity["saes"].items() if name == record["sae"]}
@@ -38,11 +41,6 @@ def _is_own(entry: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
     if entry["features"] in record["saes"]:
         return entry["features"] == record["sae"]
     return entry["of"] in ("", record["sae"], record["site"])
-
-
-def _without_letters(row: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {key: value for key, value in row.items() if key != "letters"}
-    return plain | ({"n_letters": len(row["letters"])} if "letters" in row else {})
 
 
 def kept_extract(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ for that reason.
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +20,12 @@ _ITERATIONS = 1000
 TEST_SHARE = 0.4
 LEAST_GROUPS = 5
 """Groups that the texts with a class need, and those without it: there are as many folds."""
-_LEAST = 2  # texts of each class on each side
+LEAST = 2
+"""Texts of each class that a side needs; one where C is chosen."""
 
 
-class Scores(NamedTuple):
-    """On texts that neither ranking nor regression has seen."""
-
-    auc: float
-    f1: float
-    accuracy: float
+SCORES = ("auc", "f1", "accuracy")
+"""Names of the scores on texts that neither ranking nor regression has seen."""
 
 
 def rank(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -59,25 +56,11 @@ def n_choosing(n_train: int) -> int:
     return min(n_train // 5, 100)
 
 
-class Split(NamedTuple):
-    """Indices of texts."""
-
-    train: np.ndarray
-    """in the order of fitting: the last ones choose C"""
-    n_choosing: int
-    """of the training texts, those that choose C"""
-    test: np.ndarray
-
-    def is_usable(self, labels: np.ndarray) -> bool:
-        """Whether each side has texts with the class, and texts without it."""
-        sides = labels[self.train], labels[self.test], labels[self.train[-self.n_choosing :]]
-        leasts = _LEAST, _LEAST, 1
-        counts = (min(side.sum(), (~side).sum()) for side in sides)
-        return all(count >= least for count, least in zip(counts, leasts, strict=True))
-
-
-def split(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> Split:
-    """Two fifths of the texts for the test, and a part of the others to choose C.
+def split(
+    labels: np.ndarray, groups: np.ndarray | None, seed: int
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """Two fifths of the texts for the test, and a part of the others to choose C: indices of the
+    training texts, how many of them, the last ones, choose C, and indices of the test's.
 
     Args:
         labels: [n] bool, of texts in random order.
@@ -87,10 +70,10 @@ def split(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> Split:
     if groups is None:
         n_train = len(labels) - round(TEST_SHARE * len(labels))
         rows = np.arange(len(labels))
-        return Split(rows[:n_train], n_choosing(n_train), rows[n_train:])
+        return rows[:n_train], n_choosing(n_train), rows[n_train:]
     folds = scikit_learn().model_selection.StratifiedGroupKFold(5, shuffle=True, random_state=seed)
     parts = [rows for _, rows in folds.split(labels, labels, groups)]
-    return Split(np.concatenate(parts[2:]), len(parts[-1]), np.concatenate(parts[:2]))
+    return np.concatenate(parts[2:]), len(parts[-1]), np.concatenate(parts[:2])
 
 
 def regress(
@@ -99,8 +82,8 @@ def regress(
     test: np.ndarray,
     test_labels: np.ndarray,
     n_last: int | None = None,
-) -> Scores:
-    """Fit on the training rows, score on the others.
+) -> tuple[float, float, float]:
+    """`SCORES` on the test's rows, of a fit on the training rows.
 
     Args:
         train: [n, f]
@@ -125,7 +108,7 @@ def regress(
 
     model = fitted(slice(None), max(CS, key=score))  # of equal ones the first, as in sae-probes
     chances, predicted = model.predict_proba(test)[:, 1], model.predict(test)
-    return Scores(
+    return (
         float(metrics.roc_auc_score(test_labels, chances)),
         float(metrics.f1_score(test_labels, predicted, average="weighted")),
         float(metrics.accuracy_score(test_labels, predicted)),

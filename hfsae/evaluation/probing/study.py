@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ..statistics import Interval, interval
 from ..untrained import Untrained, firings
 from .absorption import first_letters, no_letters, read_words, words_of
 from .arguments import LEAST_WORDS, ProbeArguments
-from .regression import Scores, rank, rank_dense, regress, split
+from .regression import LEAST, SCORES, rank, rank_dense, regress, split
 from .report import arms_of, over_seeds, report_of
 from .tasks import Task
 
@@ -106,7 +106,7 @@ def probe(
         raise Refused("no task is given; give texts with two classes")
     controls = {}  # random directions with the densities of an SAE on these texts
     for name, sae in saes.items():
-        x = torch.cat([last.activations[sites[name]][last.is_read] for _, last in read])
+        x = torch.cat([acts[sites[name]][is_read] for _, (acts, _, is_read) in read])
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(args.seed))
         x = x[order[:_POOLED]]
         controls[name] = Untrained(x, firings(sae, x).cpu() / len(x), args.seed)
@@ -123,15 +123,10 @@ def probe(
     return result
 
 
-class LastTokens(NamedTuple):
-    """What a language model has read of texts."""
-
-    activations: dict[str, Float[Tensor, "n _"]]
-    """by site, at the last token of each text whose norm is no outlier"""
-    tokens: list[list[int]]
-    """of each text, as far as they were read"""
-    is_read: list[bool]
-    """whether a text has such a token; where not, its activations are zeros"""
+LastTokens = tuple[dict[str, Float[Tensor, "n _"]], list[list[int]], list[bool]]
+"""What a language model has read of texts: by site, the activations at the last token of each whose
+norm is no outlier; each text's tokens, as far as they were read; whether a text has such a token:
+where not, its activations are zeros."""
 
 
 @torch.no_grad()
@@ -181,7 +176,7 @@ def last_tokens(
         empty = torch.zeros(len(next(iter(kept.values()))[site]) if kept else 0)
         of_texts = [kept[i][site] if i in kept else empty for i in range(len(texts))]
         activations[site] = torch.stack(of_texts)
-    return LastTokens(activations, tokens, [index in kept for index in range(len(texts))])
+    return activations, tokens, [index in kept for index in range(len(texts))]
 
 
 def draw(task: Task, n_texts: int, seed: int) -> Task:
@@ -201,14 +196,16 @@ def _rows(
     controls: Mapping[str, Untrained],
     args: ProbeArguments,
 ) -> Iterator[dict[str, Any]]:
-    task, last = read
-    is_read = np.array(last.is_read)
+    task, (activations, ids_of, kept) = read
+    is_read = np.array(kept)
     labels = task.labels[is_read]
-    parts = split(labels, None if task.groups is None else task.groups[is_read], args.seed)
-    if not parts.is_usable(labels):
+    groups = None if task.groups is None else task.groups[is_read]
+    train, n_choosing, test = split(labels, groups, args.seed)
+    sides = (train, LEAST), (test, LEAST), (train[-n_choosing:], 1)
+    if any(min(labels[of].sum(), (~labels[of]).sum()) < least for of, least in sides):
         logger.info("%s is left out: too few of its texts could be read or split", task.name)
         return
-    dense = {site: last.activations[site][last.is_read] for site in {*sites.values()}}
+    dense = {site: activations[site][kept] for site in {*sites.values()}}
     features: dict[tuple[str, str], np.ndarray] = {}
     for name, sae in saes.items():
         x = dense[sites[name]]
@@ -217,12 +214,11 @@ def _rows(
         features[UNTRAINED, name] = controls[name].encode(x).numpy()
     for site, x in dense.items():
         features[DIMENSIONS, site] = x.numpy()
-    tokens = [ids for ids, is_kept in zip(last.tokens, is_read, strict=True) if is_kept]
+    tokens = [ids for ids, is_kept in zip(ids_of, is_read, strict=True) if is_kept]
     kinds = {kind: column for column, kind in enumerate(sorted({i for ids in tokens for i in ids}))}
     features[TOKENS, ""] = np.zeros((len(tokens), len(kinds)), dtype=np.float32)
     for bag, ids in zip(features[TOKENS, ""], tokens, strict=True):
         bag[[kinds[kind] for kind in ids]] = 1  # whether a text has a token
-    train, test = parts.train, parts.test
     for (kind, of), values in features.items():
         varies = np.flatnonzero((values[train] != values[train[0]]).any(axis=0))
         if not len(varies):
@@ -234,7 +230,7 @@ def _rows(
         for k in [ALL] if kind == TOKENS else [*args.k, ALL]:
             chosen = varying[:, order[: None if k == ALL else k]]
             sides = chosen[train], labels[train], chosen[test], labels[test]
-            scores = regress(*sides, parts.n_choosing)._asdict()
+            scores = dict(zip(SCORES, regress(*sides, n_choosing), strict=True))
             yield {"task": task.name, "features": kind, "of": of, "k": k} | scores | named
 
 
@@ -250,7 +246,7 @@ def _probing(
     means = []
     for (kind, of, k), by_task in values.items():
         entry: dict[str, Any] = {"features": kind, "of": of, "k": k, "n_tasks": len(by_task)}
-        for name in Scores._fields:
+        for name in SCORES:
             entry[name] = mean_interval([r[name] for r in by_task.values()], args)
         if kind in saes:
             control = values[UNTRAINED, kind, k]

@@ -7,7 +7,6 @@
 Several classes give a task each: one against the rest.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...io.errors import Refused, one_line
-from ...io.files import numbered_lines, refuse_special
+from ...io.files import parsed_lines, refuse_special
 from ...packaged import PROBES, package_folder, probe_rows
 from .regression import LEAST_GROUPS
 
@@ -120,16 +119,10 @@ def read_tasks(
         name = path.stem
         try:
             with path.open("rb") as file:
-                for number, line in numbered_lines(file, _LONGEST_LINE):
-                    where = f"line {number} of {path}"
-                    try:
-                        rows.append(json.loads(line))
-                    except (ValueError, RecursionError) as error:
-                        raise Refused(
-                            f"{where} is not JSON ({one_line(error)}); put one object there"
-                        ) from error
-                    if not isinstance(rows[-1], dict):
+                for where, row in parsed_lines(file, _LONGEST_LINE):
+                    if not isinstance(row, dict):
                         raise Refused(f"{where} is not an object; give a text and its label")
+                    rows.append(row)
         except OSError as error:
             raise Refused(f"{path} cannot be read ({one_line(error)}); check the path") from error
     elif path.exists() or path.suffix or len(path.parts) != 2:

@@ -7,7 +7,7 @@ from .base import Question as Question
 from .base import Usage as Usage
 from .batch_file import BatchFileJudge as BatchFileJudge
 from .calls import Judge as Judge
-from .dry_run import DryRunJudge as DryRunJudge
+from .judge import DryRunJudge as DryRunJudge
 from .judge import judge_of as judge_of
 from .local import Local as Local
 from .remote import Remote as Remote

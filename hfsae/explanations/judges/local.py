@@ -4,8 +4,9 @@ import copy
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -48,53 +49,49 @@ class Local(Judge):
         self, args: JudgeArguments, calls: Path | None = None, *, loaded: LoadedLM | None = None
     ) -> None:
         super().__init__(args, calls)
-        self._loaded = loaded
-        self._made: _Model | None = None
+        self._loaded, self._is_ready = loaded, False
 
     def _new_answers(self, questions: Mapping[str, Question]) -> Iterator[tuple[str, Answer, int]]:
-        for batch in self._batches(list(questions.values())):
+        if not questions:
+            return
+        if not self._is_ready:
+            self._prepare()
+        chosen, generated, long = [], [], []
+        for question in questions.values():
+            prompt = self.ids.prompt(question)
+            n = len(prompt) + (0 if question.choices else question.max_tokens)
+            reason = f"question and answer have {n:,} tokens; the model reads {self.room:,}"
+            if n > self.room:
+                long.append([(question, Answer(None, reason, None, len(prompt)))])
+            else:
+                (chosen if question.choices else generated).append((question, prompt))
+        for batch in chain(long, self._chosen(chosen), self._generated(generated)):
             self._calls.note(batch)
             for question, answer in batch:
                 yield self._calls.key(question), answer, 1
 
-    def _batches(self, questions: Sequence[Question]) -> Iterator[list[tuple[Question, Answer]]]:
-        if not questions:
-            return
-        model = self._model()
-        prompts = [model.ids.prompt(question) for question in questions]
-        short = []
-        for question, prompt in zip(questions, prompts, strict=True):
-            n = len(prompt) + (0 if question.choices else question.max_tokens)
-            if n <= model.room:
-                short.append((question, prompt))
-            else:
-                reason = f"question and answer have {n:,} tokens; the model reads {model.room:,}"
-                yield [(question, Answer(None, reason, None, len(prompt)))]
-        yield from self._chosen(model, [pair for pair in short if pair[0].choices])
-        yield from self._generated(model, [pair for pair in short if not pair[0].choices])
-
     def _chosen(
-        self, model: "_Model", asked: Sequence[tuple[Question, list[int]]]
+        self, asked: Sequence[tuple[Question, list[int]]]
     ) -> Iterator[list[tuple[Question, Answer]]]:
         """Log-probabilities of choices; those with the same tokens before the last are one row."""
         items: list[Continuation] = []
         places: list[dict[str, tuple[int, int]]] = []  # of each question: choice -> item, end
         for question, prompt in asked:
             bodies: dict[tuple[int, ...], list[str]] = {}
-            ids = {choice: tuple(model.ids.choice(choice)) for choice in question.choices}
+            ids = {choice: tuple(self.ids.choice(choice)) for choice in question.choices}
             for choice, tokens in ids.items():
                 bodies.setdefault(tokens[:-1], []).append(choice)
             places.append({})
             for body, choices in bodies.items():
                 places[-1] |= {choice: (len(items), k) for k, choice in enumerate(choices)}
-                items.append(Continuation(tuple(prompt), body, tuple(ids[c][-1] for c in choices)))
+                items.append((tuple(prompt), body, tuple(ids[c][-1] for c in choices)))
         waiting = [len({i for i, _ in place.values()}) for place in places]
         owner = {i: q for q, place in enumerate(places) for i, _ in place.values()}
         scores: dict[int, list[float]] = {}
         seconds = [0.0] * len(asked)
-        for batch in batches(items, self._args.batch_size, model.vocabulary):
+        for batch in batches(items, self._args.batch_size, self.vocabulary):
             begin, done = time.perf_counter(), []
-            scores |= zip(batch, model.scorer.score([items[i] for i in batch]), strict=True)
+            scores |= zip(batch, self.scorer.score([items[i] for i in batch]), strict=True)
             share = (time.perf_counter() - begin) / len(batch)
             for q in (owner[i] for i in batch):
                 waiting[q], seconds[q] = waiting[q] - 1, seconds[q] + share
@@ -105,38 +102,31 @@ class Local(Judge):
             yield done
 
     def _generated(
-        self, model: "_Model", asked: Sequence[tuple[Question, list[int]]]
+        self, asked: Sequence[tuple[Question, list[int]]]
     ) -> Iterator[list[tuple[Question, Answer]]]:
         """Greedy answers; questions of similar length are one batch."""
         order = sorted(asked, key=lambda pair: (pair[0].max_tokens, len(pair[1])))
         for start in range(0, len(order), self._args.batch_size):
             batch = order[start : start + self._args.batch_size]
             begin = time.perf_counter()
-            rows = model.generate([p for _, p in batch], max(q.max_tokens for q, _ in batch))
+            rows = self._generate([p for _, p in batch], max(q.max_tokens for q, _ in batch))
             seconds = (time.perf_counter() - begin) / len(batch)
             yield [
-                (question, model.read(question, len(prompt), row, seconds))
+                (question, self._read(question, len(prompt), row, seconds))
                 for (question, prompt), row in zip(batch, rows, strict=True)
             ]
 
-    def _model(self) -> "_Model":
-        if self._made is None:
-            if self._loaded is None:
-                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-                dtype = "bfloat16" if multiplies_bfloat16(device) else "float32"
-                is_packaged = self._args.model == PACKAGED
-                name = PACKAGED_MODEL if is_packaged else self._args.model
-                source = "packaged" if is_packaged else "auto"
-                self._loaded = load_lm(name, source=source, dtype=dtype, device=device)
-            self._made = _Model(self._loaded)
-        return self._made
-
-
-class _Model:
-    """A loaded model with what asking it takes."""
-
-    def __init__(self, loaded: LoadedLM) -> None:
-        self.lm: PreTrainedModel = loaded.lm
+    def _prepare(self) -> None:
+        """Load the model, with what asking it takes."""
+        loaded = self._loaded
+        if loaded is None:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            dtype = "bfloat16" if multiplies_bfloat16(device) else "float32"
+            is_packaged = self._args.model == PACKAGED
+            name = PACKAGED_MODEL if is_packaged else self._args.model
+            source = "packaged" if is_packaged else "auto"
+            loaded = load_lm(name, source=source, dtype=dtype, device=device)
+        self._lm: PreTrainedModel = loaded.lm
         self.ids, self.scorer = ChatIds(loaded.tokenizer), ContinuationScorer(loaded.lm)
         text_config = loaded.lm.config.get_text_config()
         self.room = int(getattr(text_config, "max_position_embeddings", 0) or 2**20)
@@ -145,9 +135,10 @@ class _Model:
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         eos: Any = loaded.tokenizer.eos_token_id
         self.eos = sorted({*ends, *([] if eos is None else [eos])})
+        self._is_ready = True
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[list[int]], n_tokens: int) -> list[list[int]]:
+    def _generate(self, prompts: Sequence[list[int]], n_tokens: int) -> list[list[int]]:
         """The likeliest next tokens of each prompt, up to the end of the text."""
         width = max(map(len, prompts))
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -161,14 +152,14 @@ class _Model:
             eos_token_id=self.eos or None,
             pad_token_id=self.eos[0] if self.eos else 0,
         )
-        lm: Any = self.lm
+        lm: Any = self._lm
         device = lm.device
         out: Tensor = lm.generate(
             ids.to(device), attention_mask=mask.to(device), generation_config=settings
         )
         return out[:, width:].tolist()
 
-    def read(self, question: Question, n_in: int, row: list[int], seconds: float) -> Answer:
+    def _read(self, question: Question, n_in: int, row: list[int], seconds: float) -> Answer:
         """The answer in generated ids."""
         row = row[: question.max_tokens]
         n = next((i for i, token in enumerate(row) if token in self.eos), len(row))
@@ -272,20 +263,9 @@ class ChatIds:
         return text
 
 
-class Continuation(NamedTuple):
-    """A continuation: ids that follow a context, and alternatives for the token after them."""
-
-    context: tuple[int, ...]
-    """one id or more"""
-    body: tuple[int, ...]
-    """may be empty"""
-    ends: tuple[int, ...]
-    """the last token, in one or several versions"""
-
-    @property
-    def fed(self) -> tuple[int, ...]:
-        """What the model reads."""
-        return self.context + self.body
+Continuation = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Ids of a context, one or more; those that follow it, perhaps none; the last token's, in one or
+several versions."""
 
 
 def batches(items: Sequence[Continuation], size: int, vocabulary: int) -> Iterator[list[int]]:
@@ -296,15 +276,15 @@ def batches(items: Sequence[Continuation], size: int, vocabulary: int) -> Iterat
         size: items of a batch, at most.
     """
     batch: list[int] = []
-    for i in sorted(range(len(items)), key=lambda i: (items[i].context, len(items[i].body))):
+    for i in sorted(range(len(items)), key=lambda i: (items[i][0], len(items[i][1]))):
         if batch:
-            lengths = [len(items[j].fed) for j in (*batch, i)]
-            shared = _n_shared(items[batch[0]].context, items[batch[-1]].context)
-            all_shared = _n_shared(items[batch[0]].context, items[i].context)
+            lengths = [len(items[j][0]) + len(items[j][1]) for j in (*batch, i)]
+            shared = _n_shared(items[batch[0]][0], items[batch[-1]][0])
+            all_shared = _n_shared(items[batch[0]][0], items[i][0])
             together = all_shared + sum(length - all_shared for length in lengths)
             apart = shared + sum(length - shared for length in lengths[:-1])
             apart += lengths[-1] + _OVERHEAD
-            longest = max(len(items[j].body) for j in (*batch, i))
+            longest = max(len(items[j][1]) for j in (*batch, i))
             is_small = (longest + 1) * vocabulary * len(lengths) <= _MAX_LOGITS
             if len(batch) == size or together > apart or not is_small:
                 yield batch
@@ -332,18 +312,18 @@ class ContinuationScorer:
     def score(self, items: Sequence[Continuation]) -> list[list[float]]:
         """For each item log p(body and end | context) for each of its ends, in nats."""
         lm, device = self._lm, self._lm.device
-        items_of = sorted(item.context for item in items)
-        n_shared = _n_shared(items_of[0], items_of[-1])
-        cache = self._cache_of(items[0].context[:n_shared])
+        contexts = [context for context, *_ in items]
+        n_shared = _n_shared(min(contexts), max(contexts))
+        cache = self._cache_of(contexts[0][:n_shared])
         n_shared = n_shared if cache is not None else 0
-        rows = [item.fed[n_shared:] for item in items]
+        rows = [(context + body)[n_shared:] for context, body, _ in items]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for row, fed in zip(ids, rows, strict=True):
             row[: len(fed)] = torch.tensor(fed)
         # Padding is on the right, where no token attends to it.
-        first = [len(item.context) - n_shared - 1 for item in items]
-        steps = [range(f, f + len(i.body) + 1) for f, i in zip(first, items, strict=True)]
-        places = sorted({place for of_item in steps for place in of_item})
+        first = [len(context) - n_shared - 1 for context in contexts]
+        starts = zip(first, items, strict=True)
+        places = sorted({at + k for at, (_, body, _) in starts for k in range(len(body) + 1)})
         more = {}
         if cache is not None:  # a view for all rows: the model appends to copies of it
             view = copy.copy(cache)
@@ -359,12 +339,12 @@ class ContinuationScorer:
             input_ids=ids.to(device), logits_to_keep=keep, use_cache=cache is not None, **more
         ).logits
         sums = []
-        for row, (item, start) in enumerate(zip(items, first, strict=True)):
+        for row, ((_, body, ends), start) in enumerate(zip(items, first, strict=True)):
             at = places.index(start)
-            scores = logits[row, at : at + len(item.body) + 1].float().log_softmax(-1)
-            body = torch.tensor(item.body, dtype=torch.long, device=scores.device)
-            total = scores[:-1].gather(1, body[:, None]).sum(dtype=torch.float64)
-            sums.append([float(total + scores[-1, end]) for end in item.ends])
+            scores = logits[row, at : at + len(body) + 1].float().log_softmax(-1)
+            ids = torch.tensor(body, dtype=torch.long, device=scores.device)
+            total = scores[:-1].gather(1, ids[:, None]).sum(dtype=torch.float64)
+            sums.append([float(total + scores[-1, end]) for end in ends])
         return sums
 
     def _cache_of(self, prefix: tuple[int, ...]) -> Any:
