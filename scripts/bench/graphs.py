@@ -124,8 +124,9 @@ def main() -> None:
         tqdm.write(str(rows[-1]))
     if args.output is not None:
         sites = [site for sae in saes.values() for site in sae.config.writes.names]
-        run = {"model": name, "sites": sites, "n_features": args.features, "rows": rows}
-        keep(args.output, run, ["model", "sites", "n_features"])
+        kinds = sorted({sae.config.model_type for sae in saes.values()})
+        run = {"model": name, "kinds": kinds, "sites": sites, "n_features": args.features}
+        keep(args.output, run | {"rows": rows}, [*run])
 
 
 if __name__ == "__main__":

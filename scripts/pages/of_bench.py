@@ -1,5 +1,6 @@
 """The tables and sentences that rest on the results of scripts/bench: on its page, in README.md."""
 
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -16,6 +17,7 @@ PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
 GPUS, ON_GPU = "scripts/recipes/gpus.md", "When sparse steps pay on a GPU"
+CIRCUITS, GRAPHS = "scripts/recipes/circuits.md", "What a graph says"
 TRIALS, REAL_SIZE = "scripts/trials/README.md", "Gemma 2 2B at its real size"
 SITES = "At ten sites of two models (`sites.py`)"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
@@ -35,6 +37,7 @@ def told() -> Iterator[Told]:
         (PAGE, SITES, (sites(),)),
         (GPUS, ON_GPU, of_kernels()),
         (TRIALS, REAL_SIZE, (of_real_size(),)),
+        (CIRCUITS, GRAPHS, (of_graphs(),)),
     ):
         yield from (Told(page, section, text) for text in texts)
 
@@ -406,6 +409,28 @@ def of_real_size() -> str:
         said = f"{step['said'] / 1e9:.1f}" if "said" in step else ""
         sizes = [f"{step['seconds']:,.0f}", f"{step['peak'] / 1e9:.1f}", said]
         rows.append([step["step"], *sizes, step.get("note", "")])
+    return table(rows)
+
+
+def of_graphs() -> str:
+    """How exact graphs are, and Spearman's rho of what they say with removal in the real model."""
+    measures = ("weight", "graph", "gradient, MLPs held", "gradient")
+    rows = [["transcoders", "replacement", "weight", "through the graph", *measures[2:]]]
+    for run in runs_of("graphs"):
+        blocks = re.findall(r"\d+", " ".join(run["sites"]))
+        first = f"{run['model'].partition('/')[2]}, "
+        first += "cross-layer, " if run["kinds"][0].endswith("_clt") else ""
+        consecutive = [*map(str, range(int(blocks[0]), int(blocks[-1]) + 1))]
+        is_range = len(blocks) > 2 and blocks == consecutive
+        first += f"blocks {f'{blocks[0]} to {blocks[-1]}' if is_range else ', '.join(blocks)}"
+        rows.append([first])
+        for name in ("replacement", *measures):
+            values = sorted(row[name] for row in run["rows"])
+            digits = 3 if name == "replacement" else 2
+            median = statistics.median(values)
+            rows[-1].append(
+                f"{median:.{digits}f} ({values[0]:.{digits}f} to {values[-1]:.{digits}f})"
+            )
     return table(rows)
 
 
