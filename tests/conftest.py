@@ -65,7 +65,7 @@ import hfsae.io.hub_client
 from hfsae.cards import figures
 from hfsae.comparison import plots
 from hfsae.io.processor import multiplies_bfloat16
-from hfsae.lm import LoadedLM, load_lm
+from hfsae.lm import LoadedLM, load_lm, located
 from hfsae.ops import sparse
 from hfsae.packaged import PACKAGED_LMS
 
@@ -332,9 +332,16 @@ def packaged_lm() -> LoadedLM:
 
 
 @pytest.fixture(scope="session")
-def packaged_gemma() -> LoadedLM:
-    """The real Gemma 3 270M in bfloat16, with its tokenizer. Shared: leave it as it is."""
-    return _of_package("google/gemma-3-270m")
+def packaged_gemma(pytestconfig: pytest.Config) -> LoadedLM:
+    """The real Gemma 3 270M in bfloat16, with its tokenizer. Shared: leave it as it is.
+
+    Unpacking it takes a minute and a half, so the first run leaves it in .pytest_cache; what is
+    there is held to its hash each time it is read.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if cache := getattr(pytestconfig, "cache", None):
+            patch.setattr(located, "HF_HOME", str(cache.mkdir("packaged")))
+        return _of_package("google/gemma-3-270m")
 
 
 def _of_package(name: str) -> LoadedLM:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ HEAVY = {"accelerate", "datasets", "pyarrow", "matplotlib", "jsonargparse", "gra
 HEAVY |= {"scipy", "docstring_parser", "markdown_it", "gguf"}
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def test_the_page_of_floors_is_what_import_linter_checks():
     pyproject = (PACKAGE.parent / "pyproject.toml").read_text()
     layers = re.search(r"^layers = \[\n(.*?)^\]", pyproject, re.MULTILINE | re.DOTALL)[1]
@@ -31,7 +37,7 @@ def test_the_page_of_floors_is_what_import_linter_checks():
 
 def test_nothing_in_the_package_imports_its_root():
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module or ""]
@@ -50,7 +56,7 @@ def _last_words(message: ast.expr | None) -> str:
 
 def test_no_message_of_a_refusal_ends_with_a_full_stop():
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if not isinstance(node, ast.Raise) or not isinstance(node.exc, ast.Call):
                 continue
             if getattr(node.exc.func, "id", "") in ("Refused", "Damaged", "HubRefused"):
@@ -173,7 +179,7 @@ def test_what_stands_above_the_models_names_no_variant():
         place = path.relative_to(PACKAGE)
         if place.parts[0] in ("models", "convert") or place.as_posix() in apart:
             continue
-        for line, text in spelled(ast.parse(path.read_text())):
+        for line, text in spelled(parsed(path)):
             assert not named.search(text), f"{place}:{line} names a variant: {text}"
 
 
@@ -206,14 +212,14 @@ def test_the_name_of_a_file_stands_once():
         is_of_others = place.parts[0] == "convert" and place.name != "formats.py"
         if place.as_posix() == "io/file_names.py" or is_of_others:
             continue
-        for line, text in spelled(ast.parse(path.read_text())):
+        for line, text in spelled(parsed(path)):
             is_name = any(text == file or text.endswith(f"/{file}") for file in files)
             assert not is_name, f"{place}:{line} has {text!r}, whose name is in io/file_names.py"
 
 
 def test_no_function_is_longer_than_eighty_lines():
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 n = body[-1].end_lineno - body[0].lineno + 1 if body else 0
@@ -223,7 +229,7 @@ def test_no_function_is_longer_than_eighty_lines():
 def test_each_test_file_opens_with_a_sentence_and_imports_no_other_and_no_private_name():
     """What two of them need stands in tests/helpers.py, tiny.py or a conftest.py."""
     for path in (PACKAGE.parent / "tests").rglob("test_*.py"):
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         assert (ast.get_docstring(tree) or "").rstrip().endswith("."), path
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):

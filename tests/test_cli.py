@@ -575,6 +575,8 @@ def test_the_real_model_from_recipe_to_shown_latents(
         "training.output_dir": folder,
         "training.n_tokens": 10240,
         "sae.d_sae": 1024,
+        "training.calibration_tokens": 1024,
+        "harvest.rows": 4,
         "shuffle.bucket_tokens": 5120,
         "evaluation.n_tokens": 400,
         "collect_tokens": 2000,

@@ -152,7 +152,7 @@ def sae(tmp_path) -> Path:
     sae = make(hfsae.JumpReLUSAEConfig, d_in=16, d_sae=32, site="layers.1").eval()
     sae.config.model_name = "tiny/gemma"
     sae.save_pretrained(tmp_path / "sae")
-    record = {"text": {"dataset": "packaged:wiki,python"}, "harvested": {"norm_limits": {}}}
+    record = {"text": {"dataset": "packaged:wiki"}, "harvested": {"norm_limits": {}}}
     (tmp_path / "sae" / "training.json").write_text(json.dumps(record))
     return tmp_path / "sae"
 
@@ -163,11 +163,11 @@ def sae(tmp_path) -> Path:
         ("{a: packaged:pile}", "evaluation.texts.a: packaged text 'pile' does not exist"),
         ("{a: EMPTY.jsonl}", "evaluation.texts.a: data set 'EMPTY.jsonl' holds no text"),
         ("{a: MISSING.txt}", "evaluation.texts.a: no .txt, .jsonl or .parquet file"),
-        ("{a: packaged:python}", "packaged:python is in the training text; give a text that"),
+        ("{a: packaged:wiki}", "packaged:wiki is in the training text; give a text that"),
         ("{a: 3}", "evaluation.texts must be names with a text each"),
         ("{a: ' '}", "evaluation.texts must be names with a text each"),
         ("{a: ' '}", "got the name 'a' with ' '"),
-        ("packaged:python", "evaluation.texts must be names with a text each"),
+        ("packaged:wiki", "evaluation.texts must be names with a text each"),
     ],
 )
 def test_a_text_that_cannot_be_foreign_is_one_sentence_before_a_model_is_loaded(

@@ -115,19 +115,24 @@ def test_bytes_of_each_gpu_in_closed_form(no_weights, name, d_sae, n, spread):
         **({"buckets of gradients": 4 * here} if n > 1 and not is_spread else {}),
     }
     step = inputs + max(5.25 * latents, 3 * latents + gradient)
-    assert stage(recipe, "one step, dense")[GPU] == {**always, "one step, dense": step}
-    folding = stage(recipe, "folding")
+    checked = recipes.check(recipe)
+    every = stages(recipe, *checked, on_gpu=True)
+    assert having(every, "one step, dense")[GPU] == {**always, "one step, dense": step}
+    folding = having(every, "folding")
     assert {**folding[GPU], **folding[MAIN]}["folding"] == 2.5 * 4 * all_
     assert ("folding" in folding[MAIN]) == is_spread
     if is_spread:
-        assert stage(recipe, "checkpoint")[MAIN]["checkpoint"] == 12 * all_
-    gpu = memory(recipe, *recipes.check(recipe), on_gpu=True)[GPU]
+        assert having(every, "checkpoint")[MAIN]["checkpoint"] == 12 * all_
+    gpu = memory(recipe, *checked, on_gpu=True)[GPU]
     assert sum(gpu.values()) >= sum(always.values()) + step + 1e9
 
 
 def stage(recipe: Recipe, part: str, *, on_gpu: bool = True):
     """The stage of a run that has a part of this name."""
-    every = stages(recipe, *recipes.check(recipe), on_gpu=on_gpu)
+    return having(stages(recipe, *recipes.check(recipe), on_gpu=on_gpu), part)
+
+
+def having(every: list, part: str):
     return next(s for s in every if part in {**s[GPU], **s[MAIN]})
 
 

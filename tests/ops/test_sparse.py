@@ -190,8 +190,11 @@ def test_an_amd_card_takes_the_kernels(way_of_gpu, monkeypatch):
 @pytest.mark.slow
 def test_kernels_pass_these_tests_in_tritons_interpreter():
     step = f"{MODELS}::test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one"
+    # one of each way to choose latents and to sum over them: a step takes the interpreter a second
+    kinds = "relu", "jumprelu", "topk", "matryoshka_batch_topk", "gated"
+    steps = [f"{step}[{kind}_sae]" for kind in kinds]
     without = "memory_behind", "repeat_to_the_bit", "never_go_to_kernels", "keeps_gradients"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, step]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, *steps]
     command += ["-k", f"not ({' or '.join(without)})"]  # which have nothing of the interpreter
     env = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)

@@ -65,14 +65,9 @@ ANTHROPIC = {
     "kind, fields, l0, fvu",
     [
         ("relu_sae", {"l1_coefficient": 0.1}, (9, 22), 0.15),
-        ("relu_sae", {"l1_coefficient": 0.1, "penalty": "ri_l1"}, (9, 22), 0.15),
-        ("gated_sae", {"l1_coefficient": 0.1}, (9, 22), 0.15),
         ("gated_sae", {"l1_coefficient": 0.1, "penalty": "ri_l1"}, (12, 30), 0.1),
         ("jumprelu_sae", {}, (8, 14), 0.15),
-        ("jumprelu_sae", {"kernel": "triangle"}, (8, 14), 0.15),
-        ("jumprelu_sae", {"kernel": "epanechnikov"}, (8, 14), 0.15),
         ("jumprelu_sae", {"kernel": "gaussian"}, (8, 14), 0.15),
-        ("jumprelu_sae", {"ste_to_inputs": True}, (8, 14), 0.15),
         ("jumprelu_sae", {"activation": "shifted"}, (15, 24), 0.1),
         ("jumprelu_sae", {"penalty": "l1", "ste": "none"}, (10, 24), 0.15),
         ("jumprelu_sae", {"ste": "reconstruction"}, (16, 30), 0.1),  # nothing makes it sparse

@@ -83,7 +83,7 @@ def test_draws_are_uniform_in_logarithms_seeded_and_alike_in_all_arms(tmp_path, 
     for name, seed in (("a", 0), ("again", 0), ("other", 1)):
         ranges = {**RATES, batch: [4, 8, 16]}
         own = {"arms": {"one": {}, "two": {"ranges": {"sae.bandwidth": [0.1, 0.2]}}}}
-        tune(tiny_tuning(tmp_path / name, ranges=ranges, trials=60, rungs=1, tune_seed=seed, **own))
+        tune(tiny_tuning(tmp_path / name, ranges=ranges, trials=24, rungs=1, tune_seed=seed, **own))
         values = [(line["name"][:3], line["values"]) for line in trials_in(tmp_path / name)]
         drawn[name] = {arm: [v for of, v in values if of == arm] for arm in ("one", "two")}
     one, two = drawn["a"].values()
