@@ -323,8 +323,10 @@ class _Arms:
         shared = {}
         for arm, constant in constants.items():
             log_probs = _log_probs(self._replaced(input_ids, at, constant), by_row)
-            pairs = zip(log_probs, by_row, strict=True)
-            shared[arm] = torch.cat([_nll(p, label) for p, (_, label) in pairs])
+            # A zip holds what it gave last, so one with a name would keep a row's float32 alive.
+            shared[arm] = torch.cat(
+                [_nll(p, label) for p, (_, label) in zip(log_probs, by_row, strict=True)]
+            )
         _refuse_not_finite(shared, "the language model gives", self.late)
         shared["tokens"] = torch.ones_like(shared["zero"])
         kept = self._kept(acts, at, batch.document[keep])

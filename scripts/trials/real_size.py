@@ -178,7 +178,7 @@ class Step:
 
     def _scope(self, width: str, d_sae: int) -> None:
         """Gemma Scope's layout: converted, and spliced into the language model."""
-        repo = self.folder / "scope"
+        repo = self.folder / "gemma-scope-2b-pt-res"  # model and site follow from this name
         self.python("write_scope", repo / f"layer_12/width_{width}/average_l0_80", d_sae)
         out = self.folder / f"scope_{width}"
         shutil.rmtree(out, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Fidelity on tiny random language models, against slow versions with hooks set by hand."""
 
 import copy
+import gc
 import json
 import math
 import threading
@@ -21,6 +22,7 @@ from hfsae.evaluation import (
 )
 from hfsae.evaluation.result import LOSSES
 from hfsae.lm import splice
+from hfsae.ops import kl_of_logs
 
 SITE, BOS = "layers.2", 2
 ARGS = EvaluationArguments(n_tokens=None, bootstrap_samples=50)
@@ -303,6 +305,28 @@ def test_rows_whose_logits_are_too_many_go_through_the_lm_in_parts(tiny_lm, batc
     assert max(seen) == 2
     assert parts.n_tokens == whole.n_tokens
     assert values(parts) == pytest.approx(values(whole), rel=1e-4)
+
+
+def test_while_arms_are_compared_no_other_log_probabilities_are_alive(
+    tiny_lm, batches, monkeypatch
+):
+    vocab, alive = tiny_lm.config.vocab_size, list[int]()
+
+    def counting(p, q):
+        shapes = [
+            x.shape for x in gc.get_objects() if type(x) is torch.Tensor and x.dtype == p.dtype
+        ]
+        alive.append(sum(shape[-1:] == (vocab,) and len(shape) == 2 for shape in shapes))
+        return kl_of_logs(p, q)
+
+    gc.collect()
+    held = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.ndim == 2]
+    before = sum(x.dtype == torch.float32 and x.shape[-1] == vocab for x in held)
+    del held
+    monkeypatch.setattr("hfsae.evaluation.fidelity.kl_of_logs", counting)
+    # bfloat16, so that logits do not count
+    evaluate_all(copy.deepcopy(tiny_lm).bfloat16(), {"": rounding_sae()}, batches, ARGS)
+    assert alive and set(alive) == {before + 2}
 
 
 def test_no_more_batches_are_taken_than_are_needed(tiny_lm, batches):
