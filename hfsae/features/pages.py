@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..io.files import printable
 from .store import FeatureStore, Latent
 
 N_BINS = 40
@@ -33,10 +34,10 @@ def feature_page(store: FeatureStore, index: int) -> dict[str, Any]:
             "quantile_name": name,
             "examples": [
                 {
-                    "tokens_acts_list": [round(a, 4) for a in example.activations],
+                    "tokens_acts_list": [round(a, 4) + 0.0 for a in example.activations],
                     "train_token_ind": example.firing,
                     "is_repeated_datapoint": False,
-                    "tokens": example.tokens,
+                    "tokens": [printable(token) for token in example.tokens],
                 }
                 for example in latent.examples
                 if example.kind == kind
@@ -49,8 +50,8 @@ def feature_page(store: FeatureStore, index: int) -> dict[str, Any]:
         "transcoder_id": str(store.meta.get("site") or ""),
         "index": index,
         "examples_quantiles": quantiles,
-        "top_logits": [token for token, _ in latent.promoted],
-        "bottom_logits": [token for token, _ in latent.suppressed],
+        "top_logits": [printable(token) for token, _ in latent.promoted],
+        "bottom_logits": [printable(token) for token, _ in latent.suppressed],
         "act_min": 0.0,
         "act_max": latent.max_activation,
         "quantile_values": percentiles,

@@ -199,8 +199,8 @@ def _activations(latent: Latent, key: Row) -> Iterator[Row]:
             "index": str(latent.index),
             "creatorId": _CREATOR,
             "tokens": example.tokens,
-            "values": example.activations,
+            "values": [a + 0.0 for a in example.activations],  # no -0
             "maxValue": example.activation,
             "maxValueTokenIndex": example.firing,
-            "minValue": min(example.activations),
+            "minValue": min(example.activations) + 0.0,
         }
