@@ -106,16 +106,16 @@ def _pages(
 ) -> dict[int, Mapping[str, Any]]:
     """Of the features among nodes, by the name of its file; blank where there is no store, since
     the front end would leave the page before it."""
-    blank = {"quantile_name": _NO_PAGE, "examples": []}
-    made: dict[int, Mapping[str, Any]] = {}
-    for node in nodes:
-        name = node.sae and _feature_id(node.layer, graph.index_in_layer(node))
-        if node.sae in pages and name not in made:
-            made[name] = pages[node.sae](node.index)
-        elif node.sae and name not in made:
-            made[name] = {"index": node.index, "examples_quantiles": [blank]}
-            made[name] |= {"top_logits": ["-"], "bottom_logits": ["-"]}
-    return made
+    blank = {"examples_quantiles": [{"quantile_name": _NO_PAGE, "examples": []}]}
+    blank |= {"top_logits": ["-"], "bottom_logits": ["-"]}
+    return {
+        _feature_id(layer, latent): pages[sae](index) if sae in pages else {"index": index} | blank
+        for sae, layer, latent, index in {
+            (node.sae, node.layer, graph.index_in_layer(node), node.index)
+            for node in nodes
+            if node.kind == "feature"
+        }
+    }
 
 
 def read_supernodes(path: str | Path) -> dict[str, list[str]]:

@@ -29,23 +29,19 @@ def feature_page(store: FeatureStore, index: int) -> dict[str, Any]:
     n, names = int(store.meta["arguments"]["quantiles"]), {"top": "Top activations"}
     names |= {f"quantile_{q}": f"Group {q} of {n}, 1 is the weakest" for q in range(n, 0, -1)}
     histogram, percentiles = even_histogram(latent, edges)
-    quantiles = [
-        {
-            "quantile_name": name,
-            "examples": [
-                {
-                    "tokens_acts_list": [round(a, 4) + 0.0 for a in example.activations],
-                    "train_token_ind": example.firing,
-                    "is_repeated_datapoint": False,
-                    "tokens": [printable(token) for token in example.tokens],
-                }
-                for example in latent.examples
-                if example.kind == kind
-            ],
-        }
-        for kind, name in names.items()
-        if any(example.kind == kind for example in latent.examples)
-    ]
+    quantiles: list[dict[str, Any]] = []
+    for kind, name in names.items():
+        examples = [
+            {
+                "tokens_acts_list": [round(a, 4) + 0.0 for a in example.activations],
+                "train_token_ind": example.firing,
+                "is_repeated_datapoint": False,
+                "tokens": [printable(token) for token in example.tokens],
+            }
+            for example in latent.examples
+            if example.kind == kind
+        ]
+        quantiles += [{"quantile_name": name, "examples": examples}] if examples else []
     return {
         "transcoder_id": str(store.meta.get("site") or ""),
         "index": index,
