@@ -11,6 +11,7 @@ import hfsae
 from hfsae.cli import main
 from hfsae.features import FeatureStore, even_histogram, feature_page
 from hfsae.hub import export_neuronpedia
+from hfsae.packaged import SHIPPED_SAE
 
 LAYER, MODEL = "12-hfsae-res-4096", "smollm2-135m-instruct"
 TEXTS, NUMBERS, INTEGERS = (list, str), (list, float), (list, int)
@@ -56,7 +57,7 @@ def fits(value: object, kind: type | tuple) -> bool:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    return export_neuronpedia(hfsae.shipped_sae(), tmp_path_factory.mktemp("exports"))
+    return export_neuronpedia(SHIPPED_SAE, tmp_path_factory.mktemp("exports"))
 
 
 def rows_of(home: Path, table: str) -> list[dict]:
@@ -84,7 +85,7 @@ def test_rows_have_the_columns_and_types_of_neuronpedias_tables(exported):
 
 
 def test_rows_refer_to_features_and_hold_the_store(exported):
-    store = FeatureStore.load(hfsae.shipped_sae())
+    store = FeatureStore.load(SHIPPED_SAE)
     features, examples = rows_of(exported, "features"), rows_of(exported, "activations")
     assert [row["index"] for row in features] == [str(i) for i in range(len(store))]
     assert len({row["id"] for row in examples}) == len(examples) == store.examples.count_rows()
@@ -96,12 +97,12 @@ def test_rows_refer_to_features_and_hold_the_store(exported):
     assert row["topkCosSimIndices"] == [7, *(i for i, _ in latent.neighbours)]
     assert sum(row["freq_hist_data_bar_heights"]) == pytest.approx(latent.n_firings, abs=0.1)
     said = {row["index"]: row["description"] for row in rows_of(exported, "explanations")}
-    labels = json.loads((hfsae.shipped_sae() / "features" / "labels.json").read_text())["labels"]
+    labels = json.loads((SHIPPED_SAE / "features" / "labels.json").read_text())["labels"]
     assert said.items() >= {i: text for i, text in labels.items() if text}.items()
 
 
 def test_a_taken_folder_another_name_and_no_store_are_one_sentence(exported, tmp_path, capsys):
-    source = str(hfsae.shipped_sae())
+    source = str(SHIPPED_SAE)
     argv = ["export", source, "--to", "neuronpedia", "--output"]
     assert main([*argv, str(exported.parent.parent)]) == 2
     assert "already exists" in capsys.readouterr().err
@@ -115,7 +116,7 @@ def test_a_taken_folder_another_name_and_no_store_are_one_sentence(exported, tmp
 
 def test_a_page_has_circuit_tracers_fields_and_the_stores_numbers():
     """Fields and types of feature_models.py (decoderesearch/circuit-tracer at 4bb8c0ea)."""
-    store = FeatureStore.load(hfsae.shipped_sae())
+    store = FeatureStore.load(SHIPPED_SAE)
     page, latent = feature_page(store, 7), store[7]
     kinds = {"transcoder_id": str, "index": int, "top_logits": TEXTS, "bottom_logits": TEXTS}
     kinds |= {"act_min": float, "act_max": float, "quantile_values": NUMBERS}
@@ -135,7 +136,7 @@ def test_a_page_has_circuit_tracers_fields_and_the_stores_numbers():
 
 def test_an_even_histogram_is_a_count_of_activations_spread_evenly_in_their_bins():
     """By hand: a point for each hundredth of a token of a bin, counted again."""
-    latent = FeatureStore.load(hfsae.shipped_sae())[7]
+    latent = FeatureStore.load(SHIPPED_SAE)[7]
     edges, counts = [0.5, 1.0, 2.0, 4.0, 8.0], [3, 10, 20, 4]
     latent = latent._replace(histogram=counts, max_activation=6.0)
     spans = [(0.0, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 6.0)]

@@ -422,8 +422,8 @@ class _Model:
                 name, (most, remedy) = max(arrays.items(), key=lambda item: item[1][0])
                 raise Refused(
                     f"a graph of {n_context} tokens and {n_nodes:,} of the {n_active:,} features "
-                    f"that fire needs {need / 1e9:.2g} GB of {kind}, {most / 1e9:.2g} of it for "
-                    f"{name}, and {free / 1e9:.2g} are free; {remedy}"
+                    f"that fire needs {need / 1e9:.3g} GB of {kind}, {most / 1e9:.3g} of it for "
+                    f"{name}, and {free / 1e9:.3g} are free; {remedy}"
                 )
 
     def _leaf(self, module: nn.Module, value: Tensor, acts: Mapping[str, Tensor]) -> Any:

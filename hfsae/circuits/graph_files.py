@@ -7,8 +7,8 @@ error of block l and latent l of block 0 have one id: on such a collision the er
 
 Pages of features lie in FOLDER/features/SLUG/ID.json, ID the `feature` of a node. circuit-tracer's
 server has no address for them but that of graphs, and its page takes a scan that begins with "./"
-for an address (assets/feature_examples/init-feature-examples.js at 4bb8c0ea): so `scan` is that.
-Neuronpedia wants its name of the model there, and shows the pages of its source set.
+for an address (assets/feature_examples/init-feature-examples.js at 4bb8c0ea): so `scan` is that. It
+shows supernodes of its own address alone (attribution_graph/init-cg.js), Neuronpedia the file's.
 """
 
 import json
@@ -43,8 +43,8 @@ def save_graph(
 
     Args:
         slug: name of the graph: letters, digits, - and _.
-        scan: Neuronpedia's name of the language model; None: where the features' pages are, or
-            without any the language model's name.
+        scan: Neuronpedia's name of the language model, which has the features' pages; None: where
+            `pages` are, or without any the language model's name.
         labels: {transcoder: {latent: label}}.
         supernodes: {name: nodes} that are shown as one, and pinned: ids, or "block/latent", a
             feature at all positions.
@@ -62,7 +62,7 @@ def save_graph(
     ids = node_ids(graph)
     kept = pruned.nodes.nonzero()[:, 0].tolist()
     grouped = _grouped(graph, {ids[i]: graph.nodes[i] for i in kept}, supernodes or {})
-    written = _pages([graph.nodes[i] for i in kept], graph, pages) if pages else {}
+    written = _pages([graph.nodes[i] for i in kept], graph, pages) if pages and not scan else {}
     place = f"./graph_data/features/{slug}" if pages else graph.model_name
     metadata = {
         "slug": slug,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ..comparison import Comparison
 from ..explanations import ExplainArguments, ScoreArguments
@@ -37,7 +38,7 @@ from ..io.file_names import (
     RECIPE,
     REPORT,
 )
-from ..io.files import is_first_process, printable, printable_lines
+from ..io.files import is_first_process, printable, printable_lines, read_json
 from ..packaged import SEPARATE_SAES
 from ..runs import ExplainRequest, Sections, shipped_recipes
 from ..runs.arguments import CONTROLS, EXPLAINERS, PresetArguments
@@ -664,10 +665,8 @@ def graph_verb(argv: list[str]) -> None:
     parser.add("--edges", type=float, default=0.98, help="share of the edges' influence to keep")
     parser.add("--out", type=str, default="graphs", help="folder to write")
     parser.add("--slug", type=str | None, help="name of the graph (default: from the prompt)")
-    supernodes = "YAML file of nodes shown as one: {name: [ids or block/latent]}"
-    parser.add("--supernodes", type=str | None, help=supernodes)
-    scan = "for an upload there: Neuronpedia's name of the model"
-    parser.add("--scan", type=str | None, help=scan)
+    parser.add("--supernodes", type=str | None, help="YAML file: {name: [ids or block/latent]}")
+    parser.add("--scan", type=str | None, help="Neuronpedia's name of the model, to upload there")
     add_model(parser)
     args = with_model(parser.parse(argv))
     from tqdm import tqdm
@@ -722,6 +721,9 @@ def graph_verb(argv: list[str]) -> None:
         f"{found.replacement_score:.3f}, completeness {found.completeness_score:.3f}\n"
         f"Look at it: circuit-tracer start-server --graph_file_dir {args['out']}"
     )
+    if supernodes:  # circuit-tracer's page leaves out those of the file
+        groups = json.dumps(read_json(path)["qParams"]["supernodes"])
+        print(f"With supernodes: localhost:8041/index.html?slug={slug}&supernodes={quote(groups)}")
 
 
 def space_verb(argv: list[str]) -> None:

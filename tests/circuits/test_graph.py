@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -378,6 +379,8 @@ def test_the_command_writes_a_graph_of_a_set_beside_a_runs_checkpoint(
     groups.write_text(f"start: [{token}]")
     options = ["--slug", "new", "--supernodes", str(groups), "--scan", "tiny"]
     assert main([*argv, *options]) == 0
+    link = capsys.readouterr().out.splitlines()[-1].partition("supernodes=")[2]
+    assert json.loads(unquote(link)) == [["start", token]]
     new = json.loads((tmp_path / "graphs" / "new.json").read_text())
     assert new["qParams"]["supernodes"] == [["start", token]]
     assert new["metadata"]["scan"] == "tiny"
