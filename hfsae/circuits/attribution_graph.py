@@ -417,7 +417,7 @@ class _Model:
         for kind, arrays, free_bytes in needs:
             if kind == "main memory" and find_spec("psutil") is None:
                 continue
-            need, free = sum(bytes for bytes, _ in arrays.values()), free_bytes()
+            need, free = sum(amount for amount, _ in arrays.values()), free_bytes()
             if need > free:
                 name, (most, remedy) = max(arrays.items(), key=lambda item: item[1][0])
                 raise Refused(

@@ -495,7 +495,8 @@ def export_verb(argv: list[str]) -> None:
     choice = take_choice(args)
     folder = results_folder(choice)
     if folder is None or not (folder / META).is_file():
-        raise Refused(f"{choice['source']} has no feature store; `hfsae collect` makes it")
+        source = choice["source"]
+        raise Refused(f"{source} has no feature store; `hfsae collect {source}` makes it")
     path = export_neuronpedia(folder, **args)
     print(f"wrote {path}: send it to Neuronpedia, or keep it in a bucket of your own instance")
 
