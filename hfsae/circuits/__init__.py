@@ -17,4 +17,5 @@ from .attribution_graph import shares as shares
 from .frozen import Frozen as Frozen
 from .frozen import frozen as frozen
 from .graph_files import check_slug as check_slug
+from .graph_files import read_supernodes as read_supernodes
 from .graph_files import save_graph as save_graph

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.token_text import named_token, tokenise
 from ..io.errors import Refused
+from ..io.processor import gpu_memory, main_memory
 from ..lm import (
     capture,
     check_arguments,
@@ -50,6 +52,9 @@ from .frozen import Frozen, frozen
 
 Kind = Literal["feature", "error", "token", "logit"]
 _ROUNDS = 4  # batches of features that are taken before influence is computed again
+# Copies alive at once, measured on a CPU: of [batch, ctx, d] for each module whose output is held,
+# of the weights of all sources, and of the square matrix while it is pruned.
+_OF_PASSES, _OF_ROWS, _OF_MATRIX = 4.5, 3, 8
 
 
 class Node(NamedTuple):
@@ -253,7 +258,8 @@ def graph(
 
     Raises:
         ValueError: a text of one token, an SAE that is no transcoder of an MLP or of another model,
-            two at one block, no feature that fires, or a model that `frozen` refuses.
+            two at one block, no feature that fires, a model that `frozen` refuses, or more memory
+            than is free (without psutil, of a GPU alone).
     """
     if not saes:
         raise Refused("no transcoder was given; give {name: sae}, such as hfsae.load_set(folder)")
@@ -330,8 +336,13 @@ class _Model:
             yield held
 
     @torch.no_grad()
-    def _read(self, held: Frozen) -> None:
-        """Features, what they write, and errors; of the text's own pass."""
+    def _read(self, held: Frozen, foresee: Callable[[int, int], None]) -> None:
+        """Features, what they write, and errors; of the text's own pass.
+
+        Args:
+            foresee: called with the number of features so far, and the bytes of what the last ones
+                write, before this is computed.
+        """
         self.parts: list[_Part] = []
         with capture(held.lm, self.sites) as acts:
             held.run({})
@@ -358,6 +369,7 @@ class _Model:
                 first = s * len(rows)
                 at, latent = latents[:, first : first + len(rows)].nonzero(as_tuple=True)
                 latent = latent + first
+                foresee(n + len(at), len(at) * sae.config.d_out * self.embedded.element_size())
                 part = torch.full_like(at, len(self.parts))
                 found.append((part, at, latent, latents[at, latent]))
                 self.parts.append(_Part(name, sae, site, layer, columns))
@@ -381,6 +393,38 @@ class _Model:
             for begin, vectors in pairs:
                 at, base = self.position[begin : begin + len(vectors)], self.bases[module]
                 self.bases[module] = base.index_add(0, at, -vectors.to(base))
+
+    def _foresee(
+        self, held: Frozen, n_wanted: int, n_logits: int, batch: int, n_active: int, written: int
+    ) -> None:
+        """Refuse a graph whose arrays, beside the models, exceed the memory that is free."""
+        size, d = self.embedded.element_size(), self.embedded.shape[-1]
+        n_context, n_modules = self.ids.shape[1], 1 + len(held.layers)
+        n_nodes, n_others = min(n_wanted, n_active), n_modules * n_context
+        n_rows, n = n_nodes + n_logits, n_nodes + n_others + n_logits
+        matrix, fewer = _OF_MATRIX * size * n * n, "lower max_feature_nodes"
+        parts = {
+            "what features write": (2 * written, "give a shorter prompt"),
+            "backward passes": (_OF_PASSES * size * batch * n_others * d, "give a shorter prompt"),
+            "weights of all sources": (_OF_ROWS * size * n_rows * (n_active + n_others), fewer),
+        }
+        square = {"adjacency": (matrix, fewer if n_nodes > n_others else "give a shorter prompt")}
+        needs = [("main memory", parts | square, lambda: main_memory()[0])]
+        if self.ids.device.type == "cuda":
+            cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            needs = [("GPU memory", parts, lambda: gpu_memory()[0] + cached)]
+            needs += [("main memory", square, lambda: main_memory()[0])]
+        for kind, arrays, free_bytes in needs:
+            if kind == "main memory" and find_spec("psutil") is None:
+                continue
+            need, free = sum(amount for amount, _ in arrays.values()), free_bytes()
+            if need > free:
+                name, (most, remedy) = max(arrays.items(), key=lambda item: item[1][0])
+                raise Refused(
+                    f"a graph of {n_context} tokens and {n_nodes:,} of the {n_active:,} features "
+                    f"that fire needs {need / 1e9:.3g} GB of {kind}, {most / 1e9:.3g} of it for "
+                    f"{name}, and {free / 1e9:.3g} are free; {remedy}"
+                )
 
     def _leaf(self, module: nn.Module, value: Tensor, acts: Mapping[str, Tensor]) -> Any:
         """The output of a module: a constant, and a skip connection's change where there is one."""
@@ -450,7 +494,7 @@ class _Model:
         progress: Callable[[int, int], object],
     ) -> Graph:
         with self._held() as held:
-            self._read(held)
+            self._read(held, partial(self._foresee, held, max_features, len(chosen), batch))
             table = held.lm.get_output_embeddings().weight.detach()
             mean = table.mean(dim=0)
             self.directions = torch.stack(

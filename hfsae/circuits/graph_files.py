@@ -4,20 +4,26 @@ Fields and ids are those of circuit-tracer (decoderesearch/circuit-tracer, front
 and of Neuronpedia's schema (apps/webapp/app/api/graph/graph-schema.json). `circuit-tracer
 start-server --graph_file_dir FOLDER` shows them; Neuronpedia takes the file as an upload. There the
 error of block l and latent l of block 0 have one id: on such a collision the error's gets a suffix.
+
+Pages of features lie in FOLDER/features/SLUG/ID.json, ID the `feature` of a node. circuit-tracer's
+server has no address for them but that of graphs, and its page takes a scan that begins with "./"
+for an address (assets/feature_examples/init-feature-examples.js at 4bb8c0ea): so `scan` is that. It
+shows supernodes of its own address alone (attribution_graph/init-cg.js), Neuronpedia the file's.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..io.errors import Refused
-from ..io.files import read_json, write_whole
+from ..io.files import parse_yaml, read_json, reading, write_whole
 from .attribution_graph import Graph, Node
 
 METADATA = "graph-metadata.json"
+_NO_PAGE = "No examples: this transcoder has no feature store; `hfsae collect` makes it"
 _SLUG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{,99}")
 
 
@@ -29,6 +35,7 @@ def save_graph(
     scan: str | None = None,
     labels: Mapping[str, Mapping[int, str]] | None = None,
     supernodes: Mapping[str, Sequence[str]] | None = None,
+    pages: Mapping[str, Callable[[int], Mapping[str, Any]]] | None = None,
     nodes: float = 0.8,
     edges: float = 0.98,
 ) -> Path:
@@ -36,9 +43,12 @@ def save_graph(
 
     Args:
         slug: name of the graph: letters, digits, - and _.
-        scan: name under which a front end finds the features' pages; None: the language model's.
+        scan: Neuronpedia's name of the language model, which has the features' pages; None: where
+            `pages` are, or without any the language model's name.
         labels: {transcoder: {latent: label}}.
-        supernodes: {name: ids of nodes} that are shown as one.
+        supernodes: {name: nodes} that are shown as one, and pinned: ids, or "block/latent", a
+            feature at all positions.
+        pages: {transcoder: a function of a latent to its page}, as `hfsae.features.feature_page`.
         nodes, edges: shares of influence to keep.
 
     Returns:
@@ -51,13 +61,12 @@ def save_graph(
     pruned = graph.prune(nodes, edges)
     ids = node_ids(graph)
     kept = pruned.nodes.nonzero()[:, 0].tolist()
-    known = {ids[i] for i in kept}
-    for name, members in (supernodes or {}).items():
-        if missing := [m for m in members if m not in known]:
-            raise Refused(f"supernode {name!r} has {missing[0]!r}, which is no node of this graph")
+    grouped = _grouped(graph, {ids[i]: graph.nodes[i] for i in kept}, supernodes or {})
+    written = _pages([graph.nodes[i] for i in kept], graph, pages) if pages and not scan else {}
+    place = f"./graph_data/features/{slug}" if pages else graph.model_name
     metadata = {
         "slug": slug,
-        "scan": scan or graph.model_name,
+        "scan": scan or place,
         "transcoder_list": sorted({node.sae for node in graph.nodes if node.sae}),
         "prompt_tokens": graph.tokens,
         "prompt": "".join(graph.tokens),
@@ -74,11 +83,15 @@ def save_graph(
         {"source": ids[s], "target": ids[t], "weight": float(graph.weights[t, s])}
         for t, s in pruned.edges.nonzero().tolist()
     ]
-    grouped = [[name, *members] for name, members in (supernodes or {}).items()]
-    q = {"pinnedIds": [], "supernodes": grouped, "linkType": "both", "clickedId": "", "sg_pos": ""}
+    pinned = list(dict.fromkeys(member for _, *members in grouped for member in members))
+    q = {"pinnedIds": pinned, "supernodes": grouped, "linkType": "both"}
+    q |= {"clickedId": "", "sg_pos": ""}
     whole = {"metadata": metadata, "qParams": q, "nodes": shown, "links": links}
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    home = folder / "features" / slug
+    (home if written else folder).mkdir(parents=True, exist_ok=True)
+    for name, page in written.items():
+        write_whole(home / f"{name}.json", json.dumps(page, ensure_ascii=False) + "\n")
     path = folder / f"{slug}.json"
     write_whole(path, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     listing = folder / METADATA
@@ -86,6 +99,68 @@ def save_graph(
     every = [g for g in others if g.get("slug") != slug] + [metadata]
     write_whole(listing, json.dumps({"graphs": every}, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def _pages(
+    nodes: Sequence[Node], graph: Graph, pages: Mapping[str, Callable[[int], Mapping[str, Any]]]
+) -> dict[int, Mapping[str, Any]]:
+    """Of the features among nodes, by the name of its file; blank where there is no store, since
+    the front end would leave the page before it."""
+    blank = {"examples_quantiles": [{"quantile_name": _NO_PAGE, "examples": []}]}
+    blank |= {"top_logits": ["-"], "bottom_logits": ["-"]}
+    return {
+        _feature_id(layer, latent): pages[sae](index) if sae in pages else {"index": index} | blank
+        for sae, layer, latent, index in {
+            (node.sae, node.layer, graph.index_in_layer(node), node.index)
+            for node in nodes
+            if node.kind == "feature"
+        }
+    }
+
+
+def read_supernodes(path: str | Path) -> dict[str, list[str]]:
+    """{name: nodes} of a YAML file, for `save_graph`.
+
+    Raises:
+        ValueError: there is no such file, it is not YAML, or no mapping of names to lists of nodes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise Refused(f"there is no file {path}; give a YAML file of {{name: [nodes]}}")
+    with reading(path):
+        content = parse_yaml(path.read_text(encoding="utf-8"), as_texts=True)
+    lists = content.values() if isinstance(content, dict) else [None]
+    if not all(isinstance(m, list) and m and all(isinstance(i, str) for i in m) for m in lists):
+        raise Refused(
+            f"{path} is no mapping of names to lists of nodes; write for example "
+            "capitals: [15/123, 8_77_4], a feature at all positions and the id of a node"
+        )
+    return content
+
+
+def _grouped(
+    graph: Graph, there: Mapping[str, Node], supernodes: Mapping[str, Sequence[str]]
+) -> list[list[str]]:
+    """[name, *ids] of each supernode, with the ids that a pattern stands for.
+
+    Raises:
+        ValueError: a member is no node that pruning kept.
+    """
+    by_feature: dict[str, list[str]] = {}
+    for name, node in there.items():
+        if node.kind == "feature":
+            key = f"{node.layer}/{graph.index_in_layer(node)}"
+            by_feature.setdefault(key, []).append(name)
+    grouped = []
+    for name, members in supernodes.items():
+        found = [by_feature.get(m, [m] if m in there else []) for m in members]
+        if not all(found):
+            missing = members[found.index([])]
+            raise Refused(
+                f"supernode {name!r} has {missing!r}, which is no node of this graph after pruning"
+            )
+        grouped.append([name, *dict.fromkeys(i for ids in found for i in ids)])
+    return grouped
 
 
 def check_slug(slug: str) -> None:
@@ -121,6 +196,11 @@ def node_ids(graph: Graph) -> list[str]:
     return ids
 
 
+def _feature_id(layer: int, latent: int) -> int:
+    """Cantor's number of the pair."""
+    return (layer + latent) * (layer + latent + 1) // 2 + latent
+
+
 def _node(
     graph: Graph, i: int, name: str, influence: float, labels: Mapping[str, Mapping[int, str]]
 ) -> dict[str, Any]:
@@ -132,7 +212,7 @@ def _node(
     match node.kind:
         case "feature":
             latent = graph.index_in_layer(node)
-            pair = (layer + latent) * (layer + latent + 1) // 2 + latent  # Cantor's
+            pair = _feature_id(layer, latent)
             made |= {"feature": pair, "layer": str(layer), "activation": node.value}
             made |= {"feature_type": "cross layer transcoder", "jsNodeId": f"{layer}_{latent}-0"}
             made["clerp"] = labels.get(node.sae, {}).get(node.index, "")

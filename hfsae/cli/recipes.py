@@ -9,6 +9,7 @@ every field that the verb takes.
 
 import re
 import shlex
+import socket
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -414,6 +415,46 @@ def add_site(parser: VerbParser) -> None:
     parser.add(
         "--site", type=str | None, help="site of an SAE whose config names none, such as layers.12"
     )
+
+
+def add_model(parser: VerbParser) -> None:
+    """Add --model and --lm.name; `with_model` makes one of them."""
+    parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
+    parser.add(
+        "--lm.name", type=str | None, help="the same as --model, under its name in other commands"
+    )
+
+
+def with_model(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that have a value, with one name for the language model."""
+    name = options.pop("lm")["name"]
+    return with_value(options) | ({"model": name} if name else {})
+
+
+def with_value(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def refuse_port(host: str, port: int | None) -> None:
+    """Refuse a port that cannot be used, before a model is loaded.
+
+    Raises:
+        ValueError: the number is out of range, or the port is taken.
+    """
+    if port is None:
+        return
+    if not 1 <= port <= 65_535:
+        raise Refused(f"--port is {port}; it can be 1 to 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        why = (error.strerror or str(error)).partition(" (")[0].lower()
+        raise Refused(
+            f"cannot listen on port {port} of {host} ({why}); give another --port, or leave it out "
+            "for a free one"
+        ) from error
 
 
 def add_sections(parser: VerbParser, sections: Sequence[str]) -> None:

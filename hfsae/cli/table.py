@@ -107,6 +107,10 @@ VERBS: dict[str, Verb] = {
         "Write an SAE of any known format in another one, with the same latents and "
         "reconstructions. An SAE that the new format cannot represent is refused.",
     ),
+    "export": Verb(
+        "Write an SAE's examples, histograms, promoted tokens and names as the folder that "
+        "Neuronpedia's importer takes. It needs the feature store that `hfsae collect` writes.",
+    ),
     "demo": Verb(
         "Open an SAE in the browser: what its latents fire on, what they do, and why the "
         "model produced a token. Without SOURCE: the quickstart's SAE, or else a small "
@@ -148,6 +152,7 @@ EXAMPLES = (
     "hfsae list google/gemma-scope-2b-pt-res",
     "hfsae demo runs/mine",
     'hfsae graph runs/transcoders "The capital of France is"',
+    "hfsae export runs/mine --to neuronpedia",
     "hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80",
 )
 ABOUT_FIELDS = """\

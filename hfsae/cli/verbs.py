@@ -7,12 +7,12 @@ import gc
 import json
 import re
 import shlex
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ..comparison import Comparison
 from ..explanations import ExplainArguments, ScoreArguments
@@ -23,11 +23,14 @@ from ..io.file_names import (
     CARD,
     DIFF,
     EVALUATION,
+    EXAMPLES,
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     FIGURES,
     FINGERPRINT,
+    LABELS,
+    LATENTS,
     META,
     PRESETS,
     PROBING,
@@ -35,7 +38,7 @@ from ..io.file_names import (
     RECIPE,
     REPORT,
 )
-from ..io.files import is_first_process, printable, printable_lines
+from ..io.files import is_first_process, printable, printable_lines, read_json
 from ..packaged import SEPARATE_SAES
 from ..runs import ExplainRequest, Sections, shipped_recipes
 from ..runs.arguments import CONTROLS, EXPLAINERS, PresetArguments
@@ -43,9 +46,9 @@ from ..tuning import Tuning
 from .recipes import (
     SECTIONS,
     SOURCE,
-    VerbParser,
     add_choice,
     add_meaning,
+    add_model,
     add_output,
     add_sae,
     add_sections,
@@ -56,7 +59,10 @@ from .recipes import (
     parse_recipe,
     recipe_parser,
     refuse_absent_inputs,
+    refuse_port,
     verb_parser,
+    with_model,
+    with_value,
 )
 
 if TYPE_CHECKING:
@@ -423,7 +429,7 @@ def verify_verb(argv: list[str]) -> None:
     add_source(parser)
     add_choice(parser)
     parser.add("--dtype", type=str | None, help="cast to this dtype first, for example bfloat16")
-    options = _with_value(parser.parse(argv))
+    options = with_value(parser.parse(argv))
     from ..hub import files_beside, load
 
     sae = load(**options)
@@ -453,7 +459,7 @@ def convert_verb(argv: list[str]) -> None:
     parser.add("destination", type=str, help="folder to create; for openai a file")
     parser.add("--to", required=True, choices=list(WRITTEN), help="format to write")
     add_choice(parser)
-    options = _with_value(parser.parse(argv))
+    options = with_value(parser.parse(argv))
     destination, to = options.pop("destination"), options.pop("to")
     from ..convert import FORMATS, save_as, save_set_as
     from ..hub import load, load_set
@@ -472,6 +478,29 @@ def convert_verb(argv: list[str]) -> None:
         print(f"left out, since {to} files have no field for it: {', '.join(lost)}")
 
 
+def export_verb(argv: list[str]) -> None:
+    """`hfsae export`: see `VERBS`."""
+    from ..hub.neuronpedia import export_neuronpedia
+
+    parser = verb_parser("export", "SOURCE --to neuronpedia [--OPTION VALUE ...]")
+    add_source(parser)
+    parser.add("--to", required=True, choices=["neuronpedia"], help="who takes the folder")
+    parser.add("--output", type=str, default="exports", help="folder to write below")
+    add_choice(parser)
+    parser.add_fields(export_neuronpedia, "model_id", "source_set", "creator")
+    args = parser.parse(argv)
+    from ..runs import results_folder
+
+    args.pop("to")
+    choice = take_choice(args)
+    folder = results_folder(choice)
+    if folder is None or not (folder / META).is_file():
+        source = choice["source"]
+        raise Refused(f"{source} has no feature store; `hfsae collect {source}` makes it")
+    path = export_neuronpedia(folder, **args)
+    print(f"wrote {path}: send it to Neuronpedia, or keep it in a bucket of your own instance")
+
+
 def demo_verb(argv: list[str]) -> None:
     """`hfsae demo`: see `VERBS`."""
     parser = verb_parser("demo", "[SOURCE]")
@@ -479,17 +508,17 @@ def demo_verb(argv: list[str]) -> None:
     parser.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(parser)
     add_site(parser)
-    _add_model(parser)
+    add_model(parser)
     parser.add("--no_model", action="store_true", help="only the pages that need no language model")
     parser.add(
         "--mcp", action="store_true", help="serve the app's actions as tools for agents (MCP)"
     )
     parser.add("--host", type=str, default="127.0.0.1", help="address to listen on")
     parser.add("--port", type=int | None, help="default: the first free port from 7860")
-    args = _with_model(parser.parse(argv))
+    args = with_model(parser.parse(argv))
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
-    _refuse_port(args["host"], args.get("port"))
+    refuse_port(args["host"], args.get("port"))
     if (source := args.get("source")) is not None:
         name = source.lower()
         if name in SEPARATE_SAES and not Path(source).exists():
@@ -515,23 +544,6 @@ def demo_verb(argv: list[str]) -> None:
         server_port=args.pop("port", None),
         **args,
     )
-
-
-def _refuse_port(host: str, port: int | None) -> None:
-    """Refuse a port that cannot be used, before a model is loaded."""
-    if port is None:
-        return
-    if not 1 <= port <= 65_535:
-        raise Refused(f"--port is {port}; it can be 1 to 65535")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        why = (error.strerror or str(error)).partition(" (")[0].lower()
-        raise Refused(
-            f"cannot listen on port {port} of {host} ({why}); give another --port, or leave it out "
-            "for a free one"
-        ) from error
 
 
 def presets_verb(argv: list[str]) -> None:
@@ -654,13 +666,15 @@ def graph_verb(argv: list[str]) -> None:
     parser.add("--edges", type=float, default=0.98, help="share of the edges' influence to keep")
     parser.add("--out", type=str, default="graphs", help="folder to write")
     parser.add("--slug", type=str | None, help="name of the graph (default: from the prompt)")
-    _add_model(parser)
-    args = _with_model(parser.parse(argv))
+    parser.add("--supernodes", type=str | None, help="YAML file: {name: [ids or block/latent]}")
+    parser.add("--scan", type=str | None, help="Neuronpedia's name of the model, to upload there")
+    add_model(parser)
+    args = with_model(parser.parse(argv))
     from tqdm import tqdm
 
-    from ..circuits import check_shares, check_slug, graph, save_graph
-    from ..features import read_labels
-    from ..hub import load_set
+    from ..circuits import check_shares, check_slug, graph, read_supernodes, save_graph
+    from ..features import FeatureStore, feature_page, read_labels
+    from ..hub import files_beside, load_set
     from ..lm import contract, load_lm
 
     words = "-".join(re.findall("[a-z0-9]+", args["prompt"].lower()))
@@ -668,8 +682,20 @@ def graph_verb(argv: list[str]) -> None:
     check_slug(slug)
     shares = {"nodes": args["nodes"], "edges": args["edges"]}
     check_shares(**shares)
+    supernodes = read_supernodes(args["supernodes"]) if "supernodes" in args else None
     source, sub = args["source"], args["subfolder"]
-    saes = load_set(source, subfolder=sub, revision=args.get("revision"))
+    revision = args.get("revision")
+    saes = load_set(source, subfolder=sub, revision=revision)
+    labels, pages = dict[str, dict[int, str]](), dict[str, Any]()
+    for key in saes:
+        names = (META, LATENTS, EXAMPLES, LABELS)
+        home = files_beside(source, names, subfolder=key, revision=revision)
+        labels[key] = {} if home is None else read_labels(home)
+        if home is not None and (home / META).is_file():
+            pages[key] = partial(feature_page, FeatureStore.load(home))
+        else:
+            made = shlex.join(["hfsae", "collect", source, *(["--subfolder", key] if key else [])])
+            _say(f"{key or source} has no feature store, so no pages of features: `{made}`")
     first = next(iter(saes.values())).config
     name = args.get("model") or first.model_name
     if name is None:
@@ -686,9 +712,8 @@ def graph_verb(argv: list[str]) -> None:
         names = ("target", "contrast", "max_feature_nodes")
         given: dict[str, Any] = {name: args.get(name) for name in names}
         found = graph(lm, saes, args["prompt"], tokenizer=tokenizer, progress=show, **given)
-    local = {key: Path(source) / key for key in saes if (Path(source) / key).is_dir()}
-    labels = {key: read_labels(folder) for key, folder in local.items()}
-    path = save_graph(found, args["out"], slug, labels=labels, **shares)
+    more = {"labels": labels, "supernodes": supernodes, "scan": args.get("scan")}
+    path = save_graph(found, args["out"], slug, pages=pages, **more, **shares)
     n = {kind: int(found.of_kind(kind).sum()) for kind in ("feature", "error", "token", "logit")}
     print(
         f"wrote {path}: of {found.n_active} features that fire {n['feature']} are nodes, beside "
@@ -697,6 +722,9 @@ def graph_verb(argv: list[str]) -> None:
         f"{found.replacement_score:.3f}, completeness {found.completeness_score:.3f}\n"
         f"Look at it: circuit-tracer start-server --graph_file_dir {args['out']}"
     )
+    if supernodes:  # circuit-tracer's page leaves out those of the file
+        groups = json.dumps(read_json(path)["qParams"]["supernodes"])
+        print(f"With supernodes: localhost:8041/index.html?slug={slug}&supernodes={quote(groups)}")
 
 
 def space_verb(argv: list[str]) -> None:
@@ -708,8 +736,8 @@ def space_verb(argv: list[str]) -> None:
     parser.add("--title", type=str, default="Inspect and steer", help="title of the Space")
     parser.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(parser)
-    _add_model(parser)
-    args = _with_model(parser.parse(argv))
+    add_model(parser)
+    args = with_model(parser.parse(argv))
     from ..hub import write_space
 
     source, output = args.pop("source"), args.pop("output")
@@ -728,24 +756,6 @@ def space_verb(argv: list[str]) -> None:
         "PyPI, make a wheel (pip wheel --no-deps, in a clone), put it into the folder, and write "
         "./NAME.whl[demo] into requirements.txt instead"
     )
-
-
-def _add_model(parser: VerbParser) -> None:
-    parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
-    parser.add(
-        "--lm.name", type=str | None, help="the same as --model, under its name in other commands"
-    )
-
-
-def _with_model(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that have a value, with one name for the language model."""
-    name = options.pop("lm")["name"]
-    return _with_value(options) | ({"model": name} if name else {})
-
-
-def _with_value(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that have a value."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def take_choice(options: dict[str, Any]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
     form = _format(to)
     if form.save is None:
         raise Refused(f"files of {to!r} are read and not written; write hfsae's own format")
-    with _new(Path(destination), form.is_file and form.save_set is None) as written:
+    with new_path(Path(destination), form.is_file and form.save_set is None) as written:
         form.save(sae, written)
     return Path(destination)
 
@@ -148,7 +148,7 @@ def save_set_as(
     if save_set is None:
         sets = ", ".join(name for name, form in FORMATS.items() if form.save_set)
         raise Refused(f"a folder of {to!r} holds one SAE; write each by save_as, or to {sets}")
-    with _new(Path(destination), is_file=False) as folder:
+    with new_path(Path(destination), is_file=False) as folder:
         save_set(list(saes.values() if isinstance(saes, Mapping) else saes), folder)
     return Path(destination)
 
@@ -160,7 +160,7 @@ def _format(name: str) -> Format:
 
 
 @contextmanager
-def _new(destination: Path, is_file: bool) -> Iterator[Path]:
+def new_path(destination: Path, is_file: bool) -> Iterator[Path]:
     """A temporary path to write to, which becomes the destination unless the block fails."""
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise Refused(f"{destination} already exists; give another path, or remove it")

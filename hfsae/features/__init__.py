@@ -2,6 +2,7 @@
 or over activations without text (`rows`).
 
 `search` finds latents by label, token, promoted token or similarity; `labels` holds their names;
+`pages` writes a latent for the front ends of others;
 `columns` compares latents with what is known of documents, such as a class or an age.
 """
 

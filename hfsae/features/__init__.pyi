@@ -23,6 +23,8 @@ from .labels import write_label as write_label
 from .layout import NEAR as NEAR
 from .layout import nearest_rows as nearest_rows
 from .layout import plane as plane
+from .pages import even_histogram as even_histogram
+from .pages import feature_page as feature_page
 from .pictures import Grid as Grid
 from .pictures import Pictures as Pictures
 from .rows import collect_rows as collect_rows

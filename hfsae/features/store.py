@@ -165,25 +165,39 @@ class FeatureStore:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"latent {index} is not in this store: it has 0 to {len(self) - 1}")
+        return self.between(index, index + 1)[0]
+
+    def between(self, first: int, end: int) -> list[Latent]:
+        """Latents from `first` to before `end`, read at once: faster than one by one.
+
+        Raises:
+            ValueError: as for one latent.
+        """
         import pyarrow.compute as pc
 
+        examples: dict[int, list[Example]] = {i: [] for i in range(first, end)}
         with reading(self._examples_path):
-            which, columns = pc.field("latent") == index, list(Example._fields)
-            table = self.examples.to_table(columns=columns, filter=which)
+            which, columns = pc.field("latent"), list(Example._fields)
+            which = (which >= first) & (which < end)
+            table = self.examples.to_table(columns=["latent", *columns], filter=which)
             _refuse_misfits(self._examples_path, table)
-            examples = [Example(**row) for row in table.to_pylist()]
-            for example in examples:
+            for row in table.to_pylist():
+                index = row.pop("latent")
+                example = Example(**row)
                 if not 0 <= example.firing < len(example.tokens) == len(example.activations):
                     raise Refused(f"an example of latent {index} has lists that do not fit")
-        row = self.latents.slice(index, 1).to_pylist()[0]
-        return Latent(
-            *(row[name] for name in ("latent", *Latent._fields[1:6])),
-            promoted=_pairs(row["promoted_tokens"], row["promoted_logits"]),
-            suppressed=_pairs(row["suppressed_tokens"], row["suppressed_logits"]),
-            neighbours=_pairs(row["neighbours"], row["neighbour_cosines"]),
-            examples=examples,
-            unit=self.unit,
-        )
+                examples[index].append(example)
+        return [
+            Latent(
+                *(row[name] for name in ("latent", *Latent._fields[1:6])),
+                promoted=_pairs(row["promoted_tokens"], row["promoted_logits"]),
+                suppressed=_pairs(row["suppressed_tokens"], row["suppressed_logits"]),
+                neighbours=_pairs(row["neighbours"], row["neighbour_cosines"]),
+                examples=examples[row["latent"]],
+                unit=self.unit,
+            )
+            for row in self.latents.slice(first, end - first).to_pylist()
+        ]
 
     def to_pandas(self) -> "pandas.DataFrame":
         """The table of latents, a row each; its columns are explained in `COLUMNS`.

@@ -1,6 +1,7 @@
 """Names of the room, and where each is imported from at its first use."""
 
 from .download import list_files as list_files
+from .neuronpedia import export_neuronpedia as export_neuronpedia
 from .outgoing import files_to_publish as files_to_publish
 from .outgoing import is_sae as is_sae
 from .outgoing import published as published

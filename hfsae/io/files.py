@@ -231,8 +231,11 @@ def reading(path: Path) -> Iterator[None]:
         raise Damaged(damaged(path, why)) from error
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, *, as_texts: bool = False) -> Any:
     """The value of a YAML text: plain values, each key once.
+
+    Args:
+        as_texts: every scalar is text, so that 8_77_4 is no number.
 
     Raises:
         ValueError: the text is not YAML, has a key twice, or is too large.
@@ -255,6 +258,8 @@ def parse_yaml(text: str) -> Any:
                 lines[name] = line
             return super().construct_mapping(node, deep)
 
+    if as_texts:
+        Loader.yaml_implicit_resolvers = {}
     if len(text) > MAX_TEXT:
         raise Refused(f"{len(text):,} characters, over the limit of {MAX_TEXT:,}")
     try:

@@ -6,8 +6,10 @@ model, and all that depends on it must move by its column.
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hfsae
-from hfsae.circuits import Graph, influence, shares
+from hfsae.circuits import Graph, attribution_graph, influence, shares
 from hfsae.circuits.graph_files import METADATA, node_ids
 from hfsae.cli import main
 from hfsae.models import SAE
@@ -282,6 +284,31 @@ def test_files_have_the_fields_of_the_front_ends_and_their_scores(found, tmp_pat
         assert node["feature"] == (layer + latent) * (layer + latent + 1) // 2 + latent
 
 
+def test_pages_lie_where_the_front_end_looks_and_supernodes_take_all_positions(
+    found, tmp_path: Path
+):
+    def page(latent: int) -> dict:
+        return {"index": latent, "of": "0"}
+
+    first = next(n for n in found.nodes if n.sae == "0")
+    name = f"{first.layer}/{first.index}"
+    path = hfsae.save_graph(found, tmp_path, "one", pages={"0": page}, supernodes={"a": [name]})
+    whole = json.loads(path.read_text())
+    assert whole["metadata"]["scan"] == "./graph_data/features/one"
+    shown = [n for n in whole["nodes"] if n["feature_type"].startswith("cross")]
+    home = tmp_path / "features" / "one"
+    assert {f"{n['feature']}.json" for n in shown} == {file.name for file in home.iterdir()}
+    for node in shown:
+        there = json.loads((home / f"{node['feature']}.json").read_text())
+        assert there["index"] == int(node["node_id"].split("_")[1])
+        assert (there.get("of") == "0") == (node["layer"] == "0")
+        if node["layer"] != "0":  # without a store: a page that says so
+            assert "hfsae collect" in there["examples_quantiles"][0]["quantile_name"]
+    alike = [n["node_id"] for n in shown if n["node_id"].startswith(name.replace("/", "_") + "_")]
+    assert whole["qParams"]["supernodes"] == [["a", *alike]] and alike
+    assert whole["qParams"]["pinnedIds"] == alike
+
+
 def test_ids_are_unique_where_the_format_has_one_for_two():
     """Latent l of block 0 and the error of block l, at one position."""
     ids = node_ids(made("llama", max_feature_nodes=500))
@@ -336,10 +363,44 @@ def test_the_command_writes_a_graph_of_a_set_beside_a_runs_checkpoint(
     assert "30 are nodes" in said and "replacement score" in said
     whole = json.loads((tmp_path / "graphs" / "abc-def.json").read_text())
     assert whole["metadata"]["prompt"].endswith("abc def") and whole["links"]
+    assert "0 has no feature store" in said and "collect" in said
+    groups = tmp_path / "groups.yaml"
+    for content, sentence in (
+        ("[1, 2]", "no mapping of names"),
+        ("a: 0_7_1", "no mapping of names"),
+        ("a: [1/2]\na: [1/3]", "appears twice"),
+        ("a: [0_9999_1]", "'0_9999_1', which is no node"),
+        ("a: [7/99]", "'7/99', which is no node"),
+    ):
+        groups.write_text(content)
+        assert main([*argv, "--slug", "new", "--supernodes", str(groups)]) == 2
+        assert sentence in capsys.readouterr().err and not (tmp_path / "graphs/new.json").exists()
+    token = next(n["node_id"] for n in whole["nodes"] if n["layer"] == "E")
+    groups.write_text(f"start: [{token}]")
+    options = ["--slug", "new", "--supernodes", str(groups), "--scan", "tiny"]
+    assert main([*argv, *options]) == 0
+    link = capsys.readouterr().out.splitlines()[-1].partition("supernodes=")[2]
+    assert json.loads(unquote(link)) == [["start", token]]
+    new = json.loads((tmp_path / "graphs" / "new.json").read_text())
+    assert new["qParams"]["supernodes"] == [["start", token]]
+    assert new["metadata"]["scan"] == "tiny"
     assert main([*argv, "--nodes", "7"]) == 2
     assert "0 to 1" in capsys.readouterr().err
     assert main([*argv, "--slug", "a b"]) == 2
     assert "slug is 'a b'" in capsys.readouterr().err
+
+
+def test_a_graph_larger_than_the_free_memory_is_refused_with_the_option_to_lower(monkeypatch):
+    lm = make_lm("llama")
+    saes = transcoders(lm, "apart")
+    monkeypatch.setattr(attribution_graph, "main_memory", lambda: (500_000, 10**9))
+    small = {"max_feature_nodes": 5, "batch": 1}
+    assert hfsae.graph(lm, saes, IDS, **small).check() <= 1e-9
+    sentence = refusal(lambda: hfsae.graph(lm, saes, IDS, max_feature_nodes=400, batch=1))
+    assert re.search(r"needs \d.* GB of main memory, .* of it for adjacency", sentence), sentence
+    assert "0.0005 are free; lower max_feature_nodes" in sentence
+    sentence = refusal(lambda: hfsae.graph(lm, saes, IDS, max_feature_nodes=5, batch=512))
+    assert "for backward passes" in sentence and "give a shorter prompt" in sentence
 
 
 def test_a_norm_of_another_form_is_refused_by_its_name(monkeypatch):
