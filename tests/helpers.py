@@ -77,7 +77,7 @@ def make(config_class: Callable[..., SAEConfig], **fields) -> SAE:
     torch.manual_seed(0)
     sae = AutoModel.from_config(config)
     with torch.no_grad():
-        for name in ("b_enc", "b_dec", "b_mag", "r_mag", "W_skip"):
+        for name in ("b_enc", "b_dec", "b_mag", "r_mag", "W_skip", "log_scale"):
             if hasattr(sae, name):
                 getattr(sae, name).uniform_(-0.1, 0.1)
         if hasattr(sae, "threshold"):
