@@ -1,4 +1,4 @@
-"""Variants of papers that cite JumpReLU's: what every variant must do, and each against its formula."""
+"""Variants of papers that cite JumpReLU's: the contract of all, and each against its formula."""
 
 import gc
 import importlib.util
@@ -25,7 +25,7 @@ FIELDS = {
     "rank1_topk": {"matrix": (3, 4)},
     "soft_topk": {"alpha": 0.02},
     "sparsemax": {},
-    "tree": {"prefixes": (0.25, 1), "level_k": (6, 2)},
+    "tree": {"prefixes": (0.25, 1), "level_k": (5, 3)},
 }
 """the fields that a small SAE of each file needs"""
 
@@ -49,6 +49,9 @@ def citing() -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(params=FIELDS)
 def config_class(request, citing) -> Callable[..., SAEConfig]:
+    of_transcoders = "transcoder" in request.node.name or "skip_connection" in request.node.name
+    if request.param == "rank1_topk" and of_transcoders:
+        pytest.skip("its input and its output are one matrix")
     name = "".join(part.capitalize() for part in request.param.split("_"))
     name = name.replace("topk", "TopK").replace("Topk", "TopK")
     return partial(getattr(citing, f"{name}SAEConfig"), **FIELDS[request.param])
@@ -77,8 +80,8 @@ def test_the_soft_choice_has_k_latents_and_the_gradient_of_its_sum(citing):
 
 
 def test_soft_top_k_is_the_published_forward_and_loss(citing):
-    config = partial(citing.SoftTopKSAEConfig, alpha=0.02, subtract_b_dec=True, activation_scale=1)
-    sae, x = make(config).double(), activations(32).double() / 7
+    config = partial(citing.SoftTopKSAEConfig, alpha=0.02, subtract_b_dec=True)
+    sae, x = make(config, activation_scale=1.0).double(), activations(32).double() / 7
     out = sae(x, return_loss=True)
     hidden = ((x - sae.b_dec) @ sae.W_count + sae.b_count).relu()
     k = (16 * (hidden @ sae.w_count + sae.b_most).sigmoid()).clamp(1, sae.config.d_sae)
@@ -86,7 +89,9 @@ def test_soft_top_k_is_the_published_forward_and_loss(citing):
     f = z.relu() * citing.SoftTopK.apply(z, k[:, None], 0.02)
     error = x - f @ sae.W_dec - sae.b_dec
     expected = error.square().sum(-1).mean() + nn.functional.softplus(k.mean() - 8, beta=5)
-    assert abs(float(out.loss - expected)) < 1e-5  # the error's squares are summed in float32
+    assert (
+        abs(float((out.loss - expected).detach())) < 1e-5
+    )  # the error's squares are summed in float32
     assert torch.allclose(out.latents, f, atol=1e-10)
 
 
@@ -98,7 +103,9 @@ def test_in_use_each_token_has_the_whole_number_of_its_own(citing):
     counts, latents = sae.counts(x)[:, 0].floor().long(), sae.encode(x)
     assert len(counts.unique()) > 2
     for row, z, k in zip(latents, sae.pre_activations(x), counts, strict=True):
-        assert torch.equal(row.nonzero()[:, 0], z.topk(k).indices[z.topk(k).values > 0].sort().values)
+        assert torch.equal(
+            row.nonzero()[:, 0], z.topk(k).indices[z.topk(k).values > 0].sort().values
+        )
 
 
 def test_the_elastic_net_is_its_formula_over_several_steps(citing):
@@ -124,7 +131,10 @@ def test_the_elastic_net_is_its_formula_over_several_steps(citing):
 
 def test_sparsemax_marks_the_support_of_a_projection_on_the_simplex(citing):
     torch.manual_seed(0)
-    z, total = torch.randn(20, 15, dtype=torch.float64), torch.rand(20, 1, dtype=torch.float64) + 0.1
+    z, total = (
+        torch.randn(20, 15, dtype=torch.float64),
+        torch.rand(20, 1, dtype=torch.float64) + 0.1,
+    )
     t = citing.sparsemax_threshold(z, total)
     assert torch.allclose((z - t).relu().sum(-1, keepdim=True), total, atol=1e-12)
 
@@ -144,19 +154,26 @@ def test_the_controllers_factor_becomes_the_scale_and_a_frequent_latent_is_silen
 def test_a_low_rank_is_kept_with_one_basis_for_encoder_and_decoder(citing):
     sae = make(partial(citing.SparsemaxSAEConfig, rank=5))
     sae.after_step_()
-    both = torch.cat([sae.encoder_rows(), sae.decoder_rows()], dim=1)
-    assert torch.linalg.matrix_rank(both, rtol=1e-4) == 5
+    enc, dec = sae.encoder_rows(), sae.decoder_rows()
+    assert torch.linalg.matrix_rank(enc, rtol=1e-4) == 5
+    assert torch.linalg.matrix_rank(dec, rtol=1e-4) == 5
+    # A factor for each row, left of C, is all that differs: C's span is that of diag(a) dec.
+    basis = torch.linalg.svd(enc, full_matrices=False)[0][:, :5]
+    outside = torch.eye(40) - basis @ basis.T
+    gram = (outside.T @ outside) * (dec @ dec.T)  # |outside diag(a) dec|^2 = a^T gram a
+    values = torch.linalg.eigvalsh(gram)
+    assert values[0] < 1e-5 < 1e-2 < values[-1]
 
 
 def test_a_child_fires_only_under_its_parent_and_levels_have_their_numbers(citing):
     sae = make(partial(citing.TreeSAEConfig, **FIELDS["tree"]))
     z, f = sae.pre_activations(activations(300)), sae.encode(activations(300)) > 0
     children = torch.arange(10, 40)
-    assert f[:, children].any() and not (f[:, children] & ~f[:, sae.parent[children]]).any()
-    for row, pre in zip(f[:40], z[:40], strict=True):  # a loop over sets
-        roots = {*pre[:10].topk(6).indices.tolist()} & {*(pre > 0).nonzero()[:, 0].tolist()}
+    assert f[:, children].any() and not (f[:, children] & ~f[:, sae.parent[children].long()]).any()
+    for row, pre in zip(f[:40], z[:40].detach(), strict=True):  # a loop over sets
+        roots = {*pre[:10].topk(5).indices.tolist()} & {*(pre > 0).nonzero()[:, 0].tolist()}
         under = [i for i in range(10, 40) if int(sae.parent[i]) in roots and pre[i] > 0]
-        leaves = sorted(under, key=lambda i: -float(pre[i]))[:2]
+        leaves = sorted(under, key=lambda i: -float(pre[i]))[:3]
         assert {*row.nonzero()[:, 0].tolist()} == roots | {*leaves}
 
 
@@ -173,7 +190,7 @@ def test_dead_children_go_to_parents_with_most_error_for_each_child(citing):
     moved = (sae.parent != before).nonzero()[:, 0].tolist()
     assert {*moved} <= {12, 25, 39} and 3 not in sae.parent[[12, 25, 39]]
     live = [i for i in range(10, 40) if not dead[i]]
-    n = {p: sum(int(before[i]) == p for i in live) for p in (5, 7)}
+    n = {p: sum(before[i] == p for i in live) for p in (5, 7)}
     for child in (12, 25, 39):
         best = max((5, 7), key=lambda p: ({5: 10.0, 7: 7.0}[p]) / (n[p] + 1))
         assert int(sae.parent[child]) == best
@@ -190,7 +207,9 @@ def test_rows_become_the_nearest_outer_products(citing):
     nearest /= nearest.norm(dim=-1, keepdim=True)
     sae.after_step_()
     assert torch.allclose(sae.W_dec, nearest, atol=1e-4)
-    assert (torch.linalg.matrix_rank(sae.encoder_rows().unflatten(-1, (3, 4)), rtol=1e-3) == 1).all()
+    assert (
+        torch.linalg.matrix_rank(sae.encoder_rows().unflatten(-1, (3, 4)), rtol=1e-3) == 1
+    ).all()
 
 
 def test_latents_of_a_shared_basis_have_profiles_of_its_rank(citing):
@@ -211,8 +230,8 @@ def test_latents_of_a_shared_basis_have_profiles_of_its_rank(citing):
 @pytest.mark.parametrize(
     "name, fields, sentence",
     [
-        ("SoftTopK", {"most": 1.0}, "most must lie in"),
-        ("SoftTopK", {"alpha": 0.0}, "alpha must be"),
+        ("SoftTopK", {"k": 8, "most": 1.0}, "most must lie in"),
+        ("SoftTopK", {"k": 8, "alpha": 0.0}, "alpha must be"),
         ("ElasticNet", {"adaptive_rate": 1.0}, "adaptive_rate must lie between 0 and 1"),
         ("ElasticNet", {"penalty": "ri_l1"}, "leave penalty at 'l1'"),
         ("Sparsemax", {"rank": 100}, "is above d_in"),

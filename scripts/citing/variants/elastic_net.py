@@ -54,13 +54,14 @@ class ElasticNetSAE(ReLUSAE):
 
     config_class = ElasticNetSAEConfig
     config: ElasticNetSAEConfig
-    float32_parameters = ("running_mean",)
+    float32_parameters = ("running_mean", "n_steps")
+    _keep_in_fp32_modules_strict = {*float32_parameters}  # noqa: RUF012
     latent_dims: ClassVar = {**ReLUSAE.latent_dims, "running_mean": 0}
 
     def make_parameters(self) -> None:
         super().make_parameters()
         self.running_mean = nn.Parameter(torch.empty(self.config.d_sae))
-        self.register_buffer("n_steps", torch.empty((), dtype=torch.long))
+        self.register_buffer("n_steps", torch.empty(()))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -12,6 +12,7 @@ were; the encoder's have factors of their own.
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from hfsae import Refused, TopKSAE, TopKSAEConfig
 
@@ -33,6 +34,8 @@ class Rank1TopKSAEConfig(TopKSAEConfig):
                 f"matrix must be two numbers whose product is d_in ({self.d_in}), "
                 f"got {list(self.matrix)}"
             )
+        if self.is_transcoder or self.sites is not None:
+            raise Refused("a rank1_topk_sae reads and reconstructs one site")
 
 
 class Rank1TopKSAE(TopKSAE):
@@ -48,16 +51,15 @@ class Rank1TopKSAE(TopKSAE):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self:
-            self._flatten_()
+            rows = self._nearest(self.W_dec)
+            init.copy_(self.W_dec, rows / rows.norm(dim=-1, keepdim=True))
+            init.copy_(self.W_enc, self.W_dec.T)
 
     @torch.no_grad()
     def after_step_(self) -> None:
-        self._flatten_()
-        super().after_step_()
-
-    def _flatten_(self) -> None:
         self.W_enc.copy_(self._nearest(self.encoder_rows()).T)
         self.W_dec.copy_(self._nearest(self.decoder_rows()))
+        super().after_step_()
 
     def _nearest(self, rows: Tensor) -> Tensor:
         matrices = rows.unflatten(-1, tuple(self.config.matrix))

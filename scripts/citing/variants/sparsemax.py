@@ -30,7 +30,7 @@ class SparsemaxSAEConfig(SAEConfig):
     model_type = "sparsemax_sae"
 
     rank: int = 0
-    """encoder and decoder are C K and C V with one C [d_sae, rank]; 0: weights are free"""
+    """encoder, decoder: C K, C V with one C [d_sae, rank], but for rows' lengths; 0: both free"""
     most_frequent: float = 1.0
     """latents that fire on a larger share of tokens are silent; .1 in the published code"""
 
@@ -41,10 +41,10 @@ class SparsemaxSAEConfig(SAEConfig):
             raise Refused(f"rank ({self.rank}) is above d_in + d_out: leave it at 0")
         if not 0 < self.most_frequent <= 1:
             raise Refused(f"most_frequent must lie in (0, 1], got {self.most_frequent}")
-
-    @property
-    def unit_norm_decoder(self) -> bool:
-        return self.rank == 0
+        if self.sites is not None:
+            raise Refused(
+                "a sparsemax SAE reads one site, whose norm it uses: give site, not sites"
+            )
 
 
 class SparsemaxSAE(SAE):
@@ -56,6 +56,7 @@ class SparsemaxSAE(SAE):
     config_class = SparsemaxSAEConfig
     config: SparsemaxSAEConfig
     float32_parameters = ("log_scale", "frequency")
+    _keep_in_fp32_modules_strict = {*float32_parameters}  # noqa: RUF012
     latent_dims: ClassVar = {**SAE.latent_dims, "frequency": 0}
 
     def make_parameters(self) -> None:
@@ -78,7 +79,7 @@ class SparsemaxSAE(SAE):
         at: Place = EVERYWHERE,
     ) -> Float[Tensor, "*batch d_sae"]:
         with torch.no_grad():
-            norm = self.encoder_input(x).float().norm(dim=-1, keepdim=True)
+            norm = self._normalised(x.to(self.W_enc.dtype)).float().norm(dim=-1, keepdim=True)
             threshold = sparsemax_threshold(pre_acts.float(), norm / self.log_scale.exp())
             fires = (pre_acts > threshold) & (self.frequency <= self.config.most_frequent)
         return pre_acts * fires
@@ -106,7 +107,6 @@ class SparsemaxSAE(SAE):
     @torch.no_grad()
     def after_step_(self) -> None:
         """Of a low rank: the nearest weights of that rank, encoder and decoder side by side."""
-        super().after_step_()
         if self.config.rank:
             both = torch.cat([self.encoder_rows(), self.decoder_rows()], dim=1)
             _, vectors = torch.linalg.eigh(both.T @ both)
@@ -114,6 +114,11 @@ class SparsemaxSAE(SAE):
             enc, dec = (both @ kept @ kept.T).split([self.config.d_in, self.W_dec.shape[1]], dim=1)
             self.W_enc.copy_(enc.T)
             self.W_dec.copy_(dec)
+        super().after_step_()
+
+    def _fold_(self, state: dict[str, Tensor], config: SAEConfig) -> None:
+        super()._fold_(state, config)
+        state["log_scale"] -= math.log(self.latent_scale / self.read_scale)  # |x| is in that unit
 
     @property
     def can_be_sparse(self) -> bool:

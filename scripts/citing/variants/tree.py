@@ -61,14 +61,15 @@ class TreeSAE(Matryoshka, AuxKSAE):
     config_class = TreeSAEConfig
     config: TreeSAEConfig
     latent_dims: ClassVar = {**AuxKSAE.latent_dims, "cost": 0}
-    float32_parameters = ("cost",)
+    float32_parameters = ("cost", "parent", "n_steps")  # indices are exact up to 2^24
+    _keep_in_fp32_modules_strict = {*float32_parameters}  # noqa: RUF012
     parent: Tensor
 
     def make_parameters(self) -> None:
         super().make_parameters()
         self.cost = nn.Parameter(torch.empty(self.config.d_sae))
-        self.register_buffer("parent", torch.empty(self.config.d_sae, dtype=torch.long))
-        self.register_buffer("n_steps", torch.empty((), dtype=torch.long))
+        self.register_buffer("parent", torch.empty(self.config.d_sae))
+        self.register_buffer("n_steps", torch.empty(()))
         self._dead: Tensor | None = None
 
     @torch.no_grad()
@@ -78,7 +79,7 @@ class TreeSAE(Matryoshka, AuxKSAE):
             return
         init.zeros_(self.cost)
         init.zeros_(self.n_steps)
-        ends, parent = self.config.ends, torch.full((self.config.d_sae,), -1)
+        ends, parent = self.config.ends, torch.full((self.config.d_sae,), -1.0)
         for before, start, end in zip([0, *ends], ends, ends[1:], strict=False):
             parent[start:end] = before + torch.arange(end - start) % (start - before)
         init.copy_(self.parent, parent)
@@ -94,7 +95,7 @@ class TreeSAE(Matryoshka, AuxKSAE):
         for end, k in zip(self.config.ends, self.config.level_k, strict=True):
             z = pre_acts[..., start:end].relu()
             if start:
-                z = z * (latents[..., self.parent[start:end]] > 0)
+                z = z * (latents[..., self.parent[start:end].long()] > 0)
             before, after = latents[..., :start], latents[..., end:]
             latents = torch.cat([before, largest(z, min(k, end - start)), after], dim=-1)
             start = end
@@ -140,7 +141,9 @@ class TreeSAE(Matryoshka, AuxKSAE):
         ends = self.config.ends
         for before, start, end in zip([0, *ends], ends, ends[1:], strict=False):
             children = torch.arange(start, end, device=dead.device)
-            n = torch.bincount(self.parent[start:end][~dead[start:end]], minlength=start).float()
+            n = torch.bincount(
+                self.parent[start:end][~dead[start:end]].long(), minlength=start
+            ).float()
             cost = torch.where(dead, 0.0, self.cost)[before:start]
             for child in children[dead[start:end]].tolist():
                 best = before + int((cost / (n[before:start] + 1)).argmax())
