@@ -25,7 +25,7 @@ FIELDS = {
     "rank1_topk": {"matrix": (3, 4)},
     "soft_topk": {"alpha": 0.02},
     "sparsemax": {},
-    "tree": {"prefixes": (0.25, 1), "level_k": (5, 3)},
+    "tree": {"prefixes": (0.25, 1), "shares": (0.6, 0.4)},
 }
 """the fields that a small SAE of each file needs"""
 
@@ -236,7 +236,7 @@ def test_latents_of_a_shared_basis_have_profiles_of_its_rank(citing):
         ("ElasticNet", {"penalty": "ri_l1"}, "leave penalty at 'l1'"),
         ("Sparsemax", {"rank": 100}, "is above d_in"),
         ("Sparsemax", {"most_frequent": 0.0}, "most_frequent must lie in"),
-        ("Tree", {"level_k": [3, 4], "k": 8}, "with the sum k \\(8\\)"),
+        ("Tree", {"shares": [0.5, 0.4], "k": 8}, "with the sum 1"),
         ("Rank1TopK", {"matrix": [5, 5], "k": 8}, "whose product is d_in \\(12\\)"),
         ("SharedBasis", {"k": 8}, "must be below the number of sites"),
     ],

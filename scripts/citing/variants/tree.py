@@ -34,8 +34,8 @@ class TreeSAEConfig(MatryoshkaConfig, AuxKSAEConfig):
     model_type = "tree_sae"
 
     prefixes: list | tuple = (1 / 4, 1)
-    level_k: list | tuple = (52, 12)
-    """latents a token, for each level; their sum is k"""
+    shares: list | tuple = (13 / 16, 3 / 16)
+    """of the k latents of a token, for each level; their sum is 1"""
     reassign_every: int = 3000
     """steps until dead children first get other parents; then twice as many, and so on"""
     reassign_at_most: int = 10000
@@ -44,11 +44,18 @@ class TreeSAEConfig(MatryoshkaConfig, AuxKSAEConfig):
     def check(self) -> None:
         super().check()
         self.require_positive("reassign_every", "reassign_at_most")
-        if len(self.level_k) != len(self.ends) or sum(self.level_k) != self.k:
+        is_whole = abs(sum(self.shares) - 1) < 1e-6
+        if len(self.shares) != len(self.ends) or not is_whole or min(self.level_k) < 1:
             raise Refused(
-                f"level_k needs a number for each of {len(self.ends)} levels (prefixes), with the "
-                f"sum k ({self.k}), got {list(self.level_k)}"
+                f"shares needs a number for each of {len(self.ends)} levels (prefixes), with the "
+                f"sum 1 and at least one latent of k ({self.k}) each, got {list(self.shares)}"
             )
+
+    @property
+    def level_k(self) -> list[int]:
+        """Latents of a token, for each level."""
+        later = [round(share * self.k) for share in self.shares[1:]]
+        return [self.k - sum(later), *later]
 
 
 class TreeSAE(Matryoshka, AuxKSAE):
