@@ -1,6 +1,7 @@
-"""AEN-SAE (arXiv:2605.05341): an adaptive elastic net in place of ReLU's L1 penalty.
+r"""AEN-SAE (arXiv:2605.05341): an adaptive elastic net in place of ReLU's L1 penalty.
 
-    hfsae train elastic_net --import scripts/citing/variants/elastic_net.py
+    hfsae train quickstart --import scripts/citing/variants/elastic_net.py \
+        --sae.model_type elastic_net_sae
 
     loss = |x - recon|^2 + l1 sum_i w_i f_i + l2 sum_i f_i^2
     w_i  = 1 + (clip((running mean of f_i)^-exponent, .01, 10) - 1) warm

@@ -1,6 +1,7 @@
-"""WriteSAE (arXiv:2605.12770): latents of a matrix-valued state, each an outer product v w^T.
+r"""WriteSAE (arXiv:2605.12770): latents of a matrix-valued state, each an outer product v w^T.
 
-    hfsae train rank1_topk --import scripts/citing/variants/rank1_topk.py
+    hfsae train activations --activations FILES --import scripts/citing/variants/rank1_topk.py \
+        --sae.model_type rank1_topk_sae --sae.matrix 64,128
 
 Activations are matrices [d_k, d_v], flattened: states or writes of a recurrent block, from files.
 

@@ -1,6 +1,7 @@
-"""fmxcoders (arXiv:2605.09438): a crosscoder whose latents share a few profiles over sites.
+r"""fmxcoders (arXiv:2605.09438): a crosscoder whose latents share a few profiles over sites.
 
-    hfsae train shared_basis --import scripts/citing/variants/shared_basis.py
+    hfsae train crosscoder --import scripts/citing/variants/shared_basis.py \
+        --sae.model_type shared_basis_sae
 
 Latent i's rows at all sites [n_sites, d] are B V_i with one B [n_sites, rank] for all latents, in
 the encoder and, another, in the decoder. After each step the weights become the nearest such ones.

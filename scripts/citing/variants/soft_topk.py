@@ -1,6 +1,7 @@
-"""SoftSAE (arXiv:2605.06610): each token chooses how many latents it gets, learned by a soft top-k.
+r"""SoftSAE (arXiv:2605.06610): each token chooses how many latents it gets, learned by a soft top-k.
 
-    hfsae train soft_topk --import scripts/citing/variants/soft_topk.py
+    hfsae train quickstart --import scripts/citing/variants/soft_topk.py \
+        --sae.model_type soft_topk_sae --sae.k 50
 
 The number is a small network of the token; while training a smooth top-k gives it a gradient:
 

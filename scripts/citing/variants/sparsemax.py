@@ -1,6 +1,7 @@
-"""Dynamic Attention (arXiv:2604.14925): a threshold for each token, by sparsemax.
+r"""Dynamic Attention (arXiv:2604.14925): a threshold for each token, by sparsemax.
 
-    hfsae train sparsemax --import scripts/citing/variants/sparsemax.py
+    hfsae train quickstart --import scripts/citing/variants/sparsemax.py \
+        --sae.model_type sparsemax_sae
 
     latents = z H(z - t(x)),    t so that sum_i relu(z_i - t) = |x| / scale
 

@@ -1,6 +1,7 @@
-"""Tree SAE (arXiv:2605.07922): a latent fires only where its parent does.
+r"""Tree SAE (arXiv:2605.07922): a latent fires only where its parent does.
 
-    hfsae train tree --import scripts/citing/variants/tree.py
+    hfsae train quickstart --import scripts/citing/variants/tree.py \
+        --sae.model_type tree_sae --sae.k 50
 
 Latents stand in levels. The first level's k_1 largest fire; at a later one the k_l largest among
 those whose parent fires. Each level's latents with those before must reconstruct x. Dead children
