@@ -1,4 +1,4 @@
-r"""SoftSAE (arXiv:2605.06610): each token chooses how many latents it gets, learned by a soft top-k.
+r"""SoftSAE (arXiv:2605.06610): each token chooses how many latents it gets, by a soft top-k.
 
     hfsae train quickstart --import scripts/citing/variants/soft_topk.py \
         --sae.model_type soft_topk_sae --sae.k 50
