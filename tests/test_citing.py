@@ -1,64 +1,20 @@
-"""Variants of papers that cite JumpReLU's: the contract of all, and each against its formula."""
+"""Variants of papers that cite JumpReLU's: each against its paper's formula."""
 
-import gc
-import importlib.util
-from collections.abc import Callable, Iterator
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy.optimize import brentq
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
-from hfsae import Refused, SAEConfig
+from hfsae import Refused
 from hfsae.models import Schedule
 
-from .helpers import D_IN, ROOT, activations, make
-from .models.test_contract import *  # noqa: F403  what every variant must do, for these as well
-from .models.test_contract import sae as sae  # its fixture, of the configs below
-
-FOLDER = ROOT / "scripts" / "citing" / "variants"
-FIELDS = {
-    "elastic_net": {},
-    "rank1_topk": {"matrix": (3, 4)},
-    "soft_topk": {"alpha": 0.02},
-    "sparsemax": {},
-    "tree": {"prefixes": (0.25, 1), "shares": (0.6, 0.4)},
-}
-"""the fields that a small SAE of each file needs"""
-
-
-@pytest.fixture(scope="module")
-def citing() -> Iterator[SimpleNamespace]:
-    """All names of the folder's files; unknown to transformers again after this module."""
-    names: dict[str, object] = {}
-    for path in sorted(FOLDER.glob("*.py")):
-        spec = importlib.util.spec_from_file_location(f"citing_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        names |= {k: v for k, v in vars(module).items() if not k.startswith("__")}
-    yield SimpleNamespace(**names)
-    for config in [c for c in MODEL_MAPPING._extra_content if c.__module__.startswith("citing_")]:
-        MODEL_MAPPING._extra_content.pop(config)
-        CONFIG_MAPPING._extra_content.pop(config.model_type)
-    names.clear()
-    gc.collect()
-
-
-@pytest.fixture(params=FIELDS)
-def config_class(request, citing) -> Callable[..., SAEConfig]:
-    of_transcoders = "transcoder" in request.node.name or "skip_connection" in request.node.name
-    if request.param == "rank1_topk" and of_transcoders:
-        pytest.skip("its input and its output are one matrix")
-    name = "".join(part.capitalize() for part in request.param.split("_"))
-    name = name.replace("topk", "TopK").replace("Topk", "TopK")
-    return partial(getattr(citing, f"{name}SAEConfig"), **FIELDS[request.param])
+from .helpers import CITING, CITING_FOLDER, D_IN, activations, make
 
 
 def test_every_file_of_the_folder_is_tested():
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*FIELDS, "shared_basis"}
+    assert {path.stem for path in CITING_FOLDER.glob("*.py")} == {*CITING, "shared_basis"}
 
 
 def test_the_soft_choice_has_k_latents_and_the_gradient_of_its_sum(citing):
@@ -166,7 +122,7 @@ def test_a_low_rank_is_kept_with_one_basis_for_encoder_and_decoder(citing):
 
 
 def test_a_child_fires_only_under_its_parent_and_levels_have_their_numbers(citing):
-    sae = make(partial(citing.TreeSAEConfig, **FIELDS["tree"]))
+    sae = make(partial(citing.TreeSAEConfig, **CITING["tree"]))
     z, f = sae.pre_activations(activations(300)), sae.encode(activations(300)) > 0
     children = torch.arange(10, 40)
     assert f[:, children].any() and not (f[:, children] & ~f[:, sae.parent[children].long()]).any()
@@ -178,7 +134,7 @@ def test_a_child_fires_only_under_its_parent_and_levels_have_their_numbers(citin
 
 
 def test_dead_children_go_to_parents_with_most_error_for_each_child(citing):
-    sae = make(partial(citing.TreeSAEConfig, **FIELDS["tree"]))
+    sae = make(partial(citing.TreeSAEConfig, **CITING["tree"]))
     dead = torch.zeros(40, dtype=torch.bool)
     dead[[3, 12, 25, 39]] = True  # a root and three children
     with torch.no_grad():

@@ -341,10 +341,10 @@ class SAE(SiteLayout, StrictLoading):
     def latents_of(
         self,
         x: Float[Tensor, "*batch d_in"],
-        pre_acts: Float[Tensor, "*batch d_sae"],
+        pre_acts: Float[Tensor, "..."],
         schedule: Schedule = Schedule(),
         at: Place = EVERYWHERE,
-    ) -> Float[Tensor, "*batch d_sae"]:
+    ) -> Float[Tensor, "..."]:
         """Latents from pre-activations, for a variant whose choice depends on the token itself."""
         return self.activate(pre_acts, schedule, at)
 

@@ -55,6 +55,7 @@ class ElasticNetSAE(ReLUSAE):
 
     config_class = ElasticNetSAEConfig
     config: ElasticNetSAEConfig
+    n_steps: Tensor
     float32_parameters = ("running_mean", "n_steps")
     _keep_in_fp32_modules_strict = {*float32_parameters}  # noqa: RUF012
     latent_dims: ClassVar = {**ReLUSAE.latent_dims, "running_mean": 0}
@@ -75,7 +76,8 @@ class ElasticNetSAE(ReLUSAE):
         """w [d_sae]."""
         mean = self.running_mean.detach().clamp(min=1e-12)
         full = mean.pow(-self.config.adaptive_exponent).clamp(_LEAST, _MOST)
-        return 1 + (full - 1) * (self.n_steps / self.config.adaptive_warmup).clamp(max=1)
+        warm = torch.clamp(self.n_steps / self.config.adaptive_warmup, max=1)
+        return 1 + (full - 1) * warm
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         f = parts.latents.float() / self.latent_scale
