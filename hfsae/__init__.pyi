@@ -72,6 +72,7 @@ from .runs import explain as explain
 from .runs import probe as probe
 from .runs import train as train
 from .steering import Edit as Edit
+from .steering import mean_difference as mean_difference
 from .steering import save_steering_vector as save_steering_vector
 from .steering import steer as steer
 from .steering import suggest_strength as suggest_strength

@@ -58,7 +58,12 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_MAPPING,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import hfsae.hub.upload
 import hfsae.io.hub_client
@@ -399,6 +404,23 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Pa
         return packages / module
 
     return make
+
+
+@pytest.fixture(scope="module")
+def citing() -> Iterator[SimpleNamespace]:
+    """All names of scripts/citing/variants; unknown to transformers again after the module."""
+    names: dict[str, object] = {}
+    for path in sorted((_PACKAGE.parent / "scripts" / "citing" / "variants").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"citing_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        names |= {k: v for k, v in vars(module).items() if not k.startswith("__")}
+    yield SimpleNamespace(**names)
+    for config in [c for c in MODEL_MAPPING._extra_content if c.__module__.startswith("citing_")]:
+        MODEL_MAPPING._extra_content.pop(config)
+        CONFIG_MAPPING._extra_content.pop(config.model_type)
+    names.clear()
+    gc.collect()
 
 
 @pytest.fixture

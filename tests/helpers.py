@@ -29,6 +29,15 @@ from hfsae.models import SAE, SAEConfig
 
 ROOT = Path(__file__).parent.parent
 D_IN, D_SAE, SCALE = 12, 40, 7.0
+CITING_FOLDER = ROOT / "scripts" / "citing" / "variants"
+CITING = {
+    "elastic_net": {},
+    "rank1_topk": {"matrix": (3, 4)},
+    "soft_topk": {"alpha": 0.02},
+    "sparsemax": {},
+    "tree": {"prefixes": (0.25, 1), "shares": (0.6, 0.4)},
+}
+"""by the name of its file there, the fields that a small SAE of one site needs"""
 
 # Options that change what is learned, or how: each goes through the suite as a variant would.
 OPTIONS = [
@@ -77,7 +86,7 @@ def make(config_class: Callable[..., SAEConfig], **fields) -> SAE:
     torch.manual_seed(0)
     sae = AutoModel.from_config(config)
     with torch.no_grad():
-        for name in ("b_enc", "b_dec", "b_mag", "r_mag", "W_skip"):
+        for name in ("b_enc", "b_dec", "b_mag", "r_mag", "W_skip", "log_scale"):
             if hasattr(sae, name):
                 getattr(sae, name).uniform_(-0.1, 0.1)
         if hasattr(sae, "threshold"):

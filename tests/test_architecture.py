@@ -155,6 +155,7 @@ def test_public_names():
         "push",
         "save_as",
         "save_graph",
+        "mean_difference",
         "save_steering_vector",
         "splice",
         "steer",

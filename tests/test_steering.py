@@ -259,6 +259,34 @@ def test_scope_says_which_tokens_are_steered(tiny_lm: PreTrainedModel):
         assert torch.equal(tiny_lm.generate(ids, **OPTIONS, use_cache=False), first)
 
 
+def test_a_condition_on_an_earlier_site_chooses_the_tokens(tiny_lm: PreTrainedModel):
+    sae, block = make_sae(), {"mode": "clamp", "spare_tokens": ()}
+    inputs = tokens()
+    with capture(tiny_lm, ["layers.0"]) as early:
+        tiny_lm(**inputs)
+    middle = early["layers.0"][..., 0].median()
+
+    def holds(x: Tensor) -> Tensor:
+        return x[..., 0] > middle
+
+    expected = holds(early["layers.0"])
+    assert 0 < expected.sum() < expected.numel()
+    steered = steer(tiny_lm, sae, {3: 2.5}, when={"layers.0": holds}, **block)
+    x, new, _ = around(tiny_lm, "layers.1", steered)
+    assert torch.equal((x != new).any(-1), expected)
+    for when, sentence in (
+        ({"layers.2": holds}, r"'layers\.2' is not known .* runs later"),
+        ({"layers.0": lambda x: x[..., 0]}, r"gives float32 \[.*it must give a truth value"),
+    ):
+        wrong = steer(tiny_lm, sae, {3: 2.5}, when=when, **block)
+        with pytest.raises(ValueError, match=sentence), wrong:
+            tiny_lm(**inputs)
+    with steer(tiny_lm, sae, {3: 2.5}, when={"layers.0": holds}, **block):  # a token at a time
+        cached = tiny_lm.generate(**inputs, **OPTIONS)
+        plain = tiny_lm.generate(**inputs, **OPTIONS, use_cache=False)
+    assert torch.equal(cached, plain)
+
+
 def test_a_loop_by_hand_without_a_cache_is_steered_as_generate_is(tiny_lm: PreTrainedModel):
     ids, outs = tokens(ctx=5)["input_ids"][:1], []
     for scope in ("prompt", "generated"):
@@ -756,6 +784,21 @@ def test_an_exported_vector_steers_as_the_sae_does(tiny_lm: PreTrainedModel, tmp
         steered = tiny_lm(**tokens()).logits
     with hfsae.patch(tiny_lm, {site: lambda x: x + vector.to(x)}):
         torch.testing.assert_close(tiny_lm(**tokens()).logits, steered, rtol=1e-3, atol=1e-3)
+
+
+def test_a_mean_difference_is_that_of_last_tokens(packaged_lm):
+    lm, tokenizer, _ = packaged_lm
+    sides = ["I am calm", "All is well"], ["I am so angry"]
+    means = []
+    for side in sides:
+        rows = [tokenizer(tokenizer.bos_token + t, return_tensors="pt") for t in side]
+        states = [lm(**row, output_hidden_states=True).hidden_states[8][0, -1] for row in rows]
+        means.append(sum(state.detach().double() for state in states) / len(states))
+    vector = hfsae.mean_difference(lm, "layers.7", *sides, tokenizer=tokenizer)
+    assert torch.allclose(vector.double(), means[0] - means[1], rtol=1e-2, atol=1e-2)
+    assert vector.dtype == torch.float32 and vector.norm() > 1
+    with pytest.raises(ValueError, match="there is no text"):
+        hfsae.mean_difference(lm, "layers.7", ["a"], [""], tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(

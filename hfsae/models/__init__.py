@@ -31,6 +31,7 @@ variant are class attributes or properties of its config, see `SAEConfig`.
 """
 
 from .base import SAE as SAE
+from .base import ForwardParts as ForwardParts
 from .base import SAEOutput as SAEOutput
 from .base import Schedule as Schedule
 from .base import register_variants as register_variants
@@ -47,12 +48,16 @@ from .gated import GatedSAE as GatedSAE
 from .gated import GatedSAEConfig as GatedSAEConfig
 from .jumprelu import JumpReLUSAE as JumpReLUSAE
 from .jumprelu import JumpReLUSAEConfig as JumpReLUSAEConfig
+from .matryoshka import Matryoshka as Matryoshka
 from .matryoshka import MatryoshkaBatchTopKSAE as MatryoshkaBatchTopKSAE
 from .matryoshka import MatryoshkaBatchTopKSAEConfig as MatryoshkaBatchTopKSAEConfig
+from .matryoshka import MatryoshkaConfig as MatryoshkaConfig
 from .matryoshka import MatryoshkaJumpReLUSAE as MatryoshkaJumpReLUSAE
 from .matryoshka import MatryoshkaJumpReLUSAEConfig as MatryoshkaJumpReLUSAEConfig
 from .relu import ReLUSAE as ReLUSAE
 from .relu import ReLUSAEConfig as ReLUSAEConfig
+from .topk import AuxKSAE as AuxKSAE
+from .topk import AuxKSAEConfig as AuxKSAEConfig
 from .topk import TopKSAE as TopKSAE
 from .topk import TopKSAEConfig as TopKSAEConfig
 

@@ -338,9 +338,19 @@ class SAE(SiteLayout, StrictLoading):
         """Latents from pre-activations; read per-latent parameters with `at.of(...)`."""
         raise NotImplementedError(f"{type(self).__name__} does not define activate()")
 
+    def latents_of(
+        self,
+        x: Float[Tensor, "*batch d_in"],
+        pre_acts: Float[Tensor, "..."],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
+    ) -> Float[Tensor, "..."]:
+        """Latents from pre-activations, for a variant whose choice depends on the token itself."""
+        return self.activate(pre_acts, schedule, at)
+
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of raw activations x, which are cast to the SAE's dtype."""
-        return self.activate(self.pre_activations(x))
+        return self.latents_of(x, self.pre_activations(x))
 
     def decode(
         self,
@@ -436,7 +446,7 @@ class SAE(SiteLayout, StrictLoading):
             x = self.with_sites_hidden(x)
         at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
         pre_acts = self.pre_activations(x, at)
-        latents = self.activate(pre_acts, schedule, at)
+        latents = self.latents_of(x, pre_acts, schedule, at)
         if not return_loss:
             recon = self._combine(latents, x, at)
             return SAEOutput(recon=recon, latents=latents, pre_acts=pre_acts, at=at)

@@ -20,7 +20,7 @@ the latent's vector has the norm of the whole activation.
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..io.errors import Refused
 from ..lm import (
     Moment,
+    capture,
     check_arguments,
     intervene,
     noting_prompts,
@@ -78,6 +79,7 @@ def steer(
     scope: Scope = "all",
     spare_tokens: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,
+    when: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Iterator[None]:
     """Inside the block the model runs on changed latents; modes and units: see the module.
 
@@ -107,6 +109,12 @@ def steer(
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
         sites: of an SAE of several sites, those at which to write; None: all. A crosscoder needs
             `generate(use_cache=False)`.
+        when: {site: condition}, to change only the tokens at which all conditions hold: of the
+            activation [rows, ctx, d] at a site that runs before the SAE writes, one truth value
+            a token, bool [rows, ctx].
+
+                calm = lambda x: other.encode(x)[..., 77] > 0
+                with hfsae.steer(lm, sae, {1234: 40.0}, when={"layers.7": calm}): ...
 
     Raises:
         ValueError: no latent, or an invalid latent, strength, mode, unit or scope; the unit "max"
@@ -155,6 +163,10 @@ def steer(
         resolved = resolve(one, own, mode, unit, largest)
         steerings.append(_Steering(one, resolved, error_term, scope, spared))
     with ExitStack() as blocks:
+        if when:
+            seen = blocks.enter_context(capture(lm, [*when]))
+            for steering in steerings:
+                steering.conditions = [(name, when[name], seen) for name in when]
         for steering in steerings:
             blocks.enter_context(intervene(lm, steering.sae, steering.write, sites=sites))
         if scope != "all":
@@ -235,6 +247,7 @@ class _Steering:
         self.directions = rows / self.row_norms[:, None].clamp(min=1e-12)  # [n, d_out]
         # pseudo-inverse: sets all these components at once; the rest of the space stays
         self.inverse = torch.linalg.pinv(self.directions) if self.replaced else rows.T  # [d_out, n]
+        self.conditions: list[tuple[str, Callable[[Tensor], Tensor], dict[str, Tensor]]] = []
         self._last = threading.local()  # n, ids: the prompt's length and the last uncached pass
 
     def write(self, moment: Moment) -> Float[Tensor, "rows ctx d_out"]:
@@ -251,6 +264,19 @@ class _Steering:
         mask[:, first:last] = True
         if self.spared:
             mask &= unspared(moment.input_ids, self.spared).to(x.device)
+        for site, condition, seen in self.conditions:
+            if site not in seen:
+                raise Refused(
+                    f"the condition at {site!r} is not known when the SAE writes, as that site "
+                    "runs later; give one that runs before"
+                )
+            holds = condition(seen[site])
+            if holds.dtype != torch.bool or holds.shape != mask.shape:
+                raise Refused(
+                    f"the condition at {site!r} gives {str(holds.dtype)[6:]} {[*holds.shape]}; "
+                    f"it must give a truth value for each token, bool {[*mask.shape]}"
+                )
+            mask &= holds.to(x.device)
         return torch.where(mask[..., None], self._steered(moment).to(x), x)
 
     def _steered(self, moment: Moment) -> Float[Tensor, "rows ctx d_out"]:
