@@ -132,6 +132,7 @@ def test_public_names():
         "attribute",
         "capture",
         "collect",
+        "effects",
         "evaluate",
         "explain",
         "frozen",
