@@ -23,6 +23,7 @@ from .attribution import attribute as attribute
 from .attribution import logit as logit
 from .attribution import loss as loss
 from .attribution import uniformity as uniformity
+from .circuits import effects as effects
 from .circuits import frozen as frozen
 from .circuits import graph as graph
 from .circuits import save_graph as save_graph

@@ -138,6 +138,7 @@ def test_public_names():
         "attribute",
         "capture",
         "collect",
+        "effects",
         "evaluate",
         "explain",
         "frozen",

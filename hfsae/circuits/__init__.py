@@ -1,9 +1,10 @@
-"""Circuits: what made what, in one text, through several transcoders.
+"""Circuits: what made what, through several transcoders or SAEs.
 
 Read `frozen` first: it holds a language model as it runs on one text, so that the rest is sums.
 `attribution_graph` has the nodes and weights of a graph, its exactness, pruning and interventions.
 `graph_files` writes it for the front ends that exist: circuit-tracer's and Neuronpedia's.
-For one SAE at any site, summed over positions, there is `hfsae.attribution`.
+`effects` has effects on a metric over many texts, and circuits, of SAEs at any sites.
+For one SAE and one text, summed over positions, there is `hfsae.attribution`.
 """
 
 from .attribution_graph import Effect as Effect
@@ -14,6 +15,12 @@ from .attribution_graph import check_shares as check_shares
 from .attribution_graph import graph as graph
 from .attribution_graph import influence as influence
 from .attribution_graph import shares as shares
+from .effects import Circuit as Circuit
+from .effects import Effects as Effects
+from .effects import Metric as Metric
+from .effects import NodeEffect as NodeEffect
+from .effects import effects as effects
+from .effects import logit_difference as logit_difference
 from .frozen import Frozen as Frozen
 from .frozen import frozen as frozen
 from .graph_files import check_slug as check_slug
