@@ -35,6 +35,7 @@ DOORS = {
         [
             "scripts/recipes/README.md",
             "scripts/recipes/variants.md",
+            "scripts/citing/README.md",
             "scripts/recipes/short_runs.md",
             "scripts/recipes/search.md",
             "scripts/recipes/activations.md",

@@ -18,6 +18,7 @@ RESULTS = Path(__file__).parents[1] / "bench" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
 GPUS, ON_GPU = "scripts/recipes/gpus.md", "When sparse steps pay on a GPU"
 CIRCUITS, GRAPHS = "scripts/recipes/circuits.md", "What a graph says"
+EFFECTS = "Effects on many texts"
 TRIALS, REAL_SIZE = "scripts/trials/README.md", "Gemma 2 2B at its real size"
 SITES = "At ten sites of two models (`sites.py`)"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
@@ -38,6 +39,7 @@ def told() -> Iterator[Told]:
         (GPUS, ON_GPU, of_kernels()),
         (TRIALS, REAL_SIZE, (of_real_size(),)),
         (CIRCUITS, GRAPHS, (of_graphs(),)),
+        (CIRCUITS, EFFECTS, of_agreement()),
     ):
         yield from (Told(page, section, text) for text in texts)
 
@@ -432,6 +434,23 @@ def of_graphs() -> str:
                 f"{median:.{digits}f} ({values[0]:.{digits}f} to {values[-1]:.{digits}f})"
             )
     return table(rows)
+
+
+def of_agreement() -> Iterator[str]:
+    """Faithfulness and completeness of circuits by their size and by what is done with errors."""
+    (run,) = runs_of("agreement_circuit")
+    sizes, titles = (
+        (2, 5, 20, 50, 200, 500),
+        {"keep": "kept", "nodes": "nodes", "remove": "removed"},
+    )
+    rows = [["SAEs' errors", *(f"{n} nodes" for n in sizes)]]
+    for errors in dict.fromkeys(row["errors"] for row in run["rows"]):
+        rows.append([titles.get(errors, "kept, random latents")])
+        by_size = {row["n_nodes"]: row for row in run["rows"] if row["errors"] == errors}
+        for row in map(by_size.get, sizes):
+            rows[-1].append(f"{row['faithfulness']:.2f} ({row['completeness']:.2f})")
+    yield table(rows)
+    yield f"{run['seconds']:.0f} s"
 
 
 def sites() -> str:
