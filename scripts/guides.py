@@ -40,6 +40,7 @@ DOORS = {
             "scripts/recipes/search.md",
             "scripts/recipes/activations.md",
             "scripts/recipes/crosscoders.md",
+            "scripts/recipes/first_hour.md",
             "scripts/recipes/gpus.md",
         ],
     ),
