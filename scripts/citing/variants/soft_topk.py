@@ -103,10 +103,6 @@ class SoftTopKSAE(AuxKSAE):
         soft = nn.functional.softplus(excess, beta=5)
         return {**losses, "count": self.config.count_coefficient * soft}
 
-    @property
-    def can_be_sparse(self) -> bool:
-        return False  # every latent has a part in the soft choice
-
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
     ) -> Float[Tensor, ""]:

@@ -121,15 +121,6 @@ class SparsemaxSAE(SAE):
         super()._fold_(state, config)
         state["log_scale"] -= math.log(self.latent_scale / self.read_scale)  # |x| is in that unit
 
-    @property
-    def can_be_sparse(self) -> bool:
-        return False  # the threshold depends on all latents of the token
-
-    def density(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
-    ) -> Float[Tensor, ""]:
-        return torch.ones((), device=pre_acts.device)
-
 
 def sparsemax_threshold(
     z: Float[Tensor, "*batch n"], total: Float[Tensor, "*batch 1"]

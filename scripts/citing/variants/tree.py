@@ -157,7 +157,3 @@ class TreeSAE(Matryoshka, AuxKSAE):
                 best = before + int((cost / (n[before:start] + 1)).argmax())
                 self.parent[child] = best
                 n[best] += 1
-
-    @property
-    def can_be_sparse(self) -> bool:
-        return False
