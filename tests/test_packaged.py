@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,7 +256,8 @@ def test_packaged_texts_have_licences_and_others_have_none():
 
 @pytest.mark.lm
 def test_the_packaged_model_as_a_judge_gives_the_probabilities_of_a_plain_pass(packaged_lm):
-    """Beside one plain forward pass in the same precision."""
+    """Beside one plain forward pass, both in float32: bfloat16's sums depend on the processor."""
+    packaged_lm = packaged_lm._replace(lm=deepcopy(packaged_lm.lm).float())
     judge = Local(JudgeArguments(), loaded=packaged_lm)
     messages = [("user", "The ship left the harbour. Was there a ship? Answer yes or no.")]
     (answer,) = judge.answer([Question(tuple(messages), choices=("yes", "no"))])
@@ -269,7 +271,7 @@ def test_the_packaged_model_as_a_judge_gives_the_probabilities_of_a_plain_pass(p
     with torch.no_grad():
         logits = packaged_lm.lm(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
     expected = {w: float(logits[end[0]]) for w, end in zip(("yes", "no"), ends, strict=True)}
-    assert answer.log_probabilities == pytest.approx(expected, abs=0.2)  # bfloat16
+    assert answer.log_probabilities == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.lm
