@@ -15,6 +15,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+# Libraries read it when they are loaded. Fits here are too small to share: threads of scikit-learn
+# that wait for each other beside other tests take eight times the processor time.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from jaxtyping import install_import_hook
 
 from .loopback_hub import LoopbackHub, hub_variables
