@@ -8,6 +8,7 @@ The Hugging Face Hub is `LoopbackHub`, for tests that ask for `hub`; the others 
 
 import atexit
 import copy
+import gc
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from pathlib import Path
 # Libraries read it when they are loaded. Fits here are too small to share: threads of scikit-learn
 # that wait for each other beside other tests take eight times the processor time.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+gc.disable()  # until tests are collected: searching what is imported for garbage takes a second
 
 from jaxtyping import install_import_hook
 
@@ -42,7 +45,6 @@ for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", 
 os.environ |= hub_variables(HUB.url, _HF_HOME)
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
-import gc
 import importlib.util
 import signal
 import sys
@@ -117,6 +119,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     A browser's test that fails runs once more, since page, server and browser share two processors
     with the other tests; the closing lines name each that did.
     """
+    gc.enable()
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG_FILES))
     for item in items:
         if "browser" in item.keywords:
