@@ -8,12 +8,19 @@ The Hugging Face Hub is `LoopbackHub`, for tests that ask for `hub`; the others 
 
 import atexit
 import copy
+import gc
 import json
 import os
 import re
 import shutil
 import tempfile
 from pathlib import Path
+
+# Libraries read it when they are loaded. Fits here are too small to share: threads of scikit-learn
+# that wait for each other beside other tests take eight times the processor time.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+gc.disable()  # until tests are collected: searching what is imported for garbage takes a second
 
 from jaxtyping import install_import_hook
 
@@ -38,7 +45,6 @@ for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", 
 os.environ |= hub_variables(HUB.url, _HF_HOME)
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
-import gc
 import importlib.util
 import signal
 import sys
@@ -113,6 +119,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     A browser's test that fails runs once more, since page, server and browser share two processors
     with the other tests; the closing lines name each that did.
     """
+    gc.enable()
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG_FILES))
     for item in items:
         if "browser" in item.keywords:
@@ -340,13 +347,17 @@ def packaged_lm() -> LoadedLM:
 def packaged_gemma(pytestconfig: pytest.Config) -> LoadedLM:
     """The real Gemma 3 270M in bfloat16, with its tokenizer. Shared: leave it as it is.
 
-    Unpacking it takes a minute and a half, so the first run leaves it in .pytest_cache; what is
-    there is held to its hash each time it is read.
+    Unpacking it takes a minute and a half. A copy that hfsae has left for this machine's user is
+    read; where there is none, the first run leaves one in .pytest_cache. Each is held to its hash.
     """
+    name, home = "google/gemma-3-270m", Path.home() / ".cache" / "huggingface"
     with pytest.MonkeyPatch.context() as patch:
-        if cache := getattr(pytestconfig, "cache", None):
+        cache = getattr(pytestconfig, "cache", None)
+        if (home / "hfsae" / name.replace("/", "--")).is_dir():
+            patch.setattr(located, "HF_HOME", str(home))
+        elif cache:
             patch.setattr(located, "HF_HOME", str(cache.mkdir("packaged")))
-        return _of_package("google/gemma-3-270m")
+        return _of_package(name)
 
 
 def _of_package(name: str) -> LoadedLM:

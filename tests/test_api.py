@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel
 
 import hfsae
 from hfsae.activations import (
@@ -18,7 +19,6 @@ from hfsae.activations.tokens import documents
 from hfsae.io.errors import Damaged, HubRefused
 from hfsae.io.files import read_json
 
-from .helpers import run_python
 from .tiny import TEXTS, make_sae, tiny_recipe, tokens
 
 ARGS = hfsae.EvaluationArguments(n_tokens=300, bootstrap_samples=10)
@@ -110,25 +110,21 @@ def test_a_short_list_is_read_whole(tiny_lm, tiny_tokenizer):
     assert result.n_tokens == len("onetwo words")  # a byte each
 
 
-def test_a_variant_that_was_defined_needs_no_registration():
-    """In a process of its own: a variant stays registered for as long as its process runs."""
-    code = """
-import hfsae, transformers
-from hfsae.runs import Recipe, make_configs
+def test_a_variant_that_was_defined_needs_no_registration(tiny_lm):
+    class HalfSAEConfig(hfsae.ReLUSAEConfig):
+        model_type = "half_sae"
 
-class HalfSAEConfig(hfsae.ReLUSAEConfig):
-    model_type = "half_sae"
+    class HalfSAE(hfsae.ReLUSAE):
+        config_class = HalfSAEConfig
 
-class HalfSAE(hfsae.ReLUSAE):
-    config_class = HalfSAEConfig
-
-sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 32}
-lm = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=2))
-recipe = Recipe(sae={"model_type": "half_sae", "site": "layers.1", "d_sae": 32})
-print(type(transformers.AutoModel.from_config(make_configs(recipe, lm)[""])).__name__)
-"""
-    ran = run_python(code)
-    assert ran.stdout == "HalfSAE\n", ran.stderr
+    try:
+        recipe = hfsae.Recipe(sae={"model_type": "half_sae", "site": "layers.1", "d_sae": 32})
+        config = hfsae.runs.make_configs(recipe, tiny_lm)[""]
+        assert type(AutoModel.from_config(config)) is HalfSAE
+    finally:  # unknown to other tests
+        MODEL_MAPPING._extra_content.pop(HalfSAEConfig, None)
+        CONFIG_MAPPING._extra_content.pop("half_sae", None)
+        del HalfSAEConfig.model_type
 
 
 def test_a_list_of_latents_is_ablated(tiny_lm):

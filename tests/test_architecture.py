@@ -106,11 +106,17 @@ def test_import_hfsae_imports_almost_nothing_and_names_come_when_they_are_used()
 
 
 def test_variants_are_known_to_transformers_where_it_is_imported_last():
-    block = "from hfsae.lm import load_lm; import transformers\n"
-    block += "from transformers import AutoConfig\n"
-    block += "assert AutoConfig.for_model('topk_sae', d_in=2, d_sae=4, k=1).k == 1"
+    """With their methods: `to_saelens` comes with AutoModel alone."""
+    block = "from hfsae.lm import load_lm; import sys, transformers\n"
+    block += "from transformers import AutoConfig, AutoModel\n"
+    block += "config = AutoConfig.for_model('topk_sae', d_in=2, d_sae=4, k=1)\n"
+    block += "assert config.k == 1\n"
+    block += "sys.modules['sae_lens'] = None\n"
+    block += "try: AutoModel.from_config(config).to_saelens()\n"
+    block += "except ImportError as error: print(error)\n"
     done = run_python(block)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("an SAE of SAELens needs that package")
 
 
 def test_public_names():

@@ -120,14 +120,16 @@ def test_an_sae_of_another_library_goes_through_every_verb(
     assert read_json(Path("space/sae/config.json"))["model_name"] == "tiny/gemma"
 
 
-HUB_FORMATS = {  # options as in `FORMATS`
-    "hfsae": ([], []),
-    "saelens": FORMATS["saelens"][1:],
+HUB_FORMATS = {  # options as in `FORMATS`, and the verbs that measure it
+    "hfsae": ([], [], ("evaluate", "explain", "probe", "presets")),
+    "saelens": (*FORMATS["saelens"][1:], ("evaluate", "explain")),
 }
 
 
-def uploaded(hub: LoopbackHub, trained: Path, form: str) -> tuple[str, list[str], list[str]]:
-    """What `saved` returns, for the SAE in a repository of its own."""
+def uploaded(
+    hub: LoopbackHub, trained: Path, form: str
+) -> tuple[str, list[str], list[str], tuple[str, ...]]:
+    """What `saved` returns, for the SAE in a repository of its own; and the verbs."""
     repo, folder = f"alice/{form}", Path("local")
     path = FORMATS[form][0].partition("/")[2] if form in FORMATS else ""
     hfsae.save_as(load_trained(trained), folder / path, form)
@@ -142,7 +144,9 @@ def test_an_sae_in_a_repository_goes_through_every_verb_and_again_without_a_conn
     form, hub, trained, here, loads, capsys, monkeypatch, request
 ):
     pytest.importorskip("sklearn")
-    repo, choice, fields = uploaded(hub, trained, form)
+    """With our format; of another one, by the verbs that read text and the weights: that it goes
+    through the others, too, a local folder shows above."""
+    repo, choice, fields, measure = uploaded(hub, trained, form)
     which = [repo, *choice]
     parts = [form, *(["layer_1", "width_16k", "l0_5.0"] if choice else [])]
     out = Path("runs", "-".join(parts))
@@ -150,8 +154,7 @@ def test_an_sae_in_a_repository_goes_through_every_verb_and_again_without_a_conn
     said = capsys.readouterr().out
     assert f"collect: tiny/gemma reads my.jsonl; results go to {out}" in said
     write_label(out, hfsae.FeatureStore.load(out).pick(1, max_density=1.0)[0], "a label")
-    verbs = {verb: [verb, *which, *FEW[verb]] for verb in ("evaluate", "explain", "probe")}
-    verbs |= {"presets": ["presets", *which, *FEW["presets"]]}
+    verbs = {verb: [verb, *which, *FEW[verb]] for verb in measure}
     for verb, argv in verbs.items():
         assert main(argv) == 0, verb
     assert studies([*MAKE, "--output_dir", "study", str(out) if choice else repo]) == 0

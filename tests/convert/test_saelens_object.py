@@ -9,8 +9,6 @@ import torch
 
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
-from ..helpers import run_python
-
 
 class StandIn(torch.nn.Module):
     @classmethod
@@ -50,10 +48,3 @@ def test_saelens_gets_its_own_config_and_tensors(monkeypatch):
     assert (made.config["d_in"], made.config["d_sae"]) == (4, 8)
     assert made.calls == ["process", ["W_dec", "W_enc", "b_dec", "b_enc", "threshold"]]
     assert not made.training
-
-
-def test_automodel_alone_gives_the_method(tmp_path):
-    JumpReLUSAE(JumpReLUSAEConfig(d_in=4, d_sae=8)).save_pretrained(tmp_path)
-    code = "import sys, hfsae; from transformers import AutoModel; sys.modules['sae_lens'] = None\n"
-    code += f"AutoModel.from_pretrained({str(tmp_path)!r}).to_saelens()"
-    assert "ImportError: an SAE of SAELens needs that package" in run_python(code).stderr

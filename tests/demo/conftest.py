@@ -107,12 +107,25 @@ def subject(sae_folder) -> Subject:
 
 
 @pytest.fixture(scope="session")
-def app_url(sae_folder, tmp_path_factory) -> Iterator[str]:
-    """The app with two endpoints more, /hooks and /writing; see serve.py."""
-    port, log = free_port(), tmp_path_factory.mktemp("app") / "log"
-    argv = [sys.executable, "-m", "tests.demo.serve", str(sae_folder), str(port)]
-    with served(argv, port, log) as url:
-        yield url
+def serve(tmp_path_factory) -> Iterator[Callable[[Path], str]]:
+    """serve(FOLDER) -> the address of its app, which has endpoints more; see serve.py. One process
+    has them all: its imports take five seconds."""
+    log = tmp_path_factory.mktemp("apps") / "log"
+    argv = [sys.executable, "-m", "tests.demo.serve"]
+    with _running(argv, log, stdin=subprocess.PIPE, text=True) as process:
+
+        def start(folder: Path) -> str:
+            port = free_port()
+            process.stdin.write(f"{port} {folder}\n")
+            process.stdin.flush()
+            return _once_it_answers(process, port, log)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def app_url(sae_folder, serve) -> str:
+    return serve(sae_folder)
 
 
 @pytest.fixture(scope="session")
@@ -120,8 +133,8 @@ def running_command(sae_folder, tmp_path_factory) -> Iterator[str]:
     """`hfsae demo FOLDER --mcp`; its address."""
     port, log = free_port(), tmp_path_factory.mktemp("command") / "log"
     argv = [sys.executable, "-m", "hfsae", "demo", str(sae_folder), "--mcp", "--port", str(port)]
-    with served(argv, port, log) as url:
-        yield url
+    with _running(argv, log) as process:
+        yield _once_it_answers(process, port, log)
 
 
 def free_port() -> int:
@@ -131,21 +144,28 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(argv: list[str], port: int, log: Path) -> Iterator[str]:
-    """The address of a process that listens, once it does; it ends with the block."""
-    url = f"http://127.0.0.1:{port}/"
+def _running(argv: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen]:
+    """A process that ends with the block."""
     with log.open("w") as output:
-        process = subprocess.Popen(argv, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            argv, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, **options
+        )
     try:
-        deadline = time.monotonic() + 300  # of a loaded machine
-        while not _answers(f"{url}config"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"{url} does not answer: {log.read_text()}")
-            time.sleep(0.1)
-        yield url
+        yield process
     finally:
         process.terminate()
-        process.wait(20)
+        process.communicate(timeout=20)
+
+
+def _once_it_answers(process: subprocess.Popen, port: int, log: Path) -> str:
+    """The address of a process that listens, once it does."""
+    url = f"http://127.0.0.1:{port}/"
+    deadline = time.monotonic() + 300  # of a loaded machine
+    while not _answers(f"{url}config"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"{url} does not answer: {log.read_text()}")
+        time.sleep(0.1)
+    return url
 
 
 def assert_ended_early(client: Any) -> None:

@@ -1,6 +1,6 @@
-"""The app as a process of its own, with three endpoints more: how many hooks the model carries, how
-many texts it writes at the moment, and how many callers it remembers. A text of ENDLESS tokens ends
-only where somebody ends it.
+"""Apps in a process of their own, one for each line "PORT FOLDER" of the standard input. They have
+three endpoints more: how many hooks the model carries, how many texts are written at the moment,
+and how many callers the app remembers. A text of ENDLESS tokens ends only where somebody ends it.
 
 A process, since the type checks that these tests put on every function hide from Gradio which of
 them are generators.
@@ -17,15 +17,6 @@ from gradio.events import api
 from hfsae.demo import Choice, build, looks, open_subject, steer_actions
 
 warnings.simplefilter("ignore")
-subject = open_subject(Choice(sys.argv[1]))
-
-
-def hooks() -> int:
-    """Forward hooks on the language model."""
-    modules = subject.lm.modules()
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
-
-
 generate_pair, told = steer_actions.generate_pair, {"under_way": 0}
 ENDLESS, SHOWN = 230, 3  # tokens
 PAUSE = threading.Event()
@@ -50,16 +41,30 @@ def writing() -> int:
     return told["under_way"]
 
 
-def sessions() -> int:
-    """Callers that are remembered."""
-    return len(blocks.state_holder.session_data)
+def serve(port: int, folder: str) -> None:
+    """Begin to serve the app of an SAE's folder."""
+    subject = open_subject(Choice(folder))
+    blocks = build(subject)
+
+    def hooks() -> int:
+        """Forward hooks on the language model."""
+        modules = subject.lm.modules()
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+    def sessions() -> int:
+        """Callers that are remembered."""
+        return len(blocks.state_holder.session_data)
+
+    with blocks:
+        api(hooks, api_name="hooks")
+        api(writing, api_name="writing")
+        api(sessions, api_name="sessions")
+    shows = looks(uploads=subject.encoder is not None)
+    where = {"server_name": "127.0.0.1", "server_port": port}
+    blocks.launch(**shows, **where, quiet=True, prevent_thread_lock=True)
 
 
 steer_actions.generate_pair = counted
-blocks = build(subject)
-with blocks:
-    api(hooks, api_name="hooks")
-    api(writing, api_name="writing")
-    api(sessions, api_name="sessions")
-shows = looks(uploads=subject.encoder is not None)
-blocks.launch(**shows, server_name="127.0.0.1", server_port=int(sys.argv[2]), quiet=True)
+for line in sys.stdin:
+    port, folder = line.rstrip("\n").split(" ", 1)
+    serve(int(port), folder)

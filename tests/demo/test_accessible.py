@@ -116,8 +116,10 @@ def test_every_token_and_every_placeholder_has_enough_contrast(visit):
     }
 
 
-def test_all_pages_are_at_hand_on_a_phone(visit, subject):
-    page = visit(width=390)
+def test_on_a_phone_all_pages_are_at_hand_and_stop_stays_in_sight_while_a_text_grows(
+    visit, subject
+):
+    page = visit("tab=steer", width=390)
     facts = page.locator("#header .hf-top > dl")
     assert facts.evaluate("e => e.scrollWidth <= e.clientWidth"), "nothing of the header is cut"
     tabs = page.get_by_role("tab")
@@ -126,9 +128,6 @@ def test_all_pages_are_at_hand_on_a_phone(visit, subject):
         box = tab.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 24
 
-
-def test_on_a_phone_stop_stays_in_sight_while_a_text_grows(visit):
-    page = visit("tab=steer", width=390)
     page.wait_for_selector("#steer-stop")
     page.evaluate("""() => {
         const caret = document.createElement("span");

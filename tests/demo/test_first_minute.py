@@ -33,7 +33,7 @@ def test_every_page_opens_with_something_and_a_preset_runs_at_a_click_without_an
     assert not errors
 
 
-def test_the_tour_leads_from_a_word_to_a_steered_text_and_stays_hidden(visit):
+def test_the_tour_leads_from_a_word_to_a_steered_text_and_it_and_the_theme_are_remembered(visit):
     page = visit()
     steps = page.locator("#tour li button")
     for i, drawn in enumerate(["#inspect-latents h2:has-text('token')", "#feature-main h2"]):
@@ -43,8 +43,13 @@ def test_the_tour_leads_from_a_word_to_a_steered_text_and_stays_hidden(visit):
     texts(page)
     assert page.locator("#tour li.hf-done").count() == 3
     page.get_by_role("button", name="Hide this").click()
+    was_dark = page.evaluate("document.body.classList.contains('dark')")
+    page.get_by_role("button", name="switch between light and dark").click()
+    switched = f"document.body.classList.contains('dark') != {str(was_dark).lower()}"
+    page.wait_for_function(switched)
     page.reload()
     page.wait_for_selector("#header .hf-top")
+    page.wait_for_function(switched)
     expect(page.locator("#tour")).to_be_hidden()
     page.get_by_role("button", name="show the tour").click()
     expect(page.locator("#tour")).to_be_visible()
@@ -69,8 +74,29 @@ def test_on_a_phone_the_first_result_is_in_the_first_screen_and_the_next_visit_h
     expect(later.get_by_role("button", name="show the tour")).to_be_visible()
 
 
-def test_the_second_step_leads_to_the_latent_of_the_chosen_word(visit):
+def test_the_link_is_copied_and_enter_compares_and_a_chosen_word_leads_to_its_latent(visit):
+    """Words are explained in place; the tour's second step opens the word's first latent."""
     page = visit("tab=inspect&prompt=the+cat")
+    page.wait_for_selector("#inspect-text button.hf-token")  # the opening's answer fills boxes
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="copy link").click()
+    page.wait_for_selector("button:has-text('Link copied')")
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    here = "It opens on this machine only, while this app runs."
+    expect(page.locator("#header .hf-copied")).to_have_text(here)
+    reach = "hfsae.reach('me-sae.hf.space')"
+    assert page.evaluate(reach) == here.replace(
+        "on this machine only", "wherever me-sae.hf.space can be reached"
+    )
+    page.get_by_text("What do these words mean?").click()
+    for word in ("SAE", "latent", "L0", "FVU", "KL", "repetition"):
+        expect(page.locator(f".hf-words dt:text-is('{word}')")).to_be_visible()
+
+    page.get_by_text("Compare with another text, or set options").click()
+    page.get_by_label("Compare with", exact=True).fill("a dog")
+    page.get_by_label("Compare with", exact=True).press("Enter")
+    page.wait_for_selector("#inspect-comparison .hf-versus li")
+
     page.locator("#inspect-text button.hf-token:not([disabled])").nth(2).click()
     page.wait_for_selector("#inspect-latents h2:has-text('token')")
     first = page.locator("#inspect-latents [data-do=open]").first.get_attribute("data-at")
@@ -138,10 +164,13 @@ def assert_stays_on_search(page, release: Callable[[], None], tab: str, drawn: s
 
 
 def test_a_late_answer_about_the_page_that_was_left_does_not_bring_it_back(visit):
+    """Neither that to a latent's button, nor that to a button which was to lead elsewhere."""
     page = visit("tab=feature&latent=3")
     page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
     release = held_back(page, page.get_by_role("button", name="Next").click)
     assert_stays_on_search(page, release, "Feature", "#feature-main h2:has-text('Latent 4')")
+    release = held_back(page, page.get_by_role("button", name="Steer it").click)
+    assert_stays_on_search(page, release, "Steer", "#steer-chips [data-chip='4']")
 
 
 def test_a_click_on_a_tab_takes_the_place_of_a_click_that_was_to_lead_elsewhere(visit):
@@ -154,23 +183,26 @@ def test_a_click_on_a_tab_takes_the_place_of_a_click_that_was_to_lead_elsewhere(
     page.wait_for_url(re.compile("tab=feature"))
 
 
-def test_a_click_on_a_tab_takes_the_place_of_a_button_that_was_to_lead_elsewhere(visit):
-    page = visit("tab=feature&latent=3")
-    page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
-    release = held_back(page, page.get_by_role("button", name="Steer it").click)
-    assert_stays_on_search(page, release, "Steer", "#steer-chips [data-chip='3']")
-
-
-def test_what_is_typed_early_is_not_lost_to_what_a_page_opens_with(visit):
+def test_what_is_typed_early_stays_and_enter_runs_where_shift_enter_breaks_the_line(visit):
     page = visit()
     page.get_by_role("tab", name="Steer").click()
-    box = page.get_by_label("Prompt", exact=True)
-    box.fill("the dog")
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("the dog")
     page.wait_for_url(re.compile("tab=steer"))
     page.get_by_role("tab", name="Search").click()
     page.wait_for_selector("#search-found .hf-id")
     page.get_by_role("tab", name="Steer").click()
-    expect(box).to_have_value("the dog")
+    expect(prompt).to_have_value("the dog")
+
+    page.get_by_role("tab", name="Inspect").click()
+    box = page.get_by_label("Text", exact=True).first
+    box.fill("the")
+    box.press("Shift+Enter")
+    box.press_sequentially("cat")
+    expect(box).to_have_value("the\ncat")
+    box.press("Enter")
+    page.wait_for_url(re.compile("prompt=the%0Acat"))
+    expect(box).to_have_value("the\ncat")
 
 
 def test_a_typed_latent_takes_the_place_of_a_preset_and_old_texts_say_that_they_are(visit):
@@ -212,23 +244,6 @@ def test_a_trial_is_the_beginning_of_the_text_at_its_strength(visit):
     assert len(ascii_of(begun)) > 8 and ascii_of(steered).startswith(ascii_of(begun))
 
 
-def test_the_link_is_copied_and_words_are_explained_in_place(visit):
-    page = visit("tab=inspect&prompt=the")
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.get_by_role("button", name="copy link").click()
-    page.wait_for_selector("button:has-text('Link copied')")
-    assert page.evaluate("navigator.clipboard.readText()") == page.url
-    here = "It opens on this machine only, while this app runs."
-    expect(page.locator("#header .hf-copied")).to_have_text(here)
-    reach = "hfsae.reach('me-sae.hf.space')"
-    assert page.evaluate(reach) == here.replace(
-        "on this machine only", "wherever me-sae.hf.space can be reached"
-    )
-    page.get_by_text("What do these words mean?").click()
-    for word in ("SAE", "latent", "L0", "FVU", "KL", "repetition"):
-        expect(page.locator(f".hf-words dt:text-is('{word}')")).to_be_visible()
-
-
 def test_on_a_phone_what_a_tap_leads_to_is_in_sight(visit):
     page = visit(width=390)
     page.locator("#tour li button").nth(2).click()
@@ -241,9 +256,12 @@ def test_on_a_phone_what_a_tap_leads_to_is_in_sight(visit):
     expect(page.locator("#steer-output h2").first).to_be_in_viewport()
 
 
-def test_a_latent_from_elsewhere_takes_the_place_of_a_preset_and_its_texts_are_written(visit):
+def test_a_search_for_presets_tells_its_end_and_a_latent_from_elsewhere_replaces_a_preset(visit):
     page = visit("tab=steer")
     page.wait_for_selector("#steer-chips [data-chip='0']")
+    page.get_by_role("button", name="Find presets that work").click()
+    page.wait_for_selector("[role=status]:has-text('nothing is written')")
+    expect(page.get_by_role("button", name="Find presets that work")).to_be_visible()
     page.get_by_role("tab", name="Map").click()
     page.wait_for_selector("#map-all .hf-ready")  # what the page opens with is there
     page.get_by_label("Highlight", exact=True).fill("e")
@@ -253,32 +271,3 @@ def test_a_latent_from_elsewhere_takes_the_place_of_a_preset_and_its_texts_are_w
     assert page.locator("#steer-chips [data-chip]").count() == 1
     texts(page)
     page.wait_for_url(re.compile("run=1"))
-
-
-def test_enter_in_the_second_text_compares(visit):
-    page = visit("tab=inspect&prompt=the+cat")
-    page.wait_for_selector("#inspect-text button.hf-token")  # the opening's answer fills boxes
-    page.get_by_text("Compare with another text, or set options").click()
-    page.get_by_label("Compare with", exact=True).fill("a dog")
-    page.get_by_label("Compare with", exact=True).press("Enter")
-    page.wait_for_selector("#inspect-comparison .hf-versus li")
-
-
-def test_enter_runs_and_shift_enter_breaks_the_line(visit):
-    page = visit()
-    box = page.get_by_label("Text", exact=True).first
-    box.fill("the")
-    box.press("Shift+Enter")
-    box.press_sequentially("cat")
-    expect(box).to_have_value("the\ncat")
-    box.press("Enter")
-    page.wait_for_url(re.compile("prompt=the%0Acat"))
-    expect(box).to_have_value("the\ncat")
-
-
-def test_a_search_for_presets_tells_how_it_ended(visit):
-    page = visit("tab=steer")
-    page.wait_for_selector("#steer-chips [data-chip]")
-    page.get_by_role("button", name="Find presets that work").click()
-    page.wait_for_selector("[role=status]:has-text('nothing is written')")
-    expect(page.get_by_role("button", name="Find presets that work")).to_be_visible()

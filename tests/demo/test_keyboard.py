@@ -28,19 +28,9 @@ def test_the_focus_is_seen_and_goes_along_to_another_page(visit):
         expect(part).to_have_css("outline-style", "solid")
 
 
-def test_a_panel_whose_buttons_are_gone_keeps_the_focus(visit):
+def test_no_step_of_a_slider_is_lost_and_lists_and_panels_keep_the_focus(visit):
+    """However fast the steps come; a list closes behind the focus; a button may be gone."""
     page = visit("tab=steer&prompt=the&latents=3:1,4:1")
-    page.get_by_role("button", name="remove latent 3").press("Enter")
-    expect(page.get_by_role("button", name="remove latent 4")).to_be_focused()
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#steer-chips .hf-empty")
-    expect(page.locator("#steer-chips :focus")).to_have_count(1)
-    page.get_by_role("button", name="Hide this").press("Enter")
-    expect(page.get_by_role("button", name="show the tour")).to_be_focused()
-
-
-def test_no_step_of_a_slider_is_lost_however_fast_they_come(visit):
-    page = visit("tab=steer&prompt=the&latents=3:1")
     slider = page.get_by_label("strength of latent 3, slider")
     slider.focus()
     for _ in range(5):
@@ -50,9 +40,6 @@ def test_no_step_of_a_slider_is_lost_however_fast_they_come(visit):
     expect(slider).to_have_value("1.5")
     expect(page.get_by_label("strength of latent 3", exact=True)).to_have_value("1.5")
 
-
-def test_lists_close_behind_the_focus_and_a_choice_keeps_it(visit):
-    page = visit("tab=steer&prompt=the&latents=3:1")
     page.get_by_role("button", name="How to steer").press("Enter")
     mode = page.get_by_label("Mode")
     mode.press("Tab")
@@ -64,6 +51,14 @@ def test_lists_close_behind_the_focus_and_a_choice_keeps_it(visit):
     page.wait_for_url(re.compile("mode=clamp"))
     expect(mode).to_be_focused()
     expect(page.locator(LISTS)).to_have_count(0)
+
+    page.get_by_role("button", name="remove latent 3").press("Enter")
+    expect(page.get_by_role("button", name="remove latent 4")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#steer-chips .hf-empty")
+    expect(page.locator("#steer-chips :focus")).to_have_count(1)
+    page.get_by_role("button", name="Hide this").press("Enter")
+    expect(page.get_by_role("button", name="show the tour")).to_be_focused()
 
 
 def test_arrows_lead_from_tab_to_tab_and_from_choice_to_choice(visit):

@@ -5,9 +5,6 @@ import json
 import math
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +30,7 @@ from hfsae.features.pictures import Grid
 
 from ..wordless import COLOURS, D_SAE, GRID, folder_of_pictures, folder_of_rows
 from ..wordless import pictures as drawn
-from .conftest import free_port, served, visiting
+from .conftest import visiting
 
 # what only an app with a language model has a word for
 FOREIGN = r"(?i)language model|\btokens?\b|logit|steer|loss|--model|\btexts?\b|chat"
@@ -318,22 +315,9 @@ def test_every_argument_and_every_key_of_an_answer_is_described(of_pictures, nam
     jsonschema.validate(given, endpoint.input_schema)
 
 
-@pytest.fixture(scope="module")
-def serve(tmp_path_factory) -> Iterator[Callable[[Subject], str]]:
-    """The address of an SAE's app, in a process of its own; see serve.py."""
-    with ExitStack() as running:
-
-        def start(subject: Subject) -> str:
-            port, log = free_port(), tmp_path_factory.mktemp("app") / "log"
-            argv = [sys.executable, "-m", "tests.demo.serve", str(subject.folder), str(port)]
-            return running.enter_context(served(argv, port, log))
-
-        yield start
-
-
 @pytest.mark.browser
 def test_the_app_of_files_opens_without_a_word_of_a_language_model(browser, serve, of_rows):
-    with visiting(browser, serve(of_rows)) as visit:
+    with visiting(browser, serve(of_rows.folder)) as visit:
         page = visit("tab=feature&latent=3")
         page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
         for name in ("Search", "Map", "Labels", "Health", "About"):
@@ -348,7 +332,7 @@ def test_the_app_of_files_opens_without_a_word_of_a_language_model(browser, serv
 @pytest.mark.browser
 def test_a_picture_of_ones_own_is_coloured_and_leads_to_latents(browser, serve, of_pictures):
     own = png(drawn()[1].resize((64, 64)))
-    with visiting(browser, serve(of_pictures)) as visit:
+    with visiting(browser, serve(of_pictures.folder)) as visit:
         page = visit()
         page.wait_for_selector("#picture-shown h2:has-text('square-0.png')")
         chosen = page.locator("[role=tabpanel] input[type=file]")
