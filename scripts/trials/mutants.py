@@ -6,32 +6,28 @@ A mutant is the package with one expression turned round: `<` for `<=`, `+` for 
 a number one higher, a condition the other way about, a call left out. They are drawn by seed from
 all such places of a room, outside of annotations, default values, constants of a module and texts
 of errors; each seed is a draw. A room's tests (ROOMS) run once on a copy of the tree, while
-`coverage` notes which of them execute the place of each mutant. Then those tests run with the
-mutant, of the nearest file first, until one fails; tests that start processes come last, since what
-these execute is not noted. "MISSED" is what needs a look: a test that is not there, or an expression
-that makes no difference.
+`coverage` notes which of them execute the place of each mutant. Then those run with the mutant, of
+the nearest file first, until one fails; tests that start processes come last, since what these
+execute is not noted. "MISSED" is what needs a look: a test that is not there, a place that is
+executed by imports alone, or an expression that makes no difference.
 
-One process imports hfsae and its tests, and forks for each mutant, whose code it puts into the
-functions that are imported. The copy has the mutant, too, for processes that tests start, and
-for a place that is executed by an import: its tests run in a process that imports it. Linux and
-macOS; coverage is in the extra `dev`. FIXME
+One process imports hfsae and its tests. It forks for each mutant, and puts its code into the
+functions that are there; in the copy the file has it, too, for processes that tests start. Linux
+and macOS; coverage is in the extra `dev`. TIMES
 """
 
 import argparse
 import ast
 import contextlib
 import gc
-import importlib
 import json
 import os
-import pkgutil
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -64,9 +60,8 @@ ROOMS = {
     "runs": "test_recipe.py test_file_runs.py test_sizes.py test_causal_recipe.py test_plan.py "
     "test_measurement.py test_presets.py test_presetting.py test_results.py",
 }
-"""Which of the tests are those of a room of hfsae/. Of the first eleven a draw is made by default."""
-_PYTEST = ["-x", "-q", "-s", "-p", "no:cacheprovider", "-m", "not pages"]
-_IDLE = 1800  # seconds of the clock after which a test is taken to wait for ever
+"""Which of the tests are those of a room of hfsae/; by default the first eleven are tried."""
+_LONGEST = 120  # seconds of the processor after which a test is taken to hang
 _SWAPS: dict[type, type] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
     **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is},
@@ -177,40 +172,30 @@ def swap(file: Path) -> None:
         for function in gc.get_objects():
             # not isinstance, for which some objects of other libraries warn
             if type(function) is FunctionType and function.__code__.co_filename == str(file):
-                function.__code__ = codes[
-                    function.__code__.co_name, function.__code__.co_firstlineno
-                ]
+                code = function.__code__
+                function.__code__ = codes[code.co_name, code.co_firstlineno]
 
 
 def forked(work: Callable[[], str]) -> tuple[int, str]:
     """Exit status of a process (below 0 a signal that ended it), and what work returned there."""
     with tempfile.TemporaryFile("w+") as answer:
-        pid = os.fork()
+        pid, status = os.fork(), 0
         if pid == 0:
-            status = 1
+            os.setpgid(0, 0)
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             try:
-                os.setpgid(0, 0)
-                for stream in (1, 2):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
                 answer.write(work())
-                status = 0
             except BaseException:
                 answer.write(traceback.format_exc())
-            finally:
-                answer.flush()
-                os._exit(status)
+                status = 1
+            answer.flush()
+            os._exit(status)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # what tests have started
         answer.seek(0)
         return status, answer.read()
-
-
-def covered() -> coverage.Coverage:
-    """Which lines of hfsae are executed from here on."""
-    started = coverage.Coverage(data_file=None, include=["hfsae/*"], config_file=False)
-    started.start()
-    return started
 
 
 class Trials:
@@ -221,25 +206,14 @@ class Trials:
         self.n_caught: Counter[int] = Counter()
         """by seed"""
         self.failed: list[str] = []
-        self.is_noting = False
+        self.coverage: coverage.Coverage | None = None
         self.context = ""
         """the test that runs, or the fixture that is made for several"""
-        self.starting: set[str] = set()
-        """contexts that start a process"""
-        self.seconds: dict[str, float] = {}
-        """of the processor, by test"""
-        self.coverage = covered()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        if session.testsfailed:
+        if session.testsfailed:  # to import one, say
             return None
-        for room in self.drawn:
-            importlib.import_module(f"hfsae.{room}")
-            for module in pkgutil.walk_packages([f"hfsae/{room}"], f"hfsae.{room}."):
-                importlib.import_module(module.name)
-        self.coverage.stop()
-        imported = self.coverage.get_data()
         sys.dont_write_bytecode = True
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         for room, of_room in self.drawn.items():
@@ -248,68 +222,64 @@ class Trials:
             status, notes = forked(partial(self.noted, tests, of_room))
             if status:
                 raise RuntimeError(f"{room}: its tests do not run: {notes}")
-            executing, starting, self.seconds, failed = json.loads(notes)
-            print(f"{room}: {len(tests)} tests, {sum(self.seconds.values()):.0f} s", flush=True)
+            executing, starting, failed = json.loads(notes)
             for name in failed:
                 print(f"{room}: left out, as it fails without a mutant: {name}", flush=True)
             tests = [test for test in tests if test.nodeid not in failed]
             for (seed, mutant), names in zip(of_room, executing, strict=True):
                 file, whole = mutant.path.resolve(), mutant.path.read_bytes()
-                anew = not {*mutant.lines}.isdisjoint(imported.lines(str(file)) or ())
                 first, last = [], []
                 for test in tests:
-                    contexts = {test.nodeid, *(f"fixture {name}" for name in test.fixturenames)}
-                    if anew or not contexts.isdisjoint(names):
+                    contexts = {test.nodeid, *test.fixturenames}
+                    if not contexts.isdisjoint(names):
                         first.append(test)
                     elif not contexts.isdisjoint(starting):
                         last.append(test)
                 first.sort(key=lambda test: (file.stem not in test.path.stem, test.path))
                 file.write_bytes(whole[: mutant.start] + mutant.new.encode() + whole[mutant.end :])
-                status, by = forked(partial(self.tried, [*first, *last], file, anew))
+                status, by = forked(partial(self.tried, [*first, *last], file))
                 file.write_bytes(whole)
-                if status < 0:
-                    by = f"hangs or dies: {signal.Signals(-status).name}"
-                elif status and not anew:
+                if status > 0:
                     raise RuntimeError(f"{mutant}: {by}")
-                elif status:
-                    by = "a process that imports it"
-                ran = f"{len(first)} + {len(last)} tests" if first else "not run by any test"
+                by = f"hangs or dies: {signal.Signals(-status).name}" if status else by
+                ran = f"{len(first)} + {len(last)} tests" if first else "executed by no test"
                 print("caught" if by else "MISSED", seed, mutant, f" {by or ran}", flush=True)
                 self.n_caught[seed] += bool(by)
         return True
 
     def noted(self, tests: list[pytest.Item], of_room: list[tuple[int, Mutant]]) -> str:
-        """Run a room's tests, and note the contexts that execute each mutant's place."""
+        """Run a room's tests: the contexts that execute each mutant's place, those that start
+        processes, and tests that fail."""
+        starting = set[str]()
 
         def watch(event: str, arguments: tuple) -> None:
             is_local = event == "socket.connect" and isinstance(arguments[1], str | bytes)
             if event in ("subprocess.Popen", "os.posix_spawn", "os.fork") or is_local:
-                self.starting.add(self.context)
+                starting.add(self.context)
 
         sys.addaudithook(watch)
-        self.coverage, self.is_noting = covered(), True
+        self.coverage = coverage.Coverage(data_file=None, include=["hfsae/*"], config_file=False)
+        self.coverage.start()
         for test, following in zip(tests, [*tests[1:], None], strict=True):
             self.enter(test.nodeid)
-            before = sum(os.times()[:4])
             test.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
-            self.seconds[test.nodeid] = sum(os.times()[:4]) - before
         self.coverage.stop()
         executing = []
         for _, mutant in of_room:
             by_line = self.coverage.get_data().contexts_by_lineno(str(mutant.path.resolve()))
             executing.append([name for line in mutant.lines for name in by_line.get(line, ())])
-        return json.dumps([executing, [*self.starting], self.seconds, self.failed])
+        return json.dumps([executing, [*starting], self.failed])
 
     def enter(self, context: str) -> None:
         self.context = context
-        if self.is_noting:
+        if self.coverage:
             self.coverage.switch_context(context)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef) -> Iterator[None]:
         outer = self.context
         if fixturedef.scope != "function":
-            self.enter(f"fixture {fixturedef.argname}")
+            self.enter(fixturedef.argname)
         try:
             return (yield)
         finally:
@@ -319,16 +289,12 @@ class Trials:
         if report.failed:
             self.failed.append(report.nodeid)
 
-    def tried(self, tests: list[pytest.Item], file: Path, anew: bool) -> str:
+    def tried(self, tests: list[pytest.Item], file: Path) -> str:
         """The first test that fails; "" where all pass."""
-        if anew:
-            signal.setitimer(signal.ITIMER_PROF, 60 + 5 * sum(self.seconds.values()))
-            command = [sys.executable, "-m", "pytest", *_PYTEST]
-            os.execv(sys.executable, [*command, *(test.nodeid for test in tests)])
         swap(file)
         for test, following in zip(tests, [*tests[1:], None], strict=bool(tests)):
-            signal.setitimer(signal.ITIMER_PROF, 60 + 5 * self.seconds[test.nodeid])
-            signal.alarm(_IDLE)
+            signal.setitimer(signal.ITIMER_PROF, _LONGEST)
+            signal.alarm(15 * _LONGEST)  # by the clock, for one that waits
             test.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
             if self.failed:
                 return self.failed[0]
@@ -369,8 +335,18 @@ def main() -> int:
         sys.path[0] = str(tree)
         os.environ |= {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         tests = {f"tests/{name}": None for room in drawn for name in ROOMS[room].split()}
+        switches = [
+            "-s",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not pages",
+            "--basetemp",
+            "../tests",
+        ]
         trials = Trials(drawn)
-        code = pytest.main([*_PYTEST, f"--basetemp={folder}/tests", *tests], plugins=[trials])
+        code = pytest.main([*switches, *tests], plugins=[trials])
         os.chdir(ROOT)
     if code:
         return int(code)
