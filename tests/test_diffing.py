@@ -265,6 +265,13 @@ def test_each_model_is_compared_with_that_of_the_training(
     assert (folder / "evaluation.json").read_bytes() == (trained / "evaluation.json").read_bytes()
 
 
+def test_products_in_bfloat16_are_summed_in_float32_on_a_card(trained, tmp_path):
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_bf16_reduced_precision_reduction = True
+    diff(shutil.copytree(trained, tmp_path / "copy"), 300)
+    assert not matmul.allow_bf16_reduced_precision_reduction
+
+
 def test_the_record_of_a_diff_names_the_models_that_were_read(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "copy")
     path = folder / "recipe.yaml"
@@ -522,6 +529,26 @@ def test_a_latent_that_fires_in_few_documents_has_no_interval_where_it_fires():
     (found,) = resampled({"g": gain, "f": fired}, lambda s: {"q": s["g"] / s["f"]}).values()
     assert found[:, 0].isnan().tolist() == [False, True, True]
     assert 0.3 < found[1, 1] < found[0, 1] < found[2, 1] < 0.7
+
+
+def test_latents_beyond_those_that_are_resampled_at_once_have_values_and_intervals_of_their_own():
+    gain, fired = torch.rand(2, 8, 1026).double()
+
+    def share(sums):
+        return {"q": sums["g"] / sums["f"]}
+
+    (found,) = resampled({"g": gain, "f": fired}, share).values()
+    torch.testing.assert_close(found[0], gain.sum(dim=0) / fired.sum(dim=0))
+    (last,) = resampled({"g": gain[:, -2:], "f": fired[:, -2:]}, share).values()
+    assert torch.equal(found[:, -2:], last)
+
+
+def test_one_group_of_documents_has_no_interval_and_two_have():
+    for n_groups, is_without in ((1, True), (2, False)):
+        gain = torch.arange(1, n_groups + 1).double()[:, None]
+        (found,) = resampled({"g": gain}, lambda sums: {"q": sums["g"]}).values()
+        assert found[:, 0].isnan().tolist() == [False, is_without, is_without]
+        assert found[0, 0] == gain.sum()
 
 
 def test_a_shift_of_all_tokens_that_b_dec_holds_does_not_count():

@@ -1,30 +1,43 @@
 """Break hfsae in one place at a time, and see whether the tests of that room notice.
 
-    python scripts/trials/mutants.py [--rooms ops diffing] [--each 5] [--seed 20261201]
-        [--jobs 2] [--list]
+    python scripts/trials/mutants.py [--rooms ops diffing] [--each 5] [--seed 20261201 7] [--list]
 
 A mutant is the package with one expression turned round: `<` for `<=`, `+` for `-`, `and` for `or`,
 a number one higher, a condition the other way about, a call left out. They are drawn by seed from
 all such places of a room, outside of annotations, default values, constants of a module and texts
-of errors. A room's tests (ROOMS) run on a copy of the tree, once as it is and then with each
-mutant, until the first test fails. "MISSED" is what needs a look: a test that is not there, or an
-expression that makes no difference. Five in each room take some hours of two cores.
+of errors; each seed is a draw. A room's tests (ROOMS) run once on a copy of the tree, while
+`coverage` notes which of them execute the place of each mutant. Then those run with the mutant, of
+the nearest file first, until one fails; tests that start processes come last, since what these
+execute is not noted. "MISSED" is what needs a look: a test that is not there, a place that is
+executed by imports alone, or an expression that makes no difference.
+
+One process imports hfsae and its tests. It forks for each mutant, and puts its code into the
+functions that are there; in the copy the file has it, too, for processes that tests start. Linux
+and macOS; coverage is in the extra `dev`. TIMES
 """
 
 import argparse
 import ast
+import contextlib
+import gc
+import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from types import CodeType, FunctionType
 from typing import NamedTuple
+
+import coverage
+import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {
@@ -36,18 +49,19 @@ ROOMS = {
     "evaluation": "evaluation test_metrics.py",
     "features": "features test_api.py",
     "explanations": "explanations",
-    "steering": "test_steering.py test_generation.py",
+    "steering": "test_steering.py test_generation.py test_several_sites.py",
     "diffing": "test_diffing.py",
     "comparison": "comparison",
     "attribution": "test_attribution.py",
+    "circuits": "circuits",
     "convert": "convert",
     "cards": "test_card.py test_figures.py test_model_cards.py test_foreign.py test_file_runs.py",
     "tuning": "tuning",
     "runs": "test_recipe.py test_file_runs.py test_sizes.py test_causal_recipe.py test_plan.py "
-    "test_measurement.py test_presets.py test_presetting.py",
+    "test_measurement.py test_presets.py test_presetting.py test_results.py",
 }
-"""Which of the tests are those of a room of hfsae/."""
-_LONGEST = 600  # seconds after which a mutant's tests are taken to hang
+"""Which of the tests are those of a room of hfsae/; by default the first eleven are tried."""
+_LONGEST = 120  # seconds of the processor after which a test is taken to hang
 _SWAPS: dict[type, type] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
     **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is},
@@ -61,16 +75,17 @@ _NAMES = {"max": "min", "min": "max", "any": "all", "all": "any"}
 class Mutant(NamedTuple):
     path: Path
     """relative to the root"""
+    lines: range
+    column: int
     start: int
     end: int
-    """characters of the file that are replaced"""
+    """bytes of the file that are replaced"""
     old: str
     new: str
 
     def __str__(self) -> str:
-        before = (ROOT / self.path).read_text()[: self.start]
-        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        return f"{self.path}:{line}:{column}  {self.old}  ->  {self.new}".replace("\n", " ")
+        place = f"{self.path}:{self.lines[0]}:{self.column}"
+        return f"{place}  {self.old}  ->  {self.new}".replace("\n", " ")
 
 
 def turned(node: ast.AST) -> ast.expr | ast.stmt | None:
@@ -128,101 +143,219 @@ def mutants(room: str) -> Iterator[Mutant]:
     for path in sorted((ROOT / "hfsae").rglob("*.py")):
         if path.relative_to(ROOT / "hfsae").parts[0] not in (room, f"{room}.py"):
             continue
-        text = path.read_text()
-        lines = [0]
+        text, starts = path.read_bytes(), [0]
         for line in text.splitlines(keepends=True):
-            lines.append(lines[-1] + len(line))
+            starts.append(starts[-1] + len(line))
         for node in places(ast.parse(text)):
             new = turned(node)
             if new is None or not isinstance(node, ast.expr | ast.stmt):
                 continue
-            old = ast.get_source_segment(text, node) or ""
-            start = (
-                lines[node.lineno - 1]
-                + len(  # columns are counted in bytes
-                    text.splitlines()[node.lineno - 1].encode()[: node.col_offset].decode()
-                )
-            )
-            written = ast.unparse(new)
-            written = written if isinstance(new, ast.Pass) else f"({written})"
-            yield Mutant(path.relative_to(ROOT), start, start + len(old), old, written)
+            start = starts[node.lineno - 1] + node.col_offset
+            end = starts[node.end_lineno - 1] + node.end_col_offset
+            old = text[start:end].decode()
+            # the lines below keep their numbers, and a call that is left out its names
+            new = ast.unparse(new) + "\n" * old.count("\n")
+            new = f"0 and {old}" if isinstance(node, ast.stmt) else f"({new})"
+            lines = range(node.lineno, node.end_lineno + 1)
+            yield Mutant(path.relative_to(ROOT), lines, node.col_offset + 1, start, end, old, new)
 
 
-def tests_of(room: str, tree: Path) -> str:
-    """Run a room's tests on a tree. The first that failed; "" where all passed."""
-    tests = [f"tests/{name}" for name in ROOMS[room].split()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    env = {**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(
-            command, cwd=tree, env=env, capture_output=True, text=True, timeout=_LONGEST
-        )
-    except subprocess.TimeoutExpired:
-        return "hangs"
-    if done.returncode == 0:
+def swap(file: Path) -> None:
+    """Give the functions that were imported from a file the code that it holds by now."""
+    for module in [m for m in sys.modules.values() if vars(m).get("__file__") == str(file)]:
+        codes: dict[tuple[str, int], CodeType] = {}
+        nested = [module.__spec__.loader.source_to_code(file.read_bytes(), str(file))]
+        while nested:
+            code = nested.pop()
+            codes[code.co_name, code.co_firstlineno] = code
+            nested += [part for part in code.co_consts if isinstance(part, CodeType)]
+        for function in gc.get_objects():
+            # not isinstance, for which some objects of other libraries warn
+            if type(function) is FunctionType and function.__code__.co_filename == str(file):
+                code = function.__code__
+                function.__code__ = codes[code.co_name, code.co_firstlineno]
+
+
+def forked(work: Callable[[], str]) -> tuple[int, str]:
+    """Exit status of a process (below 0 a signal that ended it), and what work returned there."""
+    with tempfile.TemporaryFile("w+") as answer:
+        pid, status = os.fork(), 0
+        if pid == 0:
+            os.setpgid(0, 0)
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            try:
+                answer.write(work())
+            except BaseException:
+                answer.write(traceback.format_exc())
+                status = 1
+            answer.flush()
+            os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what tests have started
+        answer.seek(0)
+        return status, answer.read()
+
+
+class Trials:
+    """A plugin of pytest: instead of the tests that it collects, those of each mutant run."""
+
+    def __init__(self, drawn: dict[str, list[tuple[int, Mutant]]]) -> None:
+        self.drawn = drawn
+        self.n_caught: Counter[int] = Counter()
+        """by seed"""
+        self.failed: list[str] = []
+        self.coverage: coverage.Coverage | None = None
+        self.context = ""
+        """the test that runs, or the fixture that is made for several"""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        if session.testsfailed:  # to import one, say
+            return None
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        for room, of_room in self.drawn.items():
+            paths = {Path("tests", name).resolve() for name in ROOMS[room].split()}
+            tests = [test for test in session.items if paths & {test.path, *test.path.parents}]
+            status, notes = forked(partial(self.noted, tests, of_room))
+            if status:
+                raise RuntimeError(f"{room}: its tests do not run: {notes}")
+            executing, starting, failed = json.loads(notes)
+            for name in failed:
+                print(f"{room}: left out, as it fails without a mutant: {name}", flush=True)
+            tests = [test for test in tests if test.nodeid not in failed]
+            for (seed, mutant), names in zip(of_room, executing, strict=True):
+                file, whole = mutant.path.resolve(), mutant.path.read_bytes()
+                first, last = [], []
+                for test in tests:
+                    contexts = {test.nodeid, *test.fixturenames}
+                    if not contexts.isdisjoint(names):
+                        first.append(test)
+                    elif not contexts.isdisjoint(starting):
+                        last.append(test)
+                first.sort(key=lambda test: (file.stem not in test.path.stem, test.path))
+                file.write_bytes(whole[: mutant.start] + mutant.new.encode() + whole[mutant.end :])
+                status, by = forked(partial(self.tried, [*first, *last], file))
+                file.write_bytes(whole)
+                if status > 0:
+                    raise RuntimeError(f"{mutant}: {by}")
+                by = f"hangs or dies: {signal.Signals(-status).name}" if status else by
+                ran = f"{len(first)} + {len(last)} tests" if first else "executed by no test"
+                print("caught" if by else "MISSED", seed, mutant, f" {by or ran}", flush=True)
+                self.n_caught[seed] += bool(by)
+        return True
+
+    def noted(self, tests: list[pytest.Item], of_room: list[tuple[int, Mutant]]) -> str:
+        """Run a room's tests: the contexts that execute each mutant's place, those that start
+        processes, and tests that fail."""
+        starting = set[str]()
+
+        def watch(event: str, arguments: tuple) -> None:
+            is_local = event == "socket.connect" and isinstance(arguments[1], str | bytes)
+            if event in ("subprocess.Popen", "os.posix_spawn", "os.fork") or is_local:
+                starting.add(self.context)
+
+        sys.addaudithook(watch)
+        self.coverage = coverage.Coverage(data_file=None, include=["hfsae/*"], config_file=False)
+        self.coverage.start()
+        for test, following in zip(tests, [*tests[1:], None], strict=True):
+            self.enter(test.nodeid)
+            test.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
+        self.coverage.stop()
+        executing = []
+        for _, mutant in of_room:
+            by_line = self.coverage.get_data().contexts_by_lineno(str(mutant.path.resolve()))
+            executing.append([name for line in mutant.lines for name in by_line.get(line, ())])
+        return json.dumps([executing, [*starting], self.failed])
+
+    def enter(self, context: str) -> None:
+        self.context = context
+        if self.coverage:
+            self.coverage.switch_context(context)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef) -> Iterator[None]:
+        outer = self.context
+        if fixturedef.scope != "function":
+            self.enter(fixturedef.argname)
+        try:
+            return (yield)
+        finally:
+            self.enter(outer)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+    def tried(self, tests: list[pytest.Item], file: Path) -> str:
+        """The first test that fails; "" where all pass."""
+        swap(file)
+        for test, following in zip(tests, [*tests[1:], None], strict=bool(tests)):
+            signal.setitimer(signal.ITIMER_PROF, _LONGEST)
+            signal.alarm(15 * _LONGEST)  # by the clock, for one that waits
+            test.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
+            if self.failed:
+                return self.failed[0]
         return ""
-    told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return told[0].split(" - ")[0] if told else "the tests do not start"
-
-
-def copied(folder: Path) -> Path:
-    """A copy of what git tracks, for one mutant at a time."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
-    return folder
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS))
+    parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS)[:11])
     parser.add_argument("--each", type=int, default=5, help="mutants of a room")
-    parser.add_argument("--seed", type=int, default=20261201)
-    parser.add_argument("--jobs", type=int, default=2, help="mutants that are tried at once")
+    parser.add_argument("--seed", type=int, nargs="+", default=[20261201], help="one for each draw")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     options = parser.parse_args()
-    drawn = {}
+    drawn: dict[str, list[tuple[int, Mutant]]] = {}
     for room in options.rooms:
         of_room = list(mutants(room))
-        rng = random.Random(f"{options.seed} {room}")
-        drawn[room] = rng.sample(of_room, min(options.each, len(of_room)))
-        print(f"{room}: {len(drawn[room])} of {len(of_room):,} places")
-        for mutant in drawn[room] if options.list else ():
-            print(f"  {mutant}")
+        n = min(options.each, len(of_room))
+        draws = [
+            (seed, random.Random(f"{seed} {room}").sample(of_room, n)) for seed in options.seed
+        ]
+        drawn[room] = [(seed, mutant) for seed, several in draws for mutant in several]
+        print(f"{room}: {n} of {len(of_room):,} places")
+        for seed, mutant in drawn[room] if options.list else ():
+            print(f"  {seed} {mutant}")
     if options.list:
         return 0
-    trees: SimpleQueue[Path] = SimpleQueue()
-
-    def tried(room: str, mutant: Mutant | None) -> str:
-        tree, start = trees.get(), time.monotonic()
-        try:
-            if mutant is None:
-                return tests_of(room, tree)
-            file = tree / mutant.path
-            whole = file.read_text()
-            file.write_text(whole[: mutant.start] + mutant.new + whole[mutant.end :])
-            by = tests_of(room, tree)
-            file.write_text(whole)
-            seconds = time.monotonic() - start
-            print(f"{'caught' if by else 'MISSED'}  {mutant}  {by}  {seconds:.0f} s", flush=True)
-            return by
-        finally:
-            trees.put(tree)
-
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
-        for job in range(options.jobs):
-            trees.put(copied(Path(folder) / str(job)))
-        for room, by in zip(drawn, pool.map(lambda room: tried(room, None), drawn), strict=True):
-            if by:
-                print(f"{room}: its tests fail without a mutant: {by}", file=sys.stderr)
-                return 2
-        pairs = [(room, mutant) for room, several in drawn.items() for mutant in several]
-        n_caught = sum(map(bool, pool.map(lambda pair: tried(*pair), pairs)))
-    print(f"{n_caught} of {len(pairs)} mutants caught")
-    return 0 if n_caught == len(pairs) else 1
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder).resolve() / "tree"
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+        )
+        for name in filter(None, listed.stdout.decode().split("\0")):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, tree / name)
+        os.chdir(tree)
+        sys.path[0] = str(tree)
+        os.environ |= {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        tests = {f"tests/{name}": None for room in drawn for name in ROOMS[room].split()}
+        switches = [
+            "-s",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not pages",
+            "--basetemp",
+            "../tests",
+        ]
+        trials = Trials(drawn)
+        code = pytest.main([*switches, *tests], plugins=[trials])
+        os.chdir(ROOT)
+    if code:
+        return int(code)
+    n_missed = 0
+    for seed in options.seed:
+        n = sum(of == seed for several in drawn.values() for of, _ in several)
+        print(f"{seed}: {trials.n_caught[seed]} of {n} mutants caught")
+        n_missed += n - trials.n_caught[seed]
+    return int(n_missed > 0)
 
 
 if __name__ == "__main__":

@@ -358,6 +358,13 @@ def test_places_that_do_not_go_together_are_refused(fields: dict, sentence: str)
         BatchTopKCLTConfig(**whole | fields)
 
 
+def test_places_of_two_stacks_of_blocks_are_in_no_order():
+    targets = ["decoder.layers.0", "embed_norm", "decoder.layers.2"]
+    sites = ["encoder.layers.1", "encoder.layers.2", "decoder.layers.1"]
+    config = BatchTopKCLTConfig(d_in=S * W, d_sae=D_SAE, sites=sites, target_sites=targets, k=2)
+    assert config.targets == targets
+
+
 def test_a_skip_connection_needs_targets_and_a_loss_needs_a_target():
     with pytest.raises(ValueError, match=r"loss needs target: x at layers\.0\.mlp, layers\.1"):
         clt("jumprelu_clt")(activations(), return_loss=True)

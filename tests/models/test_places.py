@@ -218,6 +218,29 @@ def test_join_and_split_are_inverses_and_hidden_sites_are_made_up_for():
     assert torch.equal(sae.eval()(x).recon, over_sites("jumprelu_sae")(x).recon)
 
 
+def test_sites_are_hidden_in_rows_of_texts_as_in_tokens_side_by_side():
+    sae, x = over_sites("jumprelu_sae", site_dropout=0.5), activations(60)
+    torch.manual_seed(0)
+    flat = sae.with_sites_hidden(x)
+    torch.manual_seed(0)
+    assert torch.equal(sae.with_sites_hidden(x.view(10, 6, D_IN)), flat.view(10, 6, D_IN))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "needs_it"),
+    [
+        ("jumprelu_sae", {"sites": SITES}, True),
+        ("jumprelu_clt", {"sites": SITES}, False),
+        ("jumprelu_sae", {"site": "layers.1"}, False),
+    ],
+)
+def test_several_sites_need_the_whole_text_unless_each_is_read_by_its_own_latents(
+    kind, fields, needs_it
+):
+    config = AutoConfig.for_model(kind, d_in=D_IN, d_sae=12, **fields)
+    assert config.needs_whole_text is needs_it
+
+
 @pytest.mark.parametrize(
     "fields, sentence",
     [

@@ -149,6 +149,13 @@ def test_what_has_no_sparse_step_says_so(fields):
     assert not make(hfsae.ReLUSAEConfig).to(torch.bfloat16).can_be_sparse
 
 
+def test_a_device_without_sparse_passes_has_dense_ones_alone():
+    sae, x = make(hfsae.ReLUSAEConfig).to("meta"), activations(3).to("meta")
+    assert sae(x).recon.shape == x.shape
+    with pytest.raises(ValueError, match="a sparse pass runs on cpu and cuda, and x is on meta"):
+        sae(x, workspace=Workspace())
+
+
 def test_window_share_is_the_same_over_entries():
     sae, x = make(hfsae.JumpReLUSAEConfig, bandwidth=0.05), activations(300)
     dense, out = sae(x), sae(x, workspace=Workspace())
