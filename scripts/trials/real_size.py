@@ -55,7 +55,8 @@ class Step:
 
     def __init__(self, lm: str, name: str, args: argparse.Namespace) -> None:
         self.folder, self.lm, self.name = args.folder.absolute() / lm, lm, name
-        self.n_tokens, self.n_trained = args.n_tokens, args.n_trained
+        self.n_trained, self.n_evaluated = args.n_trained, args.n_evaluated
+        self.n_collected = args.n_collected
         self.record: dict[str, object] = {"lm": lm, "step": name, "seconds": 0.0, "peak": 0}
 
     def run(self, argv: list[str], kill: Callable[[], bool] | None = None) -> str:
@@ -108,7 +109,7 @@ class Step:
             recipe["sae"]["site"] = next(iter(sites.values()))
         path = self.folder / f"{out}.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        sizes = {"evaluation.n_tokens": self.n_tokens, "collect_tokens": self.n_tokens}
+        sizes = {"evaluation.n_tokens": self.n_evaluated, "collect_tokens": self.n_collected}
         sizes |= {"training.n_tokens": self.n_trained, "shuffle.bucket_tokens": self.n_trained}
         fields = {**SHORT, **sizes, **fields, "training.output_dir": out}
         return [str(path), *(str(x) for key, value in fields.items() for x in (f"--{key}", value))]
@@ -159,10 +160,10 @@ class Step:
         self.record["note"] = f"weights {'are' if same else 'ARE NOT'} those of the run left alone"
 
     def evaluate(self) -> None:
-        self.hfsae("evaluate", "one", "--evaluation.n_tokens", self.n_tokens)
+        self.hfsae("evaluate", "one", "--evaluation.n_tokens", self.n_evaluated)
 
     def collect(self) -> None:
-        self.hfsae("collect", "one", "--collect_tokens", 2 * self.n_tokens)
+        self.hfsae("collect", "one", "--collect_tokens", 2 * self.n_collected)
 
     def latents(self) -> None:
         self.python("look_steer_attribute", self.folder)
@@ -380,10 +381,12 @@ def main() -> None:
     parser.add_argument("--lm", nargs="+", choices=LMS, default=list(LMS))
     parser.add_argument("--steps", nargs="+", metavar="STEP")
     here = f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
-    n_help = "of an evaluation and of examples, in whole rows of 1,024; %(default)s"
-    parser.add_argument("--n_tokens", type=int, default=4096, help=n_help)
-    n_help = "of a training, in steps of 4,096; %(default)s"
-    parser.add_argument("--n_trained", type=int, default=12288, help=n_help)
+    for name, n, help_ in (
+        ("--n_trained", 12288, "tokens of a training, in steps of 4,096"),
+        ("--n_evaluated", 4096, "tokens of an evaluation, in whole rows of 1,024; 0: none"),
+        ("--n_collected", 4096, "tokens of a training's examples, twice of `collect`; 0: none"),
+    ):
+        parser.add_argument(name, type=int, default=n, help=f"{help_}; {n}")
     parser.add_argument("--machine", default=here, help="kept with the results; %(default)s")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
