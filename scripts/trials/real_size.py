@@ -317,8 +317,8 @@ def open_app(folder: str) -> None:
             view = _timed(took, client, "inspect", prompt="They sailed across the open sea")
             latent = view["ranking"][0]["latent"]
             _timed(took, client, "feature", latent=latent)
-            options = {"prompt": "They sailed", "latents": f"{latent}:400", "max_new_tokens": 8}
-            _timed(took, client, "steer", **options)
+            options = {"prompt": "They sailed", "latents": f"{latent}:400", "unit": "raw"}
+            _timed(took, client, "steer", max_new_tokens=8, **options)
         finally:
             app.terminate()
         app.wait()
