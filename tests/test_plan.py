@@ -1,5 +1,6 @@
 """Estimates against counts made by hand, for a tiny model and for Gemma 2's real sizes."""
 
+import gc
 from functools import cache
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from hfsae import runs as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.evaluation import EvaluationArguments
+from hfsae.lm import load_lm
 from hfsae.models import BatchTopKCLTConfig
 from hfsae.runs import LMArguments, Recipe, cost, make_configs
 from hfsae.runs.cost import check_memory, memory, parameters, plan, stages
 from hfsae.training import TrainingArguments
+
+from . import forked
 
 RECIPES = sorted((Path(__file__).parent.parent / "scripts" / "recipes").glob("*.yaml"))
 SIZES = {
@@ -147,6 +151,49 @@ def test_eager_attention_holds_the_scores_of_each_pair_of_tokens(no_weights):
     always = least + 4 * in_context * 2304 * 2
     assert stage(sdpa, part)[GPU][part] == always + of_mlp
     assert stage(eager, part)[GPU][part] == always + max(of_mlp, scores) > always + of_mlp
+
+
+def test_a_language_model_is_in_memory_once_while_it_is_read(no_weights):
+    recipe, part = gemma_recipe("google/gemma-2-2b", 2**14), "loading the language model"
+    recipe.shuffle = ShuffleArguments(bucket_tokens=12_288)
+    for on_gpu in (False, True):
+        loading = stage(recipe, part, on_gpu=on_gpu)[MAIN]
+        assert loading[part] == 2 * gemma_parameters("google/gemma-2-2b")
+    parts = memory(recipe, *recipes.check(recipe), on_gpu=False)[MAIN]
+    assert "one step, dense" in parts and part not in parts
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="Linux tells the peak")
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 1.0), ("float32", 1.5)])
+def test_reading_a_language_model_copies_no_weight_twice(dtype, most, tmp_path, tiny_tokenizer):
+    """One of 67 MB in bfloat16: its file's pages, or these and copies in float32."""
+    sizes = {"hidden_size": 256, "num_hidden_layers": 1, "intermediate_size": 256, "head_dim": 64}
+    lm = AutoModelForCausalLM.from_config(Gemma2Config(**sizes, vocab_size=2**17))
+    for part in (lm.to(torch.bfloat16), tiny_tokenizer):
+        part.save_pretrained(tmp_path)
+    child = forked.CONTEXT.Process(target=_read, args=(str(tmp_path), dtype, most))
+    child.start()
+    assert forked.exit_codes([child]) == [0]
+
+
+def _peak() -> int:
+    """Bytes that this process held at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+
+
+def _read(folder: str, dtype: str, most: float) -> None:
+    load_lm(folder, dtype=dtype)  # which imports and keeps what it needs
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held here
+    before = _peak()
+    lm = load_lm(folder, dtype=dtype).lm
+    for parameter in lm.parameters():
+        parameter.sum()
+    grown = _peak() - before
+    weights = sum(p.numel() * p.itemsize for p in lm.parameters())
+    assert 0.9 * most * weights < grown < 1.2 * most * weights, grown / weights
 
 
 def test_the_bucket_lies_where_it_is_asked_for(no_weights):

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import pyarrow.parquet as pq
 import pytest
 
+from hfsae.activations import TextArguments
 from hfsae.cards.merge import front_of
 from hfsae.explanations.explainers import STORED
 from hfsae.io.checksums import sealed
@@ -20,6 +21,7 @@ from hfsae.io.file_names import (
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     FIGURES,
+    FINGERPRINT,
     LATENTS,
     META,
     RECORDS,
@@ -30,7 +32,7 @@ from hfsae.runs.recipe import TRAINING_SECTIONS, value_at, what_is_set, with_val
 from hfsae.runs.results import MADE_FROM, STAGES, Stage, made_from
 
 from .conftest import every_lm_is
-from .tiny import letters_recipe, tiny_recipe
+from .tiny import letters, letters_recipe, tiny_recipe
 
 
 def test_each_field_of_a_recipe_is_the_trainings_or_a_stages():
@@ -61,6 +63,22 @@ def test_each_stage_writes_the_stamp_and_the_seal_that_its_record_promises(tmp_p
         assert "content_sha256" in content or not records[file].is_sealed, file
     recorded = [files.index(file) for file in files if file in records]
     assert max(recorded) < files.index(CARD), "what the card shows is checked before it is written"
+
+
+def test_a_fingerprint_reads_no_row_more_than_its_64_tokens_take(tmp_path, loads, tiny_lm):
+    """Of rows of 128 tokens one: at a model's real size a batch of them takes minutes on a CPU."""
+    text = TextArguments(dataset=letters(), context_size=128, held_out_fraction=0.6)
+    (folder,) = run(letters_recipe(tmp_path / "sae", text=text))
+    (folder / FINGERPRINT).unlink()
+    read = []
+    counting = tiny_lm.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    run(letters_recipe(tmp_path / "sae", text=text))
+    counting.remove()
+    assert [shape for shape in read if shape != (1, 1)] == [(1, 128)] and (
+        folder / FINGERPRINT
+    ).is_file()
 
 
 def test_a_further_line_of_the_table_is_a_stage_of_a_run(tmp_path, loads, monkeypatch):

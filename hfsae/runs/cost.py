@@ -270,8 +270,9 @@ def stages(
         streaming.append(("buckets of gradients", _FLOAT * here, "gpu"))
     training: list[Part] = [*streaming, ("SAE, gradients, Adam", 4 * _FLOAT * here, "gpu")]
 
-    # A file's pages and a copy of them; GGUF is unpacked to float32 first.
-    loading: Part = ("loading the language model", (1 if on_gpu else 2) * lm_bytes, "main")
+    # Once: weights of a safetensors file are its pages, mapped. In another dtype, and of a .gguf
+    # file, they are made one by one, and pages of files are given back where memory is short.
+    loading: Part = ("loading the language model", lm_bytes, "main")
     each = [_step(recipe, config, on_gpu) for config in configs.values()]
     # Weights and moments are written from where they are, or gathered first if they are spread.
     checkpoint: list[Part] = []

@@ -296,7 +296,7 @@ def stage_fingerprint(job: Job) -> None:
     """
     reads = job.sae.config.reads
     source = job.inputs.source(reads.names, job.limits)
-    for batch in source.batches(sides_of(job.recipe)[-1]):
+    for batch in source.batches(sides_of(job.recipe)[-1], N_TOKENS):  # no row more than it takes
         activations = reads.joined(batch.activations)
         if n := len(activations):
             some = activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()

