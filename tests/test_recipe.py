@@ -502,6 +502,23 @@ def test_a_field_that_a_folder_is_older_than_was_as_by_default(tmp_path, loads):
         run(tiny_recipe(tmp_path / "out", training={"max_grad_norm": 0.5}))
 
 
+def test_a_masked_run_is_another_one_and_without_a_mask_nothing_is(tmp_path, loads):
+    recipe = tiny_recipe(tmp_path, collect_tokens=0)
+    run(recipe)
+    bytes_of = {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors")}
+    assert "mask_share" not in (tmp_path / "recipe.yaml").read_text()
+    masked = replace(recipe, text=replace(recipe.text, mask_share=0.3))
+    with pytest.raises(ValueError, match=r"another recipe \(text.mask_share is None there and 0.3"):
+        run(masked)
+    other = replace(masked, training=replace(recipe.training, output_dir=str(tmp_path / "masked")))
+    run(other)
+    assert recipes.read_recipe(tmp_path / "masked" / "recipe.yaml").text.mask_share == 0.3
+    results = (p / "evaluation.json" for p in (tmp_path, tmp_path / "masked"))
+    before, after = (json.loads(path.read_text()) for path in results)
+    assert before["n_tokens"] == after["n_tokens"]  # held-out text is the same, without a mask
+    assert bytes_of == {p: p.read_bytes() for p in bytes_of}
+
+
 def test_the_saved_recipe_is_the_recipe(tmp_path, loads):
     recipe = tiny_recipe(tmp_path / "out")
     run(recipe)

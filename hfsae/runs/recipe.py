@@ -585,6 +585,8 @@ def as_plain(recipe: Recipe) -> dict[str, Any]:
     plain = json.loads(json.dumps(asdict(recipe)))
     if recipe.lm.kind is None:
         del plain["lm"]["kind"]
+    if not recipe.text.mask_share:  # recipes and hashes from before it stay as they are
+        del plain["text"]["mask_share"]
     unused = {*UNUSED[recipe.kind], "lm" if recipe.lms else "lms"}
     return {name: value for name, value in plain.items() if name not in unused}
 
