@@ -434,10 +434,16 @@ def bucket_tokens(recipe: Recipe) -> int:
     return n - n % training.batch_size if recipe.kind == "files" else n
 
 
-def shipped_recipes() -> dict[str, str]:
-    """{name: what it trains}, sorted by name; the description is the first line of each file."""
-    paths = sorted(_FOLDER.glob("*.yaml"))
-    first = (path.read_text(encoding="utf-8").partition("\n")[0] for path in paths)
+def shipped_recipes(folder: Path = _FOLDER) -> dict[str, str]:
+    """{name: what it trains}, sorted by name; the description is the first line of each file.
+
+    Args:
+        folder: another one's recipes.
+    """
+    paths = sorted(folder.glob("*.yaml"))
+    first = (
+        path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] for path in paths
+    )
     return {path.stem: line.lstrip("# ") for path, line in zip(paths, first, strict=True)}
 
 
