@@ -1,6 +1,8 @@
 """Variants of papers that cite JumpReLU's: each against its paper's formula."""
 
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +10,41 @@ from scipy.optimize import brentq
 from torch import nn
 
 from hfsae import Refused
+from hfsae.cli import main
 from hfsae.models import Schedule
+from hfsae.runs import make_configs, read_recipe
 
 from .helpers import CITING, CITING_FOLDER, D_IN, activations, make
 
 
 def test_every_file_of_the_folder_is_tested():
     assert {path.stem for path in CITING_FOLDER.glob("*.py")} == {*CITING, "shared_basis"}
+
+
+def test_a_recipe_of_each_is_listed_and_fits_its_variant(citing, capsys):
+    folder = CITING_FOLDER.parent / "recipes"
+    main(["recipes", str(folder)])
+    listed = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [Path(line.split(".yaml")[0]).stem for line in listed] == sorted(
+        path.stem for path in CITING_FOLDER.glob("*.py")
+    )
+    for path in folder.glob("*.yaml"):
+        recipe = read_recipe(path)
+        sites = [f"layers.{i}" for i in (10, 13, 16)]
+        if path.stem == "rank1_topk":  # of files, which name the site
+            recipe = replace(recipe, sae={**recipe.sae, "site": "state"})
+        width = 512 if path.stem == "rank1_topk" else 576
+        [config] = make_configs(
+            recipe, dict.fromkeys([*sites, "layers.12", "state"], width)
+        ).values()
+        assert config.model_type == f"{path.stem}_sae"
+        assert type(config).__module__ == f"citing_{path.stem}"
+        assert f"--import scripts/citing/variants/{path.stem}.py" in path.read_text()
+
+
+def test_a_folder_without_recipes_is_refused(tmp_path, capsys):
+    assert main(["recipes", str(tmp_path)]) == 2
+    assert "is no folder with recipes; give one that holds .yaml" in capsys.readouterr().err
 
 
 def test_the_soft_choice_has_k_latents_and_the_gradient_of_its_sum(citing):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from transformers import AutoModel
 
+import hfsae
 from hfsae import cards
 from hfsae import runs as recipes
 from hfsae.activations import (
@@ -22,7 +24,7 @@ from hfsae.activations import (
     tokens,
 )
 from hfsae.evaluation import EvaluationArguments
-from hfsae.features import FeatureStore, collecting
+from hfsae.features import FeatureStore, collecting, read_labels
 from hfsae.hub import published
 from hfsae.io.checksums import STAMPED
 from hfsae.io.file_names import COLLECTING
@@ -31,7 +33,7 @@ from hfsae.runs import make_configs, run
 from hfsae.training import Trainer
 
 from .helpers import at_each_pass, held_elsewhere, refused
-from .tiny import TEXTS, tiny_recipe
+from .tiny import TEXTS, D, tiny_recipe
 
 NO_EVALUATION = EvaluationArguments(n_tokens=0)
 
@@ -500,6 +502,42 @@ def test_a_field_that_a_folder_is_older_than_was_as_by_default(tmp_path, loads):
     path.write_text(yaml.safe_dump(plain))
     with pytest.raises(ValueError, match=r"training.max_grad_norm is None there and 0.5 here"):
         run(tiny_recipe(tmp_path / "out", training={"max_grad_norm": 0.5}))
+
+
+def test_a_masked_run_is_another_one_and_without_a_mask_nothing_is(tmp_path, loads):
+    recipe = tiny_recipe(tmp_path, collect_tokens=0)
+    run(recipe)
+    bytes_of = {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors")}
+    assert "mask_share" not in (tmp_path / "recipe.yaml").read_text()
+    masked = replace(recipe, text=replace(recipe.text, mask_share=0.3))
+    with pytest.raises(ValueError, match=r"another recipe \(text.mask_share is None there and 0.3"):
+        run(masked)
+    other = replace(masked, training=replace(recipe.training, output_dir=str(tmp_path / "masked")))
+    run(other)
+    assert recipes.read_recipe(tmp_path / "masked" / "recipe.yaml").text.mask_share == 0.3
+    results = (p / "evaluation.json" for p in (tmp_path, tmp_path / "masked"))
+    before, after = (json.loads(path.read_text()) for path in results)
+    assert before["n_tokens"] == after["n_tokens"]  # held-out text is the same, without a mask
+    assert bytes_of == {p: p.read_bytes() for p in bytes_of}
+
+
+def test_rows_that_start_at_concepts_get_their_names_and_the_card_says_how_far_they_went(
+    tmp_path, loads, tiny_lm
+):
+    path = tmp_path / "concepts.safetensors"
+    directions = {"calm": torch.ones(D), "the sea/ocean": torch.arange(float(D))}
+    hfsae.save_steering_vector(path, directions, site="layers.1")
+    fields = {"collect_tokens": 0, "training": {"init_decoder": str(path)}}
+    run(tiny_recipe(tmp_path / "out", **fields))
+    assert read_labels(tmp_path / "out") == {0: "calm", 1: "the sea/ocean"}
+    cosines = json.loads((tmp_path / "out" / "training.json").read_text())["directions"]["cosines"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "The first 2 decoder rows started at given directions, whose labels are the" in card
+    assert f"{min(cosines):.4g} at least" in card and str(tmp_path) not in card
+    hfsae.save_steering_vector(path, {"calm": torch.ones(D + 1)}, site="layers.1")
+    with pytest.raises(ValueError, match="of width 17, and the SAE writes 16"):
+        run(tiny_recipe(tmp_path / "other", **fields))
+    assert not (tmp_path / "other" / "model.safetensors").exists()
 
 
 def test_the_saved_recipe_is_the_recipe(tmp_path, loads):

@@ -801,6 +801,28 @@ def test_a_mean_difference_is_that_of_last_tokens(packaged_lm):
         hfsae.mean_difference(lm, "layers.7", ["a"], [""], tokenizer=tokenizer)
 
 
+def test_directions_are_saved_with_their_labels_and_one_of_them_is_a_vector(tmp_path):
+    calm, loud = torch.arange(4.0), torch.ones(4)
+    path = save_steering_vector(tmp_path / "calm.safetensors", {"calm": calm}, site="layers.7")
+    site, vector, metadata = load_steering_vector(path)
+    assert site == "layers.7" and torch.equal(vector, calm) and metadata["labels"] == '["calm"]'
+    both = {"calm": calm, "loud": loud}
+    save_steering_vector(path, both, site="layers.7")
+    config = hfsae.BatchTopKSAEConfig(d_in=4, d_sae=8, k=2)
+    x, labels = hfsae.training.read_directions(str(path), config)
+    assert torch.equal(x, torch.stack([calm, loud])) and labels == ["calm", "loud"]
+    with pytest.raises(ValueError, match="has 2 directions; save the one to add"):
+        load_steering_vector(path)
+    for wrong in ({}, {"site": "layers.7", "latents": {1: 2.0}}):
+        with pytest.raises(ValueError, match="directions need their site"):
+            save_steering_vector(path, both, **wrong)
+    for vectors in ({}, {"a": torch.ones(2, 2)}, {"a": calm, "b": torch.ones(3)}):
+        with pytest.raises(ValueError, match=r"directions are vectors \[d\] of one width"):
+            save_steering_vector(path, vectors, site="layers.7")
+    with pytest.raises(ValueError, match="of an SAE give latents"):
+        save_steering_vector(path, make_sae())
+
+
 @pytest.mark.parametrize(
     ("site", "layer"),
     [("layers.3", 3), ("layers.3:in", 2), ("h.1", 1), ("language_model.layers.2", 2)],

@@ -83,6 +83,11 @@ class TextArguments:
     """Seed of the documents' order; the split does not depend on it."""
     exclude_special_tokens: bool = True
     """Leave special tokens (BOS, EOS, padding...) out of `TokenBatch.keep`."""
+    mask_share: float = 0.0
+    """While training, replace this expected share of tokens by the tokenizer's mask, padding or EOS
+    token, the first that it has, before the language model reads them, and train on the others
+    alone; special tokens stay, and no other text is masked. Masked Regularization
+    (arXiv:2604.06495); whether it keeps masked positions, and its share, are not known to us."""
 
     def __post_init__(self):
         given: object = self.dataset
@@ -104,6 +109,14 @@ class TextArguments:
         if self.max_document_chars is not None and self.max_document_chars < 1:
             raise Refused(
                 f"text.max_document_chars is {self.max_document_chars}; use 1 or more, or null"
+            )
+        if not 0 <= self.mask_share < 1:
+            raise Refused(f"text.mask_share is {self.mask_share}; use a share from 0 to below 1")
+        n = self.context_size - (self.bos == "row")
+        if self.mask_share > (most := 1 - 1 / n):
+            raise Refused(
+                f"text.mask_share is {self.mask_share}, which leaves less than one of the {n} "
+                f"tokens of a row; use at most {most:.3g}, or a larger text.context_size"
             )
 
     def sides(self) -> Callable[[str], Split]:

@@ -156,8 +156,9 @@ def _ids_of(plain: str) -> frozenset[str]:
 
 
 def plain_text(text: TextArguments) -> Json:
-    """The fields that every text has."""
-    return {field.name: getattr(text, field.name) for field in fields(TextArguments)}
+    """The fields that every text has, but for the mask: only a training's own text has one."""
+    names = [field.name for field in fields(TextArguments) if field.name != "mask_share"]
+    return {name: getattr(text, name) for name in names}
 
 
 def text_record(text: TextArguments) -> Json:

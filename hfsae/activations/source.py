@@ -21,7 +21,7 @@ from ..io.errors import Refused
 from ..packaged import shares_of_texts
 from .arguments import Split
 from .harvest import Batch, Harvester, lm_digest
-from .tokens import PackedRows, TokenBatch, text_digest, text_origin
+from .tokens import PackedRows, TokenBatch, mask_token, special_ids, text_digest, text_origin
 
 Activations = dict[str, Float[Tensor, "_ _"]]
 """by site"""
@@ -45,7 +45,7 @@ class Filling(NamedTuple):
     capacity: int
     """Positions that were read and kept; outliers among them may give no activation."""
     n_special: int
-    """Positions that were left out without harvesting, such as special tokens."""
+    """Positions that were left out without harvesting, such as special tokens and masked ones."""
     digest: str
     """Hash of what was read."""
     parts: Generator[Activations, None, None]
@@ -124,6 +124,8 @@ class TextSource:
 
     def __init__(self, rows: PackedRows, harvester: Harvester):
         self.rows, self.harvester = rows, harvester
+        if rows.args.mask_share:
+            self._mask, self._special = mask_token(rows.tokenizer), special_ids(rows.tokenizer)
         self.sites, self.device = harvester.sites, cast(torch.device, harvester.lm.device)
         self._batches: Iterator[TokenBatch] | None = None
 
@@ -136,6 +138,7 @@ class TextSource:
         batches, self._batches = self._batches or iter(self.rows), None  # lost if interrupted
         read, n_kept, digest = [], 0, blake2b(digest_size=8)
         for batch in batches:  # by tokens alone, hence the same ones on every process
+            batch = self._masked(batch) if self.rows.args.mask_share else batch
             read.append(batch)
             n_kept += int(batch.keep.sum())
             for part in (batch.input_ids, batch.keep):
@@ -151,8 +154,20 @@ class TextSource:
         parts = harvest_share(self.harvester, read, lambda batch: batch, *how)
         return Filling(n_kept, n_special, digest.hexdigest(), parts, documents)
 
+    def _masked(self, batch: TokenBatch) -> TokenBatch:
+        """With `text.mask_share` of its tokens replaced and no longer kept; which ones depends on
+        the text's seed and on how many tokens were read."""
+        args, read = self.rows.args, self.rows.state_dict()
+        at = blake2b(f"{args.seed} {read['epoch']} {read['tokens']}".encode(), digest_size=8)
+        generator = torch.Generator().manual_seed(int.from_bytes(at.digest(), "big") >> 1)
+        chosen = torch.rand(batch.keep.shape, generator=generator) < args.mask_share
+        chosen &= ~torch.isin(batch.input_ids, torch.tensor(self._special))
+        ids = batch.input_ids.masked_fill(chosen, self._mask)
+        return batch._replace(input_ids=ids, keep=batch.keep & ~chosen)
+
     def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
-        """One side's activations, once; with n, only those of rows that keep n tokens."""
+        """One side's activations, once, without a mask; with n, only those of rows that keep n
+        tokens."""
         rows = self.rows
         once = PackedRows(rows.tokenizer, rows.args, side, rows=rows.rows, max_tokens=n)
         for harvested in map(self.harvester, once):
@@ -186,6 +201,8 @@ class TextSource:
         shares = shares_of_texts(text.dataset, text.fractions)
         listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
         of_text = {**asdict(text), "origin": text_origin(text)}
+        if not text.mask_share:  # records from before it stay as they are
+            del of_text["mask_share"]
         of_text |= {"shares": listed} if listed else {}
         return {"text": of_text, "harvest": asdict(self.harvester.args)}
 

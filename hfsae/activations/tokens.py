@@ -439,6 +439,22 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted({*tokenizer.all_special_ids, *_added_as_special(tokenizer)})
 
 
+def mask_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that `text.mask_share` puts in place of others.
+
+    Raises:
+        ValueError: the tokenizer has no mask, padding or EOS token.
+    """
+    own = (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    for id_ in own:
+        if isinstance(id_, int):
+            return id_
+    raise Refused(
+        "the tokenizer has no mask, padding or EOS token to put in place of others; set "
+        "text.mask_share to 0"
+    )
+
+
 def special_among(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> set[int]:
     """Those of some ids that are special: quicker than all of them, for each of many texts."""
     named, added = {*tokenizer.all_special_ids}, _added_as_special(tokenizer)

@@ -32,7 +32,7 @@ VERBS: dict[str, Verb] = {
         _RESUMES,
     ),
     "recipes": Verb(
-        "List the recipes that come with hfsae, for `hfsae train NAME`.",
+        "List the recipes that come with hfsae, for `hfsae train NAME`, or those of a folder.",
     ),
     "compare": Verb(
         "Train the arms of a comparison on the same activations, evaluate them on the same "

@@ -366,10 +366,11 @@ def about_data(comparison: Comparison, measured: Sequence[Measured]) -> str:
                 rows.append([name, f"{len(sides[-1]):,}", f"`{digest}`"])
             shared = sum(map(len, sides)) - len(set().union(*sides))
             inputs = f"{table(rows)}\n\n{inputs} (documents on both sides: {shared})"
+        special = "special or masked" if text.mask_share else "special"
         inputs += (
             f"; rows of {text.context_size} tokens; BOS at the start of each {text.bos}. Positions "
-            f"of the training text: {record['kept']:,} kept, {record['dropped_special']:,} special "
-            f"tokens and {record['dropped_outliers']:,} norm outliers dropped"
+            f"of the training text: {record['kept']:,} kept, {record['dropped_special']:,} "
+            f"{special} tokens and {record['dropped_outliers']:,} norm outliers dropped"
         )
     else:
         given = measured[0].recipe[section_of(measured[0].recipe)]

@@ -20,6 +20,7 @@ from .labels import read_automatic as read_automatic
 from .labels import read_labels as read_labels
 from .labels import read_names as read_names
 from .labels import write_label as write_label
+from .labels import write_labels as write_labels
 from .layout import NEAR as NEAR
 from .layout import nearest_rows as nearest_rows
 from .layout import plane as plane

@@ -135,7 +135,19 @@ def write_label(
             file cannot be read, or lies beside its SAE and belongs to other weights; it is left
             unchanged.
     """
-    return _change(folder, latent, checked_label(label).strip() or None, weights)
+    return write_labels(folder, {latent: label}, weights)
+
+
+def write_labels(
+    folder: str | Path, labels: dict[int, str], weights: str | Path | None = None
+) -> dict[int, str]:
+    """Give several latents labels, as `write_label` does one; returns all labels.
+
+    Raises:
+        ValueError: as `write_label`.
+    """
+    checked = {i: checked_label(label).strip() or None for i, label in labels.items()}
+    return _change(folder, checked, weights)
 
 
 def blank_label(
@@ -148,23 +160,22 @@ def blank_label(
     Raises:
         ValueError: as `write_label`.
     """
-    return _change(folder, latent, "", weights)
+    return _change(folder, {latent: ""}, weights)
 
 
 def _change(
-    folder: str | Path, latent: int, label: str | None, weights: str | Path | None
+    folder: str | Path, changes: dict[int, str | None], weights: str | Path | None
 ) -> dict[int, str]:
-    if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
-        raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
+    for latent in changes:
+        if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
+            raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
     path, beside = Path(folder) / LABELS, Path(weights or folder)
     with _writing:
         if beside != Path(folder) and any(of_others(Path(folder), [LABELS], beside)):
             # labels of other weights are neither mixed nor lost
             path.replace(path.with_stem(f"{path.stem}-{parse_json(path)[KEY][:12]}"))
         labels = read_labels(folder, weights)
-        labels.pop(latent, None)
-        if label is not None:
-            labels[latent] = label
+        labels = {i: label for i, label in {**labels, **changes}.items() if label is not None}
         path.parent.mkdir(parents=True, exist_ok=True)
         before = parse_json(path) if path.is_file() else {}
         kept = {KEY: before[KEY]} if KEY in before else {}  # where the weights are not at hand

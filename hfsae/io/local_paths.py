@@ -27,7 +27,7 @@ _FILE = re.compile(
     r"[^/\\:]+[/\\].*\.(jsonl?|txt|parquet|csv|ya?ml|gguf|safetensors|npy|wav|flac|png|jpe?g)",
     re.IGNORECASE,
 )
-_OF_FOLDERS = ("output_dir", "cache", "files", "folder", "labels")
+_OF_FOLDERS = ("output_dir", "cache", "files", "folder", "labels", "init_decoder")
 _OF_NAMES = ("dataset", "name", "model_name")  # of models and texts, on the Hub or here
 _OF_SEVERAL_NAMES = ("model_names", "models")
 

@@ -24,6 +24,7 @@ from ..lm import (
 from ..lm.places import SLASH
 from ..models import DEFAULT_VARIANT, SAEConfig, variants
 from ..models.base import refuse_configs_alone
+from ..training import read_directions
 from .inputs import Model, check_foreign
 from .recipe import LMArguments, Recipe, check_model_type, known_variants, sides_of
 from .stage_probe import check_probing
@@ -128,7 +129,8 @@ def make_configs(
         model: a language model, which may be without weights; or the width of each site.
 
     Raises:
-        ValueError: no site, an unknown field or model_type, or a width that is not the site's.
+        ValueError: no site, an unknown field or model_type, a width that is not the site's, or
+            training.init_decoder does not fit.
     """
     check_given(recipe)
     refuse_configs_alone()
@@ -182,6 +184,8 @@ def make_configs(
         if isinstance(model, PreTrainedModel):
             fields.setdefault("model_revision", getattr(model.config, "_commit_hash", None))
         configs[name] = AutoConfig.for_model(**fields)
+        if path := recipe.training_of(name).init_decoder:
+            read_directions(path, configs[name])
     return configs
 
 

@@ -434,10 +434,16 @@ def bucket_tokens(recipe: Recipe) -> int:
     return n - n % training.batch_size if recipe.kind == "files" else n
 
 
-def shipped_recipes() -> dict[str, str]:
-    """{name: what it trains}, sorted by name; the description is the first line of each file."""
-    paths = sorted(_FOLDER.glob("*.yaml"))
-    first = (path.read_text(encoding="utf-8").partition("\n")[0] for path in paths)
+def shipped_recipes(folder: Path = _FOLDER) -> dict[str, str]:
+    """{name: what it trains}, sorted by name; the description is the first line of each file.
+
+    Args:
+        folder: another one's recipes.
+    """
+    paths = sorted(folder.glob("*.yaml"))
+    first = (
+        path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] for path in paths
+    )
     return {path.stem: line.lstrip("# ") for path, line in zip(paths, first, strict=True)}
 
 
@@ -585,6 +591,8 @@ def as_plain(recipe: Recipe) -> dict[str, Any]:
     plain = json.loads(json.dumps(asdict(recipe)))
     if recipe.lm.kind is None:
         del plain["lm"]["kind"]
+    if not recipe.text.mask_share:  # recipes and hashes from before it stay as they are
+        del plain["text"]["mask_share"]
     unused = {*UNUSED[recipe.kind], "lm" if recipe.lms else "lms"}
     return {name: value for name, value in plain.items() if name not in unused}
 

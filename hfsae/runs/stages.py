@@ -27,6 +27,7 @@ from transformers import AutoModel
 from ..activations import ShuffledActivations, check_text, text_origin, text_record
 from ..activations.arguments import OF_RUN
 from ..activations.held_out import DIGEST
+from ..features import write_labels
 from ..io import processor
 from ..io.checksums import SEALED, refuse_changed, refuse_mixture, sealed, stamp
 from ..io.errors import Refused
@@ -50,6 +51,7 @@ from ..models import SAE, SAEConfig
 from ..models.fingerprint import N_TOKENS, write_fingerprint
 from ..packaged import licence_conflict
 from ..training import Trainer
+from ..training.directions import DIRECTIONS
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import results
 from .checks import CheckCost, check, with_lone_site
@@ -134,6 +136,10 @@ def run(
         if not is_trained:
             warn_of_licence(recipe)
             _train(recipe, inputs_of(caching, loaded), configs, accelerator, command)
+            for folder in folders if accelerator.is_main_process else ():
+                names = read_json(folder / TRAINING).get(DIRECTIONS, {}).get("names")
+                if names:  # of training.init_decoder
+                    write_labels(folder, dict(enumerate(names)))
         if accelerator.is_main_process:
             for folder in folders:
                 make_results(caching, loaded, load_trained(folder), folder, why.get(folder))

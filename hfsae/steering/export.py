@@ -10,6 +10,7 @@ blocks counted from 0, as here, but never to that of block 0.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,31 +26,48 @@ from ..models import SAE
 from .intervention import Edits, Maxima, Unit, resolve
 
 FORMAT = "hfsae steering vector v1"
+_USE = "add to the activation at the site that names the tensor, at every token"
 
 
 def save_steering_vector(
     path: str | Path,
-    sae: SAE,
-    latents: Edits,
+    sae: SAE | Mapping[str, Tensor],
+    latents: Edits | None = None,
     *,
     unit: Unit = "raw",
     max_activations: Maxima | None = None,
+    site: str | None = None,
 ) -> Path:
     """Write the sum of strength * W_dec[latent], raw units, to a file; returns its path.
 
         hfsae.save_steering_vector("calm.gguf", sae, {1234: 40.0})
+        calm = hfsae.mean_difference(lm, "layers.12", calm_texts, angry_texts)
+        hfsae.save_steering_vector("calm.safetensors", {"calm": calm}, site="layers.12")
 
     Args:
         path: its suffix sets the format: .safetensors or .gguf (needs the package gguf).
+        sae: or directions [d] by label, raw units, of a `site`; in a .safetensors file, which
+            `training.init_decoder` takes. `load_steering_vector` reads a file of one.
         latents: {latent: strength}, for mode "add".
         unit: "raw" or "max", as in `hfsae.steer`.
 
     Raises:
         ValueError: the suffix, mode or unit is another one; the maxima belong to another SAE; the
             SAE has token_norm or names no site; or, for GGUF, its site is not the residual stream
-            after block 1 or later.
+            after block 1 or later; or directions come without a site, with latents, or are no
+            vectors of one width.
     """
-    path, config = Path(path), sae.config
+    path = Path(path)
+    if isinstance(sae, Mapping):
+        if site is None or latents is not None or path.suffix != ".safetensors":
+            raise Refused(
+                "directions need their site, a .safetensors file, and no latents: "
+                "save_steering_vector('calm.safetensors', {'calm': vector}, site='layers.12')"
+            )
+        return _save_directions(path, sae, site)
+    if latents is None or site is not None:
+        raise Refused("of an SAE give latents, {latent: strength}, and no site: it names its own")
+    config = sae.config
     if path.suffix not in (".safetensors", ".gguf"):
         raise Refused(f"{path.name!r} has no known suffix; end it in .safetensors or .gguf")
     edits, site = resolve(sae, latents, "add", unit, max_activations), config.writes.only_site
@@ -72,7 +90,7 @@ def save_steering_vector(
         "model_name": config.model_name or "",
         "model_revision": config.model_revision or "",
         "latents": json.dumps(strengths),
-        "use": "add to the activation at the site that names the tensor, at every token",
+        "use": _USE,
     }
     if path.suffix == ".safetensors":
         with replacing(path) as written:
@@ -102,6 +120,17 @@ def save_steering_vector(
     return path
 
 
+def _save_directions(path: Path, directions: Mapping[str, Tensor], site: str) -> Path:
+    vectors = [x.detach().float().cpu() for x in directions.values()]
+    if {x.ndim for x in vectors} != {1} or len({*map(len, vectors)}) > 1:
+        raise Refused("directions are vectors [d] of one width by label, as {'calm': vector}")
+    metadata = {"format": FORMAT, "labels": json.dumps([*directions]), "use": _USE}
+    with replacing(path) as written:
+        tensor = vectors[0] if len(vectors) == 1 else torch.stack(vectors)
+        save_file({site: tensor.contiguous()}, written, metadata=metadata)
+    return path
+
+
 def load_steering_vector(
     path: str | Path,
 ) -> tuple[str, Float[Tensor, " d_model"], dict[str, str]]:
@@ -124,6 +153,8 @@ def load_steering_vector(
                     f"{str(path)!r} is not a steering vector: its format is "
                     f"{metadata.get('format')!r}, not {FORMAT!r}"
                 )
-            return names[0], file.get_tensor(names[0]), metadata
+            if (vector := file.get_tensor(names[0])).ndim != 1:
+                raise Refused(f"{str(path)!r} has {len(vector)} directions; save the one to add")
+            return names[0], vector, metadata
     except (SafetensorError, OSError) as error:
         raise Refused(f"{str(path)!r} cannot be read: {error}") from error

@@ -2,6 +2,7 @@
 
 from . import checkpoint as checkpoint
 from .arguments import TrainingArguments as TrainingArguments
+from .directions import read_directions as read_directions
 from .refit import refit_ as refit_
 from .run import SPARSE_ON_GPU as SPARSE_ON_GPU
 from .run import Run as Run

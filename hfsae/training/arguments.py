@@ -92,6 +92,11 @@ class TrainingArguments:
     """Share of data in the directions in which decoder rows and encoder columns start: row = share
     * token + (1 - share) * random, both of length 1, the token an activation less the mean. The
     paper: 0. At 131k tokens 0.7 lowers FVU by 4 %, and leaves more latents silent."""
+    init_decoder: str = ""
+    """A .safetensors file of directions with labels (`training/directions.py`): the first decoder
+    rows and encoder columns start there, the others at random, and the labels become the latents'
+    names. DACO (arXiv:2604.08846). The cosines of rows with their start, after training, are in
+    training.json and on the card."""
     init_cluster_rounds: int = 0
     """Rounds of k-means after which the data that a latent starts at are a cluster of activations,
     or of what clusters leave (`training/start.py`), instead of one token; 0: one token. 4 rounds
@@ -162,6 +167,11 @@ class TrainingArguments:
                     "while training.init_decoder_data, the share of data at the "
                     f"start, is 0; set that to 0.9, or training.{name} to 0"
                 )
+        if self.init_decoder and self.init_decoder_data:
+            raise Refused(
+                f"training.init_decoder ({self.init_decoder!r}) and training.init_decoder_data "
+                f"({self.init_decoder_data}) both say where decoder rows start; give one of them"
+            )
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:

@@ -30,6 +30,7 @@ from ..models import SAE
 from ..models.config import INITIAL_FREE_NORM
 from ..models.dedicated import directions_of_difference, reading_difference, tie_
 from .arguments import TrainingArguments
+from .directions import read_directions, start_at_
 from .health import leading_share, root_mean_square_norm
 from .sharding import local, part, whole
 
@@ -84,6 +85,8 @@ def start_(
         if config.is_transcoder:
             goal = _centred(target, means[1], sae.write_scale, config.writes)
         _turn_to_data_(sae, args, x, goal)
+    if args.init_decoder:
+        start_at_(sae, read_directions(args.init_decoder, config)[0])
     if args.init_encoder_scale != 1:
         sae.encoder_rows().mul_(args.init_encoder_scale)
     if own is not None:

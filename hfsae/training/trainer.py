@@ -44,6 +44,7 @@ from ..ops import Workspace
 from . import checkpoint
 from .arguments import TrainingArguments, in_steps
 from .checkpoint import Identity
+from .directions import DIRECTIONS, cosines, read_directions
 from .health import set_l0_
 from .refit import refit_
 from .run import Run
@@ -449,7 +450,11 @@ class Trainer(Generic[Trained]):
                     self.sae_seconds[name] += time.perf_counter() - start
         if self.accelerator.is_main_process:
             for name, sae in folded.items():
-                save_whole(sae, self.output_dir / name, self.record(name))
+                record = self.record(name)
+                if path := self.runs[name].args.init_decoder:
+                    directions, names = read_directions(path, sae.config)
+                    record[DIRECTIONS] = {"names": names, "cosines": cosines(sae, directions)}
+                save_whole(sae, self.output_dir / name, record)
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.trackers = []

@@ -1,5 +1,7 @@
 """Sources: what fills buckets, and gives a side's activations, whatever they come from."""
 
+import copy
+
 import pytest
 import torch
 
@@ -30,8 +32,8 @@ SITE = "layers.1"
 
 @pytest.fixture
 def text_source(tiny_lm, tiny_tokenizer):
-    def make() -> TextSource:
-        text = TextArguments(dataset=TEXTS, context_size=16, held_out_fraction=0.3)
+    def make(**fields: float) -> TextSource:
+        text = TextArguments(dataset=TEXTS, context_size=16, held_out_fraction=0.3, **fields)
         rows = PackedRows(tiny_tokenizer, text, "train", rows=4, epochs=None)
         harvest = HarvestArguments(rows=4, max_norm_ratio=1.2)
         return TextSource(rows, Harvester(tiny_lm, [SITE], harvest))
@@ -83,9 +85,10 @@ def test_shares_of_processes_make_the_bucket_of_one(text_source, kind):
     assert {filling.digest for filling in fillings} == {whole.digest}
 
 
-@pytest.mark.parametrize("kind", ["text", "tensors"])
+@pytest.mark.parametrize("kind", ["text", "masked text", "tensors"])
 def test_a_position_gives_the_same_filling_again(text_source, kind):
-    make = text_source if kind == "text" else PlantedStream
+    makes = {"text": text_source, "masked text": lambda: text_source(mask_share=0.4)}
+    make = makes.get(kind, PlantedStream)
     one, other = make(), make()
     assert isinstance(one, Source)
     for _ in range(2):
@@ -119,6 +122,65 @@ def test_one_side_of_the_text_comes_with_its_documents(text_source):
         assert torch.equal(ours.activations[SITE], theirs.activations[SITE])
         assert torch.equal(ours.document, theirs.document)
     assert sum(len(batch.document) for batch in source.batches("test", 50)) < 50 + 16
+
+
+@pytest.fixture
+def read_by_lm(monkeypatch):
+    """The batches of tokens that go through language models."""
+    seen, call = [], Harvester.__call__
+    monkeypatch.setattr(
+        Harvester, "__call__", lambda self, batch: (seen.append(batch), call(self, batch))[1]
+    )
+    return seen
+
+
+def test_a_share_of_the_training_text_is_masked_and_not_trained_on(text_source, read_by_lm):
+    source, share = text_source(mask_share=0.4), 0.4
+    plain = list(PackedRows(source.rows.tokenizer, source.rows.args, "train", rows=4))
+    filling = source.fill(900)
+    assert sum(len(part[SITE]) for part in filling.parts) <= filling.capacity
+    n_masked = n_tokens = 0
+    for before, batch in zip(plain, read_by_lm, strict=False):
+        masked = before.keep & ~batch.keep
+        assert torch.equal(batch.document, before.document)
+        assert torch.equal(batch.input_ids[~masked], before.input_ids[~masked])
+        assert (batch.input_ids[masked] == source.rows.tokenizer.pad_token_id).all()
+        assert not (batch.keep & ~before.keep).any()
+        n_masked, n_tokens = n_masked + int(masked.sum()), n_tokens + int(before.keep.sum())
+    assert n_tokens > 1400 and filling.capacity == n_tokens - n_masked
+    assert abs(n_masked / n_tokens - share) < 4 * (share * (1 - share) / n_tokens) ** 0.5
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_text_that_is_measured_on_has_no_mask(text_source, read_by_lm, side):
+    for share in (0.0, 0.9):
+        list(text_source(mask_share=share).batches(side))
+    half = len(read_by_lm) // 2
+    assert half
+    for plain, other in zip(read_by_lm[:half], read_by_lm[half:], strict=True):
+        assert torch.equal(plain.input_ids, other.input_ids)
+        assert torch.equal(plain.keep, other.keep)
+
+
+def test_the_mask_follows_the_seed_and_no_batch_has_that_of_another(text_source, read_by_lm):
+    for seed in (0, 0, 1):
+        source = text_source(mask_share=0.5, seed=seed, shuffle_documents=False)
+        list(source.fill(200).parts)
+    n = len(read_by_lm) // 3
+    one, same, other = (
+        [~batch.keep for batch in read_by_lm[i * n : (i + 1) * n]] for i in range(3)
+    )
+    assert all(map(torch.equal, one, same)) and not any(map(torch.equal, one, other))
+    assert not torch.equal(one[0], one[1])
+
+
+def test_a_tokenizer_with_nothing_to_mask_with_is_refused(tiny_lm, tiny_tokenizer):
+    bare = copy.deepcopy(tiny_tokenizer)
+    bare.mask_token = bare.pad_token = bare.eos_token = None
+    text = TextArguments(dataset=TEXTS, context_size=16, mask_share=0.1)
+    rows = PackedRows(bare, text, "train", rows=4)
+    with pytest.raises(ValueError, match=r"no mask, padding or EOS token .* set text.mask_share"):
+        TextSource(rows, Harvester(tiny_lm, [SITE], HarvestArguments()))
 
 
 def test_tensors_are_a_stream_in_their_own_order_until_they_end():

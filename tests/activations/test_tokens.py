@@ -525,6 +525,12 @@ def test_text_that_fills_no_row_is_refused():
         ({"context_size": 1}, "^text.context_size is 1"),
         ({"held_out_fraction": 1.5}, "^text.held_out_fraction is 1.5"),
         ({"max_document_chars": 0}, "^text.max_document_chars is 0"),
+        ({"mask_share": 1.0}, "^text.mask_share is 1.0; use a share from 0 to below 1$"),
+        ({"mask_share": -0.1}, "^text.mask_share is -0.1"),
+        (
+            {"mask_share": 0.95, "context_size": 16},
+            "^text.mask_share is 0.95, which leaves less than one of the 15 tokens of a row",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(changes, sentence):

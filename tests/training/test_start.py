@@ -6,10 +6,12 @@ from copy import deepcopy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel
 
 from hfsae import BatchTopKSAE, BatchTopKSAEConfig
-from hfsae.training import Trainer, TrainingArguments, start
+from hfsae.training import Trainer, TrainingArguments, read_directions, start
+from hfsae.training.directions import start_at_
 from hfsae.training.health import L0Control
 from hfsae.training.start import first_directions_, residual_clusters_, whiten_
 
@@ -260,3 +262,98 @@ def test_a_target_of_most_latents_is_steered_to_from_the_start(tmp_path):
     args = arguments(tmp_path, steps=20, warm_start_steps=10)
     control = L0Control(make_sae(target_l0=20.0), args)  # of 32
     assert [control.goal(step) for step in (0, 4, 9)] == [20.0] * 3
+
+
+# Known directions.
+
+
+@pytest.fixture
+def concepts(tmp_path):
+    """Writes a file of directions, and returns its path."""
+
+    def write(x: torch.Tensor, labels: object = None, **others: torch.Tensor) -> str:
+        path = str(tmp_path / "concepts.safetensors")
+        metadata = None if labels is None else {"labels": json.dumps(labels)}
+        save_file({"layers.1": x, **others}, path, metadata=metadata)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("unit", ["norm", "spread"])
+def test_the_first_rows_start_at_given_directions_and_the_others_as_they_were(
+    unit, tmp_path, concepts
+):
+    given = 7 * torch.randn(3, D, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    sae = BatchTopKSAE(BatchTopKSAEConfig(**FIELDS, k=3))
+    rows = sae.W_dec.detach().clone()
+    read = sae.W_enc.detach().T.clone()
+    rows[:3] = rows[:3].norm(dim=1, keepdim=True) * given / given.norm(dim=1, keepdim=True)
+    read[:3] = read[:3].norm(dim=1, keepdim=True) * given / given.norm(dim=1, keepdim=True)
+    args = arguments(tmp_path / "out", steps=1, learning_rate=1e-9, warmup_steps=0)
+    args.unit, args.init_b_dec, args.init_encoder_scale = unit, "mean", 0.5
+    args.init_decoder = concepts(given, ["a", "b", "c"])
+    Trainer(sae, PlantedStream(), args).train()
+    torch.testing.assert_close(sae.W_dec.detach(), rows, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sae.W_enc.detach().T, 0.5 * read, rtol=0, atol=1e-5)
+    record = json.loads((tmp_path / "out" / "training.json").read_text())["directions"]
+    assert record == {"names": ["a", "b", "c"], "cosines": [1.0, 1.0, 1.0]}
+
+
+def test_the_cosine_with_the_start_is_that_of_the_trained_row(tmp_path, concepts):
+    given = torch.randn(5, D, generator=torch.Generator().manual_seed(1))
+    args = arguments(tmp_path / "out", steps=60, learning_rate=1e-2)
+    args.init_decoder = concepts(given)
+    trained = Trainer(make_sae(), PlantedStream(), args).train()
+    record = json.loads((tmp_path / "out" / "training.json").read_text())["directions"]
+    expected = [
+        float(row @ x / (row.norm() * x.norm()))
+        for row, x in zip(trained.W_dec.detach(), given, strict=False)
+    ]
+    assert record["names"] == [] and record["cosines"] == pytest.approx(expected, abs=1e-4)
+    assert max(expected) < 0.9999
+
+
+def test_a_transcoder_starts_to_write_and_not_to_read_there(tmp_path, concepts):
+    fields = {**FIELDS, "subtract_b_dec": False, "d_out": 8, "target_site": "layers.2"}
+    config = BatchTopKSAEConfig(**fields, k=3)
+    torch.manual_seed(0)
+    sae, given = BatchTopKSAE(config), torch.eye(8)[:2]
+    read = sae.W_enc.detach().clone()
+    start_at_(sae, read_directions(concepts(given), config)[0])
+    torch.testing.assert_close(sae.W_dec[:2].detach(), given)
+    assert torch.equal(sae.W_enc.detach(), read)
+
+
+@pytest.mark.parametrize(
+    "x, labels, sentence",
+    [
+        (torch.ones(2, D + 1), None, f"directions of width {D + 1}, and the SAE writes {D}$"),
+        (torch.eye(D).repeat(3, 1), None, "has 48 directions, and sae.d_sae is 32; give 1 to"),
+        (torch.zeros(1, D), None, "a direction that is zero or not finite"),
+        (torch.full((1, D), torch.nan), None, "a direction that is zero or not finite"),
+        (torch.ones(2, D), ["a"], "has 1 labels for 2 directions"),
+        (torch.ones(1, D), ["a\nb"], "no JSON list of names .a label is one line"),
+        (torch.ones(1, D), 3, "no JSON list of names"),
+        (torch.ones(1, D, dtype=torch.int64), None, "give one of numbers"),
+        (torch.ones(1, 1, D), None, "give one of numbers"),
+    ],
+)
+def test_directions_that_do_not_fit_are_refused(x, labels, sentence, concepts):
+    with pytest.raises(ValueError, match=f"^(the labels of )?training.init_decoder .*{sentence}"):
+        read_directions(concepts(x, labels), BatchTopKSAEConfig(**FIELDS, k=3))
+
+
+def test_a_file_of_directions_is_there_and_has_one_tensor(concepts):
+    config = BatchTopKSAEConfig(**FIELDS, k=3)
+    with pytest.raises(ValueError, match=r"'none.safetensors' is not a file; give a .safetensors"):
+        read_directions("none.safetensors", config)
+    path = concepts(torch.ones(1, D), other=torch.ones(D))
+    with pytest.raises(ValueError, match=r"has layers.1 \[1, 16\], other \[16\]; give one of"):
+        read_directions(path, config)
+
+
+def test_a_start_at_directions_and_at_data_is_refused_with_both_names(tmp_path):
+    with pytest.raises(ValueError, match=r"training.init_decoder \('a'\) and .*init_decoder_data"):
+        arguments(tmp_path, init_decoder="a", init_decoder_data=0.5)

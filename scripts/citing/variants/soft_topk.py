@@ -24,8 +24,6 @@ from hfsae import Refused
 from hfsae.models import AuxKSAE, AuxKSAEConfig, ForwardParts, SAEConfig, Schedule
 from hfsae.ops import EVERYWHERE, Place
 
-_HALVINGS = 60  # of the interval in which t lies; 34 are too few for a gradient in float64
-
 
 class SoftTopKSAEConfig(AuxKSAEConfig):
     """Fields of SoftSAEs, for activations of unit mean squared norm (x/c)."""
@@ -122,7 +120,8 @@ class SoftTopK(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, k: Tensor, alpha: float) -> Tensor:
         low = z.amin(dim=-1, keepdim=True) - 40 * alpha - 1
         high = z.amax(dim=-1, keepdim=True) + 40 * alpha + 1
-        for _ in range(_HALVINGS):
+        # Halvings of the interval in which t lies: 34 are too few for a gradient in float64.
+        for _ in range(60 if z.dtype == torch.float64 else 32):
             middle = (low + high) / 2
             is_too_low = laplace((z - middle) / alpha).sum(dim=-1, keepdim=True) > k
             low, high = torch.where(is_too_low, middle, low), torch.where(is_too_low, high, middle)
