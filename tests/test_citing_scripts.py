@@ -237,3 +237,23 @@ def test_the_log_probability_of_a_choice_is_the_mean_of_its_tokens(claim, tiny_l
     with torch.no_grad():
         loss = tiny_lm(input_ids=ids, labels=torch.where(torch.arange(len(ids[0])) < 7, -100, ids))
     assert value == pytest.approx(-float(loss.loss), rel=1e-5)
+
+
+def test_phase_rotation_runs(quick):
+    (run,) = quick("phase_rotation")
+    assert run["rows"].keys() == {"none", "latents", "PCA", "dimensions", "static", "fvu"}
+
+
+def test_a_rotated_travelling_wave_is_the_wave_ahead_and_a_standing_one_is_as_before(claim):
+    module = claim("phase_rotation")
+    per_step, x = 2 * np.pi / 25, 2 * np.pi * np.arange(48) / 48
+    phase, angle = per_step * np.arange(300), np.linspace(0, 2 * np.pi, 300)
+
+    def wave(phase: np.ndarray) -> np.ndarray:
+        at = x - phase[:, None]
+        return 3 + np.cos(at) + 0.3 * np.sin(2 * at)
+
+    ahead = module.rotated(wave(phase), angle, per_step, 8)
+    assert np.abs(ahead - wave(phase + angle)).max() < 0.05
+    standing = np.cos(x) * np.cos(phase)[:, None]
+    assert np.allclose(module.rotated(standing, angle, per_step, 8), standing)

@@ -3,16 +3,15 @@ linguistic constraint violations?" (arXiv:2605.12055) found no latent that all r
 
     python scripts/citing/constraint_violations.py [--quick] OUT.json
 
-200 minimal pairs of five rules (minimal_pairs.yaml), in quartets: two contexts by two last words,
-each word once right and once wrong, so that a latent of the word, or of the context, has a contrast
-of 0. Latents at the last token; the contrast of a quartet is the sum over wrong texts less that
-over right ones. For each latent with a contrast in at least 8 of a rule's 20 quartets a sign-flip
-permutation test (65,536 choices of signs), Benjamini-Hochberg at 5 %. Controls: right and wrong
-exchanged at random (100 times), the model's own dimensions, and facts: good grammar that is false.
-Then the rule that is left out: contrasts of four rules over their spread weight those of the fifth;
-the share of its quartets that are told right (chance .5), beside weights from other quartets of the
-same rule, and of all five rules on facts. The paper's ablations are left out: their formulas are
-not public to us.
+200 minimal pairs of five rules, in quartets (minimal_pairs.yaml): two contexts by two last words,
+each word once right and once wrong, so that latents of a word or a context have a contrast of 0,
+the sum over wrong texts less that over right ones, at the last token. For each latent with a
+contrast in 8 or more of a rule's 20 quartets a sign-flip permutation test (65,536 choices),
+Benjamini-Hochberg at 5 %. Controls: right and wrong exchanged at random (100 times), the model's
+dimensions, and facts: good grammar that is false. Then the rule that is left out: contrasts of four
+rules over their spread weight those of the fifth; the share of its quartets that are told right
+(chance .5), beside weights of the same rule's other quartets, and of all five rules on facts. The
+paper's ablations are left out: their formulas are not public to us.
 """
 
 from itertools import chain
@@ -58,10 +57,9 @@ def discoveries(contrasts: np.ndarray, n_shuffles: int) -> Run:
     p = sign_flip(contrasts[:, tested], np.vstack([np.ones(len(contrasts)), signs]))
     passes = [false_discovery_control(row) < RATE if len(row) else row > 0 for row in p]
     own = tested[np.flatnonzero(passes[0])].tolist()
-    means = contrasts.mean(0)
     return {
         "tested": len(tested),
-        "passed": [(unit, float(np.sign(means[unit]))) for unit in own],
+        "passed": [(unit, float(np.sign(contrasts[:, unit].mean()))) for unit in own],
         "shuffled": float(np.mean([row.sum() for row in passes[1:]])),
     }
 

@@ -1,18 +1,18 @@
 """Does a feeling that is injected again turn knowledge into choices? "The echo amplifies the
-knowledge" (arXiv:2605.08611): knowledge and echo 80 % good choices, knowledge alone 52 %, the echo
-alone no more than nothing; the echo makes ratings of threat follow how alike the place is.
+knowledge" (arXiv:2605.08611): knowledge and echo 80 % good choices, knowledge 52 %, the echo alone
+no more than nothing, though it makes ratings of threat follow how alike the place is.
 
     python scripts/citing/echo.py [--quick] OUT.json
 
 Twelve events that we wrote, each with a place like it and one unlike it (echo_scenes.yaml). Latents
-of fear fire on ten sentences of fear more than on ten of calm, by twice their spread. The echo of
-an event is half of their largest activations in it, added (`hfsae.steer`) where an early site is
-like the event (`when`): a cosine with its mean, without the mean of calm texts, over the median of
-the place that is like it. Four conditions: A neither, B the event as text, C the echo, BC both; and
-BC with as many random latents of the same strengths. Told: log-probability of the good choice less
-that of the bad one per token (and the share above 0); the slope of threat, log P(dangerous) less
-log P(safe) of the like place less that of the unlike one. Differences with 95 % intervals over
-events. Formula, strength and threshold are ours: the paper's are not public to us.
+of fear fire on ten sentences of fear more than on ten calm ones, by twice their spread. The echo is
+half of their largest activations in an event, added (`hfsae.steer`) where an early site is like the
+event (`when`): the cosine with its mean, less that of calm texts, over the like place's median.
+Conditions: A neither, B the event as text, C the echo, BC both; and BC with random latents of the
+same strengths (3 draws). Told: log-probability of the good choice less that of the bad one, a token
+(and the share above 0); the slope of threat, log P(dangerous) less log P(safe) of the like place
+less that of the unlike one. Differences with 95 % intervals over events. Formula, strength and
+threshold are ours: the paper's are not public to us.
 """
 
 from collections.abc import Iterator, Mapping
@@ -65,16 +65,15 @@ def of_fear(subject: Subject) -> Tensor:
 def echo_of(subject: Subject, scene: Mapping[str, str], latents: Tensor, seed: int | None):
     """A context in which an event's echo is injected; with a seed through random latents."""
     early = f"layers.{round(EARLY * int(subject.sae.config.site.split('.')[1]))}"
-    (event,) = activations(subject, [scene["event"]])
-    strengths = SHARE * subject.sae.encode(event).detach().amax(0)[latents]
+    event = subject.sae.encode(activations(subject, [scene["event"]])[0]).detach()
+    strengths = SHARE * event.amax(0)[latents]
     calm = torch.cat(activations(subject, TEXTS["calm"], early)).mean(0)
-    (place,) = activations(subject, [scene["like"]], early)
     direction = activations(subject, [scene["event"]], early)[0].mean(0) - calm
 
     def likeness(x: Tensor) -> Tensor:
         return torch.cosine_similarity(x - calm, direction, dim=-1)
 
-    limit = likeness(place).median()
+    limit = likeness(activations(subject, [scene["like"]], early)[0]).median()
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
         latents = torch.randperm(subject.sae.config.d_sae, generator=generator)[: len(latents)]
@@ -98,18 +97,16 @@ def of_subject(subject: Subject, scenes: list[Mapping[str, str]], n_random: int)
         random = [measured(subject, scene, known, other) for other in others]
         row["random"] = {k: sum(r[k] for r in random) / n_random for k in random[0]}
         table.append(row)
-    run: Run = {"model": subject.name, "site": subject.sae.config.site, "events": len(scenes)}
-    run["latents"] = len(latents)
+    run: Run = {"model": subject.name, "events": len(scenes), "latents": len(latents)}
     for name in ("choice", "slope"):
         values = {kind: [row[kind][name] for row in table] for kind in table[0]}
         run[name] = {kind: mean(own) for kind, own in values.items()}
         if name == "choice":
             good = {kind: [float(x > 0) for x in own] for kind, own in values.items()}
             run["good"] = {kind: mean(own) for kind, own in good.items()}
-        pairs = (("C", "A"), ("BC", "B"), ("BC", "random"))
         run[f"{name}, difference"] = {
             f"{a} - {b}": mean([x - y for x, y in zip(values[a], values[b], strict=True)])
-            for a, b in pairs
+            for a, b in (("C", "A"), ("BC", "B"), ("BC", "random"))
         }
     return run
 

@@ -7,11 +7,11 @@ more, its tools come with schemas.
 
 Four tools, 13 requests each (tool_requests.yaml). A prompt has one example of each tool, then a
 request and "Tool:"; the call is the tool whose first token is the most probable of the four. The
-direction is `hfsae.mean_difference` of six requests each, added at the last token at a site; of
-the other six, those that are called rightly are switched to each other tool. Told are the share
-that is called rightly (chance .25), and the share switched, with 95 % intervals by resampled
-requests, beside random vectors of the same norm (5 each; "to": to that same tool) and beside the
-direction for another tool. Sites: after a half, two thirds and five sixths of the blocks.
+direction is `hfsae.mean_difference` of six requests each, added at the last token at a site; of the
+other six, those that are called rightly are switched to each other tool. Told are the share that is
+called rightly (chance .25), and the share switched, with 95 % intervals by resampled requests,
+beside random vectors of the same norm (5 each; "to": to that same tool) and beside the direction
+for another tool. Sites: after a half, two thirds and five sixths of the blocks.
 """
 
 from collections.abc import Iterator
