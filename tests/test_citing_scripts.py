@@ -75,6 +75,17 @@ def test_a_file_that_holds_no_results_is_refused_before_anything_is_measured(
         assert "is no file of results" in capsys.readouterr().err
 
 
+def test_one_command_makes_all_results_and_each_is_of_a_whole_run():
+    folder = ROOT / "scripts" / "citing"
+    results = {path.stem: read_json(path)["runs"] for path in folder.glob("results/*.json")}
+    text = (folder / "all.sh").read_text()
+    assert {path.stem for path in folder.glob("*.py")} - {"claim"} == {*results}
+    assert all(f"{name} " in text or f"{name};" in text for name in results)
+    assert not any(run["quick"] for runs in results.values() for run in runs)
+    for script_file in folder.glob("*.py"):
+        assert script_file.read_text().count("\n") <= 120, script_file
+
+
 def test_constraint_violations_run(quick):
     (run,) = quick("constraint_violations")
     for kind in ("latents", "dimensions"):

@@ -52,7 +52,8 @@ def gradients(subject: Subject, ids: Tensor, sites: list[str]) -> tuple[list[Ten
         return lambda x: with_leaf(site, x)
 
     with hfsae.patch(subject.lm, {site: at(site) for site in sites}):
-        logits = subject.lm(input_ids=ids, use_cache=False).logits[0, -2].float()
+        out = subject.lm(input_ids=ids, use_cache=False, logits_to_keep=2)
+    logits = out.logits[0, 0].float()
     logits.log_softmax(-1)[ids[0, -1]].backward()
     return [leaves[site].grad[0, -2] for site in sites], [seen[site][0, -2] for site in sites]
 

@@ -34,7 +34,8 @@ SHARE, EARLY = 0.5, 0.3
 def log_probability(subject: Subject, text: str, continuation: str) -> float:
     """Of a continuation, per token, in nats."""
     ids, n = token_ids(subject, f"{text} {continuation}"), token_ids(subject, text).shape[1]
-    logs = subject.lm(input_ids=ids, use_cache=False).logits[0, n - 1 : -1].float().log_softmax(-1)
+    out = subject.lm(input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - n + 1)
+    logs = out.logits[0, :-1].float().log_softmax(-1)
     return float(logs.gather(1, ids[0, n:, None]).mean())
 
 
@@ -101,9 +102,8 @@ def of_subject(subject: Subject, scenes: list[Mapping[str, str]], n_random: int)
     for name in ("choice", "slope"):
         values = {kind: [row[kind][name] for row in table] for kind in table[0]}
         run[name] = {kind: mean(own) for kind, own in values.items()}
-        if name == "choice":
-            good = {kind: [float(x > 0) for x in own] for kind, own in values.items()}
-            run["good"] = {kind: mean(own) for kind, own in good.items()}
+        above = {kind: mean([float(x > 0) for x in own]) for kind, own in values.items()}
+        run |= {"good": above} if name == "choice" else {}
         run[f"{name}, difference"] = {
             f"{a} - {b}": mean([x - y for x, y in zip(values[a], values[b], strict=True)])
             for a, b in (("C", "A"), ("BC", "B"), ("BC", "random"))

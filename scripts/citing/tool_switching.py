@@ -46,7 +46,7 @@ def calls(subject: Subject, request: str, site: str, added: Tensor) -> list[int]
 
     cache = DynamicCache(config=subject.lm.config)
     past = {hfsae.lm.cache_name(subject.lm): cache, "use_cache": True}
-    subject.lm(input_ids=ids[:, :-1], **past)
+    subject.lm(input_ids=ids[:, :-1], logits_to_keep=1, **past)
     cache.batch_repeat_interleave(len(added))
     with hfsae.patch(subject.lm, {site: lambda x: x + added[:, None].to(x)}):
         logits = subject.lm(input_ids=ids[:, -1:].expand(len(added), 1), **past).logits[:, -1]
