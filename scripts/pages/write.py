@@ -2,11 +2,11 @@
 
     python scripts/pages/write.py
 
-of_recipes.py, of_bench.py and of_runs.py have the tables and the sentences. Results are made by
-`make.py` and the scripts of scripts/bench; cards and comparisons are results, too. A sentence whose
-words are not those of its page is an error: what it says may hold no more. So is a claim that the
-results do not show: change the page's words, and the claim. tests/test_pages.py holds pages to all
-of this.
+of_recipes.py, of_bench.py, of_claims.py and of_runs.py have the tables and the sentences. Results
+are made by `make.py` and the scripts of scripts/bench and scripts/citing; cards and comparisons are
+results, too. A sentence whose words are not those of its page is an error: what it says may hold no
+more. So is a claim that the results do not show: change the page's words, and the claim.
+tests/test_pages.py holds pages to all of this.
 """
 
 import sys
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import of_bench
+import of_claims
 import of_recipes
 import of_runs
 from anew import Claim, Told, read_json, written
@@ -45,7 +46,7 @@ def transcribed() -> Iterator[Path]:
 
 
 def claims() -> list[Claim]:
-    return [*of_bench.claims(), *of_recipes.claims()]
+    return [*of_bench.claims(), *of_claims.claims(), *of_recipes.claims()]
 
 
 def faults() -> Iterator[str]:
@@ -56,7 +57,7 @@ def faults() -> Iterator[str]:
 
 
 def told() -> list[Told]:
-    return [*of_bench.told(), *of_recipes.told(), *of_runs.told()]
+    return [*of_bench.told(), *of_claims.told(), *of_recipes.told(), *of_runs.told()]
 
 
 def from_results(every: Iterable[Told] | None = None) -> dict[str, str]:

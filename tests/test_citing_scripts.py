@@ -1,0 +1,270 @@
+"""Scripts that put claims of papers to the test: each runs on tiny random models, and its sums are
+right where there is another way to know them."""
+
+import itertools
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+import hfsae
+from hfsae.io.files import read_json
+from hfsae.lm import LoadedLM
+
+from .helpers import ROOT, script
+from .tiny import make_sae
+
+
+@pytest.fixture
+def claim(monkeypatch) -> Callable[[str], ModuleType]:
+    """claim("echo"): that script as a module."""
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "citing")
+    before = {*sys.modules}
+    yield lambda name: script(f"citing/{name}")
+    for name in {*sys.modules} - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "scripts")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def quick(claim, monkeypatch, tmp_path, tiny_lm, tiny_tokenizer) -> Callable[[str], list[dict]]:
+    """quick("echo"): the runs that `--quick` keeps, of a tiny language model and random SAE."""
+    sae = make_sae("layers.2")
+    sae.config.model_name = "tiny/gemma"
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["cat", "of", "the", "green", "house"], 15)) for _ in range(60)]
+    rows = [{"prompt": text, "target": "ABCD"[i % 4]} for i, text in enumerate(texts)]
+    monkeypatch.setattr(hfsae, "load", lambda folder: sae)
+    monkeypatch.setattr(hfsae, "load_lm", lambda *a, **k: LoadedLM(tiny_lm, tiny_tokenizer, "test"))
+    monkeypatch.setattr(hfsae.packaged, "packaged_text", lambda name: texts)
+    monkeypatch.setattr(hfsae.packaged, "probe_rows", lambda name: iter(rows))
+
+    def run(name: str) -> list[dict]:
+        output = tmp_path / "out.json"
+        monkeypatch.setattr(sys, "argv", [f"scripts/citing/{name}.py", "--quick", str(output)])
+        module = claim(name)
+        module.to_file(module.__doc__, module.measure)
+        runs = read_json(output)["runs"]
+        for one in runs:
+            assert one["command"].split()[1] == f"scripts/citing/{name}.py" and one["machine"]
+            assert one["quick"] is True
+        return runs
+
+    return run
+
+
+def is_interval(value: Any) -> bool:
+    return len(value) == 3 and value[1] <= value[0] <= value[2]
+
+
+def test_a_file_that_holds_no_results_is_refused_before_anything_is_measured(
+    claim, monkeypatch, tmp_path, capsys
+):
+    module, file = claim("claim"), tmp_path / "notes.json"
+    for content in ("no JSON", "[1]"):
+        file.write_text(content)
+        monkeypatch.setattr(sys, "argv", ["echo.py", str(file)])
+        with pytest.raises(SystemExit) as stop:
+            module.to_file("", lambda quick: pytest.fail("it measured"))
+        assert stop.value.code == 2 and file.read_text() == content
+        assert "is no file of results" in capsys.readouterr().err
+
+
+def test_one_command_makes_all_results_and_each_is_of_a_whole_run():
+    folder = ROOT / "scripts" / "citing"
+    results = {path.stem: read_json(path)["runs"] for path in folder.glob("results/*.json")}
+    text = (folder / "all.sh").read_text()
+    assert {path.stem for path in folder.glob("*.py")} - {"claim"} == {*results}
+    assert all(f"{name} " in text or f"{name};" in text for name in results)
+    assert not any(run["quick"] for runs in results.values() for run in runs)
+    for script_file in folder.glob("*.py"):
+        assert script_file.read_text().count("\n") <= 120, script_file
+
+
+def test_constraint_violations_run(quick):
+    (run,) = quick("constraint_violations")
+    for kind in ("latents", "dimensions"):
+        assert run[kind]["rules"].keys() == {
+            *("agreement", "determiner", "reflexive", "participle", "quantity", "facts")
+        }
+        assert is_interval(run[kind]["rule_left_out"])
+    assert run["pairs"] == 80
+
+
+def test_each_word_and_context_of_a_quartet_is_once_right_and_once_wrong(claim):
+    module = claim("constraint_violations")
+    for rule in module.PAIRS:
+        rows = module.quartets(rule)
+        assert len(rows) == 20 and len({*rows}) == 20
+        for right, other, wrong, another in rows:
+            words = [text.rsplit(" ", 1) for text in (right, other, wrong, another)]
+            (a, x), (b, y), *swapped = words
+            assert a != b and x != y and swapped == [[a, y], [b, x]]
+
+
+def test_sign_flips_give_the_p_values_of_all_choices(claim):
+    module, rng = claim("constraint_violations"), np.random.default_rng(0)
+    x = rng.normal(0.4, 1, (9, 5)) * (rng.random((9, 5)) > 0.2)
+    every = np.array([*itertools.product([-1, 1], repeat=9)])
+    exact = (np.abs(every @ x) >= np.abs(x.sum(0)) - 1e-9).mean(0)
+    assert np.abs(module.sign_flip(x, np.ones((1, 9)))[0] - exact).max() < 0.01
+
+
+def test_planted_violations_are_found_and_chance_is_not(claim):
+    module, rng = claim("constraint_violations"), np.random.default_rng(1)
+    x = rng.normal(size=(20, 200))
+    assert len(module.discoveries(x, 50)["passed"]) <= 1
+    x[:, 40:60] += 2 * np.array([1, -1] * 10)
+    found = module.discoveries(x, 50)
+    assert {(i, 1.0 if i % 2 == 0 else -1.0) for i in range(40, 60)} <= {*found["passed"]}
+    assert len(found["passed"]) <= 23 and found["shuffled"] < 1
+
+
+def test_causal_dimensionality_runs(quick):
+    (run,) = quick("causal_dimensionality")
+    assert [row["site"] for row in run["rows"]] == ["layers.0", "layers.1", "layers.2"]
+    assert all(is_interval(row[k]) for row in run["rows"] for k in ("ratio", "unit", "random"))
+
+
+def test_the_participation_ratio_of_a_random_linear_model_is_that_of_its_eigenvalues(claim):
+    module, generator = claim("causal_dimensionality"), torch.Generator().manual_seed(0)
+    weight = torch.randn(30, 30, generator=generator) * torch.logspace(0, -1.5, 30)[:, None]
+    readout = torch.randn(3000, 30, generator=generator)  # m = readout . (weight x)
+    eigenvalues = torch.linalg.eigvalsh(weight.T @ weight)
+    exact = float(eigenvalues.sum() ** 2 / eigenvalues.square().sum())
+    value, low, high = module.participation_ratio(readout @ weight, 200)
+    assert value == pytest.approx(exact, rel=0.05) and low < exact < high
+    few = [module.participation_ratio(part @ weight, 2)[0] for part in readout.split(60)]
+    assert np.median(few) == pytest.approx(exact, rel=0.15)  # few texts give no lower figure
+
+
+def test_the_gradient_at_a_site_is_what_a_small_change_there_does(
+    claim, make_tiny_lm, tiny_tokenizer
+):
+    module = claim("causal_dimensionality")
+    lm = make_tiny_lm("llama").double()
+    subject = module.Subject("", lm, tiny_tokenizer, None)
+    ids = module.token_ids(subject, "some text")
+    (gradient,), _ = module.gradients(subject, ids, ["layers.1"])
+    step = 1e-2 * torch.randn(gradient.shape, dtype=torch.float64)
+    changed = []
+    for sign in (1, -1):
+        at = torch.zeros(ids.shape[1], len(step), dtype=torch.float64)
+        at[-2] = sign * step
+        with torch.no_grad(), hfsae.patch(lm, {"layers.1": lambda x, at=at: x + at}):
+            changed.append(lm(input_ids=ids).logits[0, -2].log_softmax(-1)[ids[0, -1]])
+    assert float((changed[0] - changed[1]) / 2) == pytest.approx(
+        float(gradient.double() @ step), rel=1e-2
+    )
+
+
+def test_class_signal_runs(quick):
+    (run,) = quick("class_signal")
+    assert run["rows"].keys() == {"latents", "dimensions", "random directions", "random latents"}
+    assert run["texts"] == 32
+
+
+def test_signal_to_noise_is_the_planted_one_and_zero_by_chance(claim):
+    module, rng = claim("class_signal"), np.random.default_rng(0)
+    classes = torch.arange(4000) % 4
+    noise, means = torch.tensor(rng.normal(size=(4000, 300))), torch.tensor([0.0, 1.0, 3.0, 4.0])
+    ones = torch.ones(4000).double()
+    planted = module.signal_to_noise(2 * noise + means[classes, None], classes, ones)
+    assert float(planted.mean()) == pytest.approx(float(means.var()) / 4, rel=0.02)
+    assert abs(float(module.signal_to_noise(noise[:40], classes[:40], ones[:40]).mean())) < 0.02
+    value, low, _ = module.of_best(noise[:200], classes[:200].sort().values, 50)
+    assert low < 0.02 and value < 0.1  # the best of one half are no better on the other
+
+
+def test_confounded_labels_run(quick):
+    (run,) = quick("confounded_labels")
+    assert all(is_interval(value) for value in run["rows"].values())
+    assert {name.rpartition(", ")[2] for name in run["rows"]} == {"plain", "partial"}
+
+
+def test_partial_correlations_are_those_of_the_textbook(claim):
+    module, rng = claim("confounded_labels"), np.random.default_rng(0)
+    z = rng.normal(size=80)
+    x, y = z[:, None] + rng.normal(size=(80, 3)), z + rng.normal(size=80)
+    rho, p = module.correlations(x, y)
+    partial, _ = module.correlations(x, y, z)
+    for i in range(3):
+        known = spearmanr(x[:, i], y)
+        assert (rho[i], p[i]) == pytest.approx((known.statistic, known.pvalue), rel=1e-6)
+        a, b, c = known.statistic, spearmanr(x[:, i], z).statistic, spearmanr(y, z).statistic
+        assert partial[i] == pytest.approx((a - b * c) / np.sqrt((1 - b**2) * (1 - c**2)))
+
+
+def test_a_column_of_length_alone_is_found_until_length_is_taken_out(claim):
+    module, rng = claim("confounded_labels"), np.random.default_rng(0)
+    z = rng.normal(size=300)
+    x, y = z[:, None] + rng.normal(size=(300, 50)), z + rng.normal(size=300)
+    assert module.goes_with(x, y).all() and module.goes_with(x, y, z).sum() <= 2
+
+
+def test_tool_switching_runs(quick):
+    (run,) = quick("tool_switching")
+    (row,) = run["rows"]
+    assert is_interval(row["right"])
+
+
+def test_a_vector_added_at_the_last_token_of_a_cache_is_the_one_added_without(
+    claim, tiny_lm, tiny_tokenizer
+):
+    module = claim("tool_switching")
+    subject = module.Subject("", tiny_lm, tiny_tokenizer, None)
+    added = 30 * torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    tools = module.calls(subject, "Will it rain?", "layers.1", added)
+    ids = module.token_ids(subject, module.prompt("Will it rain?"))
+    starts = [tiny_tokenizer(f" {t}", add_special_tokens=False).input_ids[0] for t in module.TOOLS]
+    for vector, tool in zip(added, tools, strict=True):
+
+        def at_last(x, vector=vector):
+            return torch.cat([x[:, :-1], x[:, -1:] + vector], 1)
+
+        with torch.no_grad(), hfsae.patch(tiny_lm, {"layers.1": at_last}):
+            logits = tiny_lm(input_ids=ids).logits[0, -1, starts]
+        assert int(logits.argmax()) == tool
+
+
+def test_the_echo_runs(quick):
+    (run,) = quick("echo")
+    assert run["choice"].keys() == {"A", "B", "C", "BC", "random"} and run["events"] == 2
+    assert run["choice, difference"]["C - A"][0] == pytest.approx(
+        run["choice"]["C"][0] - run["choice"]["A"][0]
+    )
+
+
+def test_the_log_probability_of_a_choice_is_the_mean_of_its_tokens(claim, tiny_lm, tiny_tokenizer):
+    module = claim("echo")
+    subject = module.Subject("", tiny_lm, tiny_tokenizer, None)
+    value = module.log_probability(subject, "I will", "go")
+    ids = tiny_tokenizer("<bos>I will go", add_special_tokens=False, return_tensors="pt").input_ids
+    with torch.no_grad():
+        loss = tiny_lm(input_ids=ids, labels=torch.where(torch.arange(len(ids[0])) < 7, -100, ids))
+    assert value == pytest.approx(-float(loss.loss), rel=1e-5)
+
+
+def test_phase_rotation_runs(quick):
+    (run,) = quick("phase_rotation")
+    assert run["rows"].keys() == {"none", "latents", "PCA", "dimensions", "static", "fvu"}
+
+
+def test_a_rotated_travelling_wave_is_the_wave_ahead_and_a_standing_one_is_as_before(claim):
+    module = claim("phase_rotation")
+    per_step, x = 2 * np.pi / 25, 2 * np.pi * np.arange(48) / 48
+    phase, angle = per_step * np.arange(300), np.linspace(0, 2 * np.pi, 300)
+
+    def wave(phase: np.ndarray) -> np.ndarray:
+        at = x - phase[:, None]
+        return 3 + np.cos(at) + 0.3 * np.sin(2 * at)
+
+    ahead = module.rotated(wave(phase), angle, per_step, 8)
+    assert np.abs(ahead - wave(phase + angle)).max() < 0.05
+    standing = np.cos(x) * np.cos(phase)[:, None]
+    assert np.allclose(module.rotated(standing, angle, per_step, 8), standing)
