@@ -14,12 +14,14 @@ shows supernodes of its own address alone (attribution_graph/init-cg.js), Neuron
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..io.errors import Refused
 from ..io.files import parse_yaml, read_json, reading, write_whole
+from ..models import SAE
 from .attribution_graph import Graph, Node
 
 METADATA = "graph-metadata.json"
@@ -77,6 +79,10 @@ def save_graph(
         "replacement_score": graph.replacement_score,
         "completeness_score": graph.completeness_score,
         "largest_error_of_a_sum": graph.check(),
+        "transcoders": {
+            name: {"blocks": blocks, "digest": digest(sae)}
+            for name, (sae, blocks) in graph.transcoders.items()
+        },
     }
     shown = [_node(graph, i, ids[i], float(pruned.influence[i]), labels or {}) for i in kept]
     links = [
@@ -116,6 +122,11 @@ def _pages(
             if node.kind == "feature"
         }
     }
+
+
+def digest(sae: SAE) -> str:
+    """What tells trained SAEs apart: a hash of the encoder's bias."""
+    return sha256(sae.b_enc.detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def read_supernodes(path: str | Path) -> dict[str, list[str]]:
