@@ -256,7 +256,9 @@
         parts.push(make("p", {class: "hg-acts"}, name, button("Show the pinned as one", group)));
       }
       if (open.length) parts.push(make("p", {class: "hg-acts"}, ...open.map((group) => button(`Close ${group.name}`, () => { group.open = false; this.select(""); }))));
+      const had = this.panel.contains(document.activeElement);
       this.panel.replaceChildren(...parts);
+      if (had) this.panel.querySelector("button, input")?.focus();
     }
 
     page({examples, promotes}) {

@@ -507,6 +507,7 @@ def demo_verb(argv: list[str]) -> None:
     add_site(parser)
     add_model(parser)
     parser.add("--no_model", action="store_true", help="only the pages that need no language model")
+    parser.add("--graphs", type=str | None, help="folder of graphs that `hfsae graph` wrote")
     parser.add(
         "--mcp", action="store_true", help="serve the app's actions as tools for agents (MCP)"
     )
