@@ -27,7 +27,7 @@ class GraphPage(Page[at.Graph]):
         super().__init__(actions)
         self.made: dict[at.Graph, Json] = {}  # graphs that visitors made, the last ones
         self.name = self.field("name", gr.Textbox, visible="hidden", elem_id="graph-name")
-        self.names = panel(html("graph_names", [*self.subject.graphs]), elem_id="graph-names")
+        self.kept = panel(html("graph_names", [*self.subject.graphs]), elem_id="graph-names")
         if self.subject.transcoders is not None:
             hint, narrow = "The next token is what is explained", {"min_width": 130, "scale": 1}
             self.prompt = self.field("prompt", gr.Textbox, label="Text", **box(2), placeholder=hint)
@@ -48,9 +48,7 @@ class GraphPage(Page[at.Graph]):
     def render(self, address: at.Graph) -> Updates:
         """A kept graph, or one of the prompt if it was made; else how to make it."""
         if address.prompt and address not in self.made:
-            return {
-                self.drawn: html("empty", "Make the graph draws this text's, in up to a minute.")
-            }
+            return {self.drawn: html("empty", "Press Make the graph; it takes up to a minute.")}
         if not (address.prompt or address.name):
             return {self.drawn: ""}
         view = self.made.get(address) or self.actions.attribution_graph(address.name)
@@ -58,7 +56,7 @@ class GraphPage(Page[at.Graph]):
 
     def wire(self, app: App) -> None:
         """A name shows its graph; the button makes one; a feature leads to its page."""
-        app.on_select(self.names, self._choose, self, progress_on=self.drawn)
+        app.on_select(self.kept, self._choose, self, progress_on=self.drawn)
         app.on_select(self.drawn, self.open_or_steer, self, leads_to=("feature",))
         if self.subject.transcoders is not None:
             typed = [self.prompt.submit, self.target.submit, self.contrast.submit]
