@@ -133,6 +133,9 @@ def _fault(content: Any) -> str:
         for link in links:
             if not {link["source"], link["target"]} <= ids or not math.isfinite(link["weight"]):
                 return "a link is between nodes that are not there, or its weight is no number"
+        for one in metadata.get("transcoders", {}).values():
+            if not isinstance(one["digest"], str) or not isinstance(one["blocks"], list):
+                return "its transcoders have no digest and blocks"
         groups = content.get("qParams", {}).get("supernodes") or []
         if not all(isinstance(name, str) for group in groups for name in group):
             return "its supernodes are no lists of names"

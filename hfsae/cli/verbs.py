@@ -683,7 +683,7 @@ def graph_verb(argv: list[str]) -> None:
     source = args["source"]
     of = {"subfolder": args["subfolder"], "revision": args.get("revision")}
     saes, labels, pages = open_transcoders(source, **of)
-    for key in saes.keys() - pages.keys():
+    for key in (key for key in saes if key not in pages):
         made = shlex.join(["hfsae", "collect", source, *(["--subfolder", key] if key else [])])
         _say(f"{key or source} has no feature store, so no pages of features: `{made}`")
     first = next(iter(saes.values())).config

@@ -39,9 +39,8 @@ def attribution_graph(
     name = validate.text(name, "the graph's name", limit=100, empty=None)
     if name:
         if name not in subject.graphs:
-            raise Refused(
-                f"there is no graph {name!r}; kept: {', '.join(subject.graphs) or 'none'}"
-            )
+            kept = ", ".join(subject.graphs) or "none"
+            raise Refused(f"there is no graph {name!r}; kept: {kept}")
         found = subject.graphs[name]
     else:
         found = _made(subject, prompt, target, contrast)
@@ -75,8 +74,8 @@ def _made(subject: Subject, prompt: object, target: object, contrast: object) ->
         tokenizer=subject.tokenizer,
     )
     words = "-".join(re.findall("[a-z0-9]+", str(prompt).lower()))
-    shares = {"nodes": _NODES, "edges": _EDGES}
+    slug = words[:100].strip("-") or "graph"
     content, texts = circuits.graph_content(
-        graph, words[:100].strip("-") or "graph", labels=labels, pages=pages, **shares
+        graph, slug, labels=labels, pages=pages, nodes=_NODES, edges=_EDGES
     )
     return GraphFile(content, {str(k): circuits.short_page(page) for k, page in texts.items()})

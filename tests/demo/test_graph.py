@@ -76,7 +76,8 @@ def test_a_kept_graph_is_the_file_and_a_made_one_is_the_commands(run):
         assert made["metadata"][name] == pytest.approx(written["metadata"][name], rel=1e-4)
     nodes = {node["node_id"]: node["activation"] for node in written["nodes"]}
     for node in made["nodes"]:  # fewer are sent to a browser
-        assert node["activation"] == pytest.approx(nodes[node["node_id"]], rel=1e-4)
+        activation = nodes[node["node_id"]]
+        assert node["activation"] == activation or node["activation"] == pytest.approx(activation)
     for arguments, sentence in (
         ({"name": "dog"}, "there is no graph 'dog'; kept: cat"),
         ({}, "there is no text"),
