@@ -110,6 +110,12 @@ class Graph:
         """The text's tokens."""
         return self._model.ids
 
+    @property
+    def transcoders(self) -> dict[str, tuple[SAE, list[int]]]:
+        """Each with the blocks that it reads, in the order of its latents."""
+        saes, parts = self._model.saes, self._model.parts
+        return {k: (sae, [p.layer for p in parts if p.name == k]) for k, sae in saes.items()}
+
     def index_in_layer(self, node: Node) -> int:
         """Of a feature: the latent among those of its block. A cross-layer transcoder's count over
         all blocks."""

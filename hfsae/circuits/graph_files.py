@@ -14,12 +14,14 @@ shows supernodes of its own address alone (attribution_graph/init-cg.js), Neuron
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..io.errors import Refused
 from ..io.files import parse_yaml, read_json, reading, write_whole
+from ..models import SAE
 from .attribution_graph import Graph, Node
 
 METADATA = "graph-metadata.json"
@@ -42,17 +44,54 @@ def save_graph(
     """Write a pruned graph to FOLDER/SLUG.json, and its metadata beside those of other graphs.
 
     Args:
+        slug, ...: as for `graph_content`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: a slug of other characters, or a supernode of a node that is not there.
+    """
+    options: dict[str, Any] = {"scan": scan, "labels": labels, "supernodes": supernodes}
+    options |= {"pages": pages, "nodes": nodes, "edges": edges}
+    whole, written = graph_content(graph, slug, **options)
+    folder = Path(folder)
+    home = folder / "features" / slug
+    (home if written and not scan else folder).mkdir(parents=True, exist_ok=True)
+    for name, page in {} if scan else written.items():
+        write_whole(home / f"{name}.json", json.dumps(page, ensure_ascii=False) + "\n")
+    path = folder / f"{slug}.json"
+    write_whole(path, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    listing = folder / METADATA
+    others = read_json(listing).get("graphs", []) if listing.is_file() else []
+    every = [g for g in others if g.get("slug") != slug] + [whole["metadata"]]
+    write_whole(listing, json.dumps({"graphs": every}, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def graph_content(
+    graph: Graph,
+    slug: str,
+    *,
+    scan: str | None = None,
+    labels: Mapping[str, Mapping[int, str]] | None = None,
+    supernodes: Mapping[str, Sequence[str]] | None = None,
+    pages: Mapping[str, Callable[[int], Mapping[str, Any]]] | None = None,
+    nodes: float = 0.8,
+    edges: float = 0.98,
+) -> tuple[dict[str, Any], dict[int, Mapping[str, Any]]]:
+    """What the file of a pruned graph holds, and its features' pages by a node's `feature`.
+
+    Args:
         slug: name of the graph: letters, digits, - and _.
         scan: Neuronpedia's name of the language model, which has the features' pages; None: where
             `pages` are, or without any the language model's name.
         labels: {transcoder: {latent: label}}.
         supernodes: {name: nodes} that are shown as one, and pinned: ids, or "block/latent", a
             feature at all positions.
-        pages: {transcoder: a function of a latent to its page}, as `hfsae.features.feature_page`.
+        pages: {transcoder: a function of a latent to its page}, as `hfsae.features.feature_page`;
+            a feature without a label is named after the tokens of its top texts.
         nodes, edges: shares of influence to keep.
-
-    Returns:
-        The file.
 
     Raises:
         ValueError: a slug of other characters, or a supernode of a node that is not there.
@@ -62,7 +101,7 @@ def save_graph(
     ids = node_ids(graph)
     kept = pruned.nodes.nonzero()[:, 0].tolist()
     grouped = _grouped(graph, {ids[i]: graph.nodes[i] for i in kept}, supernodes or {})
-    written = _pages([graph.nodes[i] for i in kept], graph, pages) if pages and not scan else {}
+    written = _pages([graph.nodes[i] for i in kept], graph, pages) if pages else {}
     place = f"./graph_data/features/{slug}" if pages else graph.model_name
     metadata = {
         "slug": slug,
@@ -77,8 +116,14 @@ def save_graph(
         "replacement_score": graph.replacement_score,
         "completeness_score": graph.completeness_score,
         "largest_error_of_a_sum": graph.check(),
+        "transcoders": {
+            name: {"blocks": blocks, "digest": digest(sae)}
+            for name, (sae, blocks) in graph.transcoders.items()
+        },
     }
     shown = [_node(graph, i, ids[i], float(pruned.influence[i]), labels or {}) for i in kept]
+    for node in shown:
+        node["clerp"] = node["clerp"] or _fires_on(written.get(node["feature"], {}))
     links = [
         {"source": ids[s], "target": ids[t], "weight": float(graph.weights[t, s])}
         for t, s in pruned.edges.nonzero().tolist()
@@ -86,19 +131,17 @@ def save_graph(
     pinned = list(dict.fromkeys(member for _, *members in grouped for member in members))
     q = {"pinnedIds": pinned, "supernodes": grouped, "linkType": "both"}
     q |= {"clickedId": "", "sg_pos": ""}
-    whole = {"metadata": metadata, "qParams": q, "nodes": shown, "links": links}
-    folder = Path(folder)
-    home = folder / "features" / slug
-    (home if written else folder).mkdir(parents=True, exist_ok=True)
-    for name, page in written.items():
-        write_whole(home / f"{name}.json", json.dumps(page, ensure_ascii=False) + "\n")
-    path = folder / f"{slug}.json"
-    write_whole(path, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-    listing = folder / METADATA
-    others = read_json(listing).get("graphs", []) if listing.is_file() else []
-    every = [g for g in others if g.get("slug") != slug] + [metadata]
-    write_whole(listing, json.dumps({"graphs": every}, indent=1, ensure_ascii=False) + "\n")
-    return path
+    return {"metadata": metadata, "qParams": q, "nodes": shown, "links": links}, written
+
+
+def _fires_on(page: Mapping[str, Any]) -> str:
+    """The strongest tokens of a page's first three texts; empty without texts."""
+    tokens = []
+    for group in page.get("examples_quantiles", [])[:1]:
+        for example in group["examples"][:3]:
+            acts = example["tokens_acts_list"]
+            tokens.append(example["tokens"][acts.index(max(acts))].strip())
+    return f"fires on {', '.join(dict.fromkeys(tokens))}" if any(tokens) else ""
 
 
 def _pages(
@@ -116,6 +159,11 @@ def _pages(
             if node.kind == "feature"
         }
     }
+
+
+def digest(sae: SAE) -> str:
+    """What tells trained SAEs apart: a hash of the encoder's bias."""
+    return sha256(sae.b_enc.detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def read_supernodes(path: str | Path) -> dict[str, list[str]]:

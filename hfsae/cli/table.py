@@ -119,8 +119,9 @@ VERBS: dict[str, Verb] = {
     ),
     "graph": Verb(
         "Draw the attribution graph of a prompt: which features of transcoders, which errors and "
-        "tokens made the next token, written for circuit-tracer's and Neuronpedia's front ends. It "
-        "needs transcoders of MLPs, at some blocks or all, or a cross-layer transcoder.",
+        "tokens made the next token, as a web page that opens offline, and as the JSON of "
+        "circuit-tracer's and Neuronpedia's front ends. It needs transcoders of MLPs, at some "
+        "blocks or all, or a cross-layer transcoder.",
     ),
     "presets": Verb(
         "Find latents, strengths and prompts with which steering visibly changes the text, "

@@ -23,14 +23,11 @@ from ..io.file_names import (
     CARD,
     DIFF,
     EVALUATION,
-    EXAMPLES,
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     FIGURES,
     FINGERPRINT,
-    LABELS,
-    LATENTS,
     META,
     PRESETS,
     PROBING,
@@ -38,7 +35,7 @@ from ..io.file_names import (
     RECIPE,
     REPORT,
 )
-from ..io.files import is_first_process, printable, printable_lines, read_json
+from ..io.files import is_first_process, printable, printable_lines, read_json, write_whole
 from ..packaged import SEPARATE_SAES
 from ..runs import ExplainRequest, Sections, shipped_recipes
 from ..runs.arguments import CONTROLS, EXPLAINERS, PresetArguments
@@ -515,6 +512,7 @@ def demo_verb(argv: list[str]) -> None:
     add_site(parser)
     add_model(parser)
     parser.add("--no_model", action="store_true", help="only the pages that need no language model")
+    parser.add("--graphs", type=str | None, help="folder of graphs that `hfsae graph` wrote")
     parser.add(
         "--mcp", action="store_true", help="serve the app's actions as tools for agents (MCP)"
     )
@@ -677,30 +675,22 @@ def graph_verb(argv: list[str]) -> None:
     args = with_model(parser.parse(argv))
     from tqdm import tqdm
 
-    from ..circuits import check_shares, check_slug, graph, read_supernodes, save_graph
-    from ..features import FeatureStore, feature_page, read_labels
-    from ..hub import files_beside, load_set
+    from .. import circuits
     from ..lm import contract, load_lm
+    from ..runs import open_transcoders
 
     words = "-".join(re.findall("[a-z0-9]+", args["prompt"].lower()))
     slug = args.get("slug") or words[:100].strip("-") or "graph"
-    check_slug(slug)
+    circuits.check_slug(slug)
     shares = {"nodes": args["nodes"], "edges": args["edges"]}
-    check_shares(**shares)
-    supernodes = read_supernodes(args["supernodes"]) if "supernodes" in args else None
-    source, sub = args["source"], args["subfolder"]
-    revision = args.get("revision")
-    saes = load_set(source, subfolder=sub, revision=revision)
-    labels, pages = dict[str, dict[int, str]](), dict[str, Any]()
-    for key in saes:
-        names = (META, LATENTS, EXAMPLES, LABELS)
-        home = files_beside(source, names, subfolder=key, revision=revision)
-        labels[key] = {} if home is None else read_labels(home)
-        if home is not None and (home / META).is_file():
-            pages[key] = partial(feature_page, FeatureStore.load(home))
-        else:
-            made = shlex.join(["hfsae", "collect", source, *(["--subfolder", key] if key else [])])
-            _say(f"{key or source} has no feature store, so no pages of features: `{made}`")
+    circuits.check_shares(**shares)
+    supernodes = circuits.read_supernodes(args["supernodes"]) if "supernodes" in args else None
+    source = args["source"]
+    of = {"subfolder": args["subfolder"], "revision": args.get("revision")}
+    saes, labels, pages = open_transcoders(source, **of)
+    for key in (key for key in saes if key not in pages):
+        made = shlex.join(["hfsae", "collect", source, *(["--subfolder", key] if key else [])])
+        _say(f"{key or source} has no feature store, so no pages of features: `{made}`")
     first = next(iter(saes.values())).config
     name = args.get("model") or first.model_name
     if name is None:
@@ -716,16 +706,21 @@ def graph_verb(argv: list[str]) -> None:
 
         names = ("target", "contrast", "max_feature_nodes")
         given: dict[str, Any] = {name: args.get(name) for name in names}
-        found = graph(lm, saes, args["prompt"], tokenizer=tokenizer, progress=show, **given)
+        found = circuits.graph(
+            lm, saes, args["prompt"], tokenizer=tokenizer, progress=show, **given
+        )
     more = {"labels": labels, "supernodes": supernodes, "scan": args.get("scan")}
-    path = save_graph(found, args["out"], slug, pages=pages, **more, **shares)
+    path = circuits.save_graph(found, args["out"], slug, pages=pages, **more, **shares)
+    page = path.with_suffix(".html")
+    write_whole(page, circuits.graph_page(circuits.read_graph(path)))
     n = {kind: int(found.of_kind(kind).sum()) for kind in ("feature", "error", "token", "logit")}
     print(
         f"wrote {path}: of {found.n_active} features that fire {n['feature']} are nodes, beside "
         f"{n['error']} errors, {n['token']} tokens and {n['logit']} logits\n"
         f"sums are exact to {found.check():.1e}; replacement score "
         f"{found.replacement_score:.3f}, completeness {found.completeness_score:.3f}\n"
-        f"Look at it: circuit-tracer start-server --graph_file_dir {args['out']}"
+        f"Look at it in a browser: {page}; or: circuit-tracer start-server --graph_file_dir "
+        f"{args['out']}"
     )
     if supernodes:  # circuit-tracer's page leaves out those of the file
         groups = json.dumps(read_json(path)["qParams"]["supernodes"])

@@ -29,7 +29,15 @@ from gradio.routes import App
 from gradio_client.utils import python_type_to_json_schema
 
 from ..io.units import PATCH
-from . import health_actions, inspect_actions, picture_latents, steer_actions, table_actions, why
+from . import (
+    graph_actions,
+    health_actions,
+    inspect_actions,
+    picture_latents,
+    steer_actions,
+    table_actions,
+    why,
+)
 from .rows import Json
 from .subject import Subject
 
@@ -194,6 +202,12 @@ ENDPOINTS = (
     _text(steer_actions.suggest_strength, "Find a strength for steering", queue="slow"),
     _text(why.why, "Why a next token", queue="slow"),
     _text(why.check_ablation, "Measure a latent's effect on a token", queue="slow"),
+    _text(
+        graph_actions.attribution_graph,
+        "Why a next token, as a graph",
+        queue="slow",
+        fits=lambda subject: bool(subject.graphs or subject.transcoders),
+    ),
     _text(health_actions.measure, "How well the SAE explains a text", queue="slow"),
     Endpoint(inspect_actions.find_on_map, "Find latents on the map"),
     Endpoint(inspect_actions.promoted, queue=None, gpu=True),

@@ -128,6 +128,16 @@ class Why(Address):
 
 
 @dataclass(frozen=True)
+class Graph(Address):
+    """A kept attribution graph, or the text of one and its tokens, as `Why` has them."""
+
+    name: str = ""
+    prompt: str = ""
+    target: str = ""
+    contrast: str = ""
+
+
+@dataclass(frozen=True)
 class Health(Address):
     """Another SAE to compare with, and a text to measure."""
 

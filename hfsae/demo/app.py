@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from .. import circuits
 from ..io.processor import keep_few_kernels
 from ..io.units import ROW
 from .actions import QUEUES, Actions, as_tools
@@ -25,10 +26,11 @@ from .pages.page import App, Page, Updates, Visit, whole
 from .parts import html, number, panel
 from .picture_latents import MOST_BYTES
 from .presets import first_texts, presets
-from .subject import Choice, Subject, default_source
+from .subject import Choice, Subject, default_source, is_space
 
 _HERE = Path(__file__).parent
 _FILES = [(_HERE / f"{name}.js").read_text("utf-8") for name in ("page", "focus", "map", "lists")]
+_FILES.append(circuits.SCRIPT)
 _HEAD = "".join(f"<script>{file}</script>" for file in _FILES)
 # Gradio compiles its templates in the browser, and has inline script and style: both need
 # 'unsafe-'. Nothing is loaded from elsewhere, sent there, or framed.
@@ -232,6 +234,7 @@ def launch(
     model: str | None = None,
     site: str | None = None,
     with_lm: bool = True,
+    graphs: str | Path | None = None,
     mcp: bool = False,
     server_name: str | None = None,
     server_port: int | None = None,
@@ -245,16 +248,21 @@ def launch(
         model: a language model to use instead of the one in the SAE's config.
         site: where an SAE whose config names no site reads, such as "layers.12".
         with_lm: False: only the pages that need no language model.
+        graphs: folder of attribution graphs to show; in a Space by default the one in it.
         mcp: serve the actions as tools for agents too.
         which: subfolder, layer, width, l0, revision, as for `hfsae.load`.
 
     Raises:
-        ValueError: there is no such SAE or model.
+        ValueError: there is no such SAE or model, or a file of `graphs` is no graph.
     """
+    if graphs is None and is_space() and Path("graphs").is_dir():
+        graphs = "graphs"
+    kept = {} if graphs is None else circuits.read_graphs(graphs)
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
     keep_few_kernels()
     choice = Choice(source or default_source(), **which)
     subject = open_subject(choice, model=model, site=site, with_lm=with_lm)
+    subject.graphs = kept
     subject.only_here = bool(app_hosts(server_name))
     blocks = build(subject)
     where = {"server_name": server_name, "server_port": server_port, "mcp_server": mcp}
@@ -282,7 +290,7 @@ def looks(server_name: str | None = None, *, uploads: bool = False) -> dict[str,
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
         ).set(**_READABLE),
-        "css": (_HERE / "style.css").read_text(encoding="utf-8"),
+        "css": (_HERE / "style.css").read_text(encoding="utf-8") + circuits.STYLE,
         "head": _HEAD,
         "run_history": False,
         "ssr_mode": False,

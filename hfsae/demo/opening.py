@@ -19,7 +19,7 @@ from ..io.files import MAX_TEXT, damaged, parse_json, reading
 from ..io.units import PATCH, unit_of
 from ..lm import contract, load_lm
 from ..packaged import shipped_at
-from ..runs import LMArguments
+from ..runs import LMArguments, home_of
 from ..runs.inputs import load_for
 from .subject import (
     Choice,
@@ -114,6 +114,10 @@ def open_subject(
     lm = lm if isinstance(lm, dict) else {}
     if not subject.unit.is_text:
         subject.lm_name = subject.lm_name or lm.get("name")
+    if sae.config.is_transcoder and subject.unit.is_text:
+        folder = Path(choice.source) / choice.subfolder
+        run = home_of(folder) if folder.is_dir() else None
+        subject.transcoders = str(run or choice.source)
     if with_lm and (subject.unit.is_text or reads_pictures):
         _attach_model(subject, model, device, lm.get("origin"))
     return subject

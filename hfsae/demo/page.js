@@ -39,7 +39,7 @@ window.hfsae = {
   clicks: 0, // on what may lead to another page: of quick ones the last is answered
   asked: "", // what the last click in a panel asked for
   results: {inspect: "#inspect-comparison section, #inspect-text", search: "#search-found", picture: "#picture-shown",
-            feature: "#feature-tried section, #feature-main", why: "#why-next", compare: "#compare-result"},
+            feature: "#feature-tried section, #feature-main", why: "#why-next", graph: "#graph-drawn", compare: "#compare-result"},
   follow(tab, isAnother) {
     const asked = this.asked;
     this.asked = "";

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.token_text import Tokens, single_tokens, tokenise, tokenise_chat
+from ..circuits import GraphFile
 from ..features import Automatic, FeatureSearch, FeatureStore
 from ..features.inspection import Inspection, inspect
 from ..features.pictures import Grid, Pictures
@@ -130,6 +131,10 @@ class Subject:
     label_rows: list[dict[str, Any]] = field(default_factory=list)
     diff: dict[str, Any] = field(default_factory=dict)
     """which latents are of one of two language models; see `table_actions`"""
+    graphs: dict[str, GraphFile] = field(default_factory=dict)
+    """attribution graphs that were made before, by name"""
+    transcoders: str | None = None
+    """folder or repository of the set that it is of, if it is a transcoder"""
     evaluation: dict[str, Any] = field(default_factory=dict)
     card: str = ""
     labels: dict[int, str] = field(default_factory=dict)

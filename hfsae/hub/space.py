@@ -71,7 +71,7 @@ def write_space(
             weights, or were changed since they were written.
     """
     folder = Path(folder)
-    ours = {"app.py", "requirements.txt", CARD, "sae"}
+    ours = {"app.py", "requirements.txt", CARD, "sae", "graphs"}
     others = {p.name for p in folder.iterdir()} - ours if folder.is_dir() else set()
     if folder.is_file() or any(not name.endswith(".whl") for name in others):
         raise Refused(f"{folder} holds something else; name another folder")

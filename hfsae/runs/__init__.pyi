@@ -63,3 +63,5 @@ from .stages import measure as measure
 from .stages import refuse_unmeasurable as refuse_unmeasurable
 from .stages import remake as remake
 from .stages import run as run
+from .transcoders import Transcoders as Transcoders
+from .transcoders import open_transcoders as open_transcoders

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ...io.units import PATCH
 from ..subject import Subject
 from .feature import FeaturePage as FeaturePage
+from .graph import GraphPage as GraphPage
 from .health import AboutPage as AboutPage
 from .health import ComparePage as ComparePage
 from .health import HealthPage as HealthPage
@@ -28,6 +29,7 @@ ALL: dict[type[Page], Callable[[Subject], bool]] = {
     DiffPage: lambda subject: bool(subject.diff),
     SteerPage: lambda subject: subject.runs_text,
     WhyPage: lambda subject: subject.runs_text,
+    GraphPage: lambda subject: bool(subject.graphs or subject.transcoders),
     HealthPage: lambda subject: True,
     ComparePage: lambda subject: subject.runs_text,
     AboutPage: lambda subject: True,

@@ -231,6 +231,7 @@ class App:
         *,
         leads_to: Sequence[str] = (),
         progress_on: Component | None = None,
+        queue: str = "look",
     ) -> None:
         """When one of the events happens, show `to(*values of the page's inputs)`; what happens
         before the answer to an earlier one is answered after it, once."""
@@ -239,7 +240,7 @@ class App:
             return self._answer(visit, page, to, values, int(click) if leads_to else None)
 
         js = _NUMBERED if leads_to else None
-        options = self._options(page, leads_to, progress_on)
+        options = self._options(page, leads_to, progress_on) | QUEUES[queue]
         for trigger in triggers:
             trigger(handler, trigger_mode="always_last", js=js, **options)
 
