@@ -47,6 +47,11 @@ def test_a_latent_is_as_near_as_the_words_that_it_fires_on():
     assert list(made.near("sea", 1)) == [0]
 
 
+def test_a_word_is_found_with_a_capital_where_it_is_a_token_without_one():
+    made = meaning([[" sea"], [" king"]])
+    assert made.near("SEA", 9) == made.near("Sea", 9) == made.near("sea", 9) != {}
+
+
 def test_near_is_nearer_than_chance():
     """Of random directions in 256 dimensions, cosines have a spread of 1/16."""
     made = meaning([[" sea"], [" king"], [" even"]])

@@ -65,6 +65,8 @@ def test_a_position_has_a_cell_a_box_and_a_part_of_its_document():
     assert grid.cell(12 + 6) == (1, 2) and grid.part(12 + 6) == 1  # of the second crop
     assert grid.box(-1) is None and grid.cell(-1) is None and grid.part(-1) == -1
     assert Grid.of({"grid": [2, 5]}) == Grid(2, 5, 0.5, 0.2)
+    assert Grid.of({"grid": [3, 1]}) == Grid(3, 1, 1 / 3, 1)
+    assert Grid.of({"grid": [1, 2]}) == Grid(1, 2, 1, 0.5)
     assert Grid.of({}) is None
     for wrong in ({"grid": [0, 4]}, {"grid": [10**5, 10**5]}, {"grid": [2, 2], "patch": [0.6, 1]}):
         with pytest.raises(ValueError, match=r"grid is|patch is"):

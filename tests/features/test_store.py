@@ -34,6 +34,11 @@ def test_a_saved_store_loads_as_it_was(store, tmp_path):
     assert list(FeatureStore.load(tmp_path)) == list(store)
 
 
+def test_a_store_is_saved_in_a_folder_that_is_not_there_yet(store, tmp_path):
+    store.save(tmp_path / "runs" / "first")
+    assert list(FeatureStore.load(tmp_path / "runs" / "first")) == list(store)
+
+
 def test_a_store_of_other_weights_is_refused(store, one_latent_a_token, tmp_path):
     one_latent_a_token.sae.save_pretrained(tmp_path)
     store.meta |= stamp(tmp_path)
