@@ -164,14 +164,19 @@ def test_a_language_model_is_in_memory_once_while_it_is_read(no_weights):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="Linux tells the peak")
-@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 1.0), ("float32", 1.5)])
-def test_reading_a_language_model_copies_no_weight_twice(dtype, most, tmp_path, tiny_tokenizer):
+@pytest.mark.parametrize(
+    ("dtype", "device", "most"),
+    [("bfloat16", "cpu", 1.0), ("bfloat16", "cpu:0", 1.0), ("float32", "cpu", 1.5)],
+)
+def test_reading_a_language_model_copies_no_weight_twice(
+    dtype, device, most, tmp_path, tiny_tokenizer
+):
     """One of 67 MB in bfloat16: its file's pages, or these and copies in float32."""
     sizes = {"hidden_size": 256, "num_hidden_layers": 1, "intermediate_size": 256, "head_dim": 64}
     lm = AutoModelForCausalLM.from_config(Gemma2Config(**sizes, vocab_size=2**17))
     for part in (lm.to(torch.bfloat16), tiny_tokenizer):
         part.save_pretrained(tmp_path)
-    child = forked.CONTEXT.Process(target=_read, args=(str(tmp_path), dtype, most))
+    child = forked.CONTEXT.Process(target=_read, args=(str(tmp_path), dtype, device, most))
     child.start()
     assert forked.exit_codes([child]) == [0]
 
@@ -183,12 +188,12 @@ def _peak() -> int:
     return 1024 * int(line.split()[1])
 
 
-def _read(folder: str, dtype: str, most: float) -> None:
-    load_lm(folder, dtype=dtype)  # which imports and keeps what it needs
+def _read(folder: str, dtype: str, device: str, most: float) -> None:
+    load_lm(folder, dtype=dtype, device=device)  # which imports and keeps what it needs
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held here
     before = _peak()
-    lm = load_lm(folder, dtype=dtype).lm
+    lm = load_lm(folder, dtype=dtype, device=device).lm
     for parameter in lm.parameters():
         parameter.sum()
     grown = _peak() - before

@@ -107,6 +107,8 @@ def _finished_(
     origin = f"{copy.origin} at {commit}" if commit else copy.origin
     logger.info("%s: %s, %s", name, origin, model.dtype)
     model.name_or_path = name  # a packaged copy is of this model, too
+    if device is not None and torch.device(device).type == "cpu":
+        device = "cpu"  # to "cpu:0", as accelerate names it to several processes, torch copies all
     model.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
     spare_bfloat16_(model)
     model.eval().requires_grad_(False)

@@ -394,7 +394,8 @@ def main() -> None:
     if args.folder is None or args.table:
         print(table([record for run in runs for record in run["steps"]]))
         return
-    words = ["FOLDER" if word == str(args.folder) else word for word in sys.argv[1:]]
+    pairs = [pair for pair in zip(sys.argv, sys.argv[1:], strict=False) if "--machine" not in pair]
+    words = ["FOLDER" if word == str(args.folder) else word for _, word in pairs]
     command = shlex.join(["python", "scripts/trials/real_size.py", *words])
     every = [(lm, name) for lm in args.lm for name in STEPS[lm]]
     for lm, name in every:
