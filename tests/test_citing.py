@@ -8,11 +8,14 @@ import pytest
 import torch
 from scipy.optimize import brentq
 from torch import nn
+from transformers import AutoModel
 
-from hfsae import Refused
+from hfsae import BatchTopKSAEConfig, MatryoshkaBatchTopKSAEConfig, Refused
+from hfsae.activations import TensorSource
 from hfsae.cli import main
 from hfsae.models import Schedule
 from hfsae.runs import make_configs, read_recipe
+from hfsae.training import Trainer, TrainingArguments
 
 from .helpers import CITING, CITING_FOLDER, D_IN, activations, make
 
@@ -230,3 +233,78 @@ def test_latents_of_a_shared_basis_have_profiles_of_its_rank(citing):
 def test_impossible_fields_are_refused(citing, name, fields, sentence):
     with pytest.raises(Refused, match=sentence):
         getattr(citing, f"{name}SAEConfig")(d_in=D_IN, d_sae=40, **fields)
+
+
+# Planted data: what a paper says of its variant, beside hfsae's own.
+
+
+def trained(config, x: torch.Tensor, steps: int, seed: int, folder: Path):
+    """An SAE of a config, trained on rows of x [n, d], 192 a step."""
+    torch.manual_seed(seed)
+    sae, args = AutoModel.from_config(config), {"n_tokens": steps * 192, "batch_size": 192}
+    args |= {"learning_rate": 3e-3, "adam_beta1": 0.9, "warmup_steps": 20, "decay_steps": 0.3}
+    args |= {"sparsity_warmup_steps": 0, "save_steps": 0, "dead_after_tokens": 20 * 192}
+    args |= {"unit": "spread", "init_b_dec": "mean", "output_dir": str(folder / config.model_type)}
+    return Trainer(sae, TensorSource({"a": x}, 192), TrainingArguments(**args)).train()
+
+
+def chosen(n_of: int | torch.Tensor, n: int, n_all: int, g: torch.Generator) -> torch.Tensor:
+    """For each of n tokens so many of n_all at random [n, n_all]."""
+    return torch.rand(n, n_all, generator=g).argsort(1).argsort(1) < n_of
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_tokens_number_goes_with_the_planted_one_as_batch_topks_own_l0_does(
+    citing, seed, tmp_path
+):
+    """1 to 12 of 96 directions fire on a token."""
+    g = torch.Generator().manual_seed(seed)
+    directions = nn.functional.normalize(torch.randn(96, 48, generator=g), dim=1)
+    n = torch.randint(1, 13, (80_800, 1), generator=g)
+    on = chosen(n, len(n), 96, g) * (0.5 + torch.rand(len(n), 96, generator=g))
+    x, held_out = (on @ directions).split([76_800, 4_000])
+    fields = {"d_in": 48, "d_sae": 128, "k": 6, "site": "a", "aux_coefficient": 1 / 32}
+    soft = trained(citing.SoftTopKSAEConfig(**fields, alpha=0.01), x, 400, seed, tmp_path)
+    batch = trained(BatchTopKSAEConfig(**fields), x, 400, seed, tmp_path)
+    with torch.no_grad():
+        numbers = [soft.counts(held_out)[:, 0], (batch.encode(held_out) > 0).float().sum(dim=1)]
+    with_truth = torch.corrcoef(torch.stack([n[76_800:, 0].float(), *numbers]))[0, 1:].tolist()
+    print(
+        f"correlation with the planted number: SoftSAE {with_truth[0]}, BatchTopK {with_truth[1]}"
+    )
+    assert min(with_truth) > 0.7
+    assert abs(with_truth[0] - with_truth[1]) < 0.1, "it does not tell them apart"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_on_planted_trees_more_children_have_a_parent_than_in_matryoshka(citing, seed, tmp_path):
+    """Two of eight parents fire on a token, each with one of its three children. After the paper's
+    score: the latents of the second level with a parent that fires on nine tenths of their tokens,
+    both rows among the five nearest to the difference of means of their firing. Silent latents
+    count as without one: of live ones alone Matryoshka, which has fewer, may have a larger
+    share."""
+    g = torch.Generator().manual_seed(seed)
+    rows = nn.functional.normalize(torch.randn(32, 32, generator=g), dim=1)
+    parents = chosen(2, 121_200, 8, g)
+    which = torch.randint(3, (121_200, 8, 1), generator=g) == torch.arange(3)
+    children = (which & parents[..., None]).flatten(1)
+    on = torch.cat([parents, children], dim=1) * (0.75 + torch.rand(121_200, 32, generator=g) / 2)
+    x, held_out = (on @ rows).split([115_200, 6_000])
+    fields = {"d_in": 32, "d_sae": 32, "k": 4, "site": "a", "aux_coefficient": 1 / 32}
+    fields["prefixes"] = (0.25, 1)
+    tree = citing.TreeSAEConfig(**fields, shares=(0.5, 0.5), reassign_every=60)
+    scores = []
+    for config in (tree, MatryoshkaBatchTopKSAEConfig(**fields)):
+        sae = trained(config, x, 600, seed, tmp_path)
+        fires = sae.encode(held_out) > 0
+        row = nn.functional.normalize(sae.decoder_rows().detach(), dim=1)
+        live = [j for j in range(8, 32) if fires[:, j].sum() >= 20]
+        pairs = 0
+        for j in live:
+            share = fires[fires[:, j], :8].float().mean(dim=0)
+            i = int(sae.parent[j]) if config is tree else int(share.argmax())
+            probe = held_out[fires[:, j]].mean(dim=0) - held_out[~fires[:, j]].mean(dim=0)
+            pairs += share[i] > 0.9 and {i, j} <= {*(row @ probe).topk(5).indices.tolist()}
+        scores.append(int(pairs))
+        print(f"{config.model_type}: {pairs} pairs, {len(live)} live latents of 24")
+    assert scores[0] > scores[1]
