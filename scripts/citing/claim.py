@@ -57,7 +57,7 @@ def to_file(about: str | None, measure: Callable[[bool], Iterable[Run]]) -> None
     start = time.perf_counter()
     try:
         for run in measure(args.quick):
-            seconds = round(time.perf_counter() - start, 1)
+            seconds, start = round(time.perf_counter() - start, 1), time.perf_counter()
             keep(args.output, {**run, "quick": args.quick, "seconds": seconds}, ["model"])
             print(json.dumps(run, indent=1))
     except ValueError as error:

@@ -1,5 +1,6 @@
 """The table of claims of papers that cite JumpReLU's, on the page of scripts/citing."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ RESULTS = Path(__file__).parents[1] / "citing" / "results"
 SHOWN, NOT_HERE = "*shown here*", "*not shown at this size*"
 CONTRADICTED, UNTESTED = "*contradicted here*", "*cannot be tested here*"
 NAMES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "SmolLM2-135M", "google/gemma-3-270m": "Gemma"}
+ORDER = ("none", "latents", "PCA", "dimensions", "static")
+OTHER, TRUE = "other's, to", "by_text, of the reference's, "
 Json = dict[str, Any]
 
 
@@ -21,6 +24,9 @@ def told() -> Iterator[Told]:
     lines = [head, ["---"] * len(head), *(row() for row in rows)]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     yield Told(PAGE, SECTION, text)
+    files = [runs_of(path.stem, RESULTS) for path in sorted(RESULTS.glob("*.json"))]
+    minutes = sum(run["seconds"] for runs in files for run in runs) / 60
+    yield Told(PAGE, SECTION, f"the kept runs took {minutes:.0f} minutes in sum")
 
 
 def claims() -> Iterator[Claim]:
@@ -38,6 +44,29 @@ def claims() -> Iterator[Claim]:
         first, *_, last = run["rows"]
         falls.append(last["ratio"][2] < first["ratio"][1] and last["unit"][2] < first["unit"][1])
     yield Claim(PAGE, SECTION, "*contradicted here*: it falls with depth", all(falls))
+    (wave,) = runs_of("phase_rotation", RESULTS)
+    best = wave["rows"]["PCA"][2] < wave["rows"]["latents"][1]
+    fails = wave["rows"]["static"][1] > 0.9
+    yield Claim(PAGE, SECTION, "PCA is the better basis, and constants do fail", best and fails)
+    for _, run in of_models("echo"):
+        beyond = run["choice, difference"]["BC - random"]
+        yield Claim(PAGE, SECTION, "random latents do as much", beyond[1] <= 0)
+    for _, run in of_models("tool_switching"):
+        row = best_site(run)
+        least, most = row["switched"][1], row["switched"][2]
+        holds = max(row["random, to"][2], row[OTHER][2]) < least and most < 0.77
+        yield Claim(PAGE, SECTION, "a random one hardly, but fewer than 77 %", holds)
+    for _, run in of_models("class_signal"):
+        latents, dimensions = (run["rows"][kind] for kind in ("latents", "dimensions"))
+        holds = latents[0] > dimensions[0] and latents[2] / dimensions[1] < 12.7
+        yield Claim(PAGE, SECTION, "(their measure may differ)", holds)
+    for _, run in of_models("confounded_labels"):
+        rows = run["rows"]
+        plain, partial = rows["by_length, plain"], rows["by_length, partial"]
+        holds = partial[2] < plain[1] and partial[0] < 0.05
+        yield Claim(
+            PAGE, SECTION, "a label of length alone passes unless length is taken out", holds
+        )
 
 
 def of_models(name: str) -> Iterator[tuple[str, Json]]:
@@ -48,8 +77,13 @@ def of_models(name: str) -> Iterator[tuple[str, Json]]:
 
 def with_interval(value: Sequence[float], digits: int = 2) -> str:
     """Such as ".66 [.57, .75]"."""
-    own, low, high = (f"{x:.{digits}f}".replace("0.", ".", 1) for x in value)
+    own, low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{x:.{digits}f}") for x in value)
     return f"{own} [{low}, {high}]"
+
+
+def best_site(run: Json) -> Json:
+    """Of tool switching: the site whose direction switches most calls."""
+    return max(run["rows"], key=lambda row: row["switched"][0])
 
 
 def paper(number: str, script: str) -> str:
@@ -101,12 +135,13 @@ def signal() -> list[str]:
     for name, run in of_models("class_signal"):
         parts = [f"{kind} {with_interval(value)}" for kind, value in run["rows"].items()]
         figures.append(f"{name}: {', '.join(parts)}")
+    times = run["rows"]["latents"][0] / run["rows"]["dimensions"][0]
     return [
         paper("2604.19031", "class_signal"),
-        "classes have a signal to noise 12.7 times as high on latents as on activations",
+        "classes have 12.7 times as much signal to noise on latents as on activations",
         f"{run['texts']} news of 4 classes; the 20 best units of one half, on the other",
         "; ".join(figures),
-        CONTRADICTED,
+        f"{NOT_HERE}: higher on latents by {times:.1f} times (their measure may differ)",
     ]
 
 
@@ -115,38 +150,37 @@ def confounded() -> list[str]:
     for name, run in of_models("confounded_labels"):
         rows = {key: with_interval(value) for key, value in run["rows"].items()}
         figures.append(
-            f"{name}: false {rows['by_length, plain']} without it, {rows['by_length, partial']} "
-            f"with it (shuffled {rows['by_length, shuffled, partial']}); true ones found "
-            f"{rows[true + 'plain']} and {rows[true + 'partial']}, others "
-            f"{rows['by_text, of others, plain']} and {rows['by_text, of others, partial']}"
+            f"{name}: share of latents that pass for a label of length alone "
+            f"{rows['by_length, plain']}, with length out {rows['by_length, partial']}; for one of "
+            f"text, of the latents that go with it in a balanced table {rows[TRUE + 'plain']} and "
+            f"{rows[TRUE + 'partial']}, of the others {rows['by_text, of others, plain']} and "
+            f"{rows['by_text, of others, partial']}"
         )
     return [
         paper("2605.01829", "confounded_labels"),
         "labels of latents need the confounder (age) taken out",
         f"{run['texts']} news, {run['plantings']} planted tables; length is the confounder",
         "; ".join(figures),
-        SHOWN,
+        f"{SHOWN}: a label of length alone passes unless length is taken out",
     ]
-
-
-true = "by_text, of the reference's, "
 
 
 def tools() -> list[str]:
     figures = []
     for name, run in of_models("tool_switching"):
-        best = max(run["rows"], key=lambda row: row["switched"][0] if row["switched"] else 0)
+        best = best_site(run)
         figures.append(
             f"{name}, {best['site']}: called rightly {with_interval(best['right'])}; of these "
             f"switched {with_interval(best['switched'])}, by a random vector "
-            f"{with_interval(best['random, to'])}"
+            f"{with_interval(best['random, to'])}, by another tool's "
+            f"{with_interval(best[OTHER])}"
         )
     return [
         paper("2605.07990", "tool_switching"),
         "the difference of two tools' means switches 77 to 100 % of calls, a random vector none",
         "4 tools, 24 requests to call, best of 3 sites",
         "; ".join(figures),
-        SHOWN,
+        f"{NOT_HERE}: the direction switches calls, and a random one hardly, but fewer than 77 %",
     ]
 
 
@@ -166,7 +200,7 @@ def echo() -> list[str]:
         "an echo of fear makes knowledge (B) into good choices (BC), alone (C) it does nothing",
         f"{run['events']} events",
         "; ".join(figures),
-        NOT_HERE,
+        f"{NOT_HERE}: random latents do as much",
     ]
 
 
@@ -180,6 +214,3 @@ def phase() -> list[str]:
         f"error after a period: {', '.join(parts)}",
         f"{UNTESTED} (no fluid model); on this wave PCA is the better basis, and constants do fail",
     ]
-
-
-ORDER = ("none", "latents", "PCA", "dimensions", "static")
