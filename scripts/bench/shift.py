@@ -65,7 +65,7 @@ def ranked(lm, tokenizer, saes: dict, texts: list[str], weight: Tensor) -> list[
     for length in set(lengths):  # `hfsae.effects` takes texts of as many tokens
         some = [text for text, n in zip(texts, lengths, strict=True) if n == length]
         with hfsae.capture(lm, [SITE]) as acts:
-            metric = {"metric": lambda _, rows, acts=acts: acts[SITE][:, 1:].mean(dim=1) @ weight}
+            metric = {"metric": lambda _, rows, acts=acts: acts[SITE][:, -1] @ weight}
             found = hfsae.effects(lm, saes, some, method="attrib", batch=32, **metric)
         for name, _, latent, effect in found.nodes:
             totals[name, latent] = totals.get((name, latent), 0.0) + effect * len(some)
@@ -84,7 +84,7 @@ def row_of(lm, tokenizer, saes: dict, seed: int) -> dict:
             for name, sae in saes.items():
                 if own := [latent for of, latent in removed if of == name]:
                     stack.enter_context(hfsae.steer(lm, sae, own, mode="ablate"))
-            return torch.stack([x.mean(dim=0) for x in acts_of(lm, tokenizer, texts, SITE)])
+            return torch.stack([x[-1] for x in acts_of(lm, tokenizer, texts, SITE)])
 
     def probe(x: Tensor) -> tuple[Tensor, float]:
         mean, std = x.mean(dim=0), x.std(dim=0)
