@@ -82,6 +82,10 @@ from hfsae.packaged import PACKAGED_LMS
 
 pytest.register_assert_rewrite("tests.helpers", "tests.training.planted")
 
+# A process that is killed loses nothing that it has written; only a machine that loses its power
+# does, which no test is of. A disk takes 8 ms each time, thousands of times in a run.
+os.fsync = lambda file: None
+
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>"]
 VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 N_LAYERS = 4
@@ -119,6 +123,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     A browser's test that fails runs once more, since page, server and browser share two processors
     with the other tests; the closing lines name each that did.
     """
+    gc.freeze()
     gc.enable()
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG_FILES))
     for item in items:

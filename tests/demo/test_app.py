@@ -34,6 +34,12 @@ def client(app_url) -> Client:
     return Client(app_url, verbose=False)
 
 
+@pytest.fixture(scope="module")
+def functions(subject) -> dict[str, Callable]:
+    """What the events of the app call, by name."""
+    return {function.name: function.fn for function in build(subject).fns.values()}
+
+
 def test_every_action_is_an_endpoint_and_nothing_else_is(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {name.strip("/") for name in named} == {*ARGUMENTS, "hooks", "writing", "sessions"}
@@ -225,23 +231,24 @@ def test_the_steer_endpoint_has_an_argument_for_each_setting_with_default_and_wo
     [(a(), []) for a in (at.Feature, at.Search, at.Steer, at.Why, at.Health, at.About)]
     + [(at.Health(text="the cat"), ["health-measured"])],
 )
-def test_opening_a_page_leaves_alone_what_its_link_does_not_name(subject, address, panels):
+def test_opening_a_page_leaves_alone_what_its_link_does_not_name(
+    subject, functions, address, panels
+):
     """Else an answer to somebody who presses a button at once could be wiped by the opening."""
     if address == at.Steer():  # an empty one opens with the first preset
         with gr.Blocks():
             address = pages_of(subject)["steer"](Actions(subject)).first()
-    restore = next(f.fn for f in build(subject).fns.values() if f.name == "restore")
-    link, *drawn = restore(Visit(opened=address))
+    link, *drawn = functions["restore"](Visit(opened=address))
     assert link.elem_id == "link" and [part.elem_id for part in drawn] == panels
 
 
-def test_a_strength_that_is_found_late_takes_nothing_back(subject):
-    take = next(f.fn for f in build(subject).fns.values() if f.name == "_take")
+def test_a_strength_that_is_found_late_takes_nothing_back(functions):
     settings = ("add", "max", "all", True, False, 0.7, 40, 1.1, 16, ())
     found = (at.Steer("the", {3: 1.0}), {3: 2.5})
 
     def takes(found, prompt: str, latents: dict[int, float]) -> bool:
-        return {3: 2.5} in take(Visit(strength=found), prompt, latents, *settings).values()
+        drawn = functions["_take"](Visit(strength=found), prompt, latents, *settings)
+        return {3: 2.5} in drawn.values()
 
     assert takes(found, "the", {3: 1.0})
     for latents in ({3: 4.0}, {3: 1.0, 5: 1.0}, {}):
@@ -249,8 +256,7 @@ def test_a_strength_that_is_found_late_takes_nothing_back(subject):
     assert not takes(found, "a dog", {3: 1.0}) and not takes(None, "the", {3: 1.0})
 
 
-def test_a_check_that_comes_late_is_not_put_into_another_answer(subject):
-    functions = {f.name: f.fn for f in build(subject).fns.values()}
+def test_a_check_that_comes_late_is_not_put_into_another_answer(functions):
     asked = at.Why("the c")
     drawn = functions["restore"](Visit(opened=asked)).values()
     view = next(part for part in drawn if isinstance(part, dict) and "rows" in part)

@@ -75,7 +75,7 @@ def arguments(folder: Path, steps: int = 40, **fields) -> TrainingArguments:
         "warmup_steps": 5,
         "sparsity_warmup_steps": 0,
         "logging_steps": 10,
-        "save_steps": 10,
+        "save_steps": max(10, steps // 4),
     }
     return TrainingArguments(output_dir=str(folder), **defaults | fields)
 
