@@ -1,5 +1,6 @@
 """Sparse probing against regressions written out here, a planted task, and unusable texts."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -277,6 +278,14 @@ def test_texts_of_a_group_are_on_one_side_of_each_split(tmp_path):
     assert sorted(np.concatenate(sides)) == list(range(len(drawn.texts)))
     assert 0.3 < len(sides[2]) / len(drawn.texts) < 0.5
     assert all(0.2 < drawn.labels[side].mean() < 0.8 for side in sides)
+
+
+def test_saes_are_probed_together_where_texts_of_all_begin_with_bos_or_of_none(planted, task):
+    without = copy.deepcopy(planted.sae)
+    without.config.bos = "none"
+    saes = {"one": planted.sae, "other": without}
+    with pytest.raises(ValueError, match=r"BOS \({'one': True, 'other': False}\); probe each"):
+        probe(planted.lm, saes, [task], tokenizer=planted.tokenizer)
 
 
 def test_without_groups_a_split_is_by_place(tmp_path):

@@ -12,8 +12,10 @@ from hfsae.evaluation.statistics import (
     correlation_p,
     correlations,
     eta_squared,
+    holm,
     mid_ranks,
     pearson,
+    weighted_pearson,
 )
 
 RNG = np.random.default_rng(0)
@@ -74,6 +76,19 @@ def test_eta_squared_is_that_of_a_literal_loop():
     for i in range(M):
         expected = eta_by_hand(values[i].tolist(), classes.tolist())
         assert got[i] == pytest.approx(expected, abs=1e-12)
+
+
+def test_holm_multiplies_by_the_number_that_is_left_and_counts_no_missing_value():
+    corrected = holm([0.01, np.nan, 0.04, 0.03, 0.5])
+    np.testing.assert_allclose(corrected, [0.04, np.nan, 0.09, 0.09, 0.5])
+
+
+def test_a_weight_counts_a_pair_as_often_as_it_says():
+    a, b, weights = RNG.normal(size=20), RNG.normal(size=20), RNG.integers(0, 4, 20)
+    expected = np.corrcoef(a.repeat(weights), b.repeat(weights))[0, 1]
+    assert weighted_pearson(a, b, weights) == pytest.approx(expected)
+    assert weighted_pearson(a, 0 * b + 0.1, weights) == 0
+    assert np.isnan(weighted_pearson(a, b, 0 * weights))
 
 
 def test_an_auc_without_a_unit_on_each_side_has_no_value():

@@ -234,7 +234,7 @@ def test_of_more_units_than_memory_holds_a_random_part_is_used(monkeypatch, capl
     with caplog.at_level(logging.WARNING):
         table = label_table(sae_of_dimensions(), batches(x, 16), {"age": age}, n_resamples=5)
     assert 10 < table.n_units <= 50 and table.share in (0.5, 0.25, 0.125)
-    assert "random share" in caplog.text
+    assert f"a random share of {100 * table.share:.1f} % is used" in caplog.text
     again = label_table(sae_of_dimensions(), batches(x, 100), {"age": age}, n_resamples=5)
     np.testing.assert_array_equal(again.associations[0].values, table.associations[0].values)
     assert "a random" in table.table()
