@@ -15,6 +15,7 @@ from hfsae.training import SPARSE_ON_GPU
 
 PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
+TRIAL_RESULTS = RESULTS.parents[1] / "trials" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
 GPUS, ON_GPU = "scripts/recipes/gpus.md", "When sparse steps pay on a GPU"
 CIRCUITS, GRAPHS = "scripts/recipes/circuits.md", "What a graph says"
@@ -53,6 +54,9 @@ def claims() -> Iterator[Claim]:
     yield Claim(GPUS, ON_GPU, "first is below each density with rows from memory", below < memory)
     yield Claim(GPUS, ON_GPU, "the second below each with rows from a cache", above < cache)
     kernels = [kernel for both in run["kernels"].values() for kernel in both.values()]
+    steps = [s for run in runs_of("real_size", TRIAL_RESULTS) for s in run["steps"]]
+    plans = [(s["said"] > s["peak"]) for s in steps if s["step"] == "three"]
+    yield Claim(TRIALS, REAL_SIZE, "The plan of three SAEs is above what they took", all(plans))
     yield Claim(GPUS, ON_GPU, "no value is spilled", not any(k["spilled"] for k in kernels))
 
 
@@ -405,7 +409,7 @@ def of_kernels() -> Iterator[str]:
 
 def of_real_size() -> Iterator[str]:
     """Seconds and memory of each step on models of real size; the commands and machines."""
-    runs = runs_of("real_size", RESULTS.parents[1] / "trials" / "results")
+    runs = runs_of("real_size", TRIAL_RESULTS)
     rows = [["model", "step", "seconds", "peak, GB", "by plan, GB", "what was seen"]]
     for step in (step for run in runs for step in run["steps"]):
         said = f"{step['said'] / 1e9:.1f}" if "said" in step else ""
