@@ -1,11 +1,13 @@
 """Variants of papers that cite JumpReLU's: each against its paper's formula."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from scipy.optimize import brentq
 from torch import nn
 from transformers import AutoModel
@@ -48,6 +50,33 @@ def test_a_recipe_of_each_is_listed_and_fits_its_variant(citing, capsys):
 def test_a_folder_without_recipes_is_refused(tmp_path, capsys):
     assert main(["recipes", str(tmp_path)]) == 2
     assert "is no folder with recipes; give one that holds .yaml" in capsys.readouterr().err
+
+
+@pytest.mark.pages
+def test_the_pages_tables_are_the_comparisons_and_it_is_the_one_of_the_recipe():
+    home = CITING_FOLDER.parent
+    page, report = (home / name for name in ("README.md", "comparison/report.md"))
+    told = page.read_text().partition("\n## At equal L0\n")[2].partition("\n| paper |")[0]
+    rows = [line for line in told.splitlines() if line.startswith("| ")]
+    assert len(rows) > 20 and {*rows} <= {*report.read_text().splitlines()}
+    results = json.loads((home / "comparison" / "results.json").read_text())
+    recipe = yaml.safe_load((home / "comparison.yaml").read_text())
+    assert results["recipe"]["training"]["n_tokens"] == recipe["training"]["n_tokens"] == 24_576
+    assert {sae["seed"] for sae in results["saes"]} == {*recipe["seeds"]} == {0, 1, 2}
+    assert {sae["arm"] for sae in results["saes"]} == {*recipe["arms"]}
+
+
+@pytest.mark.pages
+def test_settings_of_the_comparison_are_the_best_that_the_search_found():
+    home = CITING_FOLDER.parent
+    trials = [json.loads(x) for x in (home / "tuning" / "trials.jsonl").read_text().splitlines()]
+    arms = yaml.safe_load((home / "comparison.yaml").read_text())["arms"]
+    for arm, about in arms.items():
+        own = [trial for trial in trials if trial["name"].rpartition("-")[0] == arm]
+        assert len(own) == 4
+        for name, value in min(own, key=lambda trial: trial["score"])["values"].items():
+            section, _, key = name.partition(".")
+            assert about[section][key] == pytest.approx(value), (arm, name)
 
 
 def test_the_soft_choice_has_k_latents_and_the_gradient_of_its_sum(citing):

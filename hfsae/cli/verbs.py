@@ -110,12 +110,8 @@ def recipes_verb(argv: list[str]) -> None:
     """`hfsae recipes`: see `VERBS`."""
     parser = verb_parser("recipes", "[FOLDER]")
     parser.add("folder", type=str, nargs="?", help="another folder of recipes")
-    folder = parser.parse(argv)["folder"]
-    recipes = shipped_recipes() if folder is None else shipped_recipes(Path(folder))
-    if not recipes:
-        raise Refused(f"{folder} is no folder with recipes; give one that holds .yaml files")
-    for name, text in recipes.items():
-        print(f"{name if folder is None else Path(folder, f'{name}.yaml')!s:<17} {text}")
+    for name, text in shipped_recipes(parser.parse(argv)["folder"]).items():
+        print(f"{name:<17} {text}")
 
 
 def compare_verb(argv: list[str]) -> None:

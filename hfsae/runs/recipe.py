@@ -434,17 +434,22 @@ def bucket_tokens(recipe: Recipe) -> int:
     return n - n % training.batch_size if recipe.kind == "files" else n
 
 
-def shipped_recipes(folder: Path = _FOLDER) -> dict[str, str]:
+def shipped_recipes(folder: str | None = None) -> dict[str, str]:
     """{name: what it trains}, sorted by name; the description is the first line of each file.
 
     Args:
-        folder: another one's recipes.
+        folder: another one's recipes, by path.
+
+    Raises:
+        ValueError: that folder has none.
     """
-    paths = sorted(folder.glob("*.yaml"))
-    first = (
-        path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] for path in paths
-    )
-    return {path.stem: line.lstrip("# ") for path, line in zip(paths, first, strict=True)}
+    paths = sorted(Path(folder or _FOLDER).glob("*.yaml"))
+    if not paths:
+        raise Refused(f"{folder} is no folder with recipes; give one that holds .yaml files")
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in paths)
+    first = (text.partition("\n")[0].lstrip("# ") for text in texts)
+    names = (str(path) if folder else path.stem for path in paths)
+    return dict(zip(names, first, strict=True))
 
 
 def find_recipe(name: str | Path) -> Path:
