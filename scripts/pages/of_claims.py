@@ -141,7 +141,7 @@ def signal() -> list[str]:
         "classes have 12.7 times as much signal to noise on latents as on activations",
         f"{run['texts']} news of 4 classes; the 20 best units of one half, on the other",
         "; ".join(figures),
-        f"{NOT_HERE}: higher on latents by at most {max(times):.1f} times (their measure may differ)",
+        f"{NOT_HERE}: at most {max(times):.1f} times as high (their measure may differ)",
     ]
 
 
