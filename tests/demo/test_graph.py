@@ -101,7 +101,7 @@ def test_a_folder_that_holds_no_graphs_is_refused_in_one_sentence(run, tmp_path,
 def test_the_graphs_of_the_space_are_small_exact_and_told_with_their_scores():
     graphs = hfsae.circuits.read_graphs(ROOT / "demo" / "graphs")
     guide = (ROOT / "scripts" / "recipes" / "circuits.md").read_text()
-    assert len(graphs) >= 3
+    assert len(graphs) == 5
     for name, graph in graphs.items():
         assert (ROOT / "demo" / "graphs" / f"{name}.json").stat().st_size < 300_000
         metadata = graph.content["metadata"]
