@@ -2,17 +2,17 @@
 
     python scripts/bench/shift.py [FOLDER] [--output FILE]
 
-Texts by a template tell of nurses and professors. A probe of a site's activations is trained where
-all nurses are women and all professors men, and tested where both are independent, on other names
-and work. Latents are ranked by `hfsae.effects` on its logit in its own texts; of the first 50 those
-are removed that tell women from men in texts about neither occupation (means more than a standard
-deviation apart): no balanced text chooses them, and the probe stays as it is. Beside it: as many
-random latents that fire, and an oracle, the same probe trained on balanced texts. FOLDER: SAEs
-below the site; by default the one that comes with hfsae.
+A probe of a site at a text's last token is trained where all nurses are women and all professors
+men, and tested where both are independent, on other names and work. Latents are ranked by
+`hfsae.effects` on its logit; of the first 50 those are removed that tell women from men in texts
+about neither (means more than a standard deviation apart). No balanced text chooses them, and the
+probe stays as it is. Beside it: as many random latents that fire, and the same probe trained on
+balanced texts. FOLDER: SAEs below the site; by default the one that comes with hfsae.
 """
 
 import argparse
 import random
+import statistics
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -59,17 +59,14 @@ def acts_of(lm, tokenizer, texts: list[str], site: str) -> list[Tensor]:
 
 
 def ranked(lm, tokenizer, saes: dict, texts: list[str], weight: Tensor) -> list[tuple[str, int]]:
-    """Latents by their effect on the probe's logit."""
-    totals: dict[tuple[str, int], float] = {}
+    """Latents by their effect on the probe's logit, in texts of the most common length."""
     lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
-    for length in set(lengths):  # `hfsae.effects` takes texts of as many tokens
-        some = [text for text, n in zip(texts, lengths, strict=True) if n == length]
-        with hfsae.capture(lm, [SITE]) as acts:
-            metric = {"metric": lambda _, rows, acts=acts: acts[SITE][:, -1] @ weight}
-            found = hfsae.effects(lm, saes, some, method="attrib", batch=32, **metric)
-        for name, _, latent, effect in found.nodes:
-            totals[name, latent] = totals.get((name, latent), 0.0) + effect * len(some)
-    return sorted((key for key in totals if key[1] >= 0), key=lambda key: -abs(totals[key]))
+    length = statistics.mode(lengths)
+    some = [text for text, n in zip(texts, lengths, strict=True) if n == length]
+    with hfsae.capture(lm, [SITE]) as acts:
+        metric = {"metric": lambda logits, rows: acts[SITE][:, -1] @ weight}
+        found = hfsae.effects(lm, saes, some, method="attrib", batch=32, **metric)
+    return [(name, latent) for name, _, latent, _ in found.nodes if latent >= 0]
 
 
 def row_of(lm, tokenizer, saes: dict, seed: int) -> dict:

@@ -14,7 +14,7 @@ from hfsae.cli import main
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
 
-from .conftest import free_port, served, visiting
+from .conftest import ROOT, free_port, served, visiting
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,19 @@ def test_a_folder_that_holds_no_graphs_is_refused_in_one_sentence(run, tmp_path,
     assert main(argv) == 2
     said = capsys.readouterr().err.strip()
     assert "other.json is no attribution graph: 'nodes' is missing" in said and "\n" not in said
+
+
+def test_the_graphs_of_the_space_are_small_exact_and_told_with_their_scores():
+    graphs = hfsae.circuits.read_graphs(ROOT / "demo" / "graphs")
+    guide = (ROOT / "scripts" / "recipes" / "circuits.md").read_text()
+    assert len(graphs) == 5
+    for name, graph in graphs.items():
+        assert (ROOT / "demo" / "graphs" / f"{name}.json").stat().st_size < 300_000
+        metadata = graph.content["metadata"]
+        assert metadata["largest_error_of_a_sum"] < 1e-5
+        row = next(line for line in guide.splitlines() if line.startswith(f"| {name} |"))
+        assert f"| {metadata['replacement_score']:.3f} |" in row
+        assert "".join(metadata["prompt_tokens"][1:]) in row
 
 
 @pytest.mark.browser
