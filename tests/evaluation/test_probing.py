@@ -288,6 +288,12 @@ def test_saes_are_probed_together_where_texts_of_all_begin_with_bos_or_of_none(p
         probe(planted.lm, saes, [task], tokenizer=planted.tokenizer)
 
 
+def test_texts_keep_two_tokens_or_more():
+    assert ProbeArguments(max_tokens=2).max_tokens == 2
+    with pytest.raises(ValueError, match="max_tokens"):
+        ProbeArguments(max_tokens=1)
+
+
 def test_without_groups_a_split_is_by_place(tmp_path):
     labels = np.arange(100) % 3 == 0
     train, n_choosing, test = split(labels, None, seed=5)

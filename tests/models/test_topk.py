@@ -80,6 +80,11 @@ def test_what_cannot_be_is_refused(fields, sentence):
         make(**fields)
 
 
+def test_k_may_be_the_whole_dictionary():
+    out = make(k=24)(x_batch())
+    assert torch.equal(out.latents, out.pre_acts.clamp(min=0))
+
+
 def test_multi_topk_adds_what_four_times_k_latents_leave():
     sae = make(multi_topk_coefficient=1 / 8, activation_scale=2.0)
     out = sae(x_batch(), return_loss=True)
