@@ -64,8 +64,11 @@ def ranked(lm, tokenizer, saes: dict, texts: list[str], weight: Tensor) -> list[
     length = statistics.mode(lengths)
     some = [text for text, n in zip(texts, lengths, strict=True) if n == length]
     with hfsae.capture(lm, [SITE]) as acts:
-        metric = {"metric": lambda logits, rows: acts[SITE][:, -1] @ weight}
-        found = hfsae.effects(lm, saes, some, method="attrib", batch=32, **metric)
+
+        def metric(logits: Tensor, rows: Tensor) -> Tensor:
+            return acts[SITE][:, -1] @ weight
+
+        found = hfsae.effects(lm, saes, some, metric=metric, method="attrib", batch=32)
     return [(name, latent) for name, _, latent, _ in found.nodes if latent >= 0]
 
 
