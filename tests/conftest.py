@@ -83,7 +83,7 @@ from hfsae.packaged import PACKAGED_LMS
 pytest.register_assert_rewrite("tests.helpers", "tests.training.planted")
 
 # A process that is killed loses nothing that it has written; only a machine that loses its power
-# does, which no test is of. A disk takes 8 ms each time, thousands of times in a run.
+# does, which no test is of. A disk takes 8 ms each time; four trainings waited 400 times.
 os.fsync = lambda file: None
 
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>"]
