@@ -112,13 +112,13 @@ def serve(tmp_path_factory) -> Iterator[Callable[[Path], str]]:
     has them all: its imports take five seconds."""
     log = tmp_path_factory.mktemp("apps") / "log"
     argv = [sys.executable, "-m", "tests.demo.serve"]
-    with _running(argv, log, stdin=subprocess.PIPE, text=True) as process:
+    with running(argv, log, stdin=subprocess.PIPE, text=True) as process:
 
         def start(folder: Path) -> str:
             port = free_port()
             process.stdin.write(f"{port} {folder}\n")
             process.stdin.flush()
-            return _once_it_answers(process, port, log)
+            return once_it_answers(process, port, log)
 
         yield start
 
@@ -133,8 +133,8 @@ def running_command(sae_folder, tmp_path_factory) -> Iterator[str]:
     """`hfsae demo FOLDER --mcp`; its address."""
     port, log = free_port(), tmp_path_factory.mktemp("command") / "log"
     argv = [sys.executable, "-m", "hfsae", "demo", str(sae_folder), "--mcp", "--port", str(port)]
-    with _running(argv, log) as process:
-        yield _once_it_answers(process, port, log)
+    with running(argv, log) as process:
+        yield once_it_answers(process, port, log)
 
 
 def free_port() -> int:
@@ -144,7 +144,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(argv: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen]:
+def running(argv: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen]:
     """A process that ends with the block."""
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -157,7 +157,7 @@ def _running(argv: list[str], log: Path, **options: Any) -> Iterator[subprocess.
         process.communicate(timeout=20)
 
 
-def _once_it_answers(process: subprocess.Popen, port: int, log: Path) -> str:
+def once_it_answers(process: subprocess.Popen, port: int, log: Path) -> str:
     """The address of a process that listens, once it does."""
     url = f"http://127.0.0.1:{port}/"
     deadline = time.monotonic() + 300  # of a loaded machine

@@ -14,7 +14,7 @@ from hfsae.cli import main
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
 
-from .conftest import ROOT, free_port, served, visiting
+from .conftest import ROOT, free_port, once_it_answers, running, visiting
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def address(run, tmp_path_factory) -> Iterator[str]:
     port, log = free_port(), tmp_path_factory.mktemp("app") / "log"
     argv = [sys.executable, "-m", "hfsae", "demo", str(run / "run"), "--subfolder", "layers.2"]
     argv += ["--graphs", str(run / "graphs"), "--port", str(port)]
-    with served(argv, port, log) as url:
-        yield url
+    with running(argv, log) as process:
+        yield once_it_answers(process, port, log)
 
 
 @pytest.fixture
