@@ -7,7 +7,8 @@ men, and tested where both are independent, on other names and work. Latents are
 `hfsae.effects` on its logit; of the first 50 those are removed that tell women from men in texts
 about neither (means more than a standard deviation apart). No balanced text chooses them, and the
 probe stays as it is. Beside it: as many random latents that fire, and the same probe trained on
-balanced texts. FOLDER: SAEs below the site; by default the one that comes with hfsae.
+balanced texts. FOLDER: SAEs below the site; by default the one that comes with hfsae. Block and
+token were chosen, of eighteen, for a probe far below the oracle, before anything was removed.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def texts_of(cells: list[str], words: dict[str, list[str]], rng: random.Random) 
     for work, who in (cell.split() for cell in cells for _ in range(N // len(cells))):
         own = {"she": "herself", "he": "himself"}[who]
         name, job = rng.choice(words[who]), rng.choice(words[work])
-        texts.append(f"{name} {job}, and then {who} did the rest by {own}.")
+        texts.append(f"{name} {job}, and then {who} did the rest by {own}")
     return texts
 
 

@@ -19,7 +19,7 @@ TRIAL_RESULTS = RESULTS.parents[1] / "trials" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
 GPUS, ON_GPU = "scripts/recipes/gpus.md", "When sparse steps pay on a GPU"
 CIRCUITS, GRAPHS = "scripts/recipes/circuits.md", "What a graph says"
-EFFECTS = "Effects on many texts"
+EFFECTS, SHIFT = "Effects on many texts", "Removing what a probe should not read"
 TRIALS, REAL_SIZE = "scripts/trials/README.md", "Gemma at its real size"
 SITES = "At ten sites of two models (`sites.py`)"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
@@ -41,6 +41,7 @@ def told() -> Iterator[Told]:
         (TRIALS, REAL_SIZE, of_real_size()),
         (CIRCUITS, GRAPHS, of_graphs()),
         (CIRCUITS, EFFECTS, of_agreement()),
+        (CIRCUITS, SHIFT, (of_shift(),)),
     ):
         yield from (Told(page, section, text) for text in texts)
 
@@ -463,6 +464,16 @@ def of_agreement() -> Iterator[str]:
             rows[-1].append(f"{row['faithfulness']:.2f} ({row['completeness']:.2f})")
     yield table(rows)
     yield f"{run['seconds']:.0f} s"
+
+
+def of_shift() -> str:
+    """Accuracies of a probe on balanced texts, before and after latents are removed."""
+    (run,) = runs_of("shift")
+    names = ("biased", "removed", "random", "oracle")
+    rows = [["seed", "latents removed", "as trained", "without them", "as many random", "oracle"]]
+    for row in run["rows"]:
+        rows.append([str(row["seed"]), str(row["latents"]), *(f"{row[n]:.2f}" for n in names)])
+    return table(rows)
 
 
 def sites() -> str:
