@@ -2,7 +2,7 @@
 
 A `Subject` (`subject`; `opening` reads it) is an SAE with its model and the files beside it. What
 can be done with it are plain functions, of plain values to plain values: `inspect_actions`,
-`picture_latents`, `steer_actions`, `why`, `graph_actions`, `health_actions`, `table_actions`; they
+`picture_latents`, `steer_actions`, `why`, `health_actions`, `table_actions`; they
 share `validate` (input), `rows` (latents as rows of a table, in order), `word_search`, `presets`.
 `actions` has them in one table, and makes an API and tools for agents of it. A page (`pages/`) has
 widgets and shows an `address`, which is its link; markup is made in `parts`, code in `snippet`,

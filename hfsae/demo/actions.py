@@ -30,7 +30,6 @@ from gradio_client.utils import python_type_to_json_schema
 
 from ..io.units import PATCH
 from . import (
-    graph_actions,
     health_actions,
     inspect_actions,
     picture_latents,
@@ -203,7 +202,7 @@ ENDPOINTS = (
     _text(why.why, "Why a next token", queue="slow"),
     _text(why.check_ablation, "Measure a latent's effect on a token", queue="slow"),
     _text(
-        graph_actions.attribution_graph,
+        why.attribution_graph,
         "Why a next token, as a graph",
         queue="slow",
         fits=lambda subject: bool(subject.graphs or subject.transcoders),
