@@ -162,6 +162,10 @@ def mutants(room: str) -> Iterator[Mutant]:
 
 def swap(file: Path) -> None:
     """Give the functions that were imported from a file the code that it holds by now."""
+    gc.unfreeze()  # conftest freezes what is imported, which get_objects() then leaves out
+    # not isinstance, for which some objects of other libraries warn
+    functions = [one for one in gc.get_objects() if type(one) is FunctionType]
+    assert main in functions, "functions that could take a mutant are not found"
     for module in [m for m in sys.modules.values() if vars(m).get("__file__") == str(file)]:
         codes: dict[tuple[str, int], CodeType] = {}
         nested = [module.__spec__.loader.source_to_code(file.read_bytes(), str(file))]
@@ -169,10 +173,8 @@ def swap(file: Path) -> None:
             code = nested.pop()
             codes[code.co_name, code.co_firstlineno] = code
             nested += [part for part in code.co_consts if isinstance(part, CodeType)]
-        for function in gc.get_objects():
-            # not isinstance, for which some objects of other libraries warn
-            if type(function) is FunctionType and function.__code__.co_filename == str(file):
-                code = function.__code__
+        for function in functions:
+            if (code := function.__code__).co_filename == str(file):
                 function.__code__ = codes[code.co_name, code.co_firstlineno]
 
 
