@@ -164,7 +164,9 @@
       this.order = [...items.values()].sort((a, b) => a.y - b.y || a.x - b.x);
       const stop = items.has(focused) ? focused : items.has(chosen) ? chosen : this.order[0]?.id; // one stop for Tab
       for (const item of this.order) {
-        const pinned = item.members.length === 1 && this.pinned.has(item.id), words = `${item.name}. ${item.about}${pinned ? "; pinned" : ""}`;
+        const text = ["feature", "error"].includes(item.kind) ? "" : cut(item.kind === "logit" ? seen(item.name) : item.name, item.wide - 6);
+        const pinned = item.members.length === 1 && this.pinned.has(item.id), name = item.name.startsWith(text) ? item.name : `${text}, ${item.name}`;
+        const words = `${name}. ${item.about}${pinned ? "; pinned" : ""}`; // it has what is seen, for those who speak to the machine
         const classes = ["hg-node", `hg-${item.kind}`, pinned && "hg-pinned", chosen && !near.has(item.id) && item.id !== chosen && "hg-far"];
         const g = make("g", {class: classes.filter(Boolean).join(" "), "data-id": item.id, role: "button", tabindex: item.id === stop ? 0 : -1,
                              "aria-pressed": String(item.id === chosen), "aria-label": words, transform: `translate(${item.x} ${item.y})`}, make("title", {}, words));
@@ -172,7 +174,7 @@
         else if (item.kind === "error") g.append(make("rect", {x: -4.5, y: -4.5, width: 9, height: 9}));
         else {
           g.append(make("rect", {x: -item.wide / 2, y: -10, width: item.wide, height: 20, rx: 4}));
-          g.append(make("text", {"text-anchor": "middle", y: 4}, cut(item.kind === "logit" ? seen(item.name) : item.name, item.wide - 6)));
+          g.append(make("text", {"text-anchor": "middle", y: 4}, text));
         }
         drawn.append(g);
       }

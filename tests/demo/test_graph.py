@@ -135,6 +135,7 @@ def test_a_prompts_graph_is_made_by_its_button_only(visit):
     page.wait_for_selector("#graph-drawn .hg-node")
     assert page.locator("#graph-drawn h2").inner_text() == "a-dog"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator(".hg-stage").bounding_box()["width"] > 300  # the panel is below it
     page.get_by_role("button", name="cat", exact=True).click()
     page.wait_for_selector("#graph-drawn h2:has-text('cat')")
     page.wait_for_url("**tab=graph&name=cat*")
