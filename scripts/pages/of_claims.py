@@ -95,8 +95,8 @@ def violations() -> list[str]:
     for name, run in of_models("constraint_violations"):
         own, dimensions = run["latents"], run["dimensions"]
         figures.append(
-            f"{name}: {own['of_all_rules']} latents pass in all five rules (dimensions "
-            f"{dimensions['of_all_rules']}), {own['of_all_rules_and_facts']} of them on facts; "
+            f"{name}: latents that pass in all five rules {own['of_all_rules']} (dimensions "
+            f"{dimensions['of_all_rules']}), of them on facts {own['of_all_rules_and_facts']}; "
             f"a rule left out is told by latents {with_interval(own['rule_left_out'])}, by "
             f"dimensions {with_interval(dimensions['rule_left_out'])}, and so are facts: "
             f"{with_interval(own['facts'])}, {with_interval(dimensions['facts'])}"
