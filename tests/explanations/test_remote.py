@@ -257,6 +257,19 @@ def test_log_probabilities_of_choices_sum_over_spellings(server):
     assert server.bodies[0]["top_logprobs"] == 20
 
 
+@pytest.mark.parametrize("least, bound", [(0.02, 0.02), (0.04, 0.01)])
+def test_a_choice_that_is_not_listed_has_at_most_what_is_left_and_the_least(server, least, bound):
+    shares = {"yes": 0.9, "maybe": 0.05, "x": least}
+    tops = [{"token": token, "logprob": math.log(p)} for token, p in shares.items()]
+    first = {"token": "yes", "top_logprobs": tops}
+    choice = {"message": {"content": "yes"}, "logprobs": {"content": [first]}}
+    reply = json.dumps({"choices": [choice], "usage": {}})
+    server.always = lambda handler, body: handler.reply(200, reply)
+    (answer,) = judge_of(server).answer(asked(1, schema=None, choices=("yes", "no")))
+    expected = {"yes": math.log(0.9), "no": math.log(bound)}
+    assert answer.log_probabilities == pytest.approx(expected)
+
+
 def test_a_server_without_log_probabilities_answers_in_words(server):
     server.always = unless("logprobs", status(400, "logprobs are not supported"))
     questions = asked(3, choices=("yes", "no"), schema=None)
