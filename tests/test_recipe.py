@@ -527,13 +527,16 @@ def test_rows_that_start_at_concepts_get_their_names_and_the_card_says_how_far_t
     path = tmp_path / "concepts.safetensors"
     directions = {"calm": torch.ones(D), "the sea/ocean": torch.arange(float(D))}
     hfsae.save_steering_vector(path, directions, site="layers.1")
-    fields = {"collect_tokens": 0, "training": {"init_decoder": str(path)}}
+    training = {"init_decoder": str(path), "learning_rate": 0.05}
+    fields = {"collect_tokens": 0, "training": training}
     run(tiny_recipe(tmp_path / "out", **fields))
     assert read_labels(tmp_path / "out") == {0: "calm", 1: "the sea/ocean"}
     cosines = json.loads((tmp_path / "out" / "training.json").read_text())["directions"]["cosines"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "The first 2 decoder rows started at given directions, whose labels are the" in card
-    assert f"{min(cosines):.4g} at least" in card and str(tmp_path) not in card
+    assert max(cosines) - min(cosines) > 0.01
+    assert f"{sum(cosines) / 2:.4g} in the median, {min(cosines):.4g} at least" in card
+    assert str(tmp_path) not in card
     hfsae.save_steering_vector(path, {"calm": torch.ones(D + 1)}, site="layers.1")
     with pytest.raises(ValueError, match="of width 17, and the SAE writes 16"):
         run(tiny_recipe(tmp_path / "other", **fields))
