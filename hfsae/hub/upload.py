@@ -10,6 +10,7 @@ import logging
 import re
 import shutil
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from ..models import SAE
 
 logger = logging.getLogger(__name__)
+_filters = threading.Lock()
 _OVERTAKEN = (409, 412)  # another commit came in between
 _OF_SAVING = ("transformers_version", "auto_map", "_name_or_path", "dtype", "architectures")
 
@@ -387,7 +389,9 @@ class Upload:
             if self.revision and not self.create_pr:
                 branch = partial(self.api.create_branch, branch=self.revision, exist_ok=True)
                 with_retries(partial(branch, self.repo_id), "branch")
-            with warnings.catch_warnings():  # parquet here is intended: the features
+            # Parquet here is intended: the features. Filters are the whole process's, so one thread
+            # at a time changes them; commits of one repository wait for each other anyway.
+            with _filters, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="It seems that you are about to commit a")
                 # a repeated commit is recognised; a pull request would be made twice
                 return commit() if self.create_pr else with_retries(commit, "commit")
