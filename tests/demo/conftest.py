@@ -248,3 +248,19 @@ def texts(page) -> list[str]:
     """The two continuations, once they are done."""
     page.wait_for_selector("text=KL from the model as it is")
     return page.locator("#steer-output .hf-text").all_inner_texts()
+
+
+def unfold(page, title: str, label: str) -> None:
+    """Open the accordion that has the field of this label.
+
+    Gradio mounts the fields of an accordion when it is opened, and a frame or two later puts their
+    values in, over what a script has filled them with meanwhile; nobody types so early.
+    """
+    page.get_by_text(title).click()
+    page.get_by_label(label, exact=True).first.wait_for()
+    page.evaluate(
+        """() => new Promise((resolve) => {
+            const next = (frames) => frames ? requestAnimationFrame(() => next(frames - 1)) : resolve();
+            next(10);
+        })"""
+    )

@@ -9,7 +9,7 @@ from gradio_client import Client
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect
 
-from .conftest import HOSTILE, SPIES, assert_ended_early, texts
+from .conftest import HOSTILE, SPIES, assert_ended_early, texts, unfold
 
 pytestmark = pytest.mark.browser
 
@@ -97,7 +97,7 @@ def test_settings_are_in_the_link_at_once_and_what_cannot_be_is_told_in_the_page
     """No answer undoes what is typed meanwhile."""
     page = visit("tab=steer&prompt=the&latents=3:-5")
     page.wait_for_selector("#steer-chips [data-chip='3']")
-    page.get_by_text("How to steer, and how to draw tokens").click()
+    unfold(page, "How to steer, and how to draw tokens", "Seed")
     for label, typed, sentence in (
         ("Latent", "1000000000", "there is no latent 1000000000; this SAE has 48"),
         ("Latent", "3", "latent 3 is steered already, with strength -5"),
@@ -131,7 +131,7 @@ def test_two_prompts_are_compared_and_tokens_chosen_by_keyboard_and_frequent_lat
     page.wait_for_selector("#inspect-latents h2:has-text('In the whole text')")
     page.wait_for_selector("#inspect-comparison .hf-versus li")
     every = page.locator("#inspect-latents li").count()
-    page.get_by_text("Compare with another text, or set options").click()
+    unfold(page, "Compare with another text, or set options", "Density filter")
     page.get_by_label("Density filter").click()
     page.get_by_role("option", name="hide those on over 0.1 % of tokens").click()
     page.wait_for_url(re.compile("max_density=0.001"))

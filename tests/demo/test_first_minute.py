@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from playwright.sync_api import expect
 
-from .conftest import texts
+from .conftest import texts, unfold
 
 pytestmark = pytest.mark.browser
 
@@ -92,7 +92,7 @@ def test_the_link_is_copied_and_enter_compares_and_a_chosen_word_leads_to_its_la
     for word in ("SAE", "latent", "L0", "FVU", "KL", "repetition"):
         expect(page.locator(f".hf-words dt:text-is('{word}')")).to_be_visible()
 
-    page.get_by_text("Compare with another text, or set options").click()
+    unfold(page, "Compare with another text, or set options", "Compare with")
     page.get_by_label("Compare with", exact=True).fill("a dog")
     page.get_by_label("Compare with", exact=True).press("Enter")
     page.wait_for_selector("#inspect-comparison .hf-versus li")
@@ -109,7 +109,7 @@ def test_a_preset_takes_the_place_of_one_whose_text_is_under_way(visit):
     preset = page.locator("#steer-examples [data-do=example]").first
     preset.click()
     page.wait_for_function("() => document.querySelector('#steer-output .hf-caret') !== null")
-    page.get_by_text("How to steer, and how to draw tokens").click()
+    unfold(page, "How to steer, and how to draw tokens", "Seed")
     page.get_by_label("number input for New tokens").fill("20")
     page.get_by_label("number input for New tokens").press("Tab")
     page.wait_for_url(re.compile("max_new_tokens=20(&|$)"))
