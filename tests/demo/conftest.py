@@ -260,7 +260,7 @@ def unfold(page, title: str, label: str) -> None:
     page.get_by_label(label, exact=True).first.wait_for()
     page.evaluate(
         """() => new Promise((resolve) => {
-            const after = (frames) => requestAnimationFrame(frames ? () => after(frames - 1) : resolve);
+            const after = (n) => requestAnimationFrame(n ? () => after(n - 1) : resolve);
             after(10);
         })"""
     )
