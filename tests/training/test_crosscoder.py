@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from hfsae import BatchTopKSAE, BatchTopKSAEConfig
 from hfsae.activations import TensorSource
 from hfsae.training import Trainer
+from hfsae.training.start import start_
 
 from .planted import arguments
 
@@ -67,3 +68,13 @@ def test_planted_features_are_found_with_their_shares(tmp_path):
     assert scales[1] == pytest.approx(9 * scales[0], rel=0.1)
     shares = found(trained, source)
     assert min(shares.values()) >= 0.9, shares
+
+
+def test_the_variance_that_its_fvu_is_told_of_is_the_mean_over_sites_in_their_units(tmp_path):
+    config = BatchTopKSAEConfig(d_in=2 * D, d_sae=128, k=FIRING, sites=SITES, aux_k=64)
+    sae, sample = BatchTopKSAE(config), TwoSites().sample(1000)
+    x = torch.cat([*sample.values()], dim=1)
+    variance = start_(sae, arguments(tmp_path, 10), x.clone(), x.clone())
+    units = zip(sample.values(), config.site_scales, strict=True)
+    of_sites = [float(part.var(dim=0, correction=0).sum()) / scale**2 for part, scale in units]
+    assert variance == pytest.approx(sum(of_sites) / len(SITES), rel=1e-5)

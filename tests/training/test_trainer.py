@@ -444,6 +444,10 @@ def test_impossible_arguments_are_refused(tmp_path, fields):
         arguments(tmp_path, **fields)
 
 
+def test_a_single_checkpoint_may_be_kept(tmp_path):
+    assert arguments(tmp_path, save_total_limit=1).save_total_limit == 1
+
+
 @pytest.mark.parametrize(
     "fields, l0",
     [
