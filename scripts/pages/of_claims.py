@@ -9,6 +9,13 @@ from anew import Claim, Told
 from of_bench import runs_of
 
 PAGE, SECTION = "scripts/citing/README.md", "Claims tested by a script"
+EQUAL, REPORT = "At equal L0", Path(__file__).parents[1] / "citing" / "comparison" / "report.md"
+CLAIM_OF = {  # by an arm's title: the end of its row before the figure
+    "SoftSAE": "a number of latents for each token reconstructs better at equal mean L0",
+    "Tree SAE": "latents in trees, with parents that explain their children",
+    "AEN-SAE": "fewer dead latents than an L1 penalty, where latents are correlated",
+    "sparsemax": "a threshold for each token does better than a fixed number",
+}
 RESULTS = Path(__file__).parents[1] / "citing" / "results"
 SHOWN, NOT_HERE = "*shown here*", "*not shown at this size*"
 CONTRADICTED, UNTESTED = "*contradicted here*", "*cannot be tested here*"
@@ -24,9 +31,26 @@ def told() -> Iterator[Told]:
     lines = [head, ["---"] * len(head), *(row() for row in rows)]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     yield Told(PAGE, SECTION, text)
+    yield from at_equal_l0()
     files = [runs_of(path.stem, RESULTS) for path in sorted(RESULTS.glob("*.json"))]
     minutes = sum(run["seconds"] for runs in files for run in runs) / 60
     yield Told(PAGE, SECTION, f"the kept runs took {minutes:.0f} minutes in sum")
+
+
+def at_equal_l0() -> Iterator[Told]:
+    """The tables of the comparison's report, and each paper's FVU over all L0s."""
+    report = REPORT.read_text(encoding="utf-8")
+    by_l0 = "L0 40 | L0 60 | area"
+    for head in (f"FVU | {by_l0}", f"delta LM loss | {by_l0}", "arm | L0 | gamma"):
+        (text,) = re.findall(rf"^\| {re.escape(head)}.*\n(?:\|.*\n)+", report, re.MULTILINE)
+        yield Told(PAGE, EQUAL, text)
+    rows = report[report.index(f"| FVU | {by_l0}") :].split("\n\n")[0].split("\n")
+    for title, *_, area in (row.strip("| ").split(" | ") for row in rows[2:]):
+        name = title.split(" (")[0]
+        if name in CLAIM_OF:  # such as "**+9.8 %** (+9.6 to +10.0; +8.9 to +10.5)"
+            value, low, high = re.findall(r"[+-][\d.]+", area)[:3]
+            ends = f"[{low.lstrip('+')}, {high.lstrip('+')}]"
+            yield Told(PAGE, EQUAL, f"{CLAIM_OF[name]} | FVU {value} % {ends}")
 
 
 def claims() -> Iterator[Claim]:
