@@ -113,7 +113,9 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise Refused(f"{what} it holds more than tensors, and is not opened") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise Refused(f"{what} it is damaged, or no archive of torch.save") from error
+        raise Refused(
+            f"{what} it is damaged, or it holds more than tensors, and is not opened"
+        ) from error
     if not isinstance(content, dict):
         raise Refused(f"{source}: {path.name} holds a {type(content).__name__}, not a state dict")
     for name, value in content.items():

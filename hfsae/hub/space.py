@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ..features.labels import read_names
+from ..io.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..io.errors import Refused
 from ..io.file_names import CARD, CONFIG
 from ..io.files import read_json
@@ -20,7 +21,6 @@ from .outgoing import (
     licence_of,
     published,
     refuse_keys,
-    refuse_unsound,
 )
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,8 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
         return read_json(config).get("model_name")
     if target.resolve() in sae.resolve().parents:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
-    refuse_unsound(sae)
+    refuse_mixture(sae, PUBLISHED)
+    refuse_changed(sae)
     read_names(sae)  # refuses names of other weights
     sources = list(files_to_publish(sae))
     files = {path.relative_to(sae).as_posix(): published(path) for path in sources}
