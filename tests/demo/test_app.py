@@ -179,7 +179,7 @@ def test_a_page_holds_each_field_of_its_address_once_and_begins_with_what_it_sho
         at.Search("a", "promotes"),
         at.Steer("a", {3: 2.0}, "clamp", "raw", "prompt", False, True, 0.5, 30, 1.5, 7, ("b",)),
         at.Why("a", "b", "c"),
-        at.Health("a", "b"),
+        at.Health("a"),
         at.Map("a"),
         at.Compare("a", "b"),
         at.About(),

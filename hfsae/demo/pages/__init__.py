@@ -31,7 +31,7 @@ ALL: dict[type[Page], Callable[[Subject], bool]] = {
     WhyPage: lambda subject: subject.runs_text,
     GraphPage: lambda subject: bool(subject.graphs or subject.transcoders),
     HealthPage: lambda subject: True,
-    ComparePage: lambda subject: subject.runs_text,
+    ComparePage: lambda subject: True,
     AboutPage: lambda subject: True,
 }
 """In the order of their tabs, with the SAEs that each fits."""
