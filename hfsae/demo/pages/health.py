@@ -111,7 +111,7 @@ def _chart(
 
 
 class ComparePage(Page[at.Compare]):
-    """Another SAE: its metrics, and where the app reads text, what fires where in each of the two."""
+    """Another SAE: its metrics, and what fires where in a text, if the app reads text."""
 
     title = "Compare SAEs"
     state = at.Compare
