@@ -401,9 +401,7 @@ def _hit_of(subject: Subject, typed: object) -> Hit:
             return Hit(int(next(iter(preset["latents"]))), 1.0, "")
     hits = search_labels(subject.labels, word, 8)
     hits = [hit for hit in hits if _is_named(subject.labels.get(hit.latent, ""), word)]
-    hits = hits or find(subject, word)
-    hits = hits or search_labels(subject.labels, word, 1)
-    hits = hits or search_labels(subject.automatic, word, 1)
+    hits = hits or find(subject, word) or search_labels(subject.names, word, 1)
     if not hits:
         such = ", ".join(list(subject.labels.values())[:3])
         other = f"another word (such as {such})" if such else "another word"
