@@ -229,9 +229,12 @@ def compare_saes(subject: Subject, other: str) -> Json:
     """
     other = check_name(other)
     place, how = place_of(subject, other), None
-    is_here = Path(place.source).is_absolute()
-    source = place.source if is_here else list_files(place.source)  # no folder here of that name
-    folder = files_beside(source, [EVALUATION, CONFIG], subfolder=place.subfolder)
+    root = Path(place.source)
+    if is_here := root.is_absolute():
+        folder = root if root.is_dir() else root.parent
+    else:
+        listing = list_files(place.source)
+        folder = files_beside(listing, [EVALUATION, CONFIG], subfolder=place.subfolder)
     path = None if folder is None else folder / EVALUATION
     is_link = is_here and path is not None and path.resolve().parent != folder
     if path is None or is_link or not path.is_file():
