@@ -30,7 +30,7 @@ from hfsae.features.pictures import Grid
 
 from ..wordless import COLOURS, D_SAE, GRID, folder_of_pictures, folder_of_rows
 from ..wordless import pictures as drawn
-from .conftest import visiting
+from .conftest import assert_described, visiting
 
 # what only an app with a language model has a word for
 FOREIGN = r"(?i)language model|\btokens?\b|logit|steer|loss|--model|\btexts?\b|chat"
@@ -317,7 +317,7 @@ def test_every_argument_and_every_key_of_an_answer_is_described(of_pictures, nam
     assert summary and endpoint.title
     assert list(arguments) == [*endpoint.signature.parameters]
     answer = getattr(Actions(of_pictures), name)(**given)
-    jsonschema.validate(answer, {**endpoint.output_schema, "additionalProperties": False})
+    assert_described(answer, endpoint)
     jsonschema.validate(given, endpoint.input_schema)
 
 
