@@ -12,7 +12,7 @@ from ..actions import Actions
 from ..parts import html, panel
 from ..rows import Json
 from ..why import ALONE, disagreement, is_token, spelling, summary
-from .page import App, Page, Updates, box, clicked, one_of, whole
+from .page import A, App, Page, Updates, box, clicked, one_of, whole
 
 _REMEMBERED = 8  # graphs that visitors made
 EXAMPLES = (
@@ -22,7 +22,25 @@ EXAMPLES = (
 )
 
 
-class WhyPage(Page[at.Why]):
+class _QuestionPage(Page[A]):
+    """A page that asks about the next token of a text."""
+
+    def ask(self, *, next: str, other: str, button: str) -> None:
+        """The boxes of the question, with hints, and the button."""
+        hint, narrow = "The next token is what is explained", {"min_width": 130, "scale": 1}
+        self.prompt = self.field("prompt", gr.Textbox, label="Text", **box(2), placeholder=hint)
+        with gr.Row(elem_classes="hf-buttons"):
+            looks = {"label": "Next token", "placeholder": next, **narrow}
+            self.target = self.field("target", gr.Textbox, **looks)
+            looks = {"label": "Rather than", "placeholder": other, **narrow}
+            self.contrast = self.field("contrast", gr.Textbox, **looks)
+            self.run = gr.Button(button, variant="primary", min_width=110, scale=0)
+            panel(html("keys"))
+        submits = [box.submit for box in (self.prompt, self.target, self.contrast)]
+        self.asked = [self.run.click, *submits]
+
+
+class WhyPage(_QuestionPage[at.Why]):
     """A text, its likeliest next tokens, and the latents that speak for one of them."""
 
     title = "Why this token"
@@ -30,16 +48,8 @@ class WhyPage(Page[at.Why]):
 
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
-        hint, narrow = "The next token is what is explained", {"min_width": 130, "scale": 1}
-        self.prompt = self.field("prompt", gr.Textbox, label="Text", **box(2), placeholder=hint)
-        with gr.Row(elem_classes="hf-buttons"):
-            likely = {"label": "Next token", "placeholder": "the likeliest"}
-            other = {"label": "Rather than"}
-            other["placeholder"] = f"the likeliest other; {ALONE} for nothing"
-            self.target = self.field("target", gr.Textbox, **likely, **narrow)
-            self.contrast = self.field("contrast", gr.Textbox, **other, **narrow)
-            self.run = gr.Button("Explain", variant="primary", min_width=110, scale=0)
-            panel(html("keys"))
+        other = f"the likeliest other; {ALONE} for nothing"
+        self.ask(next="the likeliest", other=other, button="Explain")
         self.examples = panel(html("examples", EXAMPLES), elem_id="why-examples")
         self.notice = panel()
         with gr.Row():
@@ -68,8 +78,7 @@ class WhyPage(Page[at.Why]):
 
     def wire(self, app: App) -> None:
         """Tokens are chosen by a click; checks by ablation fill in one row at a time."""
-        typed = [self.prompt.submit, self.target.submit, self.contrast.submit]
-        app.on([self.run.click, *typed], self._explain, self, progress_on=self.effects)
+        app.on(self.asked, self._explain, self, progress_on=self.effects)
         app.on_select(self.examples, self._example, self, progress_on=self.effects)
         app.on_select(self.next, self._choose, self, progress_on=self.effects)
         app.on_select(self.effects, self.open_or_steer, self, leads_to=("feature",))
@@ -148,7 +157,7 @@ def effects_panel(view: dict[str, Any]) -> str:
     return html("effects", {**view, **parts, "rows": rows, "largest": max(sizes, default=1.0)})
 
 
-class GraphPage(Page[at.Graph]):
+class GraphPage(_QuestionPage[at.Graph]):
     """A graph, by its name or of a prompt; graph.js of `hfsae.circuits` draws it.
 
     A link with a prompt makes no graph: only its button does, in the queue of slow work.
@@ -163,14 +172,7 @@ class GraphPage(Page[at.Graph]):
         self.name = self.field("name", gr.Textbox, visible="hidden", elem_id="graph-name")
         self.kept = panel(html("graph_names", [*self.subject.graphs]), elem_id="graph-names")
         if self.subject.transcoders is not None:
-            hint, narrow = "The next token is what is explained", {"min_width": 130, "scale": 1}
-            self.prompt = self.field("prompt", gr.Textbox, label="Text", **box(2), placeholder=hint)
-            with gr.Row(elem_classes="hf-buttons"):
-                likely = {"label": "Next token", "placeholder": "the likeliest ones"}
-                other = {"label": "Rather than", "placeholder": "nothing"}
-                self.target = self.field("target", gr.Textbox, **likely, **narrow)
-                self.contrast = self.field("contrast", gr.Textbox, **other, **narrow)
-                self.run = gr.Button("Make the graph", variant="primary", min_width=140, scale=0)
+            self.ask(next="the likeliest ones", other="nothing", button="Make the graph")
         self.notice = panel()
         self.drawn = panel(elem_id="graph-drawn")
         self.outputs = (self.drawn,)
@@ -193,9 +195,7 @@ class GraphPage(Page[at.Graph]):
         app.on_select(self.kept, self._choose, self, progress_on=self.drawn)
         app.on_select(self.drawn, self.open_or_steer, self, leads_to=("feature",))
         if self.subject.transcoders is not None:
-            typed = [self.prompt.submit, self.target.submit, self.contrast.submit]
-            events = [self.run.click, *typed]
-            app.on(events, self._make, self, progress_on=self.drawn, queue="slow")
+            app.on(self.asked, self._make, self, progress_on=self.drawn, queue="slow")
 
     def _choose(self, do: str, number: str, name: str, *values: object) -> at.Graph:
         return at.Graph(name)
