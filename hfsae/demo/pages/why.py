@@ -22,7 +22,7 @@ EXAMPLES = (
 )
 
 
-class _QuestionPage(Page[A]):
+class QuestionPage(Page[A]):
     """A page that asks about the next token of a text."""
 
     def ask(self, *, next: str, other: str, button: str) -> None:
@@ -40,7 +40,7 @@ class _QuestionPage(Page[A]):
         self.asked = [self.run.click, *submits]
 
 
-class WhyPage(_QuestionPage[at.Why]):
+class WhyPage(QuestionPage[at.Why]):
     """A text, its likeliest next tokens, and the latents that speak for one of them."""
 
     title = "Why this token"
@@ -157,7 +157,7 @@ def effects_panel(view: dict[str, Any]) -> str:
     return html("effects", {**view, **parts, "rows": rows, "largest": max(sizes, default=1.0)})
 
 
-class GraphPage(_QuestionPage[at.Graph]):
+class GraphPage(QuestionPage[at.Graph]):
     """A graph, by its name or of a prompt; graph.js of `hfsae.circuits` draws it.
 
     A link with a prompt makes no graph: only its button does, in the queue of slow work.
