@@ -49,7 +49,7 @@ def test_demo_starts_what_is_named(launches):
 def test_demo_opens_gemmas_sae_in_a_clone_and_names_it_elsewhere(
     monkeypatch, launches, tmp_path, capsys
 ):
-    monkeypatch.setattr("hfsae.packaged.packages._CLONE", tmp_path / "clone")
+    monkeypatch.setattr("hfsae.packaged._CLONE", tmp_path / "clone")
     monkeypatch.setenv("HFSAE_HOME", str(tmp_path / "home"))
     assert main(["demo", "gemma"]) == 2
     said = capsys.readouterr().err
@@ -71,7 +71,7 @@ def test_gemmas_sae_is_opened_as_one_that_comes_with_hfsae(monkeypatch, tmp_path
     pytest.importorskip("gradio")
     from hfsae.demo import Choice, open_subject
 
-    monkeypatch.setattr("hfsae.packaged.packages._CLONE", tmp_path)
+    monkeypatch.setattr("hfsae.packaged._CLONE", tmp_path)
     monkeypatch.setenv("HFSAE_HOME", str(tmp_path / "home"))
     gemma, sae = SEPARATE_SAES["gemma"], make_sae("layers.1")
     sae.config.model_name = gemma.lm

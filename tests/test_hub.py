@@ -24,7 +24,7 @@ import hfsae
 from hfsae import cards
 from hfsae.features import write_label
 from hfsae.hub import write_space
-from hfsae.hub.suite import files_beside, width_of
+from hfsae.hub.suite import width_of
 from hfsae.io.checksums import stamp
 from hfsae.models import SAE, SAEConfig
 
@@ -447,17 +447,6 @@ def test_a_single_sae_is_picked_by_what_its_config_says(tmp_path):
     refused(lambda: hfsae.load(tmp_path / "one", width="16k"), "has 40 latents, not 16,384")
 
 
-def test_files_beside_a_single_sae_are_those_of_the_layer_and_width_asked_for(tmp_path):
-    save(tmp_path / "one", site="layers.3")
-
-    def beside(**which):
-        return files_beside(tmp_path / "one", ["config.json"], **which)
-
-    assert beside() == beside(layer=3, width=40) == tmp_path / "one"
-    refused(lambda: beside(layer=4), "was trained at layers.3, not at layer 4")
-    refused(lambda: beside(width="16k"), "has 40 latents, not 16,384")
-
-
 def test_a_folder_is_looked_through_a_few_levels_and_files_may_vanish(folder, tmp_path):
     suite = tmp_path / "suite"
     for place in ("layers.1/width_1k/l0_5", "a/b/c/d/e", ".cache/sae"):
@@ -850,15 +839,6 @@ def test_a_hub_that_does_not_answer_is_waited_for_once(unreachable_hub):
         with pytest.raises(ValueError, match="cannot read me/sae"):
             hfsae.load("me/sae")
     assert sum(unreachable_hub.waits) == 15
-
-
-def test_the_plan_of_a_push_without_a_connection_lists_the_files_at_once(
-    unreachable_hub, folder, capsys
-):
-    hfsae.push(folder, "me/sae", token=WRITE, dry_run=True)
-    told = capsys.readouterr().out
-    assert "or the Hub does not answer" in told and "model.safetensors" in told
-    assert unreachable_hub.waits == []
 
 
 def test_a_hub_that_answers_again_is_asked_again_later(hub, pushed):

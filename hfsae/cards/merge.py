@@ -20,7 +20,6 @@ _OPEN, _CLOSE = "<!-- hfsae:keep -->", "<!-- /hfsae:keep -->"
 _KEPT = re.compile(f"{_OPEN}.*?{_CLOSE}", re.DOTALL)
 _MODEL_ID = re.compile(r'(AutoModel\.from_pretrained|hfsae\.load)\("((?:[^"\\]|\\.)*)"([^)\n]*)')
 _FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
-_MAX_FRONT = 2**19  # characters of front matter
 _FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 
@@ -94,22 +93,16 @@ def carry_over(old: str, new: str) -> str:
     ]
     if sections:
         merged = merged.rstrip("\n") + "\n\n" + "\n\n".join(sections) + "\n"
-    theirs, ours = front_of(old), front_of(merged)
-    extra = {key: value for key, value in theirs.items() if key not in ours}
-    tags = [tag for tag in theirs.get("tags") or [] if tag not in (ours.get("tags") or [])]
-    front = _FRONT.match(merged)
-    if front is None:
-        return merged
-    text = front[1]
+    front, theirs, ours = _FRONT.match(merged), front_of(old), front_of(merged)
+    fields = ours | {key: value for key, value in theirs.items() if key not in ours}
     # A run's licence never changes, so a different one was set by a person.
-    if theirs.get("license") not in (None, ours.get("license")) and "license" in ours:
-        chosen = yaml.safe_dump({"license": theirs["license"]}).strip()
-        text = re.sub(r"^license: .*$", lambda _: chosen, text, count=1, flags=re.MULTILINE)
-    if tags and "tags" in ours:
-        lines = "".join(f"- {json.dumps(tag, ensure_ascii=False)}\n" for tag in tags)
-        text = re.sub(r"(^tags:\n(?:- .*\n)*)", lambda m: m[1] + lines, text, flags=re.MULTILINE)
-    if extra:
-        text += yaml.safe_dump(extra, sort_keys=False, allow_unicode=True)
+    if "license" in ours:
+        fields["license"] = theirs.get("license") or ours["license"]
+    if "tags" in ours:
+        fields["tags"] = [*dict.fromkeys([*ours["tags"], *(theirs.get("tags") or [])])]
+    if front is None or fields == ours:
+        return merged
+    text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
     return f"---\n{text}---\n{merged[front.end() :]}"
 
 
@@ -131,8 +124,6 @@ def front_of(card: str) -> dict[str, Any]:
     if front is None:
         return {}
     try:
-        if len(front[1]) > _MAX_FRONT:
-            raise Refused(f"{len(front[1]):,} characters, over the limit of {_MAX_FRONT:,}")
         fields = parse_yaml(front[1])
     except ValueError as error:
         raise Refused(

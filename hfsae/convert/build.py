@@ -73,6 +73,8 @@ def assembled(model_type: str, state: State, where: str | Path, **fields: object
                 f"{where}: {name} has shape {list(state[name].shape)}, but the other tensors ask "
                 f"for {list(shape)}"
             )
+        if state[name].dtype not in DTYPES:
+            raise Refused(f"{where}: {name} is stored as {state[name].dtype}, not as float numbers")
         if not state[name].isfinite().all():
             raise Refused(f"{where}: {name} holds values that are NaN or infinite")
     dtypes = {n: torch.float32 for n in sae.float32_parameters}

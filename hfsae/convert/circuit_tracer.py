@@ -29,7 +29,6 @@ from .sites import hub_id, to_hook, to_site
 CONFIG = "config.yaml"
 _LAYERS = "layer_*.safetensors"
 _THRESHOLD = "activation_function.threshold"
-_MAX_CONFIG = 2**20  # bytes
 
 
 def load(path: Path, source: str) -> SAE:
@@ -85,10 +84,8 @@ def read_config(path: Path, kind: str, source: str) -> dict[str, Any]:
     """The content of config.yaml, of this `model_kind` or of none.
 
     Raises:
-        ValueError: it is damaged, too long, or of another kind.
+        ValueError: it is damaged, or of another kind.
     """
-    if path.stat().st_size > _MAX_CONFIG:
-        raise Refused(f"{source}: {path.name} is too long for a config")
     config = parse_yaml(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise Refused(f"{source}: {path.name} holds no fields with values")

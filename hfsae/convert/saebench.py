@@ -55,6 +55,12 @@ class SAEBenchSAE:
         ValueError: decoding needs more than latents, or SAEBench could not find the site.
     """
 
+    W_enc: Float[Tensor, "d_in d_sae"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_enc: Float[Tensor, " d_sae"]
+    b_dec: Float[Tensor, " d_in"]
+    """weights and biases, all scales folded"""
+
     def __init__(
         self, sae: SAE, model_name: str | None = None, prepend_bos: bool | None = None
     ) -> None:
@@ -73,6 +79,8 @@ class SAEBenchSAE:
         is_known = isinstance(sae, ReLUSAE | TopKSAE)
         self.sae = (sae.folded() if is_known else to_jumprelu(sae)).eval()
         self.sae.requires_grad_(False)
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+            setattr(self, name, getattr(self.sae, name))
         architecture = "topk" if isinstance(self.sae, TopKSAE) else "standard"
         if isinstance(self.sae, JumpReLUSAE):
             architecture = "jumprelu"
@@ -112,26 +120,6 @@ class SAEBenchSAE:
     def dtype(self) -> torch.dtype:
         """Of the SAE's weights, thresholds apart."""
         return self.sae.W_dec.dtype
-
-    @property
-    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
-        """Encoder, scales folded."""
-        return self.sae.W_enc
-
-    @property
-    def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
-        """Decoder, scales folded."""
-        return self.sae.W_dec
-
-    @property
-    def b_enc(self) -> Float[Tensor, " d_sae"]:
-        """Encoder bias, scales folded."""
-        return self.sae.b_enc
-
-    @property
-    def b_dec(self) -> Float[Tensor, " d_in"]:
-        """Decoder bias, scales folded."""
-        return self.sae.b_dec
 
 
 def _name(dtype: torch.dtype) -> str:

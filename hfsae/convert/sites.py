@@ -6,44 +6,37 @@ site: None.
 
 import re
 
-_LLAMA = {
-    "hook_embed": "embed_tokens",
-    "blocks.{}.hook_resid_pre": "layers.{}:in",
-    "blocks.{}.hook_resid_mid": "layers.{}.post_attention_layernorm:in",
-    "blocks.{}.hook_resid_post": "layers.{}",
-    "blocks.{}.attn.hook_z": "layers.{}.self_attn.o_proj:in",
-    "blocks.{}.hook_attn_out": "layers.{}.self_attn.o_proj",
-    "blocks.{}.mlp.hook_in": "layers.{}.mlp:in",
-    "blocks.{}.hook_mlp_out": "layers.{}.mlp",
-    "blocks.{}.mlp.hook_post": "layers.{}.mlp.down_proj:in",
+_SITES = {  # of Llama and its like, GPT-2, and GPT-NeoX, whose attention and MLP run side by side
+    "hook_embed": ("embed_tokens", "wte", "embed_in"),
+    "blocks.{}.hook_resid_pre": ("layers.{}:in", "h.{}:in", "layers.{}:in"),
+    "blocks.{}.hook_resid_mid": ("layers.{}.post_attention_layernorm:in", "h.{}.ln_2:in", None),
+    "blocks.{}.hook_resid_post": ("layers.{}", "h.{}", "layers.{}"),
+    "blocks.{}.attn.hook_z": (
+        "layers.{}.self_attn.o_proj:in",
+        "h.{}.attn.c_proj:in",
+        "layers.{}.attention.dense:in",
+    ),
+    "blocks.{}.hook_attn_out": (
+        "layers.{}.self_attn.o_proj",
+        "h.{}.attn.c_proj",
+        "layers.{}.attention.dense",
+    ),
+    "blocks.{}.mlp.hook_in": ("layers.{}.mlp:in", "h.{}.mlp:in", "layers.{}.mlp:in"),
+    "blocks.{}.hook_mlp_out": ("layers.{}.mlp", "h.{}.mlp", "layers.{}.mlp"),
+    "blocks.{}.mlp.hook_post": (
+        "layers.{}.mlp.down_proj:in",
+        "h.{}.mlp.c_proj:in",
+        "layers.{}.mlp.dense_4h_to_h:in",
+    ),
 }
+_LLAMA, _GPT2, _NEOX = (
+    {hook: sites[i] for hook, sites in _SITES.items() if sites[i] is not None} for i in range(3)
+)
 # Gemma 2 and 3 norm what a sublayer returns before it is added to the residual stream.
 _GEMMA = _LLAMA | {
     "blocks.{}.hook_resid_mid": "layers.{}.pre_feedforward_layernorm:in",
     "blocks.{}.hook_attn_out": "layers.{}.post_attention_layernorm",
     "blocks.{}.hook_mlp_out": "layers.{}.post_feedforward_layernorm",
-}
-_GPT2 = {
-    "blocks.{}.hook_resid_pre": "h.{}:in",
-    "blocks.{}.hook_resid_mid": "h.{}.ln_2:in",
-    "blocks.{}.hook_resid_post": "h.{}",
-    "blocks.{}.attn.hook_z": "h.{}.attn.c_proj:in",
-    "blocks.{}.hook_attn_out": "h.{}.attn.c_proj",
-    "blocks.{}.mlp.hook_in": "h.{}.mlp:in",
-    "blocks.{}.hook_mlp_out": "h.{}.mlp",
-    "blocks.{}.mlp.hook_post": "h.{}.mlp.c_proj:in",
-    "hook_embed": "wte",
-}
-# Attention and MLP run side by side: there is no hook_resid_mid.
-_NEOX = {
-    "hook_embed": "embed_in",
-    "blocks.{}.hook_resid_pre": "layers.{}:in",
-    "blocks.{}.hook_resid_post": "layers.{}",
-    "blocks.{}.attn.hook_z": "layers.{}.attention.dense:in",
-    "blocks.{}.hook_attn_out": "layers.{}.attention.dense",
-    "blocks.{}.mlp.hook_in": "layers.{}.mlp:in",
-    "blocks.{}.hook_mlp_out": "layers.{}.mlp",
-    "blocks.{}.mlp.hook_post": "layers.{}.mlp.dense_4h_to_h:in",
 }
 _FAMILIES = [
     (r"gemma-?(v)?[23]-", _GEMMA),

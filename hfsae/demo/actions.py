@@ -3,11 +3,12 @@
 An action is a function of the subject and of a caller's arguments. Its docstring is shown to
 callers: it has the sections `Args`, with a line `name: text` for each argument, and `Returns`, with
 a line `key (type): text` for each key of the answer; longer texts go on in lines that are indented
-deeper. Types are those of `KINDS`, joined by `|`, and `optional` for a key that an answer may lack.
-An argument's type may be annotated by its allowed texts, or by its least and largest number.
+deeper. The type has `optional` for a key that an answer may lack; Latent and Token are rows of
+`rows`, which `LATENT` explains. An argument's type may be annotated by its allowed texts, or
+by its least and largest number.
 
-Gradio's MCP server lists a tool without title, hints and a schema of the answer, and answers in
-Python's notation: `as_tools` gives it these, and JSON.
+Gradio's MCP server lists a tool without title and hints, and answers in Python's notation:
+`as_tools` gives it these, and JSON.
 """
 
 import functools
@@ -48,29 +49,6 @@ QUEUES: dict[str, dict[str, Any]] = {
 _SECTION = re.compile(r"^(Args|Returns):$", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\w+)(?: \((.+?)\))?: ", re.MULTILINE)
 _DIGITS = 6  # of a number in an answer: an agent pays for each
-_LATENT = {
-    "latent": ("its index", "int"),
-    "value": ("what the list is sorted by", "float"),
-    "label": ("its label; empty if it has none", "str"),
-    "auto": ("an automatic explanation; empty if it has none", "str"),
-    "source": ("who gave it: template, a program; lm, a language model; file", "str"),
-    "doubtful": (
-        "its giver was uncertain, its evidence weak, or its test failed",
-        "bool",
-    ),
-    "fires_on": ("tokens on which it fires most", "list[str]"),
-    "promotes": ("tokens that its direction makes likelier", "list[str]"),
-    "density": ("share of tokens that it fires on", "float"),
-}
-_TOKEN = {
-    "text": ("the token", "str"),
-    "special": ("it is a token such as BOS, which the SAE does not read", "bool"),
-    "l0": ("how many latents fire on it", "int"),
-    "activation": ("of the latent, raw units; 0: it does not fire", "float"),
-    "share": ("the activation over the latent's largest in the feature store", "float"),
-}
-
-
 Entries = dict[str, tuple[str, str]]
 """words and type, by the name of an argument or of a key of an answer"""
 
@@ -89,31 +67,6 @@ def docstring(function: Callable[..., Any]) -> tuple[str, Entries, Entries]:
         entries = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
         sections[title] = {name: (line(words), kind or "") for name, kind, words in entries}
     return line(summary), sections.get("Args", {}), sections.get("Returns", {})
-
-
-def _object(keys: Entries) -> Json:
-    """The schema of an object with these keys: words and type of each."""
-    properties = {}
-    for name, (words, kind) in keys.items():
-        schemas = [KINDS[one.strip()] for one in kind.removesuffix(", optional").split("|")]
-        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-        properties[name] = {**schema, "description": words}
-    return {"type": "object", "properties": properties}
-
-
-KINDS: dict[str, Json] = {
-    "int": {"type": "integer"},
-    "float": {"type": "number"},
-    "str": {"type": "string"},
-    "bool": {"type": "boolean"},
-    "dict": {"type": "object"},
-    "list": {"type": "array", "items": {}},
-    "None": {"type": "null"},
-}
-KINDS["list[int]"] = {"type": "array", "items": KINDS["int"]}
-KINDS["list[str]"] = {"type": "array", "items": KINDS["str"]}
-KINDS["list[Latent]"] = {"type": "array", "items": _object(_LATENT)}
-KINDS["list[Token]"] = {"type": "array", "items": _object(_TOKEN)}
 
 
 @dataclass(frozen=True)
@@ -171,11 +124,11 @@ class Endpoint:
         }
 
     @cached_property
-    def output_schema(self) -> Json:
-        """Of the answer."""
+    def answer(self) -> str:
+        """What it answers, in words: each key with its type."""
         *_, keys = docstring(self.function)
-        required = [name for name, (_, kind) in keys.items() if "optional" not in kind]
-        return {**_object(keys), "required": required}
+        told = (f"{key} ({kind}): {text.rstrip('.')}" for key, (text, kind) in keys.items())
+        return f"an object of JSON with {'; '.join(told)}."
 
 
 _text = partial(Endpoint, gpu=True, fits=lambda subject: subject.unit.is_text)
@@ -246,17 +199,15 @@ class Actions(SimpleNamespace):
         for endpoint in self.fitting():
             if endpoint.queue is None:
                 continue
-            summary, arguments, returns = docstring(endpoint.function)
+            summary, arguments, _ = docstring(endpoint.function)
             called = _with_gradio_errors(getattr(self, endpoint.name))
             vars(called)["__signature__"] = endpoint.signature
             # as Gradio can read it, which takes a line for a whole entry
             lines = [f"    {name}: {text}" for name, (text, _) in arguments.items()]
-            keys = (f"{key}: {text.rstrip('.')}" for key, (text, _) in returns.items())
-            answer = f"an object of JSON with {'; '.join(keys)}."
-            parts = [summary, "", "Args:", *lines, "", "Returns:", f"    {answer}"]
+            parts = [summary, "", "Args:", *lines, "", "Returns:", f"    {endpoint.answer}"]
             called.__doc__ = "\n".join(parts)
             added = api(called, api_name=endpoint.name, **QUEUES[endpoint.queue])
-            # parameters and answer get the schemas that Gradio's clients show
+            # what Gradio's clients show
             event = blocks.fns[added["id"]]
             schemas = endpoint.input_schema["properties"]
             for component, (name, schema) in zip(event.inputs, schemas.items(), strict=True):
@@ -264,7 +215,7 @@ class Actions(SimpleNamespace):
                 component._api_info = {**schema, "additional_description": schema["description"]}
             (shown,) = event.outputs
             shown.label = "answer"
-            shown._api_info = {**endpoint.output_schema, "description": answer}
+            shown._api_info = {"type": "object", "description": endpoint.answer}
 
 
 def _with_gradio_errors(action: Callable[..., Any]) -> Callable[..., Any]:
@@ -290,7 +241,12 @@ def _with_gradio_errors(action: Callable[..., Any]) -> Callable[..., Any]:
     return streamed if inspect.isgeneratorfunction(action) else called
 
 
-INSTRUCTIONS = """\
+LATENT = """\
+In answers a Latent has latent (its index), value (what its list is sorted by), label (empty if it
+has none), auto (an automatic explanation), source (who gave that: template, lm or file), doubtful
+(its giver was uncertain, its evidence weak, or its test failed), fires_on (where it fires most),
+promotes (what it makes likelier) and density (on what share it fires)."""
+INSTRUCTIONS = f"""\
 A sparse autoencoder (SAE) describes each activation of a language model by a few of its latents.
 A latent has an index, and fires on some tokens with an activation above 0.
 
@@ -303,7 +259,10 @@ why explains a next token by latents, and next_tokens lists the candidates. heal
 compare_saes and side_by_side judge the SAE; card, which is long, tells how it was made.
 
 Most words are tokens that begin with a space: " sea" is another token than "sea", and both are
-shown as they are. So a prompt should not end with a space."""
+shown as they are. So a prompt should not end with a space.
+
+{LATENT} A Token has text, special (the SAE does not read it), l0 (how many latents fire on it),
+activation (of the latent, raw units) and share (of the latent's largest)."""
 _OF_PICTURES = """\
 A sparse autoencoder (SAE) describes each activation of a model of pictures, one for each patch, by
 a few of its latents. A latent has an index, and fires on some patches with an activation above 0.
@@ -323,7 +282,7 @@ def instructions(names: Collection[str]) -> str:
     """What agents are told at the start, by the endpoints that there are."""
     if "steer" in names:
         return INSTRUCTIONS
-    return _OF_PICTURES if "inspect_picture" in names else _OF_OTHERS
+    return f"{_OF_PICTURES if 'inspect_picture' in names else _OF_OTHERS}\n\n{LATENT}"
 
 
 @asynccontextmanager
@@ -357,7 +316,6 @@ async def as_tools(app: App) -> AsyncIterator[None]:
                     openWorldHint=endpoint.reads_hub,
                 )
                 tool.inputSchema = endpoint.input_schema
-                tool.outputSchema = endpoint.output_schema
         return answer
 
     async def call_tool(request: types.CallToolRequest) -> types.ServerResult:

@@ -139,9 +139,8 @@ class Graph(Address):
 
 @dataclass(frozen=True)
 class Health(Address):
-    """Another SAE to compare with, and a text to measure."""
+    """A text to measure."""
 
-    versus: str = ""
     text: str = ""
 
 

@@ -228,19 +228,17 @@ def compare_saes(subject: Subject, other: str) -> Json:
             nowhere called better.
     """
     other = check_name(other)
-    place, path = place_of(subject, other), None
+    place, how = place_of(subject, other), None
     root = Path(place.source)
-    if root.is_absolute():
+    if is_here := root.is_absolute():
         folder = root if root.is_dir() else root.parent
-        path = folder / EVALUATION
-        path = path if path.resolve().parent == folder else None
-    elif there := files_beside(
-        list_files(place.source), [EVALUATION, CONFIG], subfolder=place.subfolder
-    ):
-        path = there / EVALUATION
-    if path is None or not path.is_file():
-        how = None
-        if root.is_absolute():
+    else:
+        listing = list_files(place.source)
+        folder = files_beside(listing, [EVALUATION, CONFIG], subfolder=place.subfolder)
+    path = None if folder is None else folder / EVALUATION
+    is_link = is_here and path is not None and path.resolve().parent != folder
+    if path is None or is_link or not path.is_file():
+        if is_here:
             how = how_to_make(other_of(subject, other), "evaluate")
         hint = f"`{how[0]}` makes it" if how else "run `hfsae evaluate` first"
         raise Refused(f"{other} has no evaluation.json to compare; {hint}")
@@ -439,18 +437,15 @@ def place_of(subject: Subject, other: str) -> Choice:
         top = Path(other).parts[0]  # where it is a folder here, this is no path on the Hub
         if not (is_local and (is_alone or top == str(RUNS)) and Path(top).is_dir()):
             return Choice(names[1], names[2].strip("/"))
-    refused = f"{other!r} is not an SAE that can be read from here"
-    hub = "a repository on the Hub as name/repository"
-    if not is_local:
-        raise Refused(f"{refused}; name {hub}")
-    if is_alone:
-        near = ", ".join(sae_choices(subject)[:_NEAR])
-        hub += f"; these are here: {near}" if near else ""
-        raise Refused(f"{refused}; name the folder of an SAE, or {hub}")
-    raise Refused(
-        f"{refused}: others may reach this app, so it reads folders of SAEs below the one that it "
-        f"was started in; name one of these, or {hub}"
-    )
+    what, near = "a repository on the Hub as name/repository", ""
+    if is_local:
+        below = ""
+        if not is_alone:
+            below = " below the one that the app was started in, as others may reach this app"
+        what = f"the folder of an SAE{below}, or {what}"
+    if is_alone and (names := sae_choices(subject)[:_NEAR]):
+        near = f"; these are here: {', '.join(names)}"
+    raise Refused(f"{other!r} is not an SAE that can be read from here; name {what}{near}")
 
 
 def sae_choices(subject: Subject) -> list[str]:

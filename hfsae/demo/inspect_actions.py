@@ -35,6 +35,7 @@ from .rows import (
     Json,
     as_rows,
     denser_than,
+    facts_of,
     firing_rows,
     largest_of,
     threshold_of,
@@ -121,19 +122,10 @@ def inspect(
         latent = validate.latent(latent, subject.d_sae)
     elif on_token or ranking:
         latent = (on_token or ranking)[0]["latent"]
-    usual = largest_of(subject, latent)
-    return {
-        "tokens": token_rows(seen, latent, usual),
-        "latent": latent,
-        "label": "" if latent is None else subject.name_of(latent),
-        "token": token,
-        "on_token": on_token,
-        "ranking": ranking,
-        "dense": dense,
-        "usual_max": usual,
-        "l0": sum(seen.l0) / max(1, seen.n_kept),
-        "fvu": seen.fvu if seen.fvu == seen.fvu else None,
-    }
+    facts = facts_of(subject, seen, latent)
+    rows = token_rows(seen, latent, facts["usual_max"])
+    found = {"token": token, "on_token": on_token, "ranking": ranking, "dense": dense}
+    return {"tokens": rows, **found, **facts}
 
 
 def compare_prompts(
@@ -401,9 +393,7 @@ def _hit_of(subject: Subject, typed: object) -> Hit:
             return Hit(int(next(iter(preset["latents"]))), 1.0, "")
     hits = search_labels(subject.labels, word, 8)
     hits = [hit for hit in hits if _is_named(subject.labels.get(hit.latent, ""), word)]
-    hits = hits or find(subject, word)
-    hits = hits or search_labels(subject.labels, word, 1)
-    hits = hits or search_labels(subject.automatic, word, 1)
+    hits = hits or find(subject, word) or search_labels(subject.names, word, 1)
     if not hits:
         such = ", ".join(list(subject.labels.values())[:3])
         other = f"another word (such as {such})" if such else "another word"

@@ -180,6 +180,15 @@ hfsae.onDrawn.push((panel) => {
   if (id === "steer-output") Object.assign(hfsae, {writes, awaited: false});
   if (id === "steer-share" && panel.querySelector("img")) hfsae.show("#steer-share", 0.5);
 });
+// The picture to share is drawn by the browser: what is downloaded is a PNG.
+hfsae.onDrawn.push(async (panel) => {
+  const image = panel.querySelector(".hf-shared img"), link = panel.querySelector("[data-png]:not([href])");
+  if (!link) return;
+  await image.decode();
+  const canvas = Object.assign(document.createElement("canvas"), {width: 1200, height: 630});
+  canvas.getContext("2d").drawImage(image, 0, 0, 1200, 630);
+  link.href = canvas.toDataURL("image/png");
+});
 // So are those of another preset, whatever is being written.
 document.addEventListener("click", ({target}) => {
   if (target.closest?.("#steer-examples [data-do=example], #steer-run")) hfsae.awaited = true;

@@ -142,7 +142,7 @@ def _environment() -> Environment:
     )
     filters = (number, percent, times, show_control_chars, quoted, cited, in_words)
     environment.filters |= {function.__name__: function for function in filters}
-    environment.filters |= {"mark": mark_of}
+    environment.filters |= {"mark": mark_of, "repr": repr}
     return environment
 
 

@@ -25,7 +25,7 @@ from ..io.errors import Refused, one_line
 from ..lm import capture, cast_for, contract, forward
 from . import validate
 from .parts import data_link
-from .rows import Json, denser_than, firing_rows, largest_of, trace_of
+from .rows import Json, denser_than, facts_of, firing_rows, trace_of
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -84,19 +84,9 @@ def inspect_picture(
     ranking, dense = firing_rows(subject, inspection, hide)
     if latent is None and ranking:
         latent = ranking[0]["latent"]
-    return {
-        "name": shown.name,
-        "rows": grid.rows,
-        "columns": grid.columns,
-        "latent": latent,
-        "label": "" if latent is None else subject.name_of(latent),
-        "activations": trace_of(inspection, latent),
-        "ranking": ranking,
-        "dense": dense,
-        "usual_max": largest_of(subject, latent),
-        "l0": sum(inspection.l0) / max(1, inspection.n_kept),
-        "fvu": inspection.fvu if inspection.fvu == inspection.fvu else None,
-    }
+    found = {"activations": trace_of(inspection, latent), "ranking": ranking, "dense": dense}
+    whole = {"name": shown.name, "rows": grid.rows, "columns": grid.columns}
+    return {**whole, **found, **facts_of(subject, inspection, latent)}
 
 
 def upload(subject: Subject, content: bytes) -> str:

@@ -112,6 +112,18 @@ def firing_rows(subject: Subject, seen: Inspection, hide: list[int]) -> tuple[li
     return rows[0], {"n": len(dense), "rows": rows[1], "n_rest": len(rest)}
 
 
+def facts_of(subject: Subject, seen: Inspection, latent: int | None) -> Json:
+    """What an answer has of a text or a picture beside its latents: the latent that colours it, and
+    how much the SAE explains."""
+    return {
+        "latent": latent,
+        "label": "" if latent is None else subject.name_of(latent),
+        "usual_max": largest_of(subject, latent),
+        "l0": sum(seen.l0) / max(1, seen.n_kept),
+        "fvu": seen.fvu if seen.fvu == seen.fvu else None,
+    }
+
+
 def trace_of(seen: Inspection, latent: int | None) -> list[float]:
     """A latent's activation on each token or patch; without one, zeros."""
     return [0.0] * len(seen.tokens.ids) if latent is None else seen.trace(latent)

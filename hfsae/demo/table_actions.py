@@ -42,20 +42,20 @@ def label_rows(columns: dict[str, Any], d_sae: int) -> list[Json]:
     rows = []
     for row in columns["associations"]:
         best, raw, group = row["latent"], row.get("raw") or {}, row.get("group")
-        intervals = {name: best.get(name) for name in ("low", "high")}
-        raw_value = raw.get("value")
+        _ = MEASURES[row["measure"]]
         rows.append(
             {
                 "column": str(row["column"]),
                 "class": None if group is None else str(group),
-                "measure": {name: name for name in MEASURES}[row["measure"]],
+                "measure": row["measure"],
                 "latent": range(d_sae)[best["index"]],
                 "value": float(best["value"]),
-                **{name: None if end is None else float(end) for name, end in intervals.items()},
-                "use": str(best.get("use") or ""),
-                "sign": -1 if best.get("sign") == -1 else 1,
+                "low": best.get("low"),
+                "high": best.get("high"),
+                "use": best.get("use") or "",
+                "sign": best.get("sign") or 1,
                 "raw_dimension": raw.get("index"),
-                "raw_value": None if raw_value is None else float(raw_value),
+                "raw_value": raw.get("value"),
             }
         )
     return rows
@@ -123,14 +123,10 @@ def score_text(row: Json) -> str:
 
 def check_diff(record: dict[str, Any], d_sae: int) -> None:
     """Raises an error that `reading` reports as damage, if the file is none of `hfsae diff`."""
-    _, _ = record["models"]
-    kinds = dict.fromkeys((*_NUMBERS, "n_firings"), (int, float))
-    for name, kind in {**kinds, **dict.fromkeys((*_WORDS, "group"), str)}.items():
-        column = record["latents"][name]
-        if len(column) != d_sae or any(not isinstance(v, kind) for v in column if v is not None):
+    _ = record["models"], record["n_tokens"], [record["change"][name] for name in _CHANGE]
+    for name in (*_NUMBERS, *_WORDS, "group", "n_firings"):
+        if len(record["latents"][name]) != d_sae:
             raise Refused(f"{name} is no column of {d_sae:,} latents")
-    for value in (record["n_tokens"], *(record["change"][name] for name in _CHANGE)):
-        _ = None if value is None else float(value)
 
 
 def diff(

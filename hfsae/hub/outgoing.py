@@ -2,7 +2,6 @@
 licence that fits the language model's."""
 
 import json
-import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 from huggingface_hub import get_token
 
 from ..cards import front_of
-from ..io.checksums import PUBLISHED, refuse_changed, refuse_mixture, resealed
+from ..io.checksums import resealed
 from ..io.errors import Refused
 from ..io.file_names import (
     CARD,
     COLUMNS_REPORT,
     CONFIG,
-    DIFF,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     FEATURES,
@@ -24,20 +22,17 @@ from ..io.file_names import (
     FINGERPRINT,
     LABELS,
     PRESETS,
-    RECIPE,
     RECORDS,
     SHARDS,
-    TRAINING,
     WEIGHTS,
     WEIGHTS_INDEX,
     in_folder,
 )
-from ..io.files import parse_yaml, read_json, read_table
+from ..io.files import read_json, read_table
 from ..io.local_paths import without_local_paths
 from ..io.secrets import keys_of_environment
 from ..packaged import known_licence, licence_conflict
 
-logger = logging.getLogger(__name__)
 CODE = Path(__file__).with_name("modeling_hfsae.py")
 _RECORDS = [r.file for r in RECORDS if r.is_pushed and r.file != FINGERPRINT]
 PUSHED = (
@@ -99,39 +94,6 @@ def is_of_hfsae(folder: Path) -> bool:
     """Whether the folder holds an SAE, not a language model."""
     config = folder / CONFIG
     return is_sae(folder) and config.is_file() and "d_sae" in read_json(config)
-
-
-def refuse_unsound(home: Path) -> None:
-    """Refuse an SAE's folder with results of other weights, or changed since they were written, or
-    of language models in the place of each other; another model than in the config is logged: its
-    copy may have another name.
-
-    Raises:
-        ValueError: the sentence names the file and the remedy.
-    """
-    refuse_mixture(home, PUBLISHED)
-    refuse_changed(home)
-    ours = read_json(home / CONFIG).get("model_names") or {}
-    recipes = [folder / RECIPE for folder in (home, *home.parents[:3])]
-    recipe = next((path for path in recipes if path.is_file()), home / RECIPE)
-    for path, key in ((recipe, "lms"), (home / TRAINING, "lms"), (home / DIFF, "models")):
-        record = parse_yaml(path.read_text(encoding="utf-8")) if ours and path.is_file() else {}
-        told = record.get(key) or {}
-        for name in [name for name in ours if name in told]:
-            lm = told[name]["name"] if isinstance(told[name], dict) else told[name]
-            if lm == ours[name]:
-                continue
-            if other := next((one for one in ours if ours[one] == lm), ""):
-                raise Refused(
-                    f"{path} has {lm} as {name}, which is {other} in {CONFIG}, so that "
-                    "results are of models in the place of each other; put the names of the "
-                    "training back, and make results again that were made since"
-                )
-            logger.warning(
-                "%s has %s as %s, and %s %s: if it is another model, results are not of this SAE's "
-                "models",
-                *(path, lm, name, CONFIG, ours[name]),
-            )
 
 
 def published(path: Path, include_code: bool = False) -> Path | bytes:

@@ -7,9 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
+from jinja2 import Environment
 
 from ..features.labels import read_names
+from ..io.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..io.errors import Refused
 from ..io.file_names import CARD, CONFIG
 from ..io.files import read_json
@@ -20,33 +21,12 @@ from .outgoing import (
     licence_of,
     published,
     refuse_keys,
-    refuse_unsound,
 )
 
 logger = logging.getLogger(__name__)
 GRADIO = "6.31.0"
 _LICENCE = "apache-2.0"  # of the app itself
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_APP = '''"""The Space: a language model, looked at and steered through a sparse autoencoder.
-
-`hfsae space` wrote this file. On ZeroGPU hardware hfsae.demo uses the package `spaces`, which has
-to be imported before torch.
-"""
-
-import contextlib
-
-with contextlib.suppress(ModuleNotFoundError):
-    import spaces  # noqa: F401
-
-import {package}.demo
-
-{package}.demo.launch({arguments})
-'''
-_BODY = """# {title}
-
-See which latents of {what} fire in a text, what each of them stands for, and what the language
-model writes when you turn one up. Made with `hfsae`; on your own machine: `{command}`.
-"""
 
 
 def write_space(
@@ -99,11 +79,23 @@ def write_space(
     for note in licence_notes([text] if text else []):
         logger.warning("%s", note)
     licence = licence_of(text, base_model)
-    files = {
-        "app.py": _APP.format(package=__name__.partition(".")[0], arguments=", ".join(arguments)),
-        "requirements.txt": requirement("demo") + "\n",
-        CARD: _readme(title, sae, base_model, licence or _LICENCE),
+    is_repo = sae is not None and not Path(sae).exists()
+    models = [name for name in (sae if is_repo else None, base_model) if name and _is_on_hub(name)]
+    values = {
+        "package": __name__.partition(".")[0],
+        "arguments": ", ".join(arguments),
+        "title": title,
+        "gradio": GRADIO,
+        "licence": licence or _LICENCE,
+        "models": models,
+        "sae": sae if is_repo else None,
     }
+    templates = {"app.py": "space_app.jinja", CARD: "space_card.jinja"}
+    files = {"requirements.txt": requirement("demo") + "\n"}
+    for name, template in templates.items():
+        text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+        environment = Environment(trim_blocks=True, keep_trailing_newline=True)
+        files[name] = environment.from_string(text).render(values)
     requirements = folder / "requirements.txt"
     own = requirements.read_text(encoding="utf-8") if requirements.is_file() else ""
     if ".whl" in own:  # the printed advice
@@ -111,6 +103,10 @@ def write_space(
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return folder
+
+
+def _is_on_hub(name: str) -> bool:
+    return bool(_REPOSITORY.fullmatch(name)) and name[0] != "." and not Path(name).exists()
 
 
 def requirement(extra: str) -> str:
@@ -140,7 +136,8 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
         return read_json(config).get("model_name")
     if target.resolve() in sae.resolve().parents:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
-    refuse_unsound(sae)
+    refuse_mixture(sae, PUBLISHED)
+    refuse_changed(sae)
     read_names(sae)  # refuses names of other weights
     sources = list(files_to_publish(sae))
     files = {path.relative_to(sae).as_posix(): published(path) for path in sources}
@@ -154,32 +151,3 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
         else:
             shutil.copyfile(content, copy)
     return read_json(target / CONFIG).get("model_name")
-
-
-def _readme(title: str, sae: str | None, model: str | None, licence: str) -> str:
-    is_repo = sae is not None and not Path(sae).exists()
-    named = [sae if is_repo else None, model]
-    models = [
-        n for n in named if n and _REPOSITORY.fullmatch(n) and n[0] != "." and not Path(n).exists()
-    ]
-    front: dict[str, Any] = {
-        "title": title,
-        "emoji": "🔬",
-        "colorFrom": "indigo",
-        "colorTo": "yellow",
-        "sdk": "gradio",
-        "sdk_version": GRADIO,
-        "python_version": "3.11",
-        "app_file": "app.py",
-        "pinned": False,
-        "license": licence,
-        "short_description": "Latents of an SAE: inspect, steer, explain",
-        "tags": ["sparse-autoencoder", "interpretability", "steering", "hfsae", "mcp-server"],
-        "suggested_hardware": "cpu-basic",
-    }
-    if models:
-        front |= {"models": models, "preload_from_hub": models}
-    text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    what = f"`{sae}`" if is_repo else "a sparse autoencoder"
-    command = f"hfsae demo {sae}" if is_repo else "hfsae demo"
-    return f"---\n{text}---\n\n" + _BODY.format(title=title, what=what, command=command)

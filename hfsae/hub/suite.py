@@ -229,11 +229,6 @@ def files_beside(
     listing = source if is_listed else _list(source, revision)
     entries = _entries(listing.files)
     entry = _pick(entries, listing, listing.repo_id, subfolder, layer, width, l0)
-    if _names_nothing(entry) and (layer, width) != (None, None):
-        folder = _folder_with([CONFIG], entry, listing, {})
-        if folder is not None and (folder / CONFIG).is_file():
-            where = f"{listing.repo_id}/{entry.path}".rstrip("/")
-            _refuse_another(read_json(folder / CONFIG), where, layer, width)
     return _folder_with(names, entry, listing, {})
 
 

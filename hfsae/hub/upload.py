@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 
 from .. import cards
 from ..features.labels import read_names
+from ..io.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..io.errors import Refused
 from ..io.file_names import (
     CARD,
@@ -46,7 +47,7 @@ from ..io.file_names import (
     WEIGHTS,
 )
 from ..io.files import passes, read_json
-from ..io.hub_client import WAITS, HTTPError, hub_error_text, with_retries
+from ..io.hub_client import WAITS, hub_error_text, with_retries
 from .download import refuse_path
 from .outgoing import (
     CODE,
@@ -57,7 +58,6 @@ from .outgoing import (
     link_refusal,
     published,
     refuse_keys,
-    refuse_unsound,
 )
 
 if TYPE_CHECKING:
@@ -108,9 +108,8 @@ def push(
 
     Raises:
         ValueError: the folder holds no SAE, or a damaged one; results or names belong to other
-            weights, or to models in the place of each other, or were changed since they were
-            written; a file holds a key of this machine; or the repository is not allowed, not found
-            or unreachable.
+            weights, or were changed since they were written; a file holds a key of this machine; or
+            the repository is not allowed, not found or unreachable.
     """
     refuse_repo_id(repo_id)
     if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
@@ -129,15 +128,9 @@ def push(
         replace_model_card=replace_model_card,
         no_examples=no_examples,
         message=commit_message or f"Upload {subfolder or 'SAE'} with hfsae",
-        reconnects=not dry_run,
     )
     with hub_error_text(repo_id, f"push to {repo_id}"):
-        try:
-            upload.plan(looks=not (dry_run and constants.HF_HUB_OFFLINE))
-        except HTTPError as error:
-            if not dry_run or isinstance(error, HfHubHTTPError):  # an answer of the Hub
-                raise
-            upload.plan(looks=False)
+        upload.plan(looks=not (dry_run and constants.HF_HUB_OFFLINE))
         tell(str(upload))
         if dry_run:
             tell("dry run: nothing was sent")
@@ -196,8 +189,6 @@ class Upload:
     replace_model_card: bool
     no_examples: bool
     message: str
-    reconnects: bool
-    """whether looking at the repository is tried again after a broken connection"""
     is_new: bool = True
     is_private: bool = True
     has_looked: bool = False
@@ -225,7 +216,7 @@ class Upload:
         what += "private " if self.is_private else "public "
         if not self.has_looked:
             what, who = "", f"{who} if this push creates it"
-            where += " (not looked at: HF_HUB_OFFLINE is set, or the Hub does not answer)"
+            where += " (not looked at: HF_HUB_OFFLINE is set)"
         lines = [
             f"{what}model repository {self.repo_id}{where}, {len(sizes)} files, "
             f"{sum(sizes.values()) / 1e6:.1f} MB, visible to {who}:",
@@ -309,7 +300,7 @@ class Upload:
     def _look(self) -> None:
         """The repository's state; a new branch starts with main's."""
         look = partial(self.api.model_info, self.repo_id)
-        ask = partial(with_retries, what="model_info", reconnects=self.reconnects)
+        ask = partial(with_retries, what="model_info")
         try:
             info = ask(partial(look, revision=self.revision))
         except GatedRepoError:  # a kind of one not found
@@ -436,7 +427,8 @@ def _homes(folder: Path) -> list[Path]:
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({recorded.name}); "
                 f"restore an intact copy, or delete {recorded.name} if you changed the SAE yourself"
             )
-        refuse_unsound(home)
+        refuse_mixture(home, PUBLISHED)
+        refuse_changed(home)
         if any((home / name).is_file() for name in (META, LATENTS, EXAMPLES)):
             FeatureStore.load(home)  # refuses tables that are damaged or missing
         cards.render_card(home, examples=False)  # refuses records that are damaged

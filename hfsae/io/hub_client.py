@@ -31,20 +31,16 @@ _gave_up: float | None = None  # when the retries of a call were used up, by tim
 _PASSING = (408, 429, 500, 502, 503, 504)
 
 
-def with_retries(call: Callable[[], T], what: str, *, reconnects: bool = True) -> T:
+def with_retries(call: Callable[[], T], what: str) -> T:
     """The call's result; temporary failures are retried, but not where all retries of a call have
-    failed in the last minute: a verb makes several calls, and each would wait for 15 seconds.
-
-    Args:
-        reconnects: whether broken connections are, too, not only answers.
-    """
+    failed in the last minute: a verb makes several calls, and each would wait for 15 seconds."""
     global _gave_up
     has_given_up = _gave_up is not None and time.monotonic() - _gave_up < _FORGETS
     for wait in () if has_given_up else WAITS:
         try:
             return call()
         except (HTTPError, RuntimeError) as error:
-            if not _may_pass(error) or not (reconnects or isinstance(error, HfHubHTTPError)):
+            if not _may_pass(error):
                 raise
             response = getattr(error, "response", None)
             asked = response.headers.get("Retry-After", "") if response is not None else ""

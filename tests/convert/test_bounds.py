@@ -165,20 +165,6 @@ def test_a_store_whose_latents_are_mostly_silent_is_read(tmp_path):
     assert list(shown_latents(tmp_path / "silent"))
 
 
-class Filling:
-    """16 TiB of zeros where it is unpickled."""
-
-    def __reduce__(self):
-        return bytearray, (2**44,)
-
-
-def test_a_pickle_that_fills_the_memory_is_not_run(tmp_path):
-    path = tmp_path / "sae.pt"
-    torch.save({"pre_bias": Filling(), "latent_bias": b"ab"}, path)  # torch's own list has both
-    with pytest.raises(ValueError, match="it holds more than tensors, and is not opened"):
-        hfsae.load(path)
-
-
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "complex64", "nonsense"])
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 def test_a_config_names_a_dtype_of_weights_alone(saved, dtype, key):

@@ -27,6 +27,7 @@ if importlib.util.find_spec("gradio") is None:
     pytest.skip("the app needs gradio: pip install 'hfsae[demo]'", allow_module_level=True)
 
 from hfsae.demo import Choice, Subject, open_subject
+from hfsae.demo.actions import Endpoint, docstring
 
 ROOT = Path(__file__).parent.parent.parent
 D_SAE = 48
@@ -264,3 +265,20 @@ def unfold(page, title: str, label: str) -> None:
             after(10);
         })"""
     )
+
+
+KINDS = {"int": int, "float": (int, float), "str": str, "bool": bool, "dict": dict}
+KINDS |= {"None": type(None)}
+
+
+def assert_described(answer: dict, endpoint: Endpoint) -> None:
+    """Its keys are those of the docstring, each of its type; rows of latents have their numbers."""
+    *_, keys = docstring(endpoint.function)
+    needed = {name for name, (_, kind) in keys.items() if "optional" not in kind}
+    assert needed <= {*answer} <= {*keys}
+    for name, value in answer.items():
+        kind = keys[name][1].removesuffix(", optional")
+        types = tuple(KINDS.get(one, list) for one in kind.split(" | "))
+        assert isinstance(value, types), (name, kind, value)
+        for row in value if kind == "list[Latent]" else ():
+            assert {"latent", "value", "label", "auto", "source", "doubtful"} <= {*row}, name

@@ -22,7 +22,7 @@ PAGES = {
     "steer&prompt=the&latents=3:4&max_new_tokens=4&run=1": "#steer-output [data-do=share]",
     "steer&prompt=so&latents=3:4&chat=1&max_new_tokens=4&run=1": "#steer-output .hf-message",
     "why&prompt=the+c&contrast=o": "#why-effects .hf-id",
-    "health&text=the+cat+sat&versus={sae}": "#health-comparison td",
+    "health&text=the+cat+sat": "#health-measured dd",
     "compare&text=the+cat&other={sae}": "#compare-result .hf-beside-tokens",
     "about": "#about-card :text('A tiny SAE')",
 }

@@ -353,9 +353,9 @@ def test_no_folder_but_that_of_an_sae_below_the_working_directory_is_read(
         with pytest.raises(ValueError) as refused:
             actions.compare_saes(asked)
         assert str(refused.value) == (
-            f"{asked!r} is not an SAE that can be read from here: others may reach this app, so it "
-            "reads folders of SAEs below the one that it was started in; name one of these, or a "
-            "repository on the Hub as name/repository"
+            f"{asked!r} is not an SAE that can be read from here; name the folder of an SAE below "
+            "the one that the app was started in, as others may reach this app, or a repository on "
+            "the Hub as name/repository"
         )
     with pytest.raises(ValueError, match=r"cannot read deep/secret-name"):  # a repository's name
         actions.compare_saes("deep/secret-name")

@@ -21,7 +21,7 @@ from hfsae.demo import pages
             "tab=steer&prompt=how%3F&chat=1&turns=%5B%22%C3%A9%2C+%5B1%5D%22%2C%22so%22%5D",
         ),
         (at.Why("p", " Paris", "#12"), "tab=why&prompt=p&target=+Paris&contrast=%2312"),
-        (at.Health("me/sae"), "tab=health&versus=me%2Fsae"),
+        (at.Health("a b"), "tab=health&text=a+b"),
         (at.About(), "tab=about"),
     ],
 )

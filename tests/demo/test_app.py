@@ -16,7 +16,7 @@ import pytest
 from gradio_client import Client
 
 from hfsae.demo import address as at
-from hfsae.demo.actions import INSTRUCTIONS, Actions
+from hfsae.demo.actions import INSTRUCTIONS, LATENT, Actions
 from hfsae.demo.address import SETTINGS
 from hfsae.demo.app import SESSIONS, app_hosts, build, pages_of
 from hfsae.demo.inspect_actions import BY
@@ -179,7 +179,7 @@ def test_a_page_holds_each_field_of_its_address_once_and_begins_with_what_it_sho
         at.Search("a", "promotes"),
         at.Steer("a", {3: 2.0}, "clamp", "raw", "prompt", False, True, 0.5, 30, 1.5, 7, ("b",)),
         at.Why("a", "b", "c"),
-        at.Health("a", "b"),
+        at.Health("a"),
         at.Map("a"),
         at.Compare("a", "b"),
         at.About(),
@@ -354,13 +354,15 @@ def test_the_actions_are_tools_that_agents_can_use_from_their_list_alone(running
 
     tools = {tool.name: tool for tool in _as_an_agent(running_command, talk)}
     assert set(tools) == set(ARGUMENTS)
-    named = set(re.findall(r"[a-z]+(?:_[a-z]+)+|(?<=with )[a-z]+(?=:|,)", INSTRUCTIONS))
+    named = set(
+        re.findall(r"[a-z]+(?:_[a-z]+)+|(?<=with )[a-z]+(?=:|,)", INSTRUCTIONS.partition(LATENT)[0])
+    )
     assert named and named <= set(tools)
     for tool in tools.values():
         hints = tool.annotations
         assert tool.title and tool.description.endswith(".") and "Returns: " in tool.description
         assert hints.readOnlyHint == (tool.name != "save_label") == (not hints.destructiveHint)
-        assert tool.outputSchema["properties"] and hints.idempotentHint
+        assert hints.idempotentHint
         for schema in tool.inputSchema["properties"].values():
             assert schema["description"].endswith("."), (tool.name, schema)
     schemas = tools["steer"].inputSchema["properties"]
@@ -373,9 +375,8 @@ def test_the_actions_are_tools_that_agents_can_use_from_their_list_alone(running
     )
 
 
-def test_tools_answer_in_json_that_fits_their_schema(running_command, sae_folder):
+def test_tools_answer_in_json(running_command, sae_folder):
     async def talk(session: Any) -> Any:
-        await session.list_tools()  # the session checks answers by the schemas
         first = await session.call_tool("inspect", {"prompt": "the c"})
         given = {name: dict(arguments) for name, arguments in ARGUMENTS.items()}
         given["compare_saes"]["other"] = given["side_by_side"]["other"] = str(sae_folder)

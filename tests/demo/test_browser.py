@@ -281,17 +281,12 @@ def test_why_a_token_with_a_contrast_and_a_check(visit):
     page.wait_for_url(re.compile(r"target=(?!a(&|$))"))
 
 
-def test_health_measures_a_text_and_compares(visit, sae_folder):
+def test_health_measures_a_text(visit):
     page = visit("tab=health")
     page.wait_for_selector("#health-main .hf-bars i")
     page.get_by_label("Measure it on your own text").fill("the cat sat on the mat")
     page.keyboard.press("Enter")
     page.wait_for_selector("#health-measured :text('loss on reconstructions')")
-    page.get_by_label("Compare with another SAE").fill(str(sae_folder))
-    page.get_by_role("button", name="Compare").click()
-    page.wait_for_selector("#health-comparison td:has-text('fvu')")
-    lines = "cells => cells.map(cell => getComputedStyle(cell).whiteSpace)"  # none within a word
-    assert set(page.eval_on_selector_all("#health-comparison td", lines)) == {"nowrap"}
 
 
 def test_what_gets_into_the_page_all_the_same_fetches_and_sends_nothing(browser, app_url):

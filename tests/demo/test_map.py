@@ -237,5 +237,7 @@ def test_a_histogram_has_round_numbers_at_their_places_on_its_logarithmic_scale(
 def test_two_saes_are_read_side_by_side(visit, sae_folder):
     page = visit(f"tab=compare&other={sae_folder}&text=the+cat")
     page.wait_for_selector("#compare-result table")
+    lines = "cells => cells.map(cell => getComputedStyle(cell).whiteSpace)"  # none within a word
+    assert set(page.eval_on_selector_all("#compare-metrics td", lines)) == {"nowrap"}
     page.locator("#compare-result button.hf-id").first.click()
     page.wait_for_selector("#feature-main h2:has-text('Latent')")

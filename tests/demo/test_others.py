@@ -64,7 +64,7 @@ def test_where_only_this_machine_reaches_the_app_any_saes_folder_is_read(
     monkeypatch.chdir(here)
     subject = open_subject(Choice(str(sae_folder)), with_lm=False)
     with pytest.raises(
-        ValueError, match="others may reach this app, so it reads folders of SAEs b"
+        ValueError, match="folder of an SAE below the one that the app was started in, as others"
     ):
         place_of(subject, str(elsewhere))
     subject.only_here = True

@@ -30,7 +30,7 @@ from hfsae.features.pictures import Grid
 
 from ..wordless import COLOURS, D_SAE, GRID, folder_of_pictures, folder_of_rows
 from ..wordless import pictures as drawn
-from .conftest import visiting
+from .conftest import assert_described, visiting
 
 # what only an app with a language model has a word for
 FOREIGN = r"(?i)language model|\btokens?\b|logit|steer|loss|--model|\btexts?\b|chat"
@@ -68,13 +68,19 @@ def shown(subject: Subject, address: at.Address) -> str:
 
 
 def test_an_sae_is_known_by_its_records_and_has_the_pages_that_fit(of_rows, of_pictures):
-    text = {"inspect", "steer", "why", "compare"}
-    own = ["feature", "search", "map", "labels", "health", "about"]
+    text = {"inspect", "steer", "why"}
+    own = ["feature", "search", "map", "labels", "health", "compare", "about"]
     assert of_rows.unit.one == "row" and list(pages_of(of_rows)) == own
     assert of_pictures.unit.one == "patch" and list(pages_of(of_pictures)) == ["picture", *own]
     assert of_rows.loaded is of_pictures.loaded is None and of_pictures.encoder is not None
     assert text.isdisjoint(pages_of(of_pictures))
     assert not of_rows.notes + of_pictures.notes
+
+
+def test_two_saes_without_text_are_compared_by_their_metrics(of_rows):
+    drawn = shown(of_rows, at.Compare(other=str(of_rows.folder)))
+    assert "<td>fvu</td>" in drawn and "cosine of the two" not in drawn
+    assert shown(of_rows, at.Compare()).count("Name another SAE") == 1
 
 
 @pytest.mark.parametrize("is_bare", [False, True])
@@ -311,7 +317,7 @@ def test_every_argument_and_every_key_of_an_answer_is_described(of_pictures, nam
     assert summary and endpoint.title
     assert list(arguments) == [*endpoint.signature.parameters]
     answer = getattr(Actions(of_pictures), name)(**given)
-    jsonschema.validate(answer, {**endpoint.output_schema, "additionalProperties": False})
+    assert_described(answer, endpoint)
     jsonschema.validate(given, endpoint.input_schema)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from ...io.units import PATCH
 from ..subject import Subject
 from .feature import FeaturePage as FeaturePage
-from .graph import GraphPage as GraphPage
 from .health import AboutPage as AboutPage
 from .health import ComparePage as ComparePage
 from .health import HealthPage as HealthPage
@@ -17,6 +16,7 @@ from .search import LabelsPage as LabelsPage
 from .search import MapPage as MapPage
 from .search import SearchPage as SearchPage
 from .steer import SteerPage as SteerPage
+from .why import GraphPage as GraphPage
 from .why import WhyPage as WhyPage
 
 ALL: dict[type[Page], Callable[[Subject], bool]] = {
@@ -31,7 +31,7 @@ ALL: dict[type[Page], Callable[[Subject], bool]] = {
     WhyPage: lambda subject: subject.runs_text,
     GraphPage: lambda subject: bool(subject.graphs or subject.transcoders),
     HealthPage: lambda subject: True,
-    ComparePage: lambda subject: subject.runs_text,
+    ComparePage: lambda subject: True,
     AboutPage: lambda subject: True,
 }
 """In the order of their tabs, with the SAEs that each fits."""

@@ -36,7 +36,7 @@ _TEXT_TILES = {
 
 
 class HealthPage(Page[at.Health]):
-    """Metrics and histograms, a text to measure, and another SAE to compare with."""
+    """Metrics and histograms, and a text to measure."""
 
     title = "Health"
     state = at.Health
@@ -46,61 +46,33 @@ class HealthPage(Page[at.Health]):
         subject, lacking = self.subject, how_to_make(actions.subject, "evaluate")
         view = {**actions.health(), "missing": lacking, "unit": subject.unit}
         panel(overview_panel(view), elem_id="health-main")
+        if subject.unit.is_text:
+            label = "Measure it on your own text"
+            self.text = self.field("text", gr.Textbox, label=label, **box(3))
+            self.run = gr.Button("Measure")
         self.notice = panel()
-        with gr.Row():
-            if subject.unit.is_text:
-                with gr.Column(min_width=320):
-                    label = "Measure it on your own text"
-                    self.text = self.field("text", gr.Textbox, label=label, **box(3))
-                    self.run = gr.Button("Measure")
-                    self.measured = panel(elem_id="health-measured")
-            else:
-                self.measured = panel()
-            with gr.Column(min_width=320):
-                folder = "" if subject.label_home is None else ", or a folder"
-                look = {"label": "Compare with another SAE"}
-                look["placeholder"] = f"name/repository{folder}"
-                self.versus = self.field("versus", gr.Textbox, **look)
-                self.compare = gr.Button("Compare")
-                self.comparison = panel(elem_id="health-comparison")
-        self.outputs = (self.measured, self.comparison)
+        self.measured = panel(elem_id="health-measured")
+        self.outputs = (self.measured,)
 
     def render(self, address: at.Health) -> Updates:
-        """The metrics on a text, and the other SAE's numbers; or why there are none."""
-        measured = compared = ""
-        try:
-            if address.text:
-                metrics, facts = self.actions.measure(address.text), []
-                for key, (name, note) in _TEXT_TILES.items():
-                    value = "-" if metrics[key] is None else number(metrics[key])
-                    facts.append((name, value, note))
-                measured = html("measured", {"facts": facts})
-        except ValueError as error:
-            measured = html("error", str(error))
-        try:
-            if address.versus:
-                view = self.actions.compare_saes(address.versus)
-                compared = html("versus", {**view, "unit": self.subject.unit})
-        except ValueError as error:
-            compared = html("error", str(error))
-        return {self.measured: measured, self.comparison: compared}
+        """The metrics on a text."""
+        if not address.text:
+            return {self.measured: ""}
+        metrics, facts = self.actions.measure(address.text), []
+        for key, (name, note) in _TEXT_TILES.items():
+            value = "-" if metrics[key] is None else number(metrics[key])
+            facts.append((name, value, note))
+        return {self.measured: html("measured", {"facts": facts})}
 
     def wire(self, app: App) -> None:
-        """Each button fills its own panel."""
+        """The button measures the text."""
         if self.subject.unit.is_text:
             measure = [self.run.click, self.text.submit]
             app.on(measure, self._measure, self, progress_on=self.measured)
-        compare = [self.compare.click, self.versus.submit]
-        app.on(compare, self._compare, self, progress_on=self.comparison)
 
     def _measure(self, *values: object) -> at.Health:
         address = self.address(*values)
         validate.text(address.text)  # there has to be one
-        return address
-
-    def _compare(self, *values: object) -> at.Health:
-        address = self.address(*values)
-        check_name(address.versus)
         return address
 
 
@@ -139,7 +111,7 @@ def _chart(
 
 
 class ComparePage(Page[at.Compare]):
-    """Another SAE, a text, and what fires where in each of the two."""
+    """Another SAE: its metrics, and what fires where in a text, if the app reads text."""
 
     title = "Compare SAEs"
     state = at.Compare
@@ -153,7 +125,8 @@ class ComparePage(Page[at.Compare]):
         self.other = self.field("other", gr.Textbox, label="The other SAE", max_lines=1, **look)
         near = sae_choices(self.subject)
         self.choices = panel(html("others", near), elem_id="compare-choices")
-        self.text = self.field("text", gr.Textbox, label="Text", **box(2))
+        if self.subject.runs_text:
+            self.text = self.field("text", gr.Textbox, label="Text", **box(2))
         with gr.Row(elem_classes="hf-buttons"):
             self.run = gr.Button("Compare", variant="primary", min_width=120, scale=0)
             panel(html("keys"))
@@ -164,7 +137,7 @@ class ComparePage(Page[at.Compare]):
 
     def first(self) -> at.Compare:
         """A text to begin with."""
-        return at.Compare(text=TEXTS[0])
+        return at.Compare(text=TEXTS[0] if self.subject.runs_text else "")
 
     def render(self, address: at.Compare) -> Updates:
         """The SAEs to choose from; held-out metrics with their winners, and both on the text."""
@@ -173,9 +146,12 @@ class ComparePage(Page[at.Compare]):
         if not address.other:
             return near | {self.metrics: "", self.result: _no_other(names)}
         try:
-            metrics = html("versus", self.actions.compare_saes(address.other))
-        except ValueError as error:  # the text can be read without
-            metrics = html("said", f"{error}.")
+            view = self.actions.compare_saes(address.other)
+            metrics = html("versus", {**view, "unit": self.subject.unit})
+        except ValueError as error:
+            if not self.subject.runs_text:
+                raise
+            metrics = html("said", f"{error}.")  # the text can be read without
         if not address.text.strip():
             return near | {self.metrics: metrics, self.result: ""}
         view = self.actions.side_by_side(address.other, address.text)
@@ -183,7 +159,8 @@ class ComparePage(Page[at.Compare]):
 
     def wire(self, app: App) -> None:
         """A latent of the SAE that the app shows leads to its page."""
-        triggers = [self.run.click, self.other.submit, self.text.submit]
+        triggers = [self.run.click, self.other.submit]
+        triggers += [self.text.submit] if self.subject.runs_text else []
         app.on(triggers, self._compare, self, progress_on=self.result)
         app.on_select(self.choices, self._choose, self, progress_on=self.result)
         app.on_select(self.result, self.open_or_steer, self, leads_to=("feature",))
@@ -191,13 +168,13 @@ class ComparePage(Page[at.Compare]):
     def _compare(self, *values: object) -> at.Compare:
         address = self.address(*values)
         check_name(address.other)
-        validate.text(address.text)
+        if self.subject.runs_text:
+            validate.text(address.text)
         return address
 
     def _choose(self, do: str, index: str, name: str, *values: object) -> at.Compare:
-        address = replace(self.address(*values), other=check_name(name))
-        validate.text(address.text)
-        return address
+        chosen = replace(self.address(*values), other=name)
+        return self._compare(*self.values(chosen))
 
 
 def _no_other(names: list[str]) -> str:

@@ -1,18 +1,20 @@
-"""Which latents speak for the next token."""
+"""Which latents speak for the next token, as a table and as a graph."""
 
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
+from ...circuits import GraphFile, drawing
 from .. import address as at
 from .. import validate
 from ..actions import Actions
 from ..parts import html, panel
 from ..rows import Json
 from ..why import ALONE, disagreement, is_token, spelling, summary
-from .page import App, Page, Updates, box, clicked, one_of, whole
+from .page import A, App, Page, Updates, box, clicked, one_of, whole
 
+_REMEMBERED = 8  # graphs that visitors made
 EXAMPLES = (
     "The people voted in the presidential",
     "The king was succeeded by his",
@@ -20,7 +22,25 @@ EXAMPLES = (
 )
 
 
-class WhyPage(Page[at.Why]):
+class QuestionPage(Page[A]):
+    """A page that asks about the next token of a text."""
+
+    def ask(self, *, next: str, other: str, button: str) -> None:
+        """The boxes of the question, with hints, and the button."""
+        hint, narrow = "The next token is what is explained", {"min_width": 130, "scale": 1}
+        self.prompt = self.field("prompt", gr.Textbox, label="Text", **box(2), placeholder=hint)
+        with gr.Row(elem_classes="hf-buttons"):
+            looks = {"label": "Next token", "placeholder": next, **narrow}
+            self.target = self.field("target", gr.Textbox, **looks)
+            looks = {"label": "Rather than", "placeholder": other, **narrow}
+            self.contrast = self.field("contrast", gr.Textbox, **looks)
+            self.run = gr.Button(button, variant="primary", min_width=110, scale=0)
+            panel(html("keys"))
+        submits = [box.submit for box in (self.prompt, self.target, self.contrast)]
+        self.asked = [self.run.click, *submits]
+
+
+class WhyPage(QuestionPage[at.Why]):
     """A text, its likeliest next tokens, and the latents that speak for one of them."""
 
     title = "Why this token"
@@ -28,16 +48,8 @@ class WhyPage(Page[at.Why]):
 
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
-        hint, narrow = "The next token is what is explained", {"min_width": 130, "scale": 1}
-        self.prompt = self.field("prompt", gr.Textbox, label="Text", **box(2), placeholder=hint)
-        with gr.Row(elem_classes="hf-buttons"):
-            likely = {"label": "Next token", "placeholder": "the likeliest"}
-            other = {"label": "Rather than"}
-            other["placeholder"] = f"the likeliest other; {ALONE} for nothing"
-            self.target = self.field("target", gr.Textbox, **likely, **narrow)
-            self.contrast = self.field("contrast", gr.Textbox, **other, **narrow)
-            self.run = gr.Button("Explain", variant="primary", min_width=110, scale=0)
-            panel(html("keys"))
+        other = f"the likeliest other; {ALONE} for nothing"
+        self.ask(next="the likeliest", other=other, button="Explain")
         self.examples = panel(html("examples", EXAMPLES), elem_id="why-examples")
         self.notice = panel()
         with gr.Row():
@@ -66,8 +78,7 @@ class WhyPage(Page[at.Why]):
 
     def wire(self, app: App) -> None:
         """Tokens are chosen by a click; checks by ablation fill in one row at a time."""
-        typed = [self.prompt.submit, self.target.submit, self.contrast.submit]
-        app.on([self.run.click, *typed], self._explain, self, progress_on=self.effects)
+        app.on(self.asked, self._explain, self, progress_on=self.effects)
         app.on_select(self.examples, self._example, self, progress_on=self.effects)
         app.on_select(self.next, self._choose, self, progress_on=self.effects)
         app.on_select(self.effects, self.open_or_steer, self, leads_to=("feature",))
@@ -144,3 +155,56 @@ def effects_panel(view: dict[str, Any]) -> str:
     spent = sum(parts[name] for name in ("shown", "others", "error", "bias"))
     parts["rest"] = round(parts["total"] - spent, 2)
     return html("effects", {**view, **parts, "rows": rows, "largest": max(sizes, default=1.0)})
+
+
+class GraphPage(QuestionPage[at.Graph]):
+    """A graph, by its name or of a prompt; graph.js of `hfsae.circuits` draws it.
+
+    A link with a prompt makes no graph: only its button does, in the queue of slow work.
+    """
+
+    title = "Why, as a graph"
+    state = at.Graph
+
+    def __init__(self, actions: Actions) -> None:
+        super().__init__(actions)
+        self.made: dict[at.Graph, Json] = {}  # graphs that visitors made, the last ones
+        self.name = self.field("name", gr.Textbox, visible="hidden", elem_id="graph-name")
+        self.kept = panel(html("graph_names", [*self.subject.graphs]), elem_id="graph-names")
+        if self.subject.transcoders is not None:
+            self.ask(next="the likeliest ones", other="nothing", button="Make the graph")
+        self.notice = panel()
+        self.drawn = panel(elem_id="graph-drawn")
+        self.outputs = (self.drawn,)
+
+    def first(self) -> at.Graph:
+        """The first kept graph."""
+        return at.Graph(next(iter(self.subject.graphs), ""))
+
+    def render(self, address: at.Graph) -> Updates:
+        """A kept graph, or one of the prompt if it was made; else how to make it."""
+        if address.prompt and address not in self.made:
+            return {self.drawn: html("empty", "Press Make the graph; it takes up to a minute.")}
+        if not (address.prompt or address.name):
+            return {self.drawn: ""}
+        view = self.made.get(address) or self.actions.attribution_graph(address.name)
+        return {self.drawn: drawing(GraphFile(view["graph"], view["texts"]), view["opens"])}
+
+    def wire(self, app: App) -> None:
+        """A name shows its graph; the button makes one; a feature leads to its page."""
+        app.on_select(self.kept, self._choose, self, progress_on=self.drawn)
+        app.on_select(self.drawn, self.open_or_steer, self, leads_to=("feature",))
+        if self.subject.transcoders is not None:
+            app.on(self.asked, self._make, self, progress_on=self.drawn, queue="slow")
+
+    def _choose(self, do: str, number: str, name: str, *values: object) -> at.Graph:
+        return at.Graph(name)
+
+    def _make(self, *values: object) -> at.Graph:
+        address = replace(self.address(*values), name="")
+        if address not in self.made:
+            fields = (address.prompt, address.target, address.contrast)
+            self.made[address] = self.actions.attribution_graph("", *fields)
+            for oldest in [*self.made][:-_REMEMBERED]:
+                self.made.pop(oldest, None)
+        return address
