@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import t
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -98,3 +99,14 @@ def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> Int
     weights = [1.0] * len(values) if weights is None else weights
     draws = resampled_means(values, weights, n_resamples=2000, seed=0)
     return around(sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights), draws)
+
+
+def over_seeds(values: Sequence[float] | Sequence[Sequence[float]]) -> Interval:
+    """The mean over seeds of a training, with its 95 % interval by Student's t; or, of several
+    items for each seed, over items of their means over seeds."""
+    of_seeds = torch.tensor(values, dtype=torch.float64)
+    if of_seeds.ndim == 2:
+        return mean(of_seeds.mean(0).tolist())
+    center, n = float(of_seeds.mean()), len(of_seeds)
+    half = float(t.ppf(0.975, n - 1) * of_seeds.std()) / n**0.5
+    return Interval(center, center - half, center + half)
