@@ -8,7 +8,6 @@ Nothing is unpickled: pickles are refused by their suffix, arrays of objects by 
 
 Rows of arrays are read at their place. A memory map would do the same, but its pages count as the
 process's own, and the map that safetensors makes cannot be larger than the machine's memory.
-`cache` reads its own files so, too.
 """
 
 import math
