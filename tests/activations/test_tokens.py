@@ -468,7 +468,7 @@ def test_local_files_that_cannot_be_read_say_why(tmp_path):
     (tmp_path / "gone" / "a.txt").symlink_to(tmp_path / "nowhere.txt")
     for name, sentence in {
         "latin.txt": "not UTF-8",
-        "a.pkl": "cannot be read as text; convert it",
+        "a.pkl": "a.pkl cannot be read; convert it to .txt, .jsonl or .parquet",
         "a.parquet": "not a valid parquet file",
         "missing.txt": "no .txt, .jsonl or .parquet file is at",
         "missing/*.jsonl": "no .txt, .jsonl or .parquet file is at",
