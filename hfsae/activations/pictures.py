@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from ..io.checksums import file_hash
+from ..io.checksums import file_hash, once_a_state
 from ..io.errors import Refused, closest, one_line
-from ..io.files import refuse_special
+from ..io.files import refuse_special, unreadable
 from ..io.local_paths import LOCAL_FILES
 from ..lm import LoadedEncoder, n_positions
 from .arguments import (
@@ -129,7 +129,10 @@ class InputSource:
         self.harvester = Harvester(encoder.model, sites, harvest, norm_limits=norm_limits)
         self._takes = {*signature(encoder.model.forward).parameters}
         self._paths = paths_of(arguments)
-        self.ids = [_id(path, *_state(path)) for path in self._paths]
+        try:
+            self.ids = [file_hash(path)[:16] for path in self._paths]
+        except OSError as error:
+            raise Refused(f"a picture cannot be read ({error}); check it") from error
         """16 hexadecimal digits of a hash of each file's content"""
         folders = [path.absolute().parent for path in self._paths]
         common = os.path.commonpath(folders)
@@ -180,7 +183,10 @@ class InputSource:
     def fault(self, document: int) -> str | None:
         """Why a picture does not decode; None if it does."""
         path = self._paths[document]
-        return _fault(path, *_state(path))
+        try:
+            return _fault(path)
+        except OSError as error:  # it has gone
+            raise Refused(unreadable(path, error)) from error
 
     @property
     def n_faults(self) -> int:
@@ -448,30 +454,10 @@ def paths_of(args: ImageArguments) -> list[Path]:
     return sorted(find_files(field, given, SUFFIXES), key=natural)
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """What changes when a file does: its size and time.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    try:
-        about = path.stat()
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error}); check it") from error
-    return about.st_size, about.st_mtime_ns
-
-
-@lru_cache(maxsize=2**20)  # a run opens its files several times
-def _id(path: Path, size: int, changed: int) -> str:
-    try:
-        return file_hash(path)[:16]
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error}); check it") from error
-
-
-@lru_cache(maxsize=2**20)  # a run checks its pictures, and opens them several times
-def _fault(path: Path, size: int, changed: int) -> str | None:
-    """A JPEG is decoded at an eighth of its size, which reads all of it in a third of the time."""
+@once_a_state
+def _fault(path: Path) -> str | None:
+    """Why a picture does not decode; None if it does. A JPEG is decoded at an eighth of its size,
+    which reads all of it in a third of the time."""
     try:
         rgb_of(path, draft=True)
     except Exception as error:  # readers of damaged files raise whatever they meet
