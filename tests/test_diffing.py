@@ -90,7 +90,6 @@ def test_each_model_has_its_own_cache_which_a_run_of_that_model_alone_reads(
     args = HarvestArguments(cache=str(tmp_path))
     both = Harvester({"base": tiny_lm, "chat": another_lm}, SITES, args)
     harvested = both(batch)
-    both.flush()
     alone = Harvester(another_lm, ["layers.1"], args)
     read = alone(batch).activations["layers.1"]
     assert alone.caches[0].hits == 1

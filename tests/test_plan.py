@@ -404,15 +404,6 @@ def test_tables_of_examples_are_counted_up_to_what_fires(no_weights):
     assert stage(recipe, "examples")[MAIN]["tables of examples"] == 1024 * (4 * 25 * 55 + 16)
 
 
-@pytest.mark.parametrize(("bucket", "shard"), [(8192, 8192 * 32), (2**23, 2**27)])
-def test_the_pending_shard_of_the_cache_is_counted(no_weights, bucket, shard):
-    """Twice, as it is when it is put together: 16 wide in bfloat16, and 4 rows of 1024 more."""
-    recipe = small_recipe(2**10, shuffle=ShuffleArguments(bucket_tokens=bucket))
-    recipe.harvest = HarvestArguments(rows=4, cache="somewhere")
-    pending = stage(recipe, "one batch of text")[MAIN]["activation cache"]
-    assert pending == 2 * (shard + 4 * 1024 * 32)
-
-
 @pytest.mark.parametrize("n_tokens", [20_000, 1_572_864, 10**7, 4 * 10**9])
 def test_the_stages_after_a_quickstart_take_less_time_than_its_training(no_weights, n_tokens):
     recipe = recipes.read_recipe("quickstart")

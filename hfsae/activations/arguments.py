@@ -3,6 +3,7 @@ of activations in its place. Importing them imports no torch."""
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from ..io.bounds import MOST_TOKENS, check_least, check_most, check_seed
 from ..io.errors import Refused
-from ..io.files import refuse_special
+from ..io.files import passes, refuse_special
 from ..packaged import check_fractions
 
 logger = logging.getLogger(__name__)
@@ -439,28 +440,61 @@ def local_files(dataset: str) -> list[Path]:
     Raises:
         ValueError: there is none, or a named file has another format.
     """
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        every = sorted(file for file in path.rglob("*") if not file.is_dir())
-        files = [file for file in every if file.suffix in _SUFFIXES]
-        if files:
-            _log_other_files(path, len(files), tuple(f for f in every if f.suffix not in _SUFFIXES))
-    else:
-        files = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
-    if not files:
-        raise Refused(f"no .txt, .jsonl or .parquet file is at {dataset!r}; check the path")
-    for file in files:
-        if file.suffix not in _SUFFIXES:  # pickles among them: loading one can run any code
-            raise Refused(f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet")
-        refuse_special(file)
-    return files
+    return sorted(find_files("text.dataset", dataset, _SUFFIXES))
+
+
+def find_files(
+    field: str,
+    given: str | Sequence[str],
+    suffixes: Sequence[str],
+    refuse: Callable[[Path], None] = lambda path: None,
+) -> list[Path]:
+    """The files that a path, folder, glob or list of these names, each once. Other files of a
+    folder are named in the log.
+
+    Args:
+        field: of the recipe, for the error sentence.
+        refuse: raises a ValueError of its own for some files with other suffixes.
+
+    Raises:
+        ValueError: a name leads to no file, or a named file has another suffix, or is a pipe.
+    """
+    listed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+    found = dict[Path, None]()
+    for name in [given] if isinstance(given, str) else given:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            every = sorted(p for p in path.rglob("*") if not p.is_dir() and not passes(p))
+            files = [file for file in every if file.suffix.lower() in suffixes]
+            others = tuple(file for file in every if file.suffix.lower() not in suffixes)
+            for other in () if files else others:  # they may hold what is looked for
+                refuse(other)
+            if files:
+                _log_other_files(path, len(files), others)
+        else:
+            named = [path] if path.exists() else map(Path, glob(str(path), recursive=True))
+            files = sorted(file for file in named if not file.is_dir())
+        if not files:
+            raise Refused(f"{field}: no {listed} file is at {name!r}; check the path")
+        for file in files:
+            if file.suffix.lower() not in suffixes:  # pickles among them: loading can run any code
+                refuse(file)
+                raise Refused(f"{field}: {file} cannot be read; convert it to {listed}")
+            refuse_special(file)
+        found |= dict.fromkeys(files)
+    return list(found)
 
 
 @lru_cache  # once, however often the folder is read
 def _log_other_files(folder: Path, n_read: int, others: tuple[Path, ...]) -> None:
-    """Name the files of a folder that hold no text in a known format."""
+    """Name the files of a folder that are not read."""
     names = [str(file.relative_to(folder)) for file in others]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     if names:
         listed = ", ".join(names[:_SHOWN]) + more
         logger.info("%s: %d files are read; not read: %s", folder, n_read, listed)
+
+
+def natural(path: Path) -> list[str | int]:
+    """A sorting key that puts part2 before part10."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]

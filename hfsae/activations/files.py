@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from ..io.checksums import once_a_state
 from ..io.errors import Refused, closest
 from ..io.file_names import HARVEST
 from ..io.files import printable, read_json
@@ -636,15 +637,9 @@ def _warn_of_doubts(x: Float[Tensor, "n d"], where: str) -> None:
         )
 
 
+@once_a_state
 def shard_hash(path: Path) -> str:
-    """Hash of a shard's name, size, headers, and the first and last MiB of each tensor; computed
-    once for each state of the file."""
-    about = path.stat()
-    return _hash_of(path, about.st_size, about.st_mtime_ns, about.st_ino)
-
-
-@lru_cache(maxsize=2**16)  # a run opens its files several times
-def _hash_of(path: Path, *_about: int) -> str:
+    """Hash of a shard's name, size, headers, and the first and last MiB of each tensor."""
     shard = safetensors_shard(path)
     digest = sha256(repr(sorted(shard.metadata.items())).encode())
     for part in shard.edges(sorted(shard.names)):

@@ -3,27 +3,19 @@ position.
 
 **The cache** holds harvested activations on disk: a language model reads each text only once.
 
-An entry holds the activations of one batch of token rows at one site: kept positions, in the
-model's dtype. Its key is the input (language model, tokens, mask), so it serves every run with the
-same rows: another dictionary, seed or bucket size, more processes, or the same run resumed. Cached
-activations equal harvested ones to the bit.
+    FOLDER/<language model>/<input and site>.safetensors
 
-    FOLDER/<language model>/<name>.safetensors
-
-A shard holds a tensor for each site, as the files of a harvest do; its metadata hold the entries'
-places and checksums. It appears whole: a killed process loses at most one shard of work. A damaged
-shard is deleted, and its part harvested again. The key covers the language model's weights,
-settings and input. Use another folder for anything else that changes a forward pass, such as a
-hook.
+A file holds the activations of one batch of token rows at one site: kept positions, in the model's
+dtype, with a checksum. Both names are hashes, of the language model's weights and settings and of
+the input (tokens, mask), so a file serves every run with the same rows: another dictionary, seed or
+bucket size, more processes, or the same run resumed. Cached activations equal harvested ones to the
+bit. Use another folder for anything else that changes a forward pass, such as a hook.
 """
 
 import json
 import logging
-import time
-import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,25 +24,22 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ..io.errors import Damaged, Refused
-from ..io.files import reading, write_tensors
+from ..io.errors import Refused
+from ..io.files import read_tensors, reading, write_tensors
 from ..lm import Site, blocks_below, by_model, capture, find_module, forward, running_as
 from ..ops import ASYNCHRONOUS, indices_of, upload
 from .arguments import HarvestArguments
-from .shards import ArrayShard, safetensors_shard
 from .tokens import TokenBatch
 
 logger = logging.getLogger(__name__)
-SHARD_BYTES = 2**27
-_ABANDONED_SECONDS = 3600  # no process still writes a temporary file older than this
+_COUNTED_BYTES = 2**27  # written by a process, before it counts all of a cache again
 _SAMPLED = 1024  # numbers of each weight in a language model's digest
 
 
 class ActivationCache:
-    """Activations by batch and site, in the language model's own subfolder of `folder`.
+    """Activations by batch and site, a file each, in the model's own subfolder of `folder`.
 
-    Memory: one shard, 128 MiB, and twice that while it is written. Several processes may use a
-    folder at once; each reads the shards from before its start, and its own.
+    Several processes may use a folder at once. A file that is damaged is harvested again.
 
     Args:
         max_bytes: limit for this subfolder; at the limit, nothing more is stored.
@@ -69,105 +58,58 @@ class ActivationCache:
         self.folder = Path(folder).expanduser() / f"{name}-{digest}"
         self.max_bytes, self.is_full = max_bytes, False
         self.hits = self.misses = 0
-        self._places: dict[tuple[str, str], tuple[ArrayShard, int, int, int]] = {}
-        """By key and site: the shard, the first row in it, the number of rows, their checksum."""
-        self._pending: dict[str, list[tuple[str, Tensor]]] = {}
-        self._pending_bytes = 0
+        self._left = 0.0  # bytes to write until the folder, to which others write, is counted
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Refused(
                 f"harvest.cache {folder} cannot be made ({error.strerror}); give another folder"
             ) from error
-        for stray in self.folder.glob("*.tmp*"):  # from a killed process
-            with suppress(FileNotFoundError):  # renamed or deleted meanwhile
-                if time.time() - stray.stat().st_mtime > _ABANDONED_SECONDS:
-                    stray.unlink()
-        for path in sorted(self.folder.glob("*.safetensors")):
-            try:
-                self._note(path)
-            except Refused as error:
-                self._forget(path, error)
+
+    def _path(self, key: str, site: str) -> Path:
+        digest = blake2b(f"{key} {site}".encode(), digest_size=16).hexdigest()
+        return self.folder / f"{digest}.safetensors"
 
     def get(self, key: str, sites: Sequence[str]) -> dict[str, Float[Tensor, "n _"]] | None:
         """A batch's activations at all sites, on the CPU; None if one is missing or damaged."""
         found: dict[str, Tensor] = {}
-        for site in sites:
-            if (key, site) not in self._places:
-                break
-            shard, start, length, checksum = self._places[key, site]
-            try:
-                acts = shard.reader([site])(start, start + length)[site]
-                if zlib.crc32(_bytes(acts)) != checksum:
-                    raise Damaged("a checksum does not match")
-            except Refused as error:
-                self._forget(shard.path, error)
-                break
-            found[site] = acts
+        for path, site in ((self._path(key, site), site) for site in sites):
+            if path.is_file():
+                try:
+                    with reading(path):
+                        tensors, about = read_tensors(path)
+                        if zlib.crc32(_bytes(tensors["activations"])) == int(about["crc32"]):
+                            found[site] = tensors["activations"]
+                except Refused:
+                    pass
+                if site not in found:
+                    logger.warning("%s is damaged; it is harvested again", path)
         is_hit = len(found) == len(sites)
         self.hits, self.misses = self.hits + is_hit, self.misses + (not is_hit)
         return found if is_hit else None
 
     def put(self, key: str, activations: Mapping[str, Float[Tensor, "n _"]]) -> None:
-        """Store a batch's activations; they reach the disk at `flush`, or when a shard is full."""
-        if self.is_full:
-            return
+        """Store a batch's activations. A full disk ends the caching, not the run."""
         for site, acts in activations.items():
-            if (key, site) not in self._places:
-                self._pending.setdefault(site, []).append((key, acts.cpu()))
-                self._pending_bytes += acts.nbytes
-        if self._pending_bytes >= SHARD_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write pending activations. A full disk ends the caching, not the run."""
-        pending, size = self._pending, self._pending_bytes
-        self._pending, self._pending_bytes = {}, 0
-        if not size:
-            return
-        for shard in self.folder.glob("*.safetensors"):  # from all processes that write here
-            with suppress(FileNotFoundError):
-                size += shard.stat().st_size
-        if size > self.max_bytes:
-            self._stop(f"it has reached harvest.cache_gb ({self.max_bytes / 1e9:g} GB)")
-            return
-        tensors, places = {}, []
-        for site, entries in pending.items():
-            tensors[site], start = torch.cat([acts for _, acts in entries]), 0
-            for key, acts in entries:
-                places.append([key, site, start, len(acts), zlib.crc32(_bytes(acts))])
-                start += len(acts)
-        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        try:
-            write_tensors(path, tensors, {"entries": json.dumps(places)})
-            self._note(path)
-        except (OSError, Refused) as error:
-            self._stop(f"it cannot be written to ({error})")
+            if acts.nbytes > self._left and not self.is_full:
+                files = self.folder.glob("*.safetensors")
+                taken = sum(file.stat().st_size for file in files)
+                self._left = min(_COUNTED_BYTES, self.max_bytes - taken)
+                if acts.nbytes > self._left:
+                    self._stop(f"it has reached harvest.cache_gb ({self.max_bytes / 1e9:g} GB)")
+            if self.is_full:
+                return
+            self._left -= acts.nbytes
+            whole = {"activations": acts.cpu()}
+            about = {"crc32": str(zlib.crc32(_bytes(whole["activations"])))}
+            try:
+                write_tensors(self._path(key, site), whole, about)
+            except OSError as error:
+                self._stop(f"it cannot be written to ({error})")
 
     def _stop(self, why: str) -> None:
         self.is_full = True
         logger.warning("the activation cache %s keeps nothing more: %s", self.folder, why)
-
-    def _note(self, path: Path) -> None:
-        """Add the entries of a shard.
-
-        Raises:
-            ValueError: it is damaged, or cannot be read.
-        """
-        shard = safetensors_shard(path)
-        with reading(path):
-            for key, site, start, length, checksum in json.loads(shard.metadata["entries"]):
-                self._places[key, site] = shard, start, length, checksum
-
-    def _forget(self, path: Path, why: Refused) -> None:
-        """Leave out a shard, and delete it where it is damaged. One that cannot be read may be
-        undamaged: another user's, or on a disk that does not answer."""
-        if isinstance(why, Damaged):
-            logger.warning("%s is damaged; it is deleted, and harvested again", path)
-            path.unlink(missing_ok=True)
-        else:
-            logger.warning("%s; it is left out, and harvested again", why)
-        self._places = {k: place for k, place in self._places.items() if place[0].path != path}
 
 
 def lm_digest(lm: nn.Module, settings: str = "") -> str:
@@ -353,11 +295,6 @@ class Harvester:
         if self.caches and not cached:
             self.caches[i].put(key, activations)
         return {site: activations[at].to(lm.device) for site, at in self._paths[i].items()}
-
-    def flush(self) -> None:
-        """Write harvested activations to disk, if there is a cache."""
-        for cache in self.caches:
-            cache.flush()
 
 
 def _compiled_blocks(lm: nn.Module, sites: Sequence[str]) -> dict[nn.Module, Callable[..., Any]]:

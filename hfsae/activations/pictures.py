@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from glob import glob
 from hashlib import blake2b, sha256
 from inspect import signature
 from pathlib import Path
@@ -25,12 +24,19 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from ..io.checksums import file_hash
+from ..io.checksums import file_hash, once_a_state
 from ..io.errors import Refused, closest, one_line
-from ..io.files import refuse_special
+from ..io.files import refuse_special, unreadable
 from ..io.local_paths import LOCAL_FILES
 from ..lm import LoadedEncoder, n_positions
-from .arguments import HarvestArguments, ImageArguments, Split, side_of
+from .arguments import (
+    HarvestArguments,
+    ImageArguments,
+    Split,
+    find_files,
+    natural,
+    side_of,
+)
 from .harvest import Harvester, InputBatch, lm_digest
 from .source import ActivationBatch, Filling, harvest_share
 
@@ -43,7 +49,6 @@ MOST_PIXELS = 50_000_000
 """Of a picture that is decoded: 150 MB as RGB, and three times that where it is transparent."""
 _PREFIX = 2  # a CLS and a distillation token; registers are in the config
 _MOST_FAULTS = 0.01  # share of pictures that cannot be read
-_SHOWN = 10  # names of files that are not read
 _COLUMN = "file"  # of a table of labels
 
 
@@ -124,7 +129,10 @@ class InputSource:
         self.harvester = Harvester(encoder.model, sites, harvest, norm_limits=norm_limits)
         self._takes = {*signature(encoder.model.forward).parameters}
         self._paths = paths_of(arguments)
-        self.ids = [_id(path, *_state(path)) for path in self._paths]
+        try:
+            self.ids = [file_hash(path)[:16] for path in self._paths]
+        except OSError as error:
+            raise Refused(f"a picture cannot be read ({error}); check it") from error
         """16 hexadecimal digits of a hash of each file's content"""
         folders = [path.absolute().parent for path in self._paths]
         common = os.path.commonpath(folders)
@@ -175,7 +183,10 @@ class InputSource:
     def fault(self, document: int) -> str | None:
         """Why a picture does not decode; None if it does."""
         path = self._paths[document]
-        return _fault(path, *_state(path))
+        try:
+            return _fault(path)
+        except OSError as error:  # it has gone
+            raise Refused(unreadable(path, error)) from error
 
     @property
     def n_faults(self) -> int:
@@ -437,59 +448,16 @@ def paths_of(args: ImageArguments) -> list[Path]:
     Raises:
         ValueError: a name leads to no file, or a named file has another suffix.
     """
-    from .shards import natural
-
     field, given = ("images.folder", args.folder) if args.folder else ("images.files", args.files)
     if not given:
         raise Refused("images names no pictures; give images.files or images.folder")
-    suffixes = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-    found = set[Path]()
-    for name in [given] if isinstance(given, str) else given:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            every = sorted(file for file in path.rglob("*") if not file.is_dir())
-            files = [file for file in every if file.suffix.lower() in SUFFIXES]
-            others = [str(file.relative_to(path)) for file in every if file not in {*files}]
-            if others:
-                more = f" and {len(others) - _SHOWN} more" if others[_SHOWN:] else ""
-                shown = ", ".join(others[:_SHOWN]) + more
-                logger.info("%s: %d files are read; not read: %s", path, len(files), shown)
-        else:
-            files = [path] if path.exists() else list(map(Path, glob(str(path), recursive=True)))
-        if not files:
-            raise Refused(f"{field}: no file with {suffixes} is at {name!r}; check the path")
-        for file in files:
-            if file.suffix.lower() not in SUFFIXES:
-                raise Refused(f"{field}: {file} is none of {suffixes}; convert it")
-            refuse_special(file)
-        found |= {*files}
-    return sorted(found, key=natural)
+    return sorted(find_files(field, given, SUFFIXES), key=natural)
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """What changes when a file does: its size and time.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    try:
-        about = path.stat()
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error}); check it") from error
-    return about.st_size, about.st_mtime_ns
-
-
-@lru_cache(maxsize=2**20)  # a run opens its files several times
-def _id(path: Path, size: int, changed: int) -> str:
-    try:
-        return file_hash(path)[:16]
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error}); check it") from error
-
-
-@lru_cache(maxsize=2**20)  # a run checks its pictures, and opens them several times
-def _fault(path: Path, size: int, changed: int) -> str | None:
-    """A JPEG is decoded at an eighth of its size, which reads all of it in a third of the time."""
+@once_a_state
+def _fault(path: Path) -> str | None:
+    """Why a picture does not decode; None if it does. A JPEG is decoded at an eighth of its size,
+    which reads all of it in a third of the time."""
     try:
         rgb_of(path, draft=True)
     except Exception as error:  # readers of damaged files raise whatever they meet

@@ -8,7 +8,6 @@ Nothing is unpickled: pickles are refused by their suffix, arrays of objects by 
 
 Rows of arrays are read at their place. A memory map would do the same, but its pages count as the
 process's own, and the map that safetensors makes cannot be larger than the machine's memory.
-`cache` reads its own files so, too.
 """
 
 import math
@@ -18,7 +17,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
-from glob import glob
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,8 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..io.errors import Damaged, Refused, closest, one_line
-from ..io.files import damaged, json_value, passes, reading, refuse_special, unreadable
-from .arguments import ActivationArguments
+from ..io.files import damaged, json_value, reading, unreadable
+from .arguments import ActivationArguments, find_files, natural
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -442,38 +440,14 @@ def paths_of(args: ActivationArguments) -> list[Path]:
     for name in [args.files] if isinstance(args.files, str) else args.files:
         if not name.strip():
             raise Refused("activations.files is empty; name a file, a folder, a glob, or a list")
-        path = Path(name).expanduser()
-        if path.is_dir():
-            every = [file for file in path.rglob("*") if file.is_file() and not passes(file)]
-            files = [file for file in every if file.suffix.lower() in SUFFIXES]
-            for file in [] if files else every:
-                if file.suffix.lower() in (*_PICKLES, ".npz"):  # they often hold activations
-                    refuse_other_formats(file)
-            if not files:
-                raise Refused(
-                    f"folder {path} holds no .safetensors, .npy or .parquet file "
-                    "(activations.files); check the path"
-                )
-        else:
-            found = [path] if path.exists() else map(Path, glob(str(path), recursive=True))
-            files = [file for file in found if not file.is_dir()]
-            if not files:
-                raise Refused(f"no file is at {name!r} (activations.files); check the path")
-            for file in files:
-                refuse_other_formats(file)
-                refuse_special(file)
-        for file in sorted(files, key=natural):
+        found = find_files("activations.files", name, SUFFIXES, refuse_other_formats)
+        for file in sorted(found, key=natural):
             whole = os.path.realpath(file)
             if whole in paths:
                 raise Refused(f"activations.files names {file} twice; name each file once")
             if whole != labels:
                 paths[whole] = file
     return list(paths.values())
-
-
-def natural(path: Path) -> list[str | int]:
-    """A sorting key that puts part2 before part10."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
 
 
 def open_shards(
@@ -595,10 +569,10 @@ def _format_of(paths: Sequence[Path]) -> str:
 
 
 def refuse_other_formats(path: Path) -> None:
-    """Check that a file's suffix is that of a format that is read.
+    """Refuse a pickle or an archive, in which activations often are.
 
     Raises:
-        ValueError: it is a pickle, an archive or unknown; the sentence says how to convert it.
+        ValueError: it is one; the sentence says how to convert it.
     """
     suffix = path.suffix.lower()
     if suffix in _PICKLES:
@@ -612,10 +586,6 @@ def refuse_other_formats(path: Path) -> None:
         raise Refused(
             f"{path} is an archive, whose rows cannot be read without unpacking all; save each "
             f'array by itself: `numpy.save("SITE.npy", numpy.load("{path}")["NAME"])`'
-        )
-    if suffix not in SUFFIXES:
-        raise Refused(
-            f"{path} cannot be read as activations; give .safetensors, .npy or .parquet files"
         )
 
 

@@ -225,17 +225,14 @@ def harvest_share(
         read: makes rows of one of them, on the process that harvests it.
         documents: gets those of each part.
     """
-    try:
-        if n_processes > 1:
-            agree_on_norm_limits(harvester, batches, read)
-        for first in range(0, len(batches), n_processes):
-            mine = first + rank
-            harvested = harvester(read(batches[min(mine, len(batches) - 1)]))
-            n = None if mine < len(batches) else 0
-            documents.append(harvested.document[:n].cpu())
-            yield {site: x[:n] for site, x in harvested.activations.items()}
-    finally:
-        harvester.flush()
+    if n_processes > 1:
+        agree_on_norm_limits(harvester, batches, read)
+    for first in range(0, len(batches), n_processes):
+        mine = first + rank
+        harvested = harvester(read(batches[min(mine, len(batches) - 1)]))
+        n = None if mine < len(batches) else 0
+        documents.append(harvested.document[:n].cpu())
+        yield {site: x[:n] for site, x in harvested.activations.items()}
 
 
 def agree_on_norm_limits(

@@ -8,7 +8,6 @@ Settings are chosen on the validation side, and results are reported on the test
 """
 
 import copy
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..io.errors import Refused, one_line
-from ..io.files import numbered_lines, unreadable
+from ..io.files import parsed_lines, unreadable
 from ..io.hub_client import HTTPError
 from ..io.local_paths import LOCAL_FILES
 from ..lm import tokenizer_of
@@ -170,16 +169,10 @@ def _texts_in(path: Path, column: str) -> Iterator[str]:
             raise Refused(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
     elif path.suffix == ".jsonl":
         with path.open("rb") as lines:
-            for number, line in numbered_lines(lines, _LONGEST):
-                where, remedy = f"{path} line {number}", "put one object on each line"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:  # bad UTF-8 is one too
-                    raise Refused(f"{where} is not JSON ({error}); {remedy}") from error
-                except RecursionError as error:
-                    raise Refused(f"{where} is nested too deeply; {remedy}") from error
+            for where, row in parsed_lines(lines, _LONGEST):
                 if not isinstance(row, dict):
-                    raise Refused(f"{where} holds a JSON {type(row).__name__}; {remedy}")
+                    kind = type(row).__name__
+                    raise Refused(f"{where} holds a JSON {kind}; put one object on each line")
                 yield text_in(row, column, where)
     else:
         from pyarrow import ArrowException, parquet

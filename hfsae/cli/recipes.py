@@ -12,12 +12,12 @@ import shlex
 import socket
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
@@ -31,7 +31,13 @@ from ..io.files import parse_yaml
 from ..lm.located import refuse_absent
 from ..packaged import SEPARATE_SAES, packaged_names, text_folder
 from ..runs import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
-from ..runs.recipe import UNUSED, DeclaredField, check_sae_fields, known_variants
+from ..runs.recipe import (
+    UNUSED,
+    DeclaredField,
+    check_sae_fields,
+    known_variants,
+    read_sections,
+)
 from ..runs.results import stage_of
 from ..tuning import Tuning
 from .table import EXAMPLES, HELP_ALL, VERBS, with_names
@@ -291,7 +297,7 @@ _OFTEN = {
 _OFTEN_OF_SAE = ("site", "target_l0", "k")
 _KINDS = {"lm": LMArguments, "text": TextArguments, "harvest": HarvestArguments}
 SECTIONS = {MADE_BY[file]: (*_KINDS, *stage_of(file).sections) for file in (EVALUATION, META)}
-_OF_EXPERIMENTS = ("at_sites", "causal", "explain")
+_OF_EXPERIMENTS = re.compile("no section '(at_sites|causal|explain)'")
 """Sections that `scripts/comparisons` adds to those of a comparison."""
 _ACTIVATIONS = "activations"
 _SHORT = {"--activations": "--activations.files", "--site": "--sae.site"}
@@ -507,7 +513,20 @@ def parse_recipe(
     is_shipped = kind is Recipe and argv[:1] != [] and argv[0] in shipped_recipes()
     if argv and not argv[0].startswith("-"):
         path = Path(argv[0]) if issubclass(kind, Comparison) else find_recipe(argv[0])
-        content, argv = _readable(path, kind), argv[1:]
+        if not path.is_file():
+            raise Refused(
+                f"there is no comparison {path}; a clone of hfsae has examples in "
+                "scripts/comparisons/"
+            )
+        try:
+            content, argv = read_sections(path, kind), argv[1:]
+        except Refused as error:
+            if issubclass(kind, Comparison) and _OF_EXPERIMENTS.search(str(error)):
+                raise Refused(
+                    f"{path} is an experiment, which a clone of hfsae runs: PYTHONPATH=scripts "
+                    f"python -m comparisons {shlex.quote(str(path))}"
+                ) from error
+            raise
         sae = content.get("sae") or {}
         others = [  # a site takes the place of sites, and the other way round
             f"--sae.{theirs}=null"
@@ -579,38 +598,3 @@ def parse_given(parser: VerbParser, argv: list[str]) -> tuple[dict[str, Any], Se
 def _with_whole_numbers(argv: list[str]) -> list[str]:
     """1e6 as 1000000."""
     return [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
-
-
-def _readable(path: Path, kind: type[Recipe]) -> dict[str, Any]:
-    """The sections of a recipe's file; what is no YAML mapping of known ones is refused, with a
-    sentence for each mistake."""
-    if not path.is_file():
-        raise Refused(
-            f"there is no comparison {path}; a clone of hfsae has examples in scripts/comparisons/"
-        )
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Refused(f"cannot read the recipe {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise Refused(
-            f"the recipe {path} has no sections, such as lm: and training:; `hfsae recipes` "
-            "lists recipes that come with hfsae"
-        )
-    sections = {field.name: field.type for field in fields(kind)}
-    for name, value in content.items():
-        if name not in sections:
-            if name in _OF_EXPERIMENTS and issubclass(kind, Comparison):
-                raise Refused(
-                    f"{path} is an experiment ({name}), which a clone of hfsae runs: "
-                    f"PYTHONPATH=scripts python -m comparisons {shlex.quote(str(path))}"
-                )
-            raise Refused(with_names(f"a recipe has no section {name!r}", str(name), [*sections]))
-        holds_fields = is_dataclass(sections[name]) or get_origin(sections[name]) is dict
-        if holds_fields and not isinstance(value, dict):
-            raise Refused(f"section {name} of {path} must hold fields, not {value!r}")
-        if is_dataclass(sections[name]):
-            names = [field.name for field in fields(cast(Any, sections[name]))]
-            for key in set(value) - set(names):
-                raise Refused(with_names(f"section {name} has no field {key!r}", key, names))
-    return content

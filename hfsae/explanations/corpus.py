@@ -129,7 +129,6 @@ def read(
         parts.add(batch, harvester(batch))
         if progress is not None:
             progress(int(batch.keep.sum()))
-    harvester.flush()
     if not parts.n_computed:
         raise Refused(
             f"no token is left to explain latents on: {harvester.dropped_special} are special or "

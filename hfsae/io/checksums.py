@@ -14,10 +14,10 @@ people write labels and presets, and hashes guard against mistakes, not against 
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from safetensors import SafetensorError
 
@@ -25,6 +25,7 @@ from .errors import Damaged, Refused
 from .file_names import CALLS, LABELS, MADE_BY, PRESETS, RECORDS, SHARDS, WEIGHTS
 from .files import damaged, json_lines, opened_tensors, parse_json, read_json, table_metadata
 
+T = TypeVar("T")
 KEY, CONTENT, FILES = "weights_sha256", "content_sha256", "files_sha256"
 STAMPED = tuple(record.file for record in RECORDS if record.is_stamped)
 SEALED = tuple(record.file for record in RECORDS if record.is_sealed)
@@ -111,15 +112,22 @@ def _recorded(record: Path) -> list[Any]:
         return []  # damaged: code that uses it reports that
 
 
+def once_a_state(function: Callable[[Path], T]) -> Callable[[Path], T]:
+    """The function of a file, computed once for each state of it: a run opens files several times,
+    and one may hold a hundred gigabytes."""
+    kept = lru_cache(maxsize=2**20)(lambda path, *state: function(path))
+
+    @wraps(function)
+    def of(path: Path) -> T:
+        about = path.stat()
+        return kept(path, about.st_size, about.st_mtime_ns, about.st_ino)
+
+    return of
+
+
+@once_a_state
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, computed once for each state of the file."""
-    about = path.stat()
-    return _hash_of_file(path, about.st_size, about.st_mtime_ns, about.st_ino)
-
-
-@lru_cache(maxsize=1024)
-def _hash_of_file(path: Path, *_about: int) -> str:
-    # it may hold a hundred gigabytes
+    """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):

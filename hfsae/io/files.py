@@ -405,14 +405,9 @@ def table_metadata(path: Path) -> dict[str, str]:
     Raises:
         ValueError: the file is damaged.
     """
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    try:
-        metadata = pq.read_schema(path).metadata or {}
+    with reading(path):
+        metadata = _schema(path).metadata or {}
         return {key.decode(): value.decode() for key, value in metadata.items()}
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise Damaged(damaged(path, error)) from error
 
 
 def columns_of(path: Path) -> list[str]:
@@ -421,11 +416,15 @@ def columns_of(path: Path) -> list[str]:
     Raises:
         ValueError: the file is damaged.
     """
+    return _schema(path).names
+
+
+def _schema(path: Path) -> "pyarrow.Schema":
     import pyarrow
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_schema(path).names
+        return pq.read_schema(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise Damaged(damaged(path, error)) from error
 

@@ -6,7 +6,6 @@
     stage_explain, stage_probe, preset_search   the stages of more than a few lines
     sae_source     any SAE, from a run or from elsewhere, in a `folder` of its own, with the
                    language model and the text that it is measured on
-    transcoders    a set of them, with names and pages of features, for graphs
     calls          train, explain and probe in one call, without a recipe
     harvest_files  writes the activations that a run would read; `cost` foretells memory and disk
 

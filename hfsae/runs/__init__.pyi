@@ -50,6 +50,7 @@ from .sae_source import load_arguments as load_arguments
 from .sae_source import load_lm_for as load_lm_for
 from .sae_source import of_run as of_run
 from .sae_source import open_folder as open_folder
+from .sae_source import open_transcoders as open_transcoders
 from .sae_source import own_folder as own_folder
 from .sae_source import place as place
 from .sae_source import remember as remember
@@ -63,5 +64,3 @@ from .stages import measure as measure
 from .stages import refuse_unmeasurable as refuse_unmeasurable
 from .stages import remake as remake
 from .stages import run as run
-from .transcoders import Transcoders as Transcoders
-from .transcoders import open_transcoders as open_transcoders

@@ -20,7 +20,6 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from ..activations import check_files
-from ..activations.harvest import SHARD_BYTES
 from ..evaluation.arguments import rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
 from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
@@ -61,7 +60,6 @@ _SCORES = 2**23  # pairs that a sparse step scores at a time
 _ENTRY = 100  # bytes that a sparse step needs for one entry
 _ENTRIES_A_FIRING = 2.0  # the kernel's window and the screen select more than fires
 _EXAMPLE_TOKEN = 55  # bytes of a token of an example, while tables of them are made
-_SHARD_COPIES = 2  # of the cache's shard, while its entries are put together
 _SURELY = 1.25  # times the memory there is: plans are inexact, a run that fits is not refused
 _REMEDIES = {  # by the stage that needs the memory
     "activation bucket": "lower shuffle.bucket_tokens",
@@ -323,12 +321,7 @@ def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> list[P
     forward = max(mlp, attention) + 4 * tokens * config.hidden_size * item
     widest_site = max(max(c.d_in, c.d_out) for c in configs.values())
     gather = (2 * n + 1) * tokens * widest_site * item if n > 1 else 0
-    batch: Part = ("one batch of text", 2 * tokens * token + max(forward, gather), "gpu")
-    if recipe.harvest.cache is None:
-        return [batch]
-    shard = min(SHARD_BYTES, bucket_tokens(recipe) * token // n)
-    shard += tokens * token  # the batch that makes it full
-    return [("activation cache", _SHARD_COPIES * shard, "main"), batch]
+    return [("one batch of text", 2 * tokens * token + max(forward, gather), "gpu")]
 
 
 def _look(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bool) -> list[Part]:

@@ -118,8 +118,8 @@ def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict
     if progress["state"] is not None:
         source.load_state_dict(progress["state"])
     total = -(-t.total_steps * t.batch_size // passes)
-    with token_bar("harvest", total) as advance:
-        advance(min(total, progress["n_batches"] * t.batch_size // passes))
+    with token_bar("harvest", total) as bar:
+        bar.update(min(total, progress["n_batches"] * t.batch_size // passes))
         while progress["n_batches"] < t.total_steps:
             filling = source.fill(bucket_tokens(recipe), 0, 1)
             by_site: dict[str, list[Tensor]] = {}
@@ -139,7 +139,7 @@ def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict
             progress["state"] = source.state_dict()
             progress["limits"] = source.state_dict().get("norm_limits", {})
             write_whole(folder / HARVEST, json.dumps(progress) + "\n")
-            advance(n)
+            bar.update(n)
 
 
 def _write_held_out(
@@ -155,9 +155,9 @@ def _write_held_out(
     def save() -> None:
         tensors = {name: torch.cat(some) for name, some in parts.items()}
         _save(tensors, folder / shard_name(side, next(number)), side, progress)
-        advance(n_rows)
+        bar.update(n_rows)
 
-    with token_bar(f"harvest {side}", n) as advance:
+    with token_bar(f"harvest {side}", n) as bar:
         for batch in source.batches(side, n):
             for name, part in {**batch.activations, "document": batch.document}.items():
                 parts.setdefault(name, []).append(part.cpu())

@@ -8,7 +8,7 @@ is unlike that of the training.
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -97,25 +97,17 @@ Loaded = LoadedLM | LoadedLMs | LoadedEncoder | torch.device
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
     """The recipe's language model."""
-    return load_lm(
-        args.name,
-        revision=args.revision,
-        dtype=args.dtype,
-        device=device,
-        attn_implementation=args.attn_implementation,
-        source=args.source,
-    )
+    return load_lm(args.name, source=args.source, **_how(args, device))
 
 
 def load_for(args: LMArguments, device: str | None = None) -> LoadedEncoder:
     """The recipe's vision model."""
-    return load_encoder(
-        args.name,
-        revision=args.revision,
-        dtype=args.dtype,
-        device=device,
-        attn_implementation=args.attn_implementation,
-    )
+    return load_encoder(args.name, **_how(args, device))
+
+
+def _how(args: LMArguments, device: str | None) -> dict[str, Any]:
+    how = {name: getattr(args, name) for name in ("revision", "dtype", "attn_implementation")}
+    return {**how, "device": device}
 
 
 def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
@@ -173,43 +165,47 @@ class Job(NamedTuple):
         )
 
 
-@contextmanager
-def token_bar(
-    name: str, total: int | None, *, unit: str = "tok", delay: float = 0
-) -> Iterator[Callable[[int], None]]:
-    """A progress bar of tokens, or of another unit; gives a function that takes the number of
-    further ones. It is shown after `delay` seconds."""
+def token_bar(name: str, total: int | None, *, unit: str = "tok", delay: float = 0) -> tqdm:
+    """A bar of tokens, or of another unit, for `with`; it is shown after `delay` seconds."""
     every = 0.2 if sys.stderr.isatty() else 15.0
-    settings: dict[str, Any] = {"unit": unit, "unit_scale": True, "mininterval": every}
-    with tqdm(total=total, desc=name, delay=delay, **settings) as bar:
-
-        def advance(n: int) -> None:
-            bar.update(n)
-
-        yield advance
+    how: dict[str, Any] = {"unit": unit, "unit_scale": True, "mininterval": every}
+    return tqdm(total=total, desc=name, delay=delay, **how)
 
 
-def with_progress(
-    batches: Iterable[ActivationBatch], progress: Callable[[int], None]
-) -> Iterator[ActivationBatch]:
-    """The same batches; progress gets the number of activations of each when it was used."""
+def with_progress(batches: Iterable[ActivationBatch], bar: tqdm) -> Iterator[ActivationBatch]:
+    """The same batches; the bar gets the number of activations of each when it was used."""
     for batch in batches:
         yield batch
-        progress(len(batch.document))
+        bar.update(len(batch.document))
 
 
-class RowInputs:
+class AnyInputs:
+    """A recipe's inputs, opened: their source, checks, evaluations, examples and tables."""
+
+    recipe: Recipe
+    device: torch.device
+    """of the model, or of the SAEs where there is none"""
+    unit: str
+    """A position in words."""
+
+    def terms(self) -> dict[str, Any]:
+        """Fields for the configs of SAEs that are trained on these: none without a model."""
+        return {}
+
+    def about(self) -> dict[str, Any]:
+        """Entries on the model for training.json."""
+        return {}
+
+    def illustrate(self, job: Job) -> None:
+        """Copies of what examples are from: of pictures alone."""
+
+
+class RowInputs(AnyInputs):
     """Rows of activations that are no tokens: the same evaluation, examples and tables of labels
     for files and pictures."""
 
     section: str
     """of the recipe"""
-    recipe: Recipe
-
-    @property
-    def unit(self) -> str:
-        """A position in words."""
-        return UNITS[self.section].one
 
     def source(
         self, sites: Sequence[str], limits: Mapping[str, float] | None = None
@@ -243,8 +239,8 @@ class RowInputs:
         results = {}
         for name, sae in saes.items():
             source = self.source([*widths_of(sae.config)], limits)
-            with token_bar("evaluate", n, unit=self.unit) as progress:
-                batches = with_progress(source.batches(args.side, n), progress)
+            with token_bar("evaluate", n, unit=self.unit) as bar:
+                batches = with_progress(source.batches(args.side, n), bar)
                 result = evaluate_reconstructions(sae, batches, args)
             result.side, result.mask_policy = args.side, _EVERY[self.section]
             if losses and isinstance(source, InputSource):
@@ -260,10 +256,10 @@ class RowInputs:
         if isinstance(source, InputSource):  # for who draws the patches
             grid = source.grid
             meta = {"grid": [grid.rows, grid.columns], "patch": list(grid.step)}
-        with token_bar("collect", n, unit=self.unit) as progress:
+        with token_bar("collect", n, unit=self.unit) as bar:
             return collect_rows(
                 job.sae,
-                with_progress(source.batches(job.side, n), progress),
+                with_progress(source.batches(job.side, n), bar),
                 self.recipe.collect,
                 caption=source.caption,
                 unit=self.unit,
@@ -286,7 +282,7 @@ class RowInputs:
 class FileInputs(RowInputs):
     """Rows of activations in files."""
 
-    section = "activations"
+    section, unit = "activations", UNITS["activations"].one
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
@@ -311,34 +307,23 @@ class FileInputs(RowInputs):
             documents = source.rows.document[source.row_numbers(side)]
             share = f"; activations.held_out_fraction is {args.held_out_fraction:g}: raise it"
             refuse_few_documents(len(np.intersect1d(labels.document, documents)), share)
-        with token_bar("check", None, unit=self.unit, delay=10) as progress:
+        with token_bar("check", None, unit=self.unit, delay=10) as bar:
             if not source.is_in_order:  # which a harvest wrote, and looked at
                 for acts in source.ahead(rows_ahead(self.recipe)):
-                    progress(len(next(iter(acts.values()))))
+                    bar.update(len(next(iter(acts.values()))))
             for which, n in self.after_training(bool(args.labels)):
                 is_known = source.is_in_order and which == "train"
-                for _ in with_progress(source.batches(which, 0 if is_known else n), progress):
+                for _ in with_progress(source.batches(which, 0 if is_known else n), bar):
                     pass
         held_out = source.batches(side, self.recipe.sizes.evaluation)
         training = () if side == "train" else source.batches("train")
         warn_of_equal_documents(held_out, training, "activations.files")
 
-    def terms(self) -> dict[str, Any]:
-        """Fields for the configs of SAEs that are trained on these: none without a model."""
-        return {}
-
-    def about(self) -> dict[str, Any]:
-        """Entries on the model for training.json."""
-        return {}
-
-    def illustrate(self, job: Job) -> None:
-        """Rows are not shown beyond their words."""
-
 
 class PictureInputs(RowInputs):
     """Pictures through a vision model."""
 
-    section = "images"
+    section, unit = "images", UNITS["images"].one
 
     def __init__(self, recipe: Recipe, loaded: LoadedEncoder) -> None:
         self.recipe, self.loaded, self.device = recipe, loaded, loaded.model.device
@@ -379,7 +364,7 @@ class PictureInputs(RowInputs):
         write_pictures(job.folder, source.picture)
 
 
-class TextInputs:
+class TextInputs(AnyInputs):
     """Text through a causal language model, or through several."""
 
     unit = "tok"
@@ -423,14 +408,14 @@ class TextInputs:
             ("train", max(rows_ahead(recipe), sizes.examples)),
             (sides_of(recipe)[-1], sizes.evaluation),
         ]
-        with token_bar("check", None, unit="char", delay=10) as progress:
+        with token_bar("check", None, unit="char", delay=10) as bar:
             for which, n in parts:
                 left = math.inf if n is None else _CHARACTERS * n
                 for document in documents(text, which):
                     if left <= 0:
                         break
                     left -= len(document.text)
-                    progress(len(document.text))
+                    bar.update(len(document.text))
 
     def _foreign_rows(self) -> dict[str, PackedRows]:
         """The token rows of each foreign text, by name; one that fills no row, or has no
@@ -500,15 +485,9 @@ class TextInputs:
         losses: bool,
     ) -> dict[str, EvaluationResult]:
         if isinstance(self.loaded, LoadedLM):
-            done = 0
-            with token_bar(title, args.most_tokens) as progress:
-
-                def advance(n: int) -> None:
-                    nonlocal done
-                    progress(n - done)
-                    done = n
-
-                how = {"norm_limits": limits, "progress": advance, "losses": losses}
+            with token_bar(title, args.most_tokens) as bar:
+                how: dict[str, Any] = {"norm_limits": limits, "losses": losses}
+                how["progress"] = lambda n: bar.update(n - bar.n)
                 return evaluate_all(self.loaded.lm, saes, rows, args, **how)
         results = {}
         for name, sae in saes.items():
@@ -517,9 +496,9 @@ class TextInputs:
             harvester = Harvester(self.loaded.lms, sites, harvest, norm_limits=limits)
             found = map(harvester, rows)
             batches = (ActivationBatch(h.activations, h.document, h.position) for h in found)
-            with token_bar(title, args.most_tokens) as progress:
+            with token_bar(title, args.most_tokens) as bar:
                 result = evaluate_reconstructions(
-                    sae, with_progress(batches, progress), self.recipe.evaluation
+                    sae, with_progress(batches, bar), self.recipe.evaluation
                 )
             result.side, result.mask_policy = args.side, _EVERY["text"]
             results[name] = result
@@ -530,7 +509,7 @@ class TextInputs:
         recipe, n_tokens = self.recipe, self.recipe.sizes.examples
         if isinstance(self.loaded, LoadedLMs):
             contract.check_models(self.loaded.lms, job.sae, self.loaded.tokenizer)
-        with token_bar("collect", n_tokens) as progress:
+        with token_bar("collect", n_tokens) as bar:
             return collect(
                 self.lm,
                 job.sae,
@@ -539,12 +518,9 @@ class TextInputs:
                 tokenizer=self.loaded.tokenizer,
                 norm_limits=job.limits,
                 harvest=recipe.harvest if recipe.harvest.cache else None,
-                progress=progress,
+                progress=bar.update,
                 resume=job.folder / COLLECTING,
             )
-
-    def illustrate(self, job: Job) -> None:
-        """Text has no pictures."""
 
     def tabulate(self, job: Job) -> LabelTable:
         """Documents of text have no labels."""

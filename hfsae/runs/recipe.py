@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple, cast, get_type_hints
+from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
 
 import yaml
 
@@ -475,22 +475,45 @@ def read_recipe(name: str | Path) -> Recipe:
     Raises:
         ValueError: there is no such recipe, or it has an unknown section or field.
     """
-    path = find_recipe(name)
-    plain = parse_yaml(path.read_text(encoding="utf-8"))
-    if not isinstance(plain, dict):
-        raise Refused(f"the recipe {path} has no sections")
     kinds: dict[str, Any] = get_type_hints(Recipe)
-    sections: dict[str, Any] = {}
-    for section, value in plain.items():
-        kind = kinds.get(section)
-        names = {field.name for field in fields(kind)} if is_dataclass(kind) else None
-        if kind is None or (names is not None and not names.issuperset(value)):
-            what = f"section {section}" if kind is None else f"a field of {section}"
-            raise Refused(
-                f"the recipe {path}: {what} is unknown; `hfsae train --help_all` lists all"
-            )
-        sections[section] = value if names is None else cast(Any, kind)(**value)
+    sections = read_sections(find_recipe(name))
+    for section, value in sections.items():
+        sections[section] = kinds[section](**value) if is_dataclass(kinds[section]) else value
     return Recipe(**sections)
+
+
+def read_sections(path: Path, kind: type[Recipe] = Recipe) -> dict[str, Any]:
+    """The sections of a recipe's file, as they stand there.
+
+    Args:
+        kind: of the recipe, which says which sections and fields there are.
+
+    Raises:
+        ValueError: it is no YAML mapping, or has an unknown section or field.
+    """
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot read the recipe {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise Refused(
+            f"the recipe {path} has no sections, such as lm: and training:; `hfsae recipes` "
+            "lists recipes that come with hfsae"
+        )
+    kinds: dict[str, Any] = get_type_hints(kind)
+    for name, value in content.items():
+        if name not in kinds:
+            near = closest(str(name), [*kinds]) or f"; known: {', '.join(kinds)}"
+            raise Refused(f"a recipe has no section {name!r}{near}")
+        has_fields = is_dataclass(kinds[name])
+        if (has_fields or get_origin(kinds[name]) is dict) and not isinstance(value, dict):
+            raise Refused(f"section {name} of {path} must hold fields, not {value!r}")
+        names = [field.name for field in fields(kinds[name])] if has_fields else []
+        for key in value if has_fields else ():
+            if key not in names:
+                near = closest(str(key), names) or f"; known: {', '.join(names)}"
+                raise Refused(f"section {name} has no field {key!r}{near}")
+    return content
 
 
 def load_plain(root: Path) -> dict[str, Any]:

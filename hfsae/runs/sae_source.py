@@ -15,9 +15,10 @@ machine.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +37,9 @@ from ..activations import (
 from ..activations.held_out import DIGEST, HELD_OUT
 from ..cards import refuse_card_of_others
 from ..convert import save_as
-from ..hub import files_beside
+from ..features import FeatureStore, feature_page
+from ..features.labels import read_names
+from ..hub import files_beside, load_set
 from ..hub import load as load_sae
 from ..io.checksums import STAMPED, weights_hash
 from ..io.errors import Refused, closest
@@ -628,3 +631,28 @@ def _text_of(record: object) -> dict[str, Any]:
 
 def _is_path(name: str) -> bool:
     return name.startswith(("/", ".", "~")) or Path(name).exists()
+
+
+def open_transcoders(
+    source: str | Path, *, subfolder: str = "", revision: str | None = None
+) -> tuple[
+    dict[str, SAE], dict[str, dict[int, str]], dict[str, Callable[[int], Mapping[str, Any]]]
+]:
+    """A set of transcoders for graphs, from a folder or a repository, with what lies beside their
+    weights.
+
+    Returns:
+        By the paths of transcoders below the source: these; {latent: label}, people's, else names
+        that `hfsae explain` gave; and, of those with a feature store, what gives a latent's page.
+
+    Raises:
+        ValueError: as `hfsae.load_set`; or what lies beside them is damaged or of other weights.
+    """
+    beside = (META, LATENTS, EXAMPLES, LABELS, EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE)
+    saes, labels, pages = load_set(source, subfolder=subfolder, revision=revision), {}, {}
+    for path in saes:
+        home = files_beside(source, beside, subfolder=path, revision=revision)
+        labels[path] = {} if home is None else read_names(home)
+        if home is not None and (home / META).is_file():
+            pages[path] = partial(feature_page, FeatureStore.load(home))
+    return saes, labels, pages

@@ -7,7 +7,6 @@ stage of a run that names latents.
 import json
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,7 +80,7 @@ def stage_names(job: Job) -> None:
         if recipe.text.held_out_fraction == 0:
             raise Refused("the recipe holds out no documents (text.held_out_fraction is 0)")
         loaded = job.with_lm
-        with token_bar("name", args.n_tokens) as progress:
+        with token_bar("name", args.n_tokens) as bar:
             result = explain(
                 loaded.lm,
                 job.sae,
@@ -91,7 +90,7 @@ def stage_names(job: Job) -> None:
                 settings=settings,
                 tokenizer=loaded.tokenizer,
                 norm_limits=job.limits,
-                progress=progress,
+                progress=bar.update,
                 note_plan=lambda plan: write_record(folder, plan),
             )
     except Refused as error:
@@ -278,7 +277,7 @@ def _explain(
         judge.settle("names from stored examples")
         return names
 
-    with token_bar("explain", args.n_tokens) as progress:
+    with token_bar("explain", args.n_tokens) as bar:
         result = unless_pending(
             lambda: explain(
                 loaded.lm,
@@ -291,7 +290,7 @@ def _explain(
                 settings=settings,
                 tokenizer=loaded.tokenizer,
                 norm_limits=limits,
-                progress=progress,
+                progress=bar.update,
                 note_plan=note_plan,
                 note_names=named.extend,
                 inquiry=inquiry,
@@ -358,7 +357,7 @@ def shuffled_weights(
         if on_progress is not None:
             on_progress(f"{UNTRAINED} {name}", n_done, n_in_all, mean)
 
-    with token_bar("untrained", args.n_tokens) as progress:
+    with token_bar("untrained", args.n_tokens) as bar:
         try:
             return explain(
                 loaded.lm,
@@ -369,7 +368,7 @@ def shuffled_weights(
                 source=UNTRAINED,
                 tokenizer=loaded.tokenizer,
                 norm_limits=limits,
-                progress=progress,
+                progress=bar.update,
                 inquiry=inquiry._replace(
                     args=replace(inquiry.args, directions=0), on_progress=as_control
                 ),
@@ -446,7 +445,6 @@ def _plan_lines(judge: Judge | None) -> str:
 def _answer_bar(dry_run: bool) -> Iterator[OnProgress]:
     """A progress bar of answers for each score, with the running mean of its headline."""
     bars: dict[str, tqdm] = {}
-    every = 0.2 if sys.stderr.isatty() else 15.0
 
     def on_progress(name: str, n_done: int, n_in_all: int, mean: float) -> None:
         if dry_run:
@@ -454,7 +452,7 @@ def _answer_bar(dry_run: bool) -> Iterator[OnProgress]:
         if name not in bars:
             for bar in bars.values():
                 bar.close()
-            bars[name] = tqdm(total=n_in_all, desc=name, unit="answer", mininterval=every)
+            bars[name] = token_bar(name, n_in_all, unit="answer")
         if mean == mean:
             bars[name].set_postfix(mean=f"{mean:.3f}", refresh=False)
         bars[name].update(n_done - bars[name].n)

@@ -521,10 +521,10 @@ def test_documents_of_two_kinds_and_sites_with_other_rows_are_refused(tmp_path):
 
 PATHS = {
     "empty": ("", "activations.files is empty; name a file"),
-    "absent": ("no/*.npy", r"no file is at '.*no/\*\.npy' \(activations\.files\); check the path"),
-    "folder": ("empty", r"folder .*empty holds no \.safetensors, \.npy or \.parquet file"),
+    "absent": ("no/*.npy", r"activations\.files: no .* file is at '.*no/\*\.npy'; check the path"),
+    "folder": ("empty", r"no \.safetensors, \.npy or \.parquet file is at '.*empty'"),
     "pickles": ("pickles", r"pickles/a\.pt is a pickle"),
-    "suffix": ("notes.txt", r"notes\.txt cannot be read as activations; give \.safetensors"),
+    "suffix": ("notes.txt", r"notes\.txt cannot be read; convert it to \.safetensors"),
     "twice": (["a.safetensors", "*.safetensors"], r"names .*a\.safetensors twice"),
 }
 

@@ -226,7 +226,6 @@ def test_blocks_of_a_model_that_is_compiled_already_are_not_compiled(lm):
 def test_compiled_and_plain_activations_do_not_mix_in_a_cache(lm, batch, tmp_path, compiled_passes):
     plain = Harvester(lm, SITES, HarvestArguments(cache=str(tmp_path)))
     plain(batch)
-    plain.flush()
     compiled = Harvester(lm, SITES, HarvestArguments(cache=str(tmp_path), compile=True))
     compiled(batch)
     assert compiled.caches[0].misses == 1

@@ -435,7 +435,7 @@ def test_a_hub_data_set_that_cannot_be_read_says_why(error, sentence, monkeypatc
 
 def test_a_missing_column_lists_those_there_are(tmp_path, monkeypatch):
     lines = write_jsonl(tmp_path / "a.jsonl", [{"text": "fine"}, {"b": "x", "a": "y"}])
-    with pytest.raises(ValueError, match=r"line 2 has no column 'text'.*one of \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"line 2 of .* has no column 'text'.*one of \['a', 'b'\]"):
         texts(text_arguments(lines))
     parquet.write_table(pyarrow.table({"b": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a.parquet has no column 'text'.*one of \['b'\]"):
@@ -448,9 +448,9 @@ def test_a_missing_column_lists_those_there_are(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ('{"text": "cut', "line 2 is not JSON"),
-        ('["a"]', "line 2 holds a JSON list"),
-        ('{"text": 3}', "line 2 holds int, not text"),
+        ('{"text": "cut', "line 2 of .*a.jsonl is not JSON"),
+        ('["a"]', "line 2 of .*a.jsonl holds a JSON list"),
+        ('{"text": 3}', "line 2 of .*a.jsonl holds int, not text"),
     ],
 )
 def test_a_bad_json_line_is_named_by_number(line, sentence, tmp_path):
@@ -468,7 +468,7 @@ def test_local_files_that_cannot_be_read_say_why(tmp_path):
     (tmp_path / "gone" / "a.txt").symlink_to(tmp_path / "nowhere.txt")
     for name, sentence in {
         "latin.txt": "not UTF-8",
-        "a.pkl": "cannot be read as text; convert it",
+        "a.pkl": "a.pkl cannot be read; convert it to .txt, .jsonl or .parquet",
         "a.parquet": "not a valid parquet file",
         "missing.txt": "no .txt, .jsonl or .parquet file is at",
         "missing/*.jsonl": "no .txt, .jsonl or .parquet file is at",
