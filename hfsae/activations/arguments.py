@@ -431,7 +431,8 @@ def is_hub(dataset: str | list[str]) -> bool:
     if not isinstance(dataset, str) or dataset.startswith(("packaged:", "/", ".", "~")):
         return False
     path = Path(dataset)
-    return not (path.exists() or path.suffix in _SUFFIXES or "*" in dataset or len(path.parts) > 2)
+    is_named_file = path.suffix.lower() in _SUFFIXES or "*" in dataset
+    return not (path.exists() or is_named_file or len(path.parts) > 2)
 
 
 def local_files(dataset: str) -> list[Path]:

@@ -522,13 +522,13 @@ def read_labels(given: str, names: Sequence[str]) -> dict[str, list[str | None]]
     if given == "folders":
         return {"folder": [Path(name).parent.name or None for name in names]}
     path, example = Path(given).expanduser(), repr(next(iter(names), "a.png"))
-    if path.suffix not in (".parquet", ".csv"):
+    if path.suffix.lower() not in (".parquet", ".csv"):
         raise Refused(
             f"images.labels is {str(path)!r}; name a .csv or .parquet table, or 'folders'"
         )
     refuse_special(path)
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             from pyarrow import parquet
 
             table = parquet.read_table(path).to_pylist()

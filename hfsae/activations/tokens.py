@@ -157,7 +157,7 @@ def text_origin(args: TextArguments) -> str:
 
 def _texts_in(path: Path, column: str) -> Iterator[str]:
     """The documents of a file."""
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         if (size := path.stat().st_size) > _LONGEST:
             raise Refused(
                 f"{path} has {size:,} bytes, and a .txt file is one document, of {_LONGEST:,} at "
@@ -167,7 +167,7 @@ def _texts_in(path: Path, column: str) -> Iterator[str]:
             yield path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise Refused(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
-    elif path.suffix == ".jsonl":
+    elif path.suffix.lower() == ".jsonl":
         with path.open("rb") as lines:
             for where, row in parsed_lines(lines, _LONGEST):
                 if not isinstance(row, dict):

@@ -184,10 +184,14 @@ hfsae.onDrawn.push((panel) => {
 hfsae.onDrawn.push(async (panel) => {
   const image = panel.querySelector(".hf-shared img"), link = panel.querySelector("[data-png]:not([href])");
   if (!link) return;
-  await image.decode();
-  const canvas = Object.assign(document.createElement("canvas"), {width: 1200, height: 630});
-  canvas.getContext("2d").drawImage(image, 0, 0, 1200, 630);
-  link.href = canvas.toDataURL("image/png");
+  try {
+    await image.decode();
+    const canvas = Object.assign(document.createElement("canvas"), {width: 1200, height: 630});
+    canvas.getContext("2d").drawImage(image, 0, 0, 1200, 630);
+    link.href = canvas.toDataURL("image/png");
+  } catch (error) { // a browser that gives no such canvas away: the SVG itself
+    Object.assign(link, {href: image.src, download: link.download.replace(".png", ".svg")});
+  }
 });
 // So are those of another preset, whatever is being written.
 document.addEventListener("click", ({target}) => {

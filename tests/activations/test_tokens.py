@@ -315,6 +315,7 @@ def write_jsonl(path, rows):
 def test_txt_jsonl_and_parquet_are_read_alone_from_a_folder_and_by_glob(tmp_path):
     (tmp_path / "a.txt").write_text("première\n\nsame document")
     write_jsonl(tmp_path / "b.jsonl", [{"text": "b one"}, {"text": None}, {"text": "b two"}])
+    (tmp_path / "LOUD.TXT").write_text("a suffix in capitals")
     (tmp_path / "deep").mkdir()
     column = pyarrow.table({"text": ["c one", "c two"], "other": [1, 2]})
     parquet.write_table(column, tmp_path / "deep" / "c.parquet")
@@ -323,7 +324,9 @@ def test_txt_jsonl_and_parquet_are_read_alone_from_a_folder_and_by_glob(tmp_path
     assert texts(text_arguments(str(tmp_path / "a.txt"))) == a
     assert texts(text_arguments(str(tmp_path / "b.jsonl"))) == b
     assert texts(text_arguments(str(tmp_path / "deep" / "c.parquet"))) == c
-    assert texts(text_arguments(str(tmp_path))) == a + b + c
+    loud = texts(text_arguments(str(tmp_path / "LOUD.TXT")))
+    assert loud == ["a suffix in capitals"]
+    assert texts(text_arguments(str(tmp_path))) == loud + a + b + c
     assert texts(text_arguments(str(tmp_path / "*.jsonl"))) == b
     assert texts(text_arguments(str(tmp_path / "**" / "*.parquet"))) == c
 
