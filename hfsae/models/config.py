@@ -459,11 +459,7 @@ def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
     return [base] * is_variant + list(derived)
 
 
-FIELDS_OF_TRANSFORMERS = {field.name for field in fields(PreTrainedConfig)} | {
-    key for key in _TRANSFORMERS_KEYS if key != "model_type"
-}
-
-
 def own_fields(config_class: type[SAEConfig]) -> set[str]:
     """Fields that SAE configs add to those of transformers."""
-    return {field.name for field in fields(config_class)} - FIELDS_OF_TRANSFORMERS
+    of_transformers = {field.name for field in fields(PreTrainedConfig)} | _TRANSFORMERS_KEYS
+    return {field.name for field in fields(config_class)} - (of_transformers - {"model_type"})

@@ -292,25 +292,6 @@ def stopped_run(folder: Path, **fields) -> None:
         Trainer(make_sae(), stream, arguments(folder, **fields)).train()
 
 
-def test_a_field_that_a_checkpoint_is_older_than_was_as_by_default(tmp_path):
-    whole, resumed = make_sae(), make_sae()
-    Trainer(whole, PlantedStream(), arguments(tmp_path / "whole")).train()
-    stopped_run(tmp_path)
-    path, state = checkpoint.load_newest(tmp_path / "checkpoints")
-    for key in ("l0_gain", "bf16", "ste_to_inputs"):
-        del state["identity"][key]
-    state["identity"] |= {"dtype": "float32", "shard_latents": False}
-    del state["format"]
-    checkpoint.save(path.parent, 15, state)
-    with pytest.raises(ValueError, match=rf"{path} belongs .* bf16 is False there and True here"):
-        Trainer(make_sae(), PlantedStream(), arguments(tmp_path, bf16=True)).train()
-    with pytest.raises(ValueError, match="ste_to_inputs is False there and True here"):
-        Trainer(make_sae(ste_to_inputs=True), PlantedStream(), arguments(tmp_path)).train()
-    resumed.config.model_weights = "newer than the checkpoint, and compared by the stream"
-    Trainer(resumed, PlantedStream(), arguments(tmp_path)).train()
-    assert_same_bits(weights(whole), weights(resumed))
-
-
 def test_what_a_checkpoint_lacks_is_named(tmp_path):
     stopped_run(tmp_path)
     _, whole = checkpoint.load_newest(tmp_path / "checkpoints")
