@@ -49,11 +49,6 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except FileNotFoundError as error:
-        raise OSError(
-            f"could not write the checkpoint {path}: another program removed {folder}; run the "
-            "same command to resume from the newest remaining checkpoint"
-        ) from error
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise OSError(

@@ -512,11 +512,6 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == CONFIG):
             path.chmod(mode)  # safetensors makes files readable by their owner only
             os.replace(path, folder / path.name)
-    except FileNotFoundError as error:
-        raise OSError(
-            f"could not write the trained SAE to {folder}: another program removed files there; "
-            "run the same command to resume from the newest remaining checkpoint"
-        ) from error
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"could not write the trained SAE to {folder} ({error}; "
