@@ -276,21 +276,6 @@ def test_the_record_of_a_diff_names_the_models_that_were_read(trained, tmp_path)
     assert diff(folder, 300)["models"] == {"base": "tiny/base", "chat": "elsewhere/chat"}
 
 
-@pytest.mark.parametrize("field", ["sites", "site_scales", "model_names", "model_weights"])
-def test_a_config_with_sites_scales_or_models_in_another_order_is_refused(
-    trained, tmp_path, capsys, field
-):
-    folder = shutil.copytree(trained, tmp_path / "copy")
-    config = read_json(folder / "config.json")
-    value = config[field]
-    turned = [*(value.values() if isinstance(value, dict) else value)][::-1]
-    config[field] = dict(zip(value, turned, strict=True)) if isinstance(value, dict) else turned
-    (folder / "config.json").write_text(json.dumps(config))
-    for verb in ("evaluate", "show", "diff"):
-        said = refused([verb, str(folder), *(["1"] if verb == "show" else [])], capsys)
-        assert f"has {field} " in said and "put the order of the training back" in said
-
-
 def test_terms_that_differ_between_models_are_kept_by_name(trained, tiny_lm, another_lm):
     config = hfsae.load(str(trained)).config
     expected = {"base": sketch(tiny_lm), "chat": sketch(another_lm)}

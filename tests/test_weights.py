@@ -50,29 +50,32 @@ def test_the_hash_is_that_of_the_file_as_on_the_hub(folder):
 
 
 FINGERPRINTS = {
-    "a tensor is missing": (lambda t: t.pop("recon"), r"it holds \['counts', .*, not \["),
+    "a tensor is missing": (lambda t: t.pop("recon"), r"it holds \['counts', "),
     "another tensor": (lambda t: t.update(more=torch.ones(2)), r"it holds .*'more'"),
-    "whole activations": (lambda t: t.update(x=t["x"].long()), r"x holds torch\.int64"),
+    "whole activations": (lambda t: t.update(x=t["x"].long()), r"x is torch\.int64"),
     "broken counts": (
         lambda t: t.update(counts=t["counts"].half()),
-        r"counts holds torch\.float16",
+        r"counts is torch\.float16",
     ),
-    "a scalar": (lambda t: t.update(indices=torch.tensor(1)), r"indices holds .* of shape \[\]"),
-    "one rank more": (lambda t: t.update(x=t["x"][None]), r"x holds .* of shape \[1, 3, 4\]"),
+    "a scalar": (lambda t: t.update(indices=torch.tensor(1)), r"indices is .* \[\]"),
+    "one rank more": (lambda t: t.update(x=t["x"][None]), r"x is .* \[1, 3, 4\]"),
     "a row less": (
         lambda t: t.update(recon=t["recon"][:2]),
-        "it holds 3 activations, 3 counts and 2 recon",
+        "its counts are not those of its act",
     ),
     "a value less": (
         lambda t: t.update(values=t["values"][1:]),
-        "its counts are not those of its ind",
+        "its counts are not those of its act",
     ),
     "negative counts": (
         lambda t: t.update(counts=-t["counts"]),
-        "its counts are not those of its ind",
+        "its counts are not those of its act",
     ),
-    "nothing": (lambda t: t.update({n: v[:0] for n, v in t.items()}), "it holds 0 activations"),
-    "a NaN": (lambda t: t["values"].fill_(torch.nan), "values holds values that are NaN or inf"),
+    "nothing": (
+        lambda t: t.update({n: v[:0] for n, v in t.items()}),
+        "its counts are not those of its act",
+    ),
+    "a NaN": (lambda t: t["values"].fill_(torch.nan), r"values is .*, or not finite"),
 }
 
 

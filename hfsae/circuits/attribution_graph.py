@@ -405,31 +405,24 @@ class _Model:
     ) -> None:
         """Refuse a graph whose arrays, beside the models, exceed the memory that is free."""
         size, d = self.embedded.element_size(), self.embedded.shape[-1]
-        n_context, n_modules = self.ids.shape[1], 1 + len(held.layers)
-        n_nodes, n_others = min(n_wanted, n_active), n_modules * n_context
+        n_nodes, n_others = min(n_wanted, n_active), (1 + len(held.layers)) * self.ids.shape[1]
         n_rows, n = n_nodes + n_logits, n_nodes + n_others + n_logits
-        matrix, fewer = _OF_MATRIX * size * n * n, "lower max_feature_nodes"
-        parts = {
-            "what features write": (2 * written, "give a shorter prompt"),
-            "backward passes": (_OF_PASSES * size * batch * n_others * d, "give a shorter prompt"),
-            "weights of all sources": (_OF_ROWS * size * n_rows * (n_active + n_others), fewer),
-        }
-        square = {"adjacency": (matrix, fewer if n_nodes > n_others else "give a shorter prompt")}
-        needs = [("main memory", parts | square, lambda: main_memory()[0])]
+        passes = 2 * written + _OF_PASSES * size * batch * n_others * d
+        passes += _OF_ROWS * size * n_rows * (n_active + n_others)
+        square = _OF_MATRIX * size * n * n  # pruned in main memory
+        needs: list[tuple[str, float, float]] = []
         if self.ids.device.type == "cuda":
             cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-            needs = [("GPU memory", parts, lambda: gpu_memory()[0] + cached)]
-            needs += [("main memory", square, lambda: main_memory()[0])]
-        for kind, arrays, free_bytes in needs:
-            if kind == "main memory" and find_spec("psutil") is None:
-                continue
-            need, free = sum(amount for amount, _ in arrays.values()), free_bytes()
+            needs.append(("GPU memory", passes, gpu_memory()[0] + cached))
+            passes = 0
+        if find_spec("psutil") is not None:
+            needs.append(("main memory", passes + square, main_memory()[0]))
+        for kind, need, free in needs:
             if need > free:
-                name, (most, remedy) = max(arrays.items(), key=lambda item: item[1][0])
                 raise Refused(
-                    f"a graph of {n_context} tokens and {n_nodes:,} of the {n_active:,} features "
-                    f"that fire needs {need / 1e9:.3g} GB of {kind}, {most / 1e9:.3g} of it for "
-                    f"{name}, and {free / 1e9:.3g} are free; {remedy}"
+                    f"a graph of {self.ids.shape[1]} tokens and {n_nodes:,} of the {n_active:,} "
+                    f"features that fire needs {need / 1e9:.3g} GB of {kind}, and {free / 1e9:.3g} "
+                    "are free; lower max_feature_nodes or batch, or give a shorter prompt"
                 )
 
     def _leaf(self, module: nn.Module, value: Tensor, acts: Mapping[str, Tensor]) -> Any:

@@ -272,7 +272,8 @@ def check_model(
         unequal.append(Difference(None, active, dropout))
     for difference in unequal:
         if difference.severity == "error":
-            raise Refused(_refusal(difference))
+            subject = "" if difference.field is None else "this SAE is not for this model: "
+            raise Refused(f"{subject}{difference.advice}")
         _warn_once(lm, sae, difference)
 
 
@@ -309,7 +310,7 @@ def check_models(
                 )
         for difference in unequal:
             if difference.severity == "error":
-                raise Refused(f"{name}: {_refusal(difference)}")
+                raise Refused(f"{name}: this SAE is not for this model: {difference.advice}")
             field = None if difference.field == "model_name" else difference.field
             _warn_once(lm, sae, Difference(field, f"{name}: {difference}", "warning"))
 
@@ -520,11 +521,6 @@ def _first(
     return mask.to(input_ids.device).int().argmax(dim=1, keepdim=True)
 
 
-def _place(config: Any) -> str:
-    """Where an SAE is, in words: its site, or the sites of one that has several."""
-    return str(getattr(config, "where", config.site))
-
-
 _warned: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()
 
 
@@ -533,7 +529,8 @@ def _warn_once(lm: nn.Module, sae: Any, difference: Difference) -> None:
     sentences = _sentences(lm, sae)
     if str(difference) not in sentences:
         sentences.add(str(difference))
-        warnings.warn(f"SAE at {_place(sae.config)}: {difference.advice}", stacklevel=4)
+        place = getattr(sae.config, "where", sae.config.site)
+        warnings.warn(f"SAE at {place}: {difference.advice}", stacklevel=4)
 
 
 def _sentences(lm: nn.Module, sae: Any) -> set[str]:
@@ -543,8 +540,3 @@ def _sentences(lm: nn.Module, sae: Any) -> set[str]:
         return warned.setdefault(sae, set())
     except TypeError:  # an SAE of a class without weak references
         return set()
-
-
-def _refusal(difference: Difference) -> str:
-    subject = "" if difference.field is None else "this SAE is not for this model: "
-    return f"{subject}{difference.advice}"

@@ -54,13 +54,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
@@ -83,6 +83,9 @@ from . import dedicated
 from .config import EPSILON, INITIAL_FREE_NORM, Number, SAEConfig, variants
 from .site_layout import SiteLayout
 from .strict_loading import StrictLoading
+
+Latents = Float[Tensor, "*batch d_sae"]
+"""latents or pre-activations; of sparse steps [n], one number per entry"""
 
 
 class Schedule(NamedTuple):
@@ -311,9 +314,7 @@ class SAE(SiteLayout, StrictLoading):
         return self.encoder_input(x), rows, self.latent_scale * self.b_enc
 
     @torch.no_grad()
-    def density(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
-    ) -> Float[Tensor, ""]:
+    def density(self, pre_acts: Latents, schedule: Schedule) -> Float[Tensor, ""]:
         """Fraction of all (token, latent) pairs that would be entries."""
         floor = self.floor(schedule)
         if floor is None:
@@ -330,11 +331,8 @@ class SAE(SiteLayout, StrictLoading):
         return torch.zeros(())
 
     def activate(
-        self,
-        pre_acts: Float[Tensor, "*batch d_sae"],
-        schedule: Schedule = Schedule(),
-        at: Place = EVERYWHERE,
-    ) -> Float[Tensor, "*batch d_sae"]:
+        self, pre_acts: Latents, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
+    ) -> Latents:
         """Latents from pre-activations; read per-latent parameters with `at.of(...)`."""
         raise NotImplementedError(f"{type(self).__name__} does not define activate()")
 
@@ -442,8 +440,6 @@ class SAE(SiteLayout, StrictLoading):
             )
         schedule = schedule._replace(training=return_loss and self.training)
         target = x if target is None else target
-        if schedule.training and self.config.site_dropout:
-            x = self.with_sites_hidden(x)
         at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
         pre_acts = self.pre_activations(x, at)
         latents = self.latents_of(x, pre_acts, schedule, at)
@@ -595,9 +591,8 @@ def refuse_configs_alone() -> None:
     Raises:
         ValueError: a config has no SAE class.
     """
-    types = {config.model_type for config in _classes()}
     for config_class in variants():
-        if config_class.model_type not in types:
+        if config_class not in MODEL_MAPPING:
             raise Refused(f"no SAE has config_class = {config_class.__name__}; define one")
 
 
@@ -617,19 +612,10 @@ def refuse_unknown_variant(model_type: str | None, where: str | Path) -> None:
 
 def class_of(model_type: str | None) -> type[SAE] | None:
     """The variant of this model_type; None where no imported module defines it."""
-    configs = {config.model_type: config for config in variants()}
-    return _classes().get(configs[model_type]) if model_type in configs else None
-
-
-def _classes() -> dict[type[SAEConfig], type[SAE]]:
-    classes: dict[type[SAEConfig], type[SAE]] = {}
-    waiting: list[type[SAE]] = [SAE]
-    while waiting:
-        base = waiting.pop(0)
-        if base is not SAE:
-            classes.setdefault(base.config_class, base)  # a class before those derived from it
-        waiting[:0] = base.__subclasses__()
-    return classes
+    for config in variants():
+        if config.model_type == model_type and config in MODEL_MAPPING:
+            return cast(type[SAE], MODEL_MAPPING[config])
+    return None
 
 
 def l1_penalty(

@@ -13,8 +13,7 @@ from ..lm.hooks import Sites
 
 Number = int | float
 _OF_EACH_MODEL = ("model_revision", "model_dtype", "model_attention", "model_weights")
-_OF_SEVERAL = ("sites", "widths", "site_scales", "scales_folded", "row_norm", "site_dropout")
-_OF_SEVERAL += ("dedicated",)
+_OF_SEVERAL = ("sites", "widths", "site_scales", "scales_folded", "row_norm", "dedicated")
 _SHOWN = 3  # places that are named one by one
 
 
@@ -70,9 +69,6 @@ class SAEConfig(PreTrainedConfig):
     """norm of a decoder row over several sites: "sum_of_sites", sum_s |row^s|, under which a latent
     of one site alone costs less than one of all; "l2": as of one site, for ablation, and where
     latents of one site are `dedicated`"""
-    site_dropout: Number = 0.0
-    """probability that a token's activation at one of `sites` is hidden from the encoder in
-    training, so that latents are found from any of them; ours, after fmxcoders (2605.09438)"""
     dedicated: int = 0
     """the last so many latents write at the last of `sites` alone, and each other one the same at
     every site, to find what the last has beyond the others (models/dedicated.py)"""
@@ -189,7 +185,7 @@ class SAEConfig(PreTrainedConfig):
     def check_sites(self) -> None:
         """Raise ValueError for places, widths or scales that do not go together."""
         if self.sites is None:
-            for name in ("widths", "site_scales", "site_dropout", "scales_folded", "dedicated"):
+            for name in ("widths", "site_scales", "scales_folded", "dedicated"):
                 if getattr(self, name):
                     raise Refused(f"{name} needs sites, the list of places that the SAE reads")
             return
@@ -208,8 +204,6 @@ class SAEConfig(PreTrainedConfig):
                 f"target_site ({self.target_site!r}) does not go with sites: an SAE of several "
                 "sites reconstructs what it reads; leave one of them out"
             )
-        if not 0 <= self.site_dropout < 1:
-            raise Refused(f"site_dropout must lie in [0, 1), got {self.site_dropout}")
         for name in ("widths", "site_scales"):
             values = getattr(self, name)
             if values is None:
@@ -288,11 +282,6 @@ class SAEConfig(PreTrainedConfig):
     def is_transcoder(self) -> bool:
         """Whether the SAE reconstructs another site than it reads."""
         return self.target_site is not None and self.target_site != self.site
-
-    @property
-    def where_in_short(self) -> str | None:
-        """`where`; of more than three places the first, the last and their number."""
-        return where_in_short_of(vars(self))
 
     @property
     def where_to(self) -> str | None:
@@ -402,7 +391,7 @@ def l0_goal(fields: Mapping[str, Any]) -> Number | None:
 
 
 def where_in_short_of(config: Mapping[str, Any]) -> str | None:
-    """`SAEConfig.where_in_short` from the fields of an SAE's config."""
+    """`where_of`; of more than three places the first, the last and their number."""
     sites = config.get("sites") or []
     many = len(sites) > _SHOWN
     return f"{sites[0]} to {sites[-1]} ({len(sites)} sites)" if many else where_of(config)
@@ -459,11 +448,7 @@ def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
     return [base] * is_variant + list(derived)
 
 
-FIELDS_OF_TRANSFORMERS = {field.name for field in fields(PreTrainedConfig)} | {
-    key for key in _TRANSFORMERS_KEYS if key != "model_type"
-}
-
-
 def own_fields(config_class: type[SAEConfig]) -> set[str]:
     """Fields that SAE configs add to those of transformers."""
-    return {field.name for field in fields(config_class)} - FIELDS_OF_TRANSFORMERS
+    of_transformers = {field.name for field in fields(PreTrainedConfig)} | _TRANSFORMERS_KEYS
+    return {field.name for field in fields(config_class)} - (of_transformers - {"model_type"})

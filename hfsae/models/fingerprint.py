@@ -20,13 +20,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..io.checksums import stamp
 from ..io.errors import Damaged, Refused, one_line
 from ..io.file_names import FINGERPRINT
-from ..io.files import json_value, opened_tensors, write_tensors
+from ..io.files import json_value, opened_tensors, read_tensors, write_tensors
 from .config import SAEConfig
 
 N_TOKENS = 64
@@ -184,28 +183,19 @@ def _run(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with opened_tensors(path) as file:
-            if set(file.keys()) != set(_TENSORS):
-                raise Refused(f"it holds {sorted(file.keys())}, not {sorted(_TENSORS)}")
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            hashes = json_value((file.metadata() or {}).get("sha256", "null"))
+        tensors, metadata = read_tensors(path)
+        hashes = json_value(metadata.get("sha256", "null"))
+        if {*tensors} != {*_TENSORS} or not isinstance(hashes, dict):
+            raise Refused(f"it holds {sorted(tensors)}, or no hashes")
         for name, tensor in tensors.items():
             numbers, rank = _KINDS[name]
-            if tensor.dtype not in numbers or tensor.ndim != rank:
-                raise Refused(f"{name} holds {tensor.dtype} of shape {list(tensor.shape)}")
-            if not tensor.isfinite().all():
-                raise Refused(f"{name} holds values that are NaN or infinite")
-        n, n_counts, n_recon = (len(tensors[name]) for name in ("x", "counts", "recon"))
-        if not n or not n == n_counts == n_recon:
-            raise Refused(
-                f"it holds {n} activations, {n_counts} counts and {n_recon} reconstructions"
-            )
-        counts, n_latents = tensors["counts"], (len(tensors["indices"]), len(tensors["values"]))
-        if int(counts.min()) < 0 or {int(counts.sum()), *n_latents} != {n_latents[0]}:
-            raise Refused("its counts are not those of its indices and values")
-        if not isinstance(hashes, dict):
-            raise Refused("its metadata hold no hashes")
-    except (SafetensorError, OSError, ValueError) as error:
+            if tensor.dtype not in numbers or tensor.ndim != rank or not tensor.isfinite().all():
+                raise Refused(f"{name} is {tensor.dtype} {[*tensor.shape]}, or not finite")
+        x, counts, indices, values, recon = (tensors[name] for name in _TENSORS)
+        are_rows = len(x) == len(counts) == len(recon) > 0 and int(counts.min()) >= 0
+        if not are_rows or not int(counts.sum()) == len(indices) == len(values):
+            raise Refused("its counts are not those of its activations and latents")
+    except (OSError, ValueError) as error:
         raise Damaged(
             f"{path} is damaged, or is not a fingerprint: {one_line(error)}; "
             "`hfsae.write_fingerprint` makes one"

@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..io.errors import Refused, one_line
-from ..io.file_names import CONFIG, FINGERPRINT, TRAINING, WEIGHTS, WEIGHTS_INDEX
+from ..io.file_names import FINGERPRINT, WEIGHTS, WEIGHTS_INDEX
 from ..io.files import one_at_a_time, opened_tensors, read_json, reading
 from .config import SAEConfig
 from .fingerprint import Verification, verify
@@ -47,8 +47,7 @@ class StrictLoading(PreTrainedModel):
         Raises:
             ValueError: a weight is missing, unexpected, of another shape, or not finite, where
                 transformers would log a line and continue with fresh values; or other files than
-                model.safetensors and its shards would be read; or sites, scales or models stand in
-                another order than in the record of the training.
+                model.safetensors and its shards would be read.
         """
         if cls.config_class is SAEConfig:
             variant = cast(type[T], _variant_at(f"{pretrained_model_name_or_path}", kwargs))
@@ -83,7 +82,6 @@ class StrictLoading(PreTrainedModel):
             if not tensor.isfinite().all():
                 bad = int((~tensor.isfinite()).sum())
                 raise Refused(f"{where}: {key} holds {bad} values that are NaN or infinite")
-        _refuse_another_order(Path(where, place.get("subfolder", "")))
         model.lay_out_by_latent()
         model._source = {"name": where, **place}
         return loaded if wants_info else model
@@ -231,30 +229,6 @@ def _refuse_other_names(
             f"{where} is not a {kind}: missing weights {_listed(set(missing))}, unexpected "
             f"weights {_listed(set(extra))}; a {kind} has {sorted(model.state_dict())}"
         )
-
-
-def _refuse_another_order(folder: Path) -> None:
-    """Refuse a config.json with the sites, scales or models of the training beside it in another
-    order: columns of the weights would be read at each other's places."""
-    try:
-        trained = read_json(folder / TRAINING)["sae_as_trained"]
-        config = read_json(folder / CONFIG)
-        both = {name: (trained.get(name), config.get(name)) for name in _IN_ORDER}
-    except (OSError, ValueError, KeyError, AttributeError):
-        return  # there is no record, or what uses it tells that it is damaged
-    for name, (then, now) in both.items():
-        if type(then) is not type(now) or then == now or not isinstance(now, list | dict):
-            continue
-        values = [map(str, x.values() if isinstance(x, dict) else x) for x in (then, now)]
-        if sorted(values[0]) == sorted(values[1]):
-            raise Refused(
-                f"{folder / CONFIG} has {name} {now}, and the training ({TRAINING}) had {then}: "
-                "the same in another order, so that the weights would be used at each other's "
-                "places; put the order of the training back"
-            )
-
-
-_IN_ORDER = ("sites", "target_sites", "site_scales", "model_names", "model_weights")
 
 
 def _listed(names: set[str]) -> str:

@@ -1,7 +1,7 @@
 """Steer a language model through latents; find a strength; export a vector."""
 
-from .direction import mean_difference as mean_difference
 from .export import load_steering_vector as load_steering_vector
+from .export import mean_difference as mean_difference
 from .export import save_steering_vector as save_steering_vector
 from .intervention import MODES as MODES
 from .intervention import SCOPES as SCOPES

@@ -1,4 +1,5 @@
-"""A steering vector as a file, for other programs to add to the residual stream.
+"""A steering vector: between two kinds of texts, which needs no SAE, or of latents; and as a file,
+for other programs to add to the residual stream.
 
 The vector of a set of latents is the sum of strength * W_dec[latent]. Mode "add" adds it at every
 token; only this mode needs no SAE at the time of use.
@@ -10,7 +11,7 @@ blocks counted from 0, as here, but never to that of block 0.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,15 +19,55 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..activations.arguments import text_list
+from ..activations.token_text import tokenise
 from ..io.errors import Refused
 from ..io.files import refuse_special, replacing
-from ..lm import Site
+from ..lm import Site, capture, tokenizer_of
 from ..models import SAE
 from .intervention import Edits, Maxima, Unit, resolve
 
 FORMAT = "hfsae steering vector v1"
 _USE = "add to the activation at the site that names the tensor, at every token"
+
+
+@torch.no_grad()
+def mean_difference(
+    lm: PreTrainedModel,
+    site: str,
+    texts: Sequence[str],
+    others: Sequence[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Float[Tensor, " d"]:
+    """The mean activation at the last token of texts, less that of others: float32, raw units.
+
+        calm = hfsae.mean_difference(lm, "layers.12", calm_texts, angry_texts)
+        with hfsae.patch(lm, {"layers.12": lambda x: x + calm.to(x)}):
+            lm.generate(**tokens)
+
+    As in arXiv:2605.07990, where it switches the tool that a model calls. Two sides of different
+    length or content differ in more than what they are meant to; give pairs where you can.
+
+    Args:
+        site: any place of the model, as an SAE's (`hfsae.lm.hooks`).
+        tokenizer: None: the one that `hfsae.load_lm` loaded with the model.
+
+    Raises:
+        ValueError: a side has no text, a text is empty, or there is no such site.
+    """
+    speller, means = tokenizer or tokenizer_of(lm), list[Tensor]()
+    for side in (texts, others):
+        rows = [tokenise(speller, text).ids for text in text_list(side)]
+        last = []
+        for ids in rows:
+            with capture(lm, [site], stop_early=True) as activations:
+                lm(input_ids=torch.tensor([ids], device=lm.device), use_cache=False)
+            last.append(activations[site][0, -1].double().cpu())
+        means.append(torch.stack(last).mean(dim=0))
+    return (means[0] - means[1]).float()
 
 
 def save_steering_vector(

@@ -5,9 +5,9 @@ At the end the pure functions of the step that they set: warm-up, decay, and the
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from typing import Literal, get_origin
 
-from ..io.bounds import MOST_TOKENS, check_least, check_most
+from ..io.bounds import MOST_TOKENS, check_least, check_most, check_type
 from ..io.errors import Refused
 
 Duration = int | float
@@ -140,26 +140,25 @@ class TrainingArguments:
     """Number of processes that this run must have; None: as many as were launched."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # YAML's 0, or Python's, where a library wants a float
-            if field.type is float and type(getattr(self, field.name)) is int:
-                setattr(self, field.name, float(getattr(self, field.name)))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is float and type(value) is int:  # YAML's 0, where a library wants 0.0
+                setattr(self, field.name, float(value))
+            if get_origin(field.type) is Literal:
+                check_type(f"training.{field.name}", value, field.type)
         if not self.output_dir.strip():
             raise Refused(
                 f"training.output_dir is {self.output_dir!r}; name a folder, such as runs/mine"
             )
         counts = ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps")
-        check_least(self, "training.", calibration_tokens=0)
         for name in (*counts, "dead_after_tokens"):
             check_least(self, "training.", **{name: 1})
             check_most(f"training.{name}", getattr(self, name), MOST_TOKENS)
-        if self.num_processes is not None and self.num_processes < 1:
-            raise Refused(
-                f"training.num_processes must be 1 or more, or null, got {self.num_processes}"
-            )
+        check_least(self, "training.", calibration_tokens=0, init_cluster_rounds=0)
+        check_least(self, "training.", num_processes=1, save_total_limit=1)
         for name in ("init_decoder_data", "init_whitening"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refused(f"training.{name} must lie in [0, 1], got {getattr(self, name)}")
-        check_least(self, "training.", init_cluster_rounds=0)
         for name in ("init_cluster_rounds", "init_whitening"):
             if getattr(self, name) and not self.init_decoder_data:
                 raise Refused(
@@ -172,11 +171,6 @@ class TrainingArguments:
                 f"training.init_decoder ({self.init_decoder!r}) and training.init_decoder_data "
                 f"({self.init_decoder_data}) both say where decoder rows start; give one of them"
             )
-        for field in fields(self):
-            value, choices = getattr(self, field.name), get_args(field.type)
-            if get_origin(field.type) is Literal and value not in choices:
-                listed = ", ".join(map(repr, choices))
-                raise Refused(f"training.{field.name} must be one of {listed}, got {value!r}")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise Refused(f"training.{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -199,21 +193,12 @@ class TrainingArguments:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise Refused(f"training.{name} must be positive and finite, got {value}")
-        if self.save_total_limit is not None and self.save_total_limit < 1:
-            raise Refused(
-                f"training.save_total_limit is {self.save_total_limit}; keep 1 or more "
-                "checkpoints, or null for all"
-            )
         if in_steps(self.warm_start_steps, self.total_steps) >= self.total_steps:
             raise Refused(
                 f"training.warm_start_steps ({self.warm_start_steps}) uses all "
                 f"{self.total_steps} steps, so thresholds would not be learned; 0.5 is half of them"
             )
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise Refused(
-                f"training.batch_size ({self.batch_size}) is not divisible by "
-                f"gradient_accumulation_steps ({self.gradient_accumulation_steps})"
-            )
+        self.check_shares(1)
 
     @property
     def total_steps(self) -> int:

@@ -5,7 +5,7 @@ disk, then renamed, so a process killed at any moment leaves earlier checkpoints
 worst a stray temporary file, which the next save removes. Read with `weights_only=True`: it holds
 tensors, numbers and strings, and nothing in it is executed. It is a zip archive, in which torch
 writes a checksum of each tensor; torch does not compare it when it reads, so `load` does. It also
-holds the run's `Identity`, by which another run does not continue from it.
+holds the run's `identity`, by which another run does not continue from it.
 """
 
 import json
@@ -13,7 +13,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..io.errors import Refused, one_line
 from ..io.file_names import STEPS
 from ..io.files import free_space
 from ..models import SAE
-from ..models.config import FIELDS_OF_TRANSFORMERS, own_fields
+from ..models.config import own_fields
 from .arguments import FREE, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -49,11 +49,6 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except FileNotFoundError as error:
-        raise OSError(
-            f"could not write the checkpoint {path}: another program removed {folder}; run the "
-            "same command to resume from the newest remaining checkpoint"
-        ) from error
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise OSError(
@@ -129,75 +124,47 @@ class _Damaged(ValueError):
     """A checkpoint differs from what was saved."""
 
 
-class Identity:
-    """The settings that a checkpoint must share for training to resume from it.
-
-    By key, all settings that the result of training depends on; `defaults` holds the values that
-    applied before a setting existed. A field of an SAE's config has the key "name.field".
+def identity(
+    args: TrainingArguments,
+    saes: Mapping[str, SAE],
+    text: str | None = None,
+    own: Mapping[str, TrainingArguments] | None = None,
+) -> dict[str, Any]:
+    """The settings that a checkpoint must share for training to resume from it, by key: all that
+    the result of training depends on. A field of an SAE's config has the key "name.field".
 
     Args:
         text: digest of the text; None, here or in the checkpoint, counts as the same text.
         own: by name, the arguments of SAEs that are not trained by `args`. Where these differ, they
             have the key "name.training.field".
     """
-
-    def __init__(
-        self,
-        args: TrainingArguments,
-        saes: Mapping[str, SAE],
-        text: str | None = None,
-        own: Mapping[str, TrainingArguments] | None = None,
-    ) -> None:
-        self.values = {k: v for k, v in asdict(args).items() if k not in FREE}
-        if text is not None:
-            self.values[_TEXT] = text
-        self.defaults = {f.name: f.default for f in fields(TrainingArguments)}
-        for name, other in (own or {}).items():
-            for key, value in asdict(other).items():
-                if value != getattr(args, key):
-                    self.values[f"{name}.training.{key}"] = value
-                    self.defaults[f"{name}.training.{key}"] = getattr(args, key)
-        for name, sae in saes.items():
-            config, defaults = sae.config, {f.name: f.default for f in fields(sae.config)}
-            for key in ("model_type", *sorted(own_fields(type(config)) - _OF_THE_STREAM)):
-                self.values[f"{name}.{key}".lstrip(".")] = getattr(config, key)
-                self.defaults[f"{name}.{key}".lstrip(".")] = defaults.get(key, MISSING)
-
-    def refuse_another_run(self, theirs: Mapping[str, Any], path: Path) -> None:
-        """Refuse a checkpoint whose settings differ.
-
-        Args:
-            theirs: values of the checkpoint at `path`, as `plain()` returned them.
-
-        Raises:
-            ValueError: it belongs to another run.
-        """
-        ours, defaults, differing = self.plain(), _plain(self.defaults), []
-        for key in sorted({*ours, *theirs}):
-            field = key.rpartition(".")[2]
-            if field in FREE or field in FIELDS_OF_TRANSFORMERS:
-                continue  # as in checkpoints from before these were left out
-            if key == _TEXT and not (key in ours and key in theirs):
-                continue
-            # A checkpoint that lacks a key predates it: its value was the default; without one,
-            # any value counts as equal.
-            here = ours.get(key)
-            there = theirs.get(key, defaults.get(key, here))
-            if there != here:
-                differing.append((key, there, here))
-        if differing:
-            key, there, here = differing[0]
-            keys = ", ".join(key for key, _, _ in differing)
-            raise Refused(
-                f"{path} belongs to another run: {key} is {there!r} there and {here!r} here "
-                f"(differing: {keys}); give another output_dir or delete that folder"
-            )
-
-    def plain(self) -> dict[str, Any]:
-        """The values as a checkpoint keeps them."""
-        return _plain(self.values)
+    values = {key: value for key, value in asdict(args).items() if key not in FREE}
+    if text is not None:
+        values[_TEXT] = text
+    for name, other in (own or {}).items():
+        differing = {k: v for k, v in asdict(other).items() if v != getattr(args, k)}
+        values |= {f"{name}.training.{key}": value for key, value in differing.items()}
+    for name, sae in saes.items():
+        for key in ("model_type", *sorted(own_fields(type(sae.config)) - _OF_THE_STREAM)):
+            values[f"{name}.{key}".lstrip(".")] = getattr(sae.config, key)
+    return json.loads(json.dumps(values, default=str))  # as a checkpoint keeps them
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    held = {key: value for key, value in values.items() if value is not MISSING}
-    return json.loads(json.dumps(held, default=str))
+def refuse_another_run(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint whose `identity` differs.
+
+    Raises:
+        ValueError: the one at `path` belongs to another run.
+    """
+    may_differ = {_TEXT} if not (_TEXT in ours and _TEXT in theirs) else set[str]()
+    pairs = {
+        key: (theirs.get(key, "absent"), ours.get(key, "absent"))
+        for key in sorted({*ours, *theirs} - may_differ)
+    }
+    differing = [key for key, (there, here) in pairs.items() if there != here]
+    if differing:
+        there, here = pairs[differing[0]]
+        raise Refused(
+            f"{path} belongs to another run: {differing[0]} is {there!r} there and {here!r} here "
+            f"(differing: {', '.join(differing)}); give another output_dir or delete that folder"
+        )

@@ -43,7 +43,6 @@ from ..models import SAE
 from ..ops import Workspace
 from . import checkpoint
 from .arguments import TrainingArguments, in_steps
-from .checkpoint import Identity
 from .directions import DIRECTIONS, cosines, read_directions
 from .health import set_l0_
 from .refit import refit_
@@ -185,7 +184,7 @@ class Trainer(Generic[Trained]):
         text: digest of the stream's text; a checkpoint with another one is refused.
         unit: what an activation is of, for progress bars.
         own: by name, the arguments of SAEs that are trained otherwise than by `args`, except in
-            what the stream and the files depend on (`identity.SHARED`).
+            what the stream and the files depend on (`arguments.SHARED`).
     """
 
     def __init__(
@@ -226,7 +225,7 @@ class Trainer(Generic[Trained]):
                 "read, and this stream has no method validation(n), which returns {site: "
                 "activations}; add it, or set calibration_tokens to 0"
             )
-        self.identity = Identity(args, named, text, own)
+        self.identity = checkpoint.identity(args, named, text, own)
         self.interrupt = Interrupt()
         self.finite = FiniteBatches()
         self.steps_done = 0
@@ -372,7 +371,7 @@ class Trainer(Generic[Trained]):
             "stream": self.stream.state_dict(),
             "rng": torch.get_rng_state(),
             "seconds": {"harvest": self.harvest_seconds, "saes": self.sae_seconds},
-            "identity": self.identity.plain(),
+            "identity": self.identity,
         }
         folder = self.output_dir / CHECKPOINTS
         with self.interrupt.deferred():
@@ -400,7 +399,7 @@ class Trainer(Generic[Trained]):
         if newest := checkpoint.load_newest(self.output_dir / CHECKPOINTS):
             path, state = newest
             try:
-                self.identity.refuse_another_run(state["identity"], path)
+                checkpoint.refuse_another_run(self.identity, state["identity"], path)
                 for name, run in self.runs.items():
                     run.load_state_dict(state["runs"][name])
                 self.stream.load_state_dict(state["stream"])
@@ -513,11 +512,6 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == CONFIG):
             path.chmod(mode)  # safetensors makes files readable by their owner only
             os.replace(path, folder / path.name)
-    except FileNotFoundError as error:
-        raise OSError(
-            f"could not write the trained SAE to {folder}: another program removed files there; "
-            "run the same command to resume from the newest remaining checkpoint"
-        ) from error
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"could not write the trained SAE to {folder} ({error}; "

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 from hfsae import TopKSAE, TopKSAEConfig
 from hfsae.training import Trainer, TrainingArguments, checkpoint
 from hfsae.training.start import sample_size
-from hfsae.training.trainer import make_accelerator, save_whole
+from hfsae.training.trainer import make_accelerator
 
 from ..helpers import held_elsewhere
 from .planted import (
@@ -191,15 +191,6 @@ def test_a_log_that_the_disk_has_no_room_for_is_one_sentence(tmp_path, full_disk
         Trainer(make_sae(), PlantedStream(), args).train()
 
 
-def test_weights_that_are_removed_while_they_are_saved_are_not_taken_for_a_full_disk(tmp_path):
-    sae = make_sae()
-    sae.save_pretrained = lambda folder: None  # as if another process had removed what it wrote
-    with pytest.raises(
-        OSError, match=f"trained SAE to {tmp_path}: another program removed files there"
-    ):
-        save_whole(sae, tmp_path, {})
-
-
 def test_a_log_without_a_checkpoint_begins_anew(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 10, "lo')
     Trainer(make_sae(), PlantedStream(), arguments(tmp_path)).train()
@@ -290,25 +281,6 @@ def stopped_run(folder: Path, **fields) -> None:
     stream.next_batch = stop_at(stream, 15)
     with pytest.raises(KeyboardInterrupt):
         Trainer(make_sae(), stream, arguments(folder, **fields)).train()
-
-
-def test_a_field_that_a_checkpoint_is_older_than_was_as_by_default(tmp_path):
-    whole, resumed = make_sae(), make_sae()
-    Trainer(whole, PlantedStream(), arguments(tmp_path / "whole")).train()
-    stopped_run(tmp_path)
-    path, state = checkpoint.load_newest(tmp_path / "checkpoints")
-    for key in ("l0_gain", "bf16", "ste_to_inputs"):
-        del state["identity"][key]
-    state["identity"] |= {"dtype": "float32", "shard_latents": False}
-    del state["format"]
-    checkpoint.save(path.parent, 15, state)
-    with pytest.raises(ValueError, match=rf"{path} belongs .* bf16 is False there and True here"):
-        Trainer(make_sae(), PlantedStream(), arguments(tmp_path, bf16=True)).train()
-    with pytest.raises(ValueError, match="ste_to_inputs is False there and True here"):
-        Trainer(make_sae(ste_to_inputs=True), PlantedStream(), arguments(tmp_path)).train()
-    resumed.config.model_weights = "newer than the checkpoint, and compared by the stream"
-    Trainer(resumed, PlantedStream(), arguments(tmp_path)).train()
-    assert_same_bits(weights(whole), weights(resumed))
 
 
 def test_what_a_checkpoint_lacks_is_named(tmp_path):
