@@ -29,7 +29,7 @@ from ..io.files import read_json
 from ..io.local_paths import public
 from ..io.units import ROW
 from ..lm import contract
-from ..models.config import where_in_short_of, where_of
+from ..models.config import where_of
 from ..packaged import SHIPPED_SAE
 from . import validate
 from .opening import open_subject
@@ -152,7 +152,7 @@ def about(subject: Subject) -> Json:
         "name": subject.name,
         "kind": config.model_type,
         "unit": subject.unit.one,
-        "site": where_in_short_of(vars(config)),
+        "site": config.where_in_short,
         "d_sae": config.d_sae,
         "d_in": config.d_in,
         "model": subject.public_lm_name,

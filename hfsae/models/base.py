@@ -84,9 +84,6 @@ from .config import EPSILON, INITIAL_FREE_NORM, Number, SAEConfig, variants
 from .site_layout import SiteLayout
 from .strict_loading import StrictLoading
 
-Latents = Float[Tensor, "*batch d_sae"]
-"""latents or pre-activations; of sparse steps [n], one number per entry"""
-
 
 class Schedule(NamedTuple):
     """One training step's settings: multipliers (1 leaves the config's value), and dead latents."""
@@ -314,7 +311,9 @@ class SAE(SiteLayout, StrictLoading):
         return self.encoder_input(x), rows, self.latent_scale * self.b_enc
 
     @torch.no_grad()
-    def density(self, pre_acts: Latents, schedule: Schedule) -> Float[Tensor, ""]:
+    def density(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
+    ) -> Float[Tensor, ""]:
         """Fraction of all (token, latent) pairs that would be entries."""
         floor = self.floor(schedule)
         if floor is None:
@@ -331,8 +330,11 @@ class SAE(SiteLayout, StrictLoading):
         return torch.zeros(())
 
     def activate(
-        self, pre_acts: Latents, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
-    ) -> Latents:
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
+    ) -> Float[Tensor, "*batch d_sae"]:
         """Latents from pre-activations; read per-latent parameters with `at.of(...)`."""
         raise NotImplementedError(f"{type(self).__name__} does not define activate()")
 
@@ -440,6 +442,8 @@ class SAE(SiteLayout, StrictLoading):
             )
         schedule = schedule._replace(training=return_loss and self.training)
         target = x if target is None else target
+        if schedule.training and self.config.site_dropout:
+            x = self.with_sites_hidden(x)
         at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
         pre_acts = self.pre_activations(x, at)
         latents = self.latents_of(x, pre_acts, schedule, at)

@@ -17,7 +17,7 @@ from ..ops import (
     one_process,
     screen_batch_top_k,
 )
-from .base import ForwardParts, Latents, Schedule
+from .base import ForwardParts, Schedule
 from .config import Number, SAEConfig
 from .topk import AuxKSAE, AuxKSAEConfig
 
@@ -74,8 +74,11 @@ class BatchTopKSAE(AuxKSAE):
             init.zeros_(self.threshold)
 
     def activate(
-        self, pre_acts: Latents, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
-    ) -> Latents:
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
+    ) -> Float[Tensor, "*batch d_sae"]:
         if at is not EVERYWHERE:
             return pre_acts  # entries are what fires
         if not schedule.training:
@@ -127,7 +130,9 @@ class BatchTopKSAE(AuxKSAE):
             return super().entries(x, schedule, workspace)
         return screen_batch_top_k(*self._screened(x), self.config.k, workspace, schedule.summed)
 
-    def density(self, pre_acts: Latents, schedule: Schedule) -> Float[Tensor, ""]:
+    def density(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
+    ) -> Float[Tensor, ""]:
         """k / d_sae in training, independent of the pre-activations."""
         if schedule.training:
             return super().density(pre_acts, schedule)

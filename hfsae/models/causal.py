@@ -75,6 +75,11 @@ class CausalConfig(SAEConfig):
                 f"d_sae ({self.d_sae}) is not divisible by {n} sources, which have as many latents "
                 f"each; use {self.d_sae - self.d_sae % n or n}"
             )
+        if self.site_dropout:
+            raise Refused(
+                f"site_dropout is for latents that read all sites; a {self.model_type}'s read one: "
+                "leave it at 0"
+            )
         sites, targets = self.sites, self.targets
         are_places = isinstance(targets, list) and all(isinstance(at, str) for at in targets)
         if not are_places or len(targets) != len(sites):

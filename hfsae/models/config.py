@@ -13,7 +13,8 @@ from ..lm.hooks import Sites
 
 Number = int | float
 _OF_EACH_MODEL = ("model_revision", "model_dtype", "model_attention", "model_weights")
-_OF_SEVERAL = ("sites", "widths", "site_scales", "scales_folded", "row_norm", "dedicated")
+_OF_SEVERAL = ("sites", "widths", "site_scales", "scales_folded", "row_norm", "site_dropout")
+_OF_SEVERAL += ("dedicated",)
 _SHOWN = 3  # places that are named one by one
 
 
@@ -69,6 +70,9 @@ class SAEConfig(PreTrainedConfig):
     """norm of a decoder row over several sites: "sum_of_sites", sum_s |row^s|, under which a latent
     of one site alone costs less than one of all; "l2": as of one site, for ablation, and where
     latents of one site are `dedicated`"""
+    site_dropout: Number = 0.0
+    """probability that a token's activation at one of `sites` is hidden from the encoder in
+    training, so that latents are found from any of them; ours, after fmxcoders (2605.09438)"""
     dedicated: int = 0
     """the last so many latents write at the last of `sites` alone, and each other one the same at
     every site, to find what the last has beyond the others (models/dedicated.py)"""
@@ -185,7 +189,7 @@ class SAEConfig(PreTrainedConfig):
     def check_sites(self) -> None:
         """Raise ValueError for places, widths or scales that do not go together."""
         if self.sites is None:
-            for name in ("widths", "site_scales", "scales_folded", "dedicated"):
+            for name in ("widths", "site_scales", "site_dropout", "scales_folded", "dedicated"):
                 if getattr(self, name):
                     raise Refused(f"{name} needs sites, the list of places that the SAE reads")
             return
@@ -204,6 +208,8 @@ class SAEConfig(PreTrainedConfig):
                 f"target_site ({self.target_site!r}) does not go with sites: an SAE of several "
                 "sites reconstructs what it reads; leave one of them out"
             )
+        if not 0 <= self.site_dropout < 1:
+            raise Refused(f"site_dropout must lie in [0, 1), got {self.site_dropout}")
         for name in ("widths", "site_scales"):
             values = getattr(self, name)
             if values is None:
@@ -282,6 +288,11 @@ class SAEConfig(PreTrainedConfig):
     def is_transcoder(self) -> bool:
         """Whether the SAE reconstructs another site than it reads."""
         return self.target_site is not None and self.target_site != self.site
+
+    @property
+    def where_in_short(self) -> str | None:
+        """`where`; of more than three places the first, the last and their number."""
+        return where_in_short_of(vars(self))
 
     @property
     def where_to(self) -> str | None:
@@ -391,7 +402,7 @@ def l0_goal(fields: Mapping[str, Any]) -> Number | None:
 
 
 def where_in_short_of(config: Mapping[str, Any]) -> str | None:
-    """`where_of`; of more than three places the first, the last and their number."""
+    """`SAEConfig.where_in_short` from the fields of an SAE's config."""
     sites = config.get("sites") or []
     many = len(sites) > _SHOWN
     return f"{sites[0]} to {sites[-1]} ({len(sites)} sites)" if many else where_of(config)

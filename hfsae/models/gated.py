@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..ops import EVERYWHERE, Place
-from .base import SAE, ForwardParts, Latents, Schedule, l1_penalty
+from .base import SAE, ForwardParts, Schedule, l1_penalty
 from .config import Number, SAEConfig
 
 
@@ -67,8 +67,11 @@ class GatedSAE(SAE):
             init.zeros_(self.b_mag)
 
     def activate(
-        self, pre_acts: Latents, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
-    ) -> Latents:
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
+    ) -> Float[Tensor, "*batch d_sae"]:
         without_bias = pre_acts - at.of(self.latent_scale * self.b_enc)
         magnitude = at.of(self.r_mag.exp()) * without_bias + at.of(self.latent_scale * self.b_mag)
         return (pre_acts > 0) * magnitude.relu()

@@ -26,7 +26,7 @@ from transformers import initialization as init
 
 from ..io.errors import Refused
 from ..ops import EVERYWHERE, Kernel, Place, heaviside, jumprelu
-from .base import SAE, ForwardParts, Latents, Schedule, aux_k_losses, l1_penalty
+from .base import SAE, ForwardParts, Schedule, aux_k_losses, l1_penalty
 from .config import Number, SAEConfig
 
 
@@ -154,8 +154,11 @@ class JumpReLUSAE(SAE):
             init.constant_(self.threshold, float(self.config.initial_threshold))
 
     def activate(
-        self, pre_acts: Latents, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
-    ) -> Latents:
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
+    ) -> Float[Tensor, "*batch d_sae"]:
         threshold = at.of(self._threshold("reconstruction"))
         if self.config.activation == "shifted":
             return (pre_acts - threshold).relu().to(pre_acts.dtype)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..ops import EVERYWHERE, Place
-from .base import SAE, ForwardParts, Latents, Schedule, l1_penalty
+from .base import SAE, ForwardParts, Schedule, l1_penalty
 from .config import Number, SAEConfig, own_fields
 
 
@@ -47,8 +47,11 @@ class ReLUSAE(SAE):
     config: ReLUSAEConfig
 
     def activate(
-        self, pre_acts: Latents, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
-    ) -> Latents:
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
+    ) -> Float[Tensor, "*batch d_sae"]:
         return pre_acts.relu()
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:

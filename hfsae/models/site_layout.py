@@ -104,6 +104,17 @@ class SiteLayout(nn.Module):
         of_sites = zip(sites, scales, strict=True)
         return torch.cat([bias.new_full((n,), scale, dtype=dtype) for (_, n), scale in of_sites])
 
+    def with_sites_hidden(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """Activations of a training step, at some tokens without those of some sites
+        (`config.site_dropout`): the other sites count for them, and one is always left."""
+        parts = list(self.split(x).values())
+        drawn = torch.rand_like(x[..., : len(parts)])
+        shown = drawn >= self.config.site_dropout
+        shown |= drawn == drawn.amax(dim=-1, keepdim=True)
+        weights = shown * (len(parts) / shown.sum(dim=-1, keepdim=True))
+        columns = zip(parts, weights.to(x.dtype).split(1, dim=-1), strict=True)
+        return torch.cat([part * weight for part, weight in columns], dim=-1)
+
     def split(
         self, x: Float[Tensor, "*batch d"], side: Literal["written", "read"] = "written"
     ) -> dict[str, Float[Tensor, "*batch _"]]:

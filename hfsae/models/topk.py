@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..io.errors import Refused
 from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, largest, screen_top_k
-from .base import SAE, ForwardParts, Latents, Schedule, aux_k_losses
+from .base import SAE, ForwardParts, Schedule, aux_k_losses
 from .config import Number, SAEConfig
 
 _MULTI = 4  # times k latents, in the second loss of Multi-TopK
@@ -44,7 +44,9 @@ class AuxKSAE(SAE):
         c = self.config
         return aux_k_losses(self, parts, schedule, c.aux_coefficient, c.aux_k)
 
-    def density(self, pre_acts: Latents, schedule: Schedule) -> Float[Tensor, ""]:
+    def density(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
+    ) -> Float[Tensor, ""]:
         return torch.full((), self.config.k / self.config.d_sae, device=pre_acts.device)
 
 
@@ -93,8 +95,11 @@ class TopKSAE(AuxKSAE):
     config: TopKSAEConfig
 
     def activate(
-        self, pre_acts: Latents, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
-    ) -> Latents:
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
+    ) -> Float[Tensor, "*batch d_sae"]:
         return self._activate(pre_acts, at, self.config.k)
 
     def _activate(self, pre_acts: Tensor, at: Place, k: int) -> Tensor:
@@ -137,7 +142,9 @@ class TopKSAE(AuxKSAE):
         """The k largest pre-activations of each token, those above 0."""
         return screen_top_k(*self._screened(x), self._n_entries, workspace)
 
-    def density(self, pre_acts: Latents, schedule: Schedule) -> Float[Tensor, ""]:
+    def density(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
+    ) -> Float[Tensor, ""]:
         return torch.full((), self._n_entries / self.config.d_sae, device=pre_acts.device)
 
 

@@ -345,6 +345,7 @@ def test_k_is_16_for_each_source_unless_it_is_given():
         ({"sites": SITES[::-1]}, "lies before 'layers.2.mlp:in', which writes to it"),
         ({"d_sae": 13}, r"d_sae \(13\) is not divisible by 3 sources.* use 12"),
         ({"k": 13}, r"k \(13\) is larger than the dictionary: use at most 12"),
+        ({"site_dropout": 0.1}, "site_dropout is for latents that read all sites"),
         ({"target_scales": [1.0]}, "target_scales must hold a number for each of the 3"),
         ({"target_site": "layers.5"}, "target_site .* does not go with sites"),
         ({"subtract_b_dec": True}, "a transcoder's b_dec lies in another space"),

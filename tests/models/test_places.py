@@ -200,8 +200,8 @@ def test_two_copies_of_a_site_get_equal_shares_and_equal_reconstructions():
     assert torch.allclose(sae.shares, torch.full((16, 2), 0.5), atol=1e-5)
 
 
-def test_join_and_split_are_inverses():
-    sae, x = over_sites("jumprelu_sae"), activations(4000)
+def test_join_and_split_are_inverses_and_hidden_sites_are_made_up_for():
+    sae, x = over_sites("jumprelu_sae", site_dropout=0.5), activations(4000)
     assert list(sae.split(x)) == SITES
     assert torch.equal(sae.join(sae.split(x)), x)
     with pytest.raises(ValueError, match=r"activations at 'layers\.2:in' are missing"):
@@ -210,6 +210,20 @@ def test_join_and_split_are_inverses():
         sae.join({site: x[:, :2] for site in SITES})
     with pytest.raises(ValueError, match=r"wide side by side, got \[4000, 3\]"):
         sae.split(x[:, :3])
+    torch.manual_seed(0)
+    hidden = torch.stack([part[:, 0] for part in sae.split(sae.with_sites_hidden(x)).values()])
+    ratio = hidden / torch.stack([part[:, 0] for part in sae.split(x).values()])
+    assert {round(value, 3) for value in ratio.flatten().tolist()} == {0.0, 1.0, 1.5, 3.0}
+    assert (ratio.sum(0) - 3).abs().max() < 1e-4  # as much as without dropout
+    assert torch.equal(sae.eval()(x).recon, over_sites("jumprelu_sae")(x).recon)
+
+
+def test_sites_are_hidden_in_rows_of_texts_as_in_tokens_side_by_side():
+    sae, x = over_sites("jumprelu_sae", site_dropout=0.5), activations(60)
+    torch.manual_seed(0)
+    flat = sae.with_sites_hidden(x)
+    torch.manual_seed(0)
+    assert torch.equal(sae.with_sites_hidden(x.view(10, 6, D_IN)), flat.view(10, 6, D_IN))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +254,7 @@ def test_several_sites_need_the_whole_text_unless_each_is_read_by_its_own_latent
         ({"d_in": 13, "widths": None}, "not a multiple of 3 sites"),
         ({"sites": None}, "widths needs sites"),
         ({"sites": []}, "must be a list of places"),
+        ({"site_dropout": 1.0}, "must lie in \\[0, 1\\)"),
         ({"site_scales": [1.0, 2.0]}, "site_scales must hold a positive number"),
     ],
 )
