@@ -59,7 +59,6 @@ from ..features import (
 )
 from ..features.pictures import write_pictures
 from ..io.errors import Refused
-from ..io.file_names import COLLECTING
 from ..io.local_paths import LOCAL_FILES, without_local_paths
 from ..io.units import UNITS
 from ..lm import (
@@ -540,7 +539,6 @@ class TextInputs:
                 norm_limits=job.limits,
                 harvest=recipe.harvest if recipe.harvest.cache else None,
                 progress=progress,
-                resume=job.folder / COLLECTING,
             )
 
     def illustrate(self, job: Job) -> None:
