@@ -109,7 +109,7 @@ def test_the_batch_does_not_change_an_answer(chats, choices):
 
 
 def test_what_a_batch_shares_is_computed_once(chats):
-    """Forty questions behind a beginning of 200 tokens."""
+    """Three batches: forty questions behind a beginning of 200 tokens."""
     n_tokens = []
     handle = chats.lm.register_forward_pre_hook(
         lambda module, args, kwargs: n_tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
@@ -118,7 +118,7 @@ def test_what_a_batch_shares_is_computed_once(chats):
     n_shared = len(ChatIds(chats.tokenizer).prompt(questions[0])) - 10
     local(chats).answer(questions)
     handle.remove()
-    assert n_shared > 150 and sum(n_tokens) < 2 * n_shared + 40 * 20
+    assert n_shared > 150 and sum(n_tokens) < 3 * n_shared + 40 * 20
 
 
 def test_roles_are_those_of_the_chat_template(chats):
