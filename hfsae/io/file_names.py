@@ -34,7 +34,6 @@ META = f"{FEATURES}/meta.json"
 LATENTS, EXAMPLES = f"{FEATURES}/latents.parquet", f"{FEATURES}/examples.parquet"
 LABELS = f"{FEATURES}/labels.json"
 COLUMNS, COLUMNS_REPORT = f"{FEATURES}/columns.json", f"{FEATURES}/columns.md"
-COLLECTING = f"{FEATURES}/.collecting.safetensors"
 EXPLANATIONS = f"{FEATURES}/explanations.parquet"
 EXPLANATIONS_RECORD = f"{FEATURES}/explanations.json"
 EXPLANATIONS_REPORT = f"{FEATURES}/explanations.md"
@@ -54,8 +53,6 @@ REPORT, REPORT_PAGE = "report.md", "report.html"
 
 STUDY_PLAN = "plan.json"
 """Beside requests to a judge: which latents are named, settled before the first answer."""
-FOUND = "found*.safetensors"
-"""Beside requests, what the pass over the text found: see `explanations.kept`."""
 
 
 class Record(NamedTuple):

@@ -66,6 +66,36 @@ def test_health_is_in_per_cent_the_mean_over_seeds_and_the_range(trained):
             assert float(cell.split(" ")[0]) == pytest.approx(sum(values) / 2, rel=6e-3), (arm, key)
 
 
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(0.5, "better by 50.0 %"), (1.5, "worse by 50.0 %")]
+)
+def test_an_arm_with_half_the_error_is_better_and_one_with_half_as_much_again_worse(
+    copied, loads, factor, verdict
+):
+    """Kept results that are made up: both arms have the same errors, but for a factor."""
+    report, arms = copied("c") / "report", {"jumprelu": "target_l0", "topk": "k"}
+    for folder in arms:
+        shutil.rmtree(report.parent / folder)
+    results = json.loads((report / "results.json").read_text())
+    tensors, _ = read_tensors(report / "results.safetensors")
+    for sae in results["saes"]:
+        sums = f"{sae['arm']}/{sae['seed']}/{sae['sae']}/sums/"
+        l0, error = (
+            float(sae["value"]),
+            (1.0 if sae["arm"] == "jumprelu" else factor) / sae["value"],
+        )
+        sae["metrics"] |= {"l0": l0, "fvu": error}
+        tokens = tensors[f"{sums}fidelity.tokens"]
+        tensors |= {f"{sums}fidelity.active": tokens * l0, f"{sums}fidelity.error": tokens * error}
+        tensors[f"{sums}fidelity.spread"] = tokens.clone()
+    (report / "results.json").write_text(json.dumps(results))
+    write_tensors(report / "results.safetensors", tensors)
+    text = (compare(tiny_comparison(report.parent)) / "report.md").read_text()
+    summary = text.partition("## Summary")[2].partition("## Differences")[0]
+    assert f"**topk, FVU**: {verdict} at L0 4, 5; over all these L0s {verdict}." in summary
+    assert not loads, "nothing was trained or measured"
+
+
 def test_arms_that_another_process_works_on_are_left_alone(tmp_path, loads):
     is_in_use = pytest.raises(ValueError, match=r"topk/seed_0 is in use by process")
     with held_elsewhere(tmp_path / "c" / "topk" / "seed_0"), is_in_use:
