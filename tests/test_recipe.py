@@ -24,14 +24,15 @@ from hfsae.activations import (
     tokens,
 )
 from hfsae.evaluation import EvaluationArguments
-from hfsae.features import FeatureStore, read_labels
+from hfsae.features import FeatureStore, collecting, read_labels
 from hfsae.hub import published
 from hfsae.io.checksums import STAMPED
+from hfsae.io.file_names import COLLECTING
 from hfsae.lm.contract import sketch
 from hfsae.runs import make_configs, run
 from hfsae.training import Trainer
 
-from .helpers import held_elsewhere, refused
+from .helpers import at_each_pass, held_elsewhere, refused
 from .tiny import TEXTS, D, tiny_recipe
 
 NO_EVALUATION = EvaluationArguments(n_tokens=0)
@@ -157,6 +158,35 @@ def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(
     for name in ("model.safetensors", "evaluation.json", "features/meta.json"):
         ours, theirs = ((tmp_path / f / name).read_bytes() for f in ("whole", "parts"))
         assert ours == theirs, name
+
+
+def test_a_run_that_is_stopped_while_it_collects_goes_on_there(
+    tmp_path, loads, tiny_lm, monkeypatch
+):
+    (whole,) = run(tiny_recipe(tmp_path / "whole"))
+    monkeypatch.setattr(collecting, "_EVERY_SECONDS", 0.0)
+    kept, passes = tmp_path / "stopped" / COLLECTING, []
+
+    def note() -> None:
+        """A pass of the language model after a batch was kept."""
+        passes.extend([1] if kept.exists() else [])
+
+    def is_fourth_batch() -> bool:
+        note()
+        return len(passes) == 3
+
+    with at_each_pass(tiny_lm, is_fourth_batch), pytest.raises(KeyboardInterrupt):
+        run(tiny_recipe(tmp_path / "stopped"))
+    assert kept.is_file()
+    passes.clear()
+    with at_each_pass(tiny_lm, note):
+        (stopped,) = run(tiny_recipe(tmp_path / "stopped"))
+    for name in ("meta.json", "latents.parquet", "examples.parquet"):
+        assert (stopped / "features" / name).read_bytes() == (
+            whole / "features" / name
+        ).read_bytes()
+    assert not kept.exists()
+    assert len(passes) == 1 + 2 + 1, "a check, two of five batches of 120 tokens, and the lens"
 
 
 def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(

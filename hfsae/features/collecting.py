@@ -1,9 +1,15 @@
 """Fill a FeatureStore from one pass over token batches."""
 
+import json
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +17,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
+from ..activations.harvest import lm_digest
 from ..activations.token_text import REPLACEMENT, decoded, is_part, token_text
 from ..activations.tokens import TextInput, token_rows
-from ..io.errors import Refused
+from ..io.errors import Damaged, Refused
+from ..io.files import read_tensors, write_tensors
 from ..lm import check_arguments, contract, model_and_path, tokenizer_of
 from ..models import SAE
 from ..models.fingerprint import DECODER, decoder_hash
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 logger = logging.getLogger(__name__)
+_EVERY_SECONDS = 60.0  # the file of an unfinished collection is renewed
+_KEY, _ROWS = "key", "rows_sha256"
 
 
 @torch.no_grad()
@@ -40,6 +50,7 @@ def collect(
     norm_limits: dict[str, float] | None = None,
     harvest: HarvestArguments | None = None,
     progress: Callable[[int], object] | None = None,
+    resume: Path | None = None,
 ) -> FeatureStore:
     """Every latent's firings in a text, the tokens it promotes, the latents most similar to it.
 
@@ -54,6 +65,9 @@ def collect(
             of other sites, such as a transcoder's target, are ignored.)
         harvest: the training's, whose cache may have these activations already.
         progress: called after each batch with its number of tokens.
+        resume: a file that keeps what was collected so far, renewed every minute and removed at the
+            end: after a stop the same call goes on from it, with the same result to the bit. A file
+            of other weights, text or settings is not used.
 
     Raises:
         ValueError: no token is left, or the SAE is not for this model or tokenizer
@@ -73,9 +87,15 @@ def collect(
     harvester = Harvester(lm, sae.config.reads.names, harvest, norm_limits=norm_limits)
     sizes = {name: getattr(args, name) for name in ("top", "reservoir", "window", "seed")}
     seen = LatentStatistics(sae.config.d_sae, **sizes, device=sae.W_dec.device)
-    for batch in token_rows(text, first, sae.config, tokenizer):
+    limits = harvester.norm_limits
+    kept = Checkpoint(resume, "" if resume is None else _key(lms, sae, tokenizer, args, limits))
+    batches = kept.rest(token_rows(text, first, sae.config, tokenizer), seen)
+    if progress is not None and seen.n_rows:
+        progress(sum(part.numel() for part in seen.tokens))
+    for batch in batches:
         contract.check_rows(first, sae, batch.input_ids, batch.document)
         _add_latents(seen, sae, batch, harvester(batch))
+        kept.save(batch, seen)
         if progress is not None:
             progress(batch.input_ids.numel())
     if not seen.n_tokens:
@@ -92,11 +112,13 @@ def collect(
     why = FORMULA if lens else "none: the site does not write to the residual stream"
     context_size = seen.tokens[0].shape[1]
     sizes = {"n_tokens": seen.n_tokens, "n_rows": seen.n_rows, "context_size": context_size}
-    return FeatureStore(
+    store = FeatureStore(
         latents=latents_table(sae, seen, args, lens, partial(token_text, tokenizer)),
         examples=pyarrow.dataset.dataset(_examples_table(tokenizer, seen, args)),
         meta=description(sae, args, sizes, logit_lens=why, columns=COLUMNS),
     )
+    kept.end()
+    return store
 
 
 def _add_latents(seen: LatentStatistics, sae: SAE, batch: TokenBatch, harvested: Harvested) -> None:
@@ -123,6 +145,84 @@ def warn_of_silence(seen: LatentStatistics, units: str) -> None:
             f"{seen.n_tokens:,}",
             units,
         )
+
+
+class Checkpoint:
+    """The summary of an unfinished collection in a file: written every minute, and read back for
+    the same rows and settings.
+
+    Args:
+        path: None: nothing is written or read.
+        key: identifies what the summary follows from beside the rows.
+    """
+
+    def __init__(self, path: Path | None, key: str):
+        self._path, self._key = path, key
+        self._digest = sha256()
+        self._saved_at = time.monotonic()
+
+    def rest(self, rows: Iterable[TokenBatch], seen: LatentStatistics) -> Iterable[TokenBatch]:
+        """The rows that an empty summary still has to see, after it got the file's.
+
+        The file serves if it has this key, and the rows begin with those that it was made from.
+        """
+        tensors, about = {}, {}
+        if self._path is not None and self._path.is_file():
+            with suppress(Damaged):  # it saves time, and is made again
+                tensors, about = read_tensors(self._path)
+        n_rows = len(tensors["tokens"]) if about.get(_KEY) == self._key else 0
+        batches, first = iter(rows), list[TokenBatch]()
+        while sum(len(batch.input_ids) for batch in first) < n_rows:
+            if (batch := next(batches, None)) is None:
+                break
+            first.append(batch)
+            self._note(batch)
+        if n_rows and self._digest.hexdigest() == about[_ROWS]:
+            seen.load_state_(tensors)
+            logger.info("collecting goes on after %d rows of text", n_rows)
+            return batches
+        self._digest = sha256()
+        return chain(first, batches)
+
+    def save(self, batch: TokenBatch, seen: LatentStatistics) -> None:
+        """Note the batch that was added last, and write the file if it is a minute old."""
+        if self._path is None:
+            return
+        self._note(batch)
+        if time.monotonic() - self._saved_at < _EVERY_SECONDS:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        about = {_KEY: self._key, _ROWS: self._digest.hexdigest()}
+        write_tensors(self._path, seen.state(), about)
+        self._saved_at = time.monotonic()
+
+    def end(self) -> None:
+        """Remove the file."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _note(self, batch: TokenBatch) -> None:
+        for part in batch:
+            self._digest.update(part.cpu().numpy().tobytes())
+
+
+def _key(
+    lms: Mapping[str, PreTrainedModel],
+    sae: SAE,
+    tokenizer: PreTrainedTokenizerBase,
+    args: CollectArguments,
+    limits: dict[str, float],
+) -> str:
+    """A hash of what a summary follows from, its rows of tokens left out."""
+    models = [*lms.values()]
+    terms: list[object] = [[lm_digest(lm), contract.terms(lm, tokenizer, "")] for lm in models]
+    terms += [asdict(args), limits]
+    terms += [module.config.to_dict() for module in (*models, sae)]
+    terms += [str(module.device) for module in (*models, sae)]
+    digest = sha256(json.dumps(terms, sort_keys=True, default=str).encode())
+    for weight in sae.state_dict().values():
+        digest.update(weight.cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def description(

@@ -4,6 +4,7 @@ Only token ids and document numbers grow with the text, 8 bytes a token. A laten
 the default arguments: 44 MB for 8192.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -187,6 +188,30 @@ class LatentStatistics:
         self.sum.scatter_add_(0, block.fired, block.values.double())
         self.n_rows += len(fires)
         self.n_tokens += block.n
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that was seen so far, for `load_state_`."""
+        return {
+            **self._filled(),
+            "tokens": torch.cat(self.tokens),
+            "documents": torch.cat(self.documents),
+            "n_tokens": torch.tensor(self.n_tokens),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state` of a summary with the same arguments."""
+        for name, tensor in self._filled().items():
+            tensor.copy_(state[name])
+        self.tokens, self.documents = [state["tokens"]], [state["documents"]]
+        self.n_rows, self.n_tokens = len(state["tokens"]), int(state["n_tokens"])
+        self.generator.set_state(state["generator"])
+
+    def _filled(self) -> dict[str, Tensor]:
+        """The tensors of fixed size that blocks are added to."""
+        both = {"top": self.top, "sample": self.sample}.items()
+        windows = {f"{kind}.{k}": v for kind, w in both for k, v in w._asdict().items()}
+        return {**windows, "histogram": self.histogram, "sum": self.sum}
 
 
 def hashed(numbers: Int[Tensor, "*shape"], seed: int) -> Int[Tensor, "*shape"]:

@@ -59,6 +59,7 @@ from ..features import (
 )
 from ..features.pictures import write_pictures
 from ..io.errors import Refused
+from ..io.file_names import COLLECTING
 from ..io.local_paths import LOCAL_FILES, without_local_paths
 from ..io.units import UNITS
 from ..lm import (
@@ -517,12 +518,8 @@ class TextInputs(AnyInputs):
                 tokenizer=self.loaded.tokenizer,
                 norm_limits=job.limits,
                 harvest=recipe.harvest if recipe.harvest.cache else None,
-<<<<<<< HEAD
                 progress=bar.update,
                 resume=job.folder / COLLECTING,
-=======
-                progress=progress,
->>>>>>> be656d70
             )
 
     def tabulate(self, job: Job) -> LabelTable:
