@@ -164,10 +164,10 @@ def test_an_attribution_waits_some_twenty_times(seen):
 
 @pytest.mark.slow
 def test_a_step_of_spread_latents_reads_no_value_that_one_process_does_not_read(tmp_path):
-    """On a mesh of two CPUs, with the weights of one process: torch's rules of sharding make tensors
-    without data, which the stand-in for a device cannot hold. On CPUs each step reads its counts,
-    which a GPU downloads; and BatchTopK finds its cut by counting, as spread latents do anywhere.
-    """
+    """On a mesh of two CPUs, with the weights of one process: torch's rules of sharding make
+    tensors without data, which the stand-in for a device cannot hold. On CPUs each step reads its
+    counts, which a GPU downloads; and BatchTopK counts to find its cut, as spread latents do on any
+    device."""
     for n in (1, 2):
         ranks = forked.start_ranks(n, _train_all, tmp_path / str(n))
         assert forked.exit_codes(ranks, 300) == [0] * n
@@ -185,9 +185,9 @@ class _HostReads(TorchFunctionMode):
     """Counts, by the package's file, calls that read a value, or need one to know a size; what
     DTensor reads by itself counts for the line that led to it."""
 
-    NAMES = frozenset(
-        "item tolist cpu numpy __bool__ __int__ __float__ __index__ equal allclose nonzero "
-        "masked_select unique bincount".split()
+    NAMES = (
+        *("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"),
+        *("equal", "allclose", "nonzero", "masked_select", "unique", "bincount"),
     )
 
     def __init__(self) -> None:
