@@ -139,6 +139,14 @@ def test_training_from_harvested_files_is_training_from_the_model(loads, tmp_pat
     assert fvu[0] == pytest.approx(fvu[1], rel=1e-6)
 
 
+def test_a_harvest_for_a_recipe_without_an_evaluation_is_trained_on_without_one(loads, tmp_path):
+    base = tiny_recipe(tmp_path / "files", collect_tokens=200)
+    recipe = replace(base, evaluation=replace(base.evaluation, n_tokens=0))
+    (folder,) = run(read_recipe(harvest_to(recipe, tmp_path / "acts")))
+    assert not any((tmp_path / "acts").glob("test-*"))
+    assert (folder / "features").is_dir() and not (folder / "evaluation.json").exists()
+
+
 def test_a_harvest_goes_on_where_it_was_stopped(loads, tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path / "files", collect_tokens=0)
     harvest_to(recipe, tmp_path / "whole")

@@ -1,7 +1,11 @@
 """Estimates against counts made by hand, for a tiny model and for Gemma 2's real sizes."""
 
 import gc
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -129,6 +133,45 @@ def test_bytes_of_each_gpu_in_closed_form(no_weights, name, d_sae, n, spread):
         assert having(every, "checkpoint")[MAIN]["checkpoint"] == 12 * all_
     gpu = memory(recipe, *checked, on_gpu=True)[GPU]
     assert sum(gpu.values()) >= sum(always.values()) + step + 1e9
+
+
+@pytest.mark.pages
+def test_pages_tell_memory_as_it_is_planned(no_weights):
+    pages = {name: (RECIPES[0].parent / name).read_text() for name in ("first_hour.md", "gpus.md")}
+    command = pages["first_hour.md"].split("\nhfsae train quickstart")[1].split("```")[0]
+    (first,) = on_card("quickstart", *shlex.split(command.replace("\\\n", " ")))
+    assert [*first] == ["language model", "SAE", "evaluation", "CUDA"]
+    lm, sae, logits, cuda = first.values()
+    assert (
+        f"By plan {lm + sae + logits + cuda:.0f} GB on the card ({lm:.1f} the model, {logits:.1f} "
+        f"the logits of an evaluation, {sae:.1f} the SAE, {cuda:.0f} CUDA)"
+    ) in pages["first_hour.md"]
+    for size, (width, d_sae, billions) in product(
+        ("2B", "9B"), (("16k", 2**14, 4), ("131k", 2**17, 8), ("1M", 2**20, 16))
+    ):
+        argv = [f"gemma2_{size.lower()}_16k", "--sae.d_sae", d_sae, "--training.bf16", "true"]
+        argv += ["--evaluation.sae_batch_tokens", min(4096, 2**29 // d_sae)]
+        argv += ["--training.shard_latents", "true"] if width == "1M" else []
+        each = [sum(parts.values()) for parts in on_card(*argv, alone=True, ns=(1, 2, 4, 8))]
+        cells = " / ".join(f"{gb:.0f}" for gb in each)
+        assert f"| {size}, {width}, {billions} billion | {cells} |" in pages["gpus.md"]
+
+
+def on_card(*argv: object, alone: bool = False, ns: Sequence[int] = (1,)) -> list[dict[str, float]]:
+    """GB by part on each of n GPUs, planned for `hfsae train` with these arguments.
+
+    Args:
+        alone: of the recipe's SAEs that at layer 12.
+    """
+    recipe, _ = parse_recipe(recipe_parser("train"), [str(x) for x in argv])
+    if alone:
+        recipe = replace(recipe, saes={}, sae={**recipe.sae, "site": "layers.12"})
+    checked, plans = recipes.check(recipe), []
+    for n in ns:
+        training = replace(recipe.training, num_processes=n)
+        parts = memory(replace(recipe, training=training), *checked, on_gpu=True)[GPU]
+        plans.append({name: size / 1e9 for name, size in parts.items()})
+    return plans
 
 
 def stage(recipe: Recipe, part: str, *, on_gpu: bool = True):

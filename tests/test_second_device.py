@@ -5,6 +5,8 @@ One forked process runs it all, since a device is registered for a whole process
 """
 
 import json
+import os
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModel, Gemma2Config, Gemma2ForCausalLM
 
 import hfsae
@@ -159,6 +162,61 @@ def test_an_attribution_waits_some_twenty_times(seen):
     assert sum(waits.values()) <= 20
 
 
+@pytest.mark.slow
+def test_a_step_of_spread_latents_reads_no_value_that_one_process_does_not_read(tmp_path):
+    """On a mesh of two CPUs, with the weights of one process: torch's rules of sharding make
+    tensors without data, which the stand-in for a device cannot hold. On CPUs each step reads its
+    counts, which a GPU downloads; and BatchTopK counts to find its cut, as spread latents do on any
+    device."""
+    for n in (1, 2):
+        ranks = forked.start_ranks(n, _train_all, tmp_path / str(n))
+        assert forked.exit_codes(ranks, 300) == [0] * n
+    alone, spread = (torch.load(tmp_path / n / "found.pt") for n in ("1", "2"))
+    for kind, part in spread.items():
+        assert part["waits"] and not part["waits"] - alone[kind]["waits"], kind
+        n_steps = part["waits"]["activations/harvest.py"]
+        of_cut = 10 * n_steps if kind in ("batch_topk", "crosscoder", "clt") else 0
+        assert part["waits"]["ops/selection.py"] == of_cut, kind
+        for name, weights in alone[kind]["tensors"].items():
+            torch.testing.assert_close(part["tensors"][name], weights, atol=1e-3, rtol=2e-3)
+
+
+class _HostReads(TorchFunctionMode):
+    """Counts, by the package's file, calls that read a value, or need one to know a size; what
+    DTensor reads by itself counts for the line that led to it."""
+
+    NAMES = (
+        *("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"),
+        *("equal", "allclose", "nonzero", "masked_select", "unique", "bincount"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: Counter[str] = Counter()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        index = args[1] if func.__name__ in ("__getitem__", "__setitem__") else None
+        by_mask = isinstance(index, torch.Tensor) and index.dtype == torch.bool
+        if func.__name__ in self.NAMES or by_mask:
+            ours = [f for f in traceback.extract_stack() if "/hfsae/" in f.filename]
+            self.files.update(f.filename.rsplit("/hfsae/")[-1] for f in ours[-1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _train_all(folder: Path) -> None:
+    """Each kind, in a process of one or two."""
+    rank, n = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    found, reads = {}, _HostReads()
+    planted = partial(PlantedStream, 256, D, D_SAE, 6, world=(rank, n))
+    options = {"make_stream": lambda sites: planted(sites=sites), "shard_latents": True}
+    with reads:
+        for kind in KINDS:
+            counts = reads.files, Counter()
+            found[kind] = _train(folder / kind, kind, "cpu", counts, **options)
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+
+
 def _rehearse(folder: Path, tokenizer) -> None:
     from . import rehearsal
 
@@ -231,7 +289,7 @@ def _train(
     for n_batches in (stop, 0) if stop else (0,):
         torch.manual_seed(0)
         sae: SAE = AutoModel.from_config(KINDS[kind]()).to(device)
-        options = {"warm_start_steps": 6, "dead_after_tokens": 1024, "save_steps": 0} | fields
+        options = {"warm_start_steps": 6, "dead_after_tokens": 100, "save_steps": 0} | fields
         args = arguments(folder / device, steps, **options)
         accelerator = make_accelerator(args)
         for state in (PartialState, AcceleratorState):

@@ -503,11 +503,12 @@ class SAE(SiteLayout, StrictLoading):
         config.subtract_b_dec = False
         state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         self._fold_(state, config)
-        folded = type(self)(config)
+        with torch.device("meta"):  # no weights are drawn, to be overwritten
+            folded = type(self)(config)
         if not config.unit_norm_decoder:
             state = fold_decoder_norms(state, folded.row_norms, folded.decoder_names)
-        folded.load_state_dict({k: v.contiguous() for k, v in state.items()})
-        folded.to(self.device, self.dtype)
+        folded.load_state_dict(state, assign=True)
+        folded.lay_out_by_latent()
         return folded.train(self.training)
 
     def _fold_(self, state: dict[str, Tensor], config: SAEConfig) -> None:

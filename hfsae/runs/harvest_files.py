@@ -104,10 +104,13 @@ def harvest_to(recipe: Recipe, folder: Path) -> Path:
         if recipe.sizes.evaluation != 0:
             _write_held_out(recipe, inputs, sites, folder, progress)
         labels = _write_labels(source, folder, sides_of(recipe)[-1])
-        whole = replace(recipe.evaluation, n_tokens=None, texts={})  # what was harvested for it
+        held_out = None if recipe.sizes.evaluation != 0 else 0  # tokens: all harvested for it
+        evaluation = replace(recipe.evaluation, n_tokens=held_out, texts={})
         fields: dict[str, Any] = {**LEFT_OUT, "collect_tokens": recipe.collect_tokens}
-        fields |= {"lm": LMArguments(), "lms": {}, "evaluation": whole}
+        fields |= {"lm": LMArguments(), "lms": {}, "evaluation": evaluation}
         files = ActivationArguments(files=str(folder), labels=labels)
+        if held_out == 0:
+            files = replace(files, held_out_fraction=0.0)
         save_recipe(folder, as_plain(replace(recipe, activations=files, **fields)))
     return folder / RECIPE
 

@@ -112,6 +112,13 @@ def test_activation_scale_only_changes_the_unit(config_class):
         assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_folding_draws_no_weights_and_keeps_the_encoder_laid_out_by_latent(sae):
+    before = torch.get_rng_state()
+    rows = sae.folded().encoder_rows()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert rows.is_contiguous() and rows.device.type == "cpu"
+
+
 @pytest.mark.parametrize("subtract_b_dec", [False, True])
 def test_folding_leaves_the_function_as_it_is(config_class, subtract_b_dec):
     sae = make(config_class, subtract_b_dec=subtract_b_dec)
