@@ -141,3 +141,19 @@ def test_another_folder_is_left_alone(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no config\.json"):
         write_space(tmp_path / "space", str(tmp_path / "empty"))
+
+
+def test_graphs_are_copied_into_the_space_and_what_is_none_is_refused_before_anything_is_written(
+    tmp_path,
+):
+    graphs = ROOT / "demo" / "graphs"
+    space = write_space(tmp_path / "space", "me/sae", graphs=graphs)
+    names = {path.name for path in graphs.glob("*.json")} - {"graph-metadata.json"}
+    assert {path.name for path in (space / "graphs").iterdir()} == names
+    write_space(space, "me/sae", graphs=space / "graphs")
+    write_space(space, "me/sae")
+    assert {path.name for path in (space / "graphs").iterdir()} == names, "its own stay"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="holds no graph"):
+        write_space(tmp_path / "new", "me/sae", graphs=tmp_path / "other")
+    assert not (tmp_path / "new").exists()

@@ -731,6 +731,7 @@ def space_verb(argv: list[str]) -> None:
     parser.add("--output", type=str, default="space", help="folder to write")
     parser.add("--title", type=str, default="Inspect and steer", help="title of the Space")
     parser.add("--revision", type=str | None, help="branch, tag or commit")
+    parser.add("--graphs", type=str | None, help="folder of graphs that `hfsae graph` wrote")
     add_choice(parser)
     add_model(parser)
     args = with_model(parser.parse(argv))
@@ -740,7 +741,7 @@ def space_verb(argv: list[str]) -> None:
     if not Path(source).exists():
         folder = write_space(output, source, **args)
     else:
-        about = {name: args.pop(name) for name in ("title", "model") if name in args}
+        about = {name: args.pop(name) for name in ("title", "model", "graphs") if name in args}
         with _own_format({"source": source, **args}) as own:
             folder = write_space(output, own, **about)
     print(

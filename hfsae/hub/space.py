@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment
 
+from ..circuits import read_graphs
 from ..features.labels import read_names
 from ..io.checksums import PUBLISHED, refuse_changed, refuse_mixture
 from ..io.errors import Refused
@@ -35,6 +36,7 @@ def write_space(
     *,
     title: str = "Inspect and steer",
     model: str | None = None,
+    graphs: str | Path | None = None,
     **which: Any,
 ) -> Path:
     """Write app.py, requirements.txt and README.md to a folder; a local SAE is copied beside them.
@@ -42,13 +44,15 @@ def write_space(
     Args:
         sae: repository on the Hub, or folder of an SAE; by default the small one in the package.
         model: a language model to use instead of the one in the SAE's config.
+        graphs: a folder of attribution graphs, as `hfsae graph` writes them, to copy and show;
+            None: those that the Space has stay.
         which: subfolder, layer, width, l0, revision, as for `hfsae.load`; for a local folder only
             the subfolder, and only that is copied.
 
     Raises:
         ValueError: the folder to write holds something else; the SAE's folder holds no hfsae SAE;
-            or `sae` is neither a folder nor a repository's name; or its records are of other
-            weights, or were changed since they were written.
+            `sae` is neither a folder nor a repository's name; its records are of other weights, or
+            were changed since they were written; or a file of `graphs` is no graph.
     """
     folder = Path(folder)
     ours = {"app.py", "requirements.txt", CARD, "sae", "graphs"}
@@ -57,6 +61,7 @@ def write_space(
         raise Refused(f"{folder} holds something else; name another folder")
     if sae is not None and not Path(sae).is_dir() and not _REPOSITORY.fullmatch(sae):
         raise Refused(f"there is no folder {sae}; write a repository as name/repository")
+    shown = {} if graphs is None else read_graphs(graphs)  # refuses what is no graph
     source, base_model = sae, model
     if sae is not None and Path(sae).is_dir():
         named = _copy_sae(Path(sae, which.pop("subfolder", None) or ""), folder / "sae", which)
@@ -70,6 +75,11 @@ def write_space(
                 model,
             )
     folder.mkdir(parents=True, exist_ok=True)
+    if graphs is not None and Path(graphs).resolve() != (folder / "graphs").resolve():
+        shutil.rmtree(folder / "graphs", ignore_errors=True)
+        (folder / "graphs").mkdir()
+        for name in shown:
+            shutil.copyfile(Path(graphs) / f"{name}.json", folder / "graphs" / f"{name}.json")
     options = {name: value for name, value in {"model": model, **which}.items() if value}
     arguments = [repr(source)] if source else []
     arguments += [f"{name}={value!r}" for name, value in options.items()] + ["mcp=True"]

@@ -42,9 +42,9 @@ def of_subject(subject: Subject, quick: bool) -> Run:
     recipe, seeds, sites = read_recipe(RECIPE), [], sites_of(subject)
     for seed in range(2 if quick else 3):
         own = replace(recipe, seed=seed, sae={**recipe.sae, "sites": sites})
-        saes = trained(subject, own, quick)
-        figures = held_out(subject, saes, recipe.text, quick)
-        for name, sae in saes.items():
+        saes_and_limits = trained(subject, own, quick)
+        figures = held_out(subject, saes_and_limits, recipe.text, quick)
+        for name, sae in saes_and_limits[0].items():
             figures[name]["evenness"] = evenness(sae)
         seeds.append(figures)
     rows = {

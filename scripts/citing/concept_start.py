@@ -84,11 +84,11 @@ def of_seed(subject: Subject, concepts: list[Concept], seed: int, quick: bool) -
             hfsae.save_steering_vector(file, labelled, site=subject.sae.config.site)
             own[name] = {"training": {"init_decoder": str(file)}}
         sae = {**recipe.sae, "site": subject.sae.config.site}
-        saes = trained(
+        made = trained(
             subject, replace(recipe, seed=seed, sae=sae, saes={**recipe.saes, **own}), quick
         )
-    figures: Run = held_out(subject, saes, recipe.text, quick)
-    for name, sae in saes.items():
+    figures: Run = held_out(subject, made, recipe.text, quick)
+    for name, sae in made[0].items():
         figures[name] |= aucs(sae, concepts)
         if name in starts:
             ends = sae.W_dec.detach()[: len(directions)]

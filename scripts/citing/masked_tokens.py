@@ -29,20 +29,19 @@ def of_seed(subject: Subject, seed: int, quick: bool) -> dict[float, Run]:
     """FVU and L0 by share and kind of text."""
     recipe = read_recipe(RECIPE)
     recipe = replace(recipe, seed=seed, sae={**recipe.sae, "site": subject.sae.config.site})
-    saes = {}
+    saes, limits = {}, {}
     for share in SHARES:
         text = replace(recipe.text, mask_share=share)
-        saes[str(share)] = trained(subject, replace(recipe, text=text), quick)[""]
+        made, own = trained(subject, replace(recipe, text=text), quick)
+        saes[str(share)], limits = made[""], limits or own  # those of no mask
     python = replace(recipe.text, dataset="packaged:python", held_out_fraction=0.9)
-    same, other = (held_out(subject, saes, text, quick) for text in (recipe.text, python))
-    return {
-        share: {
-            f"{key}, {kind}": of[str(share)][key]
-            for kind, of in zip(KINDS, (same, other), strict=True)
-            for key in ("fvu", "l0")
-        }
-        for share in SHARES
-    }
+    figures: dict[float, Run] = {share: {} for share in SHARES}
+    for kind, text in (("same", recipe.text), ("other", python)):
+        metrics = held_out(subject, (saes, limits), text, quick)
+        for share in SHARES:
+            of = metrics[str(share)]
+            figures[share] |= {f"{name}, {kind}": value for name, value in of.items()}
+    return figures
 
 
 def of_subject(subject: Subject, quick: bool) -> Run:

@@ -28,6 +28,7 @@ Json = dict[str, Any]
 def told() -> Iterator[Told]:
     head = ["paper", "claim", "run", "figure [95 % interval] beside control", "verdict"]
     rows = (violations, dimensionality, signal, confounded, tools, echo, phase)
+    rows += (masks, starts, profiles)
     lines = [head, ["---"] * len(head), *(row() for row in rows)]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     yield Told(PAGE, SECTION, text)
@@ -239,4 +240,71 @@ def phase() -> list[str]:
         f"error after a period: {', '.join(parts)}",
         f"{UNTESTED} (no fluid model); on this wave, by our pairing, PCA is the better basis, and "
         "constants do fail",
+    ]
+
+
+def masks() -> list[str]:
+    figures = []
+    for name, run in of_models("masked_tokens"):
+        parts = []
+        for share in ("0.1", "0.3"):
+            relative = run["rows"][share]["relative"]
+            of = {key: with_interval(value, 1) for key, value in relative.items()}
+            parts.append(
+                f"{100 * float(share):.0f} % masked: {of['same']} % on the same kinds, "
+                f"{of['other']} % on Python, gap {of['gap']} %"
+            )
+        same, other = (run["rows"]["0.0"][f"fvu, {kind}"] for kind in ("same", "other"))
+        no_mask = f"FVU {with_interval(same)} and on Python {with_interval(other)}"
+        figures.append(f"{name}: {no_mask}; {'; '.join(parts)}")
+    return [
+        paper("2604.06495", "masked_tokens"),
+        "masking tokens while training makes the gap to other texts smaller, by 2.4 %",
+        f"{run['seeds']} seeds, 32,768 tokens, 2,048 latents; log ratios to no mask",
+        "; ".join(figures),
+        MASKS,
+    ]
+
+
+def starts() -> list[str]:
+    figures = []
+    for name, run in of_models("concept_start"):
+        rows = run["rows"]
+        best = ", ".join(f"{arm} {with_interval(row['best'])}" for arm, row in rows.items())
+        own = f"{with_interval(rows['concepts']['own'])}, random start "
+        own += with_interval(rows["random"]["own"])
+        kept = [with_interval(rows[arm]["cosine"]) for arm in ("concepts", "random")]
+        fvu = ", ".join(f"{arm} {with_interval(row['fvu'], 3)}" for arm, row in rows.items())
+        figures.append(
+            f"{name}: cosine with the start at the end {kept[0]}, of random ones {kept[1]}; AUC of "
+            f"the concept's own latent {own}; of the direction itself "
+            f"{with_interval(run['direction'])}; of the best latent: {best}; FVU: {fvu}"
+        )
+    return [
+        paper("2604.08846", "concept_start"),
+        "an SAE that starts at concepts keeps them, and controls them better",
+        f"{run['concepts']} concepts, {run['seeds']} seeds, 32,768 tokens, 2,048 latents",
+        "; ".join(figures),
+        STARTS,
+    ]
+
+
+def profiles() -> list[str]:
+    names = {"free": "free", "dropout": "sites dropped", "rank2": "rank 2", "rank1": "rank 1"}
+    figures = []
+    for name, run in of_models("coherence"):
+        rows = {names[arm]: row for arm, row in run["rows"].items()}
+        parts = []
+        for title, key in (("sites a latent reads", "coherence"), ("writes", "evenness")):
+            parts.append(
+                f"{title}: {', '.join(f'{a} {with_interval(r[key])}' for a, r in rows.items())}"
+            )
+        fvu = ", ".join(f"{arm} {with_interval(row['fvu'], 3)}" for arm, row in rows.items())
+        figures.append(f"{name}: {'; '.join(parts)}; FVU: {fvu}")
+    return [
+        paper("2605.09438", "coherence"),
+        "latents of a crosscoder are driven by one or two sites; shared profiles mend it",
+        f"3 sites, {run['seeds']} seeds, 32,768 tokens, 2,048 latents",
+        "; ".join(figures),
+        PROFILES,
     ]
