@@ -182,13 +182,10 @@ def test_verify_without_a_fingerprint_says_what_it_can_and_exits_with_3(folder, 
     assert "has no fingerprint.safetensors; its " in said[0] and "are finite; SHA-256" in said[0]
 
 
-@pytest.mark.parametrize("how", ["offline", "unreachable"])
-def test_a_push_is_planned_offline_without_a_look_at_the_repository(folder, capsys, request, how):
-    if how == "unreachable":
-        request.getfixturevalue("unreachable_hub")
+def test_a_push_is_planned_offline_without_a_look_at_the_repository(folder, capsys):
     assert main(["push", str(folder), ID, "--dry_run"]) == 0
     said = capsys.readouterr().out
-    assert f"model repository {ID} (not looked at: HF_HUB_OFFLINE is set, or " in said
+    assert f"model repository {ID} (not looked at: HF_HUB_OFFLINE is set)" in said
     assert "model.safetensors" in said and "if this push creates it" in said
 
 

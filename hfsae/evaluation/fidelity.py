@@ -13,6 +13,8 @@ run.
 
 So the zero arm does not zero BOS: that would break attention sinks, raise the arm's loss and
 flatter `loss_recovered_zero`.
+
+The host waits for the device once a batch, to learn which kept positions are outliers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,10 +48,10 @@ from ..lm import (
     widths_of,
     writes_of,
 )
-from ..ops import indices_of, kl_of_logs, upload
+from ..ops import Download, indices_of, kl_of_logs, upload
 from .arguments import EvaluationArguments, rows_at_once
 from .metrics import DocumentSums
-from .reconstructions import Reconstructions, refuse_any
+from .reconstructions import LateRefusals, Reconstructions
 from .result import NO_PREDICTION, EvaluationResult
 
 logger = getLogger(__name__)
@@ -164,6 +166,7 @@ def evaluate_all(
         done += int(batch.keep.sum())
         if progress is not None:
             progress(done)
+    arms.late.tell()
     side = getattr(batches, "split", None)
     results = {}
     for name in saes:
@@ -200,14 +203,14 @@ def mean_activation(
     """
     limits = dict(norm_limits or {})
     harvest = Harvester(lm, list({site, *limits}), HarvestArguments(), norm_limits=limits)
-    sums = [harvest(batch).activations[site].double().sum(dim=0).cpu() for batch in batches]
+    sums = [Download(harvest(batch).activations[site].double().sum(dim=0)) for batch in batches]
     if not harvest.kept:
         raise Refused(
             f"no position is left to evaluate on: {harvest.dropped_special} are special or "
             f"padding, {harvest.dropped_outliers} above norm_limits; give more inputs or higher "
             "limits"
         )
-    return torch.stack(sums).sum(dim=0) / harvest.kept
+    return torch.stack([each.value() for each in sums]).sum(dim=0) / harvest.kept
 
 
 def _first_tokens(batches: Iterable[TokenBatch], n: int | None) -> Iterator[TokenBatch]:
@@ -288,6 +291,7 @@ class _Arms:
         one_pass = any(is_causal(sae.config) for sae in saes.values())
         self.runs = _SharedRuns(lm, [*(self.sites if one_pass else self.writes.names)])
         self.reconstructions = Reconstructions(saes, n_at_once)
+        self.late = self.reconstructions.late
         self.losses = {name: DocumentSums() for name in saes}
         self.n_kept = 0
 
@@ -323,7 +327,7 @@ class _Arms:
             shared[arm] = torch.cat(
                 [_nll(p, label) for p, (_, label) in zip(log_probs, by_row, strict=True)]
             )
-        _refuse_not_finite(shared, "the language model gives")
+        _refuse_not_finite(shared, "the language model gives", self.late)
         shared["tokens"] = torch.ones_like(shared["zero"])
         kept = self._kept(acts, at, batch.document[keep])
         for name, sae in self.saes.items():
@@ -331,11 +335,12 @@ class _Arms:
             if not is_causal(sae.config):
                 spliced = self._replaced(input_ids, at, recon)
             else:  # its sources read in this run what has passed the targets before them
+                self.late.tell()  # before `splice` refuses the same in other words
                 on_device = upload(keep, self.lm.device)
                 with splice(self.lm, sae, keep=on_device, spare_tokens=()):
                     spliced = self.runs.again(input_ids)
             losses = _comparison(clean, spliced, by_row)
-            _refuse_not_finite(losses, f"the language model with SAE {name!r} gives")
+            _refuse_not_finite(losses, f"the language model with SAE {name!r} gives", self.late)
             self.losses[name].add(batch.document[:, :-1][counted], {**losses, **shared})
 
     @property
@@ -343,6 +348,7 @@ class _Arms:
         return list({*self.sites, *self.limits})
 
     def _keep(self, acts: Mapping[str, Tensor], batch: TokenBatch) -> Bool[Tensor, "rows ctx"]:
+        self.late.tell()  # of the batch before, which the device has finished or is about to
         keep = within_limits(acts, batch.keep, self.limits, self.sites)
         self.n_kept += int(keep.sum())
         return keep
@@ -372,9 +378,11 @@ def _comparison(
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def _refuse_not_finite(losses: Mapping[str, Float[Tensor, " n"]], subject: str) -> None:
+def _refuse_not_finite(
+    losses: Mapping[str, Float[Tensor, " n"]], subject: str, late: LateRefusals
+) -> None:
     for arm, values in losses.items():
-        refuse_any(
+        late.add(
             ~values.isfinite(),
             f"{subject} NaN or infinite losses for {{n}} of {len(values)} predictions ({arm}): "
             "activations overflow its dtype, or weights are damaged; try another lm.dtype "

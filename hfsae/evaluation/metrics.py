@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..lm import Sites
-from ..ops import upload
+from ..ops import Download, upload
 from .statistics import bootstrap_weights
 
 # Firing counts are [groups, d_sae]: [documents, d_sae] would not fit into memory.
@@ -140,10 +140,11 @@ def density_histogram(
 
 
 class DocumentSums:
-    """Sums of per-token quantities for each document."""
+    """Sums of per-token quantities for each document. To add waits for no device whose documents
+    are known in main memory."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self._parts: list[tuple[Tensor, dict[str, Download]]] = []
 
     def add(
         self, document: Int[Tensor, " n"], values: Mapping[str, Float[Tensor, "n ..."]]
@@ -151,8 +152,8 @@ class DocumentSums:
         """Add tokens; `document` is the document's index for each token, in any order."""
         ids, row = document.cpu().unique(return_inverse=True)
         row = upload(row, next(iter(values.values())).device)
-        sums = {name: _sum_rows(value, row, len(ids)).cpu() for name, value in values.items()}
-        self._parts.append((ids, sums))
+        sums = {name: _sum_rows(value, row, len(ids)) for name, value in values.items()}
+        self._parts.append((ids, {name: Download(of) for name, of in sums.items()}))
 
     def per_document(self) -> dict[str, Tensor]:
         """Each quantity's sums, float64 [documents, ...]; documents in ascending order."""
@@ -160,9 +161,11 @@ class DocumentSums:
             return {}
         ids, row = torch.cat([ids for ids, _ in self._parts]).unique(return_inverse=True)
         names = self._parts[0][1]
-        stacked = {name: torch.cat([sums[name] for _, sums in self._parts]) for name in names}
+        stacked = {
+            name: torch.cat([sums[name].value() for _, sums in self._parts]) for name in names
+        }
         merged = {name: _sum_rows(value, row, len(ids)) for name, value in stacked.items()}
-        self._parts = [(ids, merged)]
+        self._parts = [(ids, {name: Download(value) for name, value in merged.items()})]
         return merged
 
 

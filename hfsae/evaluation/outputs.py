@@ -37,7 +37,7 @@ from ..ops import indices_of, upload
 from .arguments import EvaluationArguments
 from .fidelity import at_places, mean_activation, within_limits, writing
 from .metrics import Definition, DocumentSums, Metric, estimate, spreads
-from .reconstructions import refuse_any
+from .reconstructions import LateRefusals
 
 _RUN_ON = {
     "spliced": "on the reconstruction at kept positions",
@@ -125,11 +125,12 @@ def output_change(
         means = {at: mean_activation(model, at, batches, norm_limits=limits) for at in writes.names}
         mean = writes.joined(means)
     mean = mean.to(model.device)
-    sums, n_kept = DocumentSums(), 0
+    sums, late, n_kept = DocumentSums(), LateRefusals(), 0
     sites = list(widths_of(sae.config))
     for batch in batches:
         with capture(model, [*{*sites, *limits}]) as acts:
             clean = forward(model, batch.inputs)
+        late.tell()
         keep = within_limits(acts, batch.keep.cpu(), limits, sites)
         n_kept += int(keep.sum())
         if keep.any():
@@ -144,7 +145,7 @@ def output_change(
             for arm, run in _runs(model, sae, kept, keep, mean, args.sae_batch_tokens).items():
                 with run:
                     changed = _outputs(forward(model, batch.inputs), keep)[1]
-                refuse_any(
+                late.add(
                     ~changed.isfinite(),
                     f"the model's output has NaN or infinity when it runs {_RUN_ON[arm]}: values "
                     "overflow its dtype, or weights are damaged; try another lm.dtype (bfloat16, "
@@ -155,6 +156,7 @@ def output_change(
             sums.add(batch.document.cpu()[row], values)
         if progress is not None:
             progress(n_kept)
+    late.tell()
     if not n_kept:
         raise Refused("no position is kept to evaluate on; give more inputs or higher norm limits")
     of_documents = dict(sums.per_document())

@@ -12,7 +12,7 @@ from ..activations.source import ActivationBatch
 from ..io.errors import Refused
 from ..lm import Autoencoder, cast_for, reads_of, writes_of
 from ..models import SAE
-from ..ops import upload
+from ..ops import Download, upload
 from .arguments import EvaluationArguments
 from .metrics import Metric, RunningFidelity, density_histogram, estimate
 from .result import LOSSES, EvaluationResult
@@ -45,35 +45,45 @@ def evaluate_reconstructions(
     sums = Reconstructions({"": sae}, args.sae_batch_tokens)
     n = 0
     for batch in batches:
+        sums.late.tell()
         refuse_not_finite(batch.activations)
         if len(batch.document):
             sums.add("", batch)
         n += len(batch.document)
     if not n:
         raise Refused("no activation to evaluate on; give more of them, or higher norm limits")
+    sums.late.tell()
     return sums.result("", args)
 
 
-def refuse_any(bad: Bool[Tensor, "*shape"], sentence: str) -> None:
-    """Refuse if any is true; "{n}" in the sentence is their number.
+class LateRefusals:
+    """Refusals that a device decides, told when it has computed them anyway: nobody waits."""
 
-    Raises:
-        ValueError: one is.
-    """
-    if n := int(bad.sum()):
-        raise Refused(sentence.replace("{n}", str(n)))
+    def __init__(self) -> None:
+        self._asked: list[tuple[Download, str]] = []
+
+    def add(self, bad: Bool[Tensor, "*shape"], sentence: str) -> None:
+        """Refuse if any is true; "{n}" in the sentence is their number."""
+        self._asked.append((Download(bad.sum()), sentence))
+
+    def tell(self) -> None:
+        """Raises ValueError: what was added since the last call is refused."""
+        asked, self._asked = self._asked, []
+        for n_bad, sentence in asked:
+            if n := int(n_bad.value()):
+                raise Refused(sentence.replace("{n}", str(n)))
 
 
 class Reconstructions:
-    """Sums over batches of activations of how well SAEs reconstruct them; NaN or infinity is
-    refused.
+    """Sums over batches of activations of how well SAEs reconstruct them. `late` refuses those
+    that are NaN or infinite.
 
     Args:
         n_at_once: activations that an SAE reads at once.
     """
 
     def __init__(self, saes: Mapping[str, Autoencoder], n_at_once: int) -> None:
-        self.saes, self.n_at_once = saes, n_at_once
+        self.saes, self.n_at_once, self.late = saes, n_at_once, LateRefusals()
         self.fidelity = {name: RunningFidelity(writes_of(sae.config)) for name, sae in saes.items()}
         self.reading = {
             name: (SourceReading if sae.config.is_causal else SiteReading)(sae)
@@ -97,7 +107,7 @@ class Reconstructions:
             self.fidelity[name].update(*of_part, latents, document_part)
             recons.append(recon.to(target))
         whole = torch.cat(recons)
-        refuse_any(
+        self.late.add(
             ~whole.isfinite(),
             f"SAE {name!r} reconstructs NaN or infinity from finite activations: its weights are "
             f"damaged, or its values overflow {str(target.dtype).removeprefix('torch.')}; try "

@@ -234,7 +234,6 @@ def test_a_button_without_a_text_says_so_and_a_search_leads_to_latents(visit):
     page = visit("tab=about")
     for name, button, sentence in (
         ("Health", "Measure", "there is no text; write a prompt"),
-        ("Health", "Compare", "name another SAE"),
         ("Why", "Explain", "there is no text; write a prompt"),
         ("Search", "Search", "the search is empty; write what to find"),
     ):

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hfsae.explanations import explainers
 from hfsae.explanations.explainers import from_labels, one_label, read_file, template
 from hfsae.explanations.windows import (
     ExplainArguments,
@@ -145,6 +147,17 @@ def test_a_file_that_is_none_is_refused(tmp_path, name, content, sentence):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=sentence):
         read_file(tmp_path / name, 40, None)
+
+
+@pytest.mark.parametrize("name, most", [("e.json.gz", "_MAX_FILE"), ("e.jsonl.gz", "_MAX_LINE")])
+def test_a_packed_file_is_not_unpacked_beyond_a_limit(tmp_path, monkeypatch, name, most):
+    (tmp_path / name).write_bytes(gzip.compress(bytes(2**26)))
+    monkeypatch.setattr(explainers, most, 2**16, raising=False)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"(more|longer) than 65,536 bytes"):
+        read_file(tmp_path / name, 40, None)
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
 
 
 def test_a_missing_file_and_explanations_of_other_weights_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from sheet import sheet
 
 from hfsae.features import FeatureStore, pictures
 from hfsae.features.pictures import Grid, Pictures, write_pictures
-from hfsae.io.file_names import EXAMPLES
+from hfsae.io.file_names import EXAMPLES, PICTURES
 
 from ..wordless import GRID, PATCH, SIDE, TOP, folder_of_pictures, folder_of_rows
 from ..wordless import pictures as drawn
@@ -85,6 +85,24 @@ def a_jpeg(side: int) -> bytes:
     done = BytesIO()
     Image.new("RGB", (side, side)).save(done, "JPEG")
     return done.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (b"no picture", "the picture of document 3 is no JPEG"),
+        (a_jpeg(161), "the picture of document 3 is 161 x 161 pixels"),
+        (bytes(2**17), "pictures of 131"),
+    ],
+)
+def test_a_damaged_picture_is_refused_with_its_document(folder, content, why):
+    table = pq.read_table(folder / PICTURES)
+    rows = [row | {"picture": content} for row in table.to_pylist() if row["document"] == 3]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / PICTURES)
+    there = Pictures.load(folder)
+    assert there is not None
+    with pytest.raises(ValueError, match=why):
+        there.read([(3, 0)])
 
 
 def test_a_store_without_a_grid_takes_no_pictures(tmp_path):

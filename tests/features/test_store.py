@@ -228,6 +228,7 @@ def test_show_lets_no_control_character_reach_the_terminal():
         ("latent", lambda n: pa.array(["\x1b[2J"] * n)),
         ("latent", lambda n: pa.array([5] * n)),
         ("promoted_tokens", lambda n: pa.array([7] * n)),
+        ("neighbours", lambda n: pa.array([[1, 2, 3]] * n)),
         ("n_firings", lambda n: pa.array([[[1]]] * n)),
     ],
 )
@@ -239,7 +240,33 @@ def test_latents_of_other_kinds_are_one_sentence(store, tmp_path, column, values
         FeatureStore.load(tmp_path)
 
 
-@pytest.mark.parametrize("edges", [[1, 0], [[1, 2]], ["a"], 5])
+OUT_OF_RANGE = {
+    "neighbours": lambda rows: [[len(rows), *row[1:]] for row in rows],
+    "neighbours below 0": lambda rows: [[-1, *row[1:]] for row in rows],
+    "histogram": lambda rows: [row[1:] for row in rows],
+    "histogram empty": lambda rows: [[] for _ in rows],
+    "histogram below 0": lambda rows: [[-1, *row[1:]] for row in rows],
+    "density": lambda rows: [1.5] * len(rows),
+    "density NaN": lambda rows: [float("nan")] * len(rows),
+    "n_firings": lambda rows: [-1] * len(rows),
+    "max_activation": lambda rows: [float("inf")] * len(rows),
+    "neighbour_cosines": lambda rows: [[float("nan")] * len(row) for row in rows],
+}
+
+
+@pytest.mark.parametrize("kind", OUT_OF_RANGE)
+def test_latents_out_of_range_are_one_sentence(store, tmp_path, kind):
+    store.save(tmp_path)
+    unseal(tmp_path)
+    path, column = tmp_path / "features" / "latents.parquet", kind.partition(" ")[0]
+    table = pq.read_table(path)
+    changed = OUT_OF_RANGE[kind](table[column].to_pylist())
+    _recolumn(path, column, pa.array(changed, table.schema.field(column).type))
+    with pytest.raises(Damaged, match=rf"damaged \(.*{column}.*\); `hfsae collect .*` makes it ag"):
+        FeatureStore.load(tmp_path)
+
+
+@pytest.mark.parametrize("edges", [[1, 0], [[1, 2]], ["a"], 5, [0.0, 1.0]])
 def test_edges_that_do_not_fit_are_one_sentence(store, tmp_path, edges):
     store.save(tmp_path)
     unseal(tmp_path)

@@ -1,5 +1,6 @@
 """Answers from a language model on this machine: greedy texts, and log-probabilities of choices."""
 
+import copy
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...io.processor import multiplies_bfloat16
 from ...lm import LoadedLM, cache_name, load_lm
@@ -25,6 +26,8 @@ from .base import (
 )
 from .calls import Judge
 
+_MAX_LOGITS = 2**27  # of a batch: 512 MiB in float32
+_OVERHEAD = 32  # tokens that a forward pass costs besides its own, about
 _HEADINGS = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 
 
@@ -71,65 +74,32 @@ class Local(Judge):
         self, asked: Sequence[tuple[Question, list[int]]]
     ) -> Iterator[list[tuple[Question, Answer]]]:
         """Log-probabilities of choices; those with the same tokens before the last are one row."""
-        order = sorted(asked, key=lambda pair: pair[1])  # so that a batch shares its beginning
-        for start in range(0, len(order), self._args.batch_size):
-            batch, begin = order[start : start + self._args.batch_size], time.perf_counter()
-            rows: list[tuple[int, list[int], tuple[int, ...]]] = []  # question, prompt, and more
-            ends: list[dict[str, int]] = []  # of each row the last token of its choices
-            for q, (question, prompt) in enumerate(batch):
-                bodies: dict[tuple[int, ...], dict[str, int]] = {}
-                for choice in question.choices:
-                    *body, last = self.ids.choice(choice)
-                    bodies.setdefault(tuple(body), {})[choice] = last
-                rows += [(q, prompt, body) for body in bodies]
-                ends += bodies.values()
-            values: list[dict[str, float]] = [{} for _ in batch]
-            scored = self._scores([(prompt, body) for _, prompt, body in rows])
-            for (q, _, body), of_row, scores in zip(rows, ends, scored, strict=True):
-                ids = torch.tensor(body, dtype=torch.long, device=scores.device)
-                total = scores[:-1].gather(1, ids[:, None]).sum(dtype=torch.float64)
-                values[q] |= {c: float(total + scores[-1, last]) for c, last in of_row.items()}
-            seconds = (time.perf_counter() - begin) / len(batch)
-            done = []
-            for (question, prompt), of in zip(batch, values, strict=True):
-                best = max(question.choices, key=lambda choice: of[choice])
-                done.append((question, Answer(best, None, of, len(prompt), 1, seconds)))
+        items: list[Continuation] = []
+        places: list[dict[str, tuple[int, int]]] = []  # of each question: choice -> item, end
+        for question, prompt in asked:
+            bodies: dict[tuple[int, ...], list[str]] = {}
+            ids = {choice: tuple(self.ids.choice(choice)) for choice in question.choices}
+            for choice, tokens in ids.items():
+                bodies.setdefault(tokens[:-1], []).append(choice)
+            places.append({})
+            for body, choices in bodies.items():
+                places[-1] |= {choice: (len(items), k) for k, choice in enumerate(choices)}
+                items.append((tuple(prompt), body, tuple(ids[c][-1] for c in choices)))
+        waiting = [len({i for i, _ in place.values()}) for place in places]
+        owner = {i: q for q, place in enumerate(places) for i, _ in place.values()}
+        scores: dict[int, list[float]] = {}
+        seconds = [0.0] * len(asked)
+        for batch in batches(items, self._args.batch_size, self.vocabulary):
+            begin, done = time.perf_counter(), []
+            scores |= zip(batch, self.scorer.score([items[i] for i in batch]), strict=True)
+            share = (time.perf_counter() - begin) / len(batch)
+            for q in (owner[i] for i in batch):
+                waiting[q], seconds[q] = waiting[q] - 1, seconds[q] + share
+                if not waiting[q]:
+                    values = {c: scores[i][k] for c, (i, k) in places[q].items()}
+                    best, n_in = max(values, key=lambda c: values[c]), len(asked[q][1])
+                    done.append((asked[q][0], Answer(best, None, values, n_in, 1, seconds[q])))
             yield done
-
-    @torch.inference_mode()
-    def _scores(self, rows: Sequence[tuple[list[int], tuple[int, ...]]]) -> Iterator[Tensor]:
-        """For each prompt and the tokens after it: log-probabilities [tokens + 1, vocabulary] of
-        each of these and of the next. The beginning that all prompts share is computed once."""
-        lm: Any = self._lm
-        prompts = [prompt for prompt, _ in rows]
-        first, last, n = min(prompts), max(prompts), min(map(len, prompts)) - 1
-        n_shared = next((i for i in range(n) if first[i] != last[i]), n)
-        more: dict[str, Any] = {}
-        if n_shared and not getattr(lm, "_is_stateful", False):
-            cache = DynamicCache()
-            before = torch.tensor([prompts[0][:n_shared]], device=lm.device)
-            more = {cache_name(lm): cache, "use_cache": True}
-            lm(input_ids=before, logits_to_keep=1, **more)
-            if cache.get_seq_length() == n_shared:
-                cache.batch_repeat_interleave(len(rows))
-            else:
-                more = {}
-        n_shared = n_shared if more else 0
-        # Padding is on the right, where no token attends to it.
-        ids = torch.zeros(len(rows), max(len(p) + len(b) for p, b in rows), dtype=torch.long)
-        for row, (prompt, body) in zip(ids, rows, strict=True):
-            row[: len(prompt) + len(body)] = torch.tensor([*prompt, *body])
-        starts = [len(prompt) - 1 for prompt in prompts]
-        spans = [range(at, at + len(b) + 1) for at, (_, b) in zip(starts, rows, strict=True)]
-        places = sorted({*chain(*spans)})
-        # A tensor of places: for a slice, which is not contiguous, a processor's product with the
-        # vocabulary takes fifty times longer in bfloat16.
-        keep = torch.tensor(places, device=lm.device) - n_shared
-        more = more or {"use_cache": False}
-        logits = lm(input_ids=ids[:, n_shared:].to(lm.device), logits_to_keep=keep, **more).logits
-        for row, start, (_, body) in zip(logits, starts, rows, strict=True):
-            at = places.index(start)
-            yield row[at : at + len(body) + 1].float().log_softmax(-1)
 
     def _generated(
         self, asked: Sequence[tuple[Question, list[int]]]
@@ -157,9 +127,10 @@ class Local(Judge):
             source = "packaged" if is_packaged else "auto"
             loaded = load_lm(name, source=source, dtype=dtype, device=device)
         self._lm: PreTrainedModel = loaded.lm
-        self.ids = ChatIds(loaded.tokenizer)
+        self.ids, self.scorer = ChatIds(loaded.tokenizer), ContinuationScorer(loaded.lm)
         text_config = loaded.lm.config.get_text_config()
         self.room = int(getattr(text_config, "max_position_embeddings", 0) or 2**20)
+        self.vocabulary = int(text_config.vocab_size)
         ends = getattr(loaded.lm.generation_config, "eos_token_id", None)
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         eos: Any = loaded.tokenizer.eos_token_id
@@ -290,3 +261,101 @@ class ChatIds:
             if token in text:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
+
+
+Continuation = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Ids of a context, one or more; those that follow it, perhaps none; the last token's, in one or
+several versions."""
+
+
+def batches(items: Sequence[Continuation], size: int, vocabulary: int) -> Iterator[list[int]]:
+    """Indices of items, batch by batch: neighbours share as long a beginning as possible, and one
+    more joins them where that costs less than a batch of its own.
+
+    Args:
+        size: items of a batch, at most.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(items)), key=lambda i: (items[i][0], len(items[i][1]))):
+        if batch:
+            lengths = [len(items[j][0]) + len(items[j][1]) for j in (*batch, i)]
+            shared = _n_shared(items[batch[0]][0], items[batch[-1]][0])
+            all_shared = _n_shared(items[batch[0]][0], items[i][0])
+            together = all_shared + sum(length - all_shared for length in lengths)
+            apart = shared + sum(length - shared for length in lengths[:-1])
+            apart += lengths[-1] + _OVERHEAD
+            longest = max(len(items[j][1]) for j in (*batch, i))
+            is_small = (longest + 1) * vocabulary * len(lengths) <= _MAX_LOGITS
+            if len(batch) == size or together > apart or not is_small:
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _n_shared(first: Sequence[int], last: Sequence[int]) -> int:
+    """Length of the beginning that two sequences share; the last id of neither counts."""
+    n = min(len(first), len(last)) - 1
+    return next((i for i in range(n) if first[i] != last[i]), n)
+
+
+class ContinuationScorer:
+    """Scores batches; the beginning that a batch shares is computed once, and kept for the next."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        self._lm = lm
+        self._prefix: tuple[int, ...] = ()
+        self._cache: Any = None
+
+    @torch.inference_mode()
+    def score(self, items: Sequence[Continuation]) -> list[list[float]]:
+        """For each item log p(body and end | context) for each of its ends, in nats."""
+        lm, device = self._lm, self._lm.device
+        contexts = [context for context, *_ in items]
+        n_shared = _n_shared(min(contexts), max(contexts))
+        cache = self._cache_of(contexts[0][:n_shared])
+        n_shared = n_shared if cache is not None else 0
+        rows = [(context + body)[n_shared:] for context, body, _ in items]
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for row, fed in zip(ids, rows, strict=True):
+            row[: len(fed)] = torch.tensor(fed)
+        # Padding is on the right, where no token attends to it.
+        first = [len(context) - n_shared - 1 for context in contexts]
+        starts = zip(first, items, strict=True)
+        places = sorted({at + k for at, (_, body, _) in starts for k in range(len(body) + 1)})
+        more = {}
+        if cache is not None:  # a view for all rows: the model appends to copies of it
+            view = copy.copy(cache)
+            view.layers = [copy.copy(layer) for layer in cache.layers]
+            for layer in view.layers:
+                layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
+                layer.values = layer.values.expand(len(ids), -1, -1, -1)
+            more[cache_name(lm)] = view
+        # A tensor of places: for a slice, which is not contiguous, a processor's product with the
+        # vocabulary takes fifty times longer in bfloat16.
+        keep = torch.tensor(places, device=device)
+        logits = lm(
+            input_ids=ids.to(device), logits_to_keep=keep, use_cache=cache is not None, **more
+        ).logits
+        sums = []
+        for row, ((_, body, ends), start) in enumerate(zip(items, first, strict=True)):
+            at = places.index(start)
+            scores = logits[row, at : at + len(body) + 1].float().log_softmax(-1)
+            ids = torch.tensor(body, dtype=torch.long, device=scores.device)
+            total = scores[:-1].gather(1, ids[:, None]).sum(dtype=torch.float64)
+            sums.append([float(total + scores[-1, end]) for end in ends])
+        return sums
+
+    def _cache_of(self, prefix: tuple[int, ...]) -> Any:
+        """Keys and values of a beginning; None for an empty one, or where the model has others."""
+        if not prefix:
+            return None
+        if prefix != self._prefix or self._cache is None:
+            ids = torch.tensor([prefix], device=self._lm.device)
+            out = self._lm(input_ids=ids, use_cache=True, logits_to_keep=1)
+            cache = getattr(out, cache_name(self._lm), None)
+            layers = getattr(cache, "layers", None) or [None]
+            is_plain = all(isinstance(getattr(layer, "keys", None), Tensor) for layer in layers)
+            self._prefix, self._cache = prefix, cache if is_plain else None
+        return self._cache
