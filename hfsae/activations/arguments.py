@@ -441,7 +441,7 @@ def local_files(dataset: str) -> list[Path]:
     Raises:
         ValueError: there is none, or a named file has another format.
     """
-    return sorted(find_files("text.dataset", dataset, _SUFFIXES))
+    return sorted(find_files("", dataset, _SUFFIXES))
 
 
 def find_files(
@@ -454,14 +454,14 @@ def find_files(
     folder are named in the log.
 
     Args:
-        field: of the recipe, for the error sentence.
+        field: of the recipe, for the error sentence; "": the caller names it.
         refuse: raises a ValueError of its own for some files with other suffixes.
 
     Raises:
         ValueError: a name leads to no file, or a named file has another suffix, or is a pipe.
     """
     listed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
-    found = dict[Path, None]()
+    found, begin = dict[Path, None](), f"{field}: " if field else ""
     for name in [given] if isinstance(given, str) else given:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -476,11 +476,11 @@ def find_files(
             named = [path] if path.exists() else map(Path, glob(str(path), recursive=True))
             files = sorted(file for file in named if not file.is_dir())
         if not files:
-            raise Refused(f"{field}: no {listed} file is at {name!r}; check the path")
+            raise Refused(f"{begin}no {listed} file is at {name!r}; check the path")
         for file in files:
             if file.suffix.lower() not in suffixes:  # pickles among them: loading can run any code
                 refuse(file)
-                raise Refused(f"{field}: {file} cannot be read; convert it to {listed}")
+                raise Refused(f"{begin}{file} cannot be read; convert it to {listed}")
             refuse_special(file)
         found |= dict.fromkeys(files)
     return list(found)
