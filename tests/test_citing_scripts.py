@@ -38,14 +38,11 @@ def quick(claim, monkeypatch, tmp_path, tiny_lm, tiny_tokenizer) -> Callable[[st
     sae.config.model_name = "tiny/gemma"
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(["cat", "of", "the", "green", "house"], 15)) for _ in range(60)]
-    several = [{"prompt": text, "target": "ABCD"[i % 4]} for i, text in enumerate(texts)]
-    binary = [{"prompt": text, "target": "01"[i % 2]} for i, text in enumerate(texts)]
+    rows = [{"prompt": text, "target": "ABCD"[i % 4]} for i, text in enumerate(texts)]
     monkeypatch.setattr(hfsae, "load", lambda folder: sae)
     monkeypatch.setattr(hfsae, "load_lm", lambda *a, **k: LoadedLM(tiny_lm, tiny_tokenizer, "test"))
     monkeypatch.setattr(hfsae.packaged, "packaged_text", lambda name, fraction=1.0: texts)
-    monkeypatch.setattr(
-        hfsae.packaged, "probe_rows", lambda name: several if "97_" in name else binary
-    )
+    monkeypatch.setattr(hfsae.packaged, "probe_rows", lambda name: rows)
 
     def run(name: str, **constants: Any) -> list[dict]:
         output = tmp_path / "out.json"
@@ -273,33 +270,6 @@ def test_a_rotated_travelling_wave_is_the_wave_ahead_and_a_standing_one_is_as_be
     assert np.abs(ahead - wave(phase + angle)).max() < 0.05
     standing = np.cos(x) * np.cos(phase)[:, None]
     assert np.allclose(module.rotated(standing, angle, per_step, 8), standing)
-
-
-def test_crosscoders_are_trained_for_their_coherence(quick, loads):
-    (run,) = quick("coherence")
-    assert run["rows"].keys() == {"free", "dropout", "rank2", "rank1"} and run["seeds"] == 2
-    for row in run["rows"].values():
-        assert 1 <= row["coherence"][0] <= 3 and 1 <= row["evenness"][0] <= 3
-    assert run["rows"]["rank1"]["evenness"][0] != run["rows"]["free"]["evenness"][0]
-
-
-def test_saes_start_at_concepts(quick, loads):
-    (run,) = quick("concept_start")
-    assert run["concepts"] == 3 and run["rows"].keys() == {"plain", "data", "concepts", "random"}
-    kept = {arm for arm, row in run["rows"].items() if "cosine" in row}
-    assert kept == {"concepts", "random"}
-    assert all(0 <= row[key][0] <= 1 for row in run["rows"].values() for key in ("own", "best"))
-
-
-def test_the_auc_of_a_concept_is_the_share_of_pairs_in_order_and_half_of_ties(claim):
-    module = claim("concept_start")
-    concept = module.Concept.__new__(module.Concept)
-    concept.n, concept.lengths = 3, [2] * 12  # tokens of each text, three of a kind in each half
-    units = torch.randint(0, 3, (24, 4), generator=torch.Generator().manual_seed(0)).float()
-    with_it, without = concept.by_text(units)[6:9], concept.by_text(units)[9:]
-    pairs = with_it[:, None] - without[None]
-    by_pairs = ((pairs > 0).float() + 0.5 * (pairs == 0).float()).mean(dim=(0, 1))
-    assert torch.allclose(concept.aucs(units, 1).float(), by_pairs)
 
 
 def test_masks_are_compared_with_none(quick, loads):

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from scipy.stats import t
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hfsae
+from hfsae.comparison import t_interval
 from hfsae.evaluation import Interval, around, resampled_means
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
@@ -101,12 +102,7 @@ def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> Int
     return around(sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights), draws)
 
 
-def over_seeds(values: Sequence[float] | Sequence[Sequence[float]]) -> Interval:
-    """The mean over seeds of a training, with its 95 % interval by Student's t; or, of several
-    items for each seed, over items of their means over seeds."""
-    of_seeds = torch.tensor(values, dtype=torch.float64)
-    if of_seeds.ndim == 2:
-        return mean(of_seeds.mean(0).tolist())
-    center, n = float(of_seeds.mean()), len(of_seeds)
-    half = float(t.ppf(0.975, n - 1) * of_seeds.std()) / n**0.5
-    return Interval(center, center - half, center + half)
+def over_seeds(values: Sequence[float]) -> Interval:
+    """The mean over seeds of a training, with its 95 % interval by Student's t."""
+    of_seeds = np.array(values)
+    return Interval(float(of_seeds.mean()), *t_interval(of_seeds))

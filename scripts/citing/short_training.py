@@ -17,7 +17,7 @@ from hfsae.evaluation import evaluate_all
 from hfsae.runs import load_all_trained, run
 
 SMALL: dict[str, Any] = {"n_tokens": 512, "calibration_tokens": 256}
-METRICS = ("fvu", "l0", "coherence")
+METRICS = ("fvu", "l0")
 Trained = tuple[dict[str, hfsae.SAE], dict[str, float]]
 
 
@@ -45,6 +45,6 @@ def held_out(
     args = EvaluationArguments(n_tokens=300 if quick else 10_000, bootstrap_samples=1)
     results = evaluate_all(subject.lm, saes, rows, args, norm_limits=limits, losses=False)
     return {
-        name: {key: result.metrics[key].value for key in METRICS if key in result.metrics}
+        name: {key: result.metrics[key].value for key in METRICS}
         for name, result in results.items()
     }
