@@ -41,6 +41,7 @@ from .verdicts import (
 from .windows import (
     Evidence,
     Selection,
+    StudyFile,
     order_of,
     select,
     shown_windows,
@@ -132,6 +133,7 @@ def explain(
     note_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
     note_names: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
     inquiry: ScoringRequest = ScoringRequest(),
+    keep: StudyFile | None = None,
 ) -> Explanations:
     """Explanations of latents, scored on text that they were not made from, beside controls.
 
@@ -153,6 +155,7 @@ def explain(
         note_names: called with the rows of latents that have a name, without scores, before any
             answer is awaited.
         inquiry: scores that ask a judge.
+        keep: where what the pass finds is kept, or was by an earlier call: then no row is read.
 
     Raises:
         ValueError: too few latents qualify, one is out of range, little text, or the judge fails.
@@ -165,22 +168,25 @@ def explain(
     contract.check_model(lm, sae, tokenizer)
 
     # Read the text; choose latents and windows.
-    order = order_of(args, sae.config.d_sae, explained)
-    is_drawn = args.latents is None and args.n_latents != "all"
-    n_wanted = int(args.n_latents) if is_drawn else len(order)
-    reading = read(
-        lm,
-        sae,
-        rows,
-        order,
-        n_directions=min(MAX_DIRECTIONS, len(order), n_wanted),
-        keep_all=not is_drawn,
-        seed=args.seed,
-        norm_limits=norm_limits,
-        harvest=harvest,
-        progress=progress,
-    )
-    selection = select(reading, args, explained)
+    if keep is not None and keep.content is not None:
+        reading, selection = keep.content
+    else:
+        order = order_of(args, sae.config.d_sae, explained)
+        is_drawn = args.latents is None and args.n_latents != "all"
+        n_wanted = int(args.n_latents) if is_drawn else len(order)
+        reading = read(
+            lm,
+            sae,
+            rows,
+            order,
+            n_directions=min(MAX_DIRECTIONS, len(order), n_wanted),
+            keep_all=not is_drawn,
+            seed=args.seed,
+            norm_limits=norm_limits,
+            harvest=harvest,
+            progress=progress,
+        )
+        selection = select(reading, args, explained)
     latents, directions = selection.latents, selection.directions
     if asked.protocol == PAPER:  # the windows that explain test, too
         latents, directions = (
@@ -191,6 +197,8 @@ def explain(
     facts = {**(settings or {}), "explainer": source, "prompts_sha256": asks}
     plan = _plan(facts, reading, selection, latents, directions, args, asked)
     note_plan(plan)
+    if keep is not None and keep.content is None:
+        keep.save(reading, selection)
 
     # Explain the latents, and the directions that explanations are judged on.
     with_names = latents + directions[: asked.directions if asked.scores else 0]

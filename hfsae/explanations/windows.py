@@ -1,4 +1,5 @@
-"""Windows of text around a latent's peaks: those an explanation is made from, those that test it.
+"""Windows of text around a latent's peaks: those an explanation is made from, those that test it;
+and the file that keeps them.
 
 shown     10 with the largest peaks, 10 over quantiles of the peak, of the shown half
 active    20 over five quantiles of the peak, of the tested half
@@ -8,21 +9,32 @@ inactive  10 at random, and 10 hard ones: at one of the latent's commonest peak 
 No window holds a token without activations (see `corpus`).
 """
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..activations.token_text import spell
+from ..io.checksums import content_hash
 from ..io.errors import Refused
+from ..io.files import replacing
 from ..models.config import check_latent
 from .arguments import LEAST_FIT, ExplainArguments
 from .corpus import SHOWN, TESTED, CorpusActivations, Firings
 
 N_QUANTILES = 5
 _N_COMMONEST = 10  # peak tokens at which hard windows are
+_FORMAT = 2
+_FACTS = ("ids", "half", "start", "stop", "computed", "n_firings", "order")
+_GROUPS = ("shown", "active", "inactive")
 
 
 class TooFew(Refused):
@@ -276,3 +288,79 @@ def shown_windows(
         activations = e.activations(len(reading.ids))
         shown[e.latent] = [window_text(reading, w, tokenizer, activations) for w in e.shown]
     return shown
+
+
+class StudyFile:
+    """What a pass over the text found, kept while a judge's answers are awaited: it is read once.
+
+    A safetensors file with the tokens, their halves, and the windows and firings of the chosen
+    latents and directions. Its head has the hash of what all this was made from, and that of the
+    content: of anything else, or damaged, it is made again.
+
+    Args:
+        made_from: plain values that decide what is found: weights, text, settings.
+    """
+
+    def __init__(self, path: Path, made_from: Mapping[str, Any]) -> None:
+        self.path = path
+        self._made_from = content_hash({**made_from, "format": _FORMAT})
+
+    @cached_property
+    def content(self) -> tuple[CorpusActivations, Selection] | None:
+        """What `save` was given, without the projections, from which directions were chosen; None:
+        there is no file, it is damaged, or of something else."""
+        try:
+            with safe_open(self.path, "np") as file:
+                about = file.metadata() or {}
+                if about.get("made_from") != self._made_from:
+                    return None
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+        if about.get("content") != _hash(arrays):
+            return None
+        plain = json.loads(arrays["selection"].tobytes())
+        ends = arrays["n_trace"].cumsum()[:-1]
+        columns = (np.split(arrays[name], ends) for name in ("token", "value"))
+        traces = map(Firings, *columns)
+        latents, directions = (
+            [
+                Evidence(latent, density, next(traces), *([Window(*w) for w in g] for g in groups))
+                for latent, density, *groups in plain[part]
+            ]
+            for part in ("latents", "directions")
+        )
+        reading = CorpusActivations(
+            **{name: arrays[name] for name in _FACTS},
+            n_documents=tuple(plain["n_documents"]),
+            projections=np.zeros((len(arrays["ids"]), 0), np.float32),
+            _traces={e.latent: e.trace for e in latents},
+        )
+        return reading, Selection(latents, directions, plain["left_out"])
+
+    def save(self, reading: CorpusActivations, selection: Selection) -> None:
+        """Write the file."""
+        parts = {"latents": selection.latents, "directions": selection.directions}
+        traces = [e.trace for part in parts.values() for e in part]
+        plain: dict[str, Any] = {
+            name: [[e.latent, e.density, e.shown, e.active, e.inactive] for e in part]
+            for name, part in parts.items()
+        }
+        plain |= {"left_out": selection.left_out, "n_documents": reading.n_documents}
+        arrays = {name: getattr(reading, name) for name in _FACTS} | {
+            "selection": np.frombuffer(json.dumps(plain).encode(), np.uint8),
+            "n_trace": np.array([len(trace.token) for trace in traces]),
+            "token": np.concatenate([trace.token for trace in traces]),
+            "value": np.concatenate([trace.value for trace in traces]),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as path:
+            save_file(arrays, path, {"made_from": self._made_from, "content": _hash(arrays)})
+
+
+def _hash(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()

@@ -54,6 +54,8 @@ REPORT, REPORT_PAGE = "report.md", "report.html"
 
 STUDY_PLAN = "plan.json"
 """Beside requests to a judge: which latents are named, settled before the first answer."""
+FOUND = "found*.safetensors"
+"""Beside requests, what the pass over the text found: see `explanations.kept`."""
 
 
 class Record(NamedTuple):

@@ -37,7 +37,7 @@ from ..explanations.scorers import scorers_of
 from ..explanations.study import write_record
 from ..explanations.untrained import comparison_of, section_of, untrained_like
 from ..explanations.verdicts import OnProgress, prompts_hash
-from ..explanations.windows import TooFew, order_of
+from ..explanations.windows import StudyFile, TooFew, order_of
 from ..features import FeatureStore
 from ..features.labels import read_labels
 from ..io.checksums import changes, refuse_changed, refuse_mixture, stamp
@@ -49,6 +49,7 @@ from ..io.file_names import (
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     FEATURES,
+    FOUND,
     META,
     STUDY_PLAN,
     TRAINING,
@@ -213,6 +214,9 @@ def explain_sae(
                 f"and {usage['n_tokens_out']:,} out, in {usage['seconds']:,.0f} s{money}.\n"
             )
         save_named(result, folder)
+        if (beside := _requests_folder(request)) is not None:
+            for path in beside.glob(FOUND):
+                path.unlink()
         return result
 
 
@@ -238,6 +242,14 @@ def _explain(
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder
     limits, how = limits_of(placed, loaded), from_labels(standing, explainer)
     plan, named, waiting = dict[str, Any](), list[dict[str, Any]](), list[str]()
+
+    def study_file(name: str) -> StudyFile | None:
+        """The file beside the requests with what a pass found."""
+        if request.dry_run or (beside := _requests_folder(request)) is None:
+            return None
+        made_from = {"settings": settings, "arguments": args.as_plain(), "limits": limits}
+        made_from |= {"harvest": vars(recipe.harvest), "judged": request.scores.latents}
+        return StudyFile(beside / name, made_from | {"of": name})
 
     def note_plan(new: dict[str, Any]) -> None:
         plan.update(new)
@@ -282,15 +294,17 @@ def _explain(
                 note_plan=note_plan,
                 note_names=named.extend,
                 inquiry=inquiry,
+                keep=study_file("found.safetensors"),
             )
         )
     names, redrawn = unless_pending(other_names), None
     if UNTRAINED in request.controls:
         if request.explainer in ("human", "file"):  # words for latents of the trained one
             explainer = template
+        keep = study_file("found-untrained.safetensors")
         redrawn = unless_pending(
             lambda: shuffled_weights(
-                recipe, loaded, sae, args, limits, explainer=explainer, inquiry=inquiry
+                recipe, loaded, sae, args, limits, explainer=explainer, inquiry=inquiry, keep=keep
             )
         )
     if result is None or waiting:
@@ -316,20 +330,24 @@ def shuffled_weights(
     *,
     explainer: Explainer,
     inquiry: ScoringRequest,
+    keep: StudyFile | None = None,
 ) -> Explanations | str:
     """Explanations of an SAE of re-drawn weights, made and scored as those of `sae`: of as many
     latents as are judged there. Where too few of its latents qualify, it returns the reason.
 
-    The text is read again: once for densities, once for windows.
+    The text is read again: once for densities, once for windows; not where this is kept.
 
     Args:
         limits: by site, the largest norm of a kept activation.
+        keep: as in `explain`.
 
     Raises:
         PendingAnswers: the judge is asked by file, and answers are not there yet.
     """
-    rows = read_rows(recipe, loaded, "test", SAMPLE_TOKENS)
-    other = untrained_like(loaded.lm, sae, rows, seed=args.seed, norm_limits=limits)
+    other = sae  # which encodes nothing where all was found before
+    if keep is None or keep.content is None:
+        rows = read_rows(recipe, loaded, "test", SAMPLE_TOKENS)
+        other = untrained_like(loaded.lm, sae, rows, seed=args.seed, norm_limits=limits)
     if (n_judged := inquiry.args.latents) is not None and args.latents is None:
         n = n_judged if args.n_latents == "all" else min(n_judged, args.n_latents)
         args = replace(args, n_latents=n)
@@ -354,6 +372,7 @@ def shuffled_weights(
                 inquiry=inquiry._replace(
                     args=replace(inquiry.args, directions=0), on_progress=as_control
                 ),
+                keep=keep,
             )
         except TooFew as error:  # and no refusal of the judge, which may pass
             logger.warning("no scores of re-drawn weights: %s", error)

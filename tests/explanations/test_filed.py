@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
@@ -18,6 +19,7 @@ from hfsae.demo import Choice, open_subject
 from hfsae.demo.health_actions import health
 from hfsae.demo.inspect_actions import feature
 from hfsae.demo.pages.health import overview_panel
+from hfsae.explanations import study as study_module
 from hfsae.explanations.explainers import lm_explainer
 from hfsae.explanations.judges import (
     BatchFileJudge,
@@ -30,7 +32,7 @@ from hfsae.explanations.judges import (
 from hfsae.explanations.prompts import list_question
 from hfsae.explanations.study import explain
 from hfsae.explanations.verdicts import ScoreArguments, ScoringRequest
-from hfsae.explanations.windows import ExplainArguments
+from hfsae.explanations.windows import ExplainArguments, StudyFile, select
 from hfsae.features import FeatureStore, read_names
 from hfsae.io.errors import Refused
 from hfsae.runs import limits_of, load_lm_for, of_run
@@ -38,7 +40,7 @@ from hfsae.runs.stage_explain import shuffled_weights
 
 from .. import forked
 from ..helpers import refused
-from .conftest import verb
+from .conftest import read_planted, verb
 from .loopback_judge import LoopbackJudge
 from .oracle import WORD, Oracle, by_oracle
 
@@ -516,8 +518,17 @@ def test_bad_options_are_one_sentence(options, sentence, folder, loads, capsys):
     assert sentence in said and not loads
 
 
-def test_the_verb_asks_by_file_and_writes_names_before_their_scores(
-    folder, loads, tmp_path, capsys
+@pytest.fixture
+def n_read(monkeypatch):
+    """How often a text was read for windows."""
+    calls = []
+    read = study_module.read
+    monkeypatch.setattr(study_module, "read", lambda *a, **k: calls.append(1) or read(*a, **k))
+    return lambda: len(calls)
+
+
+def test_the_verb_asks_by_file_reads_the_text_once_and_writes_names_before_their_scores(
+    folder, loads, n_read, tmp_path, capsys
 ):
     assert main(verb(folder, "--latents", *map(str, range(16)))) == 0
     asked, back = tmp_path / "asked", tmp_path / "back.jsonl"
@@ -536,11 +547,13 @@ def test_the_verb_asks_by_file_and_writes_names_before_their_scores(
         assert (f"{len(named)} names are there, without scores" in said) == (n != 0)
         assert len(named) == 5 if n == 5 else (len(named) > 9) == (n is None)
     written(back, answered(lines_of(asked), in_turn))
+    assert n_read() == 2, "for the names by template, and for these"
     view = feature(open_subject(Choice(str(folder)), with_lm=False), named[0])["auto"]
     assert view["note"].startswith("Named by m, 70% certain, from ")
     assert view["note"].endswith("windows; not tested")
     assert main(verb(folder, *options, "--answers", str(back))) == 0
     assert "The explanations are" in capsys.readouterr().out
+    assert n_read() == 2 and not [*asked.glob("found*")]
     record = json.loads((folder / "features/explanations.json").read_text())
     plan = json.loads((asked / "plan.json").read_text())
     assert record["plan_sha256"] == plan["plan_sha256"]
@@ -557,6 +570,33 @@ def test_the_verb_asks_by_file_and_writes_names_before_their_scores(
     assert view["doubtful"] and own <= other, "a name that does no better than another latent's"
     assert main(verb(folder, *options, "--seed", "9")) == 2
     assert "is the plan" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_a_pass_found_is_the_same_to_the_bit_and_made_again_where_it_may_not_be(
+    planted, tmp_path
+):
+    reading = read_planted(planted, LATENTS)
+    selection = select(reading, ARGS)
+    path = tmp_path / "found.safetensors"
+    assert StudyFile(path, {"weights": 1}).content is None
+    StudyFile(path, {"weights": 1}).save(reading, selection)
+    again = StudyFile(path, {"weights": 1}).content
+    assert again is not None
+    reading_again, again = again
+    assert again.left_out == selection.left_out
+    for one, other in zip(selection[:2], again[:2], strict=True):
+        assert str(one) == str(other) and len(one) > 1
+        for ours, theirs in zip(one, other, strict=True):
+            assert all(map(np.array_equal, ours.trace, theirs.trace))
+            assert ours.trace.value.dtype == theirs.trace.value.dtype
+    for name in ("ids", "half", "start", "stop", "computed", "n_firings", "order"):
+        assert np.array_equal(getattr(reading, name), getattr(reading_again, name))
+    assert reading_again.n_documents == reading.n_documents
+    assert StudyFile(path, {"weights": 2}).content is None
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    assert StudyFile(path, {"weights": 1}).content is None
 
 
 def test_one_latent_can_be_named_and_judged_by_file_without_a_verdict(folder, loads, tmp_path):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...io.errors import Refused, one_line
+from ...io.file_names import FOUND
 from ...io.file_names import STUDY_PLAN as PLAN
 from ...io.files import numbered_lines, reading, write_whole
 from ...io.secrets import hider
@@ -74,7 +75,7 @@ class BatchFileJudge(Judge):
             raise Refused(f"requests {self._folder} is a file; give a folder")
         known = {path.resolve() for path in paths}
         for path in sorted(self._folder.glob("*")):  # those of an earlier round may be there
-            is_ours = path.name == PLAN or path.match("requests-*.jsonl")
+            is_ours = path.name == PLAN or any(map(path.match, ("requests-*.jsonl", FOUND)))
             if not is_ours and path.resolve() not in known:
                 raise Refused(
                     f"requests {self._folder} holds {path.name}; give an empty folder, or that of "
