@@ -12,10 +12,7 @@ from .parts import cited, data_link, document, html
 from .rows import Json, as_rows
 from .subject import Subject
 
-_MARKED, _STRONGEST = (
-    1.0,
-    5.0,
-)  # nats that steering adds to a token
+_MARKED, _STRONGEST = 1.0, 5.0  # nats that steering adds to a token
 _ROOM = 200_000  # characters of a column of the picture, times the square of their size
 _SIZES = (16, 28)  # of the texts, pixels
 _NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

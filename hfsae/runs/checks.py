@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from ..activations import check_files, check_text
-from ..activations.shards import sites_in, tensors_in
+from ..activations import check_files, check_text, sites_in, tensors_in
 from ..io.errors import Refused
 from ..lm import (
     by_model,
