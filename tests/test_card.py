@@ -659,6 +659,21 @@ def test_front_matter_that_cannot_be_read_is_not_lost(folder):
         write_card(folder)
 
 
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"seconds": "long"}, "seconds must be an object with numbers, got 'long'"),
+        ({"seconds": {"train": "long"}}, "seconds.train must be a number, got 'long'"),
+        ({"n_tokens": "many"}, "n_tokens must be a number, got 'many'"),
+    ],
+)
+def test_text_where_a_number_belongs_is_the_damage_of_the_record(folder, fields, sentence):
+    change(folder, **fields)
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+        render_card(folder)
+    assert str(caught.value).startswith(f"{folder / 'training.json'} is damaged")
+
+
 def test_a_metric_that_is_none_is_the_damage_of_the_evaluation(folder):
     (folder / "evaluation.json").write_text('{"metrics": {"l0": 5}}')
     with pytest.raises(

@@ -80,7 +80,9 @@ _CAPTIONS = {
 }
 _SECTIONS = ("lm", "lms", "text", "harvest", "activations", "images")
 _SECTIONS += ("shuffle", "sae_as_trained", "training")
+_NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
 _NOT_SHOWN = ("output_dir", "transformers_version", "model_weights")
+_TABLES_OF_NUMBERS = ("seconds", "final_coefficients")
 _EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
 _FAR_FVU = 1.3  # times the FVU in training; on similar held-out text it is within a tenth
 _SLOW = "the controller needs about 500 steps after the warm start; raise training.n_tokens"
@@ -253,10 +255,24 @@ def render_suite(folder: str | Path) -> str:
 
 
 def _records(folder: Path) -> tuple[Json, Json, Json]:
-    """Config, training record and evaluation of an SAE; empty where a file is missing."""
+    """Config, training record and evaluation of an SAE; empty where a file is missing. Values of a
+    wrong kind, which the template would silently leave out, are refused."""
     config, record, evaluation = (
         without_local_paths(_json(folder / name), folder) for name in RECORDS
     )
+    with reading(folder / TRAINING):
+        for section in (*_SECTIONS, "harvested"):
+            if not isinstance(record.get(section, {}), dict):
+                raise Refused(f"{section} must be an object, got {record[section]!r}")
+        numbers = {name: record.get(name) for name in _NUMBERS}
+        for table in _TABLES_OF_NUMBERS:
+            inside = record.get(table) or {}
+            if not isinstance(inside, dict):
+                raise Refused(f"{table} must be an object with numbers, got {inside!r}")
+            numbers |= {f"{table}.{name}": value for name, value in inside.items()}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise Refused(f"{name} must be a number, got {value!r}")
     with reading(folder / EVALUATION):
         for name, metric in evaluation.get("metrics", {}).items():
             if not isinstance(metric, dict):

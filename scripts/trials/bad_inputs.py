@@ -303,7 +303,10 @@ def texts() -> Iterator[Try]:
         yield command(argv, "", _written(name, content), "a text: ")
     read_by = {
         "jsonl": ["train", "recipe.yaml", "--training.output_dir=new", "--text.dataset"],
-        "safetensors": ["train", "--sae.d_sae=8", "--training.output_dir=new", "--activations"],
+        "safetensors": [
+            *("train", "--sae.d_sae=8", "--sae.target_l0=2", "--training.output_dir=new"),
+            "--activations",
+        ],
         "recipe.yaml": ["train"],
     }
     for kind, make in (("pipe", os.mkfifo), ("loop", lambda name: os.symlink(name, name))):
