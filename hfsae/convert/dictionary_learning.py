@@ -120,6 +120,8 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
         raise Refused(f"{source}: {path.name} holds a {type(content).__name__}, not a state dict")
     for name, value in content.items():
         if isinstance(value, Tensor):
+            if value.layout != torch.strided:
+                raise Refused(f"{what} {name} is a sparse tensor; save it as a dense one")
             content[name] = value.clone()  # out of the file, which may be replaced
     return content
 

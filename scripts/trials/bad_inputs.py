@@ -474,7 +474,12 @@ def verbs() -> Iterator[Try]:
         yield command(argv, says)
     for verb in ("evaluate", "collect", "show", "card", "push", "verify", "list", "convert"):
         yield command([verb], "")
-    tails = {"push": ["me/it", "--dry_run"], "convert": ["new", "--to", "saelens"]}
+    tails = {
+        "push": ["me/it", "--dry_run"],
+        "convert": ["new", "--to", "saelens"],
+        "export": ["--to", "neuronpedia", "--output", "new"],
+        "graph": ["a prompt", "--out", "new"],
+    }
     for verb in (*cli.table.VERBS,):
         if verb in ("train", "compare"):
             continue

@@ -165,6 +165,14 @@ def test_a_store_whose_latents_are_mostly_silent_is_read(tmp_path):
     assert list(shown_latents(tmp_path / "silent"))
 
 
+def test_a_sparse_tensor_is_refused_by_its_name(tmp_path):
+    torch.save(
+        {"pre_bias": torch.eye(4).to_sparse(), "latent_bias": torch.ones(4)}, tmp_path / "sae.pt"
+    )
+    with pytest.raises(ValueError, match="pre_bias is a sparse tensor; save it as a dense one"):
+        hfsae.load(tmp_path / "sae.pt")
+
+
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "complex64", "nonsense"])
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 def test_a_config_names_a_dtype_of_weights_alone(saved, dtype, key):
