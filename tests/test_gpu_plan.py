@@ -16,7 +16,7 @@ BENCH = Path(__file__).parent.parent / "scripts" / "bench"
 def scripts():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCH)
-        names = ("floors", "gpu", "kernels")
+        names = ("floors", "gpu", "compiled_kernels")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -25,7 +25,7 @@ def scripts():
 def test_kernels_load_a_number_once_and_spill_nothing(scripts, card, monkeypatch, tmp_path):
     """A number of each of two rows in `dots`, and of one in `sums`."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for name, kernel in scripts.kernels.compiled(scripts.floors.CARDS[card]).items():
+    for name, kernel in scripts.compiled_kernels.compiled(scripts.floors.CARDS[card]).items():
         assert kernel["bytes"] == {"dots": 8, "sums": 4}[name]
         assert kernel["products"] == 1
         assert kernel["spilled"] == 0

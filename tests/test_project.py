@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from itertools import combinations
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_yaml_of_the_repository_parses(path):
         assert len({part["id"] for part in content["body"]}) == len(content["body"])
     else:
         assert content["version"] == hfsae.__version__
+
+
+def test_no_script_has_the_name_of_a_module_that_others_import():
+    """Its folder comes first on the path: transformers' own `import kernels` would find it."""
+    taken = {*packages_distributions(), *sys.stdlib_module_names}
+    scripts = [
+        path for path in ROOT.glob("scripts/**/*.py") if not (path.parent / "__init__.py").exists()
+    ]
+    assert len(scripts) > 60
+    assert not [path for path in scripts if path.stem in taken]
 
 
 def test_scripts_that_workflows_run_exist():

@@ -1,4 +1,4 @@
-"""What sparse steps gain on a GPU: the table that `kernels.py` predicts, measured.
+"""What sparse steps gain on a GPU: the table that `compiled_kernels.py` predicts, measured.
 
     python scripts/bench/gpu.py [--sizes 2304x16384] [--l0 20 50 100 200] [--output FILE]
 

@@ -50,7 +50,7 @@ def claims() -> Iterator[Claim]:
     leads = [quality.leads() for quality in (Quality(), Quality("gemma3_270m"))]
     falls = all(a > b for own in leads for a, b in pairwise(own))
     yield Claim(PAGE, QUALITY, "the more tokens, the smaller the lead", falls)
-    (run,), (below, above) = runs_of("kernels"), SPARSE_ON_GPU
+    (run,), (below, above) = runs_of("compiled_kernels"), SPARSE_ON_GPU
     memory, cache = map(min, zip(*run["even"], strict=True))
     yield Claim(GPUS, ON_GPU, "first is below each density with rows from memory", below < memory)
     yield Claim(GPUS, ON_GPU, "the second below each with rows from a cache", above < cache)
@@ -392,7 +392,7 @@ def quality_table(quality: Quality, head: str) -> str:
 
 
 def of_kernels() -> Iterator[str]:
-    (run,) = runs_of("kernels")
+    (run,) = runs_of("compiled_kernels")
     yield from map(table, run["tables"].values())
     kernels, steps = [*run["kernels"].values()], run["steps"]
     (dots,), (sums,) = ({both[name]["bytes"] for both in kernels} for name in ("dots", "sums"))

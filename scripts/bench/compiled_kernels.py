@@ -1,6 +1,6 @@
 """What Triton's kernels should take on GPUs that are not here: compiled, counted, and predicted.
 
-    python scripts/bench/kernels.py [--output scripts/bench/results/kernels.json]
+    python scripts/bench/compiled_kernels.py [--output scripts/bench/results/compiled_kernels.json]
 
 Nothing of this is timed. The kernels of hfsae/ops/fused.py are compiled ahead of time, and their
 registers, spilled values, shared memory, loads and operations are read from the result: of a
