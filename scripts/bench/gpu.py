@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from hfsae.ops import sparse
 
-RESULT = Path(__file__).parent / "results" / "kernels.json"
+RESULT = Path(__file__).parent / "results" / "compiled_kernels.json"
 # name: (kind of step, whether with Triton's kernels, whether in bfloat16)
 SIDES = {
     "sparse": ("always", True, False),
