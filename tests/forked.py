@@ -9,8 +9,15 @@ from pathlib import Path
 
 import torch
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.warm"])
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.warm"])
+
+
+def start(work: Callable[..., None], *arguments: object, **variables: str):
+    """A process that runs `work(*arguments)`, with variables of the environment."""
+    process = _CONTEXT.Process(target=_run, args=(variables, work, arguments))
+    process.start()
+    return process
 
 
 def start_ranks(n: int, work: Callable[..., None], *arguments: object) -> list:
@@ -24,12 +31,11 @@ def start_ranks(n: int, work: Callable[..., None], *arguments: object) -> list:
     for rank in range(n):
         variables = shared | {"RANK": rank, "LOCAL_RANK": rank}
         variables = {name: str(value) for name, value in variables.items()}
-        ranks.append(CONTEXT.Process(target=_rank, args=(variables, work, arguments)))
-        ranks[-1].start()
+        ranks.append(start(work, *arguments, **variables))
     return ranks
 
 
-def _rank(variables: dict[str, str], work: Callable[..., None], arguments: tuple) -> None:
+def _run(variables: dict[str, str], work: Callable[..., None], arguments: tuple) -> None:
     os.environ |= variables
     # After a fork torch makes its pool of threads anew, at first use. That is here, since where two
     # threads come first at once (the backward pass has its own) it aborts: "Invalid thread pool!".

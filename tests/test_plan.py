@@ -219,8 +219,7 @@ def test_reading_a_language_model_copies_no_weight_twice(
     lm = AutoModelForCausalLM.from_config(Gemma2Config(**sizes, vocab_size=2**17))
     for part in (lm.to(torch.bfloat16), tiny_tokenizer):
         part.save_pretrained(tmp_path)
-    child = forked.CONTEXT.Process(target=_read, args=(str(tmp_path), dtype, device, most))
-    child.start()
+    child = forked.start(_read, str(tmp_path), dtype, device, most)
     assert forked.exit_codes([child]) == [0]
 
 

@@ -69,8 +69,7 @@ SIZES = {"ops/screening.py", "ops/sparse.py"}
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory, tiny_tokenizer) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("rehearsal")
-    child = forked.CONTEXT.Process(target=_rehearse, args=(folder, tiny_tokenizer))
-    child.start()
+    child = forked.start(_rehearse, folder, tiny_tokenizer)
     assert forked.exit_codes([child], 300) == [0]
     return json.loads((folder / "seen.json").read_text())
 

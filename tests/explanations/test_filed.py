@@ -236,8 +236,7 @@ def _read_for_ever(folder: Path) -> None:
 
 def test_a_process_killed_between_rounds_has_kept_what_it_read(tmp_path):
     ids = keys(tmp_path)
-    child = forked.CONTEXT.Process(target=_read_for_ever, args=(tmp_path,))
-    child.start()
+    child = forked.start(_read_for_ever, tmp_path)
     calls = tmp_path / "calls.jsonl"
     while not calls.exists() or calls.read_bytes().count(b"\n") < 2:
         assert child.is_alive()

@@ -21,7 +21,7 @@ from hfsae.explanations.judges.remote import Remote, base_of, retry_after
 from hfsae.io.checksums import unsealed
 from hfsae.io.errors import Refused
 
-from ..forked import CONTEXT
+from .. import forked
 from .loopback_judge import (
     LoopbackJudge,
     content,
@@ -390,8 +390,7 @@ def test_after_kill_9_no_answered_call_goes_out_twice(server, tmp_path):
         (sound if is_answered else hang)(handler, body)
 
     server.always = ten
-    child = CONTEXT.Process(target=_child, args=(server.url, tmp_path / "calls.jsonl"))
-    child.start()
+    child = forked.start(_child, server.url, tmp_path / "calls.jsonl")
     assert in_flight.wait(300)
     os.kill(child.pid, signal.SIGKILL)
     child.join(60)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ..forked import CONTEXT
+from .. import forked
 
 STEPS, KILLS = 240, 6
 
@@ -30,8 +30,7 @@ def train(folder: str) -> None:
 
 def run_until(folder: Path, killed_after: float | None = None) -> bool:
     """Whether the run ended by itself."""
-    process = CONTEXT.Process(target=train, args=(str(folder),))
-    process.start()
+    process = forked.start(train, str(folder))
     newest, logged = newest_step(folder), (folder / "log.jsonl").exists()
     # Let it get somewhere, else all kills could all hit the imports; the first time only to its
     # first line of log, before there is a checkpoint.
