@@ -38,7 +38,6 @@ import re
 import struct
 import warnings
 from collections.abc import Mapping
-from functools import lru_cache
 from hashlib import blake2b, shake_256
 from itertools import chain, takewhile
 from math import inf, isfinite, sqrt
@@ -49,7 +48,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int, Int8
+from jaxtyping import Float64, Int
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -153,29 +152,20 @@ def _matrices(lm: nn.Module) -> dict[int, tuple[str, Tensor]]:
     for name, weight in (whole.get_decoder() if reads_text else whole).named_parameters():
         if weight.ndim > 1 and weight.is_floating_point() and not weight.is_meta:
             name = name.replace(".base_layer.", ".")  # where an adapter wraps it
-            matrices[_tag(name, weight.shape[-1])] = name, weight
+            tag = blake2b(f"{name} {weight.shape[-1]}".encode(), digest_size=4).digest()
+            matrices[int.from_bytes(tag, "little")] = name, weight
     return matrices
-
-
-@lru_cache(maxsize=2**14)
-def _tag(name: str, width: int) -> int:
-    return int.from_bytes(blake2b(f"{name} {width}".encode(), digest_size=4).digest(), "little")
 
 
 def _sums(weight: Tensor, dtype: torch.dtype) -> tuple[tuple[float, ...], float]:
     """Signed sums of a matrix's rows, and the sum of their squares."""
     rows = weight.detach().flatten(0, -2)[::_STEP][:_ROWS]
     values: Float64[np.ndarray, " n"] = rows.cpu().to(dtype).double().numpy().ravel()
-    sums = _signs(values.size) @ values
+    n = _SUMS * values.size
+    # Signs from a hash, since random generators differ by version and device.
+    bits = np.unpackbits(np.frombuffer(shake_256(b"hfsae").digest(n // 8 + 1), np.uint8))[:n]
+    sums = (2 * bits.astype(np.int8) - 1).reshape(_SUMS, -1) @ values
     return tuple(sums.tolist()), float(values @ values)
-
-
-@lru_cache(maxsize=8)
-def _signs(n: int) -> Int8[np.ndarray, "sums n"]:
-    """Fixed random signs: from a hash, since random generators differ by version and device."""
-    digest = shake_256(b"hfsae").digest(_SUMS * n // 8 + 1)
-    bits = np.unpackbits(np.frombuffer(digest, np.uint8))[: _SUMS * n]
-    return (2 * bits.astype(np.int8) - 1).reshape(_SUMS, n)
 
 
 Severity = Literal["error", "warning"]

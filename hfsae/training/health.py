@@ -351,7 +351,7 @@ class Readings:
         }
         if not before:
             return line
-        x = whole(x.float() / sae.input_scale)
+        x = whole(x.float() / (sae.read_scale * sae.read_unit))  # a mean squared norm of 1
         variance = root_mean_square_norm(x - x.mean(dim=0)) ** 2
         is_spread = args.unit == "spread"
         former = before["threshold"]

@@ -185,7 +185,6 @@ class Run:
             self.optimiser = Optimiser(sae, args)
             control.end_warm_start()
         schedule = self._schedule(step)
-        self.optimiser.set_rates(step, control.warm_start_steps)
 
         # Gradients of the batch's mean loss, part by part.
         x, target = self._inputs(batch)
@@ -219,7 +218,7 @@ class Run:
         for p in sae.parameters() if self.mesh is not None else ():
             p.grad = None if p.grad is None else placed_as(p.grad, p)
         sae.before_step_()
-        self.optimiser.step()
+        self.optimiser.step(step, control.warm_start_steps)
         if self.is_sparse:  # the next step reuses the gradients' memory
             for name in sae.latent_dims:
                 self.workspace.recycle_(sae.get_parameter(name))
@@ -416,8 +415,10 @@ class Optimiser:
             fused=True,  # several times as fast as the default on a CPU
         )
 
-    def set_rates(self, step: int, warm_start_steps: int) -> None:
-        """Set learning rates: warm-up, which restarts after the warm start, and decay."""
+    @torch.no_grad()
+    def step(self, step: int, warm_start_steps: int) -> None:
+        """Move the parameters, by gradients of a norm of max_grad_norm at most, at rates of this
+        step: with a warm-up, which restarts after the warm start, and a decay."""
         a, total, warm = self.args, self.args.total_steps, step < warm_start_steps
         since_start = step if warm else step - warm_start_steps
         factor = cosine_warmup(since_start, a.warmup_length("warmup_steps", warm_start_steps))
@@ -431,15 +432,11 @@ class Optimiser:
                 rate = 0.0 if warm else a.threshold_learning_rate or a.learning_rate
             group["lr"] = rate * factor
         self.learning_rate = self._adam.param_groups[0]["lr"]
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Move the parameters, by gradients of a norm of max_grad_norm at most."""
-        if self.args.max_grad_norm is not None:
+        if a.max_grad_norm is not None:
             grads = [p.grad for p in self.sae.parameters() if p.grad is not None]
             norms = [whole(torch.linalg.vector_norm(g)) for g in grads]
             norm = torch.linalg.vector_norm(torch.stack(norms))
-            excess = ((norm + 1e-6) / self.args.max_grad_norm).float()  # whatever their dtype
+            excess = ((norm + 1e-6) / a.max_grad_norm).float()  # whatever their dtype
             # Adam scales them down as it reads them, by these two fields, which are there for AMP;
             # clip_grad_norm_ would rewrite gradients.
             fused = cast(Any, self._adam)
