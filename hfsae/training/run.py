@@ -155,13 +155,12 @@ class Run:
             ValueError: the activations do not vary, or float32 does not hold their squares.
         """
         x, target = self._inputs(sample, is_slice=False)
-        read = self.sae.config.where
-        written = self.sae.config.where_to or read
-        for values, where in ((x, read), (target, written)):
+        written = self.sae.config.writes
+        for values, sites in ((x, self.sae.config.reads), (target, written)):
             size = float(values[:FIRST_LOOK].double().square().sum(dim=-1).mean().sqrt())
             if size and not 1 / _LARGEST_NORM <= size <= _LARGEST_NORM:
                 raise Refused(
-                    f"the activations at {where} have norms of about {size:.0e}, whose squares "
+                    f"the activations at {sites} have norms of about {size:.0e}, whose squares "
                     f"float32 does not hold; divide them by {size:.0e}"
                 )
         first = x[:FIRST_LOOK].clone()
@@ -257,7 +256,9 @@ class Run:
         a, since = self.args, step - self.control.warm_start_steps
         if since < 0:  # thresholds are not learnt yet: a window would only cost time
             bandwidth = float(getattr(self.sae.config, "ste_to_inputs", False))
+            sparsity = 0.0
         else:
+            sparsity = self.control.factor * self.control.warmup(step)
             bandwidth = geometric(
                 since, in_steps(a.bandwidth_steps, a.total_steps), a.bandwidth_start
             )
@@ -266,7 +267,7 @@ class Run:
             dead = self.sae.revivable(dead)
         is_shared = self.mesh is None and self.accelerator.num_processes > 1
         summed = self._sum if is_shared else one_process  # spread latents: each has all tokens
-        return Schedule(self.control.sparsity(step), bandwidth, dead, summed, training=True)
+        return Schedule(sparsity, bandwidth, dead, summed, training=True)
 
     def _inputs(self, batch: dict[str, Tensor], is_slice: bool = True) -> tuple[Tensor, Tensor]:
         """This process's share of the batch; the whole batch, where latents are spread instead."""
