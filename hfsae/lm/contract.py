@@ -446,7 +446,11 @@ def check_bos(
     bos, bos_id = getattr(sae.config, "bos", None), _bos_id(lm)
     if bos is None or bos_id is None or input_ids.shape[1] < 2:
         return
-    is_bos, first = input_ids == bos_id, _first(lm, input_ids, mask)
+    if not isinstance(mask, Tensor) or mask.shape != input_ids.shape or bool(mask.all()):
+        padding = {*_ids(lm, "pad_token_id")} - {bos_id}
+        mask = ~torch.isin(input_ids, torch.tensor([*padding], device=input_ids.device))
+    first = mask.to(input_ids.device).int().argmax(dim=1, keepdim=True)  # that is not padding
+    is_bos = input_ids == bos_id
     begins = is_bos.gather(1, first)[:, 0]
     is_twice = begins & is_bos.gather(1, (first + 1).clamp(max=input_ids.shape[1] - 1))[:, 0]
     ends_texts = bos_id in _ids(lm, "eos_token_id")  # so that it may stand there as EOS
@@ -499,16 +503,6 @@ def _ids(lm: nn.Module, name: str) -> list[int]:
     lm = unwrapped(lm)
     ids = getattr(lm.config, name, None) or getattr(lm.config.get_text_config(), name, None)
     return [ids] if isinstance(ids, int) else list(ids or ())
-
-
-def _first(
-    lm: nn.Module, input_ids: Int[Tensor, "rows ctx"], mask: Tensor | None
-) -> Int[Tensor, "rows 1"]:
-    """Position of each row's first token that is not padding."""
-    if not isinstance(mask, Tensor) or mask.shape != input_ids.shape or bool(mask.all()):
-        padding = set(_ids(lm, "pad_token_id")) - {_bos_id(lm)}
-        mask = ~torch.isin(input_ids, torch.tensor([*padding], device=input_ids.device))
-    return mask.to(input_ids.device).int().argmax(dim=1, keepdim=True)
 
 
 _warned: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()
