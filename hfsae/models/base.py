@@ -54,13 +54,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
@@ -596,8 +596,9 @@ def refuse_configs_alone() -> None:
     Raises:
         ValueError: a config has no SAE class.
     """
+    types = {config.model_type for config in _classes()}
     for config_class in variants():
-        if class_of(config_class.model_type) is None:
+        if config_class.model_type not in types:
             raise Refused(f"no SAE has config_class = {config_class.__name__}; define one")
 
 
@@ -617,8 +618,19 @@ def refuse_unknown_variant(model_type: str | None, where: str | Path) -> None:
 
 def class_of(model_type: str | None) -> type[SAE] | None:
     """The variant of this model_type; None where no imported module defines it."""
-    config = {config.model_type: config for config in variants()}.get(model_type or "")
-    return None if config is None else cast(Any, MODEL_MAPPING).get(config, None)
+    configs = {config.model_type: config for config in variants()}
+    return _classes().get(configs[model_type]) if model_type in configs else None
+
+
+def _classes() -> dict[type[SAEConfig], type[SAE]]:
+    classes: dict[type[SAEConfig], type[SAE]] = {}
+    waiting: list[type[SAE]] = [SAE]
+    while waiting:
+        base = waiting.pop(0)
+        if base is not SAE:
+            classes.setdefault(base.config_class, base)  # a class before those derived from it
+        waiting[:0] = base.__subclasses__()
+    return classes
 
 
 def l1_penalty(
