@@ -16,8 +16,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
 import hfsae
 from hfsae.cards import misgivings
-from hfsae.cli import main
-from hfsae.cli.main import function_of
+from hfsae.cli import main, verbs
 from hfsae.cli.recipes import VerbParser, parse_recipe, recipe_parser, verb_parser
 from hfsae.cli.table import VERBS
 from hfsae.convert import save_as
@@ -311,7 +310,7 @@ def test_help_of_a_verb_may_be_asked_for_in_both_orders(capsys):
 
 def test_each_verb_has_its_function():
     for verb in VERBS:
-        assert function_of(verb).__doc__.startswith(f"`hfsae {verb}`")
+        assert getattr(verbs, f"{verb}_verb").__doc__.startswith(f"`hfsae {verb}`")
 
 
 def test_without_the_train_extra_the_command_names_it():

@@ -291,14 +291,14 @@ def test_checkpoints_are_those_that_there_will_be(no_weights):
 def test_a_model_saved_in_bfloat16_is_planned_so(no_weights):
     auto, named = (gemma_recipe("google/gemma-2-2b", 2**14) for _ in range(2))
     auto.lm.dtype = "auto"
-    lm, configs = recipes.check(named)
+    lms, configs = recipes.check(named)
     in_float32, in_bfloat16 = (
-        memory(auto, lm.to(dtype), configs, on_gpu=True)[GPU]
+        memory(auto, {"": lms[""].to(dtype)}, configs, on_gpu=True)[GPU]
         for dtype in (torch.float32, torch.bfloat16)
     )
-    assert in_bfloat16 == memory(named, lm, configs, on_gpu=True)[GPU]
+    assert in_bfloat16 == memory(named, lms, configs, on_gpu=True)[GPU]
     assert in_float32["language model"] == 2 * in_bfloat16["language model"]
-    lm.to(torch.float32)
+    lms[""].to(torch.float32)
 
 
 @pytest.mark.parametrize("context, at_once", [(1024, 1), (128, 4), (32, 16)])

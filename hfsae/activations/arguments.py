@@ -213,19 +213,6 @@ class ShuffleArguments:
         check_most("shuffle.passes", self.passes, _MOST_PASSES)
         check_seed("shuffle.seed", self.seed)
 
-    def check_device(self) -> None:
-        """Check that the device exists. Called late: a dry run may describe another machine.
-
-        Raises:
-            ValueError: this machine has no such device.
-        """
-        from ..io.processor import refuse_absent  # imports torch
-
-        try:
-            refuse_absent(self.device)
-        except ValueError as error:
-            raise Refused(f"shuffle.{error}") from error
-
 
 @dataclass
 class ImageArguments:

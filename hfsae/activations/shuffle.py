@@ -34,6 +34,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..io.errors import Refused
+from ..io.processor import refuse_absent
 from ..ops import ASYNCHRONOUS, upload
 from .arguments import ShuffleArguments
 from .source import Activations, Source
@@ -76,7 +77,7 @@ class ShuffledActivations:
             )
         if batch_size % num_processes:
             raise Refused(f"batch_size {batch_size} is not divisible by {num_processes} processes")
-        args.check_device()
+        refuse_absent(args.device, "shuffle.")
         self.source, self.args = source, args
         self.batch_size, self.n_batches = batch_size, n_batches
         self.rank, self.world = process_index, num_processes

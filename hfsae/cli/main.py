@@ -11,7 +11,6 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from itertools import pairwise
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"hfsae {version('hfsae')}")
         elif argv[0] in VERBS:
             _prepare(argv)
-            function_of(argv[0])(argv[1:])
+            getattr(import_module(".verbs", __package__), f"{argv[0]}_verb")(argv[1:])
         else:
             raise Refused(with_names(f"unknown verb {argv[0]!r}", argv[0], list(VERBS)))
     except BrokenPipeError:  # `hfsae show FOLDER | head`
@@ -74,11 +73,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"hfsae: stopped; {then}", file=sys.stderr)
         return 130
     return 0
-
-
-def function_of(verb: str) -> Callable[[list[str]], None]:
-    """The function that runs a verb."""
-    return getattr(import_module(".verbs", __package__), f"{verb}_verb")
 
 
 def _prepare(argv: list[str]) -> None:

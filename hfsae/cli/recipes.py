@@ -30,7 +30,7 @@ from ..io.file_names import EVALUATION, MADE_BY, META
 from ..io.files import parse_yaml
 from ..lm.located import refuse_absent
 from ..packaged import SEPARATE_SAES, packaged_names, text_folder
-from ..runs import LMArguments, Recipe, Sections, find_recipe, read_recipe, shipped_recipes
+from ..runs import LMArguments, Recipe, Sections, find_recipe, read_recipe
 from ..runs.recipe import (
     UNUSED,
     DeclaredField,
@@ -509,10 +509,10 @@ def parse_recipe(
     flags = {part.partition("=")[0] for part in argv}
     if sources := [flag for flag in _SOURCES if flag in flags]:  # in place of the file's
         argv = [*argv, *(f"{flag}=" for flag in _SOURCES if flag not in sources)]
-    path, content = None, dict[str, Any]()
-    is_shipped = kind is Recipe and argv[:1] != [] and argv[0] in shipped_recipes()
+    path, content, is_shipped = None, dict[str, Any](), False
     if argv and not argv[0].startswith("-"):
         path = Path(argv[0]) if issubclass(kind, Comparison) else find_recipe(argv[0])
+        is_shipped = kind is Recipe and path != Path(argv[0])  # found by its name alone
         if not path.is_file():
             raise Refused(
                 f"there is no comparison {path}; a clone of hfsae has examples in "
@@ -545,7 +545,7 @@ def parse_recipe(
         is_given = flag.startswith("--") and field and (joined if is_joined else value)
         if is_given and recipe.kind != "text" and section in UNUSED[recipe.kind]:
             raise Refused(f"{flag} has no effect on a recipe of {recipe.kind}; leave it out")
-    if is_shipped and path and "--training.output_dir" not in flags:
+    if path and is_shipped and "--training.output_dir" not in flags:
         sites, theirs = recipe.sites, read_recipe(path).sites
         if sites != theirs:  # their folder may hold the SAE of that recipe
             place = re.sub(r"[^\w.]", "-", sites[0] if len(sites) == 1 else f"{sites[0]}-and-more")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from threading import local
 from types import ModuleType
@@ -42,11 +42,9 @@ class _Watch(MetaPathFinder):
         others = sys.meta_path[at + 1 :]  # one that is before this one has called it
         specs = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in specs if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            self._watch(spec.loader)
-        return spec
-
-    def _watch(self, loader: Loader) -> None:
+        loader = spec.loader if spec is not None else None
+        if loader is None:
+            return spec
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
@@ -60,3 +58,4 @@ class _Watch(MetaPathFinder):
                 self.call()
 
         loader.exec_module = exec_module
+        return spec

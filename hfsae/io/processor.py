@@ -134,8 +134,11 @@ def gpu_memory() -> tuple[int, int]:
     return torch.cuda.mem_get_info()
 
 
-def refuse_absent(device: str | torch.device | None) -> None:
+def refuse_absent(device: str | torch.device | None, section: str = "") -> None:
     """Refuse a device that this machine lacks.
+
+    Args:
+        section: of a recipe, with its dot, in which the device is named.
 
     Raises:
         ValueError: this machine has no such device; the sentence lists its devices.
@@ -146,5 +149,5 @@ def refuse_absent(device: str | torch.device | None) -> None:
         kind, n = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
         devices = ["'cpu'", *(f"'{kind}:{i}'" for i in range(n))]
         raise Refused(
-            f"device {str(device)!r} is not here; this machine has {', '.join(devices)}"
+            f"{section}device {str(device)!r} is not here; this machine has {', '.join(devices)}"
         ) from error

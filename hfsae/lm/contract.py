@@ -38,7 +38,6 @@ import re
 import struct
 import warnings
 from collections.abc import Mapping
-from functools import lru_cache
 from hashlib import blake2b, shake_256
 from itertools import chain, takewhile
 from math import inf, isfinite, sqrt
@@ -49,7 +48,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int, Int8
+from jaxtyping import Float64, Int
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -153,29 +152,20 @@ def _matrices(lm: nn.Module) -> dict[int, tuple[str, Tensor]]:
     for name, weight in (whole.get_decoder() if reads_text else whole).named_parameters():
         if weight.ndim > 1 and weight.is_floating_point() and not weight.is_meta:
             name = name.replace(".base_layer.", ".")  # where an adapter wraps it
-            matrices[_tag(name, weight.shape[-1])] = name, weight
+            tag = blake2b(f"{name} {weight.shape[-1]}".encode(), digest_size=4).digest()
+            matrices[int.from_bytes(tag, "little")] = name, weight
     return matrices
-
-
-@lru_cache(maxsize=2**14)
-def _tag(name: str, width: int) -> int:
-    return int.from_bytes(blake2b(f"{name} {width}".encode(), digest_size=4).digest(), "little")
 
 
 def _sums(weight: Tensor, dtype: torch.dtype) -> tuple[tuple[float, ...], float]:
     """Signed sums of a matrix's rows, and the sum of their squares."""
     rows = weight.detach().flatten(0, -2)[::_STEP][:_ROWS]
     values: Float64[np.ndarray, " n"] = rows.cpu().to(dtype).double().numpy().ravel()
-    sums = _signs(values.size) @ values
+    n = _SUMS * values.size
+    # Signs from a hash, since random generators differ by version and device.
+    bits = np.unpackbits(np.frombuffer(shake_256(b"hfsae").digest(n // 8 + 1), np.uint8))[:n]
+    sums = (2 * bits.astype(np.int8) - 1).reshape(_SUMS, -1) @ values
     return tuple(sums.tolist()), float(values @ values)
-
-
-@lru_cache(maxsize=8)
-def _signs(n: int) -> Int8[np.ndarray, "sums n"]:
-    """Fixed random signs: from a hash, since random generators differ by version and device."""
-    digest = shake_256(b"hfsae").digest(_SUMS * n // 8 + 1)
-    bits = np.unpackbits(np.frombuffer(digest, np.uint8))[: _SUMS * n]
-    return (2 * bits.astype(np.int8) - 1).reshape(_SUMS, n)
 
 
 Severity = Literal["error", "warning"]
@@ -456,7 +446,11 @@ def check_bos(
     bos, bos_id = getattr(sae.config, "bos", None), _bos_id(lm)
     if bos is None or bos_id is None or input_ids.shape[1] < 2:
         return
-    is_bos, first = input_ids == bos_id, _first(lm, input_ids, mask)
+    if not isinstance(mask, Tensor) or mask.shape != input_ids.shape or bool(mask.all()):
+        padding = {*_ids(lm, "pad_token_id")} - {bos_id}
+        mask = ~torch.isin(input_ids, torch.tensor([*padding], device=input_ids.device))
+    first = mask.to(input_ids.device).int().argmax(dim=1, keepdim=True)  # that is not padding
+    is_bos = input_ids == bos_id
     begins = is_bos.gather(1, first)[:, 0]
     is_twice = begins & is_bos.gather(1, (first + 1).clamp(max=input_ids.shape[1] - 1))[:, 0]
     ends_texts = bos_id in _ids(lm, "eos_token_id")  # so that it may stand there as EOS
@@ -509,16 +503,6 @@ def _ids(lm: nn.Module, name: str) -> list[int]:
     lm = unwrapped(lm)
     ids = getattr(lm.config, name, None) or getattr(lm.config.get_text_config(), name, None)
     return [ids] if isinstance(ids, int) else list(ids or ())
-
-
-def _first(
-    lm: nn.Module, input_ids: Int[Tensor, "rows ctx"], mask: Tensor | None
-) -> Int[Tensor, "rows 1"]:
-    """Position of each row's first token that is not padding."""
-    if not isinstance(mask, Tensor) or mask.shape != input_ids.shape or bool(mask.all()):
-        padding = set(_ids(lm, "pad_token_id")) - {_bos_id(lm)}
-        mask = ~torch.isin(input_ids, torch.tensor([*padding], device=input_ids.device))
-    return mask.to(input_ids.device).int().argmax(dim=1, keepdim=True)
 
 
 _warned: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()

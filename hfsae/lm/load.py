@@ -8,7 +8,7 @@ alone is loaded, and its paths begin there: `encoder.layers.8`.
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
@@ -76,43 +76,62 @@ def load_lm(
     check_dtype(dtype)
     refuse_absent(device)
     copy = locate(name, revision, source)
-    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    options: dict[str, Any] = {"dtype": dtype}
+    options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         with one_at_a_time, quick_gguf():
             tokenizer = _tokenizer(copy)
-            gguf: dict[str, Any] = {}
             if "gguf_file" in copy.options:  # whose config is not read a second time
-                gguf = {"config": config_of(copy), **dense_weights()}
-            lm, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                copy.path,
-                dtype=dtype,
-                output_loading_info=True,
-                **attention,
-                **copy.options,
-                **gguf,
+                options |= {"config": config_of(copy), **dense_weights()}
+            lm, origin = _frozen_model(
+                AutoModelForCausalLM, "a causal language model", name, copy, device, options
             )
-        refuse_random_weights(sorted(info["missing_keys"]), "a causal language model")
     except Exception as error:  # readers of damaged files raise whatever they meet
         refuse_encoder(name, copy)
         raise refusal(name, revision, copy, error) from error
     _tokenizers[lm] = tokenizer
-    return LoadedLM(lm, tokenizer, _finished_(lm, name, copy, device))
+    return LoadedLM(lm, tokenizer, origin)
 
 
-def _finished_(
-    model: PreTrainedModel, name: str, copy: Copy, device: str | torch.device | None
-) -> str:
-    """Name a loaded model, move and freeze it; its origin."""
+def _frozen_model(
+    auto: Any,
+    kind: str,
+    name: str,
+    copy: Copy,
+    device: str | torch.device | None,
+    options: dict[str, Any],
+) -> tuple[PreTrainedModel, str]:
+    """The model of a copy, and its origin. A pooling layer without weights is left out; other
+    missing weights are refused, since transformers would draw them at random, and only log it.
+
+    Args:
+        kind: the kind of model that is expected, in words.
+
+    Raises:
+        ValueError: a weight is missing.
+    """
+    model, info = auto.from_pretrained(
+        copy.path, output_loading_info=True, **options, **copy.options
+    )
+    missing = sorted(info["missing_keys"])
+    if missing and all(weight.startswith("pooler.") for weight in missing):
+        logger.info("%s: its files have no weights of a pooling layer, which is left out", name)
+        model.pooler = None
+    elif missing:
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise Refused(
+            f"its files lack {missing[0]}{more}, which would be random; is the download whole, and "
+            f"is it {kind}?"
+        )
     commit = note_commit_(model.config, copy)
     origin = f"{copy.origin} at {commit}" if commit else copy.origin
     logger.info("%s: %s, %s", name, origin, model.dtype)
     model.name_or_path = name  # a packaged copy is of this model, too
     if device is not None and torch.device(device).type == "cpu":
         device = "cpu"  # to "cpu:0", as accelerate names it to several processes, torch copies all
-    model.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
+    model.to(device)
     spare_bfloat16_(model)
-    model.eval().requires_grad_(False)
-    return origin
+    return model.eval().requires_grad_(False), origin
 
 
 def tokenizer_of(lm: nn.Module) -> PreTrainedTokenizerBase:
@@ -287,27 +306,15 @@ def load_encoder(
     check_dtype(dtype)
     refuse_absent(device)
     copy = _encoder_located(name, revision)
-    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        config = _vision_config(copy)
+        options |= {"dtype": dtype, "config": _vision_config(copy)}
         processor = _processor(copy)
         with one_at_a_time, _without_reports():
-            model, info = AutoModel.from_pretrained(
-                copy.path,
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                **attention,
-                **copy.options,
-            )
-        missing = sorted(info["missing_keys"])
-        if missing and all(weight.startswith("pooler.") for weight in missing):
-            logger.info("%s: its files have no weights of a pooling layer, which is left out", name)
-            model.pooler, missing = None, []
-        refuse_random_weights(missing, "a vision model")
+            model, origin = _frozen_model(AutoModel, "a vision model", name, copy, device, options)
     except Exception as error:  # readers of damaged files raise whatever they meet
         raise refusal(name, revision, copy, error) from error
-    return LoadedEncoder(model, processor, _finished_(model, name, copy, device))
+    return LoadedEncoder(model, processor, origin)
 
 
 def empty_encoder(name: str, *, revision: str | None = None) -> PreTrainedModel:
@@ -486,20 +493,3 @@ def refuse_encoder(name: str, copy: Copy) -> None:
     if remedy is None or type(config) in AutoModelForCausalLM._model_mapping:
         return
     raise Refused(f"model {name!r} is a {config.model_type}, which reads no text; {remedy}")
-
-
-def refuse_random_weights(missing: Sequence[str], kind: str) -> None:
-    """Refuse missing weights: transformers would initialise them at random, and only log it.
-
-    Args:
-        kind: the kind of model that is expected, in words.
-
-    Raises:
-        ValueError: a weight is missing.
-    """
-    if missing:
-        more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise Refused(
-            f"its files lack {missing[0]}{more}, which would be random; is the download whole, and "
-            f"is it {kind}?"
-        )

@@ -60,6 +60,3 @@ from .topk import AuxKSAE as AuxKSAE
 from .topk import AuxKSAEConfig as AuxKSAEConfig
 from .topk import TopKSAE as TopKSAE
 from .topk import TopKSAEConfig as TopKSAEConfig
-
-DEFAULT_VARIANT = "jumprelu_sae"
-"""the model_type of a recipe that names none"""

@@ -224,7 +224,7 @@ class JumpReLUSAE(SAE):
     def before_step_(self) -> None:
         """With `log_threshold`, also hand log(threshold) and its gradient to the optimiser."""
         super().before_step_()
-        if self._learns_log:
+        if self.config.log_threshold and self.config.ste != "none":
             if self.threshold.grad is not None:
                 self.threshold.grad *= self.threshold
             self.threshold.log_()
@@ -234,14 +234,10 @@ class JumpReLUSAE(SAE):
         """Return from log(threshold) to the threshold; without `log_threshold`, clamp it at
         zero."""
         super().after_step_()
-        if self._learns_log:
+        if self.config.log_threshold and self.config.ste != "none":
             self.threshold.exp_()
         else:
             self.threshold.clamp_(min=0)
-
-    @property
-    def _learns_log(self) -> bool:
-        return self.config.log_threshold and self.config.ste != "none"
 
     def _fold_(self, state: dict[str, Any], config: SAEConfig) -> None:
         super()._fold_(state, config)

@@ -88,11 +88,6 @@ class SiteLayout(nn.Module):
         return self.latent_scale
 
     @property
-    def input_scale(self) -> float | Float[Tensor, " d_in"]:
-        """The scale over which all that is read has a mean squared norm of 1."""
-        return self.read_scale * self.read_unit
-
-    @property
     def read_unit(self) -> float:
         """Unit of b_dec, where it is subtracted from what is read, over that of latents: 1 unless
         each source reads its own site."""

@@ -22,15 +22,22 @@ from ..lm import (
     site_width,
 )
 from ..lm.places import SLASH
-from ..models import DEFAULT_VARIANT, SAEConfig, variants
+from ..models import SAEConfig, variants
 from ..models.base import refuse_configs_alone
 from ..training import read_directions
-from .inputs import Model, check_foreign
-from .recipe import LMArguments, Recipe, check_model_type, known_variants, sides_of
+from .inputs import Models, check_foreign
+from .recipe import (
+    DEFAULT_VARIANT,
+    LMArguments,
+    Recipe,
+    check_model_type,
+    known_variants,
+    sides_of,
+)
 from .stage_probe import check_probing
 
 logger = logging.getLogger(__name__)
-CheckCost = Callable[[Recipe, Model, dict[str, SAEConfig], torch.device], None]
+CheckCost = Callable[[Recipe, Models, dict[str, SAEConfig], torch.device], None]
 
 
 def with_lone_site(recipe: Recipe) -> Recipe:
@@ -51,9 +58,8 @@ def with_lone_site(recipe: Recipe) -> Recipe:
     return replace(recipe, sae={**recipe.sae, "site": sites[0]})
 
 
-def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
-    """The model without its weights, if the recipe has one, and each SAE's config; nothing is
-    written.
+def check(recipe: Recipe) -> tuple[Models, dict[str, SAEConfig]]:
+    """The recipe's models without their weights, and each SAE's config; nothing is written.
 
     Raises:
         ValueError: anything wrong that can be found without running: fields, model, sites, widths,
@@ -77,13 +83,13 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
         none = ", and activations.files has none" if recipe.kind == "files" else ""
         raise Refused(f"evaluation.texts needs a language model{none or '; this reads no text'}")
     if recipe.kind == "files":
-        return None, make_configs(recipe, check_files(recipe.activations, recipe.sites).widths)
+        return {}, make_configs(recipe, check_files(recipe.activations, recipe.sites).widths)
     if recipe.kind != "text":
         if recipe.lm.source == "packaged":
             raise Refused("lm.source is 'packaged', and no vision model is; leave it out")
         model = empty_encoder(recipe.lm.name, revision=recipe.lm.revision)
         widths = {site: site_width(model, site) for site in recipe.sites}
-        return model, make_configs(recipe, widths)
+        return {"": model}, make_configs(recipe, widths)
     if (cache := recipe.harvest.cache_folder) is not None:
         folder = Path(cache).expanduser()
         home = next(f for f in (folder, *folder.absolute().parents) if f.exists())
@@ -95,8 +101,7 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
         name: empty_lm(args.name, revision=args.revision, source=args.source)
         for name, args in recipe.models.items()
     }
-    model = lms.get("", lms)
-    if isinstance(model, dict):
+    if recipe.lms:
         refuse_other_vocabularies(
             {
                 name: load_tokenizer(args.name, revision=args.revision, source=args.source)
@@ -110,14 +115,14 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
         }
         configs = make_configs(recipe, widths)
     else:
-        configs = make_configs(recipe, model)
+        configs = make_configs(recipe, lms[""])
     for side in sides_of(recipe):
         check_text(recipe.text, side)
     if recipe.evaluation.texts:
         check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
     if recipe.sizes.probing and not recipe.lms:
         check_probing(recipe, configs)
-    return model, configs
+    return lms, configs
 
 
 def make_configs(

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 
 from ..activations import check_files
 from ..evaluation.arguments import rows_at_once
@@ -33,7 +33,7 @@ from ..training.sharding import check_spread
 from ..training.start import sample_size
 from .arguments import PresetArguments
 from .checks import check, with_lone_site
-from .inputs import Model
+from .inputs import Models
 from .preset_search import PROMPTS, SEEDS, texts_at_once
 from .recipe import Recipe, bucket_tokens
 from .results import refuse_another_training
@@ -94,19 +94,19 @@ def plan(recipe: Recipe) -> RunCost:
         ValueError: as for `hfsae.runs.check`; or so many processes cannot share the work.
     """
     recipe = with_lone_site(recipe)
-    lm, configs = check(recipe)
+    lms, configs = check(recipe)
     t, n = recipe.training, recipe.training.num_processes or 1
     t.check_shares(n)
-    needed = in_main, on_gpu = memory(recipe, lm, configs, on_gpu=torch.cuda.is_available())
-    on_disk = disk(recipe, lm, configs)
+    needed = in_main, on_gpu = memory(recipe, lms, configs, on_gpu=torch.cuda.is_available())
+    on_disk = disk(recipe, lms, configs)
 
     def short(dataset: str | list[str]) -> str:
         return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
 
-    models = {} if lm is None else recipe.models
     what = "language model" if recipe.kind == "text" else "model"
     lines = []
-    for (name, args), one in zip(models.items(), _models_in(lm), strict=True):
+    for name, one in lms.items():
+        args = recipe.models[name]
         full = f"{name}: {args.name}" if name else args.name
         n_parameters = sum(p.numel() for p in one.parameters())
         lines.append(f"{what:<16}{full}, {n_parameters / 1e6:.0f} M parameters, {args.dtype}")
@@ -147,7 +147,7 @@ def plan(recipe: Recipe) -> RunCost:
         lines.append(_sum_line("GPU memory" if n == 1 else "each GPU", on_gpu))
     main = "memory each" if n > 1 else "main memory" if on_gpu else "memory"
     lines.append(_sum_line(main, in_main) + together)
-    short_of = shortages(recipe, lm, configs, needed, n)
+    short_of = shortages(recipe, lms, configs, needed, n)
     lines += [f"note            {sentence}" for sentence, _ in short_of]
     lines += [
         _sum_line("disk", on_disk),
@@ -163,23 +163,23 @@ def _sum_line(name: str, parts: Parts) -> str:
 
 
 def check_memory(
-    recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], device: torch.device
+    recipe: Recipe, lms: Models, configs: dict[str, SAEConfig], device: torch.device
 ) -> None:
     """Before anything is allocated, warn where the plan needs more than is free at present.
 
     Raises:
         ValueError: the recipe needs more memory than this machine has.
     """
-    needed = memory(recipe, lm, configs, on_gpu=device.type == "cuda")
+    needed = memory(recipe, lms, configs, on_gpu=device.type == "cuda")
     n_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    for sentence, is_sure in shortages(recipe, lm, configs, needed, n_here):
+    for sentence, is_sure in shortages(recipe, lms, configs, needed, n_here):
         if is_sure:
             raise Refused(sentence)
         logger.warning("%s, or the system may end the run", sentence)
 
 
 def shortages(
-    recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], needed: Memory, n_here: int
+    recipe: Recipe, lms: Models, configs: dict[str, SAEConfig], needed: Memory, n_here: int
 ) -> list[tuple[str, bool]]:
     """For each kind of memory of which `n_here` processes on this machine need more than is free, a
     sentence with a remedy (less of the largest part, or a narrower SAE, by half, a quarter and so
@@ -204,7 +204,7 @@ def shortages(
             for config in narrow.values():
                 config.d_sae //= 2
             try:
-                then = memory(recipe, lm, narrow, on_gpu=bool(needed[1]))
+                then = memory(recipe, lms, narrow, on_gpu=bool(needed[1]))
             except ValueError:  # latents that do not divide evenly among processes
                 continue
             if n_sharing * sum(then[is_gpu].values()) <= free:
@@ -219,16 +219,16 @@ def shortages(
     return found
 
 
-def memory(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: bool) -> Memory:
+def memory(recipe: Recipe, lms: Models, configs: dict[str, SAEConfig], *, on_gpu: bool) -> Memory:
     """Memory of one process: of process 0, which needs most."""
-    every = stages(recipe, lm, configs, on_gpu=on_gpu)
+    every = stages(recipe, lms, configs, on_gpu=on_gpu)
     if not on_gpu:
         every = [(main | gpu, {}) for main, gpu in every]
     main, gpu = (max(of, key=lambda parts: sum(parts.values())) for of in zip(*every, strict=True))
     return main, gpu | {"CUDA": _CUDA} if on_gpu else {}
 
 
-def disk(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Parts:
+def disk(recipe: Recipe, lms: Models, configs: dict[str, SAEConfig]) -> Parts:
     """Disk space while it runs; at the end checkpoints are removed."""
     t, n = recipe.training, sum(parameters(config)[0] for config in configs.values())
     every = in_steps(t.save_steps, t.total_steps) or t.total_steps
@@ -237,13 +237,14 @@ def disk(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Parts:
         n_checkpoints = min(n_checkpoints, t.save_total_limit + 1)
     parts: Parts = {"checkpoints": 3 * _FLOAT * n * n_checkpoints, "trained SAE": _FLOAT * n}
     if recipe.harvest.cache is not None:
-        harvested = t.n_tokens / recipe.shuffle.passes * _token_bytes(recipe, lm, configs)
+        token = _number_bytes(recipe, lms) * sum(widths_of(*configs.values()).values())
+        harvested = t.n_tokens / recipe.shuffle.passes * token
         parts["activation cache"] = min(harvested, 1e9 * recipe.harvest.cache_gb)
     return parts
 
 
 def stages(
-    recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: bool
+    recipe: Recipe, lms: Models, configs: dict[str, SAEConfig], *, on_gpu: bool
 ) -> list[Memory]:
     """Memory in use at each stage: `gpu` is that of the device of the SAE, whichever it is, and
     `main` what is always in main memory."""
@@ -255,14 +256,15 @@ def stages(
     all_, here = (sum(count[i] for count in counts) for i in (0, 1))
     largest = max(count[0] for count in counts)
 
-    weights = sum(p.numel() for one in _models_in(lm) for p in one.parameters())
-    lm_bytes = weights * _lm_dtype(recipe, lm).itemsize
+    item = _number_bytes(recipe, lms)
+    token = item * sum(widths_of(*configs.values()).values())
+    lm_bytes = item * sum(p.numel() for one in lms.values() for p in one.parameters())
     libraries: Part = ("Python and libraries", _PYTHON, "main")
     model: list[Part] = [("language model", lm_bytes, "gpu")] if lm_bytes else []
     always = [libraries, *model]
     n_buckets, size = 1 + recipe.shuffle.prefetch, bucket_tokens(recipe)
     in_main = not on_gpu or not recipe.shuffle.device.startswith("cuda")
-    bucket = n_buckets * size * _token_bytes(recipe, lm, configs)
+    bucket = n_buckets * size * token
     streaming: list[Part] = [*always, ("activation bucket", bucket, "main" if in_main else "gpu")]
     if n > 1 and not spread:
         streaming.append(("buckets of gradients", _FLOAT * here, "gpu"))
@@ -286,13 +288,13 @@ def stages(
     every: list[list[Part]] = [
         [loading, libraries],
         [*always, ("SAE as it is made", _FLOAT * (all_ + largest / 2), "gpu")],
-        [*training, *_harvest(recipe, lm, configs)],
-        [*streaming, ("SAE", _FLOAT * here, "gpu"), *_look(recipe, lm, configs, on_gpu)],
+        [*training, *_harvest(recipe, lms, configs, item, token)],
+        [*streaming, ("SAE", _FLOAT * here, "gpu"), *_look(recipe, configs, on_gpu)],
         [*training, max(each, key=lambda part: part[1])],
         [*training, *checkpoint],
         [*training, *last],
     ]
-    for parts in _after_training(recipe, lm, configs):
+    for parts in _after_training(recipe, lms, configs, item):
         every.append([*always, ("SAE", _FLOAT * largest, "gpu"), *parts])
     memories = list[Memory]()
     for stage in every:
@@ -301,14 +303,20 @@ def stages(
     return memories
 
 
-def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> list[Part]:
-    """A block's forward pass, or the exchange of harvested activations, whichever needs more."""
-    first, token = next(iter(_models_in(lm)), None), _token_bytes(recipe, lm, configs)
+def _harvest(
+    recipe: Recipe, lms: Models, configs: dict[str, SAEConfig], item: int, token: int
+) -> list[Part]:
+    """A block's forward pass, or the exchange of harvested activations, whichever needs more.
+
+    Args:
+        item: bytes of a number.
+        token: bytes of one token's activations at all sites.
+    """
+    first = next(iter(lms.values()), None)
     if first is None or recipe.kind != "text":  # several models run one after the other
         return [("a block of the file", recipe.activations.block * token, "main")]
     rows, context = recipe.harvest.rows, recipe.text.context_size
     tokens, n = rows * context, recipe.training.num_processes or 1
-    item = _lm_dtype(recipe, lm).itemsize
     config = first.config.get_text_config()
     blocks = max((m for m in first.modules() if isinstance(m, nn.ModuleList)), key=len)
     widest = max(max(p.shape) for p in blocks[0].parameters() if p.ndim > 1)
@@ -324,7 +332,7 @@ def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> list[P
     return [("one batch of text", 2 * tokens * token + max(forward, gather), "gpu")]
 
 
-def _look(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bool) -> list[Part]:
+def _look(recipe: Recipe, configs: dict[str, SAEConfig], on_gpu: bool) -> list[Part]:
     """Scales and variances from a sample, then pre-activations of a part of it."""
     n = min(sample_size(recipe.training), bucket_tokens(recipe))
     sample = n * _FLOAT * sum(widths_of(*configs.values()).values())
@@ -351,18 +359,21 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Part:
     batch = t.batch_size // t.gradient_accumulation_steps // (1 if spread else n)
     n_sources = len(config.reads) if config.is_causal else 1
     inputs = _BATCH_COPIES * _FLOAT * batch * max(config.d_in, config.d_out)
+    first_l0 = config.d_sae / 2  # of the start, where L0 is highest, unless it is kept low
+    if config.target_l0 is None or _has_warm_start(config, recipe):
+        first_l0 = float(config.l0_goal or first_l0)
     # Whether steps are sparse, as far as is known before any activation is seen. Steps on a GPU
     # count as dense, which need more memory: there it has not been measured when sparse ones pay.
     is_sparse = not (on_gpu or spread or t.sparse == "never") and _can_be_sparse(config)
     if is_sparse and t.sparse != "always":
         few = SPARSE_BELOW * config.d_sae
-        is_sparse = config.d_sae >= SPARSE_FROM and _first_l0(config, recipe) < few
+        is_sparse = config.d_sae >= SPARSE_FROM and first_l0 < few
     if is_sparse:
         # See `hfsae.ops.screening`: X and W of the bound, a block of scores and of what they pick;
         # a source at a time, whose gradients of the encoder are then put together.
         d, d_sae = config.d_in // n_sources, config.d_sae // n_sources
         work = _BFLOAT * (batch + d_sae) * (d + 4) + (_BFLOAT + 1) * max(256 * d_sae, _SCORES)
-        work += _ENTRY * _ENTRIES_A_FIRING * batch * min(_first_l0(config, recipe), d_sae / 2)
+        work += _ENTRY * _ENTRIES_A_FIRING * batch * min(first_l0, d_sae / 2)
         if config.is_causal:
             work += _FLOAT * d * d_sae
         if n > 1:  # DDP's gradients are copies of those that a step computes
@@ -384,13 +395,15 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Part:
     return "one step, dense", inputs + work, "gpu"
 
 
-def _after_training(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> list[list[Part]]:
+def _after_training(
+    recipe: Recipe, lms: Models, configs: dict[str, SAEConfig], item: int
+) -> list[list[Part]]:
     """Evaluation, examples, probing and presets, those of them that a run has."""
     sizes, context = recipe.sizes, recipe.text.context_size
     d_sae = max(config.d_sae for config in configs.values())
-    of_text = next(iter(_models_in(lm)), None) if recipe.kind == "text" else None
-    config = None if of_text is None else of_text.config.get_text_config()
-    item, parts = _lm_dtype(recipe, lm).itemsize, list[list[Part]]()
+    config, parts = None, list[list[Part]]()
+    if recipe.kind == "text":
+        config = next(iter(lms.values())).config.get_text_config()
 
     if sizes.evaluation != 0:
         # Logits of two arms and five float32 copies of one row of them, or, if logits are capped, a
@@ -455,36 +468,19 @@ def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
     return every, every - spread + spread // n_processes
 
 
-def _models_in(lm: Model) -> list[PreTrainedModel]:
-    """The only model, several ones, or none."""
-    if isinstance(lm, dict):
-        return [*lm.values()]
-    return [] if lm is None else [lm]
-
-
-def _lm_dtype(recipe: Recipe, lm: Model) -> torch.dtype:
-    """The dtype of activations in this run: the language model's, where "auto" is that of its
-    weights; of files float32, the largest that they can have."""
-    if not (models := _models_in(lm)):
-        return torch.float32
-    dtype = next(iter(recipe.models.values())).dtype
-    return models[0].dtype if dtype == "auto" else getattr(torch, dtype)
-
-
-def _token_bytes(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> int:
-    """Bytes of one token's activations at all sites."""
-    return sum(widths_of(*configs.values()).values()) * _lm_dtype(recipe, lm).itemsize
+def _number_bytes(recipe: Recipe, lms: Models) -> int:
+    """Bytes of a number of weights and activations: in the language model's dtype, where "auto" is
+    that of its weights; of files in float32, the largest that they can have."""
+    if not lms:
+        return _FLOAT
+    name, lm = next(iter(lms.items()))
+    dtype = recipe.models[name].dtype
+    return (lm.dtype if dtype == "auto" else getattr(torch, dtype)).itemsize
 
 
 def _can_be_sparse(config: SAEConfig) -> bool:
     with torch.device("meta"):
         return AutoModel.from_config(config).can_be_sparse
-
-
-def _first_l0(config: SAEConfig, recipe: Recipe) -> float:
-    """L0 at the start of training, where it is highest: half of all latents, unless kept low."""
-    is_steered_there = config.target_l0 is not None and not _has_warm_start(config, recipe)
-    return config.d_sae / 2 if is_steered_there else float(config.l0_goal or config.d_sae / 2)
 
 
 def _has_warm_start(config: SAEConfig, recipe: Recipe) -> bool:

@@ -88,26 +88,34 @@ _EVERY = {
 """Positions that an evaluation counts, by section of the recipe."""
 
 
-Model = PreTrainedModel | dict[str, PreTrainedModel] | None
-"""A recipe's model, or several by name, without weights; None where activations are read from
-files."""
+Models = dict[str, PreTrainedModel]
+"""A recipe's models without weights, by the names that sites have: of a single one "". Empty where
+activations are read from files."""
 Loaded = LoadedLM | LoadedLMs | LoadedEncoder | torch.device
 """What a recipe has loaded once, before its stages run; of files, only the SAEs' device."""
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
     """The recipe's language model."""
-    return load_lm(args.name, source=args.source, **_how(args, device))
+    return load_lm(
+        args.name,
+        revision=args.revision,
+        dtype=args.dtype,
+        device=device,
+        attn_implementation=args.attn_implementation,
+        source=args.source,
+    )
 
 
 def load_for(args: LMArguments, device: str | None = None) -> LoadedEncoder:
     """The recipe's vision model."""
-    return load_encoder(args.name, **_how(args, device))
-
-
-def _how(args: LMArguments, device: str | None) -> dict[str, Any]:
-    how = {name: getattr(args, name) for name in ("revision", "dtype", "attn_implementation")}
-    return {**how, "device": device}
+    return load_encoder(
+        args.name,
+        revision=args.revision,
+        dtype=args.dtype,
+        device=device,
+        attn_implementation=args.attn_implementation,
+    )
 
 
 def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:

@@ -625,6 +625,8 @@ def as_plain(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name not in unused}
 
 
+DEFAULT_VARIANT = "jumprelu_sae"
+"""the model_type of a recipe that names none"""
 _ROOM = Path(__file__).parents[1] / "models"
 _ANNOTATIONS = {"Literal": Literal, "Number": int | float}
 _EVERY_MODEL = ("model_type", "dtype", "torch_dtype")  # fields beside the declared ones
@@ -698,7 +700,7 @@ def check_sae_fields(recipe: Recipe, given: Iterable[str] = ()) -> None:
 
 def check_model_type(fields: Mapping[str, Any]) -> str:
     """The model_type of an SAE's fields."""
-    given = fields.get("model_type") or default_variant()
+    given = fields.get("model_type") or DEFAULT_VARIANT
     if given not in (known := known_variants()):
         raise Refused(
             f"sae.model_type {given!r} is unknown{closest(str(given), [*known])}; hfsae has "
@@ -706,15 +708,6 @@ def check_model_type(fields: Mapping[str, Any]) -> str:
             "command: --import MODULE)"
         )
     return given
-
-
-@cache
-def default_variant() -> str:
-    """`models.DEFAULT_VARIANT`, read as text: importing it takes seconds."""
-    text = (_ROOM / "__init__.py").read_text(encoding="utf-8")
-    nodes = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
-    values = {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in nodes}
-    return values["DEFAULT_VARIANT"]
 
 
 @cache

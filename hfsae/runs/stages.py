@@ -121,7 +121,7 @@ def run(
             norm_limits(load_trained(folder), folder)
         sum_products_in_float32()
         accelerator = make_accelerator(recipe.training)
-        recipe.shuffle.check_device()  # by now a process has its GPU
+        processor.refuse_absent(recipe.shuffle.device, "shuffle.")  # by now a process has its GPU
         lm, configs = check(recipe)
         if check_cost is not None and not is_trained:
             check_cost(recipe, lm, configs, accelerator.device)

@@ -71,12 +71,8 @@ class L0Control:
         factor = geometric(step, self.warm_start_steps // 2, self.first_l0 / self.target)
         return self.target * factor
 
-    def sparsity(self, step: int) -> float:
-        """Factor on the sparsity coefficients; 0 in the warm start."""
-        return 0.0 if step < self.warm_start_steps else self.factor * self.warmup(step)
-
     def warmup(self, step: int) -> float:
-        """The sparsity warm-up's part of that factor: it rises to 1."""
+        """The sparsity warm-up's factor on the coefficients, beside `factor`: it rises to 1."""
         return linear_warmup(step - self.warm_start_steps, self.warmup_steps)
 
     @torch.no_grad()
@@ -351,7 +347,7 @@ class Readings:
         }
         if not before:
             return line
-        x = whole(x.float() / sae.input_scale)
+        x = whole(x.float() / (sae.read_scale * sae.read_unit))  # a mean squared norm of 1
         variance = root_mean_square_norm(x - x.mean(dim=0)) ** 2
         is_spread = args.unit == "spread"
         former = before["threshold"]

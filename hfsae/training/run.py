@@ -155,13 +155,12 @@ class Run:
             ValueError: the activations do not vary, or float32 does not hold their squares.
         """
         x, target = self._inputs(sample, is_slice=False)
-        read = self.sae.config.where
-        written = self.sae.config.where_to or read
-        for values, where in ((x, read), (target, written)):
+        written = self.sae.config.writes
+        for values, sites in ((x, self.sae.config.reads), (target, written)):
             size = float(values[:FIRST_LOOK].double().square().sum(dim=-1).mean().sqrt())
             if size and not 1 / _LARGEST_NORM <= size <= _LARGEST_NORM:
                 raise Refused(
-                    f"the activations at {where} have norms of about {size:.0e}, whose squares "
+                    f"the activations at {sites} have norms of about {size:.0e}, whose squares "
                     f"float32 does not hold; divide them by {size:.0e}"
                 )
         first = x[:FIRST_LOOK].clone()
@@ -185,7 +184,6 @@ class Run:
             self.optimiser = Optimiser(sae, args)
             control.end_warm_start()
         schedule = self._schedule(step)
-        self.optimiser.set_rates(step, control.warm_start_steps)
 
         # Gradients of the batch's mean loss, part by part.
         x, target = self._inputs(batch)
@@ -219,7 +217,7 @@ class Run:
         for p in sae.parameters() if self.mesh is not None else ():
             p.grad = None if p.grad is None else placed_as(p.grad, p)
         sae.before_step_()
-        self.optimiser.step()
+        self.optimiser.step(step, control.warm_start_steps)
         if self.is_sparse:  # the next step reuses the gradients' memory
             for name in sae.latent_dims:
                 self.workspace.recycle_(sae.get_parameter(name))
@@ -258,7 +256,9 @@ class Run:
         a, since = self.args, step - self.control.warm_start_steps
         if since < 0:  # thresholds are not learnt yet: a window would only cost time
             bandwidth = float(getattr(self.sae.config, "ste_to_inputs", False))
+            sparsity = 0.0
         else:
+            sparsity = self.control.factor * self.control.warmup(step)
             bandwidth = geometric(
                 since, in_steps(a.bandwidth_steps, a.total_steps), a.bandwidth_start
             )
@@ -267,7 +267,7 @@ class Run:
             dead = self.sae.revivable(dead)
         is_shared = self.mesh is None and self.accelerator.num_processes > 1
         summed = self._sum if is_shared else one_process  # spread latents: each has all tokens
-        return Schedule(self.control.sparsity(step), bandwidth, dead, summed, training=True)
+        return Schedule(sparsity, bandwidth, dead, summed, training=True)
 
     def _inputs(self, batch: dict[str, Tensor], is_slice: bool = True) -> tuple[Tensor, Tensor]:
         """This process's share of the batch; the whole batch, where latents are spread instead."""
@@ -416,8 +416,10 @@ class Optimiser:
             fused=True,  # several times as fast as the default on a CPU
         )
 
-    def set_rates(self, step: int, warm_start_steps: int) -> None:
-        """Set learning rates: warm-up, which restarts after the warm start, and decay."""
+    @torch.no_grad()
+    def step(self, step: int, warm_start_steps: int) -> None:
+        """Move the parameters, by gradients of a norm of max_grad_norm at most, at rates of this
+        step: with a warm-up, which restarts after the warm start, and a decay."""
         a, total, warm = self.args, self.args.total_steps, step < warm_start_steps
         since_start = step if warm else step - warm_start_steps
         factor = cosine_warmup(since_start, a.warmup_length("warmup_steps", warm_start_steps))
@@ -431,15 +433,11 @@ class Optimiser:
                 rate = 0.0 if warm else a.threshold_learning_rate or a.learning_rate
             group["lr"] = rate * factor
         self.learning_rate = self._adam.param_groups[0]["lr"]
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Move the parameters, by gradients of a norm of max_grad_norm at most."""
-        if self.args.max_grad_norm is not None:
+        if a.max_grad_norm is not None:
             grads = [p.grad for p in self.sae.parameters() if p.grad is not None]
             norms = [whole(torch.linalg.vector_norm(g)) for g in grads]
             norm = torch.linalg.vector_norm(torch.stack(norms))
-            excess = ((norm + 1e-6) / self.args.max_grad_norm).float()  # whatever their dtype
+            excess = ((norm + 1e-6) / a.max_grad_norm).float()  # whatever their dtype
             # Adam scales them down as it reads them, by these two fields, which are there for AMP;
             # clip_grad_norm_ would rewrite gradients.
             fused = cast(Any, self._adam)

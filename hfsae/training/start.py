@@ -74,8 +74,7 @@ def start_(
         scaled = whole(few[0]) / (whole(scale) if isinstance(scale, Tensor) else 1.0)
         own = directions_of_difference(scaled, config.dedicated, len(config.writes))
     if args.init_decoder_data:
-        share = leading_share(whole(few[0]))
-        if share >= _DOMINATES and not args.init_whitening:
+        if not args.init_whitening and (share := leading_share(whole(few[0]))) >= _DOMINATES:
             logger.warning(
                 "one direction holds %.0f%% of the activations' variance: latents that start at "
                 "data share it, and many would never fire; set training.init_whitening=0.75",
@@ -144,22 +143,16 @@ def _turn_to_data_(
             read, written = x[:, reads].clone(), target[:, writes].clone()
         columns, rows = first_directions_(read, written, len(encoder_rows), args)
         decoder = decoder_rows.detach()
-        start, turned = _turned(decoder, rows, share)
+        start = whole(decoder)
+        turned = normalize(torch.lerp(normalize(start), rows, share))
         norms = start.norm(dim=1)
         if sae.config.sums_norms:
             norms = sae.row_norms(start) / sae.row_norms(turned)
         local(decoder).copy_(part(norms[:, None] * turned, like=decoder))
-        start, turned = _turned(encoder_rows, columns, share)
+        start = whole(encoder_rows.detach())
+        turned = normalize(torch.lerp(normalize(start), columns, share))
         turned_columns.append(start.norm(dim=1, keepdim=True) * turned)
     local(encoder).copy_(part(torch.cat(turned_columns), like=encoder))
-
-
-def _turned(
-    weight: Tensor, turn: Float[Tensor, "n d"], share: float
-) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-    """The rows of a weight, and their directions when turned a share of the way."""
-    start = whole(weight.detach())
-    return start, normalize(torch.lerp(normalize(start), turn, share))
 
 
 def first_directions_(

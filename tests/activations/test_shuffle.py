@@ -206,7 +206,7 @@ def test_impossible_sizes_are_refused(make_stream):
         ShuffleArguments(passes=0)
     for device in ("cuda:99", "gpu"):
         with pytest.raises(ValueError, match=rf"shuffle\.device '{device}' is not here.*has 'cpu'"):
-            ShuffleArguments(device=device).check_device()
+            make_stream(device=device)
 
 
 def test_norm_limits_are_agreed_on_where_the_first_batch_keeps_nothing(make_stream):

@@ -61,8 +61,7 @@ def test_decoder_and_thresholds_have_rates_of_their_own(tmp_path):
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
     for p in sae.parameters():
         p.grad = torch.ones_like(p)
-    optimiser.set_rates(0, 0)
-    optimiser.step()
+    optimiser.step(0, 0)
     moved = {
         name: float((before[name] - p.detach()).abs().max()) for name, p in sae.named_parameters()
     }
