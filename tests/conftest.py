@@ -199,6 +199,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         # else it asks a second server, datasets-server.<host of the Hub>
         monkeypatch.setattr(datasets.config, "USE_PARQUET_EXPORT", False)
+        # 5 s after each stream, for threads of Arrow that would be in the way of a process's end
+        monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
         waiting.append(datasets.utils.file_utils)
     clock = SimpleNamespace(**vars(time) | {"sleep": HUB.waits.append})
     for module in waiting:
