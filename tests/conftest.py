@@ -6,6 +6,7 @@ The Hugging Face Hub is `LoopbackHub`, for tests that ask for `hub`; the others 
 
 # ruff: noqa: E402 - the environment is set between the imports
 
+import ast
 import atexit
 import copy
 import gc
@@ -22,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 gc.disable()  # until tests are collected: searching what is imported for garbage takes a second
 
-from jaxtyping import install_import_hook
+from jaxtyping import _import_hook, install_import_hook
 
 from .loopback_hub import LoopbackHub, hub_variables
 
@@ -34,6 +35,38 @@ SHAPED = [
     for path in sorted(_PACKAGE.rglob("*.py"))
     if re.search(r"^ *from jaxtyping import", path.read_text(), re.MULTILINE)
 ]
+
+
+class _Transformer(_import_hook.JaxtypingTransformer):
+    """Checks a function inside another only if it names a shape. It is made anew in each call, and
+    so would be its checks, which took half of the time of a pass with hooks."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        hints = [arg.annotation for arg in ast.walk(node.args) if isinstance(arg, ast.arg)]
+        shapes = (
+            _is_shape(part) for hint in [*hints, node.returns] if hint for part in ast.walk(hint)
+        )
+        if not any(isinstance(parent, ast.FunctionDef) for parent in self._parents) or any(shapes):
+            return super().visit_FunctionDef(node)
+        self._parents.append(node)
+        self.generic_visit(node)
+        self._parents.pop()
+        return node
+
+
+def _is_shape(hint: ast.AST) -> bool:
+    """Float[Tensor, "tokens d"], for example."""
+    return (
+        isinstance(hint, ast.Subscript)
+        and isinstance(hint.slice, ast.Tuple)
+        and any(
+            isinstance(part, ast.Constant) and isinstance(part.value, str)
+            for part in hint.slice.elts
+        )
+    )
+
+
+_import_hook.JaxtypingTransformer = _Transformer
 install_import_hook(SHAPED, "beartype.beartype")
 
 # huggingface_hub reads its variables once, when it is imported: before that the port must be known
@@ -199,6 +232,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         # else it asks a second server, datasets-server.<host of the Hub>
         monkeypatch.setattr(datasets.config, "USE_PARQUET_EXPORT", False)
+        # 5 s after each stream, for threads of Arrow that would be in the way of a process's end
+        monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
         waiting.append(datasets.utils.file_utils)
     clock = SimpleNamespace(**vars(time) | {"sleep": HUB.waits.append})
     for module in waiting:

@@ -282,19 +282,16 @@ def chosen(n_of: int | torch.Tensor, n: int, n_all: int, g: torch.Generator) -> 
     return torch.rand(n, n_all, generator=g).argsort(1).argsort(1) < n_of
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_tokens_number_goes_with_the_planted_one_as_batch_topks_own_l0_does(
-    citing, seed, tmp_path
-):
-    """1 to 12 of 96 directions fire on a token."""
-    g = torch.Generator().manual_seed(seed)
+def test_a_tokens_number_goes_with_the_planted_one_as_batch_topks_own_l0_does(citing, tmp_path):
+    """1 to 12 of 96 directions fire on a token. After half of the steps SoftSAE has no number."""
+    g = torch.Generator().manual_seed(0)
     directions = nn.functional.normalize(torch.randn(96, 48, generator=g), dim=1)
     n = torch.randint(1, 13, (80_800, 1), generator=g)
     on = chosen(n, len(n), 96, g) * (0.5 + torch.rand(len(n), 96, generator=g))
     x, held_out = (on @ directions).split([76_800, 4_000])
     fields = {"d_in": 48, "d_sae": 128, "k": 6, "site": "a", "aux_coefficient": 1 / 32}
-    soft = trained(citing.SoftTopKSAEConfig(**fields, alpha=0.01), x, 400, seed, tmp_path)
-    batch = trained(BatchTopKSAEConfig(**fields), x, 400, seed, tmp_path)
+    soft = trained(citing.SoftTopKSAEConfig(**fields, alpha=0.01), x, 400, 0, tmp_path)
+    batch = trained(BatchTopKSAEConfig(**fields), x, 400, 0, tmp_path)
     with torch.no_grad():
         numbers = [soft.counts(held_out)[:, 0], (batch.encode(held_out) > 0).float().sum(dim=1)]
     with_truth = torch.corrcoef(torch.stack([n[76_800:, 0].float(), *numbers]))[0, 1:].tolist()
@@ -314,17 +311,17 @@ def test_on_planted_trees_more_children_have_a_parent_than_in_matryoshka(citing,
     share."""
     g = torch.Generator().manual_seed(seed)
     rows = nn.functional.normalize(torch.randn(32, 32, generator=g), dim=1)
-    parents = chosen(2, 121_200, 8, g)
-    which = torch.randint(3, (121_200, 8, 1), generator=g) == torch.arange(3)
+    parents = chosen(2, 82_800, 8, g)
+    which = torch.randint(3, (82_800, 8, 1), generator=g) == torch.arange(3)
     children = (which & parents[..., None]).flatten(1)
-    on = torch.cat([parents, children], dim=1) * (0.75 + torch.rand(121_200, 32, generator=g) / 2)
-    x, held_out = (on @ rows).split([115_200, 6_000])
+    on = torch.cat([parents, children], dim=1) * (0.75 + torch.rand(82_800, 32, generator=g) / 2)
+    x, held_out = (on @ rows).split([76_800, 6_000])
     fields = {"d_in": 32, "d_sae": 32, "k": 4, "site": "a", "aux_coefficient": 1 / 32}
     fields["prefixes"] = (0.25, 1)
     tree = citing.TreeSAEConfig(**fields, shares=(0.5, 0.5), reassign_every=60)
     scores = []
     for config in (tree, MatryoshkaBatchTopKSAEConfig(**fields)):
-        sae = trained(config, x, 600, seed, tmp_path)
+        sae = trained(config, x, 400, seed, tmp_path)
         fires = sae.encode(held_out) > 0
         row = nn.functional.normalize(sae.decoder_rows().detach(), dim=1)
         live = [j for j in range(8, 32) if fires[:, j].sum() >= 20]

@@ -41,7 +41,8 @@ def quick(claim, monkeypatch, tmp_path, tiny_lm, tiny_tokenizer) -> Callable[[st
     rows = [{"prompt": text, "target": "ABCD"[i % 4]} for i, text in enumerate(texts)]
     monkeypatch.setattr(hfsae, "load", lambda folder: sae)
     monkeypatch.setattr(hfsae, "load_lm", lambda *a, **k: LoadedLM(tiny_lm, tiny_tokenizer, "test"))
-    monkeypatch.setattr(hfsae.packaged, "packaged_text", lambda name, fraction=1.0: texts)
+    for read in ("hfsae.packaged.packaged_text", "hfsae.activations.tokens.packaged_text"):
+        monkeypatch.setattr(read, lambda name, fraction=1.0: texts)
     monkeypatch.setattr(hfsae.packaged, "probe_rows", lambda name: rows)
 
     def run(name: str, **constants: Any) -> list[dict]:

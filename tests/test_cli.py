@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,15 @@ from hfsae.cli.table import VERBS
 from hfsae.convert import save_as
 from hfsae.io.files import read_json
 from hfsae.models import variants
-from hfsae.runs import as_plain, inputs, load_trained, make_configs, read_recipe, run
+from hfsae.runs import (
+    as_plain,
+    inputs,
+    load_trained,
+    make_configs,
+    preset_search,
+    read_recipe,
+    run,
+)
 
 from .helpers import held_elsewhere, refused, run_python
 from .tiny import tiny_recipe
@@ -568,6 +577,8 @@ def test_the_real_model_from_recipe_to_shown_latents(
     In this process, where the language model is at hand: reading it takes seconds.
     """
     monkeypatch.setattr(inputs, "load", lambda args, device=None: packaged_lm)
+    short = partial(preset_search.PresetArguments, n_tokens=4)  # of texts that presets are tried on
+    monkeypatch.setattr(preset_search, "PresetArguments", short)
     caplog.set_level("INFO")
     folder = tmp_path / "run"
     small = {

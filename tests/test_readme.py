@@ -58,7 +58,8 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
 
     monkeypatch.setattr("hfsae.runs.calls.run", run)
     monkeypatch.setattr(hfsae, "load_lm", load_lm)
-    monkeypatch.setattr(hfsae, "suggest_strength", partial(hfsae.suggest_strength, n_tokens=8))
+    few = {"n_tokens": 3, "doublings": 1, "refine": 0}
+    monkeypatch.setattr(hfsae, "suggest_strength", partial(hfsae.suggest_strength, **few))
     names: dict = {}
     of_readme = blocks("python", README)
     assert len(of_readme) == 3

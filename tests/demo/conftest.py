@@ -108,16 +108,19 @@ def subject(sae_folder) -> Subject:
 
 
 @pytest.fixture(scope="session")
-def serve(tmp_path_factory) -> Iterator[Callable[[Path], str]]:
-    """serve(FOLDER) -> the address of its app, which has endpoints more; see serve.py. One process
-    has them all: its imports take five seconds."""
+def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
+    """serve(FOLDER) -> the address of its app, which has endpoints more, and serve("demo", FOLDER,
+    OPTION, ...) -> that of the command's app; see serve.py. One process has them all: its imports
+    take five seconds."""
     log = tmp_path_factory.mktemp("apps") / "log"
     argv = [sys.executable, "-m", "tests.demo.serve"]
     with running(argv, log, stdin=subprocess.PIPE, text=True) as process:
 
-        def start(folder: Path) -> str:
+        def start(*words: str | Path) -> str:
             port = free_port()
-            process.stdin.write(f"{port} {folder}\n")
+            command = json.dumps([*map(str, words), "--port", str(port)])
+            line = command if len(words) > 1 else f"{port} {words[0]}"
+            process.stdin.write(f"{line}\n")
             process.stdin.flush()
             return once_it_answers(process, port, log)
 
@@ -130,12 +133,9 @@ def app_url(sae_folder, serve) -> str:
 
 
 @pytest.fixture(scope="session")
-def running_command(sae_folder, tmp_path_factory) -> Iterator[str]:
+def running_command(sae_folder, serve) -> str:
     """`hfsae demo FOLDER --mcp`; its address."""
-    port, log = free_port(), tmp_path_factory.mktemp("command") / "log"
-    argv = [sys.executable, "-m", "hfsae", "demo", str(sae_folder), "--mcp", "--port", str(port)]
-    with running(argv, log) as process:
-        yield once_it_answers(process, port, log)
+    return serve("demo", sae_folder, "--mcp")
 
 
 def free_port() -> int:

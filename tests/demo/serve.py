@@ -1,19 +1,25 @@
-"""Apps in a process of their own, one for each line "PORT FOLDER" of the standard input. They have
-three endpoints more: how many hooks the model carries, how many texts are written at the moment,
-and how many callers the app remembers. A text of ENDLESS tokens ends only where somebody ends it.
+"""Apps in a process of their own, one for each line of the standard input.
+
+A line "PORT FOLDER" is an app with three endpoints more: how many hooks the model carries, how many
+texts are written at the moment, and how many callers the app remembers. A line that is a JSON list
+is a command, `hfsae demo` with its arguments, whose app is as people have it. In both, a text of
+ENDLESS tokens ends only where somebody ends it.
 
 A process, since the type checks that these tests put on every function hide from Gradio which of
 them are generators.
 """
 
+import json
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import gradio as gr
 from gradio.events import api
 
+from hfsae.cli import main
 from hfsae.demo import Choice, build, looks, open_subject, steer_actions
 
 warnings.simplefilter("ignore")
@@ -64,7 +70,17 @@ def serve(port: int, folder: str) -> None:
     blocks.launch(**shows, **where, quiet=True, prevent_thread_lock=True)
 
 
+def serve_command(argv: list[str]) -> None:
+    """The command line, which would stay until Ctrl-C: a command that ends early ends all apps."""
+    stays: list[gr.Blocks] = []
+    gr.Blocks.block_thread = lambda blocks: stays.append(blocks)
+    assert main(argv) == 0 and len(stays) == 1, argv
+
+
 steer_actions.generate_pair = counted
 for line in sys.stdin:
-    port, folder = line.rstrip("\n").split(" ", 1)
-    serve(int(port), folder)
+    if line.startswith("["):
+        serve_command(json.loads(line))
+    else:
+        port, folder = line.rstrip("\n").split(" ", 1)
+        serve(int(port), folder)

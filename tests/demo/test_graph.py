@@ -1,7 +1,6 @@
 """The page of attribution graphs: kept ones as they were written, and one made of a prompt."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from hfsae.cli import main
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
 
-from .conftest import ROOT, free_port, once_it_answers, running, visiting
+from .conftest import ROOT, visiting
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +45,10 @@ def run(tmp_path_factory, make_tiny_lm, tiny_tokenizer) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(run, tmp_path_factory) -> Iterator[str]:
+def address(run, serve) -> str:
     """`hfsae demo RUN --graphs DIR`, for the transcoder of the last block; its address."""
-    port, log = free_port(), tmp_path_factory.mktemp("app") / "log"
-    argv = [sys.executable, "-m", "hfsae", "demo", str(run / "run"), "--subfolder", "layers.2"]
-    argv += ["--graphs", str(run / "graphs"), "--port", str(port)]
-    with running(argv, log) as process:
-        yield once_it_answers(process, port, log)
+    options = "--subfolder", "layers.2", "--graphs", run / "graphs"
+    return serve("demo", run / "run", *options)
 
 
 @pytest.fixture

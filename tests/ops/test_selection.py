@@ -1,9 +1,12 @@
-"""The k-th largest positive number is that of sorting, on however many processes it lies."""
+"""The k-th largest positive number is that of sorting, on however many processes it lies; and what
+is passed on has the shapes that are written."""
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
-from hfsae.ops import EVERYWHERE, Entries, Workspace, kth_positive, nested_sums
+from hfsae.circuits import logit_difference
+from hfsae.ops import EVERYWHERE, Entries, Workspace, kl_of_logs, kth_positive, nested_sums
 
 VALUES = {
     "normal": torch.randn(40, 30, generator=torch.Generator().manual_seed(0)),
@@ -53,3 +56,12 @@ def test_nested_sums_are_products_with_the_first_rows(ends):
         fires = (z > 0).float()
         assert torch.allclose(fires * gradients[0], fires * wanted[0], atol=1e-5)
         assert torch.allclose(gradients[1], wanted[1], atol=1e-5)
+
+
+def test_a_wrong_shape_is_refused_by_a_function_and_by_one_inside_another():
+    """By the checks that `tests/conftest.py` puts on the package."""
+    with pytest.raises(TypeCheckError):
+        kl_of_logs(torch.zeros(2, 3), torch.zeros(2, 4))
+    metric = logit_difference([1], [2])
+    with pytest.raises(TypeCheckError):
+        metric(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long))

@@ -32,7 +32,7 @@ from hfsae.training.run import Run
 from .. import forked
 
 ROOT = Path(__file__).parents[2]
-N_TOKENS, BATCH = 32 * 40, 32
+N_TOKENS, BATCH = 32 * 30, 32
 
 
 @pytest.fixture(scope="module")
