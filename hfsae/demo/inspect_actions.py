@@ -43,13 +43,12 @@ from .rows import (
 )
 from .subject import Subject, without_examples
 from .table_actions import label_of, rows_of_latent, score_text
-from .word_search import find, title_of
+from .word_search import NEARBY, find, title_of
 
 _LENS_TOKENS = 10
 _LABELS = 3  # of documents, among the names of a latent
 _BESIDE, _LEAST = 5, 2  # latents that fire beside another, on at least so many of its examples
 _GIVERS = {"lm": "a language model", "template": "a program, of its tokens"}
-_FAR = ("is about something near", "has it in its name alone")
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
 SCORES = {
@@ -343,8 +342,8 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
     Args:
         query: a word; a text; a token; words of a label; or the index of a latent, as text.
         by: "word" (a word, a subject or an index: the latent with this index, latents named so,
-            then those that fire on it in the text that was collected, then those that are about
-            something near), "fires on" (any text, which is read now), "promotes" (a token that
+            then those that fire on it in the text that was collected, then those that fire on
+            words near it), "fires on" (any text, which is read now), "promotes" (a token that
             their direction makes likelier; a leading space counts), "label" (words of their name),
             or "similar to" (the index of another latent).
 
@@ -405,7 +404,7 @@ def weak_match(subject: Subject, typed: object) -> str:
     """A sentence where a word stands for a latent that is hardly about it; else ""."""
     latent, score, why = _hit_of(subject, typed)
     word, name = str(typed).strip(), subject.names.get(latent, "")
-    is_far = why.startswith(_FAR) or (score < _WEAK and word.casefold() not in name.casefold())
+    is_far = why.startswith(NEARBY) or (score < _WEAK and word.casefold() not in name.casefold())
     if not is_far:
         return ""
     return (

@@ -14,6 +14,7 @@ from hfsae.features import (
     search_labels,
     similar_latents,
 )
+from hfsae.features.search import words_of
 from hfsae.models import ReLUSAE, ReLUSAEConfig
 
 from ..wordless import folder_of_rows
@@ -122,3 +123,8 @@ def test_similar_latents_have_the_largest_cosines():
     assert len(similar_latents(sae, 4, k=100)) == 39
     with pytest.raises(ValueError, match="there is no latent 40; this SAE has 40, 0 to 39"):
         similar_latents(sae, 40)
+
+
+def test_words_of_content_are_those_that_stand_for_something():
+    assert words_of("The sea, and the SEA of 1812: it is wide") == ["sea", "SEA", "wide"]
+    assert words_of("also because of it") == []
