@@ -17,7 +17,7 @@ import pytest
 
 from hfsae.explanations.judges import DryRunJudge, JudgeArguments, Question
 from hfsae.explanations.judges.base import without_thoughts
-from hfsae.explanations.judges.remote import Remote, base_of, retry_after
+from hfsae.explanations.judges.remote import Remote, base_of
 from hfsae.io.checksums import unsealed
 from hfsae.io.errors import Refused
 
@@ -40,7 +40,7 @@ KEY = "sk-loopback-0123456789"
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, no_waits):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with LoopbackJudge() as server:
         yield server
@@ -60,14 +60,9 @@ def way(request):
     return {} if request.param == "address" else request.getfixturevalue("provider")
 
 
-def judge_of(server, calls=None, *, waits=None, **changes) -> Remote:
+def judge_of(server, calls=None, **changes) -> Remote:
     args = JudgeArguments(**{"model": "m", "base_url": server and server.url} | changes)
-
-    async def sleep(seconds):
-        if waits is not None:
-            waits.append(seconds)
-
-    return Remote(args, calls, sleep=sleep)
+    return Remote(args, calls)
 
 
 def asked(n: int = 12, **changes) -> list[Question]:
@@ -181,25 +176,10 @@ def test_a_question_whose_faults_last_is_marked_failed_and_no_other(server, faul
     assert answers[3].failure.startswith(reason) and judge.usage.n_failed == 1
 
 
-def test_a_server_names_the_seconds_to_wait(server):
-    waits = []
-    server.faults["prompt 0"] = [status(429, Retry_After="7"), status(503)]
-    judge_of(server, waits=waits).answer(asked(1))
-    assert 7 <= waits[0] <= 7.5 and 1 <= waits[1] <= 2
-
-
-def test_waits_double_and_end_after_six_retries(server):
-    waits = []
+def test_what_fails_is_asked_for_six_times_more(server):
     server.always = status(502)
-    judge = judge_of(server, waits=waits)
+    judge = judge_of(server)
     assert judge.answer(asked(1))[0].text is None and server.asked["prompt 0"] == 7
-    assert all(2**i / 2 <= wait <= 2**i for i, wait in enumerate(waits)) and len(waits) == 6
-
-
-def test_retry_after_has_seconds_and_a_limit():
-    assert retry_after("3") == 3 and retry_after("0.5") == 0.5 and retry_after("99999") == 120
-    assert retry_after("soon") is None and retry_after("") is None and retry_after("nan") is None
-    assert retry_after(None) is None and retry_after("-1") == 0
 
 
 def test_thoughts_are_no_part_of_an_answer(server):
@@ -307,14 +287,12 @@ def test_what_no_other_call_can_change_ends_the_run_in_a_sentence(server, code, 
     assert {server.asked[f"prompt {i}"] for i in range(5)} == {1}
 
 
-def test_a_server_that_is_not_there_is_named():
+def test_a_server_that_is_not_there_is_named(no_waits):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
-    args, waits = {"model": "m", "base_url": url}, []
     with pytest.raises(Refused, match=f"{url} cannot be reached"):
-        judge_of(None, waits=waits, **args).answer(asked(1))
-    assert len(waits) == 2, "a wrong address is not tried six times"
+        judge_of(None, base_url=url).answer(asked(1))
 
 
 def test_a_server_that_does_not_chat_is_named(server):
@@ -421,6 +399,7 @@ def test_no_file_holds_a_key(server, tmp_path, monkeypatch, caplog):
 
 
 def test_a_key_that_a_server_echoes_is_in_no_answer_error_or_log(server, tmp_path, caplog):
+    caplog.set_level("INFO")
     echoed = f"the key is {KEY}."
     server.faults["prompt 0"] = [content(f"so {echoed} on")]
     server.faults["prompt 1"] = [status(500, echoed), status(429, echoed), status(400, echoed)]
@@ -431,8 +410,9 @@ def test_a_key_that_a_server_echoes_is_in_no_answer_error_or_log(server, tmp_pat
     with pytest.raises(Refused, match="calls in a row") as error:
         judge_of(server, retries=0, concurrency=1).answer(asked())
     chain = "".join(map(str, (error.value, error.value.__cause__, error.value.__context__)))
-    for text in ((tmp_path / "calls.jsonl").read_text(), caplog.text, str(answers), chain):
+    for text in ((tmp_path / "calls.jsonl").read_text(), str(answers), chain):
         assert "[key]" in text and KEY not in text
+    assert "HTTP Request" in caplog.text and KEY not in caplog.text
 
 
 def test_a_key_in_the_answers_of_an_older_run_is_hidden_when_they_are_read(server, tmp_path):

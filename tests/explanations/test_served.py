@@ -44,7 +44,7 @@ def samples(planted):
 
 
 @pytest.fixture
-def server():
+def server(no_waits):
     with LoopbackJudge() as server:
         server.always = by_oracle
         yield server
@@ -67,12 +67,8 @@ def results(samples, judge, name):
     return results_of(scorer, cases, judge)
 
 
-async def no_wait(seconds):
-    pass
-
-
 def remote(server, calls=None) -> Remote:
-    return Remote(JudgeArguments(model="m", base_url=server.url), calls, sleep=no_wait)
+    return Remote(JudgeArguments(model="m", base_url=server.url), calls)
 
 
 @pytest.mark.parametrize("name", SCORES)

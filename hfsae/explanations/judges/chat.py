@@ -31,24 +31,12 @@ class ChatError(Exception):
         kind: "status": the server answered with an error; "unreachable": no connection; "broken":
             the connection broke, or took too long; "no chat": a reply of another shape.
         status: of HTTP, 0 for other kinds.
-        wait: seconds that the server wants to be left alone.
     """
 
-    def __init__(
-        self, kind: _Kind, reason: str, status: int = 0, wait: float | None = None
-    ) -> None:
+    def __init__(self, kind: _Kind, reason: str, status: int = 0) -> None:
         super().__init__(reason)
         self.kind: _Kind = kind
-        self.status, self.wait = status, wait
-
-    @property
-    def may_pass(self) -> bool:
-        """Whether the same request may succeed later."""
-        return (
-            self.kind in ("unreachable", "broken")
-            or self.status in (408, 429)
-            or (self.status >= 500 and self.status != 501)
-        )
+        self.status = status
 
 
 def body_of(model: str, question: Question, seed: int) -> dict[str, Any]:
