@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 
 from ..activations.token_text import token_text
@@ -47,7 +46,6 @@ from .word_search import NEARBY, find, title_of
 
 _LENS_TOKENS = 10
 _LABELS = 3  # of documents, among the names of a latent
-_BESIDE, _LEAST = 5, 2  # latents that fire beside another, on at least so many of its examples
 _GIVERS = {"lm": "a language model", "template": "a program, of its tokens"}
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
@@ -187,7 +185,6 @@ def feature(subject: Subject, latent: int) -> Json:
         promoted (list, optional): {token, logit} that its direction makes likelier.
         suppressed (list, optional): {token, logit} that its direction makes less likely.
         neighbours (list[Latent], optional): the closest directions; "value" is the cosine.
-        together (dict, optional): {n, rows} of latents with examples on the same tokens.
         n_groups (int, optional): how many groups of examples follow the strongest.
         groups (list, optional): {kind, examples} of texts in which it fires, the strongest first.
             The "text" of an example has the token that it fires on between « and »; of an SAE that
@@ -241,40 +238,9 @@ def feature(subject: Subject, latent: int) -> Json:
         "promoted": [{"token": t, "logit": v} for t, v in record.promoted],
         "suppressed": [{"token": t, "logit": v} for t, v in record.suppressed],
         "neighbours": as_rows(subject, [{"latent": i, "value": c} for i, c in record.neighbours]),
-        "together": together(subject, index),
         "n_groups": store.meta["arguments"]["quantiles"],
         "groups": [{"kind": kind, "examples": members} for kind, members in groups.items()],
     }
-
-
-def together(subject: Subject, latent: int) -> Json:
-    """Latents that have examples on the same tokens as this one, the most such tokens first.
-
-    Returns {"n", the number of its examples; "rows", whose "value" is the share of them}. Examples
-    are few of a latent's firings, the strongest and some drawn at random: a latent that is missing
-    here may fire beside it all the same.
-    """
-    store = subject.store
-    if store is None:
-        return {"n": 0, "rows": []}
-
-    def firings() -> tuple[np.ndarray, np.ndarray]:
-        """Of all examples the tokens, in their order, and the latents that fire there."""
-        table = store.examples.to_table(columns=["latent", "row", "position"])
-        latents, row, position = (table[name].to_numpy() for name in table.column_names)
-        place = row.astype(np.int64) * 2**24 + position
-        order = np.argsort(place, kind="stable")
-        return place[order], latents[order]
-
-    place, latents = subject.cached("firings", firings)
-    own = place[latents == latent]
-    first, last = (np.searchsorted(place, own, side) for side in ("left", "right"))
-    beside = [latents[a:b] for a, b in zip(first, last, strict=True)]
-    others, n = np.unique(np.concatenate([*beside, [latent]]), return_counts=True)
-    kept = (others != latent) & (n >= _LEAST)
-    ranked = sorted(zip(n[kept].tolist(), others[kept].tolist(), strict=True), reverse=True)
-    rows = [{"latent": int(i), "value": count / len(own)} for count, i in ranked[:_BESIDE]]
-    return {"n": len(own), "rows": as_rows(subject, rows)}
 
 
 def promoted(subject: Subject, latent: int) -> Json:

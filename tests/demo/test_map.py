@@ -1,7 +1,5 @@
 """All latents on a map, two SAEs side by side, and a latent's page as people know it."""
 
-import csv
-import io
 import json
 import math
 import re
@@ -15,7 +13,7 @@ from playwright.sync_api import expect
 import hfsae
 from hfsae.demo.actions import Actions
 from hfsae.demo.health_actions import other_of
-from hfsae.demo.inspect_actions import find_on_map, latent_map, places_of, together
+from hfsae.demo.inspect_actions import find_on_map, latent_map, places_of
 from hfsae.demo.pages.feature import axis_ticks, export
 from hfsae.demo.parts import html
 
@@ -61,28 +59,9 @@ def test_the_map_finds_what_the_search_finds_and_more_of_it(subject):
     assert [row["latent"] for row in view["rows"]] == view["hits"][:12]
 
 
-def test_latents_that_fire_together_are_counted_on_the_same_tokens(subject):
-    table = subject.store.examples.to_table(columns=["latent", "row", "position"]).to_pylist()
-    places = {}
-    for row in table:
-        places.setdefault(row["latent"], set()).add((row["row"], row["position"]))
-    shared = {i: {j: len(a & b) for j, b in places.items() if j != i} for i, a in places.items()}
-    latent = max(shared, key=lambda i: max(shared[i].values()))
-    view = together(subject, latent)
-    assert view["rows"] and view["n"] == len(places[latent])
-    for row in view["rows"]:
-        assert row["value"] == shared[latent][row["latent"]] / view["n"]
-    assert view["rows"][0]["value"] == max(shared[latent].values()) / view["n"]
-
-
 def test_a_latent_can_be_taken_away(subject):
     view = Actions(subject).feature(3)
-    as_json, as_csv = export(subject, view)
-    assert json.loads(as_json.read_text()) == view
-    rows = list(csv.DictReader(io.StringIO(as_csv.read_text())))
-    assert len(rows) == sum(len(group["examples"]) for group in view["groups"])
-    assert float(rows[0]["activation"]) == pytest.approx(view["max_activation"], rel=1e-5)
-    assert rows[0]["token"] in rows[0]["text"] and rows[0]["latent"] == "3"
+    assert json.loads(export(subject, view).read_text()) == view
 
 
 def test_a_latent_has_all_its_names_with_their_origins(subject):

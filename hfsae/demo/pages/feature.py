@@ -1,7 +1,5 @@
 """All about one latent."""
 
-import csv
-import io
 import json
 import math
 from contextlib import suppress
@@ -26,7 +24,6 @@ from ..subject import Subject, how_to_make
 from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
-_COLUMNS = ("latent", "kind", "rank", "document", "position", "activation", "token", "text")
 
 
 class FeaturePage(Page[at.Feature]):
@@ -72,12 +69,11 @@ class FeaturePage(Page[at.Feature]):
                     )
                     self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
                     self.as_json = gr.DownloadButton("This page as .json", size="sm")
-                    self.as_csv = gr.DownloadButton("Its examples as .csv", size="sm")
                 self.own = panel(elem_id="feature-list")
         self.shown = gr.State(None)  # the latent shown; somebody may be typing another into its box
         self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
         self.outputs = (self.main, self.tried, self.aside, self.own, self.code, self.vector)
-        self.outputs += (self.as_json, self.as_csv, self.shown)
+        self.outputs += (self.as_json, self.shown)
 
     def to_component(self, name: str, value: object) -> object:
         """A latent is shown in a text box."""
@@ -99,12 +95,12 @@ class FeaturePage(Page[at.Feature]):
         """All of a latent's page; without a latent it is empty."""
         latent, subject = address.latent, self.subject
         if latent is None:
-            values = (_EMPTY, *[""] * 3, *[None] * 5)
+            values = (_EMPTY, *[""] * 3, *[None] * 4)
             return dict(zip(self.outputs, values, strict=True))
         view = self.actions.feature(latent)
         by_template = view["auto"] and view["auto"]["source"] == "template"
         view["better"] = how_to_make(subject, "explain") if by_template else None
-        as_json, as_csv = export(subject, view)
+        as_json = export(subject, view)
         view |= {"unit": subject.unit, "facts": _facts(view, subject.unit)}
         view["opens"] = subject.encoder is not None
         view["of_model"] = subject.sae.config.last_model
@@ -117,7 +113,7 @@ class FeaturePage(Page[at.Feature]):
                     low, high = (f"{round(100 * p / n)} %" for p in (part - 1, part))
                     group["title"] = f"From the {low} to the {high} strongest, of a random sample"
             add_crops(subject, view["groups"])
-            add_strongest(subject, [*view["neighbours"], *view["together"]["rows"]])
+            add_strongest(subject, view["neighbours"])
         else:
             view |= {"missing": how_to_make(subject, "collect")}
             try:  # what its direction does to the next token
@@ -139,7 +135,6 @@ class FeaturePage(Page[at.Feature]):
             self.own: html("own_list", subject.name, view),
             self.code: of_latent(subject, latent),
             self.as_json: str(as_json),
-            self.as_csv: str(as_csv),
             self.vector: vector,
             self.shown: latent,
         }
@@ -218,24 +213,12 @@ class FeaturePage(Page[at.Feature]):
         return {self.notice: notice, self.main: main, self.drafts: others}
 
 
-def export(subject: Subject, view: Json) -> tuple[Path, Path]:
-    """Paths of a latent's page as JSON, and of its examples as CSV, a line for each; see
-    `inspect_actions.feature`. The files lie in a folder that is deleted when the app ends."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(_COLUMNS)
-    for group in view.get("groups", []):
-        for rank, e in enumerate(group["examples"]):
-            token = next((t["text"] for t in e["tokens"] if t["firing"]), "")
-            # without text the window is places
-            window = e["text"] if "places" in e else "".join(t["text"] for t in e["tokens"])
-            place = (e["document"], e["position"], f"{e['activation']:.6g}")
-            lines.writerow([view["latent"], group["kind"], rank, *place, token, window])
-    name = subject.directions / f"latent-{view['latent']}"
-    as_json, as_csv = name.with_suffix(".json"), name.with_suffix(".csv")
-    write_whole(as_json, json.dumps(view, ensure_ascii=False, indent=1) + "\n")
-    write_whole(as_csv, text.getvalue())
-    return as_json, as_csv
+def export(subject: Subject, view: Json) -> Path:
+    """A file of a latent's page, as `inspect_actions.feature` gives it; it lies in a folder that is
+    deleted when the app ends."""
+    path = subject.directions / f"latent-{view['latent']}.json"
+    write_whole(path, json.dumps(view, ensure_ascii=False, indent=1) + "\n")
+    return path
 
 
 def _histogram(bins: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:
