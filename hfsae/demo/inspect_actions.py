@@ -13,14 +13,13 @@ from ..features import (
     NEAR,
     PLAIN,
     Hit,
-    blank_label,
     firing_on,
     nearest_rows,
     plane,
     promoting,
     search_labels,
     similar_latents,
-    write_label,
+    write_labels,
 )
 from ..features.inspection import compare
 from ..features.logit_lens import lens_of
@@ -407,10 +406,7 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
     if home is None:
         raise Refused("labels are not kept here; run `hfsae demo` on your own machine")
     hides = not label.strip() and home != subject.folder  # a label that the SAE comes with
-    weights = subject.folder  # labels may lie elsewhere
-    labels = (
-        blank_label(home, index, weights) if hides else write_label(home, index, label, weights)
-    )
+    labels = write_labels(home, {index: label}, subject.folder, hides=hides)
     subject.take_labels({index: "", **labels})
     return {"latent": index, "label": subject.labels.get(index, "")}
 
