@@ -133,13 +133,13 @@ def test_one_token_has_no_variance(tiny_lm, tiny_tokenizer, sae):
 def test_two_texts_are_compared_by_largest_activations(tiny_lm, tiny_tokenizer, sae, seen):
     other = inspect(tiny_lm, sae, tokenise(tiny_tokenizer, "dogs"))
     found = compare(seen, other)
-    gaps = [abs(d.first - d.second) for d in found]
+    gaps = [abs(first - second) for _, first, second in found]
     assert gaps == sorted(gaps, reverse=True) and min(gaps) > 0
-    best = found[0]
-    assert best.first == pytest.approx(max(seen.trace(best.latent)))
-    assert best.second == pytest.approx(max(other.trace(best.latent)))
+    best, first, second = found[0]
+    assert first == pytest.approx(max(seen.trace(best)))
+    assert second == pytest.approx(max(other.trace(best)))
     assert compare(seen, seen) == []
-    assert best.latent not in [d.latent for d in compare(seen, other, hide=[best.latent])]
+    assert best not in [latent for latent, *_ in compare(seen, other, hide=[best])]
 
 
 def test_an_sae_without_a_site_is_refused(tiny_lm, tiny_tokenizer):

@@ -148,8 +148,10 @@ def compare_prompts(
     """
     pair = [subject.inspection(text, chat) for text in (first, second)]
     ranking = compare(pair[0], pair[1], SHOWN, hide=denser_than(subject, max_density))
-    rows = as_rows(subject, [{**d._asdict(), "value": max(d.first, d.second)} for d in ranking])
-    latent = ranking[0].latent if ranking else None
+    differences = [
+        {"latent": i, "first": a, "second": b, "value": max(a, b)} for i, a, b in ranking
+    ]
+    rows, latent = as_rows(subject, differences), ranking[0][0] if ranking else None
     usual = largest_of(subject, latent)
     return {
         "differences": rows,

@@ -149,15 +149,6 @@ class Ranked(NamedTuple):
     """position of the largest activation"""
 
 
-class LatentDifference(NamedTuple):
-    """A latent in two texts."""
-
-    latent: int
-    first: float
-    """its largest activation in the first text, raw units; 0 if it does not fire there"""
-    second: float
-
-
 class Inspection(NamedTuple):
     """The latents that fire in one text: n firings in order of position."""
 
@@ -267,12 +258,13 @@ def firings_in(
 
 def compare(
     first: Inspection, second: Inspection, k: int | None = None, *, hide: Collection[int] = ()
-) -> list[LatentDifference]:
-    """Latents whose largest activations differ between two texts, the most different first."""
+) -> list[tuple[int, float, float]]:
+    """Latents whose largest activations differ between two texts, the most different first: each
+    with that in the first text and in the second, raw units, 0 where it does not fire."""
     largest = torch.zeros(2, first.d_sae)
     for row, seen in zip(largest, (first, second), strict=True):
         row.scatter_reduce_(0, seen.latent, seen.activation, "amax")
     largest[:, sorted(hide)] = 0.0
     gap = (largest[0] - largest[1]).abs()
     order = gap.argsort(descending=True, stable=True)[: int((gap > 0).sum())][:k]
-    return [LatentDifference(i, *largest[:, i].tolist()) for i in order.tolist()]
+    return [(i, *largest[:, i].tolist()) for i in order.tolist()]

@@ -66,7 +66,7 @@ def same_turns(
     """Of the exchanges that were written, those that an address with the same settings begins with:
     they are not written again."""
     shared = exchanges[: len(address.turns)]
-    is_same = tuple(exchange.message for exchange in shared) == address.turns[: len(shared)]
+    is_same = tuple(message for message, *_ in shared) == address.turns[: len(shared)]
     settings = replace(address, prompt=written.prompt, turns=written.turns)
     return shared if is_same and settings == written else ()
 
@@ -418,7 +418,7 @@ class SteerPage(Page[at.Steer]):
                     yield {self.output: html("pair", view)}
                 if job.over:
                     break
-                exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
+                exchanges = (*exchanges, (message, view["plain"], view["steered"]))
 
             if not job.over:
                 if not turns:
