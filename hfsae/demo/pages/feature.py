@@ -27,11 +27,7 @@ _EMPTY = html("empty", "Give a number, or take a random latent.")
 
 
 class FeaturePage(Page[at.Feature]):
-    """A latent by its number: measurements, examples, neighbours, its label, a text to try.
-
-    Edited labels are kept as drafts of our own, by latent: a box of Gradio's has one value, and
-    somebody may look at other latents before saving.
-    """
+    """A latent by its number: measurements, examples, neighbours, its label, a text to try."""
 
     title = "Feature"
     state = at.Feature
@@ -71,7 +67,6 @@ class FeaturePage(Page[at.Feature]):
                     self.as_json = gr.DownloadButton("This page as .json", size="sm")
                 self.own = panel(elem_id="feature-list")
         self.shown = gr.State(None)  # the latent shown; somebody may be typing another into its box
-        self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
         self.outputs = (self.main, self.tried, self.aside, self.own, self.code, self.vector)
         self.outputs += (self.as_json, self.shown)
 
@@ -140,7 +135,7 @@ class FeaturePage(Page[at.Feature]):
         }
 
     def wire(self, app: App) -> None:
-        """Buttons lead to another latent, or to the steer page; edited labels are kept."""
+        """Buttons lead to another latent, or to the steer page; a label is saved."""
 
         app.on([self.latent.submit], self.address, self)
         app.on([self._step(self.previous, -1), self._step(self.next, 1)], self.address, self)
@@ -151,12 +146,9 @@ class FeaturePage(Page[at.Feature]):
         for part in (self.main, self.aside, self.tried, self.own):
             app.on_select(part, self._click, self, leads_to=("steer", "picture"))
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        saved = [self.notice, self.main, self.drafts]
         for trigger in (self.save.click, self.label.submit):
-            trigger(self._save, [self.shown, self.label, self.drafts], saved, **quietly)
-        labelled = [self.label, self.shown, self.drafts]
-        self.label.input(self._draft, labelled, self.drafts, trigger_mode="always_last", **quietly)
-        self.shown.change(self._show_label, labelled, [self.label, self.notice], **quietly)
+            trigger(self._save, [self.shown, self.label], [self.notice, self.main], **quietly)
+        self.shown.change(self._show_label, self.shown, self.label, **quietly)
 
     def _step(self, button: gr.Button, by: int) -> Any:
         """The event after a button's, which counts on in the browser: many quick clicks go far."""
@@ -183,34 +175,17 @@ class FeaturePage(Page[at.Feature]):
             return at.Picture(index, whole(to))
         return replace(self.address(*values), latent=whole(index))
 
-    def _draft(self, label: str | None, latent: int | None, drafts: dict[int, str]) -> Updates:
-        kept = {i: draft for i, draft in drafts.items() if i != latent}
-        if latent is not None and (label or "") != self.subject.labels.get(latent, ""):
-            kept[latent] = label or ""
-        return kept
+    def _show_label(self, latent: int | None) -> str:
+        return "" if latent is None else self.subject.labels.get(latent, "")
 
-    def _show_label(self, seen: str | None, latent: int | None, drafts: dict[int, str]) -> Updates:
-        """The label of the latent shown: the edited one, or else the saved one.
-
-        A box that already has it is not updated: somebody may be typing there by now.
-        """
-        label = "" if latent is None else drafts.get(latent, self.subject.labels.get(latent, ""))
-        put = gr.skip() if label == (seen or "") else label
-        if latent is None or not drafts:
-            return {self.label: put}
-        of = ", ".join(map(str, sorted(drafts)))
-        return {self.label: put, self.notice: html("said", f"Labels not saved yet: of {of}.")}
-
-    def _save(self, latent: int | None, label: str | None, drafts: dict[int, str]) -> Updates:
+    def _save(self, latent: int | None, label: str | None) -> Updates:
         try:
             saved = self.actions.save_label(latent, label or "")
         except ValueError as error:
             return {self.notice: html("error", str(error))}
-        view = self.actions.feature(saved["latent"])
-        main = self.render(at.Feature(view["latent"]))[self.main]
+        main = self.render(at.Feature(saved["latent"]))[self.main]
         notice = html("said", f"The label of latent {saved['latent']} is saved.")
-        others = {i: draft for i, draft in drafts.items() if i != saved["latent"]}
-        return {self.notice: notice, self.main: main, self.drafts: others}
+        return {self.notice: notice, self.main: main}
 
 
 def export(subject: Subject, view: Json) -> Path:
