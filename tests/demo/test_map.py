@@ -86,24 +86,15 @@ def other(sae_folder, tmp_path, monkeypatch):
     return folder
 
 
-def test_winners_are_of_metrics_that_have_a_better_side(subject, other):
-    rows = {r["name"]: r["winner"] for r in Actions(subject).compare_saes("other")["rows"]}
-    assert (rows["fvu"], rows["l0"]) == ("second", None)
-    assert rows["cosine"] is None  # the first has twice as many latents a token
-    assert rows["kl"] is None  # equal
-
-
-def test_dead_shares_are_ranked_where_their_intervals_part(subject, other):
-    path = other / "evaluation.json"
-    evaluation = json.loads(path.read_text())
-    metrics = {m["name"]: m for m in Actions(subject).health()["metrics"]}
-    own, evaluation["metrics"]["l0"]["value"] = metrics["dead_share"], metrics["l0"]["value"]
-    for low, winner in ((own["high"] - 1e-3, None), (own["high"] + 1e-3, "first")):
-        changed = {"value": own["high"] + 0.01, "low": low, "high": own["high"] + 0.02}
-        evaluation["metrics"]["dead_share"] |= changed
-        path.write_text(json.dumps(evaluation))
-        rows = {r["name"]: r["winner"] for r in Actions(subject).compare_saes("other")["rows"]}
-        assert rows["dead_share"] == winner
+def test_metrics_of_two_saes_stand_beside_each_other_with_intervals(subject, other):
+    view = Actions(subject).compare_saes("other")
+    rows = {row["name"]: row for row in view["rows"]}
+    own = {metric["name"]: metric for metric in Actions(subject).health()["metrics"]}
+    assert rows["fvu"]["first"] == own["fvu"] and rows["fvu"]["unit"] == own["fvu"]["unit"]
+    assert rows["l0"]["second"]["value"] == own["l0"]["value"] / 2
+    assert view["same_text"] and not view["equal_l0"] and view["apart"] == ""
+    drawn = html("versus", {**view, "unit": subject.unit})
+    assert "The two fire at different rates" in drawn and drawn.count(" to ") >= 2 * len(own)
 
 
 @pytest.mark.parametrize("n_tokens, loss", [(7, 1.0), (None, 1.1)])
@@ -113,9 +104,7 @@ def test_saes_that_were_not_measured_on_one_text_are_not_ranked(subject, other, 
     evaluation["metrics"]["ce_clean"]["value"] *= loss
     path.write_text(json.dumps(evaluation))
     view = Actions(subject).compare_saes("other")
-    assert not view["same_text"] and not any(r["winner"] for r in view["rows"])
-    drawn = html("versus", view)
-    assert "Not measured on the same text" in drawn and "hf-won" not in drawn
+    assert not view["same_text"] and "Not measured on the same text" in html("versus", view)
 
 
 @pytest.mark.parametrize(
@@ -131,16 +120,13 @@ def test_saes_of_different_models_or_sites_are_not_ranked(subject, other, of, ap
     (other / "config.json").write_text(json.dumps(config | of))
     views = Actions(subject).compare_saes("other"), Actions(subject).side_by_side("other", "a cat")
     assert [view["apart"] for view in views] == [apart] * 2
-    assert bool(apart) == (not any(r["winner"] for r in views[0]["rows"]))
     for name, view in zip(("versus", "beside"), views, strict=True):
-        drawn = html(name, view)
-        assert ("neither is better" in drawn) == bool(apart) and not (apart and "hf-won" in drawn)
+        assert ("neither is better" in html(name, view)) == bool(apart)
 
 
 def test_an_sae_beside_itself_fires_on_the_same_tokens(subject, other):
     view = Actions(subject).side_by_side("other", "the cat sat")
     assert view["first"]["fvu"] == pytest.approx(view["second"]["fvu"]) and view["equal_l0"]
-    assert view["winner"] is None
     assert [r["latent"] for r in view["first"]["rows"]] == [
         r["latent"] for r in view["second"]["rows"]
     ]
