@@ -52,7 +52,7 @@ SCORES = {
     "word": "match, at most 1",
     "fires on": "largest activation, as a share of its usual largest",
     "promotes": "logit for each unit of activation",
-    "label": "rank by words of their names, BM25",
+    "label": "share of words in common with their names",
     "similar to": "cosine of directions",
 }
 """what the numbers of each search are"""

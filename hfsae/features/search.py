@@ -4,9 +4,7 @@ Everything runs locally. `FeatureSearch` searches a feature store; `firing_on`, 
 `similar_latents` use the SAE and its model, and need no store.
 """
 
-import math
 import re
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -25,7 +23,6 @@ from ..models.config import check_latent
 from .logit_lens import output_embedding, through_final_norm, written_directions
 from .store import FeatureStore
 
-K1, B = 1.2, 0.75  # BM25's usual constants (Robertson and Zaragoza 2009, section 3.2)
 PREFIX_WEIGHT = 0.5  # weight of a word that only begins with the query's word
 _SHORTEST = 3  # letters of a word
 _CLOSED = """
@@ -120,28 +117,14 @@ def _best(scores: Mapping[int, float], why: Mapping[int, str], k: int) -> list[H
 
 
 def search_labels(labels: Mapping[int, str], query: str, k: int = 20) -> list[Hit]:
-    """Latents ranked by BM25 of their labels; a label's word may also begin with the query's.
-
-    Words of two letters or fewer match whole words only.
-    """
-    words = set(_words(query))
-    texts = {latent: Counter(_words(label)) for latent, label in labels.items()}
-    if not words or not texts:
-        return []
-    mean_length = sum(map(Counter.total, texts.values())) / len(texts)
-    scores: defaultdict[int, float] = defaultdict(float)
-    for word in words:
-        frequency = {}
-        for i, text in texts.items():
-            n_whole = text[word]
-            n_begun = sum(n for w, n in text.items() if w.startswith(word)) if len(word) > 2 else 0
-            frequency[i] = n_whole + PREFIX_WEIGHT * max(0, n_begun - n_whole)
-        containing = sum(f > 0 for f in frequency.values())
-        rarity = math.log(1 + (len(texts) - containing + 0.5) / (containing + 0.5))
-        for i, f in frequency.items():
-            if f > 0:
-                length = 1 - B + B * texts[i].total() / mean_length
-                scores[i] += rarity * f * (K1 + 1) / (f + K1 * length)
+    """Latents by the share of words that their labels have in common with the query, from 0 to 1; a
+    word of three letters or more that a label's word begins with counts half."""
+    asked, scores = {*_words(query)}, dict[int, float]()
+    for latent, label in labels.items():
+        words = {*_words(label)}
+        begun = sum(len(w) > 2 and any(own.startswith(w) for own in words) for w in asked - words)
+        if common := len(asked & words) + PREFIX_WEIGHT * begun:
+            scores[latent] = 2 * common / (len(asked) + len(words))
     return _best(scores, labels, k)
 
 

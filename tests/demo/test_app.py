@@ -198,7 +198,7 @@ def test_an_address_fills_the_fields_that_give_it_back(subject, address):
         ("e", "word", "match", r"\d\.\d\d"),
         ("the cat", "fires on", "share of largest", r"\d+ %"),
         ("e", "promotes", "logit a unit", r"\d+\.\d{3}"),
-        ("img", "label", "BM25", r"\d+\.\d\d"),
+        ("img", "label", "words in common", r"\d+\.\d\d"),
         ("3", "similar to", "cosine", r"-?\d\.\d\d"),
     ],
 )
