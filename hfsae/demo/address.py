@@ -34,7 +34,6 @@ class Inspect(Address):
     latent: int | None = None
     token: int | None = None
     chat: bool = False
-    max_density: float = 1.0
     versus: str = ""
 
 

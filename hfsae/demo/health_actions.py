@@ -297,7 +297,7 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
             "d_sae": sae.sae.config.d_sae,
             "l0": sum(s.l0) / max(1, s.n_kept),
             "fvu": s.fvu if s.fvu == s.fvu else None,
-            "rows": firing_rows(sae, s, [])[0],
+            "rows": firing_rows(sae, s)[0],
         }
         for sae, s in zip(saes, seen, strict=True)
     )

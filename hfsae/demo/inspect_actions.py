@@ -32,7 +32,6 @@ from .rows import (
     SHOWN,
     Json,
     as_rows,
-    denser_than,
     facts_of,
     firing_rows,
     largest_of,
@@ -79,7 +78,6 @@ def inspect(
     latent: int | None = None,
     token: int | None = None,
     chat: bool = False,
-    max_density: Annotated[float, validate.SHARE] = 1.0,
 ) -> Json:
     """Latents of the SAE that fire in a text: on the whole, on one token, and one along it.
 
@@ -92,7 +90,6 @@ def inspect(
             is listed.
         token: position of the token whose latents to list under "on_token"; null: none.
         chat: read the text as a user's message in the model's chat template.
-        max_density: leave out latents that fire on more than this share of all tokens.
 
     Returns:
         tokens (list[Token]): of the text, with the activation of "latent" on each.
@@ -108,12 +105,12 @@ def inspect(
         l0 (float): latents that fire on a token, on average.
         fvu (float | None): fraction of the activations' variance that the SAE leaves unexplained.
     """
-    seen, hide = subject.inspection(prompt, chat), denser_than(subject, max_density)
-    ranking, dense = firing_rows(subject, seen, hide)
+    seen = subject.inspection(prompt, chat)
+    ranking, dense = firing_rows(subject, seen)
     on_token = []
     if token is not None:
         token = validate.whole(token, "token", 0, len(seen.tokens.ids) - 1)
-        on_token, dense = firing_rows(subject, seen.at(token), hide)
+        on_token, dense = firing_rows(subject, seen.at(token))
     if latent is not None:
         latent = validate.latent(latent, subject.d_sae)
     elif on_token or ranking:
@@ -129,7 +126,6 @@ def compare_prompts(
     first: str,
     second: str,
     chat: bool = False,
-    max_density: Annotated[float, validate.SHARE] = 1.0,
 ) -> Json:
     """Latents whose largest activations differ most between two texts.
 
@@ -137,7 +133,6 @@ def compare_prompts(
         first: a text.
         second: another.
         chat: read both as a user's message in the model's chat template.
-        max_density: leave out latents that fire on more than this share of all tokens.
 
     Returns:
         differences (list[Latent]): those that differ most first; "first" and "second" are their
@@ -147,7 +142,7 @@ def compare_prompts(
         second (list[Token]): likewise of the second text.
     """
     pair = [subject.inspection(text, chat) for text in (first, second)]
-    ranking = compare(pair[0], pair[1], SHOWN, hide=denser_than(subject, max_density))
+    ranking = compare(pair[0], pair[1], SHOWN)
     differences = [
         {"latent": i, "first": a, "second": b, "value": max(a, b)} for i, a, b in ranking
     ]

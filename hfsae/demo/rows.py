@@ -15,7 +15,7 @@ come by activation. Of a picture, whose patches have no words, `share` and `rari
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,7 @@ import torch
 
 from ..features import FeatureStore
 from ..features.inspection import Inspection, Ranked
-from ..io.errors import Refused
-from . import validate
-from .subject import Subject, without_examples
+from .subject import Subject
 
 SHOWN = 12  # rows of a table
 _HINTS = 4  # tokens that describe a latent
@@ -41,19 +39,6 @@ _CANDIDATES = 48  # latents whose examples are read
 _COUNTED = 4096  # latents whose examples are counted for the frequencies of tokens
 
 Json = dict[str, Any]
-
-
-def denser_than(subject: Subject, max_density: object) -> list[int]:
-    """Latents that fire on more than this share of tokens."""
-    limit = validate.number(max_density, "max_density", *validate.SHARE)
-    if limit >= 1:
-        return []
-    if not subject.is_counted:
-        raise Refused(
-            "this SAE's densities are unknown, so the density filter cannot be used: "
-            f"{without_examples(subject)}"
-        )
-    return (subject.density() > limit).nonzero()[:, 0].tolist()
 
 
 def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
@@ -89,10 +74,10 @@ def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
     return rows
 
 
-def firing_rows(subject: Subject, seen: Inspection, hide: list[int]) -> tuple[list[Json], Json]:
+def firing_rows(subject: Subject, seen: Inspection) -> tuple[list[Json], Json]:
     """The latents of a text or of a token, the most telling first (see `by_salience`), and apart
     those that fire in most texts: {"n", "rows"}."""
-    ranking = ranked(subject, seen, hide)
+    ranking = ranked(subject, seen)
     density = subject.density()  # 0 where it is unknown
     dense = [r for r in ranking if density[r.latent] > DENSE]
     if len(dense) == len(ranking):
@@ -157,22 +142,22 @@ def threshold_of(subject: Subject, latent: int) -> float | None:
     return float(one) * subject.sae.latent_scale
 
 
-def ranked(subject: Subject, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:
+def ranked(subject: Subject, seen: Inspection) -> list[Ranked]:
     """The latents of a text or a picture, the most telling first; without a feature store, by
     activation."""
     store = subject.store
     if store is None:
-        return seen.ranking(hide=hide)
+        return seen.ranking()
     if subject.unit.is_text:
         frequencies = subject.cached("frequencies", lambda: token_frequencies(store))
-        return by_salience(store, frequencies, seen, hide)
+        return by_salience(store, frequencies, seen)
     largest, density = store.max_activations, store.densities
 
     def score(r: Ranked) -> float:
         most, share = float(largest[r.latent]), max(float(density[r.latent]), 1e-9)
         return min(1.0, r.max / most) * -math.log(share) if most else 0.0
 
-    return sorted(seen.ranking(hide=hide), key=score, reverse=True)
+    return sorted(seen.ranking(), key=score, reverse=True)
 
 
 def token_frequencies(store: FeatureStore) -> dict[int, float]:
@@ -189,10 +174,7 @@ def token_frequencies(store: FeatureStore) -> dict[int, float]:
 
 
 def by_salience(
-    store: FeatureStore,
-    frequencies: Mapping[int, float],
-    seen: Inspection,
-    hide: Collection[int] = (),
+    store: FeatureStore, frequencies: Mapping[int, float], seen: Inspection
 ) -> list[Ranked]:
     """The latents of a text, the most telling first; frequencies: see `token_frequencies`."""
     import pyarrow.compute as pc
@@ -200,7 +182,7 @@ def by_salience(
     # the score without `own`, and without `word` too: that decides between tokens of no content,
     # and on a single token
     before: dict[int, tuple[float, float]] = {}
-    ranking, first = seen.ranking(hide=hide), seen.tokens.special.index(False)
+    ranking, first = seen.ranking(), seen.tokens.special.index(False)
     most, density = store.max_activations, store.densities
     for r in ranking:
         largest = float(most[r.latent])

@@ -13,7 +13,7 @@ Special tokens (BOS, chat roles) are shown, but nothing is computed on them: SAE
 them, and their activations are outliers.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -191,11 +191,10 @@ class Inspection(NamedTuple):
         trace[self.position[mine]] = self.activation[mine]
         return trace.tolist()
 
-    def ranking(self, *, hide: Collection[int] = ()) -> list[Ranked]:
-        """Latents of the text, those with the largest activation first, without those in `hide`."""
-        is_shown = ~torch.isin(self.latent, torch.tensor(sorted(hide), dtype=self.latent.dtype))
-        activation, position = self.activation[is_shown], self.position[is_shown]
-        latent, group, n = self.latent[is_shown].unique(return_inverse=True, return_counts=True)
+    def ranking(self) -> list[Ranked]:
+        """Latents of the text, those with the largest activation first."""
+        activation, position = self.activation, self.position
+        latent, group, n = self.latent.unique(return_inverse=True, return_counts=True)
         largest = torch.zeros(len(latent)).scatter_reduce_(
             0, group, activation, "amax", include_self=False
         )
@@ -257,14 +256,13 @@ def firings_in(
 
 
 def compare(
-    first: Inspection, second: Inspection, k: int | None = None, *, hide: Collection[int] = ()
+    first: Inspection, second: Inspection, k: int | None = None
 ) -> list[tuple[int, float, float]]:
     """Latents whose largest activations differ between two texts, the most different first: each
     with that in the first text and in the second, raw units, 0 where it does not fire."""
     largest = torch.zeros(2, first.d_sae)
     for row, seen in zip(largest, (first, second), strict=True):
         row.scatter_reduce_(0, seen.latent, seen.activation, "amax")
-    largest[:, sorted(hide)] = 0.0
     gap = (largest[0] - largest[1]).abs()
     order = gap.argsort(descending=True, stable=True)[: int((gap > 0).sum())][:k]
     return [(i, *largest[:, i].tolist()) for i in order.tolist()]

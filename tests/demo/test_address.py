@@ -33,7 +33,7 @@ def test_a_link_leads_back_to_where_it_was_made(address, query):
 
 
 def test_an_emptied_number_is_not_in_the_link():
-    assert at.to_query(at.Inspect("a", max_density=None)) == "tab=inspect&prompt=a"
+    assert at.to_query(at.Inspect("a", latent=None)) == "tab=inspect&prompt=a"
 
 
 def test_every_page_has_a_tab_and_an_address_of_its_own():

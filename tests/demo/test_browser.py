@@ -119,7 +119,7 @@ def test_settings_are_in_the_link_at_once_and_what_cannot_be_is_told_in_the_page
     assert value(page, "number input for New tokens") == "200"
 
 
-def test_two_prompts_are_compared_and_tokens_chosen_by_keyboard_and_frequent_latents_hidden(visit):
+def test_two_prompts_are_compared_and_tokens_chosen_by_keyboard(visit):
     page = visit("tab=inspect&prompt=the+cat&versus=a+dog")
     page.wait_for_selector("#inspect-comparison .hf-versus li")
     token = page.locator("#inspect-text button.hf-token").nth(3)
@@ -130,12 +130,6 @@ def test_two_prompts_are_compared_and_tokens_chosen_by_keyboard_and_frequent_lat
     page.go_back()
     page.wait_for_selector("#inspect-latents h2:has-text('In the whole text')")
     page.wait_for_selector("#inspect-comparison .hf-versus li")
-    every = page.locator("#inspect-latents li").count()
-    unfold(page, "Compare with another text, or set options", "Density filter")
-    page.get_by_label("Density filter").click()
-    page.get_by_role("option", name="hide those on over 0.1 % of tokens").click()
-    page.wait_for_url(re.compile("max_density=0.001"))
-    assert page.locator("#inspect-latents li").count() < every
 
 
 def test_a_latents_page_shows_what_is_known_tries_a_text_and_gives_its_direction(visit):
