@@ -43,8 +43,7 @@ from .table_actions import label_of, rows_of_latent, score_text
 from .word_search import NEARBY, find, title_of
 
 _LENS_TOKENS = 10
-_LABELS = 3  # of documents, among the names of a latent
-_GIVERS = {"lm": "a language model", "template": "a program, of its tokens"}
+_LABELS = 3  # of documents, that a latent goes with
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
 SCORES = {
@@ -170,7 +169,7 @@ def feature(subject: Subject, latent: int) -> Json:
         threshold (float | None): the pre-activation from which on it fires, raw units.
         reads (str): the site that it reads, of a cross-layer transcoder; else empty.
         sites (list): {site, share} of what it writes at each of several sites; empty for one site.
-        names (list): {text, origin, score} of all its names.
+        goes_with (list): {text, score} of labels of documents that it goes with best.
         collected (bool): what it fires on was collected; if not, the keys below are missing.
         density (float, optional): share of tokens that it fires on.
         n_firings (int, optional): tokens that it fired on.
@@ -200,8 +199,11 @@ def feature(subject: Subject, latent: int) -> Json:
         "threshold": threshold_of(subject, index),
         "reads": reads,
         "sites": sites,
+        "goes_with": [
+            {"text": label_of(row), "score": score_text(row)}
+            for row in rows_of_latent(subject, index)[:_LABELS]
+        ],
     }
-    facts["names"] = _names(subject, facts)
     if store is None:
         return {**facts, "collected": False}
     record, edges = store[index], store.meta["histogram_edges"]
@@ -406,22 +408,6 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
     labels = write_labels(home, {index: label}, subject.folder, hides=hides)
     subject.take_labels({index: "", **labels})
     return {"latent": index, "label": subject.labels.get(index, "")}
-
-
-def _names(subject: Subject, facts: Json) -> list[Json]:
-    """All names of a latent: the text, who or what gave it, and how it did when it was tested."""
-    (row,), auto = as_rows(subject, [{"latent": facts["latent"]}]), facts["auto"]
-    rows = [(facts["label"], "a label", "")]
-    if auto is not None:
-        by = _GIVERS.get(auto["source"], str(auto["source"]))
-        rows.append((auto["explanation"], by, auto["score"]))
-    best = rows_of_latent(subject, facts["latent"])[:_LABELS]
-    rows += [(label_of(r), "a label that it goes with best", score_text(r)) for r in best]
-    what = subject.unit.many if subject.unit.is_text else subject.unit.wholes
-    rows.append((", ".join(row.get("fires_on", [])), f"{what} of its strongest examples", ""))
-    promoted = ", ".join(token.strip() for token in row.get("promotes", []))
-    rows.append((promoted, "tokens that it makes likelier", ""))
-    return [{"text": t, "origin": o, "score": s} for t, o, s in rows if t.strip(" ,")]
 
 
 def automatic_name(subject: Subject, latent: int) -> Json | None:

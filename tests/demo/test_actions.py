@@ -546,7 +546,7 @@ def test_a_model_that_cannot_be_had_is_told_and_the_rest_opens(sae_folder, tmp_p
         "threshold": pytest.approx(0.5),
         "reads": "",
         "sites": [],
-        "names": [],
+        "goes_with": [],
         "collected": False,
     }
 

@@ -64,15 +64,6 @@ def test_a_latent_can_be_taken_away(subject):
     assert json.loads(export(subject, view).read_text()) == view
 
 
-def test_a_latent_has_all_its_names_with_their_origins(subject):
-    names = Actions(subject).feature(0)["names"]
-    assert names[0] == {"text": HOSTILE, "origin": "a label", "score": ""}
-    assert [n["origin"] for n in names[1:]] == [
-        "tokens of its strongest examples",
-        "tokens that it makes likelier",
-    ]
-
-
 @pytest.fixture
 def other(sae_folder, tmp_path, monkeypatch):
     """A folder of the same SAE with other evaluation results, below the working directory."""
