@@ -47,7 +47,7 @@ PROMPT = (
 PICTURES = (
     Picture(
         "inspect",
-        {"tab": "inspect", "latent": 1774, "max_density": 0.01, "prompt": PROMPT},
+        {"tab": "inspect", "latent": 1774, "prompt": PROMPT},
         "#inspect-latents .hf-id",
         "#header",
         "#inspect-text",

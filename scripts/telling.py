@@ -17,12 +17,19 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hfsae.demo import Choice, Subject, by_salience, default_source, numbers, open_subject
+from hfsae.demo import (
+    Choice,
+    Subject,
+    by_salience,
+    default_source,
+    open_subject,
+    token_frequencies,
+)
 from hfsae.features import Inspection, Ranked
 
 TEXTS = (
@@ -70,15 +77,16 @@ class Peak(NamedTuple):
     seen: Inspection
     surprise: Tensor
     """-ln p(token) of each token by the language model, nats; 0 for the first"""
-    numbers: Any
-    """of the SAE: its latents' densities, the frequencies of tokens"""
+    frequencies: dict[int, float]
+    """of tokens"""
 
     def share(self, r: Ranked) -> float:
         return min(1.0, r.max / float(self.subject.largest()[r.latent].clamp(min=1e-30)))
 
     def word(self, r: Ranked) -> float:
         """-ln of the token's frequency, less that of a token on 2 % of text; at least 0."""
-        frequency = self.numbers.frequency.get(self.seen.tokens.ids[r.peak], self.numbers.rarest)
+        token = self.seen.tokens.ids[r.peak]
+        frequency = self.frequencies.get(token, self.frequencies[-1])
         return max(0.0, math.log(COMMON / frequency))
 
     def rarity(self, r: Ranked) -> float:
@@ -99,7 +107,7 @@ ORDERS: dict[str, Callable[[Peak, Ranked], float] | None] = {
 
 
 @torch.no_grad()
-def peaks(subject: Subject, of: Any, text: str) -> Peak:
+def peaks(subject: Subject, of: dict[int, float], text: str) -> Peak:
     seen = subject.inspection(text, False)
     ids = torch.tensor([seen.tokens.ids])
     logs = subject.lm(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
@@ -110,7 +118,10 @@ def peaks(subject: Subject, of: Any, text: str) -> Peak:
 def order(peak: Peak, key: Callable[[Peak, Ranked], float] | None, folds: bool) -> list[Ranked]:
     """The first latents by a key, or in the app's order."""
     density = peak.subject.density()
-    ranking = by_salience(peak.numbers, peak.seen) if key is None else peak.seen.ranking()
+    ranking = peak.seen.ranking()
+    if key is None:
+        assert peak.subject.store is not None
+        ranking = by_salience(peak.subject.store, peak.frequencies, peak.seen)
     ranking = [r for r in ranking if not folds or density[r.latent] <= DENSE]
     if key is not None:
         ranking.sort(key=lambda r: -key(peak, r))
@@ -162,7 +173,7 @@ def main(folder: str) -> None:
     subject = open_subject(Choice(folder))
     strongest = strongest_words(subject)
     assert subject.store is not None
-    of = numbers(subject.store)
+    of = token_frequencies(subject.store)
     read = [peaks(subject, of, text) for text in TEXTS]
     print(f"{subject.name}: the first {N} latents of {len(TEXTS)} texts, means\n")
     print(f"| order | on words | own word | words of {N} | density |\n|---|---:|---:|---:|---:|")

@@ -22,7 +22,7 @@ from .app import launch as launch
 from .app import looks as looks
 from .opening import open_subject as open_subject
 from .rows import by_salience as by_salience
-from .rows import numbers as numbers
+from .rows import token_frequencies as token_frequencies
 from .subject import Choice as Choice
 from .subject import Subject as Subject
 from .subject import default_source as default_source

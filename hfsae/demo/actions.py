@@ -42,8 +42,7 @@ from .rows import Json
 from .subject import Subject
 
 QUEUES: dict[str, dict[str, Any]] = {
-    name: {"concurrency_id": name, "concurrency_limit": n}
-    for name, n in (("look", 8), ("slow", 2), ("search", 1))
+    name: {"concurrency_id": name, "concurrency_limit": n} for name, n in (("look", 8), ("slow", 2))
 }
 """options of an event whose calls wait in a queue, of which so many run at once"""
 _SECTION = re.compile(r"^(Args|Returns):$", re.MULTILINE)

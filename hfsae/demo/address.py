@@ -21,9 +21,12 @@ class Address:
 
     tab: ClassVar[str]
     """the page's name in links"""
+    kinds: ClassVar[dict[str, type["Address"]]] = {}
+    """all of them by that name"""
 
     def __init_subclass__(cls) -> None:
         cls.tab = cls.__name__.lower()
+        Address.kinds[cls.tab] = cls
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,6 @@ class Inspect(Address):
     latent: int | None = None
     token: int | None = None
     chat: bool = False
-    max_density: float = 1.0
     versus: str = ""
 
 
@@ -56,25 +58,25 @@ class Feature(Address):
 
 
 @dataclass(frozen=True)
-class Search(Address):
-    """A search for latents; see `inspect_actions.search`."""
+class Query(Address):
+    """Words that a page looks for."""
 
     query: str = ""
+
+
+@dataclass(frozen=True)
+class Search(Query):
+    """A search for latents; see `inspect_actions.search`."""
+
     by: str = "word"
 
 
-@dataclass(frozen=True)
-class Map(Address):
+class Map(Query):
     """What is highlighted on the map of latents."""
 
-    query: str = ""
 
-
-@dataclass(frozen=True)
-class Labels(Address):
+class Labels(Query):
     """The table of latents that tell labels apart, or its rows with some words."""
-
-    query: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,13 +188,13 @@ def from_query(query: dict[str, str], pages: Iterable[str] = ()) -> Address:
     Raises:
         ValueError: an unknown page, or a value that cannot be read.
     """
-    kinds = {kind.tab: kind for kind in Address.__subclasses__()}
+    kinds = Address.kinds
     tab = query.get("tab") or query.get("page") or next(iter(kinds))  # people guess `page`
     if tab not in kinds:
         raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(pages or kinds)}")
     values: dict[str, Any] = {}
     for name, kind in get_type_hints(kinds[tab]).items():
-        if name not in query or name == "tab":
+        if name not in query or name in ("tab", "kinds"):
             continue
         text = query[name]
         try:

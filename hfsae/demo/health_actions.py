@@ -46,11 +46,8 @@ PACKAGED = "packaged"
 RUNS = Path("runs")
 MOST, _NEAR = 40, 5  # SAEs offered on the page, and in a sentence
 _REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)((?:/[\w-][\w.-]*)*)")
-_LESS_IS_BETTER = {"fvu", "delta_loss", "ce_spliced", "kl", "dead_share"}
-_MORE_IS_BETTER = {"cosine", "loss_recovered_mean", "loss_recovered_zero"}
 _MOST_TOKENS = 80  # in the table of tokens
 _CLOSE = 1.1  # times the other's L0: up to here the two are compared at equal L0
-_BETTER = 0.99  # times the other's FVU: from here on one wins
 
 
 def health(subject: Subject) -> Json:
@@ -217,15 +214,12 @@ def compare_saes(subject: Subject, other: str) -> Json:
     Returns:
         first (str): name of this SAE.
         second (str): name of the other.
-        rows (list): {name, unit, first, second, winner} of each metric; "winner" is first or
-            second, and null where they are equal, no side of the metric is better, only more
-            latents a token (l0) win, intervals of dead_share overlap, "apart" says in what the two
-            differ, or "same_text" is false.
+        rows (list): {name, unit, first, second} of each metric, with 95 % intervals.
         apart (str): their models, or their sites, where these differ: then nothing is better.
         same_text (bool): as far as sizes and the model's own loss tell, both were measured on the
             same text; if not, nothing is better.
-        equal_l0 (bool): both use about as many latents a token; if not, the one with more is
-            nowhere called better.
+        equal_l0 (bool): both use about as many latents a token; if not, the one with more explains
+            more for that reason alone.
     """
     other = check_name(other)
     place, how = place_of(subject, other), None
@@ -252,35 +246,27 @@ def compare_saes(subject: Subject, other: str) -> Json:
         config = read_json(path.with_name(CONFIG))
     except (OSError, ValueError):  # in another library's format
         config = {}
-    different = apart(subject, config)
     ours, theirs = (
         {m["name"]: m for m in metric_rows(evaluation)}
         for evaluation in (subject.evaluation, results)
     )
     sizes = ([e.get(key) for e in (subject.evaluation, results)] for key in _SIZES)
     same_text = all(None in pair or pair[0] == pair[1] for pair in sizes)
-    sides = {"first": ours, "second": theirs}
     losses, rates = (
-        {side: of[name]["value"] for side, of in sides.items() if name in of}
-        for name in ("ce_clean", "l0")
+        [of[name]["value"] for of in (ours, theirs) if name in of] for name in ("ce_clean", "l0")
     )
-    same_text &= max(losses.values(), default=0) <= _SAME_LOSS * min(losses.values(), default=0)
-    equal_l0 = max(rates.values(), default=0) <= _CLOSE * min(rates.values(), default=0)
-    rows = []
-    for name, metric in sorted((theirs | ours).items(), key=metric_order):
-        row = {"name": name, "unit": metric["unit"], "winner": None}
-        row |= {"first": ours.get(name), "second": theirs.get(name)}
-        sign = -1 if name in _LESS_IS_BETTER else int(name in _MORE_IS_BETTER)
-        if sign and row["first"] and row["second"] and same_text and not different:
-            gain = sign * (row["first"]["value"] - row["second"]["value"])
-            best, last = ("first", "second") if gain > 0 else ("second", "first")
-            ends = row[best]["high"], row[last]["low"]
-            parts = name != "dead_share" or (None not in ends and ends[0] < ends[1])
-            if gain and parts and (equal_l0 or rates[best] < rates[last]):
-                row["winner"] = best
-        rows.append(row)
-    compared = {"first": subject.name, "second": other, "rows": rows, "apart": different}
-    return {**compared, "same_text": same_text, "equal_l0": equal_l0}
+    same_text &= max(losses, default=0) <= _SAME_LOSS * min(losses, default=0)
+    return {
+        "first": subject.name,
+        "second": other,
+        "rows": [
+            {"name": name, "unit": m["unit"], "first": ours.get(name), "second": theirs.get(name)}
+            for name, m in sorted((theirs | ours).items(), key=metric_order)
+        ],
+        "apart": apart(subject, config),
+        "same_text": same_text,
+        "equal_l0": max(rates, default=0) <= _CLOSE * min(rates, default=0),
+    }
 
 
 def side_by_side(subject: Subject, other: str, text: str) -> Json:
@@ -294,8 +280,6 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
         first (dict): of this SAE: {name, kind, site, d_sae, l0, fvu, rows}: latents that fire on a
             token, the fraction of variance that is left unexplained, and the most telling latents.
         second (dict): the same of the other SAE.
-        winner (str | None): first or second, the one that leaves clearly less unexplained, unless
-            it uses more latents.
         apart (str): in what the two differ so that none can be better: their models, or their
             sites; empty: in neither.
         equal_l0 (bool): both use about as many latents a token: only then FVU compares fairly.
@@ -305,7 +289,7 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
     second = other_of(subject, other)
     saes = subject, second
     seen = subject.inspection(text), inspect(subject.lm, second.sae, subject.tokens(text))
-    first, last = facts = [
+    first, last = (
         {
             "name": sae.name,
             "kind": sae.sae.config.model_type,
@@ -313,18 +297,11 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
             "d_sae": sae.sae.config.d_sae,
             "l0": sum(s.l0) / max(1, s.n_kept),
             "fvu": s.fvu if s.fvu == s.fvu else None,
-            "rows": firing_rows(sae, s, [])[0],
+            "rows": firing_rows(sae, s)[0],
         }
         for sae, s in zip(saes, seen, strict=True)
-    ]
-    different, winner = apart(subject, vars(second.sae.config)), None
-    fvus = [one["fvu"] for one in facts]
-    rates = first["l0"], last["l0"]
-    equal_l0 = max(rates) <= _CLOSE * min(rates)
-    if not different and None not in fvus and max(fvus) * _BETTER >= min(fvus):
-        at = int(fvus[1] < fvus[0])
-        winner = ("first", "second")[at] if equal_l0 or rates[at] == min(rates) else None
-    tokens = []
+    )
+    rates, tokens = (first["l0"], last["l0"]), []
     for position, special in enumerate(seen[0].tokens.special[:_MOST_TOKENS]):
         if special:
             continue
@@ -345,9 +322,8 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
     return {
         "first": first,
         "second": last,
-        "winner": winner,
-        "apart": different,
-        "equal_l0": equal_l0,
+        "apart": apart(subject, vars(second.sae.config)),
+        "equal_l0": max(rates) <= _CLOSE * min(rates),
         "tokens": tokens,
     }
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 
 from ..activations.token_text import token_text
@@ -14,14 +13,13 @@ from ..features import (
     NEAR,
     PLAIN,
     Hit,
-    blank_label,
     firing_on,
     nearest_rows,
     plane,
     promoting,
     search_labels,
     similar_latents,
-    write_label,
+    write_labels,
 )
 from ..features.inspection import compare
 from ..features.logit_lens import lens_of
@@ -34,7 +32,6 @@ from .rows import (
     SHOWN,
     Json,
     as_rows,
-    denser_than,
     facts_of,
     firing_rows,
     largest_of,
@@ -43,20 +40,17 @@ from .rows import (
 )
 from .subject import Subject, without_examples
 from .table_actions import label_of, rows_of_latent, score_text
-from .word_search import find, title_of
+from .word_search import NEARBY, find, title_of
 
 _LENS_TOKENS = 10
-_LABELS = 3  # of documents, among the names of a latent
-_BESIDE, _LEAST = 5, 2  # latents that fire beside another, on at least so many of its examples
-_GIVERS = {"lm": "a language model", "template": "a program, of its tokens"}
-_FAR = ("is about something near", "has it in its name alone")
+_LABELS = 3  # of documents, that a latent goes with
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
 SCORES = {
     "word": "match, at most 1",
     "fires on": "largest activation, as a share of its usual largest",
     "promotes": "logit for each unit of activation",
-    "label": "rank by words of their names, BM25",
+    "label": "share of words in common with their names",
     "similar to": "cosine of directions",
 }
 """what the numbers of each search are"""
@@ -83,7 +77,6 @@ def inspect(
     latent: int | None = None,
     token: int | None = None,
     chat: bool = False,
-    max_density: Annotated[float, validate.SHARE] = 1.0,
 ) -> Json:
     """Latents of the SAE that fire in a text: on the whole, on one token, and one along it.
 
@@ -96,7 +89,6 @@ def inspect(
             is listed.
         token: position of the token whose latents to list under "on_token"; null: none.
         chat: read the text as a user's message in the model's chat template.
-        max_density: leave out latents that fire on more than this share of all tokens.
 
     Returns:
         tokens (list[Token]): of the text, with the activation of "latent" on each.
@@ -112,12 +104,12 @@ def inspect(
         l0 (float): latents that fire on a token, on average.
         fvu (float | None): fraction of the activations' variance that the SAE leaves unexplained.
     """
-    seen, hide = subject.inspection(prompt, chat), denser_than(subject, max_density)
-    ranking, dense = firing_rows(subject, seen, hide)
+    seen = subject.inspection(prompt, chat)
+    ranking, dense = firing_rows(subject, seen)
     on_token = []
     if token is not None:
         token = validate.whole(token, "token", 0, len(seen.tokens.ids) - 1)
-        on_token, dense = firing_rows(subject, seen.at(token), hide)
+        on_token, dense = firing_rows(subject, seen.at(token))
     if latent is not None:
         latent = validate.latent(latent, subject.d_sae)
     elif on_token or ranking:
@@ -133,7 +125,6 @@ def compare_prompts(
     first: str,
     second: str,
     chat: bool = False,
-    max_density: Annotated[float, validate.SHARE] = 1.0,
 ) -> Json:
     """Latents whose largest activations differ most between two texts.
 
@@ -141,7 +132,6 @@ def compare_prompts(
         first: a text.
         second: another.
         chat: read both as a user's message in the model's chat template.
-        max_density: leave out latents that fire on more than this share of all tokens.
 
     Returns:
         differences (list[Latent]): those that differ most first; "first" and "second" are their
@@ -151,9 +141,11 @@ def compare_prompts(
         second (list[Token]): likewise of the second text.
     """
     pair = [subject.inspection(text, chat) for text in (first, second)]
-    ranking = compare(pair[0], pair[1], SHOWN, hide=denser_than(subject, max_density))
-    rows = as_rows(subject, [{**d._asdict(), "value": max(d.first, d.second)} for d in ranking])
-    latent = ranking[0].latent if ranking else None
+    ranking = compare(pair[0], pair[1], SHOWN)
+    differences = [
+        {"latent": i, "first": a, "second": b, "value": max(a, b)} for i, a, b in ranking
+    ]
+    rows, latent = as_rows(subject, differences), ranking[0][0] if ranking else None
     usual = largest_of(subject, latent)
     return {
         "differences": rows,
@@ -177,7 +169,7 @@ def feature(subject: Subject, latent: int) -> Json:
         threshold (float | None): the pre-activation from which on it fires, raw units.
         reads (str): the site that it reads, of a cross-layer transcoder; else empty.
         sites (list): {site, share} of what it writes at each of several sites; empty for one site.
-        names (list): {text, origin, score} of all its names.
+        goes_with (list): {text, score} of labels of documents that it goes with best.
         collected (bool): what it fires on was collected; if not, the keys below are missing.
         density (float, optional): share of tokens that it fires on.
         n_firings (int, optional): tokens that it fired on.
@@ -188,7 +180,6 @@ def feature(subject: Subject, latent: int) -> Json:
         promoted (list, optional): {token, logit} that its direction makes likelier.
         suppressed (list, optional): {token, logit} that its direction makes less likely.
         neighbours (list[Latent], optional): the closest directions; "value" is the cosine.
-        together (dict, optional): {n, rows} of latents with examples on the same tokens.
         n_groups (int, optional): how many groups of examples follow the strongest.
         groups (list, optional): {kind, examples} of texts in which it fires, the strongest first.
             The "text" of an example has the token that it fires on between « and »; of an SAE that
@@ -208,8 +199,11 @@ def feature(subject: Subject, latent: int) -> Json:
         "threshold": threshold_of(subject, index),
         "reads": reads,
         "sites": sites,
+        "goes_with": [
+            {"text": label_of(row), "score": score_text(row)}
+            for row in rows_of_latent(subject, index)[:_LABELS]
+        ],
     }
-    facts["names"] = _names(subject, facts)
     if store is None:
         return {**facts, "collected": False}
     record, edges = store[index], store.meta["histogram_edges"]
@@ -242,40 +236,9 @@ def feature(subject: Subject, latent: int) -> Json:
         "promoted": [{"token": t, "logit": v} for t, v in record.promoted],
         "suppressed": [{"token": t, "logit": v} for t, v in record.suppressed],
         "neighbours": as_rows(subject, [{"latent": i, "value": c} for i, c in record.neighbours]),
-        "together": together(subject, index),
         "n_groups": store.meta["arguments"]["quantiles"],
         "groups": [{"kind": kind, "examples": members} for kind, members in groups.items()],
     }
-
-
-def together(subject: Subject, latent: int) -> Json:
-    """Latents that have examples on the same tokens as this one, the most such tokens first.
-
-    Returns {"n", the number of its examples; "rows", whose "value" is the share of them}. Examples
-    are few of a latent's firings, the strongest and some drawn at random: a latent that is missing
-    here may fire beside it all the same.
-    """
-    store = subject.store
-    if store is None:
-        return {"n": 0, "rows": []}
-
-    def firings() -> tuple[np.ndarray, np.ndarray]:
-        """Of all examples the tokens, in their order, and the latents that fire there."""
-        table = store.examples.to_table(columns=["latent", "row", "position"])
-        latents, row, position = (table[name].to_numpy() for name in table.column_names)
-        place = row.astype(np.int64) * 2**24 + position
-        order = np.argsort(place, kind="stable")
-        return place[order], latents[order]
-
-    place, latents = subject.cached("firings", firings)
-    own = place[latents == latent]
-    first, last = (np.searchsorted(place, own, side) for side in ("left", "right"))
-    beside = [latents[a:b] for a, b in zip(first, last, strict=True)]
-    others, n = np.unique(np.concatenate([*beside, [latent]]), return_counts=True)
-    kept = (others != latent) & (n >= _LEAST)
-    ranked = sorted(zip(n[kept].tolist(), others[kept].tolist(), strict=True), reverse=True)
-    rows = [{"latent": int(i), "value": count / len(own)} for count, i in ranked[:_BESIDE]]
-    return {"n": len(own), "rows": as_rows(subject, rows)}
 
 
 def promoted(subject: Subject, latent: int) -> Json:
@@ -343,8 +306,8 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
     Args:
         query: a word; a text; a token; words of a label; or the index of a latent, as text.
         by: "word" (a word, a subject or an index: the latent with this index, latents named so,
-            then those that fire on it in the text that was collected, then those that are about
-            something near), "fires on" (any text, which is read now), "promotes" (a token that
+            then those that fire on it in the text that was collected, then those that fire on
+            words near it), "fires on" (any text, which is read now), "promotes" (a token that
             their direction makes likelier; a leading space counts), "label" (words of their name),
             or "similar to" (the index of another latent).
 
@@ -405,7 +368,7 @@ def weak_match(subject: Subject, typed: object) -> str:
     """A sentence where a word stands for a latent that is hardly about it; else ""."""
     latent, score, why = _hit_of(subject, typed)
     word, name = str(typed).strip(), subject.names.get(latent, "")
-    is_far = why.startswith(_FAR) or (score < _WEAK and word.casefold() not in name.casefold())
+    is_far = why.startswith(NEARBY) or (score < _WEAK and word.casefold() not in name.casefold())
     if not is_far:
         return ""
     return (
@@ -442,28 +405,9 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
     if home is None:
         raise Refused("labels are not kept here; run `hfsae demo` on your own machine")
     hides = not label.strip() and home != subject.folder  # a label that the SAE comes with
-    weights = subject.folder  # labels may lie elsewhere
-    labels = (
-        blank_label(home, index, weights) if hides else write_label(home, index, label, weights)
-    )
+    labels = write_labels(home, {index: label}, subject.folder, hides=hides)
     subject.take_labels({index: "", **labels})
     return {"latent": index, "label": subject.labels.get(index, "")}
-
-
-def _names(subject: Subject, facts: Json) -> list[Json]:
-    """All names of a latent: the text, who or what gave it, and how it did when it was tested."""
-    (row,), auto = as_rows(subject, [{"latent": facts["latent"]}]), facts["auto"]
-    rows = [(facts["label"], "a label", "")]
-    if auto is not None:
-        by = _GIVERS.get(auto["source"], str(auto["source"]))
-        rows.append((auto["explanation"], by, auto["score"]))
-    best = rows_of_latent(subject, facts["latent"])[:_LABELS]
-    rows += [(label_of(r), "a label that it goes with best", score_text(r)) for r in best]
-    what = subject.unit.many if subject.unit.is_text else subject.unit.wholes
-    rows.append((", ".join(row.get("fires_on", [])), f"{what} of its strongest examples", ""))
-    promoted = ", ".join(token.strip() for token in row.get("promotes", []))
-    rows.append((promoted, "tokens that it makes likelier", ""))
-    return [{"text": t, "origin": o, "score": s} for t, o, s in rows if t.strip(" ,")]
 
 
 def automatic_name(subject: Subject, latent: int) -> Json | None:

@@ -34,7 +34,7 @@ _SINGLE = str.maketrans('\u201c\u201d\u201e"', "\u2018\u2019\u201a'")
 # One listener on the root: what is inside is replaced at every update.
 _JS = """
 const send = (what, node, to) => trigger(
-    ['ablate', 'find'].includes(what) ? what : 'select',
+    what === 'ablate' ? what : 'select',
     {do: what, at: node.dataset.at ?? '', to: to, click: ++hfsae.clicks},
 );
 element.addEventListener('click', (event) => {
@@ -65,7 +65,7 @@ element.addEventListener('change', (event) => {
 
 
 def panel(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
-    """A piece of a page; `.select` (or `.ablate`, `.find`) fires with the EventData do, at, to."""
+    """A piece of a page; `.select` (or `.ablate`) fires with the EventData do, at, to."""
     return gr.HTML(
         value,
         html_template="${value}",

@@ -13,7 +13,7 @@ from functools import lru_cache
 from hashlib import sha256
 from inspect import signature
 from io import BytesIO
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,7 +25,7 @@ from ..io.errors import Refused, one_line
 from ..lm import capture, cast_for, contract, forward
 from . import validate
 from .parts import data_link
-from .rows import Json, denser_than, facts_of, firing_rows, trace_of
+from .rows import Json, facts_of, firing_rows, trace_of
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def inspect_picture(
     subject: Subject,
     picture: str,
     latent: int | None = None,
-    max_density: Annotated[float, validate.SHARE] = 1.0,
 ) -> Json:
     """Latents of the SAE that fire in a picture: on the whole, and where one of them does.
 
@@ -60,7 +59,6 @@ def inspect_picture(
             document that examples are from, as text, and of a crop: "17", "17.3".
         latent: index of the latent whose activation to give for every patch; null: the first that
             is listed.
-        max_density: leave out latents that fire on more than this share of all patches.
 
     Returns:
         name (str): of the picture.
@@ -79,9 +77,8 @@ def inspect_picture(
     """
     if latent is not None:
         latent = validate.latent(latent, subject.d_sae)
-    hide = denser_than(subject, max_density)
     inspection, grid, shown = picture_latents(subject, picture)
-    ranking, dense = firing_rows(subject, inspection, hide)
+    ranking, dense = firing_rows(subject, inspection)
     if latent is None and ranking:
         latent = ranking[0]["latent"]
     found = {"activations": trace_of(inspection, latent), "ranking": ranking, "dense": dense}

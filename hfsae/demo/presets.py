@@ -1,21 +1,19 @@
 """What there is to click on: texts to inspect, and for an SAE without presets latents whose
-examples are clear; and the search for better ones.
+examples are clear.
 
 Latents get no names here: each is described by its label, or by what it fires on.
 """
 
-import os
 import random
 import re
+import shlex
 from collections import Counter
-from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
 from ..features import Example, FeatureStore
 from ..features.search import content_word
-from ..runs.preset_search import Model, find_presets, save_presets
-from .subject import Subject
+from .subject import Subject, how_to_make
 from .table_actions import best_rows
 
 N = 4
@@ -79,31 +77,15 @@ def excerpt(example: Example) -> str:
     return " ".join(words[0 if begins else 1 : len(words) if ends else -1] or words)[:_LONGEST]
 
 
-def can_search(subject: Subject) -> bool:
-    """Whether presets can be searched for: this is a user's own SAE, in a folder that takes them,
-    with examples and a language model, and comes without presets."""
+def lacking(subject: Subject) -> tuple[str, list[str]] | None:
+    """The command that finds presets that work, or first the examples that these are found by, as
+    of `how_to_make`; None where there are presets, or none would be kept."""
     home = subject.label_home
-    if home is None or home != subject.folder or subject.presets:
-        return False
-    return bool(subject.store and subject.loaded) and os.access(home, os.W_OK)
-
-
-def search_presets(subject: Subject, tick: Callable[[str, int, int], object]) -> int:
-    """Do what `hfsae presets FOLDER` does, for a subject that `can_search`; how many were found.
-
-    Args:
-        tick: see `find_presets`.
-
-    Raises:
-        ValueError: presets.json holds something else.
-    """
-    assert subject.store is not None and subject.folder is not None
-    model = Model(subject.lm, subject.tokenizer, subject.sae, subject.store)
-    found, _ = find_presets(model, subject.labels, tick=tick)
-    if found:
-        save_presets(subject.folder, found)
-        subject.presets = found
-    return len(found)
+    if subject.presets or subject.store is None:
+        return None if subject.presets else how_to_make(subject, "collect")
+    if home is None or home != subject.folder or not subject.loaded:
+        return None
+    return shlex.join(["hfsae", "presets", str(home)]), ["Then start the app again."]
 
 
 def searches(subject: Subject) -> list[tuple[str, str]]:

@@ -15,19 +15,15 @@ come by activation. Of a picture, whose patches have no words, `share` and `rari
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ..features import FeatureStore
 from ..features.inspection import Inspection, Ranked
-from ..io.errors import Refused
-from . import validate
-from .subject import Subject, without_examples
+from .subject import Subject
 
 SHOWN = 12  # rows of a table
 _HINTS = 4  # tokens that describe a latent
@@ -43,19 +39,6 @@ _CANDIDATES = 48  # latents whose examples are read
 _COUNTED = 4096  # latents whose examples are counted for the frequencies of tokens
 
 Json = dict[str, Any]
-
-
-def denser_than(subject: Subject, max_density: object) -> list[int]:
-    """Latents that fire on more than this share of tokens."""
-    limit = validate.number(max_density, "max_density", *validate.SHARE)
-    if limit >= 1:
-        return []
-    if not subject.is_counted:
-        raise Refused(
-            "this SAE's densities are unknown, so the density filter cannot be used: "
-            f"{without_examples(subject)}"
-        )
-    return (subject.density() > limit).nonzero()[:, 0].tolist()
 
 
 def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
@@ -91,10 +74,10 @@ def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
     return rows
 
 
-def firing_rows(subject: Subject, seen: Inspection, hide: list[int]) -> tuple[list[Json], Json]:
+def firing_rows(subject: Subject, seen: Inspection) -> tuple[list[Json], Json]:
     """The latents of a text or of a token, the most telling first (see `by_salience`), and apart
     those that fire in most texts: {"n", "rows"}."""
-    ranking = ranked(subject, seen, hide)
+    ranking = ranked(subject, seen)
     density = subject.density()  # 0 where it is unknown
     dense = [r for r in ranking if density[r.latent] > DENSE]
     if len(dense) == len(ranking):
@@ -159,37 +142,27 @@ def threshold_of(subject: Subject, latent: int) -> float | None:
     return float(one) * subject.sae.latent_scale
 
 
-def ranked(subject: Subject, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:
+def ranked(subject: Subject, seen: Inspection) -> list[Ranked]:
     """The latents of a text or a picture, the most telling first; without a feature store, by
     activation."""
     store = subject.store
     if store is None:
-        return seen.ranking(hide=hide)
+        return seen.ranking()
     if subject.unit.is_text:
-        return by_salience(subject.cached("numbers", lambda: numbers(store)), seen, hide)
+        frequencies = subject.cached("frequencies", lambda: token_frequencies(store))
+        return by_salience(store, frequencies, seen)
     largest, density = store.max_activations, store.densities
 
     def score(r: Ranked) -> float:
         most, share = float(largest[r.latent]), max(float(density[r.latent]), 1e-9)
         return min(1.0, r.max / most) * -math.log(share) if most else 0.0
 
-    return sorted(seen.ranking(hide=hide), key=score, reverse=True)
+    return sorted(seen.ranking(), key=score, reverse=True)
 
 
-class Numbers(NamedTuple):
-    """Of an SAE with a feature store, for all its latents."""
-
-    store: FeatureStore
-    largest: Float[Tensor, " d_sae"]
-    density: Float[Tensor, " d_sae"]
-    frequency: Mapping[int, float]
-    """{token id: its share of the tokens around firings}"""
-    rarest: float
-    """the frequency of a token that is not there"""
-
-
-def numbers(store: FeatureStore) -> Numbers:
-    """What the order needs; the frequencies are of the tokens in the store's examples."""
+def token_frequencies(store: FeatureStore) -> dict[int, float]:
+    """{token id: its share of the tokens in the store's examples}; at -1 the frequency of a token
+    that is not there."""
     import pyarrow.compute as pc
 
     few = pc.field("latent") < _COUNTED
@@ -197,24 +170,25 @@ def numbers(store: FeatureStore) -> Numbers:
     flat = ids.combine_chunks().flatten().to_numpy()
     token, count = np.unique(flat, return_counts=True)
     shares = (count / max(1, len(flat))).tolist()
-    frequency = dict(zip(token.tolist(), shares, strict=True))
-    rarest = 1 / max(1, len(flat))
-    return Numbers(store, store.max_activations, store.densities, frequency, rarest)
+    return dict(zip(token.tolist(), shares, strict=True)) | {-1: 1 / max(1, len(flat))}
 
 
-def by_salience(of: Numbers, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:
-    """The latents of a text, the most telling first."""
+def by_salience(
+    store: FeatureStore, frequencies: Mapping[int, float], seen: Inspection
+) -> list[Ranked]:
+    """The latents of a text, the most telling first; frequencies: see `token_frequencies`."""
     import pyarrow.compute as pc
 
     # the score without `own`, and without `word` too: that decides between tokens of no content,
     # and on a single token
     before: dict[int, tuple[float, float]] = {}
-    ranking, first = seen.ranking(hide=hide), seen.tokens.special.index(False)
+    ranking, first = seen.ranking(), seen.tokens.special.index(False)
+    most, density = store.max_activations, store.densities
     for r in ranking:
-        largest = float(of.largest[r.latent])
+        largest = float(most[r.latent])
         share = min(1.0, r.max / largest) if largest else 0.0  # one that never fired: no examples
-        rarity = -math.log(max(float(of.density[r.latent]), 1e-9))
-        frequency = of.frequency.get(seen.tokens.ids[r.peak], of.rarest)
+        rarity = -math.log(max(float(density[r.latent]), 1e-9))
+        frequency = frequencies.get(seen.tokens.ids[r.peak], frequencies[-1])
         score = share * rarity * (_FIRST_TOKEN if r.peak == first else 1.0)
         before[r.latent] = score * max(0.0, math.log(COMMON / frequency)), score
     ranking.sort(key=lambda r: before[r.latent], reverse=True)
@@ -222,7 +196,7 @@ def by_salience(of: Numbers, seen: Inspection, hide: Collection[int] = ()) -> li
 
     # of the first ones, the share of their strongest examples on the token that they peak on
     here = {r.latent: seen.tokens.texts[r.peak].strip().casefold() for r in candidates}
-    firings = of.store.firings(pc.field("latent").isin([*here]) & (pc.field("kind") == "top"))
+    firings = store.firings(pc.field("latent").isin([*here]) & (pc.field("kind") == "top"))
     n, same = dict.fromkeys(here, 0), dict.fromkeys(here, 0)
     for latent, token in zip(firings.latent, firings.token, strict=True):
         n[latent] += 1

@@ -1,5 +1,5 @@
-"""A picture to share of a text beside its steered version: an SVG, of which the browser makes a PNG
-(page.js), and a web page of its own. Both are made from share_texts.html.
+"""A picture to share of a text beside its steered version: an SVG, share.svg, of which the browser
+makes a PNG (page.js).
 """
 
 import math
@@ -29,7 +29,7 @@ _OWN = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 def share_panel(subject: Subject, address: Steer, view: Json, origin: str) -> str:
-    """HTML of the picture, with links that hold it and the page.
+    """HTML of the picture, with a link that holds it.
 
     Args:
         view: the texts of the address, as `steer_actions.write` gives them.
@@ -54,12 +54,9 @@ def share_panel(subject: Subject, address: Steer, view: Json, origin: str) -> st
         "tokens": view["steered_tokens"] or [{"text": view["steered"], "raised": 0.0}],
         "link": f"{origin}/?{to_query(replace(address, run=True))}" if is_public else "",
     }
-    files = {
-        "svg": data_link(picture(steered).encode(), "image/svg+xml"),
-        "html": data_link(page(steered).encode(), "text/html"),
-    }
+    drawn = data_link(picture(steered).encode(), "image/svg+xml")
     name = f"steered-{'-'.join(map(str, address.latents))}"
-    shown = {"name": name, "files": files, "what": steered["what"], "link": steered["link"]}
+    shown = {"name": name, "svg": drawn, "what": steered["what"], "link": steered["link"]}
     return html("shared", shown)
 
 
@@ -76,11 +73,6 @@ def picture(steered: Json) -> str:
     least, most = _SIZES
     size = min(most, max(least, round(math.sqrt(_ROOM / max(longest, 1)))))
     return _NOT_IN_XML.sub("", document("share.svg", **_marked(steered), size=size))
-
-
-def page(steered: Json) -> str:
-    """The same as a web page in one file, without scripts."""
-    return document("share.html", **_marked(steered))
 
 
 def _marked(steered: Json) -> Json:

@@ -90,12 +90,8 @@ class Choice(NamedTuple):
         return shipped_at(self.source) is not None
 
 
-class Exchange(NamedTuple):
-    """A message in a conversation, with both answers to it."""
-
-    message: str
-    plain: str
-    steered: str
+Exchange = tuple[str, str, str]
+"""A message in a conversation, with the model's answer as it is, and steered."""
 
 
 def default_source() -> str:
@@ -263,8 +259,8 @@ class Subject:
             raise Refused(f"the conversation has {len(earlier)} turns already; begin another one")
         last = ("user", validate.text(message))
         plain, steered = (
-            [turn for e in earlier for turn in (("user", e.message), ("assistant", answer(e)))]
-            for answer in (lambda e: e.plain, lambda e: e.steered)
+            [turn for e in earlier for turn in (("user", e[0]), ("assistant", e[answer]))]
+            for answer in (1, 2)
         )
         return (
             tokenise_chat(self.tokenizer, [*plain, last], max_tokens=_MAX_CONVERSATION),

@@ -164,23 +164,6 @@ def summary(view: Json) -> str:
     )
 
 
-def disagreement(estimate: float, measured: float) -> str:
-    """How an estimate differs from the measured effect: in sign, or by more than a factor of two;
-    empty where it does not, or only in decimals that are not shown."""
-    if abs(estimate - measured) < 0.01:
-        return ""
-    if abs(measured) < 0.005:
-        return "measured: none"
-    if estimate * measured < 0:
-        return "measured: the opposite sign"
-    larger, smaller = abs(measured) > 2 * abs(estimate), abs(measured) < abs(estimate) / 2
-    if larger and abs(estimate) < 0.005:
-        return "measured: far larger"
-    if larger:
-        return f"measured: {measured / estimate:.2g} times as large"
-    return f"measured: {estimate / measured:.2g} times smaller" if smaller else ""
-
-
 def spelling(subject: Subject, index: int) -> str:
     """What to type for a token: its text where that can be no other, else `#` and its number."""
     text = str(subject.tokenizer.decode([index]))

@@ -6,7 +6,7 @@ it cannot explain is absent. It sees windows of the shown half alone.
     template    the tokens of the peaks, and the neighbour that stands there in most windows
     lm          one line by a judge, from tokens and activations; its prompt stands in `prompts`
     human       the labels that people wrote, features/labels.json
-    file        a table of explanations: parquet, jsonl (also .gz) or json; Neuronpedia's export
+    file        a table of explanations: parquet or jsonl (also .gz); Neuronpedia's export
 
 `stored_names` has names of all other latents, from the examples that `hfsae collect` stored,
 without a score. Scores need windows that explain and others that test; a latent without them has a
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ..features import FeatureStore
 from ..io.errors import Refused, one_line
-from ..io.files import parsed, parsed_lines, printable
+from ..io.files import parsed_lines, printable
 from ..io.labels import MAX_LENGTH
 from .judges.base import Question
 from .judges.calls import Judge, replies_to
@@ -37,7 +37,6 @@ _CLEAR = 0.2  # of the windows: a word that stands at fewer peaks is no name
 _WORDS = 5  # named by a template, at most
 _LONGEST_WORD = 30
 _MAX_LINE = 2**20  # bytes of a line of jsonl; embeddings take some ten thousand
-_MAX_FILE = 2**30  # bytes of a .json file, which is in memory as a whole
 _LATENT, _TEXT = ("latent", "index", "feature"), ("explanation", "description", "label")
 
 
@@ -186,7 +185,7 @@ def read_file(path: Path, d_sae: int, weights: str | None) -> dict[int, Name]:
             SAE.
     """
     if not path.is_file():
-        raise Refused(f"there is no file {path}; give a parquet, jsonl or json file")
+        raise Refused(f"there is no file {path}; give a parquet or jsonl file")
     explanations: dict[int, Name] = {}
     for number, row in enumerate(_rows(path, weights), 1):
         where = f"row {number} of {path}"
@@ -217,7 +216,7 @@ def read_file(path: Path, d_sae: int, weights: str | None) -> dict[int, Name]:
 
 
 def _rows(path: Path, weights: str | None) -> Iterator[Any]:
-    """The rows of a file of explanations; those of jsonl and json may be anything."""
+    """The rows of a file of explanations; those of jsonl may be anything."""
     import pyarrow
     import pyarrow.parquet as pq
 
@@ -238,18 +237,8 @@ def _rows(path: Path, weights: str | None) -> Iterator[Any]:
         elif suffix == ".jsonl":
             with unpack(path, "rb") as file:
                 yield from (value for _, value in parsed_lines(file, _MAX_LINE))
-        elif suffix == ".json":
-            with unpack(path, "rb") as file:
-                whole = file.read(_MAX_FILE + 1)
-            if len(whole) > _MAX_FILE:
-                raise Refused(
-                    f"{path} unpacks to more than {_MAX_FILE:,} bytes, the most that is read of a "
-                    ".json file; give .jsonl, a row on each line"
-                )
-            content = parsed(whole, str(path))
-            yield from content if isinstance(content, list) else [content]
         else:
-            raise Refused(f"{path} is not a .parquet, .jsonl or .json file; convert it")
+            raise Refused(f"{path} is not a .parquet or .jsonl file; convert it")
     except pyarrow.ArrowException as error:
         raise Refused(
             f"{path} is not a valid parquet file ({one_line(error)}); make it again"

@@ -128,11 +128,7 @@ def sentence_of(result: Verdict) -> str:
         return f"{result.metric} {own.value:.3f}, of one latent: no other has a name to compare"
     failed = f"{result.n_failed:,} of {result.n_items:,} items have no answer"
     if not result.has_headline:
-        low, high = result.bounds["own"]
-        return (
-            f"no headline, since {failed}: {result.metric} is between {low:.3f}, all of these "
-            f"wrong, and {high:.3f}, all right"
-        )
+        return f"no headline, since {failed}"
     text = (
         f"{result.metric} {_shown(own)}, or {_shown(weighted)} with latents weighted by how often "
         f"they fire; {_shown(difference)} above {other}"
@@ -145,12 +141,7 @@ def sentence_of(result: Verdict) -> str:
         verdict = "it is below, so that nothing is ranked by it"
     else:
         verdict = "this judge cannot tell them apart, so that nothing is ranked by it"
-    if result.n_failed:
-        low, high = result.bounds["difference"]
-        verdict += (
-            f"; {failed}: with all of them against it {low:+.3f}, with all for it {high:+.3f}"
-        )
-    return f"{text}: {verdict}"
+    return f"{text}: {verdict}{f'; {failed}' if result.n_failed else ''}"
 
 
 def is_distinct(means: Means, score: str = "pearson") -> bool:

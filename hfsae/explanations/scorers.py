@@ -7,7 +7,7 @@ intruder     which of five windows is the odd one; no explanation
 
 A scorer turns a latent's windows and an explanation into requests, each reply into values, one an
 item (a window, a question or a token), and values into metrics. A failed item is NaN: it is neither
-right nor wrong, metrics are of the others, and bounds take all failed ones as right, or as wrong.
+right nor wrong, and metrics are of the others.
 
 Another score is another `Scorer` here, listed in SCORERS; its name stands in `arguments.SCORES`,
 and `tests/explanations/oracle.py` answers its questions.
@@ -168,11 +168,6 @@ class Scorer:
     def values(self, sample: Sample, replies: Sequence[Any]) -> np.ndarray:
         """One an item; NaN: failed. Replies are those of `parse`."""
         raise NotImplementedError
-
-    def filled(self, sample: Sample, values: np.ndarray, right: bool) -> np.ndarray:
-        """The values with the failed ones all right, or all wrong."""
-        best = np.where(self.truth(sample) == right, np.inf, -np.inf)
-        return np.where(np.isnan(values), best, values)
 
     def score(self, sample: Sample, values: np.ndarray) -> dict[str, float]:
         """The metrics; NaN where too few items have a value."""
@@ -340,11 +335,6 @@ class Simulation(Scorer):
         parts = [np.full(len(w.tokens), np.nan) if r is None else np.array(r) for w, r in pairs]
         return np.concatenate(parts).astype(float)
 
-    def filled(self, sample: Sample, values: np.ndarray, right: bool) -> np.ndarray:
-        truth = self.truth(sample)
-        level = N_LEVELS * truth / (truth.max() or 1.0)
-        return np.where(np.isnan(values), level if right else N_LEVELS - level, values)
-
     def score(self, sample: Sample, values: np.ndarray) -> dict[str, float]:
         known = ~np.isnan(values)
         value, truth = values[known], self.truth(sample)[known]
@@ -431,9 +421,6 @@ class Intruder(Scorer):
         places = [at for _, at in self.groups(sample)]
         pairs = zip(replies, places, strict=True)
         return np.array([np.nan if r is None else float(r == at) for r, at in pairs])
-
-    def filled(self, sample: Sample, values: np.ndarray, right: bool) -> np.ndarray:
-        return np.where(np.isnan(values), float(right), values)
 
     def score(self, sample: Sample, values: np.ndarray) -> dict[str, float]:
         known = values[~np.isnan(values)]

@@ -43,10 +43,6 @@ class Result(NamedTuple):
     latent: int
     metrics: dict[str, float]
     """of the items that were answered; NaN: too few"""
-    low: float
-    """the headline metric with all failed items wrong"""
-    high: float
-    """with all of them right"""
     n_items: int
     n_failed: int
 
@@ -149,19 +145,15 @@ def results_of(
 
 
 def result_of(scorer: Scorer, case: Case, replies: Sequence[Any]) -> Result:
-    """The score of a case from its replies, with bounds for the failed items."""
+    """The score of a case from its replies."""
     control, sample, explanation = case
     if explanation is None and scorer.needs_explanation:
         values = np.full(len(scorer.truth(sample)), np.nan)
     else:
         values = scorer.values(sample, replies)
-    low, high = (
-        scorer.score(sample, scorer.filled(sample, values, right))[scorer.metrics[0]]
-        for right in (False, True)
-    )
     n_failed = int(np.isnan(values).sum())
     metrics = scorer.score(sample, values)
-    return Result(control, sample.latent, metrics, low, high, len(values), n_failed)
+    return Result(control, sample.latent, metrics, len(values), n_failed)
 
 
 @dataclass
@@ -181,8 +173,6 @@ class Verdict:
     """the same of random directions, by their negative numbers"""
     n_items: int
     n_failed: int
-    bounds: dict[str, tuple[float, float]]
-    """of the headline's own mean, and of its difference: all failed items wrong, all right"""
     n_unscored: int
     """latents without a value of the headline"""
 
@@ -221,7 +211,6 @@ class Verdict:
             "n_latents": len(self.of_latents),
             "n_items": self.n_items,
             "n_failed": self.n_failed,
-            "bounds": self.bounds,
             "n_unscored": self.n_unscored,
         }
 
@@ -269,19 +258,11 @@ def verdict_of(
         row: dict[str, Any] = {f"{name}_{key}": v for key, v in result.metrics.items()}
         return row | {f"{name}_n_items": result.n_items, f"{name}_n_failed": result.n_failed}
 
-    def mean(values: Sequence[float]) -> float:
-        known = [value for value in values if value == value]
-        return sum(known) / len(known) if known else float("nan")
-
     of_latents = {result.latent: row_of(result) for result in own}
     for control in (SHUFFLED, ANYTHING):
         for result in by_control.get(control, []):
             metrics = result.metrics.items()
             of_latents[result.latent] |= {f"{control}_{name}_{key}": v for key, v in metrics}
-    others = by_control.get(SHUFFLED) or directions
-    (low, high), (other_low, other_high) = (
-        (mean([r.low for r in part]), mean([r.high for r in part])) for part in (own, others)
-    )
     return Verdict(
         name,
         scorer.about,
@@ -292,7 +273,6 @@ def verdict_of(
         {r.latent: row_of(r) for r in directions},
         sum(r.n_items for r in (*own, *by_control.get(SHUFFLED, []))),
         sum(r.n_failed for r in (*own, *by_control.get(SHUFFLED, []))),
-        {"own": (low, high), "difference": (low - other_high, high - other_low)},
         sum(value != value for value in columns[metric][OWN]),
     )
 

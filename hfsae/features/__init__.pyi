@@ -14,7 +14,6 @@ from .inspection import Latents as Latents
 from .inspection import Ranked as Ranked
 from .inspection import latents as latents
 from .labels import Automatic as Automatic
-from .labels import blank_label as blank_label
 from .labels import mark_of as mark_of
 from .labels import read_automatic as read_automatic
 from .labels import read_labels as read_labels

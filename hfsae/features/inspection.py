@@ -13,7 +13,7 @@ Special tokens (BOS, chat roles) are shown, but nothing is computed on them: SAE
 them, and their activations are outliers.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -149,15 +149,6 @@ class Ranked(NamedTuple):
     """position of the largest activation"""
 
 
-class LatentDifference(NamedTuple):
-    """A latent in two texts."""
-
-    latent: int
-    first: float
-    """its largest activation in the first text, raw units; 0 if it does not fire there"""
-    second: float
-
-
 class Inspection(NamedTuple):
     """The latents that fire in one text: n firings in order of position."""
 
@@ -200,11 +191,10 @@ class Inspection(NamedTuple):
         trace[self.position[mine]] = self.activation[mine]
         return trace.tolist()
 
-    def ranking(self, *, hide: Collection[int] = ()) -> list[Ranked]:
-        """Latents of the text, those with the largest activation first, without those in `hide`."""
-        is_shown = ~torch.isin(self.latent, torch.tensor(sorted(hide), dtype=self.latent.dtype))
-        activation, position = self.activation[is_shown], self.position[is_shown]
-        latent, group, n = self.latent[is_shown].unique(return_inverse=True, return_counts=True)
+    def ranking(self) -> list[Ranked]:
+        """Latents of the text, those with the largest activation first."""
+        activation, position = self.activation, self.position
+        latent, group, n = self.latent.unique(return_inverse=True, return_counts=True)
         largest = torch.zeros(len(latent)).scatter_reduce_(
             0, group, activation, "amax", include_self=False
         )
@@ -266,13 +256,13 @@ def firings_in(
 
 
 def compare(
-    first: Inspection, second: Inspection, k: int | None = None, *, hide: Collection[int] = ()
-) -> list[LatentDifference]:
-    """Latents whose largest activations differ between two texts, the most different first."""
+    first: Inspection, second: Inspection, k: int | None = None
+) -> list[tuple[int, float, float]]:
+    """Latents whose largest activations differ between two texts, the most different first: each
+    with that in the first text and in the second, raw units, 0 where it does not fire."""
     largest = torch.zeros(2, first.d_sae)
     for row, seen in zip(largest, (first, second), strict=True):
         row.scatter_reduce_(0, seen.latent, seen.activation, "amax")
-    largest[:, sorted(hide)] = 0.0
     gap = (largest[0] - largest[1]).abs()
     order = gap.argsort(descending=True, stable=True)[: int((gap > 0).sum())][:k]
-    return [LatentDifference(i, *largest[:, i].tolist()) for i in order.tolist()]
+    return [(i, *largest[:, i].tolist()) for i in order.tolist()]

@@ -30,7 +30,7 @@ _writing = threading.Lock()
 def read_labels(folder: str | Path, weights: str | Path | None = None) -> dict[int, str]:
     """{latent: label} of the feature store in `folder`; empty if nobody has written any.
 
-    A label is empty if somebody removed one that the SAE comes with: see `blank_label`.
+    A label is empty if somebody removed one that the SAE comes with: see `write_labels`.
 
     Args:
         weights: folder of the SAE, if the labels lie elsewhere.
@@ -120,53 +120,36 @@ def read_names(folder: str | Path) -> dict[int, str]:
 def write_label(
     folder: str | Path, latent: int, label: str, weights: str | Path | None = None
 ) -> dict[int, str]:
-    """Give a latent a label, or remove it with an empty one; returns all labels.
-
-    The file appears whole or not at all, and threads of one process wait for one another.
-
-    Args:
-        label: one line of at most MAX_LENGTH characters; blanks around it are dropped.
-        weights: folder of the SAE, if the labels lie elsewhere. There, a file of other weights,
-            such as those of an earlier version, is renamed first: to labels-, the beginning of
-            their hash, .json.
-
-    Raises:
-        ValueError: the label is longer or has control characters, the latent is negative, or the
-            file cannot be read, or lies beside its SAE and belongs to other weights; it is left
-            unchanged.
-    """
+    """`write_labels` of one latent."""
     return write_labels(folder, {latent: label}, weights)
 
 
 def write_labels(
-    folder: str | Path, labels: dict[int, str], weights: str | Path | None = None
+    folder: str | Path,
+    labels: dict[int, str],
+    weights: str | Path | None = None,
+    *,
+    hides: bool = False,
 ) -> dict[int, str]:
-    """Give several latents labels, as `write_label` does one; returns all labels.
+    """Give latents labels, or remove them with empty ones; returns all labels.
+
+    The file appears whole or not at all, and threads of one process wait for one another.
+
+    Args:
+        labels: by latent, one line of at most MAX_LENGTH characters; blanks around it are dropped.
+        weights: folder of the SAE, if the labels lie elsewhere. There, a file of other weights,
+            such as those of an earlier version, is renamed first: to labels-, the beginning of
+            their hash, .json.
+        hides: keep empty labels, in a folder of a user's own labels: they hide those that the SAE
+            comes with.
 
     Raises:
-        ValueError: as `write_label`.
+        ValueError: a label is longer or has control characters, a latent is negative, or the file
+            cannot be read, or lies beside its SAE and belongs to other weights; it is left
+            unchanged.
     """
-    checked = {i: checked_label(label).strip() or None for i, label in labels.items()}
-    return _change(folder, checked, weights)
-
-
-def blank_label(
-    folder: str | Path, latent: int, weights: str | Path | None = None
-) -> dict[int, str]:
-    """Record that a latent has no label, whatever the SAE comes with; returns all labels.
-
-    For a `folder` of a user's own labels, which override the SAE's.
-
-    Raises:
-        ValueError: as `write_label`.
-    """
-    return _change(folder, {latent: ""}, weights)
-
-
-def _change(
-    folder: str | Path, changes: dict[int, str | None], weights: str | Path | None
-) -> dict[int, str]:
-    for latent in changes:
+    checked = {latent: checked_label(label).strip() for latent, label in labels.items()}
+    for latent in checked:
         if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
             raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
     path, beside = Path(folder) / LABELS, Path(weights or folder)
@@ -174,11 +157,11 @@ def _change(
         if beside != Path(folder) and any(of_others(Path(folder), [LABELS], beside)):
             # labels of other weights are neither mixed nor lost
             path.replace(path.with_stem(f"{path.stem}-{parse_json(path)[KEY][:12]}"))
-        labels = read_labels(folder, weights)
-        labels = {i: label for i, label in {**labels, **changes}.items() if label is not None}
+        kept = {**read_labels(folder, weights), **checked}
+        kept = {i: label for i, label in kept.items() if label or hides or i not in checked}
         path.parent.mkdir(parents=True, exist_ok=True)
         before = parse_json(path) if path.is_file() else {}
-        kept = {KEY: before[KEY]} if KEY in before else {}  # where the weights are not at hand
-        texts = {str(i): labels[i] for i in sorted(labels)}
-        write_whole(path, json.dumps({**kept, **stamp(beside), "labels": texts}, indent=2) + "\n")
-    return labels
+        own = {KEY: before[KEY]} if KEY in before else {}  # where the weights are not at hand
+        texts = {str(i): kept[i] for i in sorted(kept)}
+        write_whole(path, json.dumps({**own, **stamp(beside), "labels": texts}, indent=2) + "\n")
+    return kept

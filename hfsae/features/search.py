@@ -1,15 +1,11 @@
-"""Find latents: by label, by the token or text that fires them, by promoted token, by similarity,
-or by what they are about.
+"""Find latents: by label, by the token or text that fires them, by promoted token, by similarity.
 
 Everything runs locally. `FeatureSearch` searches a feature store; `firing_on`, `promoting` and
-`similar_latents` use the SAE and its model, and need no store; `Meaning` compares latents, by the
-words of their examples and names, with a query's.
+`similar_latents` use the SAE and its model, and need no store.
 """
 
-import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -27,14 +23,7 @@ from ..models.config import check_latent
 from .logit_lens import output_embedding, through_final_norm, written_directions
 from .store import FeatureStore
 
-K1, B = 1.2, 0.75  # BM25's usual constants (Robertson and Zaragoza 2009, section 3.2)
 PREFIX_WEIGHT = 0.5  # weight of a word that only begins with the query's word
-N_COMMON = 2
-"""Directions that are taken out of all vectors."""
-CHANCE = 7e-4
-"""A latent is near a query from the cosine on that only this share of pairs of a latent and a token
-at random reach."""
-_SAMPLE, _ANY = 20_000, 1000  # tokens, at equal distances in the vocabulary; latents likewise
 _SHORTEST = 3  # letters of a word
 _CLOSED = """
 a an the this that these those some any no every each either neither both all half several many
@@ -128,28 +117,14 @@ def _best(scores: Mapping[int, float], why: Mapping[int, str], k: int) -> list[H
 
 
 def search_labels(labels: Mapping[int, str], query: str, k: int = 20) -> list[Hit]:
-    """Latents ranked by BM25 of their labels; a label's word may also begin with the query's.
-
-    Words of two letters or fewer match whole words only.
-    """
-    words = set(_words(query))
-    texts = {latent: Counter(_words(label)) for latent, label in labels.items()}
-    if not words or not texts:
-        return []
-    mean_length = sum(map(Counter.total, texts.values())) / len(texts)
-    scores: defaultdict[int, float] = defaultdict(float)
-    for word in words:
-        frequency = {}
-        for i, text in texts.items():
-            n_whole = text[word]
-            n_begun = sum(n for w, n in text.items() if w.startswith(word)) if len(word) > 2 else 0
-            frequency[i] = n_whole + PREFIX_WEIGHT * max(0, n_begun - n_whole)
-        containing = sum(f > 0 for f in frequency.values())
-        rarity = math.log(1 + (len(texts) - containing + 0.5) / (containing + 0.5))
-        for i, f in frequency.items():
-            if f > 0:
-                length = 1 - B + B * texts[i].total() / mean_length
-                scores[i] += rarity * f * (K1 + 1) / (f + K1 * length)
+    """Latents by the share of words that their labels have in common with the query, from 0 to 1; a
+    word of three letters or more that a label's word begins with counts half."""
+    asked, scores = {*_words(query)}, dict[int, float]()
+    for latent, label in labels.items():
+        words = {*_words(label)}
+        begun = sum(len(w) > 2 and any(own.startswith(w) for own in words) for w in asked - words)
+        if common := len(asked & words) + PREFIX_WEIGHT * begun:
+            scores[latent] = 2 * common / (len(asked) + len(words))
     return _best(scores, labels, k)
 
 
@@ -221,120 +196,6 @@ def _top(scores: Float[Tensor, " d_sae"], k: int) -> list[Hit]:
     return [Hit(latent, score, "") for latent, score in pairs]
 
 
-class Meaning:
-    """Latents that are about something, whatever words they fire on: by the language model's own
-    word vectors.
-
-    A token's vector is its row of the model's embedding, less the mean of all and the two
-    directions in which most of them vary, which tell how frequent a token is and little of what it
-    means (Mu and Viswanath 2018, "All-but-the-Top"). A latent's is the mean over its strongest
-    examples of the words that it fires on, so that one which fires on many different words is near
-    to none; a name has one of its own. No further model is needed, and languages are those of the
-    model.
-
-    Args:
-        table: the model's embedding.
-        ids_of: the tokens of a text, without special ones.
-        names: {latent: name}, each as near as its own words are; those of latents that fire on
-            function words or letters alone are left out: they tell what stands beside these.
-    """
-
-    def __init__(
-        self,
-        store: FeatureStore,
-        table: Float[Tensor, "vocabulary d"],
-        ids_of: Callable[[str], Sequence[int]],
-        names: Mapping[int, str],
-    ) -> None:
-        import pyarrow.compute as pc
-
-        self._table, self._ids_of = table.detach(), ids_of
-        self._mean, self._common = common_directions(self._table)
-        self._words: dict[str, Tensor | None] = {}
-        rows: list[tuple[int, Tensor]] = []
-        counts: dict[int, Counter[str]] = {}  # of tokens that its strongest examples fire on
-        firings = store.firings(pc.field("kind") == "top")
-        for latent, token in zip(firings.latent, firings.token, strict=True):
-            counts.setdefault(latent, Counter())[token] += 1
-        for latent, tokens in counts.items():
-            parts = [
-                n / tokens.total() * vector
-                for token, n in tokens.items()
-                if token[:1].isspace() and (vector := self._vector(token.strip())) is not None
-            ]
-            if parts:  # where none is a word that stands for something, there is no vector
-                rows.append((latent, torch.stack(parts).sum(dim=0)))
-        self._n_fired = len(rows)
-        for latent, name in names.items():
-            fired = [token.strip() for token in counts.get(latent, ())]
-            if fired and all(word.isalpha() and not _is_word(word) for word in fired):
-                continue
-            vectors = [v for word in words_of(name) if (v := self._vector(word)) is not None]
-            if vectors:
-                rows.append((latent, torch.stack(vectors).mean(dim=0)))
-        self._latents = [latent for latent, _ in rows]
-        self._vectors = torch.stack([v for _, v in rows]) if rows else torch.zeros(0, 1)
-        self.least = 1.0
-        """cosine from which a latent is near: how near unrelated words are differs from model to
-        model"""
-        if rows:
-            ids = range(0, len(self._table), max(1, len(self._table) // _ANY))
-            some = self._vectors[:: max(1, len(rows) // _ANY)]
-            cosines = (some @ self._of(list(ids)).T).flatten()
-            at = max(1, round((1 - CHANCE) * len(cosines)))
-            self.least = float(cosines.kthvalue(at).values)
-
-    def near(self, query: str, k: int) -> dict[int, float]:
-        """{latent: cosine} of latents that are about a query, the nearest first: the cosine is the
-        mean over its words, and each word's is at least half of the limit.
-
-        A query of function words alone, and one whose words the tokenizer does not know, has none.
-        """
-        cosines = self._to(query)
-        best: dict[int, float] = {}
-        for at in cosines.argsort(descending=True).tolist():
-            if float(cosines[at]) < self.least or len(best) == k:
-                break
-            best.setdefault(self._latents[at], float(cosines[at]))
-        return best
-
-    def fired(self, query: str) -> dict[int, float]:
-        """{latent: cosine} of latents that fire on what is near, whatever their names are."""
-        cosines = self._to(query)[: self._n_fired].tolist()
-        pairs = zip(self._latents, cosines, strict=False)
-        return {latent: cosine for latent, cosine in pairs if cosine >= self.least}
-
-    def _to(self, query: str) -> Float[Tensor, " latents"]:
-        """The cosine of each row: the mean over the query's words, -1 where one is far."""
-        words = [vectors for word in words_of(query) if (vectors := self._spellings(word))]
-        if not words or not self._latents:
-            return torch.full((len(self._latents),), -1.0)
-        cosines = [self._vectors @ F.normalize(torch.stack(w), dim=-1).T for w in words]
-        by_word = torch.stack([cosine.amax(dim=1) for cosine in cosines], dim=1)
-        return by_word.mean(dim=1).where(by_word.amin(dim=1) >= self.least / 2, -1.0)
-
-    def _vector(self, word: str) -> Float[Tensor, " d"] | None:
-        """Of norm 1 for a word that is one token, else shorter: its pieces tell less. None for what
-        is no word of content."""
-        if word not in self._words:
-            ids = list(self._ids_of(f" {word}")) if _is_word(word) else []
-            self._words[word] = self._of(ids).mean(dim=0) if ids else None
-        return self._words[word]
-
-    def _spellings(self, word: str) -> list[Tensor]:
-        """Its vectors, with a capital and without: of those spellings that are one token, or else
-        of the word as it is."""
-        spellings = dict.fromkeys((word, word.lower(), word.capitalize()))
-        single = [w for w in spellings if len(self._ids_of(f" {w}")) == 1]
-        vectors = (self._vector(w) for w in single or [word])
-        return [v for v in vectors if v is not None]
-
-    def _of(self, ids: list[int]) -> Float[Tensor, "n d"]:
-        """The vectors of tokens, of norm 1."""
-        rows = self._table[torch.tensor(ids, device=self._table.device)].float().cpu() - self._mean
-        return F.normalize(rows - rows @ self._common @ self._common.T, dim=-1)
-
-
 def words_of(text: str) -> list[str]:
     """The different words of content in a text, in their order."""
     words = re.findall(r"[^\W\d_]+", text)
@@ -356,14 +217,3 @@ def content_word(token: str, shortest: int) -> str:
 
 def _is_word(word: str) -> bool:
     return word.isalpha() and len(word) >= _SHORTEST and is_content(word)
-
-
-@torch.no_grad()
-def common_directions(table: Float[Tensor, "vocabulary d"]) -> tuple[Tensor, Tensor]:
-    """The mean of the vectors, and the directions [d, N_COMMON] in which most of them vary."""
-    every = max(1, len(table) // _SAMPLE)
-    sample = table[::every].float().cpu()
-    mean = sample.mean(dim=0)
-    centred = sample - mean
-    _, directions = torch.linalg.eigh(centred.T @ centred)
-    return mean, directions[:, -N_COMMON:]

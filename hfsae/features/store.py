@@ -6,12 +6,10 @@ two (`hfsae.io.checksums`).
 """
 
 import json
-import math
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,18 +80,8 @@ _KINDS: dict[str, str] = dict.fromkeys(("latent", "n_firings", "histogram", "nei
 _KINDS |= dict.fromkeys(("rank", "document", "row", "position", "firing", "token_ids"), "whole")
 _KINDS |= dict.fromkeys(("kind", "promoted_tokens", "suppressed_tokens", "tokens"), "text")
 _KINDS |= {name: "number" for table in COLUMNS.values() for name in table if name not in _KINDS}
-_TOGETHER = (
-    ("promoted_tokens", "promoted_logits"),
-    ("suppressed_tokens", "suppressed_logits"),
-    ("neighbours", "neighbour_cosines"),
-)
-_LISTS = {"histogram", "tokens", "token_ids", "activations", *chain(*_TOGETHER)}
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("n_firings", "histogram", "max_activation", "mean_activation"), (0, math.inf)),
-    **{f"{one}_logits": (-math.inf, math.inf) for one in ("promoted", "suppressed")},
-    "neighbour_cosines": (-math.inf, math.inf),
-    "density": (0, 1),
-}
+_LISTS = {"histogram", "tokens", "token_ids", "activations", "neighbours", "neighbour_cosines"}
+_LISTS |= {f"{one}_{what}" for one in ("promoted", "suppressed") for what in ("tokens", "logits")}
 _ROWS_PER_GROUP = 16384  # the unit that looking up one latent reads from disk, some 20 ms
 _OF_TOKENS = ("tokens", "promoted_tokens", "suppressed_tokens")
 _PACKED: dict[str, Any] = {
@@ -333,7 +321,14 @@ class FeatureStore:
             int(meta["arguments"]["quantiles"])
             if (unit := meta.get("unit", "token")) not in UNITS:
                 raise Refused(f"the unit is {unit!r}, not one of {', '.join(UNITS)}")
-        _refuse_wrong_latents(home / LATENTS, latents, n_bins=len(edges) - 1)
+        with reading(home / LATENTS):
+            if latents["latent"].to_pylist() != list(range(len(latents))):
+                raise Refused("its rows are not those of latents 0, 1, 2 and so on")
+            n_bins = {*latents["histogram"].combine_chunks().value_lengths().to_pylist()}
+            density = latents["density"].to_numpy()
+            if n_bins - {len(edges) - 1} or not ((density >= 0) & (density <= 1)).all():
+                n = f"{len(edges) - 1:,}"
+                raise Refused(f"density and histogram are not shares, and counts in {n} bins")
         return cls(latents, examples, meta=unsealed(meta))
 
 
@@ -360,31 +355,6 @@ def _refuse_misfits(path: Path, table: "pyarrow.Table") -> None:
             raise Damaged(damaged(path, f"{name} holds {inner}"))
         if n_missing:
             raise Damaged(damaged(path, f"{n_missing:,} values of {name} are missing"))
-
-
-def _refuse_wrong_latents(path: Path, latents: "pyarrow.Table", n_bins: int) -> None:
-    """Check that rows are in order (a row is found by its place), that lists that belong together
-    are equally long, neighbours are latents, and histograms have the bins of meta.json; that
-    numbers are finite, and counts, densities and activations not negative."""
-    import pyarrow.compute
-
-    pc: Any = pyarrow.compute  # its functions are created at import, unknown to type checkers
-    with reading(path):
-        if latents["latent"].to_pylist() != list(range(len(latents))):
-            raise Refused("its rows are not those of latents 0, 1, 2 and so on")
-        for pair in _TOGETHER:
-            one, other = (pc.list_value_length(latents[name]).to_pylist() for name in pair)
-            if one != other:
-                raise Refused(f"{pair[0]} and {pair[1]} are of different lengths")
-        if wrong := {*pc.unique(pc.list_value_length(latents["histogram"])).to_pylist()} - {n_bins}:
-            raise Refused(f"a histogram has {wrong.pop():,} bins; meta.json has edges of {n_bins}")
-        for name, (low, high) in {**_RANGES, "neighbours": (0, len(latents) - 1)}.items():
-            values = pc.list_flatten(latents[name]) if name in _LISTS else latents[name]
-            if _KINDS[name] == "number" and pc.any(pc.invert(pc.is_finite(values))).as_py():
-                raise Refused(f"{name} has values that are NaN or infinite")
-            least, most = pc.min_max(values).as_py().values()
-            if least is not None and not low <= least <= most <= high:
-                raise Refused(f"{name} holds {least} to {most}")
 
 
 def _pairs(first: list, second: list) -> list[tuple]:

@@ -24,7 +24,7 @@ class ExplainRequest:
     """"template": peak tokens and their shares; "lm": a name by the judge; "human": people's labels
     in features/labels.json; "file": those in `file`"""
     file: Path | None = None
-    """parquet, jsonl or json with latent and explanation, or Neuronpedia's export; with "lm", names
+    """parquet or jsonl with latent and explanation, or Neuronpedia's export; with "lm", names
     that stand: the judge names the rest"""
     scores: ScoreArguments = field(default_factory=ScoreArguments)
     judge: JudgeArguments | None = None

@@ -156,7 +156,7 @@ def explain(
         scores: beside "lexical", which needs no judge: "detection", "fuzzing", "intruder" and
             others of `hfsae.explanations.scorers`.
         judge: who answers: "packaged" (SmolLM2-135M), a Hub id, or `JudgeArguments` for a server.
-        file: parquet, jsonl or json with latent and explanation; with "lm", names that stand.
+        file: parquet or jsonl with latent and explanation; with "lm", names that stand.
         controls: "untrained": an SAE of re-drawn weights that fire as often.
         model: the language model, where the SAE's files do not name it, or another copy.
         dataset: the text, as in `hfsae.train`, of which documents that the training read are left

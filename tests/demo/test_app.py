@@ -174,7 +174,7 @@ def test_a_page_holds_each_field_of_its_address_once_and_begins_with_what_it_sho
 @pytest.mark.parametrize(
     "address",
     [
-        at.Inspect("a", latent=3, token=1, chat=True, max_density=0.01, versus="b"),
+        at.Inspect("a", latent=3, token=1, chat=True, versus="b"),
         at.Feature(3, "a"),
         at.Search("a", "promotes"),
         at.Steer("a", {3: 2.0}, "clamp", "raw", "prompt", False, True, 0.5, 30, 1.5, 7, ("b",)),
@@ -198,7 +198,7 @@ def test_an_address_fills_the_fields_that_give_it_back(subject, address):
         ("e", "word", "match", r"\d\.\d\d"),
         ("the cat", "fires on", "share of largest", r"\d+ %"),
         ("e", "promotes", "logit a unit", r"\d+\.\d{3}"),
-        ("img", "label", "BM25", r"\d+\.\d\d"),
+        ("img", "label", "words in common", r"\d+\.\d\d"),
         ("3", "similar to", "cosine", r"-?\d\.\d\d"),
     ],
 )

@@ -10,7 +10,7 @@ from hfsae.demo import address as at
 from hfsae.demo.actions import Actions
 from hfsae.demo.pages.steer import SteerPage, same_turns
 from hfsae.demo.steer_actions import check, write
-from hfsae.demo.subject import MAX_TURNS, Exchange
+from hfsae.demo.subject import MAX_TURNS
 
 from .conftest import texts
 
@@ -18,7 +18,7 @@ CHAT = "tab=steer&prompt=hi&latents=3:6&chat=1&max_new_tokens=6&run=1"
 
 
 def test_each_column_of_a_conversation_goes_on_from_its_own_answers(subject):
-    earlier = [Exchange("hi", "one", "two")]
+    earlier = [("hi", "one", "two")]
     plain, steered = ("".join(t.texts) for t in subject.conversations(earlier, "so"))
     assert plain == "<bos>user: hi<bos>user: one<bos>user: so"  # the template of these tests
     assert steered == "<bos>user: hi<bos>user: two<bos>user: so"
@@ -30,19 +30,19 @@ def test_the_unsteered_answer_is_that_of_the_unsteered_conversation(subject):
         *_, pair = write(subject, *check(subject, "so", latents, how, earlier))
         return pair["plain"], pair["steered"]
 
-    plain, _ = answers([Exchange("hi", "one", "two")], "3:8")
-    assert plain == answers([Exchange("hi", "one", "one")], "3:0")[1]
+    plain, _ = answers([("hi", "one", "two")], "3:8")
+    assert plain == answers([("hi", "one", "one")], "3:0")[1]
 
 
 def test_a_conversation_that_is_too_long_is_refused(subject):
     with pytest.raises(ValueError, match=f"has {MAX_TURNS} turns already; begin another"):
-        subject.conversations([Exchange("a", "b", "c")] * MAX_TURNS, "so")
+        subject.conversations([("a", "b", "c")] * MAX_TURNS, "so")
     with pytest.raises(ValueError, match=r"the conversation has [\d,]+ tokens; at most 2,048"):
-        subject.conversations([Exchange("a" * 3000, "b", "c")], "so")
+        subject.conversations([("a" * 3000, "b", "c")], "so")
 
 
 def test_turns_are_written_again_only_under_other_settings_or_after_other_messages():
-    exchanges = (Exchange("a", "1", "2"), Exchange("b", "3", "4"))
+    exchanges = (("a", "1", "2"), ("b", "3", "4"))
     written = at.Steer("b", {3: 1.0}, chat=True, turns=("a",))
     ask = {"latents": {3: 1.0}, "chat": True}
     assert same_turns(written, exchanges, at.Steer("c", turns=("a", "b"), **ask)) == exchanges

@@ -256,12 +256,11 @@ def test_on_a_phone_what_a_tap_leads_to_is_in_sight(visit):
     expect(page.locator("#steer-output h2").first).to_be_in_viewport()
 
 
-def test_a_search_for_presets_tells_its_end_and_a_latent_from_elsewhere_replaces_a_preset(visit):
+def test_a_command_finds_presets_and_a_latent_from_elsewhere_replaces_a_preset(visit):
     page = visit("tab=steer")
     page.wait_for_selector("#steer-chips [data-chip='0']")
-    page.get_by_role("button", name="Find presets that work").click()
-    page.wait_for_selector("[role=status]:has-text('nothing is written')")
-    expect(page.get_by_role("button", name="Find presets that work")).to_be_visible()
+    page.get_by_text("How to get presets that work").click()
+    expect(page.locator("#steer-examples code")).to_contain_text("hfsae presets ")
     page.get_by_role("tab", name="Map").click()
     page.wait_for_selector("#map-all .hf-ready")  # what the page opens with is there
     page.get_by_label("Highlight", exact=True).fill("e")

@@ -1,6 +1,5 @@
 """What there is to click on where an SAE comes without presets."""
 
-import json
 import shutil
 
 import gradio as gr
@@ -10,23 +9,20 @@ import pytest
 
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
-from hfsae.demo.pages import InspectPage, SteerPage
-from hfsae.demo.pages.page import Visit
+from hfsae.demo.pages import InspectPage
 from hfsae.demo.parts import html
 from hfsae.demo.presets import (
     PROMPT,
     TEXTS,
-    can_search,
     clear_words,
     excerpt,
     first_texts,
+    lacking,
     presets,
-    search_presets,
     searches,
     why_random,
 )
 from hfsae.features import Example, FeatureStore
-from hfsae.io.checksums import stamp
 from hfsae.packaged import SHIPPED_SAE
 
 from .conftest import TEXTS as TEXTS_OF_SAE
@@ -86,7 +82,7 @@ def test_where_no_latent_fires_on_a_word_of_content_one_sentence_says_so(sae_fol
     assert [p["name"].partition(" ")[0] for p in presets(subject)] == ["latent"] * 4
     why = why_random(subject)
     assert "has a label, or fires on one word of content" in why
-    drawn = html("presets", ["latent 3"], False, None, why)
+    drawn = html("presets", ["latent 3"], None, why)
     assert f'<p class="hf-quiet hf-find">{why}.</p>' in drawn
     subject.store = store()
     assert presets(subject) and why_random(subject) == ""
@@ -132,55 +128,17 @@ def test_what_the_shipped_sae_would_show_is_found_and_works():
     assert all(actions.search(*query)["found"] for query in found)
 
 
-def test_a_search_writes_the_file_of_the_command_and_what_it_found_is_offered(
-    sae_folder, tmp_path, monkeypatch
+def test_a_command_makes_what_an_sae_lacks_for_presets_where_they_would_be_kept(
+    sae_folder, monkeypatch
 ):
-    folder = shutil.copytree(sae_folder, tmp_path / "sae")
-    subject, ticks = open_subject(Choice(str(folder))), []
-
-    def found(model, labels, *, tick):
-        tick("latents tried", 1, 2)
-        assert labels == subject.labels and model.store is subject.store
-        return [GOLD], []
-
-    monkeypatch.setattr("hfsae.demo.presets.find_presets", found)
-    assert can_search(subject)
-    assert search_presets(subject, lambda *tick: ticks.append(tick)) == 1
-    assert json.loads((folder / "presets.json").read_text()) == [{**GOLD, **stamp(folder)}]
-    assert presets(subject) == [GOLD]
-    assert ticks == [("latents tried", 1, 2)] and not can_search(subject)
-
-
-@pytest.mark.parametrize("source", ["shipped", "space", "no lm", "no store"])
-def test_no_search_is_offered_where_it_could_not_be_made_or_kept(
-    sae_folder, tmp_path, monkeypatch, source
-):
-    if source == "space":
-        monkeypatch.setenv("SPACE_ID", "me/space")
-    folder = str(SHIPPED_SAE) if source == "shipped" else str(sae_folder)
-    subject = open_subject(Choice(folder), with_lm=source in ("space", "no store"))
-    subject.presets = []
-    if source == "no store":
-        subject.store = None
-    assert not can_search(subject)
-
-
-def test_a_second_click_begins_no_second_search_and_another_window_is_told(
-    sae_folder, tmp_path, monkeypatch
-):
-    subject = open_subject(Choice(str(shutil.copytree(sae_folder, tmp_path / "sae"))))
-    with gr.Blocks():
-        page = SteerPage(Actions(subject))
-    own, other, answers = Visit(), Visit(), []
-
-    def clicked_meanwhile(subject, tick):
-        answers.extend(page._ask_presets(visit) for visit in (own, other))
-        tick("latents tried", 1, 2)  # of a search that was requested anew it would raise
-        return 1
-
-    monkeypatch.setattr("hfsae.demo.pages.steer.search_presets", clicked_meanwhile)
-    assert page._ask_presets(own) == ""
-    drawn = page._find_presets(own, lambda *_, **__: None)
-    assert "1 presets that work" in drawn[page.notice]
-    assert answers[0] == gr.skip() and "Another window" in answers[1]
-    assert page._ask_presets(own) == ""
+    subject = open_subject(Choice(str(sae_folder)))
+    command, notes = lacking(subject)
+    assert command == f"hfsae presets {sae_folder}" and notes == ["Then start the app again."]
+    assert f"<code>{command}</code>" in html("presets", ["latent 3"], (command, notes), "")
+    subject.presets = [GOLD]
+    assert lacking(subject) is None
+    assert lacking(open_subject(Choice(str(sae_folder)), with_lm=False)) is None
+    subject.presets, subject.store = [], None
+    assert lacking(subject)[0].startswith("hfsae collect ")
+    monkeypatch.setenv("SPACE_ID", "me/space")
+    assert lacking(open_subject(Choice(str(sae_folder)))) is None

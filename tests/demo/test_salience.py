@@ -5,7 +5,7 @@ import pyarrow.dataset
 import torch
 
 from hfsae.activations.token_text import Tokens
-from hfsae.demo.rows import by_salience, numbers
+from hfsae.demo.rows import by_salience, token_frequencies
 from hfsae.features import FeatureStore
 from hfsae.features.inspection import Inspection
 
@@ -33,7 +33,8 @@ def order(latents: list[tuple[float, float, int]], fires: list[tuple[int, float]
     tokens = Tokens(IDS, [TEXTS[i] for i in IDS], [i == BOS for i in IDS])
     place, activation = (torch.tensor(column) for column in zip(*fires, strict=True))
     seen = Inspection(tokens, place, torch.arange(len(fires)), activation, len(fires), 0.0)
-    return [r.latent for r in by_salience(numbers(store(latents)), seen)]
+    of = store(latents)
+    return [r.latent for r in by_salience(of, token_frequencies(of), seen)]
 
 
 def test_a_latent_near_its_largest_activation_comes_before_a_weak_one():

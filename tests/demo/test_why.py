@@ -13,7 +13,7 @@ from hfsae.demo import Choice, Subject, address, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.app import build
 from hfsae.demo.pages.why import EXAMPLES, WhyPage, effects_panel
-from hfsae.demo.why import ALONE, disagreement, spelling, summary
+from hfsae.demo.why import ALONE, spelling, summary
 
 PARTS = ("shown", "others", "error", "bias", "rest")
 
@@ -145,28 +145,6 @@ def test_the_figures_as_they_are_shown_add_up_to_the_last_digit(actions):
     rows = re.findall(r"<li>.*?<b>([+-][\d.]+)</b>", column, re.DOTALL)
     *others, below = re.findall(r'<li class="hf-part.*?<b>([+-]?[\d.]+)</b>', column, re.DOTALL)
     assert round(sum(float(n) for n in [*rows, *others]), 2) == float(below) == total
-
-
-@pytest.mark.parametrize(
-    "estimate, measured, words",
-    [
-        (1.0, 1.9, ""),
-        (-1.0, -0.6, ""),
-        (0.004, -0.004, ""),
-        (0.97, 11.26, "measured: 12 times as large"),
-        (-0.4, -0.1, "measured: 4 times smaller"),
-        (-1.02, 0.18, "measured: the opposite sign"),
-        (0.3, 0.001, "measured: none"),
-        (0.0, 0.3, "measured: far larger"),
-    ],
-)
-def test_a_row_says_where_estimate_and_measurement_differ(actions, estimate, measured, words):
-    assert disagreement(estimate, measured) == words
-    view = actions.why("the c")
-    view["rows"] = [view["rows"][0] | {"value": estimate, "ablation": measured}]
-    shown = effects_panel(view)
-    assert ("trust the measured one" in shown) == bool(words)
-    assert re.findall(r'class="hf-differs">(.*?)<', shown) == ([words] if words else [])
 
 
 def test_a_token_is_spelt_as_it_is_typed_or_by_its_number(subject):

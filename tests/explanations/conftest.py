@@ -53,3 +53,14 @@ def folder(trained, tmp_path):
 
 def verb(folder, *options: str) -> list[str]:
     return ["explain", str(folder), "--n_tokens", "2500", *options]
+
+
+@pytest.fixture
+def no_waits(monkeypatch) -> None:
+    """The client of servers retries at once."""
+    import openai
+
+    async def sleep(self, **options):
+        pass
+
+    monkeypatch.setattr(openai.AsyncOpenAI, "_sleep_for_retry", sleep)

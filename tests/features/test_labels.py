@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import hfsae
-from hfsae.features import blank_label, read_labels, write_label
+from hfsae.features import read_labels, write_label, write_labels
 from hfsae.io.checksums import stamp
 
 from ..helpers import make, refused, save_store
@@ -22,7 +22,9 @@ def test_labels_that_are_written_are_read(tmp_path):
     assert read_labels(tmp_path) == {12: "the sea", 3: hostile}
     write_label(tmp_path, 12, "ships")
     assert write_label(tmp_path, 3, " ") == {12: "ships"} == read_labels(tmp_path)
-    assert blank_label(tmp_path, 3) == {12: "ships", 3: ""} == read_labels(tmp_path)
+    assert (
+        write_labels(tmp_path, {3: ""}, hides=True) == {12: "ships", 3: ""} == read_labels(tmp_path)
+    )
     assert write_label(tmp_path, 3, "") == {12: "ships"} == read_labels(tmp_path)
     assert os.listdir(tmp_path / "features") == ["labels.json"]
     stored = json.loads((tmp_path / "features" / "labels.json").read_text(encoding="utf-8"))

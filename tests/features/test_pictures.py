@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,27 +80,14 @@ def test_pictures_of_other_examples_are_refused(folder):
         Pictures.load(folder)
 
 
-def a_jpeg(side: int) -> bytes:
-    done = BytesIO()
-    Image.new("RGB", (side, side)).save(done, "JPEG")
-    return done.getvalue()
-
-
-@pytest.mark.parametrize(
-    "content, why",
-    [
-        (b"no picture", "the picture of document 3 is no JPEG"),
-        (a_jpeg(161), "the picture of document 3 is 161 x 161 pixels"),
-        (bytes(2**17), "pictures of 131"),
-    ],
-)
-def test_a_damaged_picture_is_refused_with_its_document(folder, content, why):
+@pytest.mark.parametrize("content", [b"no picture", b"\xff\xd8\xff" + bytes(2**17)])
+def test_a_damaged_picture_is_refused_with_its_document(folder, content):
     table = pq.read_table(folder / PICTURES)
     rows = [row | {"picture": content} for row in table.to_pylist() if row["document"] == 3]
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / PICTURES)
     there = Pictures.load(folder)
     assert there is not None
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(ValueError, match="the picture of document 3 is no small JPEG"):
         there.read([(3, 0)])
 
 

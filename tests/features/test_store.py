@@ -228,7 +228,6 @@ def test_show_lets_no_control_character_reach_the_terminal():
         ("latent", lambda n: pa.array(["\x1b[2J"] * n)),
         ("latent", lambda n: pa.array([5] * n)),
         ("promoted_tokens", lambda n: pa.array([7] * n)),
-        ("neighbours", lambda n: pa.array([[1, 2, 3]] * n)),
         ("n_firings", lambda n: pa.array([[[1]]] * n)),
     ],
 )
@@ -241,16 +240,10 @@ def test_latents_of_other_kinds_are_one_sentence(store, tmp_path, column, values
 
 
 OUT_OF_RANGE = {
-    "neighbours": lambda rows: [[len(rows), *row[1:]] for row in rows],
-    "neighbours below 0": lambda rows: [[-1, *row[1:]] for row in rows],
     "histogram": lambda rows: [row[1:] for row in rows],
     "histogram empty": lambda rows: [[] for _ in rows],
-    "histogram below 0": lambda rows: [[-1, *row[1:]] for row in rows],
     "density": lambda rows: [1.5] * len(rows),
     "density NaN": lambda rows: [float("nan")] * len(rows),
-    "n_firings": lambda rows: [-1] * len(rows),
-    "max_activation": lambda rows: [float("inf")] * len(rows),
-    "neighbour_cosines": lambda rows: [[float("nan")] * len(row) for row in rows],
 }
 
 

@@ -1,7 +1,5 @@
 """All about one latent."""
 
-import csv
-import io
 import json
 import math
 from contextlib import suppress
@@ -26,15 +24,10 @@ from ..subject import Subject, how_to_make
 from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
-_COLUMNS = ("latent", "kind", "rank", "document", "position", "activation", "token", "text")
 
 
 class FeaturePage(Page[at.Feature]):
-    """A latent by its number: measurements, examples, neighbours, its label, a text to try.
-
-    Edited labels are kept as drafts of our own, by latent: a box of Gradio's has one value, and
-    somebody may look at other latents before saving.
-    """
+    """A latent by its number: measurements, examples, neighbours, its label, a text to try."""
 
     title = "Feature"
     state = at.Feature
@@ -72,12 +65,10 @@ class FeaturePage(Page[at.Feature]):
                     )
                     self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
                     self.as_json = gr.DownloadButton("This page as .json", size="sm")
-                    self.as_csv = gr.DownloadButton("Its examples as .csv", size="sm")
                 self.own = panel(elem_id="feature-list")
         self.shown = gr.State(None)  # the latent shown; somebody may be typing another into its box
-        self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
         self.outputs = (self.main, self.tried, self.aside, self.own, self.code, self.vector)
-        self.outputs += (self.as_json, self.as_csv, self.shown)
+        self.outputs += (self.as_json, self.shown)
 
     def to_component(self, name: str, value: object) -> object:
         """A latent is shown in a text box."""
@@ -99,12 +90,12 @@ class FeaturePage(Page[at.Feature]):
         """All of a latent's page; without a latent it is empty."""
         latent, subject = address.latent, self.subject
         if latent is None:
-            values = (_EMPTY, *[""] * 3, *[None] * 5)
+            values = (_EMPTY, *[""] * 3, *[None] * 4)
             return dict(zip(self.outputs, values, strict=True))
         view = self.actions.feature(latent)
         by_template = view["auto"] and view["auto"]["source"] == "template"
         view["better"] = how_to_make(subject, "explain") if by_template else None
-        as_json, as_csv = export(subject, view)
+        as_json = export(subject, view)
         view |= {"unit": subject.unit, "facts": _facts(view, subject.unit)}
         view["opens"] = subject.encoder is not None
         view["of_model"] = subject.sae.config.last_model
@@ -117,7 +108,7 @@ class FeaturePage(Page[at.Feature]):
                     low, high = (f"{round(100 * p / n)} %" for p in (part - 1, part))
                     group["title"] = f"From the {low} to the {high} strongest, of a random sample"
             add_crops(subject, view["groups"])
-            add_strongest(subject, [*view["neighbours"], *view["together"]["rows"]])
+            add_strongest(subject, view["neighbours"])
         else:
             view |= {"missing": how_to_make(subject, "collect")}
             try:  # what its direction does to the next token
@@ -139,13 +130,12 @@ class FeaturePage(Page[at.Feature]):
             self.own: html("own_list", subject.name, view),
             self.code: of_latent(subject, latent),
             self.as_json: str(as_json),
-            self.as_csv: str(as_csv),
             self.vector: vector,
             self.shown: latent,
         }
 
     def wire(self, app: App) -> None:
-        """Buttons lead to another latent, or to the steer page; edited labels are kept."""
+        """Buttons lead to another latent, or to the steer page; a label is saved."""
 
         app.on([self.latent.submit], self.address, self)
         app.on([self._step(self.previous, -1), self._step(self.next, 1)], self.address, self)
@@ -156,12 +146,9 @@ class FeaturePage(Page[at.Feature]):
         for part in (self.main, self.aside, self.tried, self.own):
             app.on_select(part, self._click, self, leads_to=("steer", "picture"))
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        saved = [self.notice, self.main, self.drafts]
         for trigger in (self.save.click, self.label.submit):
-            trigger(self._save, [self.shown, self.label, self.drafts], saved, **quietly)
-        labelled = [self.label, self.shown, self.drafts]
-        self.label.input(self._draft, labelled, self.drafts, trigger_mode="always_last", **quietly)
-        self.shown.change(self._show_label, labelled, [self.label, self.notice], **quietly)
+            trigger(self._save, [self.shown, self.label], [self.notice, self.main], **quietly)
+        self.shown.change(self._show_label, self.shown, self.label, **quietly)
 
     def _step(self, button: gr.Button, by: int) -> Any:
         """The event after a button's, which counts on in the browser: many quick clicks go far."""
@@ -188,54 +175,25 @@ class FeaturePage(Page[at.Feature]):
             return at.Picture(index, whole(to))
         return replace(self.address(*values), latent=whole(index))
 
-    def _draft(self, label: str | None, latent: int | None, drafts: dict[int, str]) -> Updates:
-        kept = {i: draft for i, draft in drafts.items() if i != latent}
-        if latent is not None and (label or "") != self.subject.labels.get(latent, ""):
-            kept[latent] = label or ""
-        return kept
+    def _show_label(self, latent: int | None) -> str:
+        return "" if latent is None else self.subject.labels.get(latent, "")
 
-    def _show_label(self, seen: str | None, latent: int | None, drafts: dict[int, str]) -> Updates:
-        """The label of the latent shown: the edited one, or else the saved one.
-
-        A box that already has it is not updated: somebody may be typing there by now.
-        """
-        label = "" if latent is None else drafts.get(latent, self.subject.labels.get(latent, ""))
-        put = gr.skip() if label == (seen or "") else label
-        if latent is None or not drafts:
-            return {self.label: put}
-        of = ", ".join(map(str, sorted(drafts)))
-        return {self.label: put, self.notice: html("said", f"Labels not saved yet: of {of}.")}
-
-    def _save(self, latent: int | None, label: str | None, drafts: dict[int, str]) -> Updates:
+    def _save(self, latent: int | None, label: str | None) -> Updates:
         try:
             saved = self.actions.save_label(latent, label or "")
         except ValueError as error:
             return {self.notice: html("error", str(error))}
-        view = self.actions.feature(saved["latent"])
-        main = self.render(at.Feature(view["latent"]))[self.main]
+        main = self.render(at.Feature(saved["latent"]))[self.main]
         notice = html("said", f"The label of latent {saved['latent']} is saved.")
-        others = {i: draft for i, draft in drafts.items() if i != saved["latent"]}
-        return {self.notice: notice, self.main: main, self.drafts: others}
+        return {self.notice: notice, self.main: main}
 
 
-def export(subject: Subject, view: Json) -> tuple[Path, Path]:
-    """Paths of a latent's page as JSON, and of its examples as CSV, a line for each; see
-    `inspect_actions.feature`. The files lie in a folder that is deleted when the app ends."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(_COLUMNS)
-    for group in view.get("groups", []):
-        for rank, e in enumerate(group["examples"]):
-            token = next((t["text"] for t in e["tokens"] if t["firing"]), "")
-            # without text the window is places
-            window = e["text"] if "places" in e else "".join(t["text"] for t in e["tokens"])
-            place = (e["document"], e["position"], f"{e['activation']:.6g}")
-            lines.writerow([view["latent"], group["kind"], rank, *place, token, window])
-    name = subject.directions / f"latent-{view['latent']}"
-    as_json, as_csv = name.with_suffix(".json"), name.with_suffix(".csv")
-    write_whole(as_json, json.dumps(view, ensure_ascii=False, indent=1) + "\n")
-    write_whole(as_csv, text.getvalue())
-    return as_json, as_csv
+def export(subject: Subject, view: Json) -> Path:
+    """A file of a latent's page, as `inspect_actions.feature` gives it; it lies in a folder that is
+    deleted when the app ends."""
+    path = subject.directions / f"latent-{view['latent']}.json"
+    write_whole(path, json.dumps(view, ensure_ascii=False, indent=1) + "\n")
+    return path
 
 
 def _histogram(bins: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class ComparePage(Page[at.Compare]):
         return at.Compare(text=TEXTS[0] if self.subject.runs_text else "")
 
     def render(self, address: at.Compare) -> Updates:
-        """The SAEs to choose from; held-out metrics with their winners, and both on the text."""
+        """The SAEs to choose from; held-out metrics of both, and both on the text."""
         names = sae_choices(self.subject)
         near = {self.choices: html("others", names)}
         if not address.other:

@@ -23,20 +23,9 @@ from ..rows import Json, largest_of, trace_of
 from ..subject import Subject
 from .page import App, Page, Updates, box, one_of, whole
 
-_DENSITIES = [
-    ("show all latents", 1.0),
-    ("hide those on over 10 % of tokens", 0.1),
-    ("hide those on over 1 % of tokens", 0.01),
-    ("hide those on over 0.1 % of tokens", 0.001),
-]
 _OFFERED = 10  # pictures of examples
 _NO_MODEL = "No picture can be inspected, as the model of pictures is not loaded: "
 _NONE_YET = "Upload a picture, and see which latents fire in it, and where."
-
-
-def _nearest(density: float) -> float:
-    """The choice nearest to the link's."""
-    return min((choice for _, choice in _DENSITIES), key=lambda choice: abs(choice - density))
 
 
 class InspectPage(Page[at.Inspect]):
@@ -55,8 +44,6 @@ class InspectPage(Page[at.Inspect]):
         self.examples = panel(html("examples", self.texts))
         with gr.Accordion("Compare with another text, or set options", open=False):
             self.versus = self.field("versus", gr.Textbox, label="Compare with", **box(2))
-            filtered = {"label": "Density filter"}
-            self.density = self.field("max_density", gr.Dropdown, _DENSITIES, **filtered)
             message = "Read it as a user's message (chat template)"
             self.chat = self.field("chat", gr.Checkbox, label=message)
         self.notice = panel()
@@ -71,21 +58,17 @@ class InspectPage(Page[at.Inspect]):
         self.field("token", gr.State)
         self.outputs = (self.text, self.latents, self.comparison)
 
-    def to_component(self, name: str, value: Any) -> Any:
-        """A link may name any density; the nearest choice is shown."""
-        return _nearest(value) if name == "max_density" else value
-
     def first(self) -> at.Inspect:
         """The first example."""
         return at.Inspect(prompt=first_texts(self.subject)[0])
 
     def render(self, address: at.Inspect) -> Updates:
         """The coloured text, its latents, and what differs from the other text."""
-        a = replace(address, max_density=_nearest(address.max_density))
-        view = self.actions.inspect(a.prompt, a.latent, a.token, a.chat, a.max_density)
+        a = address
+        view = self.actions.inspect(a.prompt, a.latent, a.token, a.chat)
         compared = ""
         if a.versus:
-            differences = self.actions.compare_prompts(a.prompt, a.versus, a.chat, a.max_density)
+            differences = self.actions.compare_prompts(a.prompt, a.versus, a.chat)
             compared = html("compared", differences)
         return {
             self.text: html("inspected", view),
@@ -99,7 +82,7 @@ class InspectPage(Page[at.Inspect]):
         def afresh(*values: object) -> at.Inspect:
             return replace(self.address(*values), latent=None, token=None)
 
-        events = [self.run.click, self.prompt.submit, self.density.input, self.chat.input]
+        events = [self.run.click, self.prompt.submit, self.chat.input]
         app.on(events, afresh, self, progress_on=self.text)
         app.on([self.versus.submit], afresh, self, progress_on=self.comparison)
         app.on_select(self.examples, self._example, self, progress_on=self.text)

@@ -110,7 +110,7 @@ class Page(Generic[A]):
 
 @dataclass(eq=False)
 class Job:
-    """Work that takes long: texts to write, or a search for a strength or for presets."""
+    """Work that takes long: texts to write, or a search for a strength."""
 
     values: Sequence[Any]
     """the page's inputs when it was requested"""
@@ -141,7 +141,7 @@ class Visit:
     selected: bool = False
     """whether the browser said that it has selected the first page, as it does at the start"""
     jobs: dict[str, Job] = field(default_factory=dict)
-    """the last of each kind: texts, strength, presets"""
+    """the last of each kind: texts, strength"""
     written: Any = None
     """the last texts of the page Steer: their address, the conversation's exchanges, and the
     view"""

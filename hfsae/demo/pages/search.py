@@ -28,7 +28,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     SCORES["word"]: ("match", "{:.2f}".format),
     SCORES["fires on"]: ("share of largest", percent),
     SCORES["promotes"]: ("logit a unit", "{:.3f}".format),
-    SCORES["label"]: ("BM25", "{:.2f}".format),
+    SCORES["label"]: ("words in common", "{:.2f}".format),
     SCORES["similar to"]: ("cosine", "{:.2f}".format),
     RAW: ("raw units", number),
 }

@@ -1,4 +1,4 @@
-"""Baseline and steered text side by side; the searches for a strength, and for presets."""
+"""Baseline and steered text side by side; the search for a strength."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +17,7 @@ from ..actions import QUEUES, Actions
 from ..address import to_query
 from ..inspect_actions import latent_of, weak_match
 from ..parts import dial, html, panel
-from ..presets import can_search, presets, search_presets, why_random
+from ..presets import lacking, presets, why_random
 from ..rows import as_rows
 from ..share import share_panel
 from ..snippet import of_texts
@@ -30,7 +30,7 @@ from ..steer_actions import (
     SWEPT_UNITS,
     check,
 )
-from ..subject import Exchange, how_to_make
+from ..subject import Exchange
 from .page import LATENT_BOX, App, Page, Updates, Visit, box, clicked, whole
 
 UNIT_NAMES = {"max": "x largest activation", "norm": "% of the norm", "raw": "raw"}
@@ -57,14 +57,6 @@ _NO_CARET = """(visit) => {
     document.querySelectorAll('.hf-caret').forEach((node) => node.remove());
     return [visit];
 }"""
-_NO_PRESETS = (
-    "No latent that was tried steers visibly with all three seeds; nothing is written. "
-    "“hfsae presets FOLDER --n_candidates 100” tries more."
-)
-_UNDER_WAY = (
-    "Another window has begun a search already; it goes on, "
-    "and its presets are offered here when it ends."
-)
 _CHOICES: dict[str, tuple[str, ...]] = {"mode": MODES, "scope": SCOPES, "unit": UNITS}
 
 
@@ -74,13 +66,13 @@ def same_turns(
     """Of the exchanges that were written, those that an address with the same settings begins with:
     they are not written again."""
     shared = exchanges[: len(address.turns)]
-    is_same = tuple(exchange.message for exchange in shared) == address.turns[: len(shared)]
+    is_same = tuple(message for message, *_ in shared) == address.turns[: len(shared)]
     settings = replace(address, prompt=written.prompt, turns=written.turns)
     return shared if is_same and settings == written else ()
 
 
 class SteerPage(Page[at.Steer]):
-    """Long texts, and searches for strengths and presets: a visit has one of each at a time."""
+    """Long texts, and searches for strengths: a visit has one of each at a time."""
 
     title = "Steer"
     state = at.Steer
@@ -89,7 +81,6 @@ class SteerPage(Page[at.Steer]):
         super().__init__(actions)
         self.measured = self.subject.largest() is not None
         self.choices = presets(self.subject)
-        self.searcher: Visit | None = None  # whose search for presets is under way
         self.latents, self.turns = self.field("latents", gr.State), self.field("turns", gr.State)
         # the latent that was added last, with a number: the same one again is a change, too
         self.added = gr.State(None)
@@ -114,7 +105,6 @@ class SteerPage(Page[at.Steer]):
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
                     panel(html("keys"))
                 self.field("chat", gr.Checkbox, label=chat, **shown)
-                self.searching = panel(elem_id="steer-searching")
             with gr.Column(scale=3, min_width=320):
                 self.chips = panel(self.draw_chips(self.opening), elem_id="steer-chips")
                 with gr.Row(elem_classes="hf-buttons"):
@@ -150,7 +140,7 @@ class SteerPage(Page[at.Steer]):
             self.send = gr.Button("Send", min_width=90, **main)
             self.anew = gr.Button("Begin anew", min_width=120, scale=0)
         self.suggestion = panel(elem_id="steer-suggestion")
-        self.outputs = (self.chips, self.matched, self.output, self.suggestion, self.presets)
+        self.outputs = (self.chips, self.matched, self.output, self.suggestion)
 
     def to_component(self, name: str, value: Any) -> Any:
         """A valid choice, a usable unit, and no chat without a template."""
@@ -188,8 +178,6 @@ class SteerPage(Page[at.Steer]):
             validate.latent(latent, self.subject.d_sae)
         updates: Updates = {self.chips: self.draw_chips(address)}
         updates |= {self.matched: "", self.suggestion: ""}
-        if (offered := self.presets_html()) != self.presets.value:  # they were found meanwhile
-            updates[self.presets] = offered
         shown = replace(address, run=False)
         for i, preset in enumerate(self.choices):
             if "steered" in preset and not address.run and self.preset(i) == shown:
@@ -198,11 +186,9 @@ class SteerPage(Page[at.Steer]):
         return updates
 
     def presets_html(self) -> str:
-        """HTML of the presets to click, and of the search, where there can be one."""
+        """HTML of the presets to click, and how to get better ones."""
         names = [choice["name"] for choice in self.choices]
-        subject = self.subject
-        lacking = None if subject.presets else how_to_make(subject, "collect")
-        return html("presets", names, can_search(subject), lacking, why_random(subject))
+        return html("presets", names, lacking(self.subject), why_random(self.subject))
 
     def draw_chips(self, address: at.Steer) -> str:
         """The chosen latents with their strengths, as HTML."""
@@ -275,10 +261,6 @@ class SteerPage(Page[at.Steer]):
             self.then_generate(
                 event.then(self._take, fields, taken, trigger_mode="multiple", **quietly)
             )
-        event = self.presets.find(self._ask_presets, visit, self.notice, **at_once)
-        shown = [self.notice, self.presets, self.searching]
-        search = {**every, **QUEUES["search"], "show_progress_on": [self.searching]}
-        event.then(self._find_presets, visit, shown, **search)
 
     def then_generate(self, event: Dependency, *, seen: bool = False) -> None:
         """After an event: generate the texts that it requested, while others that they take the
@@ -436,7 +418,7 @@ class SteerPage(Page[at.Steer]):
                     yield {self.output: html("pair", view)}
                 if job.over:
                     break
-                exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
+                exchanges = (*exchanges, (message, view["plain"], view["steered"]))
 
             if not job.over:
                 if not turns:
@@ -520,39 +502,6 @@ class SteerPage(Page[at.Steer]):
             self.chips: self.draw_chips(new),
             self.app.link: to_query(new),
         }
-
-    def _ask_presets(self, visit: Visit) -> Any:
-        """A second click begins nothing: the search would start from the beginning."""
-        if visit is self.searcher:
-            return gr.skip()
-        if can_search(self.subject):
-            visit.ask(kind="presets")
-        return html("said", _UNDER_WAY) if self.searcher else ""
-
-    def _find_presets(self, visit: Visit, progress: gr.Progress = gr.Progress()) -> Updates:
-        """One search at a time; what it finds is offered to all."""
-        job = visit.begin("presets")
-        if job is None or not can_search(self.subject):
-            return {self.presets: self.presets_html(), **({} if job is None else {self.notice: ""})}
-
-        def tell(what: str, done: int, n: int) -> None:
-            if job.over:
-                raise _StoppedError
-            progress(done / max(1, n), desc=f"{done} of {n} {what}")
-
-        self.searcher = visit
-        try:
-            n = search_presets(self.subject, tell)
-            written = f"{n} presets that work are offered, and written to presets.json."
-            notice = html("said", written if n else _NO_PRESETS)
-            self.choices = presets(self.subject)
-        except ValueError as error:
-            notice = html("error", str(error))
-        except _StoppedError:
-            notice = html("said", "The search for presets was stopped; nothing is written.")
-        finally:
-            self.searcher, job.over = None, True
-        return {self.notice: notice, self.presets: self.presets_html()}
 
 
 class _StoppedError(Exception):

@@ -11,7 +11,7 @@ from .. import validate
 from ..actions import Actions
 from ..parts import html, panel
 from ..rows import Json
-from ..why import ALONE, disagreement, is_token, spelling, summary
+from ..why import ALONE, is_token, spelling, summary
 from .page import A, App, Page, Updates, box, clicked, one_of, whole
 
 _REMEMBERED = 8  # graphs that visitors made
@@ -140,21 +140,12 @@ class WhyPage(QuestionPage[at.Why]):
 def effects_panel(view: dict[str, Any]) -> str:
     """HTML of a view of `why`: its sentence, the sum of its parts, and a row for each latent."""
     sizes = [abs(v) for row in view["rows"] for v in (row["value"], row["ablation"]) if v]
-    rows = [
-        {
-            **row,
-            "differs": ""
-            if row["ablation"] is None
-            else disagreement(row["value"], row["ablation"]),
-        }
-        for row in view["rows"]
-    ]
     # rounded, the parts add up to the total to the last digit: `rest` takes what rounding leaves
     parts = {name: round(view[name], 2) for name in ("others", "error", "bias", "total")}
-    parts["shown"] = round(sum(round(row["value"], 2) for row in rows), 2)
+    parts["shown"] = round(sum(round(row["value"], 2) for row in view["rows"]), 2)
     spent = sum(parts[name] for name in ("shown", "others", "error", "bias"))
     parts["rest"] = round(parts["total"] - spent, 2)
-    return html("effects", {**view, **parts, "rows": rows, "largest": max(sizes, default=1.0)})
+    return html("effects", {**view, **parts, "largest": max(sizes, default=1.0)})
 
 
 class GraphPage(QuestionPage[at.Graph]):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ...lm import load_tokenizer
-from ...packaged import packaged_lm
 from .base import PACKAGED, PACKAGED_MODEL, Answer, JudgeArguments, Progress, Question
 from .batch_file import BatchFileJudge
 from .calls import Judge
@@ -45,8 +44,8 @@ class DryRunJudge(Judge):
     What calls.jsonl answers is answered from there, and counts as no call.
 
     Args:
-        count: tokens of a text at a server; None: by SmolLM2's tokenizer where that is installed,
-            else a quarter of the characters. A local model's own tokenizer counts for itself.
+        count: tokens of a text at a server; None: a quarter of the characters. A local model's own
+            tokenizer counts for itself.
 
     Raises:
         ValueError: the local model's tokenizer cannot be loaded.
@@ -72,11 +71,7 @@ class DryRunJudge(Judge):
             self._count = lambda text: len(ids.text(text))
             self._count_question = lambda question: len(ids.prompt(question))
             return
-        self._how, self._count = "characters / 4: no tokenizer is at hand", count or n_tokens
-        if count is None and packaged_lm(PACKAGED_MODEL) is not None:
-            tokenizer: Any = load_tokenizer(PACKAGED_MODEL, source="packaged")
-            self._how = f"the tokenizer of {PACKAGED_MODEL}, since {args.model}'s is not at hand"
-            self._count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._how, self._count = "characters / 4, as its tokenizer is elsewhere", count or n_tokens
         self._count_question = lambda question: n_question_tokens(question, self._count)
 
     def answer(

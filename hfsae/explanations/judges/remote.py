@@ -1,19 +1,17 @@
-"""Answers from a server by the `openai` client: several calls at a time, retried, and each kept as
-soon as it is there.
+"""Answers from a server by the `openai` client: several calls at a time, which it retries, and each
+kept as soon as it is there.
 
 One client asks OpenAI-compatible servers and Hugging Face's Inference Providers, whose router
-speaks the same protocol. Around it stand a deadline for a whole answer, our own retries, so that
-keys which a server echoes are hidden before anything is logged, and no redirections, so that
-questions go nowhere else.
+speaks the same protocol. Around it stand a deadline for a whole answer, as the client's own is for
+each piece of one, and no redirections, so that questions go nowhere else.
 """
 
 import asyncio
 import json
 import logging
-import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 ROUTER = "https://router.huggingface.co/v1"
 """Where Hugging Face's Inference Providers take chat completions."""
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from one retry to the next
-_LONGEST_ASKED = 120.0  # seconds, whatever a server wants
 _GRACE = 5.0  # seconds for calls in flight when a run ends early
 # Of what some servers answer with other statuses, 429 and 400.
 _WORDS = {"insufficient_quota": 402, "model_not_found": 404, "model_not_supported": 404}
@@ -47,19 +43,12 @@ class Remote(Judge):
 
     Args:
         calls: file of all answers; None: they are not kept.
-        sleep: waits some seconds before a retry.
 
     Raises:
         ValueError: the key or the package `openai` is missing.
     """
 
-    def __init__(
-        self,
-        args: JudgeArguments,
-        calls: Path | None = None,
-        *,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    ) -> None:
+    def __init__(self, args: JudgeArguments, calls: Path | None = None) -> None:
         try:
             import openai  # noqa: F401
         except ModuleNotFoundError as error:
@@ -67,7 +56,6 @@ class Remote(Judge):
                 f"a judge on a server needs {error.name}: pip install 'hfsae[judge]'"
             ) from error
         super().__init__(args, calls)
-        self._sleep = sleep
         self._key, self._without_keys = args.key(), hider(args.secrets())
         self._refused: frozenset[str] = frozenset()  # parts of a body that the server refuses
         self._is_ended, self._has_answered, self._n_in_a_row = False, False, 0
@@ -90,7 +78,7 @@ class Remote(Judge):
             base_url=address,
             default_query=query,
             timeout=args.timeout,
-            max_retries=0,
+            max_retries=args.retries,
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
         todo = iter(questions.items())  # of all workers
@@ -140,7 +128,7 @@ class Remote(Judge):
             begin = time.perf_counter()
             try:
                 body = body_of(model, question, question.seed + is_last)
-                reply, refused = await self._retried(client, body)
+                reply, refused = await self._accepted(client, body)
                 answer = read_reply(reply, question)
                 if not self._refused >= refused:
                     logger.info("%s takes no %s", args.address, ", ".join(sorted(refused)))
@@ -161,41 +149,30 @@ class Remote(Judge):
         self._calls.note([(question, answer)])
         return answer, total.n_calls
 
-    async def _retried(
+    async def _accepted(
         self, client: "openai.AsyncOpenAI", body: dict[str, Any]
     ) -> tuple[dict[str, Any], frozenset[str]]:
         """The reply to a body, and the parts of it that the server refused."""
-        args, refused, n_retries = self._args, self._refused, 0
+        refused = self._refused
         while True:
             try:
                 return await self._sent(client, reduced(body, refused)), refused
             except ChatError as error:
                 self._refuse_for(error)
-                if part := refused_feature(error, reduced(body, refused)):
-                    refused |= {part}
-                    continue
-                # Two where there was never a server, as with a wrong address.
-                is_wrong = error.kind == "unreachable" and not self._has_answered
-                n = min(args.retries, 2) if is_wrong else args.retries
-                if self._is_ended or not error.may_pass or n_retries >= n:
+                if (part := refused_feature(error, reduced(body, refused))) is None:
                     raise
-                wait = min(_FIRST_WAIT * 2**n_retries, _LONGEST_WAIT) * random.uniform(0.5, 1)
-                if error.wait is not None:
-                    wait = error.wait + random.uniform(0, 0.5)
-                reason = _reason(error)
-                logger.warning("%s: %s; again in %.0f s", args.address, reason, wait)
-                await self._sleep(wait)
-                n_retries += 1
+                refused |= {part}
 
     async def _sent(self, client: "openai.AsyncOpenAI", body: dict[str, Any]) -> dict[str, Any]:
-        """The reply to one request, without keys.
+        """The reply to one request, which the client retries, without keys.
 
         Raises:
             ChatError: there is none.
         """
         import openai
 
-        limit = self._args.timeout
+        # of all tries, should the pieces of an answer drip in
+        limit = self._args.timeout * (1 + self._args.retries)
         headers = {} if self._key else {"Authorization": openai.Omit()}
         chat: Any = client.chat.completions.with_raw_response
         try:
@@ -207,7 +184,7 @@ class Remote(Judge):
             if _UNREACHABLE & {kind.__name__ for kind in type(cause).__mro__}:
                 raise ChatError("unreachable", reason) from None
             if isinstance(error, asyncio.TimeoutError | openai.APITimeoutError):
-                reason = f"no whole answer within {limit:g} s"
+                reason = f"no whole answer within {self._args.timeout:g} s"
             raise ChatError("broken", reason) from None
         except openai.APIStatusError as error:
             if 300 <= (status := error.status_code) < 400:
@@ -216,8 +193,7 @@ class Remote(Judge):
             text = self._without_keys(error.response.text)
             reason = " ".join(text.split())[:200] or f"status {status}"
             status = next((s for word, s in _WORDS.items() if word in text), status)
-            wait = retry_after(error.response.headers.get("Retry-After"))
-            raise ChatError("status", reason, status, wait) from None
+            raise ChatError("status", reason, status) from None
         except (ValueError, RecursionError):
             raise ChatError("no chat", "the reply is not JSON") from None
         reply = self._without_keys(reply)
@@ -226,7 +202,8 @@ class Remote(Judge):
         error = reply.get("error") if isinstance(reply, dict) else None
         if isinstance(error, dict) and str(error.get("code")).isdigit():  # though with status 200
             text = one_line(Exception(str(error.get("message"))))[:200]
-            raise ChatError("status", text, int(error["code"]))
+            code = int(error["code"])  # from 429 on the same question may be answered later
+            raise ChatError("status" if code < 429 else "no chat", text, code)
         raise ChatError("no chat", "the reply has no choices")
 
     def _refuse_for(self, error: ChatError) -> None:
@@ -282,15 +259,6 @@ def base_of(address: str) -> tuple[str, dict[str, object]]:
     path = (parts.path.rstrip("/") or "/v1").removesuffix("/chat/completions")
     base = parts._replace(path=path, query="", fragment="").geturl()
     return base, dict(parse_qsl(parts.query))
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds to wait by the header Retry-After, at most 120; None: it names none."""
-    try:
-        seconds = float(value or "")
-    except ValueError:
-        return None
-    return min(max(seconds, 0.0), _LONGEST_ASKED) if seconds == seconds else None
 
 
 def _reason(error: ChatError) -> str:
