@@ -21,7 +21,7 @@ from ..untrained import Untrained, firings
 from .absorption import first_letters, no_letters, read_words, words_of
 from .arguments import LEAST_WORDS, ProbeArguments
 from .regression import LEAST, SCORES, rank, rank_dense, regress, split
-from .report import arms_of, over_seeds, report_of
+from .report import report_of
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -259,8 +259,6 @@ def _probing(
         "means": means,
         "about": ABOUT if all(task.groups is None for task in tasks) else f"{ABOUT}; {GROUPED}",
     }
-    if arms_of(saes):
-        record["arms"] = over_seeds(rows, saes, partial(mean_interval, args=args))
     return Probing(rows, record, list(saes))
 
 
