@@ -74,7 +74,7 @@ def figures_of(folder: Path) -> Iterator[tuple[str, "Figure"]]:
         if threshold.shape != (config.d_sae,):
             raise Damaged(damaged(path, f"threshold has shape {list(threshold.shape)}"))
         yield "thresholds", thresholds_figure(threshold * config.latent_scale)
-    if "change" in (compared := _json(folder / DIFF) or {}):  # not of an earlier hfsae
+    if compared := _json(folder / DIFF):
         with reading(folder / DIFF):
             yield "diff", diff_figure(compared)
 
