@@ -92,9 +92,6 @@ def load_of_two_models(folder: Path, source: str) -> SAE:
 
     Its training multiplies the activations of each model by a factor that the files do not hold;
     the warning says how to enter them.
-
-    Raises:
-        ValueError: the weights are a pickle, or tensors are missing or do not fit.
     """
     config = read_json(folder / _CONFIG_OF_TWO)
     theirs = _read(folder, _WEIGHTS_OF_TWO.split("|"), source)
@@ -131,11 +128,7 @@ def _read(folder: Path, names: Sequence[str], source: str) -> State:
 
 
 def refuse_pickle(path: Path, source: str) -> NoReturn:
-    """Refuse a pickle, with the two lines that convert it.
-
-    Raises:
-        ValueError: always.
-    """
+    """Refuse a pickle, with the two lines that convert it."""
     raise Refused(
         f"{source}: {path.name} is a pickle, which can run any code, and is never read; convert it "
         f'by `tensors = torch.load("{path}", weights_only=True)`, then `safetensors.torch.'

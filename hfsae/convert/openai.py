@@ -24,11 +24,7 @@ _TENSORS = {
 
 
 def load(file: Path, source: str) -> SAE:
-    """The SAE in `file`.
-
-    Raises:
-        ValueError: the file is damaged, holds more than tensors, or names another activation.
-    """
+    """The SAE in `file`."""
     content = read_tensors(file, source)
     if missing := [name for name in _TENSORS if name not in content]:
         raise Refused(f"{source} is not an OpenAI file: it lacks {', '.join(missing)}")

@@ -22,11 +22,7 @@ FILES = ("sae.safetensors", "cfg.json")
 
 
 def load(folder: Path, source: str) -> SAE:
-    """The SAE in `folder`.
-
-    Raises:
-        ValueError: tensors are missing or do not fit.
-    """
+    """The SAE in `folder`."""
     config = read_json(folder / FILES[1])
     tensors = read_tensors(folder / FILES[0])[0]
     if "encoder.weight" not in tensors or "W_dec" not in tensors:
