@@ -95,8 +95,6 @@ def load_of_two_models(folder: Path, source: str) -> SAE:
     """
     config = read_json(folder / _CONFIG_OF_TWO)
     theirs = _read(folder, _WEIGHTS_OF_TWO.split("|"), source)
-    if missing := {"W_enc", "W_dec", "b_enc", "b_dec"} - theirs.keys():
-        raise Refused(f"{source}: it lacks {', '.join(sorted(missing))}")
     if theirs["W_dec"].ndim != 3:
         raise Refused(f"{source}: W_dec has shape {list(theirs['W_dec'].shape)}, not [D, L, d]")
     values = (theirs["W_enc"], theirs["b_enc"], theirs["W_dec"].transpose(0, 1), theirs["b_dec"])
@@ -138,9 +136,7 @@ def refuse_pickle(path: Path, source: str) -> NoReturn:
 
 
 def _weight(tensors: State, source: str) -> Float[Tensor, "L d D"]:
-    """The encoder, once all four weights are there and fit together."""
-    if missing := [name for name in _NAMES if name not in tensors]:
-        raise Refused(f"{source}: it lacks {', '.join(missing)}; it is no crosscoder")
+    """The encoder, once all four weights fit together."""
     W = tensors["encoder.weight"]
     if W.ndim != 3:
         raise Refused(f"{source}: encoder.weight has shape {list(W.shape)}, not [L, d, D]")

@@ -66,16 +66,14 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
     """
     with np.load(folder / _PARAMS, allow_pickle=False) as arrays:
         names = {name.replace("w_", "W_"): name for name in arrays.files}
-        if missing := [name for name in _NAMES if name not in names]:
-            raise Refused(f"{source}: {_PARAMS} lacks {', '.join(missing)}")
         state = {name: arrays[names[name]] for name in _NAMES}
     for name, array in state.items():
         if array.dtype.kind != "f":
             raise Refused(f"{source}: {name} holds {array.dtype}, not floating-point numbers")
     state = {n: torch.from_numpy(np.array(a, np.float32, order="C")) for n, a in state.items()}
     check_plain(state, source)
-    if (state["threshold"] < 0).any():  # z > threshold alone would let negative z through
-        state["threshold"] = state["threshold"].clamp(min=0)
+    # z > threshold alone would let negative z through
+    state["threshold"] = state["threshold"].clamp(min=0)
     repo, layer = _REPO.search(source), re.search(r"layer_(\d+)", source)
     fields: dict[str, Any] = {}
     if repo is not None:
