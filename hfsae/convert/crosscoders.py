@@ -54,11 +54,12 @@ def is_uploaded(config: Mapping[str, Any]) -> bool:
 
 
 def about(config: dict[str, Any]) -> dict[str, Any]:
-    """Layer, width and k of config.json, under hfsae's names."""
+    """Layer, width and goal of dictionary_learning's config.json, under hfsae's names."""
     trainer = config.get("trainer") or config
-    layer = trainer.get("layer")
+    layer, names = trainer.get("layer"), ("k", "target_l0")
     site = None if layer is None else f"layers.{layer}"
-    return {"site": site, "d_sae": trainer.get("dict_size"), "k": trainer.get("k")}
+    goal = {name: trainer.get(name) for name in names}
+    return {"site": site, "d_sae": trainer.get("dict_size"), **goal}
 
 
 def about_two_models(config: dict[str, Any]) -> dict[str, Any]:

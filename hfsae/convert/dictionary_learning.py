@@ -28,7 +28,7 @@ from ..io.files import read_json
 from ..models import SAE, BatchTopKSAE, GatedSAE, MatryoshkaBatchTopKSAE, TopKSAE
 from ..models.base import fold_decoder_norms
 from .build import Format, State, build, check_plain, exported, refuse, to_jumprelu
-from .crosscoders import refuse_pickle
+from .crosscoders import about, refuse_pickle
 from .sites import to_hook, to_site
 
 FILES = ("ae.pt", "config.json")
@@ -87,15 +87,6 @@ def load(folder: Path, source: str) -> SAE:
         threshold = state["threshold"].float().clamp(min=0)
         state["threshold"] = threshold.expand(state["b_enc"].shape).clone()
     return build(variant, state, source, **fields)
-
-
-def about(config: dict[str, Any]) -> dict[str, Any]:
-    """Layer, width and goal of config.json, under hfsae's names."""
-    trainer = config.get("trainer") or {}
-    layer, names = trainer.get("layer"), ("k", "target_l0")
-    site = None if layer is None else f"layers.{layer}"
-    goal = {name: trainer.get(name) for name in names}
-    return {"site": site, "d_sae": trainer.get("dict_size"), **goal}
 
 
 def read_tensors(path: Path, source: str) -> dict[str, Any]:
