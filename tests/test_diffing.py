@@ -648,9 +648,10 @@ def test_the_table_lists_latents_by_what_they_explain_with_tokens_name_and_examp
     of_one = {**columns, **{name: [None] * 32 for name in ("explained", "explained_firing")}}
     (folder / "diff.json").write_text(json.dumps({**record, "latents": of_one}))
     assert "no latent that differs between them fired" in table(folder)
-    former = {key: value for key, value in record.items() if key != "change"}
-    (folder / "diff.json").write_text(json.dumps(former))
-    assert table(folder).endswith(f"of an earlier hfsae; `hfsae diff {folder}` makes it again")
+    of_others = {key: value for key, value in record.items() if key != "change"}
+    (folder / "diff.json").write_text(json.dumps(of_others))
+    with pytest.raises(ValueError, match=r"diff\.json is damaged"):
+        table(folder)
 
 
 def test_shares_are_told_to_two_digits():

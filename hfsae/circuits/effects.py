@@ -182,17 +182,10 @@ class Effects:
             raise Refused(f"nodes have positions in {length} tokens; give texts of as many tokens")
         return replace(self, value=new.mean({}), _texts=new)
 
-    def curve(
-        self,
-        sizes: Sequence[int] = (),
-        *,
-        thresholds: Sequence[float] = (),
-        errors: str = "nodes",
-    ) -> list[Circuit]:
-        """Circuits of the n largest nodes, then of those above each threshold of |effect|."""
+    def curve(self, sizes: Sequence[int], *, errors: str = "nodes") -> list[Circuit]:
+        """Circuits of the n largest nodes."""
         nodes = [node for node in self.nodes if errors == "nodes" or node.latent >= 0]
-        above = [sum(abs(node.effect) > least for node in nodes) for least in thresholds]
-        return self.circuits([nodes[:n] for n in (*sizes, *above)], errors=errors)
+        return self.circuits([nodes[:n] for n in sizes], errors=errors)
 
     def circuits(
         self, sets: Iterable[Sequence[NodeEffect]], *, errors: str = "nodes"

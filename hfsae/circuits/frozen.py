@@ -43,11 +43,9 @@ def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
-def _attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return (_attend.get() or _eager)(module, *args, **kwargs)
-
-
-AttentionInterface.register(_NAME, _attention)
+AttentionInterface.register(
+    _NAME, lambda *args, **kwargs: (_attend.get() or _eager)(*args, **kwargs)
+)
 AttentionMaskInterface.register(_NAME, eager_mask)
 
 
@@ -208,10 +206,19 @@ def frozen(lm: PreTrainedModel, input_ids: Int[Tensor, "1 ctx"]) -> Iterator[Fro
     if input_ids.ndim != 2 or len(input_ids) != 1 or input_ids.shape[1] < 2:
         raise Refused(f"give one text of at least two tokens, [1, ctx], got {[*input_ids.shape]}")
     held = Frozen(lm, input_ids.to(unwrapped(lm).device))
-    with _implementation(held.lm):
+    own: dict[int, Any] = {
+        id(m.config): m.config for m in held.lm.modules() if hasattr(m, "config")
+    }
+    before = {number: config._attn_implementation for number, config in own.items()}
+    try:
+        for config in own.values():  # of all parts; masks are as eager attention has them
+            config._attn_implementation = _NAME
         held.note()
         with running_as(held.forwards()), _attending(held.attend):
             yield held
+    finally:
+        for number, config in own.items():
+            config._attn_implementation = before[number]
 
 
 @contextmanager
@@ -221,21 +228,6 @@ def _attending(attend: Attention) -> Iterator[None]:
         yield
     finally:
         _attend.reset(token)
-
-
-@contextmanager
-def _implementation(lm: PreTrainedModel) -> Iterator[None]:
-    """Attention of all parts of a model by our function, and masks as eager attention has them."""
-    own: dict[int, Any] = {id(m.config): m.config for m in lm.modules() if hasattr(m, "config")}
-    configs = list(own.values())
-    before = [config._attn_implementation for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation = _NAME
-        yield
-    finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name
 
 
 def _mixed(

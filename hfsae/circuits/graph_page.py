@@ -116,29 +116,24 @@ def _fault(content: Any) -> str:
     """Why it is no graph, or cannot be drawn; empty if it can."""
     try:
         metadata, nodes, links = content["metadata"], content["nodes"], content["links"]
-        tokens, ids = metadata["prompt_tokens"], set[str]()
-        if not isinstance(metadata["slug"], str) or not all(isinstance(t, str) for t in tokens):
-            return "its slug and tokens are no texts"
+        tokens, ids = metadata["prompt_tokens"], {node["node_id"] for node in nodes}
+        texts = [metadata["slug"], *tokens]
+        texts += [n[name] for n in nodes for name in ("node_id", "layer", "feature_type")]
+        texts += [t["digest"] for t in metadata.get("transcoders", {}).values()]
+        groups = content.get("qParams", {}).get("supernodes") or []
+        texts += [name for group in groups for name in group]
+        if not all(isinstance(text, str) for text in texts):
+            return "of its slug, tokens, ids, layers, types and supernodes not all are texts"
+        if len(ids) < len(nodes) or not nodes:
+            return "two nodes have one id" if nodes else "it has no nodes"
         for node in nodes:
-            texts = (node[name] for name in ("node_id", "layer", "feature_type"))
-            if not all(isinstance(text, str) for text in texts):
-                return "a node's id, layer or type is no text"
             if not isinstance(node["ctx_idx"], int) or not 0 <= node["ctx_idx"] < len(tokens):
                 return f"node {node['node_id']!r} is at no token of {len(tokens)}"
-            ids.add(node["node_id"])
-        if len(ids) < len(nodes):
-            return "two nodes have one id"
-        if not nodes:
-            return "it has no nodes"
+        if not all(isinstance(t["blocks"], list) for t in metadata.get("transcoders", {}).values()):
+            return "its transcoders have no blocks"
         for link in links:
             if not {link["source"], link["target"]} <= ids or not math.isfinite(link["weight"]):
                 return "a link is between nodes that are not there, or its weight is no number"
-        for one in metadata.get("transcoders", {}).values():
-            if not isinstance(one["digest"], str) or not isinstance(one["blocks"], list):
-                return "its transcoders have no digest and blocks"
-        groups = content.get("qParams", {}).get("supernodes") or []
-        if not all(isinstance(name, str) for group in groups for name in group):
-            return "its supernodes are no lists of names"
     except (KeyError, TypeError, AttributeError) as error:
         return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
     return ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cards import figures
 from ..cards.figures import plain_ticks, save
 from ..io.units import Unit
 from .frontier import Frontiers
@@ -37,16 +38,16 @@ def draw(
 ) -> dict[str, Path]:
     """Write the figures into `folder`; by name, in the order of the report."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"frontier": _frontier(frontiers, measured, titles)}
+    drawn = {"frontier": _frontier(frontiers, measured, titles)}
     met = []  # arms whose curve has L0s in common with the reference's
     for arm in frontiers.arms:
         low, high = frontiers.reach([arm, reference])
         has_curves = min(map(frontiers.n_saes, (arm, reference))) > 1
         met += [arm] if arm != reference and low < high and has_curves else []
     if met:
-        figures["difference"] = _difference(frontiers, met, titles, reference)
-    figures["health"] = _health(measured, titles, frontiers.unit)
-    return {name: save(figure, folder / f"{name}.png") for name, figure in figures.items()}
+        drawn["difference"] = _difference(frontiers, met, titles, reference)
+    drawn["health"] = _health(measured, titles, frontiers.unit)
+    return {name: save(figure, folder / f"{name}.png") for name, figure in drawn.items()}
 
 
 def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles) -> "Figure":
@@ -161,17 +162,7 @@ def _grid(low: float, high: float) -> np.ndarray:
 
 def panels(n: int) -> tuple["Figure", list["Axes"]]:
     """A figure of n panels side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * n, 4), dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    axes_of = list(figure.subplots(1, n, squeeze=False)[0])
-    for axes in axes_of:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#E0E0E0", linewidth=0.7)
-        axes.set_axisbelow(True)
-    return figure, axes_of
+    return figures.panels((4.6 * n, 4), n_columns=n)
 
 
 def legend(figure: "Figure", axes: "Axes") -> None:

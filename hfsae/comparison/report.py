@@ -391,17 +391,11 @@ def about_data(comparison: Comparison, measured: Sequence[Measured]) -> str:
     hashes = ", ".join(" ".join(digests) for *_, digests in found if digests)
     if n == 1:
         same = f" All saw the same activations, to the bit (hash {hashes})." if hashes else ""
-    elif c.kind == "files":
-        same = (
-            f" The files held {n} different sets of activations (by the hash of all that were "
-            f"read: {apart}), so arms were not all trained on the same."
-        )
     else:
-        subject = "text was" if c.kind == "text" else "inputs were"
         same = (
-            f" The {subject} harvested {n} times with different rounding (norm limits above which "
-            f"outliers were dropped, then the hash of all activations, if recorded: {apart}), so "
-            "activations are equal only up to rounding."
+            f" They were read with {n} different results (norm limits above which outliers were "
+            f"dropped, then the hash of all activations, where it was recorded: {apart}): those of "
+            "different SAEs are equal up to rounding at best."
         )
     return (
         f"{inputs}; the evaluation follows the same rules. Shuffled in buckets of "

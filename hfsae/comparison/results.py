@@ -170,24 +170,7 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
             quantiles = learned.quantile(torch.tensor(THRESHOLD_SHARES)).tolist()
             m = m._replace(thresholds=tuple(quantiles))
         measured.append(m)
-    measured = _with_agreement(measured)
-    first = measured[0]
-    for other in measured[1:]:
-        for key in [key for key in ("fidelity.tokens", "losses.tokens") if key in first.sums]:
-            if not torch.equal(first.sums[key], other.sums[key]):
-                raise Refused(
-                    f"{first.folder} and {other.folder} were evaluated on different documents; "
-                    "delete evaluation.json in both folders and run the comparison again"
-                )
-    return measured
-
-
-def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: record.get(key, "") if key == "machine" else record[key] for key in _RECORDED}
-
-
-def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
-    """The SAEs with matches between all whose weights exist; others keep the recorded matches."""
+    # Latents are matched between all whose weights exist; others keep the recorded matches.
     groups: dict[tuple[str, str], list[Measured]] = {}
     for m in measured:
         groups.setdefault((m.arm, m.name), []).append(m)
@@ -206,7 +189,20 @@ def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
                     best = torch.cat([(some @ other.T).amax(dim=1) for some in parts])
                     share = (best > MATCHED).float().mean()
                     agreement[m.key][seed] = float(best.mean()), float(share)
-    return [m._replace(agreement=agreement.get(m.key, m.agreement)) for m in measured]
+    measured = [m._replace(agreement=agreement.get(m.key, m.agreement)) for m in measured]
+    first = measured[0]
+    for other in measured[1:]:
+        for key in [key for key in ("fidelity.tokens", "losses.tokens") if key in first.sums]:
+            if not torch.equal(first.sums[key], other.sums[key]):
+                raise Refused(
+                    f"{first.folder} and {other.folder} were evaluated on different documents; "
+                    "delete evaluation.json in both folders and run the comparison again"
+                )
+    return measured
+
+
+def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: record.get(key, "") if key == "machine" else record[key] for key in _RECORDED}
 
 
 def harvests(

@@ -1,7 +1,6 @@
 """Train and evaluate the missing SAEs of a comparison; existing results stay."""
 
 import logging
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
@@ -108,8 +107,6 @@ def measure(comparison: Comparison, command: str = "") -> list[results.Measured]
             check_memory(each.recipe, *check(each.recipe), device)
     loaded = load_inputs(comparison, str(device))
     inputs_of(missing[0].recipe, loaded).check()  # before anything is trained
-    tokens_left = sum(_n_tokens(each) for each in missing if not _is_trained(each))
-    tokens_done, seconds = 0, 0.0
     for seed, group in groupby(missing, key=lambda each: each.seed):
         of_seed = list(group)
         with ExitStack() as locks:
@@ -121,18 +118,9 @@ def measure(comparison: Comparison, command: str = "") -> list[results.Measured]
             for i, each in enumerate(of_seed, start=1):
                 logger.info("seed %d, arm %s (%d of %d)", seed, each.arm, i, len(of_seed))
                 if not _is_trained(each):
-                    start = time.monotonic()
                     # All SAEs of the run. Evaluation comes later, for all arms together.
                     evaluation = replace(each.recipe.evaluation, n_tokens=0)
                     run(replace(each.recipe, evaluation=evaluation), command, loaded)
-                    seconds += time.monotonic() - start
-                    tokens_left -= _n_tokens(each)
-                    tokens_done += _n_tokens(each)
-                    if tokens_left:
-                        minutes = seconds / tokens_done * tokens_left / 60
-                        logger.info(
-                            "about %.0f min of training left, and evaluations", max(1, minutes)
-                        )
                 if not each.made_by:  # with this file, `hfsae train` gives the same numbers
                     save_recipe(Path(each.recipe.training.output_dir), as_plain(each.recipe))
                 for name in each.folders:
@@ -149,11 +137,6 @@ def measure(comparison: Comparison, command: str = "") -> list[results.Measured]
                 if not each.made_by:
                     finish(homes[key])
     return results.read(runs, kept)
-
-
-def _n_tokens(each: ArmRun) -> int:
-    """Tokens times SAEs."""
-    return each.recipe.training.n_tokens * len(each.folders)
 
 
 def _is_trained(each: ArmRun) -> bool:

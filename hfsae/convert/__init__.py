@@ -17,7 +17,8 @@
 
 `hfsae.load` recognises a format by the names of files; `hfsae convert` writes another one. Latents
 and reconstructions equal those of the format's own code (scripts/interop/parity.sh compares them,
-both ways); an SAE that a format cannot represent is refused.
+both ways). `load` raises ValueError where files are damaged, hold more than tensors, do not fit
+each other, or describe what hfsae lacks; `save` where the format cannot represent the SAE.
 """
 
 import lazy_loader

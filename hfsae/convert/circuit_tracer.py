@@ -32,11 +32,7 @@ _THRESHOLD = "activation_function.threshold"
 
 
 def load(path: Path, source: str) -> SAE:
-    """The transcoder in a file, or in a folder that holds one.
-
-    Raises:
-        ValueError: config.yaml describes something else, or tensors do not fit.
-    """
+    """The transcoder in a file, or in a folder that holds one."""
     if path.is_dir():
         layers = sorted(path.glob(_LAYERS))
         if len(layers) != 1:
@@ -67,11 +63,7 @@ def load(path: Path, source: str) -> SAE:
 
 
 def refuse_below_zero(threshold: torch.Tensor, source: str) -> None:
-    """Refuse thresholds below 0, above which a pre-activation may be negative.
-
-    Raises:
-        ValueError: there is one.
-    """
+    """Refuse thresholds below 0, above which a pre-activation may be negative."""
     if (threshold < 0).any():
         i = int((threshold < 0).nonzero()[0])
         raise Refused(
@@ -81,11 +73,7 @@ def refuse_below_zero(threshold: torch.Tensor, source: str) -> None:
 
 
 def read_config(path: Path, kind: str, source: str) -> dict[str, Any]:
-    """The content of config.yaml, of this `model_kind` or of none.
-
-    Raises:
-        ValueError: it is damaged, or of another kind.
-    """
+    """The content of config.yaml, of this `model_kind` or of none."""
     config = parse_yaml(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise Refused(f"{source}: {path.name} holds no fields with values")
@@ -103,11 +91,7 @@ def site_of(hook: str | None, layer: int, model_name: str | None) -> str | None:
 
 
 def save(sae: SAE, folder: Path) -> None:
-    """Write a folder of one layer, which has to be layer 0.
-
-    Raises:
-        ValueError: as `save_set`.
-    """
+    """Write a folder of one layer, which has to be layer 0."""
     save_set([sae], folder)
 
 
@@ -171,11 +155,7 @@ def save_set(saes: Sequence[SAE], folder: Path) -> None:
 
 
 def layer_of(sae: SAE) -> int:
-    """The layer that a transcoder reads.
-
-    Raises:
-        ValueError: its site names no layer.
-    """
+    """The layer that a transcoder reads."""
     if sae.config.has_several_sites:
         raise Refused(
             f"the SAE reads several sites ({sae.config.where}), and these files are of one layer "
@@ -189,11 +169,7 @@ def layer_of(sae: SAE) -> int:
 
 def hooks_of(sites: Sequence[str | None], layer: int, model_name: str | None) -> dict[str, str]:
     """The fields of config.yaml that say where transcoders read and write: hooks without their
-    layer, the inverse of `site_of`.
-
-    Raises:
-        ValueError: no hook is known for a site.
-    """
+    layer, the inverse of `site_of`."""
     fields: dict[str, str] = {}
     mlp, norm = (  # the MLP, and the norm whose output it reads
         (to_site(f"blocks.{layer}.{hook}", model_name) or "").removesuffix(":in") or None

@@ -66,12 +66,7 @@ def joined(
     target_sites: list[str] | None,
     model_name: str | None,
 ) -> SAE:
-    """The SAE of these parts.
-
-    Raises:
-        ValueError: parts differ in their tensors or shapes, or numbers are not floating-point or
-            not finite.
-    """
+    """The SAE of these parts."""
     n, skips = len(parts), any("W_skip" in part for part in parts)
     width, size = parts[0]["W_enc"].shape
     state = {
@@ -87,11 +82,7 @@ def joined(
 
 
 def parts_of(sae: SAE, format_name: str) -> list[State]:
-    """The parts of a cross-layer transcoder, in float32, all scales folded.
-
-    Raises:
-        ValueError: it is another SAE.
-    """
+    """The parts of a cross-layer transcoder, in float32, all scales folded."""
     if not isinstance(sae, Causal):
         raise Refused(
             f"{format_name} files hold SAEs whose sources write at later targets too (jumprelu_clt,"
@@ -134,12 +125,7 @@ def numbers_of(folder: Path, pattern: str, expected: Sequence[Collection[int]]) 
 
 
 def load_gemma_scope(folder: Path, source: str) -> SAE:
-    """Gemma Scope 2's cross-layer transcoder or weakly causal crosscoder in `folder`.
-
-    Raises:
-        ValueError: a layer's file is missing, rows lead to earlier targets, the config names
-            another architecture, or tensors do not fit.
-    """
+    """Gemma Scope 2's cross-layer transcoder or weakly causal crosscoder in `folder`."""
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise Refused(f"{source}: architecture {config['architecture']!r} is not jump_relu")
@@ -185,11 +171,7 @@ def load_gemma_scope(folder: Path, source: str) -> SAE:
 
 
 def save_gemma_scope(sae: SAE, folder: Path) -> None:
-    """Write a file for each source, numbered from 0, and config.json.
-
-    Raises:
-        ValueError: the SAE is not one whose sources write at later targets too.
-    """
+    """Write a file for each source, numbered from 0, and config.json."""
     for s, part in enumerate(parts_of(sae, "Gemma Scope 2's clt and crosscoder")):
         rows = part["W_dec"]
         part["W_dec"] = torch.cat([torch.zeros(len(rows), s, rows.shape[-1]), rows], dim=1)
@@ -208,12 +190,7 @@ GEMMA_SCOPE = Format((_FILES,), load_gemma_scope, save_gemma_scope, optional=(CO
 
 
 def load_circuit_tracer(folder: Path, source: str) -> SAE:
-    """circuit-tracer's cross-layer transcoder in `folder`.
-
-    Raises:
-        ValueError: a layer's file is missing, config.yaml describes something else, or tensors do
-            not fit.
-    """
+    """circuit-tracer's cross-layer transcoder in `folder`."""
     config = read_config(folder / CONFIG_YAML, _KIND, source)
     n = max(len(list(folder.glob(name.format("*")))) for name in (_ENC, _DEC))
     for name in (_ENC, _DEC):

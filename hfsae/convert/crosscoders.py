@@ -54,11 +54,12 @@ def is_uploaded(config: Mapping[str, Any]) -> bool:
 
 
 def about(config: dict[str, Any]) -> dict[str, Any]:
-    """Layer, width and k of config.json, under hfsae's names."""
+    """Layer, width and goal of dictionary_learning's config.json, under hfsae's names."""
     trainer = config.get("trainer") or config
-    layer = trainer.get("layer")
+    layer, names = trainer.get("layer"), ("k", "target_l0")
     site = None if layer is None else f"layers.{layer}"
-    return {"site": site, "d_sae": trainer.get("dict_size"), "k": trainer.get("k")}
+    goal = {name: trainer.get(name) for name in names}
+    return {"site": site, "d_sae": trainer.get("dict_size"), **goal}
 
 
 def about_two_models(config: dict[str, Any]) -> dict[str, Any]:
@@ -92,14 +93,9 @@ def load_of_two_models(folder: Path, source: str) -> SAE:
 
     Its training multiplies the activations of each model by a factor that the files do not hold;
     the warning says how to enter them.
-
-    Raises:
-        ValueError: the weights are a pickle, or tensors are missing or do not fit.
     """
     config = read_json(folder / _CONFIG_OF_TWO)
     theirs = _read(folder, _WEIGHTS_OF_TWO.split("|"), source)
-    if missing := {"W_enc", "W_dec", "b_enc", "b_dec"} - theirs.keys():
-        raise Refused(f"{source}: it lacks {', '.join(sorted(missing))}")
     if theirs["W_dec"].ndim != 3:
         raise Refused(f"{source}: W_dec has shape {list(theirs['W_dec'].shape)}, not [D, L, d]")
     values = (theirs["W_enc"], theirs["b_enc"], theirs["W_dec"].transpose(0, 1), theirs["b_dec"])
@@ -131,11 +127,7 @@ def _read(folder: Path, names: Sequence[str], source: str) -> State:
 
 
 def refuse_pickle(path: Path, source: str) -> NoReturn:
-    """Refuse a pickle, with the two lines that convert it.
-
-    Raises:
-        ValueError: always.
-    """
+    """Refuse a pickle, with the two lines that convert it."""
     raise Refused(
         f"{source}: {path.name} is a pickle, which can run any code, and is never read; convert it "
         f'by `tensors = torch.load("{path}", weights_only=True)`, then `safetensors.torch.'
@@ -145,9 +137,7 @@ def refuse_pickle(path: Path, source: str) -> NoReturn:
 
 
 def _weight(tensors: State, source: str) -> Float[Tensor, "L d D"]:
-    """The encoder, once all four weights are there and fit together."""
-    if missing := [name for name in _NAMES if name not in tensors]:
-        raise Refused(f"{source}: it lacks {', '.join(missing)}; it is no crosscoder")
+    """The encoder, once all four weights fit together."""
     W = tensors["encoder.weight"]
     if W.ndim != 3:
         raise Refused(f"{source}: encoder.weight has shape {list(W.shape)}, not [L, d, D]")

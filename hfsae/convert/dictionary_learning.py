@@ -28,7 +28,7 @@ from ..io.files import read_json
 from ..models import SAE, BatchTopKSAE, GatedSAE, MatryoshkaBatchTopKSAE, TopKSAE
 from ..models.base import fold_decoder_norms
 from .build import Format, State, build, check_plain, exported, refuse, to_jumprelu
-from .crosscoders import refuse_pickle
+from .crosscoders import about, refuse_pickle
 from .sites import to_hook, to_site
 
 FILES = ("ae.pt", "config.json")
@@ -40,15 +40,20 @@ _RENAMED = {
     "decoder_bias": "b_dec",
     "decoder.bias": "b_dec",
 }
+_CLASSES = {  # the variant, and whether it subtracts b_dec from the input
+    "AutoEncoder": ("relu_sae", True),
+    "AutoEncoderNew": ("relu_sae", False),
+    "AutoEncoderTopK": ("topk_sae", True),
+    "BatchTopKSAE": ("jumprelu_sae", True),
+    "MatryoshkaBatchTopKSAE": ("jumprelu_sae", True),
+    "GatedAutoEncoder": ("gated_sae", True),
+    "JumpReluAutoEncoder": ("jumprelu_sae", False),
+}
 _SUBMODULES = {"resid_post": "hook_resid_post", "mlp": "hook_mlp_out", "attention": "hook_attn_out"}
 
 
 def load(folder: Path, source: str) -> SAE:
-    """The SAE in `folder`.
-
-    Raises:
-        ValueError: ae.pt is damaged, holds more than tensors, or has an unknown class.
-    """
+    """The SAE in `folder`."""
     config = read_json(folder / FILES[1]).get("trainer", {})
     if config.get("dict_class") in ("CrossCoder", "BatchTopKCrossCoder"):
         refuse_pickle(folder / FILES[0], source)
@@ -62,43 +67,26 @@ def load(folder: Path, source: str) -> SAE:
     hook = f"blocks.{named[2]}.{_SUBMODULES[named[1]]}" if named else None
     fields: dict[str, Any] = {"model_name": model_name, "site": to_site(hook, model_name)}
     dict_class = config.get("dict_class", "AutoEncoder")
-    match dict_class:
-        case "AutoEncoder":
-            check_plain(state, source)
-            state = fold_decoder_norms(state)
-            return build("relu_sae", state, source, subtract_b_dec=True, **fields)
-        case "AutoEncoderNew":
-            return build("relu_sae", state, source, **fields)
-        case "AutoEncoderTopK":
-            fields |= {"k": int(state.pop("k", config.get("k"))), "subtract_b_dec": True}
-            state.pop("threshold", None)
-            return build("topk_sae", state, source, **fields)
-        case "BatchTopKSAE" | "MatryoshkaBatchTopKSAE":
-            for name in ("k", "group_sizes"):
-                state.pop(name, None)
-            check_plain(state, source)
-            threshold = state["threshold"].float().clamp(min=0)
-            state["threshold"] = threshold.expand(state["b_enc"].shape).clone()
-            return build("jumprelu_sae", state, source, subtract_b_dec=True, **fields)
-        case "GatedAutoEncoder":
-            return build("gated_sae", state, source, subtract_b_dec=True, **fields)
-        case "JumpReluAutoEncoder":
-            state["threshold"] = state["threshold"].clamp(min=0)
-            return build("jumprelu_sae", state, source, **fields)
-    raise Refused(
-        f"{source}: dict_class {dict_class!r} is unknown; hfsae reads AutoEncoder, AutoEncoderNew, "
-        "AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE, GatedAutoEncoder and "
-        "JumpReluAutoEncoder"
-    )
-
-
-def about(config: dict[str, Any]) -> dict[str, Any]:
-    """Layer, width and goal of config.json, under hfsae's names."""
-    trainer = config.get("trainer") or {}
-    layer, names = trainer.get("layer"), ("k", "target_l0")
-    site = None if layer is None else f"layers.{layer}"
-    goal = {name: trainer.get(name) for name in names}
-    return {"site": site, "d_sae": trainer.get("dict_size"), **goal}
+    if dict_class not in _CLASSES:
+        raise Refused(
+            f"{source}: dict_class {dict_class!r} is unknown; hfsae reads {', '.join(_CLASSES)}"
+        )
+    variant, fields["subtract_b_dec"] = _CLASSES[dict_class]
+    if dict_class == "AutoEncoder":
+        check_plain(state, source)
+        state = fold_decoder_norms(state)
+    elif variant == "topk_sae":
+        fields["k"] = int(state.pop("k", config.get("k")))
+        state.pop("threshold", None)
+    elif dict_class == "JumpReluAutoEncoder":
+        state["threshold"] = state["threshold"].clamp(min=0)
+    elif variant == "jumprelu_sae":
+        for name in ("k", "group_sizes"):
+            state.pop(name, None)
+        check_plain(state, source)
+        threshold = state["threshold"].float().clamp(min=0)
+        state["threshold"] = threshold.expand(state["b_enc"].shape).clone()
+    return build(variant, state, source, **fields)
 
 
 def read_tensors(path: Path, source: str) -> dict[str, Any]:

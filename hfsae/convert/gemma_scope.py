@@ -63,22 +63,17 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
             model's `layers.L.pre_feedforward_layernorm`. Published transcoders read activations
             from before that gain, where no module ends. With it they are rewritten to read the
             norm's output; without it the SAE has no site.
-
-    Raises:
-        ValueError: the file is damaged, or holds something else.
     """
     with np.load(folder / _PARAMS, allow_pickle=False) as arrays:
         names = {name.replace("w_", "W_"): name for name in arrays.files}
-        if missing := [name for name in _NAMES if name not in names]:
-            raise Refused(f"{source}: {_PARAMS} lacks {', '.join(missing)}")
         state = {name: arrays[names[name]] for name in _NAMES}
     for name, array in state.items():
         if array.dtype.kind != "f":
             raise Refused(f"{source}: {name} holds {array.dtype}, not floating-point numbers")
     state = {n: torch.from_numpy(np.array(a, np.float32, order="C")) for n, a in state.items()}
     check_plain(state, source)
-    if (state["threshold"] < 0).any():  # z > threshold alone would let negative z through
-        state["threshold"] = state["threshold"].clamp(min=0)
+    # z > threshold alone would let negative z through
+    state["threshold"] = state["threshold"].clamp(min=0)
     repo, layer = _REPO.search(source), re.search(r"layer_(\d+)", source)
     fields: dict[str, Any] = {}
     if repo is not None:
@@ -108,12 +103,7 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
 
 
 def save(sae: SAE, folder: Path) -> None:
-    """Write `params.npz`.
-
-    Raises:
-        ValueError: the format cannot represent the SAE, such as TopK, token_norm or a skip
-            connection.
-    """
+    """Write `params.npz`; not of TopK, with token_norm or a skip connection."""
     refuse(sae, "Gemma Scope", transcoder=True)
     state = exported(to_jumprelu(sae))
     arrays: Any = {name: state[name].numpy() for name in _NAMES}
@@ -124,11 +114,7 @@ FORMAT = Format((_PARAMS,), load, save)
 
 
 def load_2(folder: Path, source: str) -> SAE:
-    """Gemma Scope 2's SAE in `folder`.
-
-    Raises:
-        ValueError: the config names another architecture, or tensors do not fit.
-    """
+    """Gemma Scope 2's SAE in `folder`."""
     config = read_json(folder / _CONFIG_2)
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise Refused(f"{source}: architecture {config['architecture']!r} is not jump_relu")
@@ -149,11 +135,7 @@ def load_2(folder: Path, source: str) -> SAE:
 
 
 def save_2(sae: SAE, folder: Path) -> None:
-    """Write `params.safetensors` and `config.json`.
-
-    Raises:
-        ValueError: the format cannot represent the SAE, such as TopK or token_norm.
-    """
+    """Write `params.safetensors` and `config.json`; not of TopK, nor with token_norm."""
     refuse(sae, "Gemma Scope 2", transcoder=True, skip_connection=True)
     state = exported(to_jumprelu(sae))
     names = {ours: theirs for theirs, ours in _NAMES_2.items()}

@@ -24,34 +24,19 @@ _TENSORS = {
 
 
 def load(file: Path, source: str) -> SAE:
-    """The SAE in `file`.
-
-    Raises:
-        ValueError: the file is damaged, holds more than tensors, or names another activation.
-    """
+    """The SAE in `file`."""
     content = read_tensors(file, source)
-    if missing := [name for name in _TENSORS if name not in content]:
-        raise Refused(f"{source} is not an OpenAI file: it lacks {', '.join(missing)}")
     state = {ours: content[theirs] for theirs, ours in _TENSORS.items()}
     state |= {"W_enc": state["W_enc"].T, "W_dec": state["W_dec"].T}
-    activation, options = (
-        content.get("activation", "ReLU"),
-        content.get("activation_state_dict") or {},
-    )
+    activation = content.get("activation", "ReLU")
     if activation == "ReLU":
         return build("relu_sae", state, source, subtract_b_dec=True)
+    options = content.get("activation_state_dict") or {}
     postact = options.get("postact_fn", "ReLU")
     if activation != "TopK" or postact not in ("ReLU", "Identity"):
         raise Refused(f"{source}: activation {activation} with {postact} is unknown")
-    return build(
-        "topk_sae",
-        state,
-        source,
-        k=int(options["k"]),
-        relu=postact == "ReLU",
-        token_norm="layer_norm",
-        subtract_b_dec=True,
-    )
+    fields = {"k": int(options["k"]), "relu": postact == "ReLU", "token_norm": "layer_norm"}
+    return build("topk_sae", state, source, subtract_b_dec=True, **fields)
 
 
 def save(sae: SAE, file: Path) -> None:

@@ -56,11 +56,7 @@ _VARIANTS = {
 
 
 def load(folder: Path, source: str) -> SAE:
-    """The SAE in `folder`.
-
-    Raises:
-        ValueError: the file has an architecture or normalisation that hfsae lacks.
-    """
+    """The SAE in `folder`."""
     config = _modern(read_json(folder / FILES[1]))
     architecture = config["architecture"]
     if architecture not in _VARIANTS:

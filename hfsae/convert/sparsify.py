@@ -22,20 +22,11 @@ FILES = ("sae.safetensors", "cfg.json")
 
 
 def load(folder: Path, source: str) -> SAE:
-    """The SAE in `folder`.
-
-    Raises:
-        ValueError: tensors are missing or do not fit.
-    """
+    """The SAE in `folder`."""
     config = read_json(folder / FILES[1])
     tensors = read_tensors(folder / FILES[0])[0]
-    if "encoder.weight" not in tensors or "W_dec" not in tensors:
-        raise Refused(f"{source}: no encoder.weight and W_dec; this is not a sparsify SAE")
-    state = {
-        "W_enc": tensors.pop("encoder.weight").T,
-        "b_enc": tensors.pop("encoder.bias"),
-        **tensors,
-    }
+    state = {"W_enc": tensors.pop("encoder.weight").T, "b_enc": tensors.pop("encoder.bias")}
+    state |= tensors
     transcode = config.get("transcode", False)
     name = Path(source.rstrip("/")).name
     module = name if re.search(r"\.\d+|embed|wte", name) else None

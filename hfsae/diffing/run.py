@@ -274,8 +274,6 @@ def table(folder: str | Path, most: int = 10) -> str:
     folder = Path(folder)
     record = read_json(folder / DIFF)
     with reading(folder / DIFF):
-        if "change" not in record:
-            return f"{folder / DIFF} is of an earlier hfsae; `hfsae diff {folder}` makes it again"
         (first, second), change, columns = record["models"], record["change"], record["latents"]
         lines = [
             f"{first} and {second}, {record['n_tokens']:,} held-out tokens of "

@@ -102,6 +102,15 @@ def fidelity_of(sites: Sites) -> dict[str, Definition]:
     return {**FIDELITY, **means, **single}
 
 
+def _above(share: float) -> Definition:
+    return Definition(
+        f"density_above_share.{share:g}.v1",
+        "1",
+        f"share of latents that fired on more than {100 * share:g} % of the {{n}} kept tokens",
+        lambda density: (density > share).double().mean(dim=-1),
+    )
+
+
 DENSITY: dict[str, Definition] = {
     "dead_share": Definition(
         "dead_share.v1",
@@ -109,18 +118,8 @@ DENSITY: dict[str, Definition] = {
         "share of latents that fired on none of the {n} kept tokens",
         lambda density: (density == 0).double().mean(dim=-1),
     ),
-    "above_1_percent_share": Definition(
-        "density_above_share.0.01.v1",
-        "1",
-        "share of latents that fired on more than 1 % of the {n} kept tokens",
-        lambda density: (density > 0.01).double().mean(dim=-1),
-    ),
-    "above_10_percent_share": Definition(
-        "density_above_share.0.1.v1",
-        "1",
-        "share of latents that fired on more than 10 % of the {n} kept tokens",
-        lambda density: (density > 0.1).double().mean(dim=-1),
-    ),
+    "above_1_percent_share": _above(0.01),
+    "above_10_percent_share": _above(0.1),
 }
 
 

@@ -9,7 +9,6 @@ controls *zero* and *mean*, with a constant there; all at the same kept position
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -115,18 +114,17 @@ def output_change(
     if model.training:
         raise Refused("the model is in training mode: dropout differs between arms; call .eval()")
     contract.check_model(model, sae)
+    writes, sites = writes_of(sae.config), list(widths_of(sae.config))
     if mean is None:
         if iter(batches) is batches:
             raise Refused(
                 "these batches can be read only once, and the mean activation takes a reading of "
                 "its own; give a list, source.inputs(side), or mean="
             )
-        writes = writes_of(sae.config)
         means = {at: mean_activation(model, at, batches, norm_limits=limits) for at in writes.names}
         mean = writes.joined(means)
     mean = mean.to(model.device)
     sums, late, n_kept = DocumentSums(), LateRefusals(), 0
-    sites = list(widths_of(sae.config))
     for batch in batches:
         with capture(model, [*{*sites, *limits}]) as acts:
             clean = forward(model, batch.inputs)
@@ -142,7 +140,16 @@ def output_change(
             }
             at = indices_of(keep.flatten(), model.device)
             kept = {site: at_places(x, at) for site, x in acts.items()}
-            for arm, run in _runs(model, sae, kept, keep, mean, args.sae_batch_tokens).items():
+            recons = []
+            for x in reads_of(sae.config).joined(kept).split(args.sae_batch_tokens):
+                x = cast_for(sae, x)
+                recons.append(sae.decode(sae.encode(x), x))
+            arms = {"spliced": torch.cat(recons), "zero": torch.zeros_like(mean), "mean": mean}
+            runs = {arm: writing(model, writes, at, x) for arm, x in arms.items()}
+            if is_causal(sae.config):  # its sources read in the run itself, as in `fidelity`
+                on_device = upload(keep, model.device)
+                runs["spliced"] = splice(model, sae, keep=on_device, spare_tokens=())
+            for arm, run in runs.items():
                 with run:
                     changed = _outputs(forward(model, batch.inputs), keep)[1]
                 late.add(
@@ -164,32 +171,6 @@ def output_change(
     of_documents["spread"] = spreads(x, square, n, x.sum(dim=0) / n.sum())
     bootstrap = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
     return estimate(OUTPUTS, of_documents, **bootstrap)
-
-
-def _runs(
-    model: PreTrainedModel,
-    sae: Autoencoder,
-    kept: Mapping[str, Tensor],
-    keep: Bool[Tensor, "rows ctx"],
-    mean: Float[Tensor, " d_out"],
-    n_at_once: int,
-) -> dict[str, AbstractContextManager[None]]:
-    """By arm, the context in which the model runs on it; a causal SAE's sources read in the run
-    itself, as in `fidelity`.
-
-    Args:
-        kept: by site, the activations at kept positions.
-    """
-    recons = []
-    for x in reads_of(sae.config).joined(kept).split(n_at_once):
-        x = cast_for(sae, x)
-        recons.append(sae.decode(sae.encode(x), x))
-    values = {"spliced": torch.cat(recons), "zero": torch.zeros_like(mean), "mean": mean}
-    at = indices_of(keep.flatten(), model.device)
-    runs = {arm: writing(model, writes_of(sae.config), at, x) for arm, x in values.items()}
-    if is_causal(sae.config):
-        runs["spliced"] = splice(model, sae, keep=upload(keep, model.device), spare_tokens=())
-    return runs
 
 
 def _outputs(

@@ -90,7 +90,8 @@ def write_space(
         logger.warning("%s", note)
     licence = licence_of(text, base_model)
     is_repo = sae is not None and not Path(sae).exists()
-    models = [name for name in (sae if is_repo else None, base_model) if name and _is_on_hub(name)]
+    named = filter(_REPOSITORY.fullmatch, filter(None, [sae if is_repo else None, base_model]))
+    models = [name for name in named if name[0] != "." and not Path(name).exists()]
     values = {
         "package": __name__.partition(".")[0],
         "arguments": ", ".join(arguments),
@@ -113,10 +114,6 @@ def write_space(
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return folder
-
-
-def _is_on_hub(name: str) -> bool:
-    return bool(_REPOSITORY.fullmatch(name)) and name[0] != "." and not Path(name).exists()
 
 
 def requirement(extra: str) -> str:

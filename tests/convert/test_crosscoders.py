@@ -196,7 +196,7 @@ def test_a_crosscoder_in_ae_pt_is_refused_with_the_same_lines(tmp_path):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        (lambda s: s.pop("decoder.bias"), r"it lacks decoder\.bias; it is no crosscoder"),
+        (lambda s: s.pop("decoder.bias"), r"it lacks 'decoder\.bias'"),
         (lambda s: s.update({"decoder.bias": torch.zeros(D_IN)}), r"decoder\.bias is .* \[2, 6\]"),
         (lambda s: s.update({"encoder.bias": torch.zeros(D_SAE).int()}), "torch.int32"),
         (lambda s: s.update({"encoder.weight": torch.zeros(3, 4)}), r"not \[L, d, D\]"),

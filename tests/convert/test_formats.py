@@ -35,7 +35,7 @@ PARAMS = f"{EMBEDDING}/params.npz"
 TRANSCODER = "gemma_scope/gemma-scope-2b-pt-transcoders/layer_1/width_16k/average_l0_8"
 REFUSED = {
     "openai/refuse_identity/refuse_identity.pt": "activation Identity .* is unknown",
-    "openai/refuse_tied/refuse_tied.pt": r"it lacks decoder\.weight",
+    "openai/refuse_tied/refuse_tied.pt": r"it lacks 'decoder\.weight'",
     "saelens/checkpoint_gated_whitened": "export it from SAELens first",
     "saelens/checkpoint_standard_whitened": "export it from SAELens first",
     "saelens/refuse_abstopk": "hfsae has no 'abstopk' SAEs; it reads standard, gated, topk",
@@ -45,7 +45,7 @@ REFUSED = {
     "saelens/refuse_temporal": "no 'temporal' SAEs",
     "saelens/skip_transcoder_layer_norm": "no skip_transcoder with normalize_activations='layer_n",
     "sparsify/refuse_signed": "signed=True",
-    "sparsify/refuse_without_decoder": r"no encoder\.weight and W_dec",
+    "sparsify/refuse_without_decoder": "W_dec is missing, or is not a matrix",
 }
 
 

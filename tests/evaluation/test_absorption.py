@@ -17,7 +17,6 @@ from hfsae.evaluation.probing.absorption import (
     LETTERS,
     Words,
     absorbed,
-    f1,
     first_letters,
     fit,
     letters_of,
@@ -161,14 +160,6 @@ def test_a_word_with_a_silent_main_latent_and_a_loud_other_is_absorbed_and_half_
     full, fraction = absorbed(latents, cosines, torch.tensor([4.0, 8.0, 8.0]), [0])
     assert full.tolist() == [True, False, False]
     assert fraction.tolist() == [1.0, 0.5, 0.0]
-
-
-def test_f1_is_scikit_learns():
-    metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(1)
-    a, b = rng.random(50) < 0.3, rng.random(50) < 0.4
-    assert f1(a, b) == pytest.approx(metrics.f1_score(a, b))
-    assert f1(a & False, b & False) == 0
 
 
 def an_sae(of, **changes):

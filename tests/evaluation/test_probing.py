@@ -23,7 +23,7 @@ from hfsae.evaluation.probing.study import chosen_names, draw, last_tokens
 from hfsae.evaluation.untrained import Untrained
 from hfsae.io.errors import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
-from hfsae.packaged import package_folder
+from hfsae.packaged import PROBES, package_folder
 from hfsae.runs import find_saes, probe_saes, run
 from hfsae.runs.stage_probe import packed_rows
 
@@ -211,7 +211,7 @@ def test_more_tasks_than_there_are_means_all_of_them_and_says_so(caplog):
         ProbeArguments(k=[0])
 
 
-@pytest.mark.skipif(package_folder("sae_probes") is None, reason="sae-probes is not installed")
+@pytest.mark.skipif(package_folder(PROBES) is None, reason="sae-probes is not installed")
 def test_packaged_sets_leave_out_what_is_faulty():
     names = packaged.packaged_names()
     assert len(names) == 113 - len(packaged.FAULTY)

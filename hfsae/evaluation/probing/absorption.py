@@ -24,6 +24,7 @@ than 0.03. Where SAEBench draws shown words anew, activations here are those of 
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -242,13 +243,6 @@ def fit(
     return weights.detach(), biases.detach()
 
 
-def f1(is_so: np.ndarray, predicted: np.ndarray) -> float:
-    """2 TP / (2 TP + FP + FN); 0 without positives."""
-    n_right = int((is_so & predicted).sum())
-    n = int(is_so.sum()) + int(predicted.sum())
-    return 2 * n_right / n if n else 0.0
-
-
 class Truth(NamedTuple):
     """The probe of the model's activations, against which latents are held."""
 
@@ -271,7 +265,8 @@ def truth_of(words: Words, site: str) -> Truth:
     weights, biases = fit(x[:n], words.letters[:n], batch=64, weight_decay=1e-4)
     scores = (x[n:] @ weights.T + biases).numpy()
     is_so = words.letters[n:, None] == np.arange(len(LETTERS))
-    f1s = [f1(is_so[:, k], scores[:, k] > 0) for k in range(len(LETTERS))]
+    f1 = partial(scikit_learn().metrics.f1_score, zero_division=0.0)
+    f1s = [float(f1(is_so[:, k], scores[:, k] > 0)) for k in range(len(LETTERS))]
     return Truth(F.normalize(weights, dim=1), is_so & (scores > 0), f1s)
 
 
@@ -322,16 +317,17 @@ def main_latents(
     """A letter's latents, and the F1 of a logistic regression on them on the test's words: those of
     the largest positive weights of the sparse probe, one more as long as F1 rises by more than
     0.03, at most ten."""
-    linear_model = scikit_learn().linear_model
+    sklearn = scikit_learn()
     is_so, n = words.letters == letter, words.n_train
     order = weights.argsort(descending=True, stable=True)
     order = order[: min(_MOST_MAIN, int((weights > 0).sum()))].tolist()
     best, main = 0.0, order[:1]
     for k in range(1, len(order) + 1):
         features = latents[:, order[:k]].numpy()
-        model = linear_model.LogisticRegression(max_iter=500, class_weight="balanced")
+        model = sklearn.linear_model.LogisticRegression(max_iter=500, class_weight="balanced")
         model.fit(features[:n], is_so[:n])
-        value = f1(is_so[n:], model.decision_function(features[n:]) > 0)
+        fires = model.decision_function(features[n:]) > 0
+        value = float(sklearn.metrics.f1_score(is_so[n:], fires, zero_division=0.0))
         if k > 1 and not value > best + _RISE:
             break
         best, main = value, order[:k]
@@ -358,10 +354,17 @@ def first_letters(
     rows = []
     for name, sae in saes.items():
         truth = truths[sites[name]]
-        refused = too_weak(truth)
-        if refused is None and sae.config.is_transcoder:
+        refused = None
+        if (n := len(truth.letters)) < LEAST_LETTERS:
+            refused = (
+                f"a probe of the model's activations has an F1 above {LEAST_F1} for {n} of 26 "
+                f"letters (mean F1 {np.mean(truth.f1):.2f}), and SAEBench asks for "
+                f"{LEAST_LETTERS}: it is too weak a baseline for latents; more words (n_words), "
+                "another site or a larger model may do"
+            )
+        elif sae.config.is_transcoder:
             refused = "latents of a transcoder write at another site than they read; give an SAE"
-        elif refused is None and (norm := sae.config.token_norm) != "none":
+        elif (norm := sae.config.token_norm) != "none":
             refused = f"token_norm is {norm}: latents are not in the activation's unit"
         if refused is not None:
             rows.append({"features": name, "of": "", "refused": refused})
@@ -395,15 +398,3 @@ def no_letters(saes: Iterable[str], n_words: int) -> dict[str, Any]:
     rows = [{"features": name, "of": "", "refused": reason} for name in saes]
     about = {"about": ABOUT, "caution": CAUTION}
     return {"n_words": {"train": 0, "test": 0}, "probe_f1": {}, "rows": rows, **about}
-
-
-def too_weak(truth: Truth) -> str | None:
-    """Why a probe cannot be the ground truth; None where it can."""
-    n = len(truth.letters)
-    if n >= LEAST_LETTERS:
-        return None
-    return (
-        f"a probe of the model's activations has an F1 above {LEAST_F1} for {n} of 26 letters "
-        f"(mean F1 {np.mean(truth.f1):.2f}), and SAEBench asks for {LEAST_LETTERS}: it is too weak "
-        "a baseline for latents; more words (n_words), another site or a larger model may do"
-    )

@@ -21,7 +21,7 @@ from ..untrained import Untrained, firings
 from .absorption import first_letters, no_letters, read_words, words_of
 from .arguments import LEAST_WORDS, ProbeArguments
 from .regression import LEAST, SCORES, rank, rank_dense, regress, split
-from .report import arms_of, over_seeds, report_of
+from .report import report_of
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -111,16 +111,38 @@ def probe(
         x = x[order[:_POOLED]]
         controls[name] = Untrained(x, firings(sae, x).cpu() / len(x), args.seed)
     rows = [row for task in read for row in _rows(task, saes, sites, controls, args)]
-    result = _probing(rows, [task for task, _ in read], [*saes], args)
+    if not rows:
+        raise Refused("no task has enough texts that could be read; give longer or other texts")
+    keys = dict.fromkeys((row["features"], row["of"], row["k"]) for row in rows)
+    values = {
+        key: {r["task"]: r for r in rows if (r["features"], r["of"], r["k"]) == key} for key in keys
+    }
+    means = []
+    for (kind, of, k), by_task in values.items():
+        entry: dict[str, Any] = {"features": kind, "of": of, "k": k, "n_tasks": len(by_task)}
+        for name in SCORES:
+            entry[name] = mean_interval([r[name] for r in by_task.values()], args)
+        if kind in saes:
+            control = values[UNTRAINED, kind, k]
+            gains = [by_task[task]["auc"] - control[task]["auc"] for task in by_task]
+            entry["auc_above_untrained"] = mean_interval(gains, args)
+        means.append(entry)
+    are_grouped = any(task.groups is not None for task, _ in read)
+    record = {
+        "arguments": asdict(args) | {"k": list(args.k)},
+        "tasks": {task.name: len(task.texts) for task, _ in read},
+        "means": means,
+        "about": f"{ABOUT}; {GROUPED}" if are_grouped else ABOUT,
+    }
     n_words = len(words_of(tokenizer)) if args.n_words else 0
     if args.n_words and n_words < LEAST_WORDS:
-        result.record["absorption"] = no_letters(saes, n_words)
+        record["absorption"] = no_letters(saes, n_words)
     elif args.n_words:
         n, seed = args.n_words, args.seed
         words = read_words(lm, tokenizer, distinct, n_words=n, seed=seed, **how)
         mean = partial(mean_interval, args=args)
-        result.record["absorption"] = first_letters(words, saes, UNTRAINED, controls, mean)
-    return result
+        record["absorption"] = first_letters(words, saes, UNTRAINED, controls, mean)
+    return Probing(rows, record, list(saes))
 
 
 LastTokens = tuple[dict[str, Float[Tensor, "n _"]], list[list[int]], list[bool]]
@@ -232,36 +254,6 @@ def _rows(
             sides = chosen[train], labels[train], chosen[test], labels[test]
             scores = dict(zip(SCORES, regress(*sides, n_choosing), strict=True))
             yield {"task": task.name, "features": kind, "of": of, "k": k} | scores | named
-
-
-def _probing(
-    rows: list[dict[str, Any]], tasks: Sequence[Task], saes: Sequence[str], args: ProbeArguments
-) -> Probing:
-    if not rows:
-        raise Refused("no task has enough texts that could be read; give longer or other texts")
-    keys = dict.fromkeys((row["features"], row["of"], row["k"]) for row in rows)
-    values = {
-        key: {r["task"]: r for r in rows if (r["features"], r["of"], r["k"]) == key} for key in keys
-    }
-    means = []
-    for (kind, of, k), by_task in values.items():
-        entry: dict[str, Any] = {"features": kind, "of": of, "k": k, "n_tasks": len(by_task)}
-        for name in SCORES:
-            entry[name] = mean_interval([r[name] for r in by_task.values()], args)
-        if kind in saes:
-            control = values[UNTRAINED, kind, k]
-            gains = [by_task[task]["auc"] - control[task]["auc"] for task in by_task]
-            entry["auc_above_untrained"] = mean_interval(gains, args)
-        means.append(entry)
-    record = {
-        "arguments": asdict(args) | {"k": list(args.k)},
-        "tasks": {task.name: len(task.texts) for task in tasks},
-        "means": means,
-        "about": ABOUT if all(task.groups is None for task in tasks) else f"{ABOUT}; {GROUPED}",
-    }
-    if arms_of(saes):
-        record["arms"] = over_seeds(rows, saes, partial(mean_interval, args=args))
-    return Probing(rows, record, list(saes))
 
 
 def mean_interval(values: Sequence[float], args: ProbeArguments) -> Interval:

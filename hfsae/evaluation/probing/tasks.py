@@ -17,7 +17,7 @@ import numpy as np
 
 from ...io.errors import Refused, one_line
 from ...io.files import parsed_lines, refuse_special
-from ...packaged import PROBES, package_folder, probe_rows
+from ...packaged import probe_rows
 from .regression import LEAST_GROUPS
 
 LEAST = 50
@@ -170,8 +170,6 @@ def packaged_names() -> list[str]:
     Raises:
         ValueError: the package is not installed; the sentence has the command.
     """
-    if package_folder("sae_probes") is None:
-        raise Refused(f"the packaged sets are not installed: `pip install --no-deps {PROBES}`")
     rows = probe_rows("probing_datasets_MASTER")
     files = [row["Dataset save name"] for row in rows if row["Data type"] == _BINARY]
     names = [Path(file).name.partition(".")[0] for file in files]
