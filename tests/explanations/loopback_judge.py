@@ -5,10 +5,11 @@
         server.always = status(401)                       # or each call
         server.bodies, server.most_at_once                # what came
 
-What it answers depends on the last message alone: `sound_text`.
+What it answers depends on the last message alone: `sound_text`, `sound_logprobs`.
 """
 
 import json
+import math
 import re
 import threading
 from collections import Counter
@@ -23,6 +24,13 @@ Respond = Callable[["Handler", dict[str, Any]], None]
 def sound_text(prompt: str) -> str:
     """The answer to a prompt."""
     return json.dumps({"answer": sha256(prompt.encode()).hexdigest()[:8]})
+
+
+def sound_logprobs(prompt: str) -> list[dict[str, Any]]:
+    """Likely first tokens with log-probabilities: yes in three spellings, no in one, another."""
+    share = (1 + sha256(prompt.encode()).digest()[0] % 50) / 100
+    probabilities = {"yes": share, " Yes": 0.1, "Y": 0.05, "no": 0.7 - share, "maybe": 0.1}
+    return [{"token": t, "logprob": math.log(p)} for t, p in probabilities.items()]
 
 
 def n_tokens(text: str) -> int:
@@ -57,6 +65,10 @@ class Handler(BaseHTTPRequestHandler):
         """Send a chat completion."""
         message = {"role": "assistant", "content": content, **more}
         choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": stop}
+        if body.get("logprobs"):
+            top = sound_logprobs(body["messages"][-1]["content"])
+            tokens = [{"token": t, "logprob": 0.0, "top_logprobs": top} for t in ["yes"]]
+            choice["logprobs"] = {"content": tokens}
         n_tokens = self.server.n_tokens
         n_in = 3 + sum(4 + n_tokens(m["content"]) for m in body["messages"])
         usage = {"prompt_tokens": n_in, "completion_tokens": n_tokens(str(content))}

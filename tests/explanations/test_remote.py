@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -28,6 +29,7 @@ from .loopback_judge import (
     hang,
     raw,
     sound,
+    sound_logprobs,
     sound_text,
     status,
     unless,
@@ -225,12 +227,35 @@ def test_a_parameter_that_the_server_names_is_left_out(server, name):
     assert ("max_completion_tokens" in server.bodies[-1]) == (name == "max_tokens")
 
 
-def test_a_choice_is_answered_in_words(server):
-    server.always = content(" Yes.")
-    questions = asked(2, choices=("yes", "no"), schema=None)
-    answers = judge_of(server).answer(questions)
-    assert texts(answers) == ["Yes."] * 2 and {a.log_probabilities for a in answers} == {None}
-    assert all(not {"logprobs", "response_format"} & body.keys() for body in server.bodies)
+def test_log_probabilities_of_choices_sum_over_spellings(server):
+    server.always = content("yes")
+    question = prompt("prompt 0", schema=None, choices=("yes", "no"), max_tokens=1)
+    (answer,) = judge_of(server).answer([question])
+    p = {top["token"]: math.exp(top["logprob"]) for top in sound_logprobs("prompt 0")}
+    expected = {"yes": math.log(p["yes"] + 0.15), "no": math.log(p["no"])}
+    assert answer.log_probabilities == pytest.approx(expected) and answer.text == "yes"
+    assert server.bodies[0]["top_logprobs"] == 20
+
+
+@pytest.mark.parametrize("least, bound", [(0.02, 0.02), (0.04, 0.01)])
+def test_a_choice_that_is_not_listed_has_at_most_what_is_left_and_the_least(server, least, bound):
+    shares = {"yes": 0.9, "maybe": 0.05, "x": least}
+    tops = [{"token": token, "logprob": math.log(p)} for token, p in shares.items()]
+    first = {"token": "yes", "top_logprobs": tops}
+    choice = {"message": {"content": "yes"}, "logprobs": {"content": [first]}}
+    reply = json.dumps({"choices": [choice], "usage": {}})
+    server.always = lambda handler, body: handler.reply(200, reply)
+    (answer,) = judge_of(server).answer(asked(1, schema=None, choices=("yes", "no")))
+    expected = {"yes": math.log(0.9), "no": math.log(bound)}
+    assert answer.log_probabilities == pytest.approx(expected)
+
+
+def test_a_server_without_log_probabilities_answers_in_words(server):
+    server.always = unless("logprobs", status(400, "logprobs are not supported"))
+    questions = asked(3, choices=("yes", "no"), schema=None)
+    answers = judge_of(server, concurrency=1).answer(questions)
+    assert texts(answers) == SOUND[:3] and {a.log_probabilities for a in answers} == {None}
+    assert sum("logprobs" in body for body in server.bodies) == 1
 
 
 def test_an_account_without_credit_and_an_unknown_model_are_known_by_their_words(server):
@@ -431,11 +456,17 @@ def test_a_call_ends_after_its_time_however_slowly_the_answer_comes(server, way,
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "-1e999", "1e5"])
 def test_numbers_that_no_float_holds_do_not_end_a_run(server, number):
-    reply = {"choices": [{"message": {"content": "yes"}}], "usage": {"prompt_tokens": "NUMBER"}}
-    server.always = raw(json.dumps(reply).replace('"NUMBER"', number), "application/json")
+    def with_number(handler, body):
+        top = {"token": "yes", "top_logprobs": [{"token": "yes", "logprob": "NUMBER"}]}
+        choice = {"message": {"content": "yes"}, "logprobs": {"content": [top]}}
+        reply = {"choices": [choice], "usage": {"prompt_tokens": "NUMBER"}}
+        handler.reply(200, json.dumps(reply).replace('"NUMBER"', number))
+
+    server.always = with_number
     judge = judge_of(server, price_in=1.0)
     (answer,) = judge.answer(asked(1, schema=None, choices=("yes", "no")))
     assert answer.text == "yes" and judge.usage.price(judge._args) < 1
+    assert all(value <= 0 for value in (answer.log_probabilities or {}).values())
 
 
 def test_the_plan_counts_what_the_server_counts(server, tiny_tokenizer):
@@ -495,6 +526,9 @@ def test_a_provider_is_asked_through_the_router(server, provider, name, model, t
     body, headers = server.bodies[0], {k.lower(): v for k, v in server.headers[0].items()}
     assert (body["model"], body["temperature"]) == (model, 0)
     assert headers["authorization"] == f"Bearer {KEY}"
+    (question,) = asked(1, choices=("yes", "no"), schema=None)
+    server.always = content("yes")
+    assert set(judge.answer([question])[0].log_probabilities) == {"yes", "no"}
     assert KEY not in (tmp_path / "calls.jsonl").read_text()
 
 

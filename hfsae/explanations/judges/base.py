@@ -37,7 +37,7 @@ class Question(NamedTuple):
     schema: dict[str, Any] | None = None
     """JSON schema of the answer; None: free text"""
     choices: tuple[str, ...] = ()
-    """the words that answer it, such as "yes" and "no"; (): any text does"""
+    """answers whose log-probabilities are of interest ("yes", "no"); (): none"""
     seed: int = 0
 
 
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
     failure: str | None = None
     """why there is no answer, in one line"""
     log_probabilities: dict[str, float] | None = None
-    """of the question's `choices`, in nats, of a model on this machine"""
+    """of the question's `choices`, in nats, where the judge has them"""
     n_tokens_in: int = 0
     n_tokens_out: int = 0
     seconds: float = 0.0

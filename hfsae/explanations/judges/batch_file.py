@@ -221,7 +221,7 @@ class BatchFileJudge(Judge):
 
 def _lack(answer: Answer, question: Question) -> str:
     """Why an answer cannot be read; "" where it can."""
-    if answer.text is None:
+    if answer.text is None or answer.log_probabilities:
         return answer.failure or ""
     return misfit(answer.text, question)
 
