@@ -84,7 +84,8 @@ def test_one_command_makes_all_results_and_each_is_of_a_whole_run():
     results = {path.stem: read_json(path)["runs"] for path in folder.glob("results/*.json")}
     text = (folder / "all.sh").read_text()
     shared = {"claim", "short_training", "byte_model", "gated_delta"}
-    assert {path.stem for path in folder.glob("*.py")} - shared == {*results}
+    not_run = {"recurrent_states"}
+    assert {path.stem for path in folder.glob("*.py")} - shared - not_run == {*results}
     assert all(f"{name} " in text or f"{name};" in text for name in results)
     assert not any(run["quick"] for runs in results.values() for run in runs)
     for script_file in folder.glob("*.py"):
@@ -280,6 +281,20 @@ def test_masks_are_compared_with_none(quick, loads):
     none, masked = run["rows"].values()
     assert all(value == [0, 0, 0] for value in none["relative"].values())
     assert masked["relative"]["gap"][0] != 0 and masked["fvu, other"][0] > 0
+
+
+def test_recurrent_states_run(quick, citing, monkeypatch):
+    monkeypatch.setattr(hfsae.models, "register_variants", lambda file: None)  # `citing` did
+    (run,) = quick("recurrent_states", CONTEXT=32, BATCH=6)
+    rows = {(row["of"], row["arm"]): row for row in run["rows"]}
+    arms = ("rank1", "topk", "few")
+    assert [*rows] == [(of, arm) for of in ("states", "writes") for arm in arms]
+    assert run["documents"] == 6 and run["loss"].keys() >= {"model", "bigram", "unigram"}
+    for row in rows.values():
+        assert is_interval(row["fvu"]) and row["fvu"][0] > 0
+        for place in ("at", "after"):
+            assert 0 <= row[place]["strongest < ablation"][0] <= 1
+            assert row[place]["kl"]["ablation"] > 0
 
 
 def rule(q, k, v, alpha, beta, added=None, s=-1) -> tuple[np.ndarray, np.ndarray]:
