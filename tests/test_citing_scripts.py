@@ -84,8 +84,7 @@ def test_one_command_makes_all_results_and_each_is_of_a_whole_run():
     results = {path.stem: read_json(path)["runs"] for path in folder.glob("results/*.json")}
     text = (folder / "all.sh").read_text()
     shared = {"claim", "short_training", "byte_model", "gated_delta"}
-    not_run = {"recurrent_states"}
-    assert {path.stem for path in folder.glob("*.py")} - shared - not_run == {*results}
+    assert {path.stem for path in folder.glob("*.py")} - shared == {*results}
     assert all(f"{name} " in text or f"{name};" in text for name in results)
     assert not any(run["quick"] for runs in results.values() for run in runs)
     for script_file in folder.glob("*.py"):
