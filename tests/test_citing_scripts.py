@@ -1,6 +1,7 @@
 """Scripts that put claims of papers to the test: each runs on tiny random models, and its sums are
 right where there is another way to know them."""
 
+import inspect
 import itertools
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
+from transformers import DynamicCache, Qwen3NextConfig, Qwen3NextForCausalLM
 
 import hfsae
 from hfsae.io.files import read_json
@@ -82,7 +84,8 @@ def test_one_command_makes_all_results_and_each_is_of_a_whole_run():
     folder = ROOT / "scripts" / "citing"
     results = {path.stem: read_json(path)["runs"] for path in folder.glob("results/*.json")}
     text = (folder / "all.sh").read_text()
-    assert {path.stem for path in folder.glob("*.py")} - {"claim", "short_training"} == {*results}
+    shared = {"claim", "short_training", "byte_model", "gated_delta"}
+    assert {path.stem for path in folder.glob("*.py")} - shared == {*results}
     assert all(f"{name} " in text or f"{name};" in text for name in results)
     assert not any(run["quick"] for runs in results.values() for run in runs)
     for script_file in folder.glob("*.py"):
@@ -278,3 +281,98 @@ def test_masks_are_compared_with_none(quick, loads):
     none, masked = run["rows"].values()
     assert all(value == [0, 0, 0] for value in none["relative"].values())
     assert masked["relative"]["gap"][0] != 0 and masked["fvu, other"][0] > 0
+
+
+def test_recurrent_states_run(quick, citing, monkeypatch):
+    monkeypatch.setattr(hfsae.models, "register_variants", lambda file: None)  # `citing` did
+    (run,) = quick("recurrent_states", CONTEXT=32, BATCH=6)
+    rows = {(row["of"], row["arm"]): row for row in run["rows"]}
+    arms = ("rank1", "topk", "few")
+    assert [*rows] == [(of, arm) for of in ("states", "writes") for arm in arms]
+    assert run["documents"] == 6 and run["loss"].keys() >= {"model", "bigram", "unigram"}
+    for row in rows.values():
+        assert is_interval(row["fvu"]) and row["fvu"][0] > 0
+        for place in ("at", "after"):
+            assert 0 <= row[place]["strongest < ablation"][0] <= 1
+            assert row[place]["kl"]["ablation"] > 0
+
+
+def rule(q, k, v, alpha, beta, added=None, s=-1) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs and states of one head by the gated delta rule, step by step; at s a matrix is
+    added to the state before it is read."""
+    state, outputs, every = np.zeros((k.shape[1], v.shape[1])), [], []
+    for t in range(len(q)):
+        state = alpha[t] * state
+        state = state + beta[t] * np.outer(k[t], v[t] - state.T @ k[t])
+        state = state + added if t == s else state
+        outputs.append(state.T @ q[t])
+        every.append(state)
+    return np.array(outputs), np.array(every)
+
+
+def test_an_addition_to_a_state_shifts_later_outputs_by_exactly_the_formula(claim):
+    module, rng, s = claim("gated_delta"), np.random.default_rng(0), 4
+    q, k, v = rng.normal(size=(14, 5)), rng.normal(size=(14, 5)), rng.normal(size=(14, 7))
+    k /= np.linalg.norm(k, axis=1, keepdims=True)
+    alpha, beta = rng.uniform(0.5, 1, 14), rng.uniform(0.1, 1, 14)
+    kept = alpha[:, None, None] * (np.eye(5) - beta[:, None, None] * k[:, :, None] * k[:, None])
+    writes = beta[:, None, None] * k[:, :, None] * v[:, None]
+    of = module.Recurrence(*(torch.from_numpy(x)[None, :, None] for x in (q, writes, kept)))
+    atom_v, atom_w = rng.normal(size=5), rng.normal(size=7)
+    before, states = rule(q, k, v, alpha, beta)
+    after, _ = rule(q, k, v, alpha, beta, np.outer(atom_v, atom_w), s)
+    assert np.abs(module.states(of)[0, :, 0].numpy() - states).max() < 1e-12
+    assert np.abs((after - before)[:s]).max() == 0 and np.abs((after - before)[-1]).max() > 1e-4
+    shift = (module.reading(of, s)[0, :, 0].numpy() @ atom_v)[:, None] * atom_w
+    assert np.abs(shift - (after - before)[s:]).max() < 1e-9
+
+
+@pytest.fixture
+def recurrent_lm() -> Qwen3NextForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen3NextConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=3,
+        layer_types=["linear_attention", "linear_attention", "full_attention"],
+        mlp_only_layers=[0, 1, 2], linear_num_key_heads=2, linear_num_value_heads=4,
+        linear_key_head_dim=6, linear_value_head_dim=8, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=12, initializer_range=0.3,
+    )  # fmt: skip
+    lm = Qwen3NextForCausalLM(config).eval()
+    for layer in lm.base_model.layers[:2]:
+        torch.nn.init.constant_(layer.linear_attn.A_log, -2)  # it remembers
+    return lm
+
+
+def test_a_changed_write_does_what_another_state_in_the_models_cache_does(claim, recurrent_lm):
+    module, lm, s, head = claim("gated_delta"), recurrent_lm, 8, 3
+    ids = torch.randint(0, 50, (2, 14), generator=torch.Generator().manual_seed(0))
+    change = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(1))
+    name = "cache" if "cache" in inspect.signature(lm.forward).parameters else "past_key_values"
+    of, logs = module.recurrence(lm, ids, 1), []
+    with torch.no_grad():
+        for factor in (0, 1):
+            cache = DynamicCache(config=lm.config)
+            lm(input_ids=ids[:, :s], **{name: cache}, use_cache=True)
+            held = cache.layers[1].recurrent_states
+            held = held[0] if isinstance(held, dict | list) else held
+            own = module.states(of)[:, s - 1]
+            assert torch.allclose(held, own, atol=1e-5) and own.abs().max() > 0.05
+            # what becomes `change` in the step at s
+            held[:, head] += factor * torch.linalg.solve(of.kept[:, s, head], change)
+            out = lm(input_ids=ids[:, s:], **{name: cache}, use_cache=True)
+            logs.append(out.logits.double().log_softmax(-1))
+    expected = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)
+    kl = module.divergences(lm, ids, 1, s, head, {"change": change, "none": 0 * change})
+    assert expected.min() > 1e-4 and torch.allclose(kl["change"], expected, rtol=1e-3)
+    assert kl["none"].abs().max() < 1e-12
+
+
+def test_a_model_without_recurrent_states_is_refused_in_a_sentence(claim, tiny_lm, recurrent_lm):
+    module, ids = claim("gated_delta"), torch.tensor([[1, 2, 3]])
+    for lm, layer in ((tiny_lm, 1), (recurrent_lm, 2)):
+        with pytest.raises(hfsae.Refused) as refusal:
+            module.recurrence(lm, ids, layer)
+        assert str(refusal.value) == (
+            f"layers.{layer} of {type(lm).__name__} has no recurrent state that this script can "
+            "read; give a layer with the gated delta rule of Qwen3NextForCausalLM"
+        )
