@@ -141,7 +141,7 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     )
     text = (compare(first) / "report.md").read_text()
     assert re.search(
-        r"was harvested 2 times.*: 7 SAEs: (\S+) [0-9a-f]{16}; 1 SAEs: \1 changed\)", text
+        r"read with 2 different results.*: 7 SAEs: (\S+) [0-9a-f]{16}; 1 SAEs: \1 changed\)", text
     )
     (report / "results.json").write_text(numbers)
 
