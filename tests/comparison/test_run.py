@@ -141,7 +141,7 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     )
     text = (compare(first) / "report.md").read_text()
     assert re.search(
-        r"was harvested 2 times.*: 7 SAEs: (\S+) [0-9a-f]{16}; 1 SAEs: \1 changed\)", text
+        r"read with 2 different results.*: 7 SAEs: (\S+) [0-9a-f]{16}; 1 SAEs: \1 changed\)", text
     )
     (report / "results.json").write_text(numbers)
 
@@ -162,7 +162,9 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     assert sorted(path.name for path in (tmp_path / "there/topk").iterdir()) == ["seed_2"]
     both = "(JumpReLU, topk)"
     assert f"machines: not recorded, 8 SAEs {both}; another machine, 4 SAEs {both}." in text
-    assert re.search(r"was harvested 2 times.*: 8 SAEs: 1.5 (\w+); 4 SAEs: \d+\.\d+ \1\)", text)
+    assert re.search(
+        r"read with 2 different results.*: 8 SAEs: 1.5 (\w+); 4 SAEs: \d+\.\d+ \1\)", text
+    )
     assert "seeds: 0, 1, 2" in text and len(saes_in(report)) == 12
     rows = text.partition("## Do seeds agree")[2].partition("## Arms")[0].splitlines()
     assert [row.split("|")[3].strip() for row in rows if "| topk" in row] == ["1", "1"], "of three"
