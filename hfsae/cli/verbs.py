@@ -64,10 +64,8 @@ from .recipes import (
 
 if TYPE_CHECKING:
     from ..runs import SAEInContext
-    from ..runs.preset_search import Model
 
 _CHOICE = ("source", "subfolder", "layer", "width", "l0", "revision")
-_OF_JUDGE = ("model", "base_url", "provider", "requests", "answers", "key_env")
 
 
 def train_verb(argv: list[str]) -> None:
@@ -206,8 +204,8 @@ def explain_verb(argv: list[str]) -> None:
         renamed={name: f"judged_{name}" for name in ("windows", "latents", "directions")},
         choices={"scores": SCORES},
     )
-    judged = (*_OF_JUDGE, "price_in", "price_out")
-    parser.add_fields(JudgeArguments, *judged, renamed={"model": "judge"})
+    judged = ("model", "base_url", "provider", "requests", "answers", "key_env", "price_in")
+    parser.add_fields(JudgeArguments, *judged, "price_out", renamed={"model": "judge"})
     parser.add_fields(ExplainRequest, "dry_run")
     options, given = parse_given(parser, argv)
     judge = parser.take(JudgeArguments, options)
@@ -551,37 +549,40 @@ def presets_verb(argv: list[str]) -> None:
     parser.examples = (
         "hfsae presets runs/mine",
         "hfsae presets runs/mine --n_candidates 100 --max_kl 2",
-        "hfsae presets runs/mine --test",
-        "hfsae presets runs/mine --judge MODEL --requests asked",
     )
     add_sae(parser, "lm")
     names = ("n_candidates", "n_presets", "max_kl", "max_repetition", "max_surprise")
     parser.add_fields(PresetArguments, *names)
-    parser.add("--test", action="store_true", help="no search: test those that it has again")
-    parser.add_fields(JudgeArguments, *_OF_JUDGE, renamed={"model": "judge"})
     options, given = parse_given(parser, argv)
     args = PresetArguments(**parser.take(PresetArguments, options))
     args.check()
-    judge, test = parser.take(JudgeArguments, options), options.pop("test")
     lm = {f"lm.{name}": value for name, value in given.get("lm", {}).items()}
     named = {**take_choice({**options}), **{n: options[n] for n in ("output_dir", "site")}, **lm}
     words = [named.pop("source")]
     words += [word for k, v in named.items() if v is not None for word in (f"--{k}", str(v))]
     (placed,) = find(options, given)
-    if judge or test:
-        _test_presets(placed, args, JudgeArguments(**judge) if judge else None)
-        return
     homes = (placed.folder, placed.origin)
     if not any(home is not None and (home / META).is_file() for home in homes):
         command = shlex.join(["hfsae", "collect", *words])
         raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
-    from ..features import read_labels  # takes seconds
+    from ..features import FeatureStore, read_labels  # takes seconds
     from ..runs import open_folder
-    from ..runs.preset_search import find_presets, save_presets, table
+    from ..runs.inputs import load
+    from ..runs.preset_search import Model, find_presets, save_presets, table
+    from ..runs.sae_source import refuse_without_text
 
     with open_folder(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
-        presets, attempts = find_presets(_steered(placed), labels, args, _say)
+        refuse_without_text(placed)
+        store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)
+        if len(store) != sae.config.d_sae:
+            raise Refused(
+                f"{placed.folder}: features/ has {len(store)} latents, and the SAE has "
+                f"{sae.config.d_sae}"
+            )
+        lm, tokenizer, _ = load(placed.recipe.lm)
+        model = Model(lm, tokenizer, sae.to(lm.device), store)
+        presets, attempts = find_presets(model, labels, args, _say)
         print(f"\n{printable_lines(table(presets, attempts))}\n")
         if not presets:
             print(
@@ -596,56 +597,6 @@ def presets_verb(argv: list[str]) -> None:
         f"{len(presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
         f"{placed.folder}` offers them."
     )
-
-
-def _test_presets(
-    placed: "SAEInContext", args: PresetArguments, judge: JudgeArguments | None
-) -> None:
-    """Drop presets of an earlier search whose texts fail: by what is measured of them, or, with a
-    judge, by what that says."""
-    from ..explanations.judges import PendingAnswers
-    from ..runs import judge_presets, open_folder
-    from ..runs.preset_search import read_presets, retest, save_presets
-
-    presets = read_presets(placed.folder) or read_presets(placed.origin or placed.folder)
-    if not presets:
-        raise Refused(f"there are no presets of a search in {placed.folder}; search first")
-    if judge is None:
-        with open_folder(placed):
-            kept = retest(_steered(placed), presets, args, _say)
-            save_presets(placed.folder, kept)
-    else:
-        try:
-            kept = judge_presets(presets, judge)
-        except PendingAnswers as pending:
-            print(pending)
-            return
-        with open_folder(placed):
-            save_presets(placed.folder, kept)
-    dropped = ", ".join(p["name"] for p in presets if p["name"] not in {k["name"] for k in kept})
-    print(
-        f"{len(kept)} of {len(presets)} presets pass and are in {placed.folder / PRESETS}; "
-        f"dropped: {printable(dropped or 'none')}"
-    )
-
-
-def _steered(placed: "SAEInContext") -> "Model":
-    """The language model that presets steer, with the SAE and its examples."""
-    from ..features import FeatureStore
-    from ..runs.inputs import load
-    from ..runs.preset_search import Model
-    from ..runs.sae_source import refuse_without_text
-
-    refuse_without_text(placed)
-    store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)
-    if len(store) != sae.config.d_sae:
-        raise Refused(
-            f"{placed.folder}: features/ has {len(store)} latents, and the SAE has "
-            f"{sae.config.d_sae}"
-        )
-    lm, tokenizer, _ = load(placed.recipe.lm)
-    sae.to(lm.device)
-    return Model(lm, tokenizer, sae, store)
 
 
 def graph_verb(argv: list[str]) -> None:

@@ -18,7 +18,6 @@ from .inputs import inputs_of as inputs_of
 from .inputs import load as load
 from .inputs import load_inputs as load_inputs
 from .inputs import read_rows as read_rows
-from .preset_search import judge_presets as judge_presets
 from .recipe import RESULT_SECTIONS as RESULT_SECTIONS
 from .recipe import LMArguments as LMArguments
 from .recipe import Recipe as Recipe
