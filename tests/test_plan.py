@@ -431,21 +431,6 @@ def test_what_a_recipe_lacks_is_found_before_its_model_is_looked_for():
         plan(Recipe(lm=lm, sae={"site": "layers.0"}))
 
 
-def test_latents_at_words_are_counted_where_a_run_ends_with_probing(no_weights):
-    probing = stage(small_recipe(2**14, probe_texts=500), "probing")[MAIN]["probing"]
-    assert probing == pytest.approx(2.1 * 6000 * 2**14 * 4)
-
-
-def test_tables_of_examples_are_counted_up_to_what_fires(no_weights):
-    """25 examples a latent of 25 tokens, 55 bytes each: 34 kB; ids of 16 bytes a token."""
-    recipe = small_recipe(2**14, collect_tokens=10**6)
-    tables = stage(recipe, "examples")[MAIN]["tables of examples"]
-    assert tables == 2**14 * 25 * 25 * 55 + 16 * 10**6
-    recipe.sae |= {"target_l0": 4.0}
-    recipe.collect_tokens = 1024
-    assert stage(recipe, "examples")[MAIN]["tables of examples"] == 1024 * (4 * 25 * 55 + 16)
-
-
 @pytest.mark.parametrize("n_tokens", [20_000, 1_572_864, 10**7, 4 * 10**9])
 def test_the_stages_after_a_quickstart_take_less_time_than_its_training(no_weights, n_tokens):
     recipe = recipes.read_recipe("quickstart")

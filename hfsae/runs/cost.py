@@ -1,9 +1,9 @@
 """The cost of a recipe before anything is loaded or written: memory, stage by stage, and disk.
 
 Memory peaks at one of a run's stages: harvesting, estimating scales, a training step, writing a
-checkpoint or the trained SAE, evaluation, collecting examples. So the largest arrays of each stage
-are counted, and the largest stage is what a process needs. With a GPU, its memory and main memory
-are counted apart, each with its own largest stage.
+checkpoint or the trained SAE, evaluation, collecting examples; probing and presets need less. So
+the largest arrays of each stage are counted, and the largest stage is what a process needs. With a
+GPU, its memory and main memory are counted apart, each with its own largest stage.
 
 Sizes are exact (parameters, buckets, batches); how many copies are alive at once was measured on a
 CPU (`scripts/bench/plan.py`), where torch allocates and frees as it does on a GPU. Seconds are not
@@ -28,16 +28,13 @@ from ..io.processor import gpu_memory, main_memory
 from ..lm import widths_of
 from ..models import SAE, SAEConfig
 from ..training.arguments import in_steps
-from ..training.run import FIRST_LOOK, SPARSE_BELOW, SPARSE_FROM
+from ..training.run import SPARSE_BELOW, SPARSE_FROM
 from ..training.sharding import check_spread
 from ..training.start import sample_size
-from .arguments import PresetArguments
 from .checks import check, with_lone_site
 from .inputs import Models
-from .preset_search import PROMPTS, SEEDS, texts_at_once
 from .recipe import Recipe, bucket_tokens
 from .results import refuse_another_training
-from .stage_probe import probe_arguments
 
 logger = logging.getLogger(__name__)
 Number = int | float
@@ -54,12 +51,10 @@ _CUDA = 1.0e9  # context, cuBLAS, NCCL and the allocator's waste; an assumption
 _COPIES_BESIDE_A_GRADIENT = 3  # of [batch, d_sae], while a matrix's gradient is added to the last
 _AUTOCAST_COPIES = 1.0  # more, in bfloat16
 _LOOK_COPIES = 2.25  # of pre-activations, while their density is taken
-_WORD_COPIES = 2.1  # of the latents that fire on some word, at all words
 _BATCH_COPIES = 8  # [batch, d]: input, target, reconstruction, errors, gradients
 _SCORES = 2**23  # pairs that a sparse step scores at a time
 _ENTRY = 100  # bytes that a sparse step needs for one entry
 _ENTRIES_A_FIRING = 2.0  # the kernel's window and the screen select more than fires
-_EXAMPLE_TOKEN = 55  # bytes of a token of an example, while tables of them are made
 _SURELY = 1.25  # times the memory there is: plans are inexact, a run that fits is not refused
 _REMEDIES = {  # by the stage that needs the memory
     "activation bucket": "lower shuffle.bucket_tokens",
@@ -69,8 +64,6 @@ _REMEDIES = {  # by the stage that needs the memory
     "evaluation": "lower evaluation.sae_batch_tokens or harvest.rows",
     "one batch of text": "lower harvest.rows or text.context_size",
     "examples": "lower collect.top, collect.reservoir or collect.window",
-    "probing": "set probe_texts to 0, and give `hfsae probe` fewer --n_words",
-    "presets": "set preset_seconds to 0",
     "language model": "take a smaller language model",
     "loading the language model": "take a smaller language model",
 }
@@ -274,26 +267,23 @@ def stages(
     # file, they are made one by one, and pages of files are given back where memory is short.
     loading: Part = ("loading the language model", lm_bytes, "main")
     each = [_step(recipe, config, on_gpu) for config in configs.values()]
-    # Weights and moments are written from where they are, or gathered first if they are spread.
-    checkpoint: list[Part] = []
     # The trained SAEs, and for one of them the folded state and a copy of its encoder.
     last: list[Part] = [("folding", _FLOAT * (all_ + 1.5 * largest), "main" if spread else "gpu")]
-    if spread:
-        checkpoint = [("checkpoint", 3 * _FLOAT * all_, "main")]
-        checkpoint.append(("a matrix put together", _FLOAT * largest, "gpu"))
-        last.append(("SAE put together", _FLOAT * largest, "main"))
     if t.refit_ridge is not None:  # products of latents, their factor, what a part adds
         squares = 3 * _FLOAT * max(config.d_sae for config in configs.values()) ** 2
         last.append(("decoder by least squares", squares, "main" if spread else "gpu"))
+    n_sample = min(sample_size(t), size)  # from which scales and variances are estimated
+    of_sample = n_sample * _FLOAT * sum(widths_of(*configs.values()).values())
+    sample: Part = ("sample of activations", of_sample, "main")
     every: list[list[Part]] = [
         [loading, libraries],
-        [*always, ("SAE as it is made", _FLOAT * (all_ + largest / 2), "gpu")],
-        [*training, *_harvest(recipe, lms, configs, item, token)],
-        [*streaming, ("SAE", _FLOAT * here, "gpu"), *_look(recipe, configs, on_gpu)],
+        [*training, _harvest(recipe, lms, configs, item, token)],
+        [*streaming, ("SAE", _FLOAT * here, "gpu"), sample],
         [*training, max(each, key=lambda part: part[1])],
-        [*training, *checkpoint],
         [*training, *last],
     ]
+    if spread:  # weights and moments are gathered, to be written
+        every.append([*training, ("checkpoint", 3 * _FLOAT * all_, "main")])
     for parts in _after_training(recipe, lms, configs, item):
         every.append([*always, ("SAE", _FLOAT * largest, "gpu"), *parts])
     memories = list[Memory]()
@@ -305,7 +295,7 @@ def stages(
 
 def _harvest(
     recipe: Recipe, lms: Models, configs: dict[str, SAEConfig], item: int, token: int
-) -> list[Part]:
+) -> Part:
     """A block's forward pass, or the exchange of harvested activations, whichever needs more.
 
     Args:
@@ -314,7 +304,7 @@ def _harvest(
     """
     first = next(iter(lms.values()), None)
     if first is None or recipe.kind != "text":  # several models run one after the other
-        return [("a block of the file", recipe.activations.block * token, "main")]
+        return "a block of the file", recipe.activations.block * token, "main"
     rows, context = recipe.harvest.rows, recipe.text.context_size
     tokens, n = rows * context, recipe.training.num_processes or 1
     config = first.config.get_text_config()
@@ -329,27 +319,7 @@ def _harvest(
     forward = max(mlp, attention) + 4 * tokens * config.hidden_size * item
     widest_site = max(max(c.d_in, c.d_out) for c in configs.values())
     gather = (2 * n + 1) * tokens * widest_site * item if n > 1 else 0
-    return [("one batch of text", 2 * tokens * token + max(forward, gather), "gpu")]
-
-
-def _look(recipe: Recipe, configs: dict[str, SAEConfig], on_gpu: bool) -> list[Part]:
-    """Scales and variances from a sample, then pre-activations of a part of it."""
-    n = min(sample_size(recipe.training), bucket_tokens(recipe))
-    sample = n * _FLOAT * sum(widths_of(*configs.values()).values())
-    largest, t = 0.0, recipe.training
-    spread = t.shard_latents and (t.num_processes or 1) > 1
-    for config in configs.values():
-        work = (3 if on_gpu else 2) * _FLOAT * n * max(config.d_in, config.d_out)
-        if len(config.reads) > 1:  # put side by side first
-            work += _FLOAT * n * (config.d_in + (config.d_out if config.is_causal else 0))
-        may_be_sparse = not on_gpu and not spread and _can_be_sparse(config)
-        if may_be_sparse or _has_warm_start(config, recipe):
-            work = max(work, _LOOK_COPIES * _FLOAT * min(n, FIRST_LOOK) * config.d_sae)
-        largest = max(largest, work)
-    return [
-        ("sample of activations", sample, "main"),
-        ("first look at activations", largest, "gpu"),
-    ]
+    return "one batch of text", 2 * tokens * token + max(forward, gather), "gpu"
 
 
 def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Part:
@@ -360,11 +330,15 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Part:
     n_sources = len(config.reads) if config.is_causal else 1
     inputs = _BATCH_COPIES * _FLOAT * batch * max(config.d_in, config.d_out)
     first_l0 = config.d_sae / 2  # of the start, where L0 is highest, unless it is kept low
-    if config.target_l0 is None or _has_warm_start(config, recipe):
+    in_warm_start = config.has_thresholds and in_steps(t.warm_start_steps, t.total_steps) > 0
+    if config.target_l0 is None or in_warm_start:
         first_l0 = float(config.l0_goal or first_l0)
     # Whether steps are sparse, as far as is known before any activation is seen. Steps on a GPU
     # count as dense, which need more memory: there it has not been measured when sparse ones pay.
-    is_sparse = not (on_gpu or spread or t.sparse == "never") and _can_be_sparse(config)
+    is_sparse = not (on_gpu or spread or t.sparse == "never")
+    if is_sparse:
+        with torch.device("meta"):
+            is_sparse = AutoModel.from_config(config).can_be_sparse
     if is_sparse and t.sparse != "always":
         few = SPARSE_BELOW * config.d_sae
         is_sparse = config.d_sae >= SPARSE_FROM and first_l0 < few
@@ -398,7 +372,7 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> Part:
 def _after_training(
     recipe: Recipe, lms: Models, configs: dict[str, SAEConfig], item: int
 ) -> list[list[Part]]:
-    """Evaluation, examples, probing and presets, those of them that a run has."""
+    """Evaluation and examples, those of them that a run has."""
     sizes, context = recipe.sizes, recipe.text.context_size
     d_sae = max(config.d_sae for config in configs.values())
     config, parts = None, list[list[Part]]()
@@ -421,8 +395,8 @@ def _after_training(
         parts.append([("evaluation", work, "gpu")])
 
     if sizes.examples != 0:
-        # Each latent's record, beside a block of latents while it grows. At the end, promoted
-        # tokens: the unembedding and W_dec anew; and tables of examples, in main memory.
+        # Each latent's record, beside a block of latents while it grows, or at the end promoted
+        # tokens: the unembedding and W_dec anew.
         a, wide = recipe.collect, max(configs.values(), key=lambda c: c.d_sae * c.d_out)
         a_window = 16 + _FLOAT * (2 * a.window + 1)  # key, peak, row, position, what is around it
         a_latent = (a.top + a.reservoir) * a_window + _FLOAT * (len(HISTOGRAM_EDGES) - 1) + 8
@@ -431,25 +405,9 @@ def _after_training(
         lens = _FLOAT * wide.d_sae * wide.d_out * (2 if is_input else 1)
         if config is not None:
             lens += _FLOAT * min(config.vocab_size * config.hidden_size, LENS_EMBEDDING)
-        most = a.top + a.quantiles * min(a.per_quantile, a.reservoir)
-        most = min(most, -(-sizes.examples // context))
-        n_examples = min(most * wide.d_sae, sizes.examples * (wide.l0_goal or wide.d_sae))
-        tables = 2 * 8 * sizes.examples  # ids of tokens and documents, in batches and concatenated
-        tables += _EXAMPLE_TOKEN * n_examples * min(2 * a.window + 1, context)
         kept = wide.d_sae * a_latent + max(block, lens)
-        parts.append([("tables of examples", tables, "main"), ("examples", kept, "gpu")])
+        parts.append([("examples", kept, "gpu")])
 
-    if sizes.probing != 0:
-        # Latents and untrained ones at a task's texts, or at words, where at most all latents fire.
-        p = probe_arguments(recipe)
-        most = max(2 * p.n_texts, _WORD_COPIES * p.n_words)
-        parts.append([("probing", _FLOAT * d_sae * most, "main")])
-
-    if sizes.presets != 0 and config is not None:
-        # Logits of a batch of steered texts, in float32, and those of the model as it is.
-        n = PresetArguments().n_tokens
-        rows = texts_at_once(config.vocab_size, n) * len(PROMPTS) * len(SEEDS)
-        parts.append([("presets", rows * n * config.vocab_size * (_FLOAT + item), "gpu")])
     return parts
 
 
@@ -476,13 +434,3 @@ def _number_bytes(recipe: Recipe, lms: Models) -> int:
     name, lm = next(iter(lms.items()))
     dtype = recipe.models[name].dtype
     return (lm.dtype if dtype == "auto" else getattr(torch, dtype)).itemsize
-
-
-def _can_be_sparse(config: SAEConfig) -> bool:
-    with torch.device("meta"):
-        return AutoModel.from_config(config).can_be_sparse
-
-
-def _has_warm_start(config: SAEConfig, recipe: Recipe) -> bool:
-    steps = in_steps(recipe.training.warm_start_steps, recipe.training.total_steps)
-    return config.has_thresholds and bool(config.target_l0) and steps > 0
