@@ -1,7 +1,6 @@
 """`hfsae demo` and `hfsae space` as commands."""
 
 import os
-import socket
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -132,12 +131,3 @@ def test_demo_of_what_is_not_there_is_one_sentence(tmp_path, capsys):
 def test_a_port_that_cannot_be_is_one_sentence(port, capsys):
     assert main(["demo", "--port", port]) == 2
     assert f"--port is {port}; it can be 1 to 65535" in capsys.readouterr().err
-
-
-def test_a_port_in_use_is_said_before_anything_is_loaded(launches, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        assert main(["demo", "--port", port]) == 2
-    said = capsys.readouterr().err
-    assert f"cannot listen on port {port} of 127.0.0.1" in said and "in use" in said
-    assert said.count("\n") == 1 and not launches

@@ -10,7 +10,7 @@ from hfsae.cli import main
 from hfsae.evaluation import EvaluationArguments, evaluate
 from hfsae.io.errors import Refused
 from hfsae.io.files import read_json
-from hfsae.runs import Recipe, find_sae, open_folder, read_rows
+from hfsae.runs import Recipe, read_rows
 
 from .helpers import make, refused
 from .tiny import TEXTS
@@ -115,21 +115,6 @@ def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
     hfsae.save_as(sae, tmp_path / "foreign", "saelens")
     assert sentence in refused(["evaluate", str(tmp_path / "foreign"), *text, *more], capsys)
     assert not loads and not Path("runs/foreign").exists()
-
-
-def test_a_measure_that_fails_leaves_no_folder_with_old_results(sae, text, tmp_path, monkeypatch):
-    """Nor removes what was there, or what the measure has written."""
-    monkeypatch.chdir(tmp_path)
-    hfsae.save_as(sae, "mine/inner", "hfsae")
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # results go to runs/mine
-    placed = find_sae({"source": "mine"}, {"text": {"dataset": text[1]}})
-    for writes, stays in ((False, False), (True, True), (False, True)):
-        with pytest.raises(OSError, match="no space"), open_folder(placed):
-            assert (placed.folder / "config.json").is_file()
-            if writes:
-                (placed.folder / "calls.jsonl").touch()
-            raise OSError("no space")
-        assert Path("runs/mine/config.json").exists() == Path("runs").exists() == stays
 
 
 def test_a_text_whose_package_is_missing_is_told_before_a_model_is_loaded(

@@ -8,8 +8,6 @@ every field that the verb takes.
 """
 
 import re
-import shlex
-import socket
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -297,8 +295,6 @@ _OFTEN = {
 _OFTEN_OF_SAE = ("site", "target_l0", "k")
 _KINDS = {"lm": LMArguments, "text": TextArguments, "harvest": HarvestArguments}
 SECTIONS = {MADE_BY[file]: (*_KINDS, *stage_of(file).sections) for file in (EVALUATION, META)}
-_OF_EXPERIMENTS = re.compile("no section '(at_sites|causal|explain)'")
-"""Sections that `scripts/comparisons` adds to those of a comparison."""
 _ACTIVATIONS = "activations"
 _SHORT = {"--activations": "--activations.files", "--site": "--sae.site"}
 _SHORT["--labels"] = "--activations.labels"
@@ -442,27 +438,6 @@ def with_value(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def refuse_port(host: str, port: int | None) -> None:
-    """Refuse a port that cannot be used, before a model is loaded.
-
-    Raises:
-        ValueError: the number is out of range, or the port is taken.
-    """
-    if port is None:
-        return
-    if not 1 <= port <= 65_535:
-        raise Refused(f"--port is {port}; it can be 1 to 65535")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        why = (error.strerror or str(error)).partition(" (")[0].lower()
-        raise Refused(
-            f"cannot listen on port {port} of {host} ({why}); give another --port, or leave it out "
-            "for a free one"
-        ) from error
-
-
 def add_sections(parser: VerbParser, sections: Sequence[str]) -> None:
     """Add the fields of sections of a recipe (of lm, text and harvest) to a verb without one."""
     _prepare_parsing()
@@ -518,15 +493,7 @@ def parse_recipe(
                 f"there is no comparison {path}; a clone of hfsae has examples in "
                 "scripts/comparisons/"
             )
-        try:
-            content, argv = read_sections(path, kind), argv[1:]
-        except Refused as error:
-            if issubclass(kind, Comparison) and _OF_EXPERIMENTS.search(str(error)):
-                raise Refused(
-                    f"{path} is an experiment, which a clone of hfsae runs: PYTHONPATH=scripts "
-                    f"python -m comparisons {shlex.quote(str(path))}"
-                ) from error
-            raise
+        content, argv = read_sections(path, kind), argv[1:]
         sae = content.get("sae") or {}
         others = [  # a site takes the place of sites, and the other way round
             f"--sae.{theirs}=null"

@@ -56,7 +56,6 @@ from .recipes import (
     parse_recipe,
     recipe_parser,
     refuse_absent_inputs,
-    refuse_port,
     verb_parser,
     with_model,
     with_value,
@@ -515,7 +514,8 @@ def demo_verb(argv: list[str]) -> None:
     args = with_model(parser.parse(argv))
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
-    refuse_port(args["host"], args.get("port"))
+    if not 1 <= (port := args.get("port", 1)) <= 65_535:
+        raise Refused(f"--port is {port}; it can be 1 to 65535")
     if (source := args.get("source")) is not None:
         name = source.lower()
         if name in SEPARATE_SAES and not Path(source).exists():

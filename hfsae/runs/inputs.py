@@ -6,7 +6,6 @@ vision model of transformers; files of activations need no model. A *foreign tex
 is unlike that of the training.
 """
 
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ from ..activations import (
 )
 from ..activations.files import warn_of_equal_documents
 from ..activations.held_out import HELD_OUT
-from ..activations.tokens import counted_predictions, documents
+from ..activations.tokens import counted_predictions
 from ..evaluation import (
     EvaluationArguments,
     EvaluationResult,
@@ -60,7 +59,7 @@ from ..features import (
 from ..features.pictures import write_pictures
 from ..io.errors import Refused
 from ..io.file_names import COLLECTING
-from ..io.local_paths import LOCAL_FILES, without_local_paths
+from ..io.local_paths import without_local_paths
 from ..io.units import UNITS
 from ..lm import (
     LoadedEncoder,
@@ -76,7 +75,6 @@ from ..models import SAE
 from ..packaged import packaged_names, text_licence
 from .recipe import LMArguments, Recipe, rows_ahead, sides_of
 
-_CHARACTERS = 16  # of a token, at most: of English text it has 4 or 5
 _EVERY = {
     "activations": "All rows of the held-out documents count, apart from those that the file "
     "leaves out.",
@@ -391,14 +389,13 @@ class TextInputs(AnyInputs):
         return TextSource(rows, Harvester(self.lm, sites, harvest, norm_limits=limits))
 
     def check(self) -> None:
-        """Read a batch of each side, and of each foreign text; of text in files that comes in its
-        own order all that the run reads: other text is read whole at its first use.
+        """Read a batch of each side, and of each foreign text.
 
         Raises:
             ValueError: a line or a file cannot be read, a side keeps no token, or the evaluation's
                 side or a foreign text no prediction.
         """
-        recipe, text, sizes = self.recipe, self.recipe.text, self.recipe.sizes
+        recipe = self.recipe
         for side in sides_of(recipe):
             rows = read_rows(recipe, self.loaded, side, None)
             if isinstance(self.loaded, LoadedLMs):
@@ -408,22 +405,8 @@ class TextInputs(AnyInputs):
                 (b.keep if side == "train" else counted_predictions(b)).any() for b in rows
             ):
                 raise Refused(NO_PREDICTION)
-        if sizes.evaluation != 0 and recipe.evaluation.texts:
+        if recipe.sizes.evaluation != 0 and recipe.evaluation.texts:
             self._foreign_rows()
-        if text.shuffle_documents or text_origin(text) != LOCAL_FILES:
-            return
-        parts: list[tuple[Split, int | None]] = [
-            ("train", max(rows_ahead(recipe), sizes.examples)),
-            (sides_of(recipe)[-1], sizes.evaluation),
-        ]
-        with token_bar("check", None, unit="char", delay=10) as bar:
-            for which, n in parts:
-                left = math.inf if n is None else _CHARACTERS * n
-                for document in documents(text, which):
-                    if left <= 0:
-                        break
-                    left -= len(document.text)
-                    bar.update(len(document.text))
 
     def _foreign_rows(self) -> dict[str, PackedRows]:
         """The token rows of each foreign text, by name; one that fills no row, or has no

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -319,34 +319,17 @@ def load_arguments(source: str | Path, **options: object) -> dict[str, Any]:
 @contextmanager
 def open_folder(placed: SAEInContext) -> Iterator[SAEInContext]:
     """A block in which the SAE's folder is locked and holds its weights; at its end the folder has
-    a recipe, too. If the block fails before it has written anything, a folder that was empty is so
-    again.
+    a recipe, too.
 
     Raises:
         ValueError: the folder holds another SAE, something else, or a card that hfsae did not
             write; or another process works there.
     """
-    folder = placed.folder
-
-    def written() -> dict[Path, int]:
-        files = (path for path in folder.rglob("*") if path.is_file() and not passes(path))
-        return {path: path.stat().st_mtime_ns for path in files}
-
-    with locked_run(placed.root, [folder]):
-        before = written()
+    with locked_run(placed.root, [placed.folder]):
         if placed.home is None:
-            refuse_card_of_others(folder)
-            fill_folder(placed.sae, placed.origin, folder)
-        filled = written()
-        try:
-            yield placed
-        except BaseException:
-            if not before and written() == filled:
-                for path in filled:
-                    path.unlink()
-                    with suppress(OSError):  # not empty yet, or the folder itself, which is locked
-                        path.parent.rmdir()
-            raise
+            refuse_card_of_others(placed.folder)
+            fill_folder(placed.sae, placed.origin, placed.folder)
+        yield placed
         remember(placed)
 
 

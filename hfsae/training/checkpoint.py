@@ -9,7 +9,6 @@ holds the run's `identity`, by which another run does not continue from it.
 """
 
 import json
-import logging
 import os
 import zipfile
 from collections.abc import Mapping
@@ -19,16 +18,14 @@ from typing import Any
 
 import torch
 
-from ..io.errors import Refused, one_line
+from ..io.errors import Damaged, Refused, one_line
 from ..io.file_names import STEPS
 from ..io.files import free_space
 from ..models import SAE
 from ..models.config import own_fields
 from .arguments import FREE, TrainingArguments
 
-logger = logging.getLogger(__name__)
 FORMAT = 1  # format of the trainer's state; a checkpoint without a number has the first
-_SET_ASIDE = ".damaged"
 _SHOWN = 120  # characters of another library's error
 _TEXT = "the text in text.dataset"  # as a sentence names it
 _OF_THE_STREAM = {"model_weights"}  # fields of an SAE that the stream's own state covers better
@@ -56,42 +53,12 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
             "there and run the same command to resume from the last checkpoint, which is "
             "untouched, or give another output_dir"
         ) from error
-    for stray in (*folder.glob("step-*.tmp-*"), *folder.glob(f"step-*{_SET_ASIDE}")):
+    for stray in folder.glob("step-*.tmp-*"):
         stray.unlink(missing_ok=True)
     if keep is not None:
         for old in sorted(folder.glob(STEPS))[:-keep]:
             old.unlink()
     return path
-
-
-def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its file; None where the folder has no checkpoint.
-
-    Raises:
-        ValueError: all checkpoints are damaged, or a later version of hfsae wrote the newest.
-    """
-    paths = sorted(folder.glob(STEPS), reverse=True)
-    for i, path in enumerate(paths):
-        try:
-            state = load(path)
-        except _Damaged as error:
-            if i + 1 == len(paths):
-                raise Refused(
-                    f"{error}, and no earlier checkpoint is intact; restore a copy of "
-                    f"it, or delete {folder} to train from the start"
-                ) from error
-            logger.warning("%s: resuming from the one before, %s", error, paths[i + 1].name)
-        else:
-            return path, state
-    return None
-
-
-def set_aside_newer(path: Path) -> None:
-    """Rename the damaged checkpoints after `path`, so that they do not count towards the number
-    kept; the next save removes them."""
-    for damaged in path.parent.glob(STEPS):
-        if damaged > path:
-            damaged.replace(damaged.with_suffix(_SET_ASIDE))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -110,7 +77,10 @@ def load(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         why = one_line(error)[:_SHOWN]
-        raise _Damaged(f"the checkpoint {path} is damaged ({why})") from error
+        raise Damaged(
+            f"the checkpoint {path} is damaged ({why}); restore a copy of it, or delete it to go "
+            "on from the one before, or from the start where there is none"
+        ) from error
     version = state.get("format", FORMAT)
     if version != FORMAT:
         raise Refused(
@@ -118,10 +88,6 @@ def load(path: Path) -> dict[str, Any]:
             f"reads {FORMAT}); resume with that version, or give another output_dir"
         )
     return state
-
-
-class _Damaged(ValueError):
-    """A checkpoint differs from what was saved."""
 
 
 def identity(

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models import SAE, Schedule
 from ..models.config import l0_goal
@@ -143,7 +143,6 @@ _MOST = 0.5  # of all latents
 _LEAST_VARIANCE = 0.2  # of x/c; 0.5 at a middle block of SmolLM2
 _SILENT, _EARLY = 0.1, 0.1
 _LEAST_SHARE = 0.1  # of an equal share of L0
-_ITERATIONS = 10  # of power iteration
 _WIDE, _WIDE_FACTOR = 0.05, 4  # in runs that work: 0.016 of pre-activations, 2 median thresholds
 
 
@@ -379,14 +378,3 @@ class Readings:
 def root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:
     """The root of the mean over rows of their squared norms."""
     return float(x.float().square().sum(dim=-1).mean().sqrt())
-
-
-def leading_share(x: Float[Tensor, "n d"]) -> float:
-    """The share of the variance about the mean along the direction that holds most of it, by power
-    iteration from the row of the largest norm."""
-    x = x.float() - x.float().mean(dim=0)
-    direction = x[x.norm(dim=1).argmax()]
-    for _ in range(_ITERATIONS):
-        direction = nn.functional.normalize(x.T @ (x @ direction), dim=0)
-    total = float(x.square().sum())
-    return float((x @ direction).square().sum()) / total if total else 0.0

@@ -135,17 +135,6 @@ class Run:
         self._counts: deque[tuple[int, Download]] = deque()  # by step, those not yet read
         self.tokens_since_fired = torch.zeros(sae.config.d_sae, dtype=torch.int64)
         self.last_fvu: float | None = None  # of the last batch that was logged
-        left = args.total_steps - self.control.warm_start_steps
-        for name in ("warmup_steps", "sparsity_warmup_steps"):
-            n_steps = in_steps(getattr(args, name), args.total_steps)
-            if name == "sparsity_warmup_steps" and "k" in vars(sae.config):
-                continue  # k sets the sparsity
-            if n_steps > args.warmup_length(name, self.control.warm_start_steps):
-                logger.info(
-                    "training.%s (%d) does not fit into the %d steps after the warm start: half of "
-                    "them are used",
-                    *(name, n_steps, left),
-                )
 
     @torch.no_grad()
     def initialise(self, sample: dict[str, Float[Tensor, "n _"]]) -> None:

@@ -15,8 +15,6 @@ where decoder rows start; the direction that tells it from others, its detector,
 where encoder columns start.
 """
 
-import logging
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -31,15 +29,13 @@ from ..models.config import INITIAL_FREE_NORM
 from ..models.dedicated import directions_of_difference, reading_difference, tie_
 from .arguments import TrainingArguments
 from .directions import read_directions, start_at_
-from .health import leading_share, root_mean_square_norm
+from .health import root_mean_square_norm
 from .sharding import local, part, whole
 
-logger = logging.getLogger(__name__)
 SAMPLE = 2**15  # activations that scales, variances and biases are estimated from
 _CLUSTERED = 2**17  # activations that are clustered, where latents start at clusters
 _SIMILARITIES = 2**23  # that are in memory
 _WHITENED = 2**14  # activations at a time
-_DOMINATES = 0.25  # of the variance; 0.09 after block 12 of SmolLM2, 0.47 after Gemma 3's block 9
 _FLOOR = 1e-4  # of the mean variance: directions with less are not blown up
 
 
@@ -74,12 +70,6 @@ def start_(
         scaled = whole(few[0]) / (whole(scale) if isinstance(scale, Tensor) else 1.0)
         own = directions_of_difference(scaled, config.dedicated, len(config.writes))
     if args.init_decoder_data:
-        if not args.init_whitening and (share := leading_share(whole(few[0]))) >= _DOMINATES:
-            logger.warning(
-                "one direction holds %.0f%% of the activations' variance: latents that start at "
-                "data share it, and many would never fire; set training.init_whitening=0.75",
-                100 * share,
-            )
         x = goal = _centred(x, means[0], sae.read_scale, config.reads)
         if config.is_transcoder:
             goal = _centred(target, means[1], sae.write_scale, config.writes)

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from ..activations.harvest import FiniteBatches, refuse_not_finite
 from ..io.checksums import stamp
 from ..io.errors import Diverged, Refused
-from ..io.file_names import CHECKPOINTS, CONFIG, LOG, TRAINING
+from ..io.file_names import CHECKPOINTS, CONFIG, LOG, STEPS, TRAINING
 from ..io.files import free_space, locked, reading, sweep, write_whole
 from ..io.processor import without_denormals
 from ..io.units import ROW
@@ -387,17 +387,17 @@ class Trainer(Generic[Trained]):
                 )
 
     def _resume(self) -> None:
-        """Resume from the newest sound checkpoint, if there is one.
+        """Resume from the newest checkpoint, if there is one.
 
         Raises:
-            ValueError: it belongs to another run or version, or all checkpoints are damaged.
+            ValueError: it belongs to another run or version, or is damaged.
         """
         is_main = self.accelerator.is_main_process
         for name in self.runs if is_main else ():
             sweep(self.output_dir / name)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        if newest := checkpoint.load_newest(self.output_dir / CHECKPOINTS):
-            path, state = newest
+        if path := max((self.output_dir / CHECKPOINTS).glob(STEPS), default=None):
+            state = checkpoint.load(path)
             try:
                 checkpoint.refuse_another_run(self.identity, state["identity"], path)
                 for name, run in self.runs.items():
@@ -413,9 +413,7 @@ class Trainer(Generic[Trained]):
                     f"resume with the version that wrote it, or delete {path.parent} to train from "
                     "the start"
                 ) from error
-            self.accelerator.wait_for_everyone()  # all must have read before files are renamed
-            if is_main:
-                checkpoint.set_aside_newer(path)
+            self.accelerator.wait_for_everyone()  # all must have read before the log is cut
         for name in self.runs if is_main else ():  # steps that will be done again leave the log
             log = self.output_dir / name / LOG
             if log.exists():

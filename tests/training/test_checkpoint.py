@@ -13,12 +13,10 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path):
     assert torch.equal(loaded.pop("weights"), state.pop("weights")) and loaded == state
 
 
-def test_only_the_newest_are_kept_and_the_newest_is_found(tmp_path):
-    assert checkpoint.load_newest(tmp_path) is None
+def test_only_the_newest_are_kept(tmp_path):
     for step in (5, 10, 200, 1000):
         checkpoint.save(tmp_path, step, {"step": step}, keep=2)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000200.pt", "step-00001000.pt"]
-    assert checkpoint.load_newest(tmp_path) == (tmp_path / "step-00001000.pt", {"step": 1000})
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_file(tmp_path, full_disk):
@@ -30,8 +28,6 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_file(tmp_path, full_
 
 def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
     (tmp_path / "step-00000007.tmp-123").write_bytes(b"half")
-    (tmp_path / "step-00000005.damaged").write_bytes(b"set aside")
-    assert checkpoint.load_newest(tmp_path) is None
     checkpoint.save(tmp_path, 8, {})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000008.pt"]
 
@@ -56,40 +52,15 @@ def flip_a_bit(path, share: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_taken(tmp_path, caplog, share):
-    for step in (10, 20):
-        checkpoint.save(tmp_path, step, {"step": step, "weights": torch.arange(5000) * step})
-    newest = tmp_path / "step-00000020.pt"
-    flip_a_bit(newest, share)
-    path, state = checkpoint.load_newest(tmp_path)
-    assert path.name == "step-00000010.pt" and torch.equal(
-        state["weights"], torch.arange(5000) * 10
-    )
-    assert f"{newest} is damaged" in caplog.text and "resuming from the one before" in caplog.text
-    assert newest.exists(), "who only looks changes nothing"
+def test_a_flipped_bit_is_noticed(tmp_path, share):
+    path = checkpoint.save(tmp_path, 20, {"step": 20, "weights": torch.arange(5000)})
+    flip_a_bit(path, share)
+    with pytest.raises(ValueError, match=r"20\.pt is damaged \(.*delete it to go on from the one"):
+        checkpoint.load(path)
+    assert path.exists(), "who only looks changes nothing"
 
 
-def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(tmp_path):
-    for step in (10, 20):
-        checkpoint.save(tmp_path, step, {"step": step})
-    (tmp_path / "step-00000020.pt").write_bytes(b"damaged")
-    checkpoint.set_aside_newer(tmp_path / "step-00000010.pt")
-    assert {p.name for p in tmp_path.iterdir()} == {"step-00000010.pt", "step-00000020.damaged"}
-    checkpoint.save(tmp_path, 30, {"step": 30}, keep=2)
-    assert {p.name for p in tmp_path.iterdir()} == {"step-00000010.pt", "step-00000030.pt"}
-
-
-def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
-    path = checkpoint.save(tmp_path, 10, {"weights": torch.arange(5000)})
-    flip_a_bit(path, 0.5)
-    with pytest.raises(
-        ValueError, match=r"10\.pt is damaged \(.*no earlier checkpoint is intact.*delete"
-    ):
-        checkpoint.load_newest(tmp_path)
-
-
-def test_a_checkpoint_of_a_later_version_is_refused_and_none_before_it_taken(tmp_path):
-    checkpoint.save(tmp_path, 10, {"step": 10})
-    checkpoint.save(tmp_path, 20, {"format": checkpoint.FORMAT + 1})
+def test_a_checkpoint_of_a_later_version_is_refused(tmp_path):
+    path = checkpoint.save(tmp_path, 20, {"format": checkpoint.FORMAT + 1})
     with pytest.raises(ValueError, match=r"later version of hfsae wrote .*20\.pt \(format 2"):
-        checkpoint.load_newest(tmp_path)
+        checkpoint.load(path)
