@@ -140,11 +140,12 @@ def test_pages_tell_memory_as_it_is_planned(no_weights):
     pages = {name: (RECIPES[0].parent / name).read_text() for name in ("first_hour.md", "gpus.md")}
     command = pages["first_hour.md"].split("\nhfsae train quickstart")[1].split("```")[0]
     (first,) = on_card("quickstart", *shlex.split(command.replace("\\\n", " ")))
-    assert [*first] == ["language model", "SAE", "evaluation", "CUDA"]
-    lm, sae, logits, cuda = first.values()
+    lm, *sae, refit, cuda = first.values()
+    assert [*first][-2:] == ["decoder by least squares", "CUDA"]
     assert (
-        f"By plan {lm + sae + logits + cuda:.0f} GB on the card ({lm:.1f} the model, {logits:.1f} "
-        f"the logits of an evaluation, {sae:.1f} the SAE, {cuda:.0f} CUDA)"
+        f"By plan {lm + sum(sae) + refit + cuda:.0f} GB on the card ({lm:.1f} the model, "
+        f"{refit:.1f} the decoder's fit at the end, {sum(sae):.1f} the SAE and its gradients, "
+        f"{cuda:.0f} CUDA)"
     ) in pages["first_hour.md"]
     for size, (width, d_sae, billions) in product(
         ("2B", "9B"), (("16k", 2**14, 4), ("131k", 2**17, 8), ("1M", 2**20, 16))
@@ -302,13 +303,16 @@ def test_a_model_saved_in_bfloat16_is_planned_so(no_weights):
 
 
 @pytest.mark.parametrize("context, at_once", [(1024, 1), (128, 4), (32, 16)])
-def test_evaluation_holds_a_row_in_float32_and_as_many_logits_as_fit(no_weights, context, at_once):
-    """Of a batch of 16 rows: two arms' logits and five rows, or with a soft cap a third copy."""
+def test_evaluation_holds_some_predictions_in_float32_and_as_many_logits_as_fit(
+    no_weights, context, at_once
+):
+    """Of a batch of 16 rows: two arms' logits, and with a soft cap a third copy, or else five
+    float32 copies of 128 predictions."""
     recipe = gemma_recipe("google/gemma-2-2b", 2**14)
     recipe.evaluation = EvaluationArguments(n_tokens=1000)
     recipe.text.context_size, recipe.harvest = context, HarvestArguments(rows=16)
-    row = context * 256_000
-    comparing = row * (2 * 2 * at_once + max(2 * at_once, 5 * 4))
+    logits, few = 2 * at_once * context * 256_000, 5 * 4 * 128 * 256_000
+    comparing = 2 * logits + max(logits, few)
     assert stage(recipe, "evaluation")[GPU]["evaluation"] >= comparing
     assert at_once == 1 or stage(recipe, "evaluation")[GPU]["evaluation"] == comparing
 

@@ -9,6 +9,7 @@ from ..io.errors import Refused
 Side = Literal["test", "validation"]
 AUTO: Literal["auto"] = "auto"
 AUTO_TOKENS = 100_000
+PREDICTIONS_AT_ONCE = 128  # whose float32 log-probabilities are in memory together
 _LOGITS = 2**27  # of one arm at a time, where a row has fewer
 _TEXTS_ARE = "must be names with a text each, as {code: packaged:python}"
 

@@ -49,7 +49,7 @@ from ..lm import (
     writes_of,
 )
 from ..ops import Download, indices_of, kl_of_logs, upload
-from .arguments import EvaluationArguments, rows_at_once
+from .arguments import PREDICTIONS_AT_ONCE, EvaluationArguments, rows_at_once
 from .metrics import DocumentSums
 from .reconstructions import LateRefusals, Reconstructions
 from .result import NO_PREDICTION, EvaluationResult
@@ -81,7 +81,7 @@ def evaluate(
     Token rows stay in memory (17 bytes a token), since they are read twice: for the mean of the
     kept activations, by runs that stop at the site, and then for the arms. Logits [rows, ctx,
     vocab] exist for the clean arm and one other arm at a time, in the LM's dtype; float32
-    log-probabilities for one row at a time.
+    log-probabilities for 128 predictions at a time.
 
     Args:
         lm: A causal language model in eval mode.
@@ -316,17 +316,16 @@ class _Arms:
             return
         at = indices_of(keep.flatten(), self.lm.device)
         counted = counted_predictions(batch._replace(keep=keep))
-        predictions = torch.stack([counted.nonzero()[:, 1], batch.input_ids[:, 1:][counted]])
-        by_row = upload(predictions, clean.device).split(counted.sum(dim=1).tolist(), dim=1)
+        row, place = counted.nonzero(as_tuple=True)
+        predictions = torch.stack([row, place, batch.input_ids[:, 1:][counted]])
+        in_parts = upload(predictions, clean.device).split(PREDICTIONS_AT_ONCE, dim=1)
         assert self.mean is not None  # by evaluate_all
         constants = {"zero": torch.zeros_like(self.mean), "mean": self.mean}
         shared = {}
         for arm, constant in constants.items():
-            log_probs = _log_probs(self._replaced(input_ids, at, constant), by_row)
-            # A zip holds what it gave last, so one with a name would keep a row's float32 alive.
-            shared[arm] = torch.cat(
-                [_nll(p, label) for p, (_, label) in zip(log_probs, by_row, strict=True)]
-            )
+            logits = self._replaced(input_ids, at, constant)
+            shared[arm] = torch.cat([_nll(_log_probs(logits, part), part) for part in in_parts])
+            del logits  # before the next arm's
         _refuse_not_finite(shared, "the language model gives", self.late)
         shared["tokens"] = torch.ones_like(shared["zero"])
         kept = self._kept(acts, at, batch.document[keep])
@@ -339,7 +338,7 @@ class _Arms:
                 on_device = upload(keep, self.lm.device)
                 with splice(self.lm, sae, keep=on_device, spare_tokens=()):
                     spliced = self.runs.again(input_ids)
-            losses = _comparison(clean, spliced, by_row)
+            losses = _comparison(clean, spliced, in_parts)
             _refuse_not_finite(losses, f"the language model with SAE {name!r} gives", self.late)
             self.losses[name].add(batch.document[:, :-1][counted], {**losses, **shared})
 
@@ -365,17 +364,16 @@ class _Arms:
 def _comparison(
     clean: Float[Tensor, "rows ctx vocab"],
     spliced: Float[Tensor, "rows ctx vocab"],
-    by_row: Sequence[Int64[Tensor, "2 _"]],
+    in_parts: Sequence[Int64[Tensor, "3 _"]],
 ) -> dict[str, Float[Tensor, " n"]]:
-    """Cross-entropies of both arms and KL(clean || spliced), for each counted prediction, which
-    `by_row` gives as its place and its label."""
-    parts: dict[str, list[Tensor]] = {"clean": [], "spliced": [], "kl": []}
-    rows = zip(_log_probs(clean, by_row), _log_probs(spliced, by_row), by_row, strict=True)
-    for p, q, (_, label) in rows:
-        parts["clean"].append(_nll(p, label))
-        parts["spliced"].append(_nll(q, label))
-        parts["kl"].append(kl_of_logs(p, q))
-    return {name: torch.cat(values) for name, values in parts.items()}
+    """Cross-entropies of both arms and KL(clean || spliced), for each counted prediction."""
+    found: dict[str, list[Tensor]] = {"clean": [], "spliced": [], "kl": []}
+    for part in in_parts:
+        p, q = _log_probs(clean, part), _log_probs(spliced, part)
+        found["clean"].append(_nll(p, part))
+        found["spliced"].append(_nll(q, part))
+        found["kl"].append(kl_of_logs(p, q))
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def _refuse_not_finite(
@@ -390,14 +388,15 @@ def _refuse_not_finite(
         )
 
 
-def _log_probs(logits: Tensor, by_row: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Float32 [counted in the row, vocab], one row at a time to save memory."""
-    for row, (at, _) in zip(logits, by_row, strict=True):
-        yield row[at].float().log_softmax(dim=-1)
+def _log_probs(
+    logits: Float[Tensor, "rows ctx vocab"], part: Int64[Tensor, "3 n"]
+) -> Float[Tensor, "n vocab"]:
+    """Float32, at predictions: each a row, a place in it, and the token that follows."""
+    return logits[part[0], part[1]].float().log_softmax(dim=-1)
 
 
-def _nll(log_probs: Tensor, labels: Tensor) -> Tensor:
-    return -log_probs.gather(-1, labels[:, None]).squeeze(-1)
+def _nll(log_probs: Float[Tensor, "n vocab"], part: Int64[Tensor, "3 n"]) -> Float[Tensor, " n"]:
+    return -log_probs.gather(-1, part[2][:, None]).squeeze(-1)
 
 
 class _SharedRuns:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModel
 
 from ..activations import check_files
-from ..evaluation.arguments import rows_at_once
+from ..evaluation.arguments import PREDICTIONS_AT_ONCE, rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
 from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..io.errors import Refused
@@ -380,8 +380,8 @@ def _after_training(
         config = next(iter(lms.values())).config.get_text_config()
 
     if sizes.evaluation != 0:
-        # Logits of two arms and five float32 copies of one row of them, or, if logits are capped, a
-        # copy of the second arm's; before that, latents beside the first arm's.
+        # Logits of two arms and five float32 copies of some predictions', or, if logits are capped,
+        # a copy of the second arm's; before that, latents beside the first arm's.
         at_once = recipe.evaluation.sae_batch_tokens
         if config is None or recipe.lms:  # no language model's loss
             work = _LOOK_COPIES * _FLOAT * at_once * d_sae
@@ -390,7 +390,8 @@ def _after_training(
             logits = rows * context * config.vocab_size * item
             capped = logits if getattr(config, "final_logit_softcapping", None) else 0
             latents = _FLOAT * min(recipe.harvest.rows * context, at_once) * d_sae
-            comparing = 2 * logits + max(capped, 5 * _FLOAT * context * config.vocab_size)
+            few = 5 * _FLOAT * PREDICTIONS_AT_ONCE * config.vocab_size
+            comparing = 2 * logits + max(capped, few)
             work = max(comparing, logits + _LOOK_COPIES * latents)
         parts.append([("evaluation", work, "gpu")])
 

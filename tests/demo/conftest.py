@@ -54,6 +54,14 @@ ARGUMENTS = {  # of each action, that make sense
 }
 # What the address says has been put into the fields: from here on nothing typed is lost to it.
 FILLED = "() => document.querySelector('#link textarea, #link input')?.value"
+AXE = """async () => {
+    const {violations} = await axe.run(document, {resultTypes: ['violations']});
+    return violations.filter(v => ['serious', 'critical'].includes(v.impact))
+        .map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 200), v.nodes[0].failureSummary]);
+}"""
+# What Gradio draws anew fades in: colours half way there are nobody's to read.
+STILL = """() => !document.querySelector(".pending, .generating") && document.getAnimations().every(
+    (one) => one.playState !== "running" || one.effect.getComputedTiming().endTime === Infinity)"""
 WAIT = 60_000  # ms, the most that a loaded machine is given
 HOSTILE = "<img src=x onerror=\"document.title='hit'\"> ${document.title='hit'} {{7*7}} `\\"
 SPIES = """\
@@ -243,6 +251,22 @@ def visiting(browser, app_url: str) -> Iterator[Callable]:
 
 _FREE: dict[int, list[Any]] = {}
 """by width, browser contexts that no test uses"""
+
+
+@pytest.fixture(scope="session")
+def axe() -> Callable[[Any], list]:
+    """axe(page) -> what axe-core finds serious there; skips where it is not installed."""
+    path = Path(os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core"), "axe.min.js")
+    if not path.is_file():
+        pytest.skip("no axe-core: npm install --no-save axe-core")
+    script = path.read_text(encoding="utf-8")
+
+    def serious(page) -> list:
+        page.wait_for_function(STILL)
+        page.evaluate(script)
+        return page.evaluate(AXE)
+
+    return serious
 
 
 def texts(page) -> list[str]:

@@ -2,14 +2,12 @@
 all pages are at hand on a phone."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from hfsae.demo.app import pages_of
 
-from .conftest import ROOT, texts
+from .conftest import STILL, texts
 
 pytestmark = pytest.mark.browser
 
@@ -30,25 +28,6 @@ UNFOLD = """() => {
     for (const part of document.querySelectorAll('details')) part.open = true;
     for (const label of document.querySelectorAll('.label-wrap:not(.open)')) label.click();
 }"""
-CHECK = """async () => {
-    const {violations} = await axe.run(document, {resultTypes: ['violations']});
-    return violations.filter(v => ['serious', 'critical'].includes(v.impact))
-        .map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 200), v.nodes[0].failureSummary]);
-}"""
-
-
-# What Gradio draws anew fades in: colours half way there are nobody's to read.
-STILL = """() => !document.querySelector(".pending, .generating") && document.getAnimations().every(
-    (one) => one.playState !== "running" || one.effect.getComputedTiming().endTime === Infinity)"""
-
-
-@pytest.fixture(scope="module")
-def axe() -> str:
-    """The script; the test is skipped where it is not installed."""
-    path = Path(os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core"), "axe.min.js")
-    if not path.is_file():
-        pytest.skip("no axe-core: npm install --no-save axe-core")
-    return path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width, theme", [(390, "dark"), (1280, "light")])
@@ -64,9 +43,7 @@ def test_axe_finds_nothing_serious_on_any_page(visit, axe, sae_folder, width, th
             page.get_by_role("button", name="Make a picture to share").click()
             page.wait_for_selector("#steer-share img")
         page.evaluate(UNFOLD)
-        page.wait_for_function(STILL)
-        page.evaluate(axe)
-        if violations := page.evaluate(CHECK):
+        if violations := axe(page):
             serious[query] = violations
     assert not serious, json.dumps(serious, indent=1)
 

@@ -135,3 +135,10 @@ def test_a_prompts_graph_is_made_by_its_button_only(visit):
     page.get_by_role("button", name="cat", exact=True).click()
     page.wait_for_selector("#graph-drawn h2:has-text('cat')")
     page.wait_for_url("**tab=graph&name=cat*")
+
+
+@pytest.mark.browser
+def test_axe_finds_nothing_serious_on_the_page_of_graphs(visit, axe):
+    page = visit("tab=graph&name=cat", width=390)
+    page.locator(".hg-node").first.click()
+    assert not axe(page)
