@@ -1,16 +1,11 @@
 """What the scripts measure of a comparison's SAEs, and where it is kept."""
 
 import json
-import re
 import shutil
-from dataclasses import fields
-from pathlib import Path
 
 import pytest
 from comparisons.experiment import CausalArguments, Experiment, compare
 
-from hfsae.cli import main
-from hfsae.comparison import Comparison
 from hfsae.comparison import compare as plain_compare
 from hfsae.runs.stage_probe import with_probing
 
@@ -102,16 +97,3 @@ def test_what_scripts_measured_stays_where_hfsae_compare_writes_the_report_again
     shutil.rmtree(tmp_path / "c/topk")
     compare(comparison)
     assert text.read_text() == before[0] and len(loads) == 1
-
-
-def test_the_command_names_what_runs_an_experiment(tmp_path, capsys):
-    own = {field.name for field in fields(Experiment)} - {
-        field.name for field in fields(Comparison)
-    }
-    for name in own:
-        (tmp_path / f"{name}.yaml").write_text(f"{name}: {{}}")
-    sites = Path(__file__).parents[2] / "scripts/comparisons/sites.yaml"
-    for path in (sites, *tmp_path.iterdir()):
-        assert main(["compare", str(path)]) == 2
-        told = f"PYTHONPATH=scripts python -m comparisons {re.escape(str(path))}$"
-        assert re.search(told, capsys.readouterr().err.strip())
