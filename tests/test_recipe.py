@@ -615,4 +615,5 @@ def test_a_line_of_text_that_is_no_json_ends_the_run_that_reads_it_and_no_other(
     with pytest.raises(ValueError, match=r"line 15 of .* is not JSON"):
         run(recipe)
     path.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # of which the run reads a part
+    recipe.training.output_dir = str(tmp_path / "other")
     assert run(recipe)

@@ -110,6 +110,7 @@ def counted(kind: str, *, bf16: bool) -> dict[str, int]:
 
     with (
         patch.object(sparse, "as_if_on_gpu", True),
+        patch("hfsae.ops.screening.multiplies_bfloat16", lambda device: True),
         patch.object(fused, "dots", dots),
         patch.object(fused, "sums", sums),
     ):
