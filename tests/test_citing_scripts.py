@@ -283,43 +283,8 @@ def test_masks_are_compared_with_none(quick, loads):
     assert masked["relative"]["gap"][0] != 0 and masked["fvu, other"][0] > 0
 
 
-@pytest.fixture
-def registered(citing, monkeypatch) -> None:
-    """Variants are known already: scripts register none of their own."""
-    monkeypatch.setattr(hfsae.models, "register_variants", lambda file: None)
-
-
-def test_coherence_of_arms_is_compared_with_free_weights(quick, registered, loads):
-    (run,) = quick("coherence")
-    rows = run["rows"]
-    assert [*rows] == ["free", "random_start", "dropout", "shared"] and len(run["sites"]) == 3
-    assert rows["free"]["more"] == rows["free"]["fvu, relative"] == [0, 0, 0]
-    for row in rows.values():
-        assert all(is_interval(value) for value in row.values())
-        kinds = ("coherence", "net", "decoder", "shuffled", "random", "over latents")
-        assert all(1 <= row[kind][0] <= 3 for kind in kinds)
-
-
-def test_coherence_is_that_of_the_package_and_of_latents_made_for_one_and_all_sites(claim):
-    module, generator = claim("coherence"), torch.Generator().manual_seed(0)
-    sites = ["layers.0", "layers.1", "layers.2"]
-    config = hfsae.BatchTopKSAEConfig(d_in=48, d_sae=60, sites=sites, k=8)
-    sae = hfsae.BatchTopKSAE(config)
-    with torch.no_grad():
-        sae.threshold.fill_(0.3)
-        sae.b_enc[2] = -100.0  # it never fires
-        sae.W_enc[16:, 0] = 0
-    x = {site: torch.randn(500, 16, generator=generator) for site in sites}
-    of = module.coherences(sae, sae.join(x), 0)
-    batch = hfsae.activations.ActivationBatch(x, torch.zeros(500, dtype=torch.long))
-    metric = hfsae.evaluation.evaluate_reconstructions(sae, [batch]).metrics["coherence"]
-    assert len(of["coherence"]) == 59 and float(of["coherence"][0]) == pytest.approx(1)
-    assert float(of["coherence"].mean()) == pytest.approx(metric.value, rel=1e-5)
-    assert float(of["decoder"].mean()) == pytest.approx(3)
-    assert float(of["random"][1:].mean()) > 2.9  # sites are independent, norms equal
-
-
-def test_recurrent_states_run(quick, registered):
+def test_recurrent_states_run(quick, citing, monkeypatch):
+    monkeypatch.setattr(hfsae.models, "register_variants", lambda file: None)  # `citing` did
     (run,) = quick("recurrent_states", CONTEXT=32, BATCH=6)
     rows = {(row["of"], row["arm"]): row for row in run["rows"]}
     arms = ("rank1", "topk", "few")
