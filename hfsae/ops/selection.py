@@ -1,8 +1,8 @@
 """The exact k-th largest number of a batch or of a row, also if processes hold parts of it.
 
-For a batch, by counting. Counts are summed over processes (a few hundred kilobytes for any batch),
-so a batch in parts has the same cut as a whole one. For a row with its latents spread over
-processes (DTensors), each process sends its k largest.
+For tokens spread over processes, by counting: counts are summed over processes (a few hundred
+kilobytes for any batch), so a batch in parts has the same cut as a whole one. For latents spread
+over processes (DTensors), each process sends its k largest.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,12 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 Summed = Callable[[Tensor], Tensor]
+
+# Counting is quicker on a CPU; elsewhere it makes the host wait, as sizes depend on values.
+_COUNTED_ON = ("cpu",)
 
 
 def one_process(x: Tensor) -> Tensor:
@@ -33,14 +36,15 @@ def kth_positive(
             need it.
     """
     if isinstance(values, DTensor):
-        mesh, mine = values.device_mesh, _by_latent(values).to_local()
-
-        def over_latents(x: Tensor) -> Tensor:
-            return DTensor.from_local(x, mesh, [Partial()]).full_tensor()
-
-        return DTensor.from_local(kth_positive(mine, k, over_latents), mesh, [Replicate()])
-    if summed is one_process and isinstance(k, int) and values.device.type != "cpu":
-        # Counting is quicker on a CPU; elsewhere it makes the host wait, as sizes depend on values.
+        mesh, mine = values.device_mesh, _by_latent(values).to_local().flatten()
+        assert isinstance(k, int)  # each process has all tokens
+        if k < values.numel():
+            best = mine.topk(min(k, len(mine)), sorted=False).values.float()
+        else:
+            best = kth_positive(mine, k)[None]
+        every = DTensor.from_local(best, mesh, [Shard(0)]).full_tensor()
+        return DTensor.from_local(kth_positive(every, k), mesh, [Replicate()])
+    if summed is one_process and isinstance(k, int) and values.device.type not in _COUNTED_ON:
         values = values.flatten().float()
         best = values if k >= len(values) else values.topk(k, sorted=False).values
         return torch.where(best > 0, best, torch.inf).amin()
