@@ -5,7 +5,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from hfsae.lm import LoadedLM
 
 from .helpers import ROOT, script
 from .tiny import make_sae
+from .tiny_encoders import save_encoder, save_pictures
 
 
 @pytest.fixture
@@ -283,8 +284,106 @@ def test_masks_are_compared_with_none(quick, loads):
     assert masked["relative"]["gap"][0] != 0 and masked["fvu, other"][0] > 0
 
 
-def test_recurrent_states_run(quick, citing, monkeypatch):
-    monkeypatch.setattr(hfsae.models, "register_variants", lambda file: None)  # `citing` did
+@pytest.fixture
+def registered(citing, monkeypatch) -> None:
+    """Variants are known already: scripts register none of their own."""
+    monkeypatch.setattr(hfsae.models, "register_variants", lambda file: None)
+
+
+def test_coherence_of_arms_is_compared_with_free_weights(quick, registered, loads):
+    (run,) = quick("coherence")
+    rows = run["rows"]
+    assert [*rows] == ["free", "random_start", "dropout", "shared"] and len(run["sites"]) == 3
+    assert rows["free"]["more"] == rows["free"]["fvu, relative"] == [0, 0, 0]
+    for row in rows.values():
+        assert all(is_interval(value) for value in row.values())
+        kinds = ("coherence", "net", "decoder", "shuffled", "random", "over latents")
+        assert all(1 <= row[kind][0] <= 3 for kind in kinds)
+
+
+def test_coherence_is_that_of_the_package_and_of_latents_made_for_one_and_all_sites(claim):
+    module, generator = claim("coherence"), torch.Generator().manual_seed(0)
+    sites = ["layers.0", "layers.1", "layers.2"]
+    config = hfsae.BatchTopKSAEConfig(d_in=48, d_sae=60, sites=sites, k=8)
+    sae = hfsae.BatchTopKSAE(config)
+    with torch.no_grad():
+        sae.threshold.fill_(0.3)
+        sae.b_enc[2] = -100.0  # it never fires
+        sae.W_enc[16:, 0] = 0
+    x = {site: torch.randn(500, 16, generator=generator) for site in sites}
+    of = module.coherences(sae, sae.join(x), 0)
+    batch = hfsae.activations.ActivationBatch(x, torch.zeros(500, dtype=torch.long))
+    metric = hfsae.evaluation.evaluate_reconstructions(sae, [batch]).metrics["coherence"]
+    assert len(of["coherence"]) == 59 and float(of["coherence"][0]) == pytest.approx(1)
+    assert float(of["coherence"].mean()) == pytest.approx(metric.value, rel=1e-5)
+    assert float(of["decoder"].mean()) == pytest.approx(3)
+    assert float(of["random"][1:].mean()) > 2.9  # sites are independent, norms equal
+
+
+def test_a_clt_in_the_place_of_mlps_of_a_vision_model(quick):
+    def write_pictures(folder, name):
+        for label in "012":
+            save_pictures(folder / label, 20, seed=int(label))
+
+    files = SimpleNamespace(
+        write_model=lambda folder: save_encoder("dinov2", folder), write_pictures=write_pictures
+    )
+    (run,) = quick("vision_clt", vision=files)
+    rows, arms = run["rows"], ("clt", "per_layer", "wide")
+    assert [*rows] == ["none", "means", *arms] and len(run["mlps"]) == 2
+    assert rows["none"]["change"] == pytest.approx(0, abs=1e-6) and rows["means"]["change"] > 0.01
+    assert all(is_interval(value) for arm in arms for value in rows[arm].values())
+    assert all(rows[arm][key][0] > 0 for arm in arms for key in ("fvu", "change"))
+    for key in ("fvu", "l0", "change", "accuracy"):
+        less = rows["wide"][f"the CLT's {key} less this"][0]
+        assert less == pytest.approx(rows["clt"][key][0] - rows["wide"][key][0], abs=1e-6)
+
+
+def test_the_wider_transcoders_have_as_many_weights_as_the_clt(claim):
+    mlps = [f"encoder.layer.{i}.mlp" for i in range(6)]
+    weights: dict[str, int] = {}
+    for name, of in claim("vision_clt").dictionaries(mlps, 512).items():
+        kind = hfsae.BatchTopKCLT if name == "clt" else hfsae.BatchTopKSAE
+        width = 8 * (len(of["sites"]) if name == "clt" else 1)
+        own = {key: value for key, value in of.items() if key != "model_type"}
+        if name == "clt":
+            read, written = zip(*(site.split(" -> ") for site in own["sites"]), strict=True)
+            own |= {"sites": [*read], "target_sites": [*written]}
+        sae = kind(kind.config_class(d_in=width, d_out=width, **own))
+        matrices = sum(p.numel() for p in sae.parameters() if p.ndim == 2)
+        weights[name.split(".")[0]] = weights.get(name.split(".")[0], 0) + matrices
+    assert weights["clt"] == weights["wide"] == 9 / 4 * weights["per_layer"]
+
+
+def test_saes_start_at_concepts(quick, loads, monkeypatch):
+    rng = np.random.default_rng(1)
+    words = (["cat", "green"], ["house", "of"])
+    texts = [(" ".join([*rng.choice(words[i % 2], 8), f"{i}"]), i % 2) for i in range(120)]
+    rows = [{"prompt": text, "target": str(has)} for text, has in texts]
+    monkeypatch.setattr("hfsae.evaluation.probing.tasks.probe_rows", lambda name: rows)
+    (run,) = quick("concept_start")
+    rows = run["rows"]
+    assert [*rows] == ["direction", "dimensions", "clusters", "concepts", "shuffled"]
+    assert len(run["concepts"]) == 24 and run["texts"] == 40
+    for arm in ("clusters", "concepts", "shuffled"):
+        assert all(is_interval(value) for value in rows[arm].values())
+        near = rows[arm]["cosine"][0]
+        assert near < 0.5 if arm == "clusters" else near > 0.9  # two steps from its start
+        less = rows[arm]["own"][0] - rows["clusters"]["best"][0]
+        assert rows[arm]["own, more"][0] == pytest.approx(less, abs=1e-6)
+
+
+def test_aucs_of_concepts_count_pairs_and_the_best_is_chosen_on_other_texts(claim):
+    module, generator = claim("concept_start"), torch.Generator().manual_seed(0)
+    x = torch.randint(0, 4, (12, 5), generator=generator).float()
+    pairs = (x[:6, None] > x[None, 6:]).double() + 0.5 * (x[:6, None] == x[None, 6:]).double()
+    np.testing.assert_allclose(module.auc(x), pairs.mean((0, 1)).numpy())
+    fit = torch.tensor([[0.0, 1], [0, 0], [1, 0], [1, 1]])  # the first is low where it has it
+    test = torch.tensor([[1.0, 1], [0, 1], [1, 0], [1, 0]])
+    assert module.of_best(fit, test) == pytest.approx(0.75)
+
+
+def test_recurrent_states_run(quick, registered):
     (run,) = quick("recurrent_states", CONTEXT=32, BATCH=6)
     rows = {(row["of"], row["arm"]): row for row in run["rows"]}
     arms = ("rank1", "topk", "few")

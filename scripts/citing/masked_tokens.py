@@ -32,7 +32,7 @@ def of_seed(subject: Subject, seed: int, quick: bool) -> dict[float, Run]:
     saes, limits = {}, {}
     for share in SHARES:
         text = replace(recipe.text, mask_share=share)
-        made, own = trained(subject, replace(recipe, text=text), quick)
+        made, own = trained(subject.name, replace(recipe, text=text), quick)
         saes[str(share)], limits = made[""], limits or own  # those of no mask
     python = replace(recipe.text, dataset="packaged:python", held_out_fraction=0.9)
     figures: dict[float, Run] = {share: {} for share in SHARES}

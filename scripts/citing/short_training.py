@@ -21,13 +21,13 @@ METRICS = ("fvu", "l0")
 Trained = tuple[dict[str, hfsae.SAE], dict[str, float]]
 
 
-def trained(subject: Subject, recipe: Recipe, quick: bool) -> Trained:
-    """The recipe's SAEs of the subject's model, "" for a single one, and the norms by site above
+def trained(model: str, recipe: Recipe, quick: bool) -> Trained:
+    """The recipe's SAEs of a model by its name, "" for a single one, and the norms by site above
     which their training dropped positions."""
     with tempfile.TemporaryDirectory() as folder:
         training = replace(recipe.training, output_dir=folder, **(SMALL if quick else {}))
         sae = {**recipe.sae, **({"d_sae": 64} if quick else {})}
-        lm = replace(recipe.lm, name=subject.name)
+        lm = replace(recipe.lm, name=model)
         run(replace(recipe, lm=lm, license="other", sae=sae, training=training))
         folders = {name: Path(folder) / name for name in recipe.saes or [""]}
         saes, limits = load_all_trained(folders, "cpu")

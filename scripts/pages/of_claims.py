@@ -26,6 +26,28 @@ RECURRENT = (
     "the strongest latent does better than ablation in most documents and than controls, but far "
     "under 92 %, and one that just fires does no better"
 )
+ARMS = {
+    "free": "free",
+    "random_start": "from a random start",
+    "dropout": "hidden layers",
+    "shared": "shared profiles",
+}
+COHERENCE = (
+    "free latents are read from all three layers nearly alike, and shared profiles do less so"
+)
+STARTS = (
+    "decoder rows stay near their concept's direction, but their latents tell it less than the "
+    "best latent of another start"
+)
+TRANSCODERS = {
+    "clt": "CLT",
+    "per_layer": "transcoders, as many latents,",
+    "wide": "transcoders, as many weights,",
+}
+VISION = (
+    "in the place of the later half of MLPs accuracy is kept, not improved; the CLT changes the "
+    "output less than transcoders for each MLP do, wider ones too"
+)
 OTHER, TRUE = "other's, to", "by_text, of the reference's, "
 Json = dict[str, Any]
 
@@ -33,7 +55,7 @@ Json = dict[str, Any]
 def told() -> Iterator[Told]:
     head = ["paper", "claim", "run", "figure [95 % interval] beside control", "verdict"]
     rows = (violations, dimensionality, signal, confounded, tools, echo, phase)
-    rows += (masks, recurrent)
+    rows += (masks, layers, vision, starts, recurrent)
     lines = [head, ["---"] * len(head), *(row() for row in rows)]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     yield Told(PAGE, SECTION, text)
@@ -107,6 +129,19 @@ def claims() -> Iterator[Claim]:
         relative = run["rows"]["0.1"]["relative"]
         holds = relative["other"][2] < 0 < relative["same"][1] and relative["gap"][2] < 0
         yield Claim(PAGE, SECTION, MASKS, holds)
+    for _, run in of_models("coherence"):
+        free, shared = run["rows"]["free"], run["rows"]["shared"]
+        holds = free["coherence"][1] > 2.3 and free["below 2"][2] < 0.2 and shared["more"][2] < 0
+        yield Claim(PAGE, SECTION, COHERENCE, holds)
+    for _, run in of_models("concept_start"):
+        row = run["rows"]["concepts"]
+        yield Claim(PAGE, SECTION, STARTS, row["cosine"][1] > 0.7 and row["own, more"][2] < 0)
+    (run,) = runs_of("vision_clt", RESULTS)
+    rows = run["rows"]
+    low, high = (rows["none"]["accuracy"] + by for by in (-0.03, 0.01))
+    holds = low < rows["clt"]["accuracy"][1] and rows["clt"]["accuracy"][2] < high
+    less = (rows[arm]["the CLT's change less this"][2] for arm in ("per_layer", "wide"))
+    yield Claim(PAGE, SECTION, VISION, holds and max(less) < 0)
     (run,) = runs_of("recurrent_states", RESULTS)
     for wins in (row[p] for row in run["rows"] if row["arm"] == "rank1" for p in ("at", "after")):
         strongest, some = wins["strongest < ablation"], wins["any < ablation"]
@@ -284,6 +319,76 @@ def masks() -> list[str]:
         f"{run['seeds']} seeds, 32,768 tokens, 2,048 latents; log ratios to no mask",
         "; ".join(figures),
         f"{SHOWN}: at 10 % {MASKS} (128 steps; absorption not measured)",
+    ]
+
+
+def layers() -> list[str]:
+    figures = []
+    for name, run in of_models("coherence"):
+        parts = []
+        for arm, row in run["rows"].items():
+            of = {key: with_interval(row[key]) for key in ("coherence", "below 2")}
+            cost = f", FVU {row['fvu, relative'][0]:+.0f} %" if arm != "free" else ""
+            parts.append(f"{ARMS[arm]} {of['coherence']} (below 2 {of['below 2']}{cost})")
+        free = {key: with_interval(value) for key, value in run["rows"]["free"].items()}
+        controls = f"another latent's rows {free['shuffled']}, random rows {free['random']}"
+        figures.append(f"{name}: {'; '.join(parts)}; of free ones {controls}")
+    return [
+        paper("2605.09438", "coherence"),
+        "latents of a crosscoder are driven by one or two layers; shared profiles mend it",
+        f"crosscoders of three layers, {run['seeds']} seeds, 32,768 tokens, 1,536 latents; from 1, "
+        "a layer alone, to 3, all alike; what is shared is ours, as the paper's is not known to us",
+        "; ".join(figures),
+        f"{NOT_HERE}: {COHERENCE} (128 steps)",
+    ]
+
+
+def vision() -> list[str]:
+    (run,) = runs_of("vision_clt", RESULTS)
+    rows, figures = run["rows"], []
+    for arm, title in TRANSCODERS.items():
+        fvu, change = (with_interval(rows[arm][key], 3) for key in ("fvu", "change"))
+        accuracy, l0 = with_interval(rows[arm]["accuracy"]), rows[arm]["l0"][0]
+        figures.append(f"{title} {accuracy}, change {change} (FVU {fvu}, L0 {l0:.0f} in sum)")
+    model, means = (f"{rows[arm]['accuracy']:.2f}"[1:] for arm in ("none", "means"))
+    return [
+        paper("2604.13304", "vision_clt"),
+        "a CLT takes the place of CLIP's MLPs and keeps zero-shot accuracy or improves it, above "
+        "all in later layers",
+        f"DINOv2-small, MLPs of blocks 6 to 11 at once, {run['seeds']} seeds, 98,304 positions of "
+        f"handwritten digits; {run['digits']} held out; accuracy by means of classes, as it has "
+        "no names; change is 1 - cosine of the output",
+        f"accuracy: the model {model}; with means of MLPs {means}, change "
+        f"{rows['means']['change']:.3f}; ".replace(" 0.", " .")
+        + "; ".join(figures),
+        f"{SHOWN}: {VISION} (earlier half not run; digits are held fixed)",
+    ]
+
+
+def starts() -> list[str]:
+    figures = []
+    for name, run in of_models("concept_start"):
+        straight, dimension, *arms = run["rows"].values()
+        clusters, concepts, shuffled = (
+            {key: with_interval(value) for key, value in arm.items()} for arm in arms
+        )
+        cost = arms[1]["fvu, relative"][0]
+        figures.append(
+            f"{name}: direction {with_interval(straight['own'])}, best dimension "
+            f"{with_interval(dimension['best'])}, best latent of clusters {clusters['best']}; "
+            f"concepts' own latents {concepts['own']} (less the latter {concepts['own, more']}, "
+            f"cosine {concepts['cosine']}), their best {concepts['best']}; shuffled, own "
+            f"{shuffled['own']}, best {shuffled['best']}; FVU of concepts {cost:+.0f} %, of "
+            f"shuffled {arms[2]['fvu, relative'][0]:+.0f} %, as other latents start at random there"
+        )
+    return [
+        paper("2604.08846", "concept_start"),
+        "decoder rows that start at annotated directions keep their meaning, so that latents have "
+        "names at once",
+        f"{len(run['concepts'])} concepts of {run['texts']} texts, {run['seeds']} seeds, 32,768 "
+        "tokens, 2,048 latents; AUC on texts held out, at the last token",
+        "; ".join(figures),
+        f"{NOT_HERE}: {STARTS} (128 steps; the paper's models see and read, and are far larger)",
     ]
 
 
