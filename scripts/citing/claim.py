@@ -52,6 +52,7 @@ def to_file(about: str | None, measure: Callable[[bool], Iterable[Run]]) -> None
     parser.add_argument("output", type=Path, help="file of results, such as OUT.json")
     args = parser.parse_args()
     try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour
         if args.output.exists() and "runs" not in json.loads(args.output.read_text("utf-8")):
             raise ValueError("no runs in it")
     except (ValueError, OSError, TypeError) as error:

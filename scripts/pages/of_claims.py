@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from anew import Claim, Told
 from of_bench import runs_of
 
@@ -33,11 +34,12 @@ ARMS = {
     "shared": "shared profiles",
 }
 COHERENCE = (
-    "free latents are read from all three layers nearly alike, and shared profiles do less so"
+    "free latents are read from all three layers nearly alike, much as random rows are, and those "
+    "of shared profiles less so"
 )
 STARTS = (
-    "decoder rows stay near their concept's direction, but their latents tell it less than the "
-    "best latent of another start"
+    "decoder rows stay near their concept's direction and their latents tell it more than shuffled "
+    "ones do, but less than the best latent of another start"
 )
 TRANSCODERS = {
     "clt": "CLT",
@@ -132,10 +134,12 @@ def claims() -> Iterator[Claim]:
     for _, run in of_models("coherence"):
         free, shared = run["rows"]["free"], run["rows"]["shared"]
         holds = free["coherence"][1] > 2.3 and free["below 2"][2] < 0.2 and shared["more"][2] < 0
+        holds = holds and abs(free["coherence"][0] - free["random"][0]) < 0.1
         yield Claim(PAGE, SECTION, COHERENCE, holds)
     for _, run in of_models("concept_start"):
-        row = run["rows"]["concepts"]
-        yield Claim(PAGE, SECTION, STARTS, row["cosine"][1] > 0.7 and row["own, more"][2] < 0)
+        row, shuffled = run["rows"]["concepts"], run["rows"]["shuffled"]
+        holds = row["cosine"][1] > 0.7 and row["own"][1] > shuffled["own"][2]
+        yield Claim(PAGE, SECTION, STARTS, holds and row["own, more"][2] < 0)
     (run,) = runs_of("vision_clt", RESULTS)
     rows = run["rows"]
     low, high = (rows["none"]["accuracy"] + by for by in (-0.03, 0.01))
@@ -169,6 +173,13 @@ def best_site(run: Json) -> Json:
 
 def paper(number: str, script: str) -> str:
     return f"[{number}](https://arxiv.org/abs/{number}) `{script}.py`"
+
+
+def trained_by(script: str) -> tuple[str, str, int]:
+    """How large its recipe's training is: "32,768", "2,048 latents" and its steps."""
+    recipe = yaml.safe_load((RESULTS.parent / f"{script}.yaml").read_text("utf-8"))
+    n, latents = recipe["training"]["n_tokens"], recipe["sae"].get("d_sae", 0)
+    return f"{n:,}", f"{latents:,} latents", n // recipe["training"]["batch_size"]
 
 
 def violations() -> list[str]:
@@ -300,7 +311,7 @@ def phase() -> list[str]:
 
 
 def masks() -> list[str]:
-    figures = []
+    (tokens, latents, steps), figures = trained_by("masked_tokens"), []
     for name, run in of_models("masked_tokens"):
         parts = []
         for share in ("0.1", "0.3"):
@@ -316,14 +327,14 @@ def masks() -> list[str]:
     return [
         paper("2604.06495", "masked_tokens"),
         "masking tokens while training makes the gap to other texts smaller, by 2.4 %",
-        f"{run['seeds']} seeds, 32,768 tokens, 2,048 latents; log ratios to no mask",
+        f"{run['seeds']} seeds, {tokens} tokens, {latents}; log ratios to no mask",
         "; ".join(figures),
-        f"{SHOWN}: at 10 % {MASKS} (128 steps; absorption not measured)",
+        f"{SHOWN}: at 10 % {MASKS} ({steps} steps; absorption not measured)",
     ]
 
 
 def layers() -> list[str]:
-    figures = []
+    (tokens, latents, steps), figures = trained_by("coherence"), []
     for name, run in of_models("coherence"):
         parts = []
         for arm, row in run["rows"].items():
@@ -336,16 +347,18 @@ def layers() -> list[str]:
     return [
         paper("2605.09438", "coherence"),
         "latents of a crosscoder are driven by one or two layers; shared profiles mend it",
-        f"crosscoders of three layers, {run['seeds']} seeds, 32,768 tokens, 1,536 latents; from 1, "
-        "a layer alone, to 3, all alike; what is shared is ours, as the paper's is not known to us",
+        f"crosscoders of three layers, {run['seeds']} seeds, {tokens} tokens, {latents}; from 1, "
+        "a layer alone, to 3, all alike; what is shared is ours (two profiles), as the paper's is "
+        "not known to us",
         "; ".join(figures),
-        f"{NOT_HERE}: {COHERENCE} (128 steps)",
+        f"{NOT_HERE}: {COHERENCE} ({steps} steps, one learning rate for all arms)",
     ]
 
 
 def vision() -> list[str]:
     (run,) = runs_of("vision_clt", RESULTS)
-    rows, figures = run["rows"], []
+    (positions, _, steps), rows, figures = trained_by("vision_clt"), run["rows"], []
+    first, last = (run["mlps"][i].split(".")[2] for i in (0, -1))
     for arm, title in TRANSCODERS.items():
         fvu, change = (with_interval(rows[arm][key], 3) for key in ("fvu", "change"))
         accuracy, l0 = with_interval(rows[arm]["accuracy"]), rows[arm]["l0"][0]
@@ -355,18 +368,19 @@ def vision() -> list[str]:
         paper("2604.13304", "vision_clt"),
         "a CLT takes the place of CLIP's MLPs and keeps zero-shot accuracy or improves it, above "
         "all in later layers",
-        f"DINOv2-small, MLPs of blocks 6 to 11 at once, {run['seeds']} seeds, 98,304 positions of "
-        f"handwritten digits; {run['digits']} held out; accuracy by means of classes, as it has "
-        "no names; change is 1 - cosine of the output",
+        f"DINOv2-small, MLPs of blocks {first} to {last} at once, {run['seeds']} seeds, "
+        f"{positions} positions of handwritten digits; {run['digits']} held out; accuracy by means "
+        "of classes, as it has no names; change is 1 - cosine of the output",
         f"accuracy: the model {model}; with means of MLPs {means}, change "
         f"{rows['means']['change']:.3f}; ".replace(" 0.", " .")
         + "; ".join(figures),
-        f"{SHOWN}: {VISION} (earlier half not run; digits are held fixed)",
+        f"{SHOWN}: {VISION} (one model and data set, {steps} steps, one learning rate for all "
+        "arms; the earlier half was not run; intervals are over seeds alone)",
     ]
 
 
 def starts() -> list[str]:
-    figures = []
+    (tokens, latents, steps), figures = trained_by("concept_start"), []
     for name, run in of_models("concept_start"):
         straight, dimension, *arms = run["rows"].values()
         clusters, concepts, shuffled = (
@@ -385,10 +399,11 @@ def starts() -> list[str]:
         paper("2604.08846", "concept_start"),
         "decoder rows that start at annotated directions keep their meaning, so that latents have "
         "names at once",
-        f"{len(run['concepts'])} concepts of {run['texts']} texts, {run['seeds']} seeds, 32,768 "
-        "tokens, 2,048 latents; AUC on texts held out, at the last token",
+        f"{len(run['concepts'])} concepts of {run['texts']} texts, {run['seeds']} seeds, {tokens} "
+        f"tokens, {latents}; AUC on texts held out, at the last token, where silent latents tie",
         "; ".join(figures),
-        f"{NOT_HERE}: {STARTS} (128 steps; the paper's models see and read, and are far larger)",
+        f"{NOT_HERE}: {STARTS} ({steps} steps, one learning rate; the paper's models see and read, "
+        "and are far larger)",
     ]
 
 
