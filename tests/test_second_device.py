@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -162,10 +163,11 @@ def test_an_attribution_waits_some_twenty_times(seen):
 
 
 @pytest.mark.slow
-def test_a_step_of_spread_latents_reads_no_value_that_one_process_does_not_read(tmp_path):
-    """On a mesh of two CPUs, with the weights of one process: torch's rules of sharding make
-    tensors without data, which the stand-in for a device cannot hold. BatchTopK finds its cut as on
-    a GPU; on CPUs each step reads its counts, which a GPU downloads."""
+def test_a_step_of_two_processes_reads_no_value_that_one_does_not_read(tmp_path):
+    """With latents spread, and with tokens, on a mesh of two CPUs: torch's rules of sharding make
+    tensors without data, which the stand-in for a device cannot hold. The weights are those of one
+    process. BatchTopK finds its cut as on a GPU; on CPUs each step reads its counts, which a GPU
+    downloads."""
     for n in (1, 2):
         ranks = forked.start_ranks(n, _train_all, tmp_path / str(n))
         assert forked.exit_codes(ranks, 300) == [0] * n
@@ -204,11 +206,13 @@ def _train_all(folder: Path) -> None:
     rank, n = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     found, reads = {}, _HostReads()
     planted = partial(PlantedStream, 256, D, D_SAE, 6, world=(rank, n))
-    options = {"make_stream": lambda sites: planted(sites=sites), "shard_latents": True}
     with reads, patch.object(selection, "_COUNTED_ON", ()):
-        for kind in KINDS:
+        for kind, shard_latents in product(KINDS, (True, False)):
+            options = {"make_stream": lambda sites: planted(sites=sites)}
+            options["shard_latents"] = shard_latents
+            name = f"{kind}, {'latents' if shard_latents else 'tokens'} spread"
             counts = reads.files, Counter()
-            found[kind] = _train(folder / kind, kind, "cpu", counts, **options)
+            found[name] = _train(folder / name, kind, "cpu", counts, **options)
     if rank == 0:
         torch.save(found, folder / "found.pt")
 

@@ -8,13 +8,14 @@ over processes (DTensors), each process sends its k largest.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 Summed = Callable[[Tensor], Tensor]
 
-# Counting is quicker on a CPU; elsewhere it makes the host wait, as sizes depend on values.
+# There only what is positive is counted, which is quicker; elsewhere it would make the host wait,
+# as sizes depend on values.
 _COUNTED_ON = ("cpu",)
 
 
@@ -48,15 +49,25 @@ def kth_positive(
         values = values.flatten().float()
         best = values if k >= len(values) else values.topk(k, sorted=False).values
         return torch.where(best > 0, best, torch.inf).amin()
-    bits = values[values > 0].float().view(torch.int32)  # same order as the floats above 0
-    high = summed(torch.bincount(bits >> 16, minlength=2**15))
-    rank = high.sum().clamp(max=k)
-    if rank == 0:
-        return torch.full((), torch.inf, device=values.device)
-    top, rank = _digit(high, rank)
-    low = summed(torch.bincount(bits[bits >> 16 == top] & 0xFFFF, minlength=2**16))
+    if values.device.type in _COUNTED_ON:
+        values = values[values > 0]
+    bits = torch.where(values > 0, values, 0).float().flatten()
+    bits = bits.view(torch.int32)  # same order as the floats above 0
+    high = summed(_counts(bits >> 16, bits > 0, 2**15))
+    n_positive = high.sum()
+    top, rank = _digit(high, n_positive.clamp(max=k))
+    low = summed(_counts(bits & 0xFFFF, (bits > 0) & (bits >> 16 == top), 2**16))
     bottom, _ = _digit(low, rank)
-    return (top << 16 | bottom).to(torch.int32).view(torch.float32)
+    kth = (top << 16 | bottom).to(torch.int32).view(torch.float32)
+    return kth.where(n_positive > 0, torch.inf)
+
+
+def _counts(digits: Int[Tensor, " m"], counted: Bool[Tensor, " m"], n: int) -> Int[Tensor, " n"]:
+    """How often each of n digits stands where `counted` holds."""
+    if digits.device.type in _COUNTED_ON:
+        return torch.bincount(digits[counted], minlength=n)
+    counts = torch.zeros(n, dtype=torch.long, device=digits.device)
+    return counts.scatter_add_(0, digits.long(), counted.long())
 
 
 def largest(z: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d_sae"]:
@@ -91,4 +102,4 @@ def _digit(
     """The digit of the rank-th largest number, and its rank among numbers with that digit."""
     at_least = counts.flip(0).cumsum(0).flip(0)  # numbers with this digit or a larger one
     digit = (at_least >= rank).sum() - 1
-    return digit, rank - (at_least - counts)[digit]
+    return digit, rank - (at_least - counts).take(digit)

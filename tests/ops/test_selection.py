@@ -6,7 +6,15 @@ import torch
 from jaxtyping import TypeCheckError
 
 from hfsae.circuits import logit_difference
-from hfsae.ops import EVERYWHERE, Entries, Workspace, kl_of_logs, kth_positive, nested_sums
+from hfsae.ops import (
+    EVERYWHERE,
+    Entries,
+    Workspace,
+    kl_of_logs,
+    kth_positive,
+    nested_sums,
+    selection,
+)
 
 VALUES = {
     "normal": torch.randn(40, 30, generator=torch.Generator().manual_seed(0)),
@@ -32,11 +40,23 @@ def test_none_is_positive():
     assert kth_positive(torch.zeros(0), 2) == torch.inf
 
 
+@pytest.mark.parametrize("counted_on", [("cpu",), ()], ids=["as on a CPU", "as on a GPU"])
+@pytest.mark.parametrize("name", VALUES)
 @pytest.mark.parametrize("k", [1, 50, 399, 10_000])
-def test_parts_in_several_processes_have_the_k_th_largest_of_the_whole(k, in_processes):
-    whole = VALUES["normal"]
+def test_parts_in_several_processes_have_the_k_th_largest_of_the_whole(
+    name, k, counted_on, in_processes, monkeypatch
+):
+    monkeypatch.setattr(selection, "_COUNTED_ON", counted_on)
+    whole = VALUES[name]
     found = in_processes(whole.chunk(3), lambda part, summed: kth_positive(part, k, summed))
     assert set(map(float, found)) == {float(kth_positive(whole, k))}
+
+
+def test_no_part_has_a_positive_value(in_processes, monkeypatch):
+    monkeypatch.setattr(selection, "_COUNTED_ON", ())
+    parts = [torch.tensor([-1.0, torch.nan]), torch.zeros(3)]
+    found = in_processes(parts, lambda part, summed: kth_positive(part, 2, summed))
+    assert set(map(float, found)) == {torch.inf}
 
 
 @pytest.mark.parametrize("ends", [[24], [5, 24], [1, 2, 11, 24]])
