@@ -383,6 +383,36 @@ def test_aucs_of_concepts_count_pairs_and_the_best_is_chosen_on_other_texts(clai
     assert module.of_best(fit, test) == pytest.approx(0.75)
 
 
+def test_families_are_told_by_graphs_of_tokens(quick):
+    (run,) = quick("motifs", LEAST=2, AGREE=0.3, KINDS=("wiki", "python"))
+    assert run["texts"] == 40 and run["tokens"] > 500
+    for about in ("token", "text"):
+        row = run[about]
+        graph, decoder = (row[kind]["purity"] for kind in ("graph", "decoder rows"))
+        assert is_interval(graph) and 0 <= row["graph"]["chance"] <= 1
+        assert row["graph - decoder rows"][0] == pytest.approx(graph[0] - decoder[0])
+        assert min(row["sizes"]) >= 2
+
+
+def test_graphs_are_alike_by_what_stands_near_what(claim):
+    labels = claim("motifs").labels_of_graph
+    ring = [["a", "b"], ["b", "c"], ["c", "d"], ["d", "a"]]
+    renamed = [[{"a": "x"}.get(t, t) for t in window] for window in ring]
+    pairs = [["a", "b"], ["a", "b"], ["c", "d"], ["c", "d"]]  # as frequent, with other edges
+    star = [["a", "b"], ["a", "c"], ["a", "d"], ["b", "c"]]
+    assert labels(ring, tokens=False) == labels(renamed, tokens=False)
+    assert labels(ring, tokens=True) != labels(renamed, tokens=True)
+    for other in (pairs, star):
+        assert labels(ring, tokens=False) != labels(other, tokens=False)
+
+
+def test_purity_is_one_where_clusters_are_families_and_that_of_chance_is_not(claim):
+    families = np.arange(48) % 12
+    alike = (families[:, None] == families[None]).astype(float)
+    shares, row = claim("motifs").scores(alike, families)
+    assert shares.tolist() == [1] * 48 and row["purity"][0] == 1 and row["chance"] < 0.7
+
+
 def test_recurrent_states_run(quick, registered):
     (run,) = quick("recurrent_states", CONTEXT=32, BATCH=6)
     rows = {(row["of"], row["arm"]): row for row in run["rows"]}

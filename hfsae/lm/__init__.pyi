@@ -40,6 +40,7 @@ from .splicing import cache_name as cache_name
 from .splicing import cast_for as cast_for
 from .splicing import intervene as intervene
 from .splicing import is_causal as is_causal
+from .splicing import logits_at as logits_at
 from .splicing import random_places as random_places
 from .splicing import special_ids as special_ids
 from .splicing import splice as splice

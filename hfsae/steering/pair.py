@@ -8,7 +8,6 @@ caller holds a token, or drops the iterator, the language model is unchanged.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from inspect import signature
 from math import isfinite
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from ..io.errors import Refused
-from ..lm import cache_name
+from ..lm import cache_name, logits_at
 from ..ops import gumbel, kl_of_logs
 
 Phase = Literal["prompt", "generated"]
@@ -192,9 +191,7 @@ def generate_pair(
             break
     if n_left := len(steered_logits) - len(plain_logits):  # read in one pass
         ids = torch.tensor([steered.ids[:-1]], device=lm.device)
-        options: dict[str, Any] = {}
-        if "logits_to_keep" in signature(lm.forward).parameters:
-            options = {"logits_to_keep": n_left}  # a prompt's logits may be large
+        options = logits_at(lm, range(-n_left, 0))  # a prompt's logits may be large
         logits = lm(input_ids=ids, use_cache=False, **options).logits
         plain_logits += logits[0, -n_left:].float().cpu()
     kl, raised, n = 0.0, [], len(steered.new)

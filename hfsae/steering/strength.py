@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..io.errors import Refused
-from ..lm import special_ids
+from ..lm import logits_at, special_ids
 from ..ops import gumbel, kl_of_logs
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -231,6 +231,7 @@ def sampled_kl(
             attention_mask=mask,
             generation_config=config,
             logits_processor=LogitsProcessorList([sampling]),
+            **logits_at(lm, [-1]),
         )
     whole = torch.cat([mask, mask.new_ones(len(ids), n_tokens)], dim=1)
     positions = (whole.cumsum(1) - 1).clamp(min=0)

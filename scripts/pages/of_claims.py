@@ -50,6 +50,10 @@ VISION = (
     "in the place of the later half of MLPs accuracy is kept, not improved; the CLT changes the "
     "output less than transcoders for each MLP do, wider ones too"
 )
+GRAPHS = (
+    "graphs tell the kinds of tokens apart better than decoder rows, and a histogram of tokens "
+    "better than graphs; on kinds of texts no gain over decoder rows is seen"
+)
 OTHER, TRUE = "other's, to", "by_text, of the reference's, "
 Json = dict[str, Any]
 
@@ -57,7 +61,7 @@ Json = dict[str, Any]
 def told() -> Iterator[Told]:
     head = ["paper", "claim", "run", "figure [95 % interval] beside control", "verdict"]
     rows = (violations, dimensionality, signal, confounded, tools, echo, phase)
-    rows += (masks, layers, vision, starts, recurrent)
+    rows += (motifs, masks, layers, vision, starts, recurrent)
     lines = [head, ["---"] * len(head), *(row() for row in rows)]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     yield Told(PAGE, SECTION, text)
@@ -76,10 +80,16 @@ def told() -> Iterator[Told]:
 def at_equal_l0() -> Iterator[Told]:
     """The tables of the comparison's report, and each paper's FVU over all L0s."""
     report = REPORT.read_text(encoding="utf-8")
-    by_l0 = "L0 40 | L0 60 | area"
+    by_l0 = "L0 25 | L0 40 | L0 60 | L0 90 | area"
     for head in (f"FVU | {by_l0}", f"delta LM loss | {by_l0}", "arm | L0 | gamma"):
         (text,) = re.findall(rf"^\| {re.escape(head)}.*\n(?:\|.*\n)+", report, re.MULTILINE)
         yield Told(PAGE, EQUAL, text)
+    dead = {}  # per cent, of each arm's SAEs of the lowest L0
+    for title, _, _, share, *_ in (row.strip("| ").split(" | ") for row in text.split("\n")[2:-1]):
+        dead.setdefault(title.split(" (")[0], f"{float(share.split()[0]):.1f} %")
+    own, jumprelu, batch_topk = (dead[name] for name in ("AEN-SAE", "JumpReLU", "BatchTopK"))
+    silent = f"dead at the lowest L0 {own} beside JumpReLU's {jumprelu} and BatchTopK's {batch_topk}"
+    yield Told(PAGE, EQUAL, silent)
     rows = report[report.index(f"| FVU | {by_l0}") :].split("\n\n")[0].split("\n")
     for title, *_, area in (row.strip("| ").split(" | ") for row in rows[2:]):
         name = title.split(" (")[0]
@@ -146,6 +156,13 @@ def claims() -> Iterator[Claim]:
     holds = low < rows["clt"]["accuracy"][1] and rows["clt"]["accuracy"][2] < high
     less = (rows[arm]["the CLT's change less this"][2] for arm in ("per_layer", "wide"))
     yield Claim(PAGE, SECTION, VISION, holds and max(less) < 0)
+    for _, run in of_models("motifs"):
+        token, text = (run[about] for about in ("token", "text"))
+        holds = all(row["graph - histogram"][2] < 0 for row in (token, text))
+        is_gain = text["graph - decoder rows"][1] > 0
+        yield Claim(
+            PAGE, SECTION, GRAPHS, holds and token["graph - decoder rows"][1] > 0 and not is_gain
+        )
     (run,) = runs_of("recurrent_states", RESULTS)
     for wins in (row[p] for row in run["rows"] if row["arm"] == "rank1" for p in ("at", "after")):
         strongest, some = wins["strongest < ablation"], wins["any < ablation"]
@@ -307,6 +324,30 @@ def phase() -> list[str]:
         f"error after a period: {', '.join(parts)}",
         f"{UNTESTED} (no fluid model); on this wave, by our pairing, PCA is the better basis, and "
         "constants do fail",
+    ]
+
+
+def motifs() -> list[str]:
+    figures = []
+    for name, run in of_models("motifs"):
+        parts = []
+        for about in ("token", "text"):
+            kinds = ("graph", "shape", "histogram", "decoder rows")
+            of = [with_interval(run[about][kind]["purity"]) for kind in kinds]
+            more = with_interval(run[about]["graph - decoder rows"])
+            chance = with_interval([run[about]["graph"]["chance"]] * 3).partition(" ")[0]
+            parts.append(
+                f"kind of {about}: graphs {of[0]} (by chance {chance}, less decoder rows {more}), "
+                f"their shape alone {of[1]}, histogram {of[2]}, decoder rows {of[3]}"
+            )
+        figures.append(f"{name}: {'; '.join(parts)}")
+    return [
+        paper("2605.06494", "motifs"),
+        "graphs of tokens near firings show families of latents that decoder rows do not; a "
+        "histogram of tokens has the higher purity",
+        f"{run['texts']} texts of six kinds, 12 clusters; purity; kernel and families are ours",
+        "; ".join(figures),
+        f"{SHOWN}: {GRAPHS}",
     ]
 
 

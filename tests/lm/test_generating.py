@@ -1,8 +1,9 @@
-"""Where the prompt of a call of `generate` ends, known to hooks while a block is open."""
+"""Where the prompt of a call of `generate` ends, known to hooks in a block; and logits at some
+positions alone."""
 
 import torch
 
-from hfsae.lm import noting_prompts, prompt_length
+from hfsae.lm import logits_at, noting_prompts, prompt_length
 
 
 def lengths_seen(lm, n_prompt: int) -> list[int | None]:
@@ -37,3 +38,28 @@ def test_a_generate_that_the_model_had_of_its_own_is_there_again(tiny_lm):
         assert len(calls) == 2
     finally:
         del tiny_lm.generate
+
+
+def test_logits_at_some_positions_are_those_of_all_and_what_they_are_of_is_contiguous(tiny_lm):
+    ids = torch.randint(3, 90, (2, 7))
+    read = []
+    hook = tiny_lm.get_output_embeddings().register_forward_pre_hook(
+        lambda module, args: read.append(args[0].is_contiguous() and args[0].stride(0))
+    )
+    with torch.no_grad():
+        whole = tiny_lm(input_ids=ids).logits
+        some = tiny_lm(input_ids=ids, **logits_at(tiny_lm, [-3, -1])).logits
+    torch.testing.assert_close(some, whole[:, [-3, -1]])
+    plain, same = (
+        tiny_lm.generate(ids, max_new_tokens=3, do_sample=False, **more)
+        for more in ({}, logits_at(tiny_lm, [-1]))
+    )
+    hook.remove()
+    assert torch.equal(plain, same)
+    width = tiny_lm.config.hidden_size
+    assert read[1] == 2 * width and read[5:] == [width] * 3  # no row of another stands between
+
+
+def test_a_model_that_computes_all_logits_is_asked_for_no_positions(tiny_lm, monkeypatch):
+    monkeypatch.setattr(tiny_lm, "forward", lambda input_ids: input_ids)
+    assert logits_at(tiny_lm, [-1]) == {}

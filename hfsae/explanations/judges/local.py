@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...io.processor import multiplies_bfloat16
-from ...lm import LoadedLM, cache_name, load_lm
+from ...lm import LoadedLM, cache_name, load_lm, logits_at
 from .base import (
     PACKAGED,
     PACKAGED_MODEL,
@@ -153,10 +153,8 @@ class Local(Judge):
             pad_token_id=self.eos[0] if self.eos else 0,
         )
         lm: Any = self._lm
-        device = lm.device
-        out: Tensor = lm.generate(
-            ids.to(device), attention_mask=mask.to(device), generation_config=settings
-        )
+        more = {"attention_mask": mask.to(lm.device), **logits_at(lm, [-1])}
+        out: Tensor = lm.generate(ids.to(lm.device), generation_config=settings, **more)
         return out[:, width:].tolist()
 
     def _read(self, question: Question, n_in: int, row: list[int], seconds: float) -> Answer:
@@ -332,12 +330,10 @@ class ContinuationScorer:
                 layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
                 layer.values = layer.values.expand(len(ids), -1, -1, -1)
             more[cache_name(lm)] = view
-        # A tensor of places: for a slice, which is not contiguous, a processor's product with the
-        # vocabulary takes fifty times longer in bfloat16.
-        keep = torch.tensor(places, device=device)
-        logits = lm(
-            input_ids=ids.to(device), logits_to_keep=keep, use_cache=cache is not None, **more
-        ).logits
+        more |= logits_at(lm, places)
+        logits = lm(input_ids=ids.to(device), use_cache=cache is not None, **more).logits
+        if logits.shape[1] != len(places):  # a model that computes all of them
+            logits = logits[:, places]
         sums = []
         for row, ((_, body, ends), start) in enumerate(zip(items, first, strict=True)):
             at = places.index(start)
@@ -353,7 +349,7 @@ class ContinuationScorer:
             return None
         if prefix != self._prefix or self._cache is None:
             ids = torch.tensor([prefix], device=self._lm.device)
-            out = self._lm(input_ids=ids, use_cache=True, logits_to_keep=1)
+            out = self._lm(input_ids=ids, use_cache=True, **logits_at(self._lm, [-1]))
             cache = getattr(out, cache_name(self._lm), None)
             layers = getattr(cache, "layers", None) or [None]
             is_plain = all(isinstance(getattr(layer, "keys", None), Tensor) for layer in layers)
