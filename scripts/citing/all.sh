@@ -9,7 +9,8 @@ comparison() {
     local imports=()
     for file in scripts/citing/variants/*.py; do imports+=(--import "$file"); done
     hfsae compare scripts/citing/comparison.yaml "${imports[@]}"
-    hfsae probe runs/compare/citing/*/seed_*/*_50 "${imports[@]}" --uniformity_tokens 0
+    hfsae probe runs/compare/citing/*/seed_*/*_{32,50} "${imports[@]}" --uniformity_tokens 0
+    PYTHONPATH=scripts python -m comparisons scripts/citing/comparison.yaml "${imports[@]}"
 }
 claim() { python "scripts/citing/$1.py" "scripts/citing/results/$1.json"; }
 export -f comparison claim

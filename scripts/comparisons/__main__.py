@@ -2,6 +2,7 @@
 
     PYTHONPATH=scripts python -m comparisons FILE.yaml [FILE.yaml ... --together FOLDER]
         [--at_sites '[layers.5, layers.25]'] [--causal.n_tokens 64] [--explain] [--FIELD VALUE ...]
+        [--import FILE.py ...]
 
 Each file is a recipe of `hfsae compare`, which may have `at_sites`, `causal` and `explain`, too.
 What is trained, and where it is kept, is as there; so `hfsae compare` can begin, and this go on.
@@ -12,11 +13,13 @@ latents of each SAE.
 import logging
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from hfsae import Refused
 from hfsae.cli import parse_recipe, recipe_parser
 from hfsae.explanations import ExplainArguments
+from hfsae.models import register_variants
 
 from .experiment import Experiment, compare, compare_together
 
@@ -67,6 +70,9 @@ def main(argv: list[str]) -> None:
         print(__doc__)
         sys.exit(0 if "--help" in argv else 2)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for flag, module in pairwise(argv):
+        if flag == "--import":
+            register_variants(module)
     experiments, folder = parsed(argv)
     if folder is None:
         ((command, experiment),) = experiments.items()

@@ -88,8 +88,8 @@ def at_equal_l0() -> Iterator[Told]:
     for title, _, _, share, *_ in (row.strip("| ").split(" | ") for row in text.split("\n")[2:-1]):
         dead.setdefault(title.split(" (")[0], f"{float(share.split()[0]):.1f} %")
     own, jumprelu, batch_topk = (dead[name] for name in ("AEN-SAE", "JumpReLU", "BatchTopK"))
-    silent = f"dead at the lowest L0 {own} beside JumpReLU's {jumprelu} and BatchTopK's {batch_topk}"
-    yield Told(PAGE, EQUAL, silent)
+    silent = f"{own} beside JumpReLU's {jumprelu} and BatchTopK's {batch_topk}"
+    yield Told(PAGE, EQUAL, f"dead at the lowest L0 {silent}")
     rows = report[report.index(f"| FVU | {by_l0}") :].split("\n\n")[0].split("\n")
     for title, *_, area in (row.strip("| ").split(" | ") for row in rows[2:]):
         name = title.split(" (")[0]
