@@ -49,19 +49,20 @@ SMALL = {"d_in": D, "d_sae": D_SAE, "site": "layers.1"}
 JUMP = {"bandwidth": 0.1, "initial_threshold": 0.1, "l0_coefficient": 0.01, "target_l0": 5}
 AUX = {"aux_coefficient": 1 / 32, "aux_k": 16}
 PLACES = {"sites": ["layers.0", "layers.1"], "d_in": 2 * D, "d_sae": D_SAE}
+TARGETS = {"target_sites": ["layers.2", "layers.3"]}
 KINDS: dict[str, Callable[[], Any]] = {
     "jumprelu": partial(hfsae.JumpReLUSAEConfig, **SMALL, **JUMP, **AUX),
     "topk": partial(hfsae.TopKSAEConfig, **SMALL, k=5, aux_k=16),
     "batch_topk": partial(hfsae.BatchTopKSAEConfig, **SMALL, k=5, aux_k=16),
     "matryoshka": partial(hfsae.MatryoshkaJumpReLUSAEConfig, **SMALL, **JUMP),
+    "matryoshka_batch_topk": partial(hfsae.MatryoshkaBatchTopKSAEConfig, **SMALL, k=5, aux_k=16),
     "gated": partial(hfsae.GatedSAEConfig, **SMALL, target_l0=5),
     "relu": partial(hfsae.ReLUSAEConfig, **SMALL, target_l0=5),
     "crosscoder": partial(hfsae.BatchTopKSAEConfig, **PLACES, k=5, aux_k=16),
-    "clt": partial(
-        hfsae.BatchTopKCLTConfig, **PLACES, target_sites=["layers.2", "layers.3"], k=5, aux_k=16
-    ),
+    "clt": partial(hfsae.BatchTopKCLTConfig, **PLACES, **TARGETS, k=5, aux_k=16),
+    "jumprelu_clt": partial(hfsae.JumpReLUCLTConfig, **PLACES, **TARGETS, **JUMP, **AUX),
 }
-SPARSE = ("jumprelu", "topk", "batch_topk", "matryoshka", "gated")
+SPARSE = ("jumprelu", "topk", "batch_topk", "matryoshka", "matryoshka_batch_topk", "gated")
 # A sparse step's lists have sizes that depend on values, which the host has to know; without Triton
 # it also reads how many entries each block of latents has.
 SIZES = {"ops/screening.py", "ops/sparse.py"}
@@ -172,10 +173,11 @@ def test_a_step_of_two_processes_reads_no_value_that_one_does_not_read(tmp_path)
         ranks = forked.start_ranks(n, _train_all, tmp_path / str(n))
         assert forked.exit_codes(ranks, 300) == [0] * n
     alone, spread = (torch.load(tmp_path / n / "found.pt") for n in ("1", "2"))
-    for kind, part in spread.items():
-        assert part["waits"] and not part["waits"] - alone[kind]["waits"], kind
-        assert part["waits"]["ops/selection.py"] == 0, kind
-        for name, weights in alone[kind]["tensors"].items():
+    for (kind, shard_latents), part in spread.items():
+        one, of = alone[kind, True], f"{kind}, {'latents' if shard_latents else 'tokens'} spread"
+        assert part["waits"] and not part["waits"] - one["waits"], of
+        assert part["waits"]["ops/selection.py"] == 0, of
+        for name, weights in one["tensors"].items():
             torch.testing.assert_close(part["tensors"][name], weights, atol=1e-3, rtol=2e-3)
 
 
@@ -207,12 +209,11 @@ def _train_all(folder: Path) -> None:
     found, reads = {}, _HostReads()
     planted = partial(PlantedStream, 256, D, D_SAE, 6, world=(rank, n))
     with reads, patch.object(selection, "_COUNTED_ON", ()):
-        for kind, shard_latents in product(KINDS, (True, False)):
+        for kind, shard_latents in product(KINDS, (True, False) if n > 1 else (True,)):
             options = {"make_stream": lambda sites: planted(sites=sites)}
             options["shard_latents"] = shard_latents
-            name = f"{kind}, {'latents' if shard_latents else 'tokens'} spread"
-            counts = reads.files, Counter()
-            found[name] = _train(folder / name, kind, "cpu", counts, **options)
+            out, counts = folder / f"{kind}-{shard_latents}", (reads.files, Counter())
+            found[kind, shard_latents] = _train(out, kind, "cpu", counts, **options)
     if rank == 0:
         torch.save(found, folder / "found.pt")
 
