@@ -284,6 +284,29 @@ def test_masks_are_compared_with_none(quick, loads):
     assert masked["relative"]["gap"][0] != 0 and masked["fvu, other"][0] > 0
 
 
+def test_absorption_of_masks_is_beside_that_of_random_directions(claim, monkeypatch):
+    values = {("0.0", ""): 0.2, ("untrained", "0.0"): 0.3, ("0.1", ""): 0.4}
+    rows = [
+        {"features": features, "of": of, "full": [full, 0, 1], "f1_of_main": [2 * full, 0, 1]}
+        for (features, of), full in values.items()
+    ]
+    rows.append({"features": "0.3", "of": "", "refused": "too few letters"})
+    record = {"absorption": {"rows": rows}}
+    module = claim("masked_tokens")
+    monkeypatch.setattr(module, "packaged_tasks", lambda names: iter(names))
+    monkeypatch.setattr(module, "probe", lambda *a, **k: SimpleNamespace(record=record))
+    found = module.absorption(
+        SimpleNamespace(lm=0, tokenizer=0), ({"0.0": 0, "0.1": 0, "0.3": 0}, {})
+    )
+    assert found["0.0"] == {
+        "absorption": 0.2,
+        "F1": 0.4,
+        "absorption, random": 0.3,
+        "F1, random": 0.6,
+    }
+    assert found["0.1"] == {"absorption": 0.4, "F1": 0.8} and found["0.3"] == {}
+
+
 @pytest.fixture
 def registered(citing, monkeypatch) -> None:
     """Variants are known already: scripts register none of their own."""

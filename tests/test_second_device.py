@@ -44,7 +44,7 @@ from hfsae.training.trainer import make_accelerator
 from . import forked, tiny
 from .training.planted import PlantedStream, arguments, stop_at
 
-D, D_SAE, STEPS = 32, 128, 14
+D, D_SAE, STEPS = 32, 128, 10
 SMALL = {"d_in": D, "d_sae": D_SAE, "site": "layers.1"}
 JUMP = {"bandwidth": 0.1, "initial_threshold": 0.1, "l0_coefficient": 0.01, "target_l0": 5}
 AUX = {"aux_coefficient": 1 / 32, "aux_k": 16}
@@ -231,7 +231,7 @@ def _rehearse(folder: Path, tokenizer) -> None:
         train = partial(_train, folder / f"sparse-{kind}", kind, sparse="always")
         seen[f"sparse {kind}"] = _compared(train, rehearsal)
     sparse.as_if_on_gpu = False
-    seen["resumed"] = _compared(partial(_train, folder / "resumed", "jumprelu", stop=9), rehearsal)
+    seen["resumed"] = _compared(partial(_train, folder / "resumed", "jumprelu", stop=7), rehearsal)
     seen["resumed"]["is_same"] &= seen["resumed"].pop("sum") == seen["jumprelu"].pop("sum")
     for name, call in {
         "steered": _steered,

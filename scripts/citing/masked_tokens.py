@@ -6,8 +6,9 @@ Regularization (arXiv:2604.06495) has a gap 2.4 % smaller; its share is not publ
 masked_tokens.yaml trains on encyclopedia and speeches with a share of tokens masked, and FVU is of
 texts without masks: held-out text of the same kinds, and the standard library's Python. The gap is
 the second over the first. Each figure is relative to no mask: the mean over seeds of the log ratio,
-in %, with its 95 % interval by Student's t over seeds. Their smaller absorption is not measured:
-latents of models and SAEs this small stand for no first letter (scripts/recipes/probing.md).
+in %, with its 95 % interval by Student's t over seeds. The paper's absorption is smaller, too: here
+SAEBench's, of first letters, as `hfsae probe` has it, beside latents of random directions. Latents
+of models and SAEs this small hardly stand for a first letter: their F1 is told.
 """
 
 import math
@@ -16,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from claim import Run, Subject, over_seeds, subjects, to_file
-from short_training import held_out, trained
+from short_training import Trained, held_out, trained
 
+from hfsae.evaluation.probing import ProbeArguments, packaged_tasks, probe
 from hfsae.runs import read_recipe
 
 RECIPE = Path(__file__).with_suffix(".yaml")
@@ -35,13 +37,29 @@ def of_seed(subject: Subject, seed: int, quick: bool) -> dict[float, Run]:
         made, own = trained(subject.name, replace(recipe, text=text), quick)
         saes[str(share)], limits = made[""], limits or own  # those of no mask
     python = replace(recipe.text, dataset="packaged:python", held_out_fraction=0.9)
-    figures: dict[float, Run] = {share: {} for share in SHARES}
+    letters = absorption(subject, (saes, limits))
+    figures = {share: letters[str(share)] for share in SHARES}
     for kind, text in (("same", recipe.text), ("other", python)):
         metrics = held_out(subject, (saes, limits), text, quick)
         for share in SHARES:
             of = metrics[str(share)]
             figures[share] |= {f"{name}, {kind}": value for name, value in of.items()}
     return figures
+
+
+def absorption(subject: Subject, of: Trained) -> dict[str, Run]:
+    """By SAE, means over letters, and those of random directions; none where a model knows none."""
+    saes, limits = of
+    task = next(packaged_tasks(["97_news_class"]))  # `probe` asks for one
+    args = ProbeArguments(n_texts=100, k=(1,), bootstrap_samples=1)
+    options: Run = {"tokenizer": subject.tokenizer, "norm_limits": limits}
+    found: dict[str, Run] = {name: {} for name in saes}
+    for row in probe(subject.lm, saes, [task], args, **options).record["absorption"]["rows"]:
+        if "refused" not in row:  # a row of an SAE, then one of its random directions
+            of_random = ", random" if row["of"] else ""
+            figures = {"absorption": row["full"][0], "F1": row["f1_of_main"][0]}
+            found[row["of"] or row["features"]] |= {k + of_random: v for k, v in figures.items()}
+    return found
 
 
 def of_subject(subject: Subject, quick: bool) -> Run:
@@ -58,6 +76,10 @@ def of_subject(subject: Subject, quick: bool) -> Run:
             for kind in KINDS
         }
         ratios["gap"] = [a - b for a, b in zip(ratios["other"], ratios["same"], strict=True)]
+        if "absorption" in of[0]:
+            pairs = zip(of, seeds, strict=True)
+            less = [each["absorption"] - seed[0.0]["absorption"] for each, seed in pairs]
+            rows[str(share)]["absorption, more"] = over_seeds(less)
         rows[str(share)]["relative"] = {name: over_seeds(each) for name, each in ratios.items()}
     site = subject.sae.config.site
     return {"model": subject.name, "site": site, "seeds": len(seeds), "rows": rows}
