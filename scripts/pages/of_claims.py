@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from anew import Claim, Told
+from anew import Claim, Told, table
 from of_bench import runs_of
 
 PAGE, SECTION = "scripts/citing/README.md", "Claims tested by a script"
@@ -54,6 +54,7 @@ GRAPHS = (
     "graphs tell the kinds of tokens apart better than decoder rows, and a histogram of tokens "
     "better than graphs; on kinds of texts no gain over decoder rows is seen"
 )
+PROBED = ("AUC, k = 1", "AUC, k = 16", "absorption, full", "F1 of main latents")
 OTHER, TRUE = "other's, to", "by_text, of the reference's, "
 Json = dict[str, Any]
 
@@ -90,6 +91,7 @@ def at_equal_l0() -> Iterator[Told]:
     own, jumprelu, batch_topk = (dead[name] for name in ("AEN-SAE", "JumpReLU", "BatchTopK"))
     silent = f"{own} beside JumpReLU's {jumprelu} and BatchTopK's {batch_topk}"
     yield Told(PAGE, EQUAL, f"dead at the lowest L0 {silent}")
+    yield Told(PAGE, EQUAL, of_probing(report))
     rows = report[report.index(f"| FVU | {by_l0}") :].split("\n\n")[0].split("\n")
     for title, *_, area in (row.strip("| ").split(" | ") for row in rows[2:]):
         name = title.split(" (")[0]
@@ -99,8 +101,27 @@ def at_equal_l0() -> Iterator[Told]:
             yield Told(PAGE, EQUAL, f"{CLAIM_OF[name]} | FVU {value} % {ends}")
 
 
+def of_probing(report: str) -> str:
+    """Of the report's table at an L0 of 40 some columns, each arm's difference beside its value."""
+    (text,) = re.findall(r"^\| arm \| seeds .*\n(?:\|.*\n)+", report, re.MULTILINE)
+    head, _, *rows = (
+        [c.strip() for c in line.strip("| ").split(" | ")] for line in text.split("\n")[:-1]
+    )
+    columns = [head.index(name) for name in PROBED]
+    of = {row[0]: [row[i] for i in columns] for row in rows}
+    lines = [["own / random directions; own less JumpReLU's", *PROBED]]
+    for arm, values in of.items():
+        if " minus " not in arm:
+            less = of.get(f"{arm} minus JumpReLU (warm start)", [""] * len(values))
+            pairs = zip(values, less, strict=True)
+            lines.append([arm, *(f"{own}; {more}" if more else own for own, more in pairs)])
+    return table(lines)
+
+
 def claims() -> Iterator[Claim]:
     """Verdicts that stand in the table, and whether the results show them."""
+    words = "After Holm's correction no difference is left"
+    yield Claim(PAGE, EQUAL, words, "**" not in of_probing(REPORT.read_text(encoding="utf-8")))
     shared = [
         run["latents"][key]
         for key in ("of_all_rules", "of_all_rules_and_facts")
